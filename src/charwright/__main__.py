@@ -1,0 +1,5 @@
+"""`python -m charwright` is `charwright`."""
+
+from charwright.cli import main
+
+main()

@@ -1,0 +1,145 @@
+"""`charwright info`: what a run is and how its training went."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from charwright.errors import MissingExtraError, RunError
+
+if TYPE_CHECKING:
+    from charwright.run import Run
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.png", help="Draw the losses.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def info(run: Path, plot: Path | None, as_json: bool) -> None:
+    """Show RUN: its layers and weights, its text, and the history of its losses."""
+    from charwright.run import Run
+
+    opened = Run.open(run)
+    if plot is not None:
+        _plot(opened, plot)
+    if as_json:
+        click.echo(json.dumps(_facts(opened), ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(_summary_table(opened))
+    _print_corpus(opened)
+    _print_history(opened)
+
+
+def _layers(run: Run) -> list[dict[str, Any]]:
+    """The rows of the tutorial's summary: layer, output shape, parameters."""
+    model, size = run.model, len(run.vocabulary)
+    parameters: dict[str, int] = {}
+    for name, shape in model.weight_shapes(size).items():
+        layer = name.rsplit(".", 1)[0]
+        parameters[layer] = parameters.get(layer, 0) + math.prod(shape)
+    widths = {"embedding": model.embedding, "head": size}
+    return [
+        {
+            "name": name,
+            "kind": model.cell if name.startswith("recurrent") else "dense" if name == "head" else "embedding",
+            "output": [None, None, widths.get(name, model.units)],
+            "parameters": count,
+        }
+        for name, count in parameters.items()
+    ]
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    layers = _layers(run)
+    return {
+        "parameters": sum(layer["parameters"] for layer in layers),
+        "layers": layers,
+        "vocabulary": len(run.vocabulary),
+        "unit": run.vocabulary.unit,
+        "history": run.epochs(),
+        **run.config.to_json(),
+    }
+
+
+def _summary_table(run: Run) -> Any:
+    from rich.table import Table
+
+    layers = _layers(run)
+    total = sum(layer["parameters"] for layer in layers)
+    table = Table(title=str(run.folder), title_justify="left", caption_justify="left")
+    table.caption = f"{total:,} parameters, {total * 4 / 1e6:.1f} MB in float32"
+    table.add_column("Layer")
+    table.add_column("Output (time, batch, ...)")
+    table.add_column("Parameters", justify="right")
+    for layer in layers:
+        table.add_row(f"{layer['name']} ({layer['kind']})", f"(T, B, {layer['output'][2]})", f"{layer['parameters']:,}")
+    return table
+
+
+def _print_corpus(run: Run) -> None:
+    config = run.config
+    places = ", ".join(source.location for source in config.sources[:3])
+    more = f" and {len(config.sources) - 3} more" if len(config.sources) > 3 else ""
+    click.echo(f"\nCorpus: {places or 'not recorded'}{more}")
+    if config.characters:
+        click.echo(f"{config.characters:,} characters, SHA-256 {config.sha256}")
+    click.echo(f"Vocabulary: {len(run.vocabulary):,} tokens, unit {run.vocabulary.unit}. Recipe: {config.recipe_name}")
+
+
+def _print_history(run: Run) -> None:
+    epochs = run.epochs()
+    if not epochs:
+        click.echo("No epoch is finished yet.")
+        return
+    validated = [epoch for epoch in epochs if epoch.get("validation_loss") is not None]
+    key, shown = ("validation_loss", validated) if validated else ("train_loss", epochs)
+    click.echo(f"\n{key.replace('_', ' ').capitalize()}, nats per {'character' if validated else 'token'}:")
+    for line in chart([(epoch["epoch"], epoch[key]) for epoch in shown]):
+        click.echo(line)
+
+
+def chart(points: list[tuple[int, float]], rows: int = 16, width: int = 40) -> list[str]:
+    """A bar a point, at most `rows` of them: the first, the last, and an even choice between."""
+    if len(points) > rows:
+        points = [points[round(i * (len(points) - 1) / (rows - 1))] for i in range(rows)]
+    values = [value for _, value in points]
+    low, high = min(values) * 0.9, max(values)
+    return [
+        f"  epoch {epoch:>5}  {value:.4f}  " + "█" * max(1, round(width * (value - low) / max(high - low, 1e-9)))
+        for epoch, value in points
+    ]
+
+
+def _plot(run: Run, path: Path) -> None:
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise MissingExtraError("--plot", "plot") from error
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    epochs = run.epochs()
+    if not epochs:
+        raise RunError(f"{run.folder} has no finished epoch to draw yet")
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for key, label in (("train_loss", "training"), ("validation_loss", "validation")):
+        points = [(epoch["step"], epoch[key]) for epoch in epochs if epoch.get(key) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 50 else None)
+    axes.set(xlabel="step", ylabel="nats per character", title=str(run.folder))
+    axes.legend()
+    axes.grid(visible=True, alpha=0.3)
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot draw {path}: {error}") from error
+    finally:
+        plt.close(figure)
+    click.echo(f"drew {path}", err=True)

@@ -1,0 +1,124 @@
+"""`charwright inspect`: the first half of the tutorial at the terminal, from the text to the untrained model."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from charwright.cli.options import SectionedCommand, config_options, field_names, given
+from charwright.config import CorpusConfig, ModelConfig, SequenceConfig, VocabularyConfig
+
+if TYPE_CHECKING:
+    from charwright.data.sequences import Dataset
+    from charwright.data.vocabulary import Vocabulary
+
+SHOWN = 250
+
+
+@click.command(cls=SectionedCommand)
+@click.argument("corpus", nargs=-1, required=True)
+@click.option("--recipe", "recipe_name", default="tutorial", show_default=True, help="Named set of options.")
+@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Seed of order and weights.")
+@config_options(ModelConfig(units=1024, embedding=256), "Model")
+@config_options(SequenceConfig(order="windows", batch=64, seq_length=100), "Sequences")
+@config_options(VocabularyConfig(), "Vocabulary")
+@config_options(CorpusConfig(), "Reading the corpus")
+@click.pass_context
+def inspect(ctx: click.Context, /, corpus: tuple[str, ...], recipe_name: str, seed: int, **_: Any) -> None:
+    """Look at CORPUS as the model will: text, vocabulary, sequences, batches, and what an untrained model does."""
+    from charwright.data.corpus import Places, read_corpus
+    from charwright.data.sequences import make_dataset, shrink_to_fit
+    from charwright.data.vocabulary import Vocabulary
+    from charwright.training.recipes import find_recipe
+
+    options = given(ctx, field_names(VocabularyConfig, SequenceConfig, ModelConfig))
+    recipe = find_recipe(recipe_name).with_options(options)
+    reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
+    text = read_corpus(corpus, reading, Places.of_this_user(sys.stdin.buffer))
+    vocabulary = Vocabulary.from_text(text.text, recipe.vocabulary)
+    ids = vocabulary.encode(text.text)
+    sequences, word = shrink_to_fit(len(ids), recipe.sequences)
+    dataset = make_dataset(ids, sequences, seed)
+
+    _show_text(text.name, text.text)
+    _show_vocabulary(vocabulary, text.text)
+    _show_sequences(vocabulary, ids, sequences.seq_length)
+    _show_batch(dataset, word)
+    _show_untrained(vocabulary, dataset, recipe.model, seed)
+
+
+def _heading(title: str) -> None:
+    click.echo()
+    click.secho(title, bold=True)
+
+
+def _show_text(name: str, text: str) -> None:
+    _heading(f"Text: {name}")
+    click.echo(f"{len(text):,} characters, {text.count(chr(10)):,} lines. The first {min(SHOWN, len(text))}:")
+    click.echo("\n".join("  | " + line for line in text[:SHOWN].splitlines()))
+
+
+def _show_vocabulary(vocabulary: Vocabulary, text: str) -> None:
+    from collections import Counter
+
+    _heading(f"Vocabulary: {len(vocabulary):,} tokens")
+    if vocabulary.unit == "byte":
+        click.echo("[UNK] = 0, then the 256 bytes of UTF-8")
+        return
+    counts = Counter(text)
+    listed = [f"{i} {_shown(token)} {counts[token]:,}" for i, token in enumerate(vocabulary.tokens) if i]
+    most = 100
+    click.echo("id, character, how often:")
+    click.echo("  " + "   ".join(["0 [UNK]", *listed[:most]]))
+    if len(listed) > most:
+        click.echo(f"  ... and {len(listed) - most:,} more; {sum(n == 1 for n in counts.values()):,} occur once")
+
+
+def _shown(character: str) -> str:
+    """A character as itself where it can be seen, else as Python writes it."""
+    return character if character.isprintable() and not character.isspace() else repr(character)
+
+
+def _show_sequences(vocabulary: Vocabulary, ids: Any, seq_length: int) -> None:
+    _heading(f"A sequence of {seq_length}: the target is the input, one on")
+    piece = ids[: seq_length + 1]
+    click.echo(f"ids     {' '.join(map(str, piece[:15].tolist()))} ...")
+    click.echo(f"input   {vocabulary.decode(piece[:-1])!r}")
+    click.echo(f"target  {vocabulary.decode(piece[1:])!r}")
+    for step in range(min(5, len(piece) - 1)):
+        seen, wanted = vocabulary.decode(piece[step : step + 1]), vocabulary.decode(piece[step + 1 : step + 2])
+        click.echo(f"  step {step}: reads {piece[step]} ({seen!r}), should expect {piece[step + 1]} ({wanted!r})")
+
+
+def _show_batch(dataset: Dataset, word: str | None) -> None:
+    _heading("Batches")
+    if word:
+        click.echo(word)
+    inputs, targets = next(iter(dataset.batches(1)))
+    click.echo(f"inputs {inputs.shape} and targets {targets.shape}, as (time, batch), {inputs.dtype}")
+    click.echo(f"{dataset.steps_per_epoch:,} batches are one epoch")
+
+
+def _show_untrained(vocabulary: Vocabulary, dataset: Dataset, config: ModelConfig, seed: int) -> None:
+    import math
+
+    import torch
+    import torch.nn.functional as F
+
+    from charwright.generation.generator import Generator
+    from charwright.model.language_model import LanguageModel
+
+    model = LanguageModel(config, len(vocabulary), seed=seed)
+    _heading(f"Model: {sum(weight.numel() for weight in model.parameters()):,} parameters, untrained")
+    for name, shape in config.weight_shapes(len(vocabulary)).items():
+        click.echo(f"  {name:24} {' x '.join(map(str, shape)):>14}  {math.prod(shape):>12,}")
+    inputs, targets = next(iter(dataset.batches(1)))
+    with torch.no_grad():
+        logits, _ = model(torch.from_numpy(inputs))
+        loss = float(F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(targets).flatten()))
+    click.echo(f"logits {tuple(logits.shape)}, as (time, batch, vocabulary)")
+    click.echo(f"loss {loss:.4f} nats per token; ln V = {math.log(len(vocabulary)):.4f}: it knows nothing yet")
+    written = Generator.of(model, vocabulary).generate(length=100, temperature=1.0, seed=seed)[0].continuation
+    click.echo(f"it writes {written!r}")

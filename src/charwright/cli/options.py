@@ -1,0 +1,93 @@
+"""Config dataclasses become command line options: name, help, default and choices all come from the field."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from charwright.config import flag, option_types
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class SectionedOption(click.Option):
+    """An option that stands under a heading of its own in the help."""
+
+    section: str | None = None
+
+
+class SectionedCommand(click.Command):
+    """A command whose help lists its options under headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the plain options first, then each section."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(getattr(parameter, "section", None) or "Options", []).append(record)
+        plain = sections.pop("Options", [])
+        for name, records in {"Options": plain, **sections}.items():
+            with formatter.section(name):
+                formatter.write_dl(records)
+
+
+class _WordOr(click.ParamType[Any]):
+    """A number, or the word that stands for None."""
+
+    def __init__(self, inner: click.ParamType[Any], word: str) -> None:
+        self.inner, self.word = inner, word
+        self.name = f"{inner.name}|{word}"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return None if value == self.word else self.inner.convert(value, param, ctx)
+
+
+def config_options(config: Any, section: str, *, only: Iterable[str] | None = None) -> Callable[[Command], Command]:
+    """Give a command an option for each field of `config`, an instance whose values are shown as the defaults."""
+    kinds = option_types(type(config))
+    names = [item for item in dataclasses.fields(config) if only is None or item.name in set(only)]
+
+    def decorate(command: Command) -> Command:
+        for item in reversed(names):
+            command = _option(item, kinds[item.name][0], getattr(config, item.name), section)(command)
+        return command
+
+    return decorate
+
+
+def _option(item: dataclasses.Field[Any], kind: type, default: Any, section: str) -> Callable[[Command], Command]:
+    word = item.metadata["none_word"]
+    shown = word if default is None else default
+    help_text = item.metadata["help"]
+    if shown is not None and kind is not bool:
+        help_text += f"  [default: {shown:g}]" if isinstance(shown, float) else f"  [default: {shown}]"
+    choices = item.metadata["choices"]
+    plain: dict[type, click.ParamType[Any]] = {int: click.INT, float: click.FLOAT, str: click.STRING}
+    type_ = plain.get(kind)
+    if choices:
+        type_ = click.Choice(choices)
+    elif word and type_ is not None:
+        type_ = _WordOr(type_, word)
+    spelling = f"{flag(item.name)}/{flag('no_' + item.name)}" if kind is bool else flag(item.name)
+
+    class Option(SectionedOption):
+        pass
+
+    Option.section = section
+    return click.option(spelling, item.name, cls=Option, type=type_, default=None, help=help_text)
+
+
+def given(ctx: click.Context, names: Iterable[str]) -> dict[str, Any]:
+    """Those of the named options that the user gave."""
+    default = (ParameterSource.DEFAULT, None)
+    return {name: ctx.params[name] for name in names if ctx.get_parameter_source(name) not in default}
+
+
+def field_names(*configs: type) -> list[str]:
+    """The names of all fields of some config classes."""
+    return [item.name for config in configs for item in dataclasses.fields(config)]

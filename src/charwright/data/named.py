@@ -1,0 +1,122 @@
+"""The corpora that have a name: one that is downloaded once, two that come with Python."""
+
+from __future__ import annotations
+
+import hashlib
+import sysconfig
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from charwright.errors import CorpusError, DownloadError
+
+
+@dataclass(frozen=True)
+class PublishedText:
+    """A text that lies on the network, known by its hash."""
+
+    file_name: str
+    sha256: str
+    mirrors: tuple[str, ...]
+
+
+SHAKESPEARE = PublishedText(
+    file_name="shakespeare.txt",
+    sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    mirrors=(
+        "https://storage.googleapis.com/download.tensorflow.org/data/shakespeare.txt",
+        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+    ),
+)
+
+
+def find_published(published: PublishedText, data_folder: Path | None, cache_folder: Path, progress: Any) -> Path:
+    """The file of a published text: from the data folder by its hash, else from the cache or the network.
+
+    Raises:
+        DownloadError: when no mirror answers, or none has the expected file.
+    """
+    if data_folder is not None and (found := _with_hash(data_folder, published.sha256)) is not None:
+        return found
+    reasons = []
+    for mirror in published.mirrors:
+        try:
+            return download(mirror, cache_folder, progress, sha256=published.sha256, file_name=published.file_name)
+        except DownloadError as error:
+            reasons.append(str(error))
+    raise DownloadError(
+        f"{reasons[0]} ({len(published.mirrors)} mirrors tried). Or put the file, whatever its name, in a folder "
+        f"and set CHARWRIGHT_DATA to that folder."
+    )
+
+
+def _with_hash(folder: Path, sha256: str) -> Path | None:
+    """The first file directly in `folder` that has this SHA-256."""
+    if not folder.is_dir():
+        return None
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
+            return path
+    return None
+
+
+def download(
+    url: str, cache_folder: Path, progress: Any, *, sha256: str | None = None, file_name: str | None = None
+) -> Path:
+    """Fetch `url` into the cache folder, once; `progress` is a pooch progress bar or None.
+
+    Raises:
+        DownloadError: when the host cannot be reached, refuses, or sends another file than expected.
+    """
+    import logging
+
+    import pooch
+    import requests
+
+    pooch.get_logger().setLevel(logging.ERROR)
+    try:
+        path = pooch.retrieve(
+            url,
+            known_hash=f"sha256:{sha256}" if sha256 else None,
+            fname=file_name,
+            path=cache_folder,
+            downloader=pooch.HTTPDownloader(progressbar=progress or False, timeout=30),
+        )
+    except requests.exceptions.HTTPError as error:
+        status = error.response.status_code if error.response is not None else "an error"
+        raise DownloadError(f"{url} answered {status}; check the address") from error
+    except requests.exceptions.RequestException as error:
+        raise DownloadError(f"could not reach {url}; check the address and the network") from error
+    except ValueError as error:  # pooch's word for a hash that does not match
+        raise DownloadError(f"{url} sent another file than the one with SHA-256 {sha256}") from error
+    return Path(path)
+
+
+def python_docs() -> str:
+    """The language reference's topics, as `help()` shows them."""
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:  # some systems put it in a package of its own
+        raise CorpusError("this Python has no pydoc_data; use `python-code` or a text of your own") from error
+    return "\n".join(topics[name] for name in sorted(topics))
+
+
+def python_code() -> str:
+    """The standard library's own source, its tests left out."""
+    return "\n".join(_library_sources(Path(sysconfig.get_path("stdlib"))))
+
+
+def _library_sources(library: Path) -> Iterator[str]:
+    left_out = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+    for path in sorted(library.rglob("*.py")):
+        if left_out.isdisjoint(path.relative_to(library).parts):
+            try:
+                yield path.read_text(encoding="utf-8")
+            except (UnicodeDecodeError, OSError):
+                continue  # A few files are in another encoding on purpose, or not ours to read.
+
+
+GENERATED: dict[str, Callable[[], str]] = {"python-docs": python_docs, "python-code": python_code}
+PUBLISHED: dict[str, PublishedText] = {"shakespeare": SHAKESPEARE}
+NAMES: tuple[str, ...] = (*PUBLISHED, *GENERATED)

@@ -1,0 +1,121 @@
+"""How well a model predicts a text: nats and bits per character, summed over characters."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from charwright.data.vocabulary import UNICODE_SIZE, UNKNOWN_ID, Vocabulary
+from charwright.errors import CorpusError, UsageError
+from charwright.model.cells import State
+from charwright.model.language_model import LanguageModel
+
+MOST_STREAMS = 64
+SHORTEST_STREAM = 1000
+CHUNK = 128  # time steps evaluated at once; bounds the memory and changes no figure
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The code length of a text under a model, per character, and how it was measured."""
+
+    nats_per_char: float
+    bits_per_char: float
+    chars: int
+    unknown_chars: int
+    protocol: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+
+def evaluate(model: LanguageModel, vocabulary: Vocabulary, text: str, protocol: str = "carried") -> Evaluation:
+    """Measure the loss of `model` on `text`.
+
+    Protocols: `carried` is one pass with the state carried, in at most 64 contiguous streams of 1,000 ids or more;
+    `windows-N` takes the text's whole windows of N, each from a zero state.
+
+    A character outside the vocabulary costs -ln p([UNK]) + ln(1,114,112 - V): naming which of all the others it was.
+
+    Raises:
+        UsageError: when the protocol is no protocol.
+        CorpusError: when the text is too short for it.
+    """
+    ids = vocabulary.encode(text)
+    if len(ids) < 2:
+        raise CorpusError("the text to evaluate on has fewer than two characters")
+    inputs, targets = _carried(ids) if protocol == "carried" else _windows(ids, protocol)
+    nats = _total_nats(model, inputs, targets)
+    counted = targets >= 0
+    unknown = int((targets == UNKNOWN_ID).sum())
+    nats += unknown * math.log(UNICODE_SIZE - len(vocabulary))
+    # Bytes are fewer characters than ids; the share of the text that was predicted is the same.
+    chars = round(int(counted.sum()) * (len(text) - 1) / (len(ids) - 1))
+    return Evaluation(nats / chars, nats / chars / math.log(2), chars, unknown, protocol)
+
+
+def parse_protocol(protocol: str) -> int | None:
+    """The N of `windows-N`, or None for `carried`.
+
+    Raises:
+        UsageError: when it is neither.
+    """
+    if protocol == "carried":
+        return None
+    kind, _, number = protocol.partition("-")
+    if kind != "windows" or not number.isdecimal() or int(number) < 1:
+        raise UsageError(f"--protocol must be carried or windows-N (windows-256, say), not {protocol!r}")
+    return int(number)
+
+
+def _carried(ids: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Inputs and targets (T, B); the end of the last stream is filled with targets of -1, which do not count."""
+    predicted = len(ids) - 1
+    streams = max(1, min(MOST_STREAMS, predicted // SHORTEST_STREAM))
+    length = -(-predicted // streams)
+    inputs = np.zeros(streams * length, dtype=np.int64)
+    targets = np.full(streams * length, -1, dtype=np.int64)
+    inputs[:predicted], targets[:predicted] = ids[:-1], ids[1:]
+    return inputs.reshape(streams, length).T, targets.reshape(streams, length).T
+
+
+def _windows(ids: npt.NDArray[np.int32], protocol: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Inputs and targets (N, windows)."""
+    length = parse_protocol(protocol) or 1
+    count = (len(ids) - 1) // length
+    if count < 1:
+        raise CorpusError(f"the text has {len(ids):,} ids, too few for one window of {length}")
+    inputs = ids[: count * length].reshape(count, length)
+    targets = ids[1 : count * length + 1].reshape(count, length)
+    return inputs.T.astype(np.int64), targets.T.astype(np.int64)
+
+
+@torch.no_grad()
+def _total_nats(model: LanguageModel, inputs: npt.NDArray[np.int64], targets: npt.NDArray[np.int64]) -> float:
+    """The sum of -ln p over all targets that are not negative; columns 64 at a time, time in chunks."""
+    device = model.weight("head.bias").device
+    was_training = model.training
+    model.eval()
+    total = 0.0
+    for column in range(0, inputs.shape[1], MOST_STREAMS):
+        state: State | None = None
+        for begin in range(0, len(inputs), CHUNK):
+            piece = (slice(begin, begin + CHUNK), slice(column, column + MOST_STREAMS))
+            x, y = _tensor(inputs[piece], device), _tensor(targets[piece], device)
+            logits, state = model(x, state)
+            losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-1, reduction="none")
+            total += float(losses.cpu().double().sum())
+    model.train(was_training)
+    return total
+
+
+def _tensor(array: npt.NDArray[np.int64], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)

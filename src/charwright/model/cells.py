@@ -1,0 +1,84 @@
+"""The equations of the recurrent cells, one time step each.
+
+This is the reference: written for reading, proved equal to PyTorch's own layers, and what every fast core is
+tested against. B is the batch, E the width of the input, H the number of units. The gates of one layer lie one
+below the other in its weights: r, z, n for the GRU; i, f, g, o for the LSTM.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+State = tuple[Tensor, ...]
+"""(h,) for GRU and RNN, (h, c) for LSTM."""
+
+
+class Weights(NamedTuple):
+    """The weights of one layer with G gates; only the GRU has a second bias."""
+
+    weight_ih: Tensor  # (G * H, E): input to gates
+    weight_hh: Tensor  # (G * H, H): hidden state to gates
+    bias_ih: Tensor  # (G * H,)
+    bias_hh: Tensor | None = None  # (G * H,): inside the reset gate's product
+
+
+def gru_cell(x: Tensor, state: State, weights: Weights) -> State:
+    """One step of the gated recurrent unit, reset after the product (Cho et al., 2014, arXiv:1406.1078; the variant
+    of cuDNN, PyTorch and Keras's `reset_after=True`).
+
+        r  = sigmoid(W_r x + b_r + U_r h + c_r)
+        z  = sigmoid(W_z x + b_z + U_z h + c_z)
+        n  = tanh(W_n x + b_n + r * (U_n h + c_n))
+        h' = z * h + (1 - z) * n
+
+    x: (B, E); state: (h (B, H),); returns (h' (B, H),).
+    """
+    (h,) = state
+    bias_hh = weights.bias_hh if weights.bias_hh is not None else torch.zeros_like(weights.bias_ih)
+    x_r, x_z, x_n = (x @ weights.weight_ih.T + weights.bias_ih).chunk(3, dim=1)
+    h_r, h_z, h_n = (h @ weights.weight_hh.T + bias_hh).chunk(3, dim=1)
+    r = torch.sigmoid(x_r + h_r)
+    z = torch.sigmoid(x_z + h_z)
+    n = torch.tanh(x_n + r * h_n)
+    return (z * h + (1 - z) * n,)
+
+
+def lstm_cell(x: Tensor, state: State, weights: Weights) -> State:
+    """One step of long short-term memory (Hochreiter & Schmidhuber, 1997; with Gers's forget gate, 2000).
+
+        i, f, o = sigmoid(W x + b + U h), each with its own rows
+        g  = tanh(W_g x + b_g + U_g h)
+        c' = f * c + i * g
+        h' = o * tanh(c')
+
+    x: (B, E); state: (h (B, H), c (B, H)); returns (h', c').
+    """
+    h, c = state
+    gates = x @ weights.weight_ih.T + weights.bias_ih + h @ weights.weight_hh.T
+    i, f, g, o = gates.chunk(4, dim=1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+def rnn_cell(x: Tensor, state: State, weights: Weights) -> State:
+    """One step of the plain recurrent network (Elman, 1990): h' = tanh(W x + b + U h).
+
+    x: (B, E); state: (h (B, H),); returns (h' (B, H),).
+    """
+    (h,) = state
+    return (torch.tanh(x @ weights.weight_ih.T + weights.bias_ih + h @ weights.weight_hh.T),)
+
+
+CELLS = {"gru": gru_cell, "lstm": lstm_cell, "rnn": rnn_cell}
+
+
+def unroll(cell: str, x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:
+    """The cell over a whole sequence, step by step: x (T, B, E) -> outputs (T, B, H) and the last state."""
+    outputs = []
+    for x_t in x:
+        state = CELLS[cell](x_t, state, weights)
+        outputs.append(state[0])
+    return torch.stack(outputs), state

@@ -1,0 +1,159 @@
+"""Embedding -> recurrent layers -> head: ids in, logits out, and the state between."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from charwright.config import STATES, ModelConfig
+from charwright.errors import ConfigError
+from charwright.model.cells import State, Weights
+from charwright.model.recurrent import LayerInput, Tokens, choose_core, linear, run_layer
+
+Arrays = dict[str, npt.NDArray[np.float32]]
+
+
+class LanguageModel(nn.Module):
+    """A recurrent character model.
+
+    >>> model = LanguageModel(ModelConfig(units=8, embedding=4), vocabulary_size=10, seed=1)
+    >>> logits, state = model(torch.zeros(5, 2, dtype=torch.int64))
+    >>> logits.shape, state[0].shape
+    (torch.Size([5, 2, 10]), torch.Size([1, 2, 8]))
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocabulary_size: int,
+        *,
+        seed: int = 1,
+        precision: torch.dtype = torch.float32,
+        core: str = "auto",
+    ) -> None:
+        """Make the weights and fill them as Keras would, from `seed`.
+
+        `precision` is the type of the matrix products; the weights themselves stay in float32. `core` is one of
+        `charwright.model.recurrent.CORES`.
+        """
+        super().__init__()
+        self.config, self.vocabulary_size = config, vocabulary_size
+        self.precision, self.core = precision, core
+        self.weights = nn.ParameterDict(
+            {_key(name): torch.empty(shape) for name, shape in config.weight_shapes(vocabulary_size).items()}
+        )
+        self._initialise(torch.Generator().manual_seed(seed))
+
+    def forward(
+        self, ids: Tensor, state: State | None = None, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, State]:
+        """Logits for the character after each position.
+
+        Args:
+            ids: (T, B) int64.
+            state: (h,) or (h, c), each (L, B, H) float32; None is zero.
+            generator: where the dropout masks come from; needed while training with dropout.
+
+        Returns:
+            logits (T, B, V) float32, and the state after the last position.
+        """
+        state = self.zero_state(ids.shape[1]) if state is None else state
+        core = choose_core(self.core, ids.device)
+        x: LayerInput = Tokens(ids, self.weight("embedding.weight"))
+        last = []
+        for layer in range(self.config.layers):
+            before = tuple(part[layer] for part in state)
+            outputs, after = run_layer(core, self.config.cell, x, before, self._layer(layer), self.precision)
+            x = self._dropped(outputs, generator)
+            last.append(after)
+        head = self.weight("embedding.weight" if self.config.tied else "head.weight")
+        assert isinstance(x, Tensor)
+        logits = linear(x, head, self.weight("head.bias"), self.precision)
+        return logits, tuple(torch.stack(parts) for parts in zip(*last, strict=True))
+
+    def zero_state(self, batch: int) -> State:
+        """The state before the first character: zeros (L, B, H)."""
+        like = self.weight("head.bias")
+        shape = (self.config.layers, batch, self.config.units)
+        return tuple(like.new_zeros(shape) for _ in range(STATES[self.config.cell]))
+
+    def weight(self, name: str) -> Tensor:
+        """One weight by its name in `ModelConfig.weight_shapes`."""
+        weight: Tensor = self.weights[_key(name)]
+        return weight
+
+    def arrays(self) -> Arrays:
+        """A copy of all weights as float32 arrays, by their names in `ModelConfig.weight_shapes`."""
+        return {
+            name: self.weight(name).detach().to("cpu", torch.float32).numpy().copy()
+            for name in self.config.weight_shapes(self.vocabulary_size)
+        }
+
+    def load_arrays(self, arrays: Mapping[str, npt.NDArray[np.float32]]) -> None:
+        """Take the weights from arrays.
+
+        Raises:
+            ConfigError: when a name is missing or unknown, or a shape does not fit.
+        """
+        expected = self.config.weight_shapes(self.vocabulary_size)
+        if set(arrays) != set(expected):
+            odd = sorted(set(arrays) ^ set(expected))[0]
+            raise ConfigError(f"the weights do not fit the model: {odd!r} is missing or unknown")
+        with torch.no_grad():
+            for name, shape in expected.items():
+                if arrays[name].shape != shape:
+                    raise ConfigError(f"the weight {name!r} has shape {arrays[name].shape}, not {shape}")
+                self.weight(name).copy_(torch.from_numpy(np.ascontiguousarray(arrays[name])))
+
+    @classmethod
+    def from_arrays(cls, config: ModelConfig, arrays: Mapping[str, npt.NDArray[np.float32]]) -> LanguageModel:
+        """A model with the given weights: `LanguageModel.from_arrays(run.model, run.weights())`."""
+        model = cls(config, len(arrays["head.bias"]))
+        model.load_arrays(arrays)
+        return model
+
+    def _layer(self, layer: int) -> Weights:
+        prefix = f"recurrent.{layer}."
+        bias_hh = self.weight(prefix + "bias_hh") if self.config.cell == "gru" else None
+        return Weights(
+            self.weight(prefix + "weight_ih"),
+            self.weight(prefix + "weight_hh"),
+            self.weight(prefix + "bias_ih"),
+            bias_hh,
+        )
+
+    def _dropped(self, outputs: Tensor, generator: torch.Generator | None) -> Tensor:
+        rate = self.config.dropout
+        if not self.training or rate == 0:
+            return outputs
+        if generator is None:
+            raise ValueError("training with dropout draws its masks from a generator; pass generator=...")
+        mask = torch.empty_like(outputs).bernoulli_(1 - rate, generator=generator)
+        return outputs * mask.div_(1 - rate)
+
+    @torch.no_grad()
+    def _initialise(self, generator: torch.Generator) -> None:
+        """Keras's defaults: uniform embedding, Glorot input and head, orthogonal recurrence, zero biases."""
+        for name in self.config.weight_shapes(self.vocabulary_size):
+            weight = self.weight(name)
+            if name == "embedding.weight":
+                weight.uniform_(-0.05, 0.05, generator=generator)
+            elif name.endswith("weight_hh"):
+                nn.init.orthogonal_(weight, generator=generator)
+            elif name.endswith("weight_ih") or name == "head.weight":
+                limit = math.sqrt(6 / sum(weight.shape))  # Glorot & Bengio, 2010, equation 16
+                weight.uniform_(-limit, limit, generator=generator)
+            else:
+                weight.zero_()
+            if self.config.cell == "lstm" and name.endswith("bias_ih"):
+                weight[self.config.units : 2 * self.config.units] = 1  # remember at first (Jozefowicz et al., 2015)
+
+
+def _key(name: str) -> str:
+    """ParameterDict takes no dots in its keys."""
+    return name.replace(".", "_")

@@ -1,0 +1,47 @@
+"""What the machine is good at: which device, and whether bfloat16 pays there."""
+
+from __future__ import annotations
+
+import torch
+
+from charwright.errors import UsageError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; `auto` takes CUDA, then Metal, then the CPU.
+
+    Raises:
+        UsageError: when the name is no device, or the machine has none of that kind.
+    """
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if name == "auto":
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if available[kind]))
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"--device {name!r} is no device; try auto, cpu, cuda or mps") from error
+    if not available.get(device.type, False):
+        raise UsageError(f"--device {name}: this machine, or its PyTorch, has no {device.type}; try --device cpu")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """The type of the matrix products: `auto` is bfloat16 where the device multiplies it faster than float32."""
+    if name == "auto":
+        return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
+    return {"f32": torch.float32, "bf16": torch.bfloat16}[name]
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for bfloat16 products."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
+    # PyTorch knows, but under names that it has not promised to keep.
+    probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(probe() for probe in probes if probe is not None)

@@ -1,0 +1,1 @@
+"""Finding the weights: the loop, the recipes, and what is shown meanwhile."""

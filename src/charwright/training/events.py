@@ -1,0 +1,94 @@
+"""What the training loop says while it works; `log.jsonl` holds them, a line each."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class Event:
+    """`time_s` is the training time so far, over all its sessions; `step` counts batches from the beginning."""
+
+    name: ClassVar[str] = "event"
+    step: int
+    time_s: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {"event": self.name, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Start(Event):
+    """Training begins: how big the work is."""
+
+    name: ClassVar[str] = "start"
+    parameters: int
+    steps_per_epoch: int
+    batch: int
+    seq_length: int
+    device: str
+    precision: str
+    core: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Resume(Start):
+    """Training goes on from a checkpoint."""
+
+    name: ClassVar[str] = "resume"
+
+
+@dataclass(frozen=True)
+class Step(Event):
+    """A step is done; `loss` is the mean since the last such event, `remaining_s` the time left by its pace."""
+
+    name: ClassVar[str] = "step"
+    epoch: int
+    loss: float
+    learning_rate: float
+    chars_per_s: float
+    fraction: float
+    remaining_s: float | None
+
+
+@dataclass(frozen=True)
+class Epoch(Event):
+    """A pass over the text is done, or what the budget left of one; losses in nats per id."""
+
+    name: ClassVar[str] = "epoch"
+    epoch: int
+    train_loss: float
+    validation_loss: float | None
+    bits_per_char: float | None
+    chars_per_s: float
+    elapsed_s: float
+    best: bool
+
+
+@dataclass(frozen=True)
+class Sample(Event):
+    """What the model writes now."""
+
+    name: ClassVar[str] = "sample"
+    text: str
+
+
+@dataclass(frozen=True)
+class Checkpoint(Event):
+    """Everything that a resume needs is saved."""
+
+    name: ClassVar[str] = "checkpoint"
+
+
+@dataclass(frozen=True)
+class End(Event):
+    """Training ends; `reason` is done, or the name of the signal that stopped it."""
+
+    name: ClassVar[str] = "end"
+    reason: str
+    best_loss: float | None = None
+    best_step: int | None = None
+    extra: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,354 @@
+"""The training loop: `train_step` does one batch and may be replaced, `fit` does the rest and yields events."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from charwright.config import TrainingConfig
+from charwright.data.sequences import Dataset, Pair, prefetch
+from charwright.errors import DivergedError, UsageError
+from charwright.evaluate import Evaluation
+from charwright.model.cells import State
+from charwright.model.language_model import Arrays, LanguageModel
+from charwright.model.recurrent import choose_core
+from charwright.training.events import Checkpoint, End, Epoch, Event, Resume, Sample, Start, Step
+from charwright.training.snapshot import (
+    Position,
+    Snapshot,
+    all_finite,
+    load_optimizer,
+    load_state,
+    optimizer_arrays,
+    state_arrays,
+)
+
+
+@dataclass
+class Batch:
+    """One batch for `train_step`.
+
+    `state` is what the batch starts from (None is zero); a step that wants it carried on leaves the last state here.
+    `generator` is this batch's own randomness, for dropout and the like: a function of the seed and the step alone.
+    """
+
+    inputs: Tensor  # (T, B) int64
+    targets: Tensor  # (T, B) int64
+    state: State | None
+    generator: torch.Generator
+
+
+TrainStep = Callable[[LanguageModel, Batch, torch.optim.Optimizer], Tensor]
+
+
+def train_step(model: LanguageModel, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
+    """Forward, backward, update: the mean loss of the batch in nats, a scalar."""
+    logits, state = model(batch.inputs, batch.state, generator=batch.generator)
+    loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    batch.state = tuple(part.detach() for part in state)
+    return loss.detach()
+
+
+def make_optimizer(model: LanguageModel, config: TrainingConfig) -> torch.optim.Optimizer:
+    """Adam (Kingma & Ba, 2015) or AdamW (Loshchilov & Hutter, 2019) as configured, in its fused form."""
+    betas = (config.beta1, config.beta2)
+    if config.optimizer == "adam":
+        return torch.optim.Adam(
+            model.parameters(), lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True
+        )
+    # Biases and the embedding are not products' weights, and decay does them no good.
+    decayed = [weight for name, weight in model.weights.items() if weight.ndim > 1 and name != "embedding_weight"]
+    spared = [weight for name, weight in model.weights.items() if weight.ndim <= 1 or name == "embedding_weight"]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
+
+
+def fit(
+    model: LanguageModel,
+    dataset: Dataset,
+    config: TrainingConfig,
+    *,
+    train_step: TrainStep = train_step,
+    optimizer: torch.optim.Optimizer | None = None,
+    validate: Callable[[LanguageModel], Evaluation] | None = None,
+    sample: Callable[[LanguageModel], str] | None = None,
+    save: Callable[[Snapshot], None] | None = None,
+    resume: Snapshot | None = None,
+    should_stop: Callable[[], str | None] = lambda: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Event]:
+    """Train `model` on `dataset` until the budget of `config` is spent; yields events and prints nothing.
+
+    Args:
+        model: trained in place; its last weights stay in it, the best ones go to `save`.
+        dataset: where batches come from.
+        config: the budget and how to spend it.
+        train_step: what is done with a batch; gradients are clipped whenever it calls `optimizer.step()`.
+        optimizer: one of your own; its learning rates follow the schedule in proportion.
+        validate: measures the model at the end of an epoch.
+        sample: lets the model write at the end of an epoch.
+        save: keeps a snapshot, at the end of each epoch and every `checkpoint_minutes`.
+        resume: a snapshot to go on from; the same bits come out as if training had never stopped.
+        should_stop: asked after each step; a reason ends training, with everything saved.
+        clock: seconds from anywhere.
+
+    Raises:
+        UsageError: when the configuration has no budget.
+        DivergedError: when the loss is no longer a finite number.
+    """
+    loop = _Loop(model, dataset, config, train_step, optimizer, resume, clock)
+    yield loop.started(resumed=resume is not None)
+    reason = "done"
+    last_report = last_save = loop.time_s
+    while not loop.position.done:
+        report = False
+        for pair in loop.remaining_pairs():
+            loop.step(pair)
+            if loop.position.step % config.log_every == 0:
+                yield loop.stepped()
+            reason = should_stop() or "done"
+            if reason != "done" or loop.fraction >= 1:
+                break
+            if save and loop.time_s - last_save >= config.checkpoint_minutes * 60:
+                save(loop.snapshot())
+                last_save = loop.time_s
+                yield Checkpoint(loop.position.step, loop.time_s)
+        if reason == "done":
+            ended = loop.fraction >= 1
+            report = ended or loop.worth_reporting(last_report)
+            yield loop.end_epoch(validate if report else None)
+            if report and sample:
+                yield Sample(loop.position.step, loop.time_s, sample(model))
+            loop.position.done = ended
+            reason = should_stop() or "done"
+        if reason != "done" or report:
+            last_report = last_save = loop.time_s
+            if save:
+                save(loop.snapshot())
+                yield Checkpoint(loop.position.step, loop.time_s)
+        if reason != "done":
+            break
+    yield End(loop.position.step, loop.time_s, reason, loop.position.best_loss, loop.position.best_step)
+
+
+class _Loop:
+    """What `fit` holds between two events."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        dataset: Dataset,
+        config: TrainingConfig,
+        train_step: TrainStep,
+        optimizer: torch.optim.Optimizer | None,
+        resume: Snapshot | None,
+        clock: Callable[[], float],
+    ) -> None:
+        if config.epochs is None and config.steps is None and config.minutes is None:
+            raise UsageError("training needs a budget: --epochs, --steps or --minutes")
+        self.model, self.dataset, self.config, self.clock = model, dataset, config, clock
+        self.train_step = train_step
+        self.device = model.weight("head.bias").device
+        self.optimizer = optimizer or make_optimizer(model, config)
+        for group in self.optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        if config.clip_norm is not None:
+            self.optimizer.register_step_pre_hook(self._clip)
+        self.position = Position()
+        self.state: State | None = None
+        self.best: Arrays = {}
+        if resume is not None:
+            self._load(resume)
+        self.pending: list[Tensor] = []  # losses not yet read back from the device
+        self.began = self.noticed = clock()
+        self.noticed_step = self.position.step
+        self.before_s = self.position.elapsed_s
+
+    @property
+    def time_s(self) -> float:
+        """Training time so far, over all sessions."""
+        return self.before_s + self.clock() - self.began
+
+    @property
+    def fraction(self) -> float:
+        """How much of the budget is spent, 0 to 1."""
+        config, position = self.config, self.position
+        if config.minutes is not None:
+            return self.time_s / (config.minutes * 60)
+        return position.step / (config.steps or (config.epochs or 1) * self.dataset.steps_per_epoch)
+
+    @property
+    def learning_rate_factor(self) -> float:
+        """What the schedule makes of the highest learning rate now."""
+        if self.config.schedule == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, self.fraction)))
+
+    def remaining_pairs(self) -> Iterator[Pair]:
+        """The batches of this epoch that are still to do, made ahead by a thread."""
+        pairs = prefetch(self.dataset.batches(self.position.epoch, self.position.step_in_epoch))
+        self.epoch_began = self.clock() - self.position.epoch_s
+        return pairs
+
+    def step(self, pair: Pair) -> None:
+        """One batch: set the rate, train, count."""
+        self.model.train()
+        self.factor = self.learning_rate_factor
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * self.factor
+        generator = torch.Generator(self.device).manual_seed(_mixed(self.config.seed, self.position.step))
+        inputs, targets = (torch.from_numpy(array).to(self.device, non_blocking=True) for array in pair)
+        batch = Batch(inputs, targets, self.state, generator)
+        self.pending.append(self.train_step(self.model, batch, self.optimizer))
+        self.state = batch.state if self.dataset.carries else None
+        self.position.step += 1
+        self.position.step_in_epoch += 1
+        self.position.epoch_s = self.clock() - self.epoch_began
+
+    def started(self, *, resumed: bool) -> Start:
+        """The first event."""
+        return (Resume if resumed else Start)(
+            step=self.position.step,
+            time_s=self.time_s,
+            parameters=sum(weight.numel() for weight in self.model.parameters()),
+            steps_per_epoch=self.dataset.steps_per_epoch,
+            batch=self.dataset.batch,
+            seq_length=self.dataset.seq_length,
+            device=str(self.device),
+            precision="bf16" if self.model.precision == torch.bfloat16 else "f32",
+            core=choose_core(self.model.core, self.device),
+            threads=torch.get_num_threads(),
+        )
+
+    def stepped(self) -> Step:
+        """A step event, with the mean loss since the last one."""
+        losses = self._read_losses()
+        now, position, fraction = self.clock(), self.position, self.fraction
+        per_step_s = (now - self.noticed) / max(1, position.step - self.noticed_step)
+        self.noticed, self.noticed_step = now, position.step
+        remaining = None
+        if self.config.minutes is not None:
+            remaining = max(0.0, self.config.minutes * 60 - self.time_s)
+        elif per_step_s > 0:
+            remaining = per_step_s * position.step * (1 - fraction) / fraction
+        return Step(
+            step=position.step,
+            time_s=self.time_s,
+            epoch=position.epoch,
+            loss=sum(losses) / max(1, len(losses)),
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            chars_per_s=self.dataset.batch * self.dataset.seq_length / max(per_step_s, 1e-9),
+            fraction=min(1.0, fraction),
+            remaining_s=remaining,
+        )
+
+    def worth_reporting(self, last_s: float) -> bool:
+        """Whether enough time has gone by to spend some on validation, a sample and a checkpoint.
+
+        With a budget in epochs or steps the answer is always yes, so that it depends on no clock.
+        """
+        return self.config.minutes is None or self.time_s - last_s >= 0.02 * self.config.minutes * 60
+
+    def end_epoch(self, validate: Callable[[LanguageModel], Evaluation] | None) -> Epoch:
+        """Measure, keep the weights if they are the best so far, and begin the next epoch."""
+        self._read_losses()
+        position = self.position
+        result = validate(self.model) if validate else None
+        if result is not None and not math.isfinite(result.nats_per_char):
+            raise DivergedError(self._diverged_message())
+        best = result is not None and (position.best_loss is None or result.nats_per_char < position.best_loss)
+        if best and result is not None:
+            position.best_loss, position.best_step = result.nats_per_char, position.step
+            self.best = self.model.arrays()
+        characters = position.loss_count * self.dataset.batch * self.dataset.seq_length
+        event = Epoch(
+            step=position.step,
+            time_s=self.time_s,
+            epoch=position.epoch,
+            train_loss=position.loss_sum / max(1, position.loss_count),
+            validation_loss=result.nats_per_char if result else None,
+            bits_per_char=result.bits_per_char if result else None,
+            chars_per_s=characters / max(position.epoch_s, 1e-9),
+            elapsed_s=position.epoch_s,
+            best=best,
+        )
+        if position.step_in_epoch >= self.dataset.steps_per_epoch:
+            position.epoch += 1
+            position.step_in_epoch = 0
+            self.state = None
+        position.loss_sum, position.loss_count, position.epoch_s = 0.0, 0, 0.0
+        return event
+
+    def snapshot(self) -> Snapshot:
+        """Everything that a resume needs, copied.
+
+        Raises:
+            DivergedError: when a weight is not finite, so that no such weight is ever saved.
+        """
+        self._read_losses()
+        self.position.elapsed_s = self.time_s
+        weights = self.model.arrays()
+        if not all_finite(weights):
+            raise DivergedError(self._diverged_message())
+        return Snapshot(
+            position=copy.copy(self.position),
+            weights=weights,
+            optimizer=optimizer_arrays(self.model, self.optimizer),
+            state=state_arrays(self.state),
+            best=self.best,
+        )
+
+    def _load(self, snapshot: Snapshot) -> None:
+        self.model.load_arrays(snapshot.weights)
+        load_optimizer(self.model, self.optimizer, snapshot.optimizer)
+        self.state = load_state(snapshot.state, self.device)
+        self.best = snapshot.best
+        self.position = copy.copy(snapshot.position)
+        # A finished run goes on when its budget has been raised.
+        self.position.done = self.position.done and self._spent()
+
+    def _spent(self) -> bool:
+        config, position = self.config, self.position
+        if config.minutes is not None:
+            return position.elapsed_s >= config.minutes * 60
+        return position.step >= (config.steps or (config.epochs or 1) * self.dataset.steps_per_epoch)
+
+    def _read_losses(self) -> list[float]:
+        """Fetch the losses since the last call, add them to the epoch's, and see that they are numbers."""
+        losses = [float(loss) for loss in self.pending]
+        self.pending = []
+        for loss in losses:
+            self.position.loss_sum += loss
+            self.position.loss_count += 1
+        if not all(map(math.isfinite, losses)):
+            raise DivergedError(self._diverged_message())
+        return losses
+
+    def _diverged_message(self) -> str:
+        rate = self.optimizer.param_groups[0]["lr"]
+        return (
+            f"training diverged near step {self.position.step:,}: the loss is no longer a number (learning rate "
+            f"{rate:.2g}); what was saved before is whole; try a smaller --learning-rate"
+        )
+
+    def _clip(self, *_: object) -> None:
+        """Before each optimizer step: scale the gradients down to the norm (Pascanu et al., 2013)."""
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm or math.inf)
+
+
+def _mixed(seed: int, step: int) -> int:
+    """One 63-bit seed from two numbers (the finalizer of splitmix64), so that neighbours have nothing in common."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + step + 1) & (2**64 - 1)
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+    return (mixed ^ (mixed >> 31)) >> 1

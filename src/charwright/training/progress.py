@@ -1,0 +1,196 @@
+"""Events shown to people and kept for programs: the terminal, plain lines, TensorBoard."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self, TextIO
+
+from charwright.errors import MissingExtraError
+from charwright.training.events import Checkpoint, End, Epoch, Event, Resume, Sample, Start, Step
+
+PLAIN_LINE_EVERY_S = 10.0
+
+
+class Writer(Protocol):
+    """Something that takes events."""
+
+    def write(self, event: Event) -> None:
+        """Take one event."""
+
+    def close(self) -> None:
+        """No more will come."""
+
+
+class Writers(AbstractContextManager["Writers"]):
+    """Several writers as one; all are closed at the end."""
+
+    def __init__(self, *writers: Writer) -> None:
+        self.writers = writers
+
+    def write(self, event: Event) -> None:
+        """Hand the event to each."""
+        for writer in self.writers:
+            writer.write(event)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for writer in self.writers:
+            writer.close()
+
+
+def terminal_progress(stream: TextIO | None = None) -> Writer:
+    """A bar where a person is looking, plain lines elsewhere."""
+    stream = stream or sys.stderr
+    return BarProgress(stream) if stream.isatty() else PlainProgress(stream)
+
+
+def describe_start(event: Start) -> str:
+    """One line about the work ahead."""
+    going = f"going on at step {event.step:,}: " if isinstance(event, Resume) else ""
+    return (
+        f"{going}{event.parameters:,} parameters, {event.steps_per_epoch:,} steps of "
+        f"{event.batch} x {event.seq_length} an epoch, {event.precision} on {event.device}"
+        + (f" with {event.threads} threads" if event.device == "cpu" else "")
+    )
+
+
+def describe_epoch(event: Epoch) -> str:
+    """One line about an epoch."""
+    line = f"epoch {event.epoch}  loss {event.train_loss:.4f}"
+    if event.validation_loss is not None:
+        line += f"  validation {event.validation_loss:.4f} ({event.bits_per_char:.3f} bits/char)"
+        line += "  best so far" if event.best else ""
+    return line + f"  {event.chars_per_s:,.0f} chars/s  {format_seconds(event.elapsed_s)}"
+
+
+def format_seconds(seconds: float | None) -> str:
+    """Seconds as people say them: 8 s, 2:05, 1:02:03."""
+    if seconds is None:
+        return "?"
+    whole = int(seconds + 0.5)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class PlainProgress:
+    """A line every few seconds, for logs and pipes."""
+
+    def __init__(self, stream: TextIO, every_s: float = PLAIN_LINE_EVERY_S) -> None:
+        self.stream, self.every_s = stream, every_s
+        self.last_s = 0.0
+
+    def write(self, event: Event) -> None:
+        """Print what is worth a line."""
+        match event:
+            case Start():
+                self.last_s = event.time_s
+                self._line(describe_start(event))
+            case Step() if event.time_s - self.last_s >= self.every_s:
+                self.last_s = event.time_s
+                self._line(
+                    f"epoch {event.epoch}  step {event.step:,}  loss {event.loss:.4f}  "
+                    f"{event.chars_per_s:,.0f} chars/s  {format_seconds(event.remaining_s)} left"
+                )
+            case Epoch():
+                self._line(describe_epoch(event))
+            case Sample():
+                self._line("\n".join("    " + line for line in event.text.splitlines()))
+            case _:
+                pass
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+    def _line(self, text: str) -> None:
+        print(text, file=self.stream, flush=True)
+
+
+class BarProgress:
+    """One line that grows, with the samples above it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self.console = Console(file=stream, highlight=False)
+        self.bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            transient=True,
+            expand=True,
+        )
+        self.task = self.bar.add_task("", total=1.0, epoch=1, note="starting")
+
+    def write(self, event: Event) -> None:
+        """Move the bar, or print above it."""
+        match event:
+            case Start():
+                self._print(describe_start(event))
+                self.bar.start()
+            case Step():
+                note = (
+                    f"step {event.step:,}  loss {event.loss:.3f}  {event.chars_per_s:,.0f} chars/s  "
+                    f"{format_seconds(event.remaining_s)} left"
+                )
+                self.bar.update(self.task, completed=event.fraction, epoch=event.epoch, note=note)
+            case Epoch():
+                self._print(describe_epoch(event), "bold")
+            case Sample():
+                self._print("\n".join("  " + line for line in event.text.splitlines()) + "\n", "dim")
+            case End():
+                self.bar.stop()
+            case _:
+                pass
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self.bar.stop()
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        # The model may well write something that looks like markup.
+        self.bar.console.print(text, style=style, markup=False, soft_wrap=True)
+
+
+class TensorBoard:
+    """Losses, rates and samples for TensorBoard."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise MissingExtraError("--tensorboard", "tensorboard") from error
+        self.writer: Any = SummaryWriter(str(folder))
+
+    def write(self, event: Event) -> None:
+        """Record the event's numbers at its step."""
+        match event:
+            case Step():
+                self.writer.add_scalar("train/loss", event.loss, event.step)
+                self.writer.add_scalar("train/learning_rate", event.learning_rate, event.step)
+                self.writer.add_scalar("train/chars_per_s", event.chars_per_s, event.step)
+            case Epoch():
+                self.writer.add_scalar("epoch/train_loss", event.train_loss, event.step)
+                if event.validation_loss is not None:
+                    self.writer.add_scalar("epoch/validation_loss", event.validation_loss, event.step)
+            case Sample():
+                self.writer.add_text("sample", event.text, event.step)
+            case Checkpoint():
+                self.writer.flush()
+            case _:
+                pass
+
+    def close(self) -> None:
+        """Write what is left."""
+        self.writer.close()
