@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,14 @@ def shared() -> Path:
 def tinyshakespeare(shared: Path) -> str:
     """The tutorial's text: 1,115,394 characters."""
     return (shared / "data" / "tinyshakespeare.txt").read_bytes().decode("utf-8")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread for PyTorch: with sizes as small as in tests, a second one is only waited for."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,30 @@
+"""Weights for tests: nonlinear ramps. A constant cannot see a swapped gate or unit; these numbers all differ."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from charwright.model.language_model import LanguageModel
+
+
+def ramp(*shape: int, scale: float = 0.5, phase: float = 0.0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """A chirp: its frequency grows along the way, so that no row, column or gate repeats another."""
+    count = int(torch.Size(shape).numel())
+    i = torch.arange(count, dtype=torch.float64)
+    return (scale * torch.sin(phase + 0.7 * i + 0.0137 * i**1.5)).reshape(shape).to(dtype)
+
+
+def fill_with_ramps(model: LanguageModel, scale: float = 0.35) -> LanguageModel:
+    """Every weight of the model a ramp of its own."""
+    with torch.no_grad():
+        for number, weight in enumerate(model.parameters()):
+            width = weight.shape[-1] if weight.ndim > 1 else 4
+            weight.copy_(ramp(*weight.shape, scale=2 * scale / width**0.5, phase=1.0 + number))
+    return model
+
+
+def some_ids(steps: int, batch: int, vocabulary: int) -> Tensor:
+    """Ids (T, B) evenly over the vocabulary and out of order: steps of the golden ratio round a circle of V."""
+    around = torch.arange(steps * batch, dtype=torch.float64) * 0.6180339887498949
+    return ((around % 1) * vocabulary).long().reshape(steps, batch)

@@ -1,0 +1,91 @@
+"""The cells that are written for reading, against PyTorch's own layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from charwright.config import GATES, STATES
+from charwright.model.cells import CELLS, State, Weights, unroll
+from ramps import ramp
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+LIBRARY = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
+WIDTH, UNITS = 5, 7
+
+
+def weights_for(cell: str) -> Weights:
+    rows = GATES[cell] * UNITS
+    bias_hh = ramp(rows, phase=4).requires_grad_() if cell == "gru" else None
+    return Weights(
+        ramp(rows, WIDTH, phase=1).requires_grad_(),
+        ramp(rows, UNITS, phase=2).requires_grad_(),
+        ramp(rows, phase=3).requires_grad_(),
+        bias_hh,
+    )
+
+
+def library_layer(cell: str, weights: Weights) -> nn.RNNBase:
+    layer = LIBRARY[cell](WIDTH, UNITS).double()
+    with torch.no_grad():
+        layer.weight_ih_l0.copy_(weights.weight_ih)
+        layer.weight_hh_l0.copy_(weights.weight_hh)
+        layer.bias_ih_l0.copy_(weights.bias_ih)
+        layer.bias_hh_l0.copy_(torch.zeros_like(weights.bias_ih) if weights.bias_hh is None else weights.bias_hh)
+    return layer
+
+
+def states_for(cell: str, batch: int) -> State:
+    return tuple(ramp(batch, UNITS, phase=5 + i).requires_grad_() for i in range(STATES[cell]))
+
+
+def weighed(outputs: Tensor, state: State) -> Tensor:
+    """A scalar to which every number of the result counts differently, so that gradients see every place."""
+    total = (outputs * ramp(*outputs.shape, scale=1, phase=8)).sum()
+    return total + sum((part * ramp(*part.shape, scale=1, phase=9 + i)).sum() for i, part in enumerate(state))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(("steps", "batch"), [(1, 1), (6, 3)])
+def test_cells_equal_pytorchs_layers_in_values_and_gradients(cell: str, steps: int, batch: int) -> None:
+    weights, state, x = weights_for(cell), states_for(cell, batch), ramp(steps, batch, WIDTH).requires_grad_()
+    outputs, last = unroll(cell, x, state, weights)
+
+    layer = library_layer(cell, weights)
+    theirs_state = tuple(part.detach()[None].requires_grad_() for part in state)
+    theirs_x = x.detach().requires_grad_()
+    theirs, theirs_last = layer(theirs_x, theirs_state if cell == "lstm" else theirs_state[0])
+    theirs_last = tuple(part[0] for part in (theirs_last if cell == "lstm" else (theirs_last,)))
+
+    torch.testing.assert_close(outputs, theirs)
+    torch.testing.assert_close(last, theirs_last)
+
+    parameters = [weight for weight in weights if weight is not None]
+    names = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"][: len(parameters)]
+    ours = torch.autograd.grad(weighed(outputs, last), [x, *state, *parameters])
+    expected = torch.autograd.grad(
+        weighed(theirs, theirs_last), [theirs_x, *theirs_state, *(getattr(layer, name) for name in names)]
+    )
+    for mine, theirs_gradient in zip(ours, expected, strict=True):
+        torch.testing.assert_close(mine, theirs_gradient.reshape(mine.shape))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_gates_matter_each_in_its_own_way(cell: str) -> None:
+    """The ramps would notice two gates that were swapped: turning the weights by one gate changes the result."""
+    weights, state, x = weights_for(cell), states_for(cell, 2), ramp(4, 2, WIDTH)
+    outputs, _ = unroll(cell, x, state, weights)
+    turned = Weights(*(None if weight is None else weight.roll(UNITS, 0) for weight in weights))
+    if GATES[cell] == 1:
+        turned = Weights(*(None if weight is None else weight.roll(1, 0) for weight in weights))
+    assert (unroll(cell, x, state, turned)[0] - outputs).abs().max() > 0.01
+
+
+def test_gru_without_its_second_bias_takes_zeros() -> None:
+    weights, state, x = weights_for("gru"), states_for("gru", 2), ramp(3, 2, WIDTH)
+    zeros = weights._replace(bias_hh=torch.zeros_like(weights.bias_ih))
+    torch.testing.assert_close(
+        unroll("gru", x, state, weights._replace(bias_hh=None)), unroll("gru", x, state, zeros), rtol=0, atol=0
+    )

@@ -1,0 +1,193 @@
+"""Every fast core against the cells in a loop: the same numbers, forward and backward."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from charwright.config import STATES, ModelConfig
+from charwright.model.cells import State
+from charwright.model.language_model import LanguageModel
+from charwright.model.recurrent import CORES
+from ramps import fill_with_ramps, ramp, some_ids
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+FAST_CORES = [core for core in CORES if core not in ("auto", "plain")]
+CELLS = ["gru", "lstm", "rnn"]
+EXACT = {torch.float64: {"rtol": 1e-9, "atol": 1e-11}, torch.float32: {"rtol": 1e-3, "atol": 2e-5}}
+
+# Odd sizes, so that no vector instruction's width divides them; the vocabulary decides how the input is looked up:
+# by a table of all tokens where V <= T * B, by a product for each position elsewhere.
+SHAPES = [
+    pytest.param({"units": 7, "steps": 17, "batch": 3, "vocabulary": 11, "layers": 1}, id="table"),
+    pytest.param({"units": 48, "steps": 17, "batch": 9, "vocabulary": 70, "layers": 2}, id="table-two-layers"),
+    pytest.param({"units": 48, "steps": 1, "batch": 9, "vocabulary": 70, "layers": 2}, id="projection-one-step"),
+    pytest.param({"units": 7, "steps": 17, "batch": 1, "vocabulary": 30, "layers": 1}, id="projection-one-row"),
+    pytest.param({"units": 1, "steps": 1, "batch": 1, "vocabulary": 5, "layers": 1}, id="smallest"),
+    pytest.param({"units": 1, "steps": 17, "batch": 3, "vocabulary": 6, "layers": 2}, id="one-unit"),
+    pytest.param({"units": 7, "steps": 60, "batch": 9, "vocabulary": 530, "layers": 1}, id="table-scatter"),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One forward and backward pass: logits, the last state, and the gradients by name."""
+
+    logits: Tensor
+    state: State
+    gradients: dict[str, Tensor]
+
+
+def make_model(
+    core: str, cell: str, dtype: torch.dtype, precision: torch.dtype, *, units: int, vocabulary: int, layers: int
+) -> LanguageModel:
+    config = ModelConfig(cell=cell, layers=layers, units=units, embedding=5)
+    model = LanguageModel(config, vocabulary, precision=precision, core=core).to(dtype)
+    return fill_with_ramps(model)
+
+
+def make_state(cell: str, layers: int, batch: int, units: int, dtype: torch.dtype) -> State:
+    return tuple(ramp(layers, batch, units, phase=20 + i, dtype=dtype) for i in range(STATES[cell]))
+
+
+def calculate(
+    core: str,
+    cell: str,
+    dtype: torch.dtype,
+    precision: torch.dtype | None = None,
+    *,
+    steps: int,
+    batch: int,
+    **sizes: int,
+) -> Case:
+    model = make_model(core, cell, dtype, precision or dtype, **sizes)
+    state = tuple(part.requires_grad_() for part in make_state(cell, sizes["layers"], batch, sizes["units"], dtype))
+    try:
+        logits, last = model(some_ids(steps, batch, sizes["vocabulary"]), state)
+    except NotImplementedError as error:
+        if dtype != torch.float64:
+            raise
+        pytest.skip(f"the core {core} does without float64: {error}")
+    # Every number counts differently, and not linearly, so that a gradient that went to a wrong place shows.
+    total = (torch.tanh(logits) * ramp(*logits.shape, scale=1, phase=30, dtype=dtype)).sum()
+    for i, part in enumerate(last):
+        total = total + (part * ramp(*part.shape, scale=1, phase=31 + i, dtype=dtype)).sum()
+    names = [name for name, _ in model.named_parameters()] + [f"state.{i}" for i in range(len(state))]
+    gradients = torch.autograd.grad(total, [*model.parameters(), *state])
+    return Case(logits.detach(), tuple(part.detach() for part in last), dict(zip(names, gradients, strict=True)))
+
+
+@pytest.mark.parametrize("dtype", list(EXACT), ids=str)
+@pytest.mark.parametrize("sizes", SHAPES)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("core", FAST_CORES)
+def test_core_equals_the_cells_in_a_loop(core: str, cell: str, sizes: dict[str, int], dtype: torch.dtype) -> None:
+    ours, plain = calculate(core, cell, dtype, **sizes), calculate("plain", cell, dtype, **sizes)
+    torch.testing.assert_close(ours.logits, plain.logits, **EXACT[dtype])
+    torch.testing.assert_close(ours.state, plain.state, **EXACT[dtype])
+    for name, expected in plain.gradients.items():
+        # Gradients are sums over up to T * B terms: their rounding goes by their size, not by each entry's.
+        bounds = EXACT[dtype] | {"atol": EXACT[dtype]["atol"] * max(1.0, float(expected.abs().max()))}
+        torch.testing.assert_close(ours.gradients[name], expected, **bounds, msg=lambda text, name=name: name + text)
+
+
+@pytest.mark.parametrize("sizes", [SHAPES[1], SHAPES[2], SHAPES[6]])
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("core", FAST_CORES)
+def test_bfloat16_stays_near_float32(core: str, cell: str, sizes: dict[str, int]) -> None:
+    """bfloat16 keeps 8 bits of each factor: errors of a few thousandths, in whatever direction."""
+    low = calculate(core, cell, torch.float32, torch.bfloat16, **sizes)
+    plain = calculate("plain", cell, torch.float32, **sizes)
+    assert low.logits.dtype == torch.float32
+    assert relative_error(low.logits, plain.logits) < 0.01
+    for name, expected in plain.gradients.items():
+        assert low.gradients[name].dtype == torch.float32
+        assert relative_error(low.gradients[name], expected) < 0.03, name
+
+
+def relative_error(value: Tensor, expected: Tensor) -> float:
+    return float((value - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("core", ["plain", *FAST_CORES])
+def test_a_sequence_at_once_equals_the_same_in_pieces(core: str, cell: str, precision: torch.dtype) -> None:
+    """The pieces are so short that the lookup changes from the table to the product on the way."""
+    model = make_model(core, cell, torch.float32, precision, units=48, vocabulary=20, layers=2)
+    ids = some_ids(17, 3, 20)
+    # PyTorch's own layer hands its state on in the products' type, which costs bits of bfloat16.
+    exact = {"rtol": 1e-4, "atol": 1e-5} if precision == torch.float32 else {"rtol": 0.05, "atol": 0.05}
+    with torch.no_grad():
+        whole, end = model(ids)
+        state, pieces = None, []
+        for begin, stop in [(0, 1), (1, 9), (9, 12), (12, 17)]:
+            logits, state = model(ids[begin:stop], state)
+            pieces.append(logits)
+    torch.testing.assert_close(torch.cat(pieces), whole, **exact)
+    torch.testing.assert_close(state, end, **exact)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("core", ["plain", *FAST_CORES])
+def test_a_batch_equals_its_rows_alone(core: str, cell: str) -> None:
+    model = make_model(core, cell, torch.float32, torch.float32, units=48, vocabulary=40, layers=2)
+    ids, state = some_ids(17, 9, 40), make_state(cell, 2, 9, 48, torch.float32)
+    with torch.no_grad():
+        logits, last = model(ids, state)
+        for row in range(9):
+            one = slice(row, row + 1)
+            alone, end = model(ids[:, one], tuple(part[:, one] for part in state))
+            torch.testing.assert_close(logits[:, one], alone, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(tuple(part[:, one] for part in last), end, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("core", FAST_CORES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_only_the_last_state_may_be_asked_for_its_gradient(core: str, cell: str) -> None:
+    """A loss on the state alone, none on the outputs: the way of a classifier."""
+    gradients = []
+    for which in (core, "plain"):
+        model = make_model(which, cell, torch.float32, torch.float32, units=7, vocabulary=9, layers=1)
+        _, last = model(some_ids(5, 2, 9))
+        total = sum((part * ramp(*part.shape, phase=i, dtype=torch.float32)).sum() for i, part in enumerate(last))
+        gradients.append(torch.autograd.grad(total, model.weight("recurrent.0.weight_hh"))[0])
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("core", FAST_CORES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_callers_state_and_ids_stay_as_they_were(core: str, cell: str) -> None:
+    model = make_model(core, cell, torch.float32, torch.float32, units=7, vocabulary=9, layers=2)
+    ids, state = some_ids(5, 2, 9), make_state(cell, 2, 2, 7, torch.float32)
+    before = ids.clone(), tuple(part.clone() for part in state)
+    model(ids, state)[0].sum().backward()
+    torch.testing.assert_close((ids, state), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("core", FAST_CORES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_states_and_ids_that_are_views_are_understood(core: str, cell: str) -> None:
+    """Batches come as transposed arrays: what is not contiguous must give the same numbers."""
+    model = make_model(core, cell, torch.float32, torch.float32, units=7, vocabulary=9, layers=1)
+    ids, state = some_ids(6, 4, 9), make_state(cell, 1, 4, 7, torch.float32)
+    ids_view = ids.T.contiguous().T
+    state_view = tuple(part.transpose(1, 2).contiguous().transpose(1, 2) for part in state)
+    assert not ids_view.is_contiguous()
+    torch.testing.assert_close(model(ids_view, state_view), model(ids, state), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("core", FAST_CORES)
+def test_the_same_call_gives_the_same_bits(core: str, threads: int) -> None:
+    """What a resume that equals never stopping stands on."""
+    torch.set_num_threads(threads)
+    sizes = {"units": 48, "steps": 17, "batch": 9, "vocabulary": 70, "layers": 2}
+    first, second = (calculate(core, "gru", torch.float32, torch.bfloat16, **sizes) for _ in range(2))
+    assert torch.equal(first.logits, second.logits)
+    for name, gradient in first.gradients.items():
+        assert torch.equal(gradient, second.gradients[name]), name
