@@ -12,7 +12,9 @@ help:  ## this list
 
 setup: $(READY)  ## create .venv and install the package with its development tools
 
-$(READY): pyproject.toml constraints.txt
+KERNELS := CMakeLists.txt $(wildcard src/charwright/kernels/*.[ch])
+
+$(READY): pyproject.toml constraints.txt $(KERNELS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "charwright needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --editable '.[dev]'

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +27,6 @@ from charwright.config import (
 from charwright.errors import RunError, UsageError
 
 if TYPE_CHECKING:
-    from charwright.data.corpus import Places
     from charwright.data.vocabulary import Vocabulary
     from charwright.evaluate import Evaluation
     from charwright.model.language_model import LanguageModel
@@ -53,7 +52,9 @@ RESUMABLE = (*BUDGETS, "log_every", "checkpoint_minutes", "keep_checkpoints")
     "--validation", multiple=True, metavar="TEXT", help="Measure on this text instead of a part of the corpus."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
-@click.option("--core", default="auto", show_default=True, help="The recurrent core: auto, plain, fused or torch.")
+@click.option(
+    "--core", default="auto", show_default=True, help="The recurrent core: auto, native, fused, torch or plain."
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the CPU to use.  [default: all cores]")
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard files into the run's folder too.")
 @config_options(TrainingConfig(minutes=5.0), "Training")
@@ -83,10 +84,6 @@ def train(
 
     Names are shakespeare, python-docs and python-code.
     """
-    from charwright.model.recurrent import CORES
-
-    if core not in CORES:
-        raise UsageError(f"--core must be one of {', '.join(CORES)}, not {core!r}")
     if corpus and resume:
         raise UsageError("--resume finds the run's own text; if it has moved, name it with --corpus")
     if corpus_moved and not resume:
@@ -125,6 +122,7 @@ def _new_work(
     force: bool,
 ) -> _Work:
     """Read the texts and decide on the options; nothing is written yet."""
+    from charwright.cli.download import user_places
     from charwright.data.corpus import STDIN_PATH, read_corpus, split_corpus
     from charwright.data.vocabulary import Vocabulary
     from charwright.run import Run, RunConfig
@@ -133,17 +131,15 @@ def _new_work(
     if not corpus:
         raise UsageError("name a text to learn from: a file, a folder, -, an address, shakespeare or python-docs")
     recipe = find_recipe(recipe_name).with_options(options)
-    places = _places()
+    places = user_places()
+    if out is not None:
+        Run.check_place(out, force=force)
     text = read_corpus(corpus, reading, places)
     measured = read_corpus(validation, reading, places) if validation else None
     for note in (*text.notes, *(measured.notes if measured else ())):
         click.echo(note, err=True)
     if out is None:
         out = _free_folder(Path("runs") / text.name)
-    elif (out / "config.json").is_file() and not force:
-        raise RunError(
-            f"{out} holds a run already; go on with --resume {out}, replace it with --force, or choose another --out"
-        )
     if measured is not None:
         recipe = recipe.with_options({"val_fraction": 0.0})
     training_text, validation_text = split_corpus(text.text, recipe.split)
@@ -190,9 +186,10 @@ def _resumed_work(folder: Path, moved: tuple[str, ...], options: dict[str, Any],
 
 def _texts_again(run: Run, moved: tuple[str, ...]) -> tuple[str, str]:
     """The corpus and the validation text of a run, each what it was when the run began."""
+    from charwright.cli.download import user_places
     from charwright.data.corpus import read_corpus, reread_corpus
 
-    places, config = _places(), run.config
+    places, config = user_places(), run.config
 
     def placed(sources: tuple[Any, ...]) -> list[Any]:
         inside = {source: str(run.folder / source.location) for source in sources if source.kind == "stdin"}
@@ -304,7 +301,6 @@ def _snapshot_of(run: Run) -> Snapshot | None:
     if found is None:
         return None
     arrays, position = found
-    run.check_weights(arrays["weights"], run.folder / "checkpoints")
     return Snapshot(
         position=Position.from_json(position, "position.json"),
         weights=arrays["weights"],
@@ -323,7 +319,8 @@ def _signals() -> Iterator[Callable[[], str | None]]:
         if caught:
             raise KeyboardInterrupt
         caught.append(signal.Signals(number).name)
-        print("\nstopping after this step; once more to stop at once", file=sys.stderr)
+        # Not print: the signal may have come in the middle of one, which allows no second inside it.
+        os.write(2, b"\nstopping after this step; once more to stop at once\n")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -331,14 +328,6 @@ def _signals() -> Iterator[Callable[[], str | None]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _places() -> Places:
-    """The user's own places, with a download bar where a person is looking."""
-    from charwright.cli.download import DownloadBar
-    from charwright.data.corpus import Places
-
-    return Places.of_this_user(sys.stdin.buffer, DownloadBar() if sys.stderr.isatty() else None)
 
 
 def _free_folder(folder: Path) -> Path:

@@ -75,10 +75,25 @@ def rnn_cell(x: Tensor, state: State, weights: Weights) -> State:
 CELLS = {"gru": gru_cell, "lstm": lstm_cell, "rnn": rnn_cell}
 
 
-def unroll(cell: str, x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:
-    """The cell over a whole sequence, step by step: x (T, B, E) -> outputs (T, B, H) and the last state."""
+def unroll(cell: str, x: Tensor, state: State, weights: Weights, mask: Tensor | None = None) -> tuple[Tensor, State]:
+    """The cell over a whole sequence, step by step: x (T, B, E) -> outputs (T, B, H) and the last state.
+
+    A mask (B, H) on the state inside the recurrent product is the same as one on the weights' columns, row by row.
+    """
+    if mask is not None:
+        return _unroll_masked(cell, x, state, weights, mask)
     outputs = []
     for x_t in x:
         state = CELLS[cell](x_t, state, weights)
         outputs.append(state[0])
     return torch.stack(outputs), state
+
+
+def _unroll_masked(cell: str, x: Tensor, state: State, weights: Weights, mask: Tensor) -> tuple[Tensor, State]:
+    """Each row of the batch by itself, with its own masked weights."""
+    rows = []
+    for b in range(x.shape[1]):
+        masked = weights._replace(weight_hh=weights.weight_hh * mask[b])
+        rows.append(unroll(cell, x[:, b : b + 1], tuple(part[b : b + 1] for part in state), masked))
+    outputs = torch.cat([row[0] for row in rows], dim=1)
+    return outputs, tuple(torch.cat(parts) for parts in zip(*(row[1] for row in rows), strict=True))

@@ -63,7 +63,7 @@ class LanguageModel(nn.Module):
             logits (T, B, V) float32, and the state after the last position.
         """
         state = self.zero_state(ids.shape[1]) if state is None else state
-        core = choose_core(self.core, ids.device)
+        core = choose_core(self.core, ids.device, self.precision)
         x: LayerInput = Tokens(ids, self.weight("embedding.weight"))
         last = []
         for layer in range(self.config.layers):
@@ -134,7 +134,7 @@ class LanguageModel(nn.Module):
         if generator is None:
             raise ValueError("training with dropout draws its masks from a generator; pass generator=...")
         mask = torch.empty_like(outputs).bernoulli_(1 - rate, generator=generator)
-        return outputs * mask.div_(1 - rate)
+        return outputs * mask / (1 - rate)
 
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator) -> None:

@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -110,34 +111,35 @@ def fit(
     yield loop.started(resumed=resume is not None)
     reason = "done"
     last_report = last_save = loop.time_s
-    while not loop.position.done:
-        report = False
-        for pair in loop.remaining_pairs():
-            loop.step(pair)
-            if loop.position.step % config.log_every == 0:
-                yield loop.stepped()
-            reason = should_stop() or "done"
-            if reason != "done" or loop.fraction >= 1:
+    with loop.clipping():
+        while not loop.position.done:
+            report = False
+            for pair in loop.remaining_pairs():
+                loop.step(pair)
+                if loop.position.step % config.log_every == 0:
+                    yield loop.stepped()
+                reason = should_stop() or "done"
+                if reason != "done" or loop.fraction >= 1:
+                    break
+                if save and loop.time_s - last_save >= config.checkpoint_minutes * 60:
+                    save(loop.snapshot())
+                    last_save = loop.time_s
+                    yield Checkpoint(loop.position.step, loop.time_s)
+            if reason == "done":
+                ended = loop.fraction >= 1
+                report = ended or loop.worth_reporting(last_report)
+                yield loop.end_epoch(validate if report else None)
+                if report and sample:
+                    yield Sample(loop.position.step, loop.time_s, sample(model))
+                loop.position.done = ended
+                reason = should_stop() or "done"
+            if reason != "done" or report:
+                last_report = last_save = loop.time_s
+                if save:
+                    save(loop.snapshot())
+                    yield Checkpoint(loop.position.step, loop.time_s)
+            if reason != "done":
                 break
-            if save and loop.time_s - last_save >= config.checkpoint_minutes * 60:
-                save(loop.snapshot())
-                last_save = loop.time_s
-                yield Checkpoint(loop.position.step, loop.time_s)
-        if reason == "done":
-            ended = loop.fraction >= 1
-            report = ended or loop.worth_reporting(last_report)
-            yield loop.end_epoch(validate if report else None)
-            if report and sample:
-                yield Sample(loop.position.step, loop.time_s, sample(model))
-            loop.position.done = ended
-            reason = should_stop() or "done"
-        if reason != "done" or report:
-            last_report = last_save = loop.time_s
-            if save:
-                save(loop.snapshot())
-                yield Checkpoint(loop.position.step, loop.time_s)
-        if reason != "done":
-            break
     yield End(loop.position.step, loop.time_s, reason, loop.position.best_loss, loop.position.best_step)
 
 
@@ -162,14 +164,13 @@ class _Loop:
         self.optimizer = optimizer or make_optimizer(model, config)
         for group in self.optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
-        if config.clip_norm is not None:
-            self.optimizer.register_step_pre_hook(self._clip)
         self.position = Position()
         self.state: State | None = None
         self.best: Arrays = {}
         if resume is not None:
             self._load(resume)
         self.pending: list[Tensor] = []  # losses not yet read back from the device
+        self.unsaid: list[float] = []  # losses that no step event has told yet
         self.began = self.noticed = clock()
         self.noticed_step = self.position.step
         self.before_s = self.position.elapsed_s
@@ -194,11 +195,24 @@ class _Loop:
             return 1.0
         return 0.5 * (1 + math.cos(math.pi * min(1.0, self.fraction)))
 
+    @contextmanager
+    def clipping(self) -> Iterator[None]:
+        """Clip the gradients whenever the optimizer steps; afterwards it is its owner's again, as it was."""
+        if self.config.clip_norm is None:
+            yield
+            return
+        hook = self.optimizer.register_step_pre_hook(self._clip)
+        try:
+            yield
+        finally:
+            hook.remove()
+
     def remaining_pairs(self) -> Iterator[Pair]:
         """The batches of this epoch that are still to do, made ahead by a thread."""
-        pairs = prefetch(self.dataset.batches(self.position.epoch, self.position.step_in_epoch))
         self.epoch_began = self.clock() - self.position.epoch_s
-        return pairs
+        if self._spent():  # Stopped after the budget's last step, before the end of its epoch was told.
+            return iter(())
+        return prefetch(self.dataset.batches(self.position.epoch, self.position.step_in_epoch))
 
     def step(self, pair: Pair) -> None:
         """One batch: set the rate, train, count."""
@@ -209,8 +223,10 @@ class _Loop:
         generator = torch.Generator(self.device).manual_seed(_mixed(self.config.seed, self.position.step))
         inputs, targets = (torch.from_numpy(array).to(self.device, non_blocking=True) for array in pair)
         batch = Batch(inputs, targets, self.state, generator)
-        self.pending.append(self.train_step(self.model, batch, self.optimizer))
-        self.state = batch.state if self.dataset.carries else None
+        # Whoever wrote the step need not know that a graph which is kept keeps all its memory.
+        self.pending.append(self.train_step(self.model, batch, self.optimizer).detach())
+        carried = batch.state if self.dataset.carries else None
+        self.state = None if carried is None else tuple(part.detach() for part in carried)
         self.position.step += 1
         self.position.step_in_epoch += 1
         self.position.epoch_s = self.clock() - self.epoch_began
@@ -226,13 +242,14 @@ class _Loop:
             seq_length=self.dataset.seq_length,
             device=str(self.device),
             precision="bf16" if self.model.precision == torch.bfloat16 else "f32",
-            core=choose_core(self.model.core, self.device),
+            core=choose_core(self.model.core, self.device, self.model.precision),
             threads=torch.get_num_threads(),
         )
 
     def stepped(self) -> Step:
         """A step event, with the mean loss since the last one."""
-        losses = self._read_losses()
+        self._read_losses()
+        losses, self.unsaid = self.unsaid, []
         now, position, fraction = self.clock(), self.position, self.fraction
         per_step_s = (now - self.noticed) / max(1, position.step - self.noticed_step)
         self.noticed, self.noticed_step = now, position.step
@@ -263,6 +280,7 @@ class _Loop:
         """Measure, keep the weights if they are the best so far, and begin the next epoch."""
         self._read_losses()
         position = self.position
+        position.epoch_s = self.clock() - self.epoch_began  # A GPU has done its work only now.
         result = validate(self.model) if validate else None
         if result is not None and not math.isfinite(result.nats_per_char):
             raise DivergedError(self._diverged_message())
@@ -293,20 +311,20 @@ class _Loop:
         """Everything that a resume needs, copied.
 
         Raises:
-            DivergedError: when a weight is not finite, so that no such weight is ever saved.
+            DivergedError: when a number in it is not finite, so that no such number is ever saved.
         """
         self._read_losses()
         self.position.elapsed_s = self.time_s
-        weights = self.model.arrays()
-        if not all_finite(weights):
-            raise DivergedError(self._diverged_message())
-        return Snapshot(
+        snapshot = Snapshot(
             position=copy.copy(self.position),
-            weights=weights,
+            weights=self.model.arrays(),
             optimizer=optimizer_arrays(self.model, self.optimizer),
             state=state_arrays(self.state),
             best=self.best,
         )
+        if not all(map(all_finite, (snapshot.weights, snapshot.optimizer, snapshot.state))):
+            raise DivergedError(self._diverged_message())
+        return snapshot
 
     def _load(self, snapshot: Snapshot) -> None:
         self.model.load_arrays(snapshot.weights)
@@ -314,25 +332,28 @@ class _Loop:
         self.state = load_state(snapshot.state, self.device)
         self.best = snapshot.best
         self.position = copy.copy(snapshot.position)
-        # A finished run goes on when its budget has been raised.
-        self.position.done = self.position.done and self._spent()
+        # A finished run goes on when its budget has been raised; one whose budget was cut has nothing left to tell,
+        # unless it stands in the middle of an epoch.
+        told = self.position.done or self.position.loss_count == 0
+        self.position.done = told and self._spent()
 
     def _spent(self) -> bool:
+        """Whether the budget was spent when this position was reached."""
         config, position = self.config, self.position
         if config.minutes is not None:
             return position.elapsed_s >= config.minutes * 60
         return position.step >= (config.steps or (config.epochs or 1) * self.dataset.steps_per_epoch)
 
-    def _read_losses(self) -> list[float]:
+    def _read_losses(self) -> None:
         """Fetch the losses since the last call, add them to the epoch's, and see that they are numbers."""
         losses = [float(loss) for loss in self.pending]
         self.pending = []
+        self.unsaid += losses
         for loss in losses:
             self.position.loss_sum += loss
             self.position.loss_count += 1
         if not all(map(math.isfinite, losses)):
             raise DivergedError(self._diverged_message())
-        return losses
 
     def _diverged_message(self) -> str:
         rate = self.optimizer.param_groups[0]["lr"]

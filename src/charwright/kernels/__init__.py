@@ -1,0 +1,132 @@
+"""The C kernels: found, checked and described to Python. What they do is in `charwright_kernels.h`.
+
+The library is built when the package is installed and a C compiler is there. Without it everything still works,
+more slowly, and `load` gives None.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+ABI = 1
+CELLS = {"gru": 0, "lstm": 1, "rnn": 2}
+UNITS_MULTIPLE = 16
+"""The kernels want the number of units as a multiple of this; callers fill up with zeros."""
+
+VARIANTS = ("avx512bf16", "avx512", "avx2", "portable")
+
+
+class Layer(ctypes.Structure):
+    """`cw_layer` of charwright_kernels.h, field for field."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("cell", "bf16", "steps", "batch", "units", "threads")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                "table",
+                "ids",
+                "inputs",
+                "bias",
+                "mask",
+                "packed",
+                "hidden",
+                "masked",
+                "gates",
+                "cells",
+                "state_h",
+                "state_c",
+                "d_outputs",
+                "d_h",
+                "d_c",
+                "d_table",
+                "d_bias",
+            )
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """A loaded library, and the variant of it that is used."""
+
+    library: ctypes.CDLL
+    variant: int
+    name: str
+    path: Path
+
+    def packed_bytes(self, cell: str, units: int, bf16: bool) -> int:
+        """How many bytes the packed recurrent weights take."""
+        return int(self.library.cw_packed_bytes(self.variant, CELLS[cell], units, int(bf16)))
+
+    def pack(self, cell: str, units: int, *, bf16: bool, backward: bool, threads: int, weights: int, to: int) -> None:
+        """Lay float32 weights (G * H, H) at address `weights` out at address `to`."""
+        self.library.cw_pack(
+            self.variant, CELLS[cell], units, int(bf16), int(backward), threads, ctypes.c_void_p(weights),
+            ctypes.c_void_p(to),
+        )  # fmt: skip
+
+    def forward(self, layer: Layer) -> None:
+        """Run a layer over its whole sequence."""
+        self.library.cw_forward(self.variant, ctypes.byref(layer))
+
+    def backward(self, layer: Layer) -> None:
+        """Run a layer's gradients back over its whole sequence."""
+        self.library.cw_backward(self.variant, ctypes.byref(layer))
+
+    @property
+    def fast_bf16(self) -> bool:
+        """Whether bfloat16 products have an instruction of their own in this variant."""
+        return self.name == "avx512bf16"
+
+
+def load(variant: str | None = None) -> Kernels | None:
+    """The kernels in their best variant for this machine, or in the named one; None where they were not built.
+
+    CHARWRIGHT_KERNELS names a variant for the whole process, or is `none`.
+
+    Raises:
+        ValueError: when the named variant does not exist or does not run here.
+    """
+    wanted = variant or os.environ.get("CHARWRIGHT_KERNELS") or "best"
+    if wanted == "none":
+        return None
+    return _load(wanted)
+
+
+@cache
+def _load(wanted: str) -> Kernels | None:
+    path = _library_path()
+    if path is None:
+        return None
+    library = ctypes.CDLL(str(path))
+    library.cw_variant_name.restype = ctypes.c_char_p
+    library.cw_packed_bytes.restype = ctypes.c_size_t
+    if library.cw_abi() != ABI:
+        return None  # Left over from another version; a new installation builds the right one.
+    bits = library.cw_variants()
+    names: dict[str, int] = {}
+    for index in range(bits.bit_length()):
+        if bits >> index & 1:
+            names[library.cw_variant_name(index).decode()] = index
+    name = next(iter(names)) if wanted == "best" else wanted
+    if name not in names:
+        raise ValueError(f"CHARWRIGHT_KERNELS={name}: this machine runs {', '.join(names)}; or none")
+    return Kernels(library, names[name], name, path)
+
+
+def _library_path() -> Path | None:
+    """The library beside this file, or where an editable installation put it."""
+    if override := os.environ.get("CHARWRIGHT_KERNELS_LIBRARY"):
+        return Path(override)
+    suffix = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
+    for folder in __path__:
+        path = Path(folder) / f"charwright_kernels{suffix}"
+        if path.is_file():
+            return path
+    return None

@@ -1,0 +1,63 @@
+/* The interface of the kernels: plain C, arrays in, arrays out. Nothing here knows of Python or PyTorch.
+ *
+ * Shapes: T time steps, B rows of the batch, H units (a multiple of 16; callers fill up with zeros), G gates.
+ * "Storage" is float32 or bfloat16 (as uint16_t), by `bf16`. Gates lie in the order r, z, n (GRU) or i, f, g, o (LSTM).
+ */
+#ifndef CHARWRIGHT_KERNELS_H
+#define CHARWRIGHT_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define CW_PUBLIC __declspec(dllexport)
+#else
+#define CW_PUBLIC __attribute__((visibility("default")))
+#endif
+
+enum { CW_GRU = 0, CW_LSTM = 1, CW_RNN = 2 };
+
+#define CW_ABI 1
+
+typedef struct {
+    int32_t cell, bf16, steps, batch, units, threads;
+    /* Input: rows of a table chosen by ids, or one row for each position. */
+    const float *table;     /* (tokens, G * H), or NULL */
+    const int64_t *ids;     /* (T, B) with the table */
+    const void *inputs;     /* (T, B, G * H) storage, without a table */
+    const float *bias;      /* (G * H) recurrent bias, or NULL */
+    const float *mask;      /* (B, H) on the state inside the recurrent product, or NULL */
+    const void *packed;     /* from cw_pack, forward or backward */
+    void *hidden;           /* (T + 1, B, H) storage; [t] is the state before step t */
+    void *masked;           /* the same times the mask; only with a mask */
+    void *gates;            /* forward writes, backward reads and overwrites with gradients; see `cw_slots` */
+    void *cells;            /* (T + 1, B, H) storage; LSTM only */
+    float *state_h;         /* (B, H): in the first state, out the last */
+    float *state_c;         /* (B, H), LSTM only */
+    /* Backward only. */
+    const void *d_outputs;  /* (T, B, H) storage */
+    float *d_h;             /* (B, H): in the gradient of the last state, out that of the first */
+    float *d_c;             /* (B, H), LSTM only */
+    float *d_table;         /* (tokens, G * H), added to; with a table */
+    float *d_bias;          /* (G * H), added to; with a bias */
+} cw_layer;
+
+/* Arrays (B, H) that `gates` holds for each step, in storage.
+ * GRU: r, z, n, U_n h + c_n; after backward: d(n) * r, d(r), d(z), d(n), so that the first three are the gradient
+ * at the recurrent product and the last three at the input's. LSTM: i, f, g, o and their gradients. RNN: its gradient. */
+static inline int cw_slots(int cell) { return cell == CW_RNN ? 1 : 4; }
+static inline int cw_gate_count(int cell) { return cell == CW_GRU ? 3 : cell == CW_LSTM ? 4 : 1; }
+
+CW_PUBLIC int cw_abi(void);
+/* The variants that this machine can run, best first, as a bit set over cw_variant_name's indices. */
+CW_PUBLIC int cw_variants(void);
+CW_PUBLIC const char *cw_variant_name(int variant);
+/* Bytes that packed weights take. */
+CW_PUBLIC size_t cw_packed_bytes(int variant, int cell, int units, int bf16);
+/* Lay the recurrent weights (G * H, H) out for the forward or the backward product. */
+CW_PUBLIC void cw_pack(int variant, int cell, int units, int bf16, int backward, int threads, const float *weights,
+                       void *packed);
+CW_PUBLIC void cw_forward(int variant, const cw_layer *layer);
+CW_PUBLIC void cw_backward(int variant, const cw_layer *layer);
+
+#endif

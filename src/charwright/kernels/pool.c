@@ -1,0 +1,148 @@
+/* Threads that sleep between jobs. Jobs come one at a time: a second caller waits for the first. */
+#include "pool.h"
+
+#if defined(_WIN32)
+#include <windows.h>
+typedef SRWLOCK lock_t;
+typedef CONDITION_VARIABLE signal_t;
+#define LOCK_READY SRWLOCK_INIT
+#define SIGNAL_READY CONDITION_VARIABLE_INIT
+#define take(lock) AcquireSRWLockExclusive(lock)
+#define give(lock) ReleaseSRWLockExclusive(lock)
+#define wait_for(signal, lock) SleepConditionVariableSRW(signal, lock, INFINITE, 0)
+#define wake_all(signal) WakeAllConditionVariable(signal)
+#define stand_aside() SwitchToThread()
+static int current_process(void) { return (int)GetCurrentProcessId(); }
+#else
+#include <pthread.h>
+#include <sched.h>
+#include <unistd.h>
+typedef pthread_mutex_t lock_t;
+typedef pthread_cond_t signal_t;
+#define LOCK_READY PTHREAD_MUTEX_INITIALIZER
+#define SIGNAL_READY PTHREAD_COND_INITIALIZER
+#define take(lock) pthread_mutex_lock(lock)
+#define give(lock) pthread_mutex_unlock(lock)
+#define wait_for(signal, lock) pthread_cond_wait(signal, lock)
+#define wake_all(signal) pthread_cond_broadcast(signal)
+#define stand_aside() sched_yield()
+static int current_process(void) { return (int)getpid(); }
+#endif
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#define breathe() _mm_pause()
+#elif defined(__aarch64__)
+#define breathe() __asm__ volatile("yield")
+#else
+#define breathe() ((void)0)
+#endif
+
+#define MOST_THREADS 256
+/* About 20 microseconds: longer than a step's imbalance, shorter than anybody would notice. */
+#define SPINS 4000
+
+static lock_t one_job = LOCK_READY; /* held for the length of a job */
+static lock_t lock = LOCK_READY;    /* guards what follows */
+static signal_t begin = SIGNAL_READY, end = SIGNAL_READY;
+static int started, owner; /* threads that exist, and the process they belong to (a fork has none of them) */
+static atomic_int ticket;  /* the number of the present job */
+static atomic_int busy;    /* helpers that have not finished it */
+static int wanted;         /* helpers that take part in it */
+static cw_job present_job;
+static void *present_argument;
+static cw_barrier barrier;
+
+void cw_meet(cw_barrier *meeting) {
+    if (meeting->threads == 1) return;
+    int round = atomic_load_explicit(&meeting->round, memory_order_relaxed);
+    if (atomic_fetch_add_explicit(&meeting->arrived, 1, memory_order_acq_rel) == meeting->threads - 1) {
+        atomic_store_explicit(&meeting->arrived, 0, memory_order_relaxed);
+        atomic_store_explicit(&meeting->round, round + 1, memory_order_release);
+        return;
+    }
+    for (int spins = 0; atomic_load_explicit(&meeting->round, memory_order_acquire) == round; spins++) {
+        if (spins < SPINS) breathe();
+        else stand_aside(); /* somebody else needs the processor more than this loop does */
+    }
+}
+
+static void help(int index) {
+    int seen = 0;
+    for (;;) {
+        for (int spins = 0; spins < SPINS && atomic_load_explicit(&ticket, memory_order_acquire) == seen; spins++)
+            breathe();
+        take(&lock);
+        while (atomic_load(&ticket) == seen) wait_for(&begin, &lock);
+        seen = atomic_load(&ticket);
+        int takes_part = index <= wanted;
+        give(&lock);
+        if (!takes_part) continue;
+        present_job(index, wanted + 1, &barrier, present_argument);
+        if (atomic_fetch_sub_explicit(&busy, 1, memory_order_acq_rel) == 1) {
+            take(&lock);
+            wake_all(&end);
+            give(&lock);
+        }
+    }
+}
+
+#if defined(_WIN32)
+static DWORD WINAPI enter(void *index) {
+    help((int)(intptr_t)index);
+    return 0;
+}
+static int start_thread(int index) {
+    HANDLE handle = CreateThread(NULL, 0, enter, (void *)(intptr_t)index, 0, NULL);
+    if (handle == NULL) return 0;
+    CloseHandle(handle);
+    return 1;
+}
+#else
+static void *enter(void *index) {
+    help((int)(long)index);
+    return NULL;
+}
+static int start_thread(int index) {
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, enter, (void *)(long)index) != 0) return 0;
+    pthread_detach(thread);
+    return 1;
+}
+#endif
+
+/* Make sure that `helpers` threads exist; returns how many do. */
+static int ensure(int helpers) {
+    if (owner != current_process()) {
+        owner = current_process();
+        started = 0;
+    }
+    while (started < helpers && start_thread(started + 1)) started++;
+    return started < helpers ? started : helpers;
+}
+
+void cw_parallel(int threads, cw_job job, void *argument) {
+    if (threads > MOST_THREADS) threads = MOST_THREADS;
+    take(&one_job);
+    take(&lock);
+    int helpers = threads > 1 ? ensure(threads - 1) : 0;
+    barrier.threads = helpers + 1;
+    atomic_store(&barrier.arrived, 0);
+    if (helpers) {
+        present_job = job;
+        present_argument = argument;
+        wanted = helpers;
+        atomic_store(&busy, helpers);
+        atomic_fetch_add_explicit(&ticket, 1, memory_order_release);
+        wake_all(&begin);
+    }
+    give(&lock);
+    job(0, helpers + 1, &barrier, argument);
+    if (helpers) {
+        for (int spins = 0; spins < SPINS && atomic_load_explicit(&busy, memory_order_acquire); spins++) breathe();
+        take(&lock);
+        while (atomic_load(&busy)) wait_for(&end, &lock);
+        give(&lock);
+    }
+    give(&one_job);
+}

@@ -1,0 +1,166 @@
+"""The C kernels as a recurrent core: a layer over its whole sequence in one call, forward and backward.
+
+What is left to PyTorch is the table of the first layer (or the projection of a later one) before, and one product for
+the gradient of the recurrent weights after.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from charwright.kernels import CELLS, UNITS_MULTIPLE, Kernels, Layer
+from charwright.model.cells import State, Weights
+
+SLOTS = {"gru": 4, "lstm": 4, "rnn": 1}
+
+
+def native_layer(
+    kernels: Kernels,
+    cell: str,
+    table: Tensor,
+    ids: Tensor | None,
+    state: State,
+    weights: Weights,
+    dtype: torch.dtype,
+    mask: Tensor | None,
+) -> tuple[Tensor, State]:
+    """One layer: `table` (V, G * H) float32 with ids (T, B), or what the input says at each position (T, B, G * H).
+
+    Returns outputs (T, B, H) in `dtype` and the last state in float32.
+    """
+    units = weights.weight_hh.shape[1]
+    spare = -units % UNITS_MULTIPLE
+    gates = len(weights.weight_hh) // units
+    hidden_weights, bias = weights.weight_hh, weights.bias_hh
+    if spare:
+        table = _filled_gates(table, gates, spare)
+        hidden_weights = F.pad(_filled_gates(hidden_weights.T, gates, spare).T, (0, spare))
+        bias = _filled_gates(bias, gates, spare) if bias is not None else None
+        state = tuple(F.pad(part, (0, spare)) for part in state)
+        mask = F.pad(mask, (0, spare)) if mask is not None else None
+    inputs = table if ids is not None else table.to(dtype)
+    c = state[1] if cell == "lstm" else None
+    result: Any = _NativeLayer.apply(kernels, cell, dtype, inputs, ids, hidden_weights, bias, state[0], c, mask)  # type: ignore[no-untyped-call]
+    outputs, *last = result
+    if spare:
+        outputs, last = outputs[..., :units], [part[..., :units] for part in last]
+    return outputs, tuple(last)
+
+
+def _filled_gates(x: Tensor, gates: int, spare: int) -> Tensor:
+    """(..., G * H) -> (..., G * (H + spare)), each gate filled up with zeros."""
+    shaped = F.pad(x.unflatten(-1, (gates, -1)), (0, spare))  # type: ignore[no-untyped-call]
+    return shaped.flatten(-2)
+
+
+class _NativeLayer(torch.autograd.Function):
+    """See `native_layer`; outputs (T, B, H) and h, or h and c, of the last step (B, H)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        kernels: Kernels,
+        cell: str,
+        dtype: torch.dtype,
+        inputs: Tensor,
+        ids: Tensor | None,
+        weights: Tensor,
+        bias: Tensor | None,
+        h: Tensor,
+        c: Tensor | None,
+        mask: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        steps, batch = (ids if ids is not None else inputs).shape[:2]
+        units = weights.shape[1]
+        hidden = torch.empty(steps + 1, batch, units, dtype=dtype)
+        masked = torch.empty_like(hidden) if mask is not None else None
+        cells = torch.empty_like(hidden) if c is not None else None
+        gates = torch.empty(steps, batch, SLOTS[cell] * units, dtype=dtype)
+        last_h, last_c = h.clone(), c.clone() if c is not None else None
+        inputs = inputs.contiguous()
+        ids, bias, mask = (None if part is None else part.contiguous() for part in (ids, bias, mask))
+        layer = _layer(cell, dtype, steps, batch, units)
+        _point(layer, "table" if ids is not None else "inputs", inputs)
+        packed = _packed(kernels, cell, weights, dtype, backward=False)
+        tensors = {"ids": ids, "bias": bias, "mask": mask, "packed": packed, "hidden": hidden, "masked": masked}
+        tensors |= {"gates": gates, "cells": cells, "state_h": last_h, "state_c": last_c}
+        for name, tensor in tensors.items():
+            _point(layer, name, tensor)
+        kernels.forward(layer)
+        ctx.save_for_backward(inputs if ids is not None else None, ids, weights, bias, mask)
+        # The kernels overwrite these with gradients, which autograd's own keeping would forbid.
+        ctx.kept = (hidden, masked, cells, gates)
+        ctx.kernels, ctx.cell, ctx.dtype = kernels, cell, dtype
+        return (hidden[1:], last_h) if last_c is None else (hidden[1:], last_h, last_c)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.kept is None:
+            raise RuntimeError("the native core can go back through a sequence once only; run it forward again")
+        (hidden, masked, cells, gates), ctx.kept = ctx.kept, None
+        table, ids, weights, bias, mask = ctx.saved_tensors
+        steps, batch, units = hidden.shape[0] - 1, hidden.shape[1], hidden.shape[2]
+        cell, dtype = ctx.cell, ctx.dtype
+        d_outputs = grads[0].to(dtype).contiguous()
+        d_h = grads[1].contiguous().clone()
+        d_c = grads[2].contiguous().clone() if cells is not None else None
+        d_table = torch.zeros_like(table) if ids is not None else None
+        d_bias = torch.zeros_like(bias) if bias is not None else None
+        layer = _layer(cell, dtype, steps, batch, units)
+        packed = _packed(ctx.kernels, cell, weights, dtype, backward=True)
+        tensors = {"ids": ids, "bias": bias, "mask": mask, "packed": packed, "hidden": hidden, "masked": masked}
+        tensors |= {"gates": gates, "cells": cells, "d_outputs": d_outputs, "d_h": d_h, "d_c": d_c}
+        tensors |= {"d_table": d_table, "d_bias": d_bias}
+        for name, tensor in tensors.items():
+            _point(layer, name, tensor)
+        ctx.kernels.backward(layer)
+        before = (hidden if masked is None else masked)[:-1].flatten(0, 1)
+        rows = gates.flatten(0, 1)
+        d_weights = _weight_gradient(cell, rows, before)
+        d_inputs = d_table
+        if d_table is None:
+            d_inputs = gates[..., units:] if cell == "gru" else gates
+        return None, None, None, d_inputs, None, d_weights, d_bias, d_h, d_c, None
+
+
+def _weight_gradient(cell: str, rows: Tensor, before: Tensor) -> Tensor:
+    """All steps' gradients of U at once: rows (T * B, slots * H) and before (T * B, H) -> (G * H, H) float32."""
+    units = before.shape[1]
+    if cell != "gru":
+        return (rows.T @ before).float()
+    # The GRU's slots begin with the gradient at U_n h, which comes last among the gates.
+    result = torch.empty(3 * units, units)
+    result[: 2 * units] = rows[:, units : 3 * units].T @ before
+    result[2 * units :] = rows[:, :units].T @ before
+    return result
+
+
+def _layer(cell: str, dtype: torch.dtype, steps: int, batch: int, units: int) -> Layer:
+    return Layer(
+        cell=CELLS[cell],
+        bf16=int(dtype == torch.bfloat16),
+        steps=steps,
+        batch=batch,
+        units=units,
+        threads=torch.get_num_threads(),
+    )
+
+
+def _point(layer: Layer, name: str, tensor: Tensor | None) -> None:
+    """Give the kernels the address of a tensor; the caller keeps it alive."""
+    setattr(layer, name, None if tensor is None else tensor.data_ptr())
+
+
+def _packed(kernels: Kernels, cell: str, weights: Tensor, dtype: torch.dtype, *, backward: bool) -> Tensor:
+    units, bf16 = weights.shape[1], dtype == torch.bfloat16
+    weights = weights.contiguous()
+    packed = torch.empty(kernels.packed_bytes(cell, units, bf16), dtype=torch.uint8)
+    kernels.pack(
+        cell, units, bf16=bf16, backward=backward, threads=torch.get_num_threads(), weights=weights.data_ptr(),
+        to=packed.data_ptr(),
+    )  # fmt: skip
+    return packed
