@@ -18,11 +18,11 @@ import json
 import os
 import re
 import shutil
-import struct
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,7 @@ from charwright.errors import (
 
 FORMAT = 1
 Arrays = dict[str, npt.NDArray[np.float32]]
+Checked = TypeVar("Checked", str, int, dict[str, Any], list[Any])
 
 
 @dataclass(frozen=True)
@@ -89,16 +90,16 @@ class RunConfig:
         try:
             return cls(
                 recipe=Recipe.from_json(top["recipe"], f"{where}: recipe"),
-                recipe_name=str(top["recipe_name"]),
+                recipe_name=_checked(top["recipe_name"], str, f"{where}: recipe_name"),
                 sources=_sources(corpus["sources"], f"{where}: corpus.sources"),
                 corpus=CorpusConfig.from_json(corpus["reading"], f"{where}: corpus.reading"),
-                characters=int(corpus["characters"]),
-                sha256=str(corpus["sha256"]),
+                characters=_checked(corpus["characters"], int, f"{where}: corpus.characters"),
+                sha256=_checked(corpus["sha256"], str, f"{where}: corpus.sha256"),
                 validation=_sources(corpus["validation"], f"{where}: corpus.validation"),
-                versions={str(key): str(value) for key, value in top["versions"].items()},
+                versions=_checked(top["versions"], dict, f"{where}: versions"),
             )
-        except (ConfigError, ValueError, TypeError, AttributeError) as error:
-            raise DamagedRunError(f"{error}" if where in str(error) else f"{where}: {error}") from error
+        except ConfigError as error:
+            raise DamagedRunError(str(error)) from error
 
 
 class Run:
@@ -129,11 +130,7 @@ class Run:
         if not (path / "config.json").is_file():
             raise RunNotFoundError(_no_run_message(path))
         values = _read_json(path / "config.json")
-        version = values.get("format") if isinstance(values, dict) else None
-        if isinstance(version, int) and version > FORMAT:
-            raise DamagedRunError(
-                f"{path / 'config.json'} has format {version}; this charwright reads up to {FORMAT}: update it"
-            )
+        _check_format(values, str(path / "config.json"))
         config = RunConfig.from_json(values, str(path / "config.json"))
         try:
             vocabulary = Vocabulary.from_json(_read_json(path / "vocabulary.json"))
@@ -150,23 +147,35 @@ class Run:
         Raises:
             RunExistsError: when there is something in that place, and it is no run or `force` is not given.
         """
+        cls.check_place(folder, force=force)
         path = Path(folder)
-        old: Path | None = None
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            is_run = (path / "config.json").is_file()
-            if not (force and is_run):
-                raise RunExistsError(_exists_message(path, is_run))
-            old = path.with_name(f".{path.name}.replaced-{os.getpid()}")
-            path.rename(old)
+        place = path.resolve()  # A link to a run stays a link, and `.` gets a name.
+        old = place.with_name(f".{place.name}.replaced-{os.getpid()}")
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            if (place / "config.json").is_file():
+                place.rename(old)
+            place.mkdir(parents=True, exist_ok=True)
             write_json(path / "vocabulary.json", vocabulary.to_json())
             write_json(path / "config.json", config.to_json())
-        except OSError as error:
-            raise RunError(f"cannot make the run folder {path}: {error.strerror}; choose another with --out") from error
-        if old is not None:
-            shutil.rmtree(old)
+        except (OSError, RunError) as error:
+            _undo_creation(place, old)
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise RunError(f"cannot make the run folder {path}: {reason}; choose another with --out") from error
+        shutil.rmtree(old, ignore_errors=True)
         return cls(path, config, vocabulary)
+
+    @staticmethod
+    def check_place(folder: str | os.PathLike[str], *, force: bool = False) -> None:
+        """See that `create` would put no run in the place of anything else.
+
+        Raises:
+            RunExistsError: when there is something in that place, and it is no run or `force` is not given.
+        """
+        path = Path(folder)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            is_run = (path / "config.json").is_file() and (path / "vocabulary.json").is_file()
+            if not (force and is_run):
+                raise RunExistsError(_exists_message(path, is_run))
 
     @classmethod
     def save(
@@ -242,20 +251,26 @@ class Run:
 
         `arrays` holds a dictionary of arrays for each file name without its ending.
         """
-        folder = self.folder / "checkpoints" / f"step-{step}"
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
-        for name, group in arrays.items():
-            write_arrays(folder / f"{name}.safetensors", group)
-        write_json(folder / "position.json", dict(position))
-        listed = {path.name: _size_and_hash(path) for path in sorted(folder.iterdir())}
-        write_json(folder / "manifest.json", {"format": FORMAT, "step": step, "files": listed})
-        _sync_folder(folder.parent)
-        kept = self._checkpoint_folders()[:keep]
-        for older in (self.folder / "checkpoints").iterdir():
-            if older not in kept:  # Those that a kill left unfinished go too.
-                shutil.rmtree(older, ignore_errors=True)
+        parent = self.folder / "checkpoints"
+        place, new, old = (parent / f"step-{step}{ending}" for ending in ("", ".new", ".old"))
+        shutil.rmtree(new, ignore_errors=True)
+        try:
+            _fill_checkpoint(new, step, arrays, position)
+            # The same step may have been saved before: at every moment one whole checkpoint has a name that counts.
+            if place.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                place.rename(old)
+            new.rename(place)
+            _sync_folder(parent)
+        except (OSError, RunError) as error:
+            shutil.rmtree(new, ignore_errors=True)
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise RunError(f"cannot save the checkpoint {place}: {reason}") from error
+        # A later step belongs to a training that was given up for this one.
+        kept = [path for path in self._checkpoint_folders() if path.suffix == "" and _step_of(path) <= step][:keep]
+        for other in parent.iterdir():
+            if other not in kept:
+                shutil.rmtree(other, ignore_errors=True)
 
     def latest_checkpoint(self) -> tuple[dict[str, Arrays], dict[str, Any]] | None:
         """The newest whole checkpoint, as its groups of arrays and its position; None where there is none.
@@ -266,25 +281,41 @@ class Run:
         complaint = None
         for folder in self._checkpoint_folders():
             try:
-                names = _check_manifest(folder)
-                arrays = {name[:-12]: read_arrays(folder / name) for name in names if name.endswith(".safetensors")}
-                return arrays, _read_json(folder / "position.json")
+                return self._read_checkpoint(folder)
             except DamagedRunError as error:
                 complaint = complaint or error
         if complaint is not None:
             raise complaint
         return None
 
+    def _read_checkpoint(self, folder: Path) -> tuple[dict[str, Arrays], dict[str, Any]]:
+        files = [folder / name for name in _check_manifest(folder)]
+        arrays = {path.stem: read_arrays(path) for path in files if path.suffix == ".safetensors"}
+        for name in ("weights", "optimizer"):
+            if name not in arrays:
+                raise DamagedRunError(f"{folder / name}.safetensors is missing")
+        self.check_weights(arrays["weights"], folder / "weights.safetensors")
+        position = _read_json(folder / "position.json")
+        return arrays, _checked(position, dict, str(folder / "position.json"))
+
     def append_log(self, event: Mapping[str, Any]) -> None:
         """Add a line to log.jsonl."""
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event, ensure_ascii=False) + "\n")
+        line = json.dumps(event, ensure_ascii=False).encode("utf-8") + b"\n"
+        path = self.folder / "log.jsonl"
+        try:
+            with path.open("ab+") as file:
+                if file.tell() and not _ends_with_newline(file):
+                    line = b"\n" + line  # A kill cut the last line off; this one must not be lost with it.
+                file.write(line)
+        except OSError as error:
+            raise RunError(f"cannot write {path}: {error.strerror}") from error
 
     def log(self) -> Iterator[dict[str, Any]]:
-        """The events of log.jsonl; a last line that was cut off is passed over."""
+        """The events of log.jsonl; a line that was cut off is passed over."""
         path = self.folder / "log.jsonl"
         if path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            # Not splitlines(): a sample may hold one of the other characters that end a line for Unicode.
+            for line in path.read_bytes().split(b"\n"):
                 try:
                     event = json.loads(line)
                 except ValueError:
@@ -294,15 +325,52 @@ class Run:
 
     def epochs(self) -> list[dict[str, Any]]:
         """The epoch events, one for each step: where a resume did some again, the last word counts."""
-        by_step = {event["step"]: event for event in self.log() if event.get("event") == "epoch" and "step" in event}
+        by_step = {event["step"]: event for event in self.log() if _is_epoch(event)}
         return [by_step[step] for step in sorted(by_step)]
 
     def _checkpoint_folders(self) -> list[Path]:
-        """All finished checkpoint folders, newest first."""
-        folder = self.folder / "checkpoints"
-        found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
-        whole = [path for path in found if (path / "manifest.json").is_file()]
-        return sorted(whole, key=lambda path: int(path.name[5:]), reverse=True)
+        """All finished checkpoint folders, newest first; `.old` ones stand in for what a kill kept from its place."""
+        found = (self.folder / "checkpoints").glob("step-*")
+        whole = [path for path in found if _CHECKPOINT.fullmatch(path.name) and (path / "manifest.json").is_file()]
+        return sorted(whole, key=lambda path: (_step_of(path), path.suffix == ""), reverse=True)
+
+
+_CHECKPOINT = re.compile(r"step-(\d+)(\.old)?")
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.stem.removeprefix("step-"))
+
+
+def _fill_checkpoint(folder: Path, step: int, arrays: Mapping[str, Arrays], position: Mapping[str, Any]) -> None:
+    folder.mkdir(parents=True)
+    for name, group in arrays.items():
+        write_arrays(folder / f"{name}.safetensors", group)
+    write_json(folder / "position.json", dict(position))
+    listed = {path.name: _size_and_hash(path) for path in sorted(folder.iterdir())}
+    write_json(folder / "manifest.json", {"format": FORMAT, "step": step, "files": listed})
+
+
+def _undo_creation(place: Path, old: Path) -> None:
+    """Take away what was made of a new run, and put the run back that it was to replace."""
+    for name in ("vocabulary.json", "config.json"):
+        with suppress(OSError):
+            (place / name).unlink()
+    with suppress(OSError):
+        place.rmdir()
+    with suppress(FileNotFoundError):
+        old.rename(place)
+
+
+def _ends_with_newline(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
+
+
+def _is_epoch(event: Mapping[str, Any]) -> bool:
+    """Whether an event is that of an epoch, with the figures that readers count on."""
+    figures = [event.get(key) for key in ("step", "epoch", "train_loss")]
+    return event.get("event") == "epoch" and all(isinstance(figure, int | float) for figure in figures)
 
 
 def write_arrays(path: Path, arrays: Arrays) -> None:
@@ -318,23 +386,32 @@ def read_arrays(path: Path) -> Arrays:
     Raises:
         DamagedRunError: when it is cut off, no safetensors, or of another type.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors import SafetensorError, safe_open
 
+    arrays: Arrays = {}
     try:
-        arrays: Arrays = load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError, struct.error) as error:
+        with safe_open(path, framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118  (it is no dictionary)
+                # Asked before it is read: numpy does not have all of the format's types.
+                if (kind := file.get_slice(name).get_dtype()) != "F32":
+                    raise DamagedRunError(f"{path}: {name!r} is {kind}, not F32")
+                arrays[name] = file.get_tensor(name)
+    except FileNotFoundError as error:
+        raise DamagedRunError(f"{path} is missing") from error
+    except (SafetensorError, OSError, ValueError) as error:
         raise DamagedRunError(f"{path} is damaged: {error}") from error
-    for name, array in arrays.items():
-        if array.dtype != np.float32:
-            raise DamagedRunError(f"{path}: {name!r} is {array.dtype}, not float32")
     return arrays
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
     text = json.dumps(values, ensure_ascii=False, indent=1, allow_nan=False)
-    _write_bytes(path, (text + "\n").encode("utf-8"))
+    try:
+        data = text.encode("utf-8")
+    except UnicodeEncodeError:
+        # The name of a file need not be valid text; escaped, it still comes back as it was.
+        data = json.dumps(values, indent=1, allow_nan=False).encode("ascii")
+    _write_bytes(path, data + b"\n")
 
 
 def _write_bytes(path: Path, data: bytes) -> None:
@@ -347,8 +424,10 @@ def _write_bytes(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise RunError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
     _sync_folder(path.parent)
 
 
@@ -380,11 +459,38 @@ def _object(values: Any, keys: set[str], where: str) -> dict[str, Any]:
     return values
 
 
+def _checked(value: Any, kind: type[Checked], where: str) -> Checked:
+    """A value that is of just this type."""
+    if type(value) is not kind:
+        raise DamagedRunError(f"{where} must be {_KINDS[kind]}, not {json.dumps(value)[:40]}")
+    return value
+
+
+_KINDS: dict[type, str] = {str: "a string", int: "a whole number", dict: "an object", list: "a list"}
+
+
+def _check_format(values: Any, where: str) -> None:
+    """Refuse a later format by its number, before anything in it looks odd."""
+    version = values.get("format") if isinstance(values, dict) else None
+    if version is not None and (type(version) is not int or version < 1):
+        raise DamagedRunError(f"{where}: format must be a whole number from 1 on, not {json.dumps(version)[:40]}")
+    if version is not None and version > FORMAT:
+        raise DamagedRunError(f"{where} has format {version}; this charwright reads up to {FORMAT}: update it")
+
+
 def _sources(values: Any, where: str) -> tuple[Source, ...]:
-    if not isinstance(values, list):
-        raise DamagedRunError(f"{where} is damaged: a list was expected")
-    keys = {"kind", "location", "sha256", "characters"}
-    return tuple(Source(**_object(value, keys, where)) for value in values)
+    listed = _checked(values, list, where)
+    return tuple(_source(value, f"{where}[{index}]") for index, value in enumerate(listed))
+
+
+def _source(values: Any, where: str) -> Source:
+    entry = _object(values, {"kind", "location", "sha256", "characters"}, where)
+    return Source(
+        kind=_checked(entry["kind"], str, f"{where}.kind"),
+        location=_checked(entry["location"], str, f"{where}.location"),
+        sha256=_checked(entry["sha256"], str, f"{where}.sha256"),
+        characters=_checked(entry["characters"], int, f"{where}.characters"),
+    )
 
 
 def _size_and_hash(path: Path) -> dict[str, Any]:
@@ -394,12 +500,16 @@ def _size_and_hash(path: Path) -> dict[str, Any]:
 
 def _check_manifest(folder: Path) -> list[str]:
     """The files of a checkpoint, after each was found to be what the manifest says."""
-    manifest = _object(_read_json(folder / "manifest.json"), {"format", "step", "files"}, str(folder / "manifest.json"))
-    for name, expected in manifest["files"].items():
+    where = str(folder / "manifest.json")
+    values = _read_json(folder / "manifest.json")
+    _check_format(values, where)
+    manifest = _object(values, {"format", "step", "files"}, where)
+    files = _checked(manifest["files"], dict, f"{where}: files")
+    for name, expected in files.items():
         path = folder / name
         if not path.is_file() or _size_and_hash(path) != expected:
             raise DamagedRunError(f"{path} is missing or not what manifest.json says")
-    return list(manifest["files"])
+    return list(files)
 
 
 def _no_run_message(path: Path) -> str:
