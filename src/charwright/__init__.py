@@ -6,6 +6,8 @@ corpus -> vocabulary -> sequences -> model -> training loop -> run folder -> gen
 from __future__ import annotations
 
 import importlib
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -96,7 +98,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        # A module may have the name of what it holds (`evaluate`): the name means the function.
         value = getattr(importlib.import_module(f"charwright.{_HOMES[name]}"), name)
         globals()[name] = value
         return value
@@ -105,3 +106,17 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _Package(types.ModuleType):
+    """The package itself, whose names always mean what `__all__` promises.
+
+    A module may have the name of what it holds (`evaluate`), and importing it sets that name on the package.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

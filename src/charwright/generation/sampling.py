@@ -30,8 +30,9 @@ def probabilities(
         greedy = np.zeros_like(scores)
         greedy[np.argmax(scores)] = 1.0
         return greedy
-    # Subtracting before dividing keeps a tiny temperature from overflowing.
-    weights: Floats = np.exp((scores - scores.max()) / temperature)
+    # The likeliest has exp(0); where a tiny temperature sends the others to minus infinity, exp makes them 0.
+    with np.errstate(over="ignore"):
+        weights: Floats = np.exp((scores - scores.max()) / temperature)
     if top_k is not None and top_k < len(weights):
         kept = np.argsort(-weights, kind="stable")[:top_k]
         weights = _only(weights, kept)
