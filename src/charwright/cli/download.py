@@ -1,8 +1,19 @@
-"""A bar for downloads, in the form that pooch asks for."""
+"""Where texts come from at the terminal, and a bar for downloads in the form that pooch asks for."""
 
 from __future__ import annotations
 
+import sys
+
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+
+from charwright.data.corpus import Places
+
+
+def user_places() -> Places:
+    """The user's own places, with a download bar where a person is looking."""
+    # Without standard input (a daemon's child), `-` is refused and all else works.
+    stdin = sys.stdin.buffer if sys.stdin else None
+    return Places.of_this_user(stdin, DownloadBar() if sys.stderr.isatty() else None)
 
 
 class DownloadBar:

@@ -33,9 +33,8 @@ def evaluate(
     **_: Any,
 ) -> None:
     """Measure RUN on CORPUS, in nats and bits per character: lower is better."""
-    import sys
-
-    from charwright.data.corpus import Places, read_corpus
+    from charwright.cli.download import user_places
+    from charwright.data.corpus import read_corpus
     from charwright.evaluate import evaluate as measure
     from charwright.evaluate import parse_protocol
     from charwright.run import Run
@@ -44,7 +43,7 @@ def evaluate(
     opened = Run.open(run)
     weights = opened.weights()
     reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
-    text = read_corpus(corpus, reading, Places.of_this_user(sys.stdin.buffer))
+    text = read_corpus(corpus, reading, user_places())
 
     from charwright.model.language_model import LanguageModel
     from charwright.model.machine import choose_device, choose_precision

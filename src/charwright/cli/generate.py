@@ -66,9 +66,7 @@ def _heading(index: int, count: int) -> None:
 
 
 def _write(piece: str) -> None:
-    # A lone surrogate, or a character that the terminal's encoding lacks, must not end the text.
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(piece.encode(encoding, "replace").decode(encoding))
+    sys.stdout.write(piece)
     sys.stdout.flush()
 
 
@@ -76,13 +74,14 @@ def _prompt(given_prompt: str | None) -> str:
     """The prompt from the option, or from standard input when it is asked for or something is piped in."""
     if given_prompt is not None and given_prompt != "-":
         return given_prompt
-    if given_prompt is None and (sys.stdin is None or sys.stdin.isatty()):
+    if sys.stdin is None or (given_prompt is None and sys.stdin.isatty()):
         return ""
     try:
-        # A shell's last newline belongs to the pipe, not to the prompt.
-        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n").replace("\r\n", "\n")
+        text = sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise CharwrightError(f"the prompt on standard input is not UTF-8: byte {error.start} does not fit") from error
+    # A shell's last newline belongs to the pipe, not to the prompt.
+    return text.replace("\r\n", "\n").removesuffix("\n")
 
 
 def _fresh_seed() -> int:

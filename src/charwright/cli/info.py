@@ -25,7 +25,7 @@ def info(run: Path, plot: Path | None, as_json: bool) -> None:
 
     opened = Run.open(run)
     if plot is not None:
-        _plot(opened, plot)
+        _plot(opened, plot if plot.suffix else plot.with_suffix(".png"))
     if as_json:
         click.echo(json.dumps(_facts(opened), ensure_ascii=False))
         return
@@ -70,11 +70,13 @@ def _facts(run: Run) -> dict[str, Any]:
 
 def _summary_table(run: Run) -> Any:
     from rich.table import Table
+    from rich.text import Text
 
     layers = _layers(run)
     total = sum(layer["parameters"] for layer in layers)
-    table = Table(title=str(run.folder), title_justify="left", caption_justify="left")
-    table.caption = f"{total:,} parameters, {total * 4 / 1e6:.1f} MB in float32"
+    # The folder's name is no markup, whatever brackets it has.
+    table = Table(title=Text(str(run.folder)), title_justify="left", caption_justify="left")
+    table.caption = f"{total:,} parameters, {total * 4 / 1e6:.2f} MB in float32"
     table.add_column("Layer")
     table.add_column("Output (time, batch, ...)")
     table.add_column("Parameters", justify="right")
@@ -133,7 +135,8 @@ def _plot(run: Run, path: Path) -> None:
         points = [(epoch["step"], epoch[key]) for epoch in epochs if epoch.get(key) is not None]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 50 else None)
-    axes.set(xlabel="step", ylabel="nats per character", title=str(run.folder))
+    axes.set(xlabel="step", ylabel="nats per character")
+    axes.set_title(str(run.folder), parse_math=False)
     axes.legend()
     axes.grid(visible=True, alpha=0.3)
     try:

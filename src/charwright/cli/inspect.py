@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,7 +27,8 @@ SHOWN = 250
 @click.pass_context
 def inspect(ctx: click.Context, /, corpus: tuple[str, ...], recipe_name: str, seed: int, **_: Any) -> None:
     """Look at CORPUS as the model will: text, vocabulary, sequences, batches, and what an untrained model does."""
-    from charwright.data.corpus import Places, read_corpus
+    from charwright.cli.download import user_places
+    from charwright.data.corpus import read_corpus
     from charwright.data.sequences import make_dataset, shrink_to_fit
     from charwright.data.vocabulary import Vocabulary
     from charwright.training.recipes import find_recipe
@@ -36,7 +36,7 @@ def inspect(ctx: click.Context, /, corpus: tuple[str, ...], recipe_name: str, se
     options = given(ctx, field_names(VocabularyConfig, SequenceConfig, ModelConfig))
     recipe = find_recipe(recipe_name).with_options(options)
     reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
-    text = read_corpus(corpus, reading, Places.of_this_user(sys.stdin.buffer))
+    text = read_corpus(corpus, reading, user_places())
     vocabulary = Vocabulary.from_text(text.text, recipe.vocabulary)
     ids = vocabulary.encode(text.text)
     sequences, word = shrink_to_fit(len(ids), recipe.sequences)
@@ -110,7 +110,7 @@ def _show_untrained(vocabulary: Vocabulary, dataset: Dataset, config: ModelConfi
     from charwright.generation.generator import Generator
     from charwright.model.language_model import LanguageModel
 
-    model = LanguageModel(config, len(vocabulary), seed=seed)
+    model = LanguageModel(config, len(vocabulary), seed=seed).eval()
     _heading(f"Model: {sum(weight.numel() for weight in model.parameters()):,} parameters, untrained")
     for name, shape in config.weight_shapes(len(vocabulary)).items():
         click.echo(f"  {name:24} {' x '.join(map(str, shape)):>14}  {math.prod(shape):>12,}")

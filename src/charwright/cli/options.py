@@ -28,7 +28,8 @@ class SectionedCommand(click.Command):
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
+            # The usage line and the text above speak of the arguments.
+            if record is not None and isinstance(parameter, click.Option):
                 sections.setdefault(getattr(parameter, "section", None) or "Options", []).append(record)
         plain = sections.pop("Options", [])
         for name, records in {"Options": plain, **sections}.items():

@@ -24,7 +24,7 @@ from charwright.config import (
     TrainingConfig,
     VocabularyConfig,
 )
-from charwright.errors import RunError, UsageError
+from charwright.errors import ConfigError, DamagedRunError, RunError, UsageError
 
 if TYPE_CHECKING:
     from charwright.data.vocabulary import Vocabulary
@@ -86,6 +86,8 @@ def train(
     """
     if corpus and resume:
         raise UsageError("--resume finds the run's own text; if it has moved, name it with --corpus")
+    if force and resume:
+        raise UsageError("--force replaces a run and --resume goes on with it: choose one")
     if corpus_moved and not resume:
         raise UsageError("--corpus belongs to --resume; name the text without it")
     options = given(ctx, field_names(VocabularyConfig, SplitConfig, SequenceConfig, ModelConfig, TrainingConfig))
@@ -227,12 +229,14 @@ def _train(work: _Work, device_name: str, core: str, threads: int | None, *, ten
     precision = choose_precision(recipe.training.precision, device)
     model = LanguageModel(recipe.model, len(vocabulary), seed=recipe.training.seed, precision=precision, core=core)
     model.to(device)
+    if tensorboard:
+        TensorBoard.require()  # before there is a folder
     run = work.open_run()
     snapshot = _snapshot_of(run) if work.resume else None
     writers = [_Log(run), terminal_progress()]
     if tensorboard:
         writers.append(TensorBoard(run.folder / "tensorboard"))
-    reason = "done"
+    reason, step = "done", -1
     with Writers(*writers) as writer, _signals() as should_stop:
         for event in fit(
             model,
@@ -245,10 +249,12 @@ def _train(work: _Work, device_name: str, core: str, threads: int | None, *, ten
             should_stop=should_stop,
         ):
             writer.write(event)
-            reason = getattr(event, "reason", reason)
+            reason, step = getattr(event, "reason", reason), event.step
     if reason != "done":
         click.echo(f"stopped and saved; go on with: charwright train --resume {run.folder}", err=True)
         return 128 + int(signal.Signals[reason])
+    if snapshot is not None and snapshot.position.step == step:
+        click.echo("its budget was spent already; to train on, raise it with --epochs, --steps or --minutes", err=True)
     click.echo(f"saved {run.folder}; write with: charwright generate {run.folder}", err=True)
     return 0
 
@@ -278,9 +284,8 @@ def _sampler(work: _Work) -> Callable[[LanguageModel], str]:
 
     def sample(model: LanguageModel) -> str:
         writer = Generator.of(model, work.vocabulary)
-        return writer.generate("", length=SAMPLE_LENGTH, temperature=0.8, seed=work.recipe.training.seed)[
-            0
-        ].continuation
+        [text] = writer.generate(length=SAMPLE_LENGTH, temperature=0.8, seed=work.recipe.training.seed)
+        return text.continuation
 
     return sample
 
@@ -301,8 +306,12 @@ def _snapshot_of(run: Run) -> Snapshot | None:
     if found is None:
         return None
     arrays, position = found
+    try:
+        read = Position.from_json(position, f"{run.folder}: position.json of step {position.get('step')}")
+    except ConfigError as error:
+        raise DamagedRunError(str(error)) from error
     return Snapshot(
-        position=Position.from_json(position, "position.json"),
+        position=read,
         weights=arrays["weights"],
         optimizer=arrays["optimizer"],
         state=arrays.get("state", {}),

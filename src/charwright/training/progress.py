@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
@@ -57,7 +57,7 @@ def describe_start(event: Start) -> str:
     return (
         f"{going}{event.parameters:,} parameters, {event.steps_per_epoch:,} steps of "
         f"{event.batch} x {event.seq_length} an epoch, {event.precision} on {event.device}"
-        + (f" with {event.threads} threads" if event.device == "cpu" else "")
+        + (f" with {event.threads} thread{'s' * (event.threads > 1)}" if event.device == "cpu" else "")
     )
 
 
@@ -112,7 +112,9 @@ class PlainProgress:
         """Nothing to do."""
 
     def _line(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
+        # Training goes on when nobody listens any more (`2>&1 | head`).
+        with suppress(BrokenPipeError):
+            print(text, file=self.stream, flush=True)
 
 
 class BarProgress:
@@ -167,11 +169,22 @@ class TensorBoard:
     """Losses, rates and samples for TensorBoard."""
 
     def __init__(self, folder: Path) -> None:
+        self.require()
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer: Any = SummaryWriter(str(folder))
+
+    @staticmethod
+    def require() -> None:
+        """See that the package is there.
+
+        Raises:
+            MissingExtraError: with the command that installs it.
+        """
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            import torch.utils.tensorboard  # noqa: F401
         except ImportError as error:
             raise MissingExtraError("--tensorboard", "tensorboard") from error
-        self.writer: Any = SummaryWriter(str(folder))
 
     def write(self, event: Event) -> None:
         """Record the event's numbers at its step."""
