@@ -62,7 +62,7 @@ def option_types(cls: type) -> dict[str, tuple[type, bool]]:
 def _complaint(value: Any, kind: type, metadata: Mapping[str, Any]) -> str | None:
     """Why `value` cannot be, or None when it can."""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 2**1000 else math.inf
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         return f"must be {'a number' if kind in (int, float) else kind.__name__}"
     if isinstance(value, float) and not math.isfinite(value):
@@ -186,6 +186,15 @@ class ModelConfig(Config):
     embedding: int = option(128, "Numbers that stand for one character at the input.", minimum=1, maximum=16384)
     dropout: float = option(
         0.0, "Share of each recurrent layer's outputs that is silenced while training.", minimum=0, below=1
+    )
+    state_dropout: float = option(
+        0.0,
+        "Share of the state that is silenced inside the recurrent product, for a whole sequence.",
+        minimum=0,
+        below=1,
+    )
+    weight_dropout: float = option(
+        0.0, "Share of the recurrent weights that is silenced, for a whole batch.", minimum=0, below=1
     )
     tied: bool = option(False, "Use the embedding as the head's weights too (needs embedding = units).")
 

@@ -9,15 +9,17 @@ import difflib
 import fnmatch
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import urlsplit
 
 from charwright.config import CorpusConfig, SplitConfig
 from charwright.data import named
-from charwright.data.decoding import decode, decompressed, looks_binary
+from charwright.data.decoding import COMPRESSED, decode, decompressed, looks_binary
 from charwright.errors import CorpusError, CorpusNotFoundError
 
 STDIN_PATH = "corpus/stdin.txt"
@@ -107,12 +109,14 @@ def read_corpus(
     listed = [specs] if isinstance(specs, str | os.PathLike) else list(specs)
     if not listed:
         raise CorpusError("no corpus was given; name a file, a folder, - for standard input, an address or a name")
+    if listed.count("-") > 1:
+        raise CorpusError("standard input can be read only once; name - once")
     parts: list[tuple[Source, str]] = []
     notes: list[str] = []
     for spec in listed:
         parts.extend(_read_spec(os.fspath(spec), config, places, notes))
     text = _joined([part for _, part in parts])
-    names = ", ".join(dict.fromkeys(os.fspath(spec) for spec in listed))
+    names = ", ".join("standard input" if spec == "-" else os.fspath(spec) for spec in dict.fromkeys(listed))
     if not text:
         raise CorpusError(f"{names} is empty; there is nothing to learn from")
     if len(text) < 2:
@@ -130,6 +134,8 @@ def reread_corpus(sources: Sequence[Source], config: CorpusConfig, places: Place
     Raises:
         CorpusError: when a part is gone or has changed.
     """
+    if not sources:
+        raise CorpusError("the run does not know the text it began with; name it with --corpus")
     parts = []
     for source in sources:
         if source.kind == "text":
@@ -155,11 +161,13 @@ def split_corpus(text: str, config: SplitConfig) -> tuple[str, str]:
 
     `blocks` takes the end of each of up to 20 equal sections; `tail` takes the end of the whole.
     """
-    wanted = int(len(text) * config.val_fraction)
-    if wanted < 2:
+    # The published split of tiny shakespeare rounds the training part down, not the validation part.
+    cut = int(len(text) * (1 - config.val_fraction))
+    wanted = len(text) - cut
+    if wanted < 2 or cut < 2:
         return text, ""
     if config.val_split == "tail":
-        return text[:-wanted], text[-wanted:]
+        return text[:cut], text[cut:]
     blocks = max(1, min(20, wanted // 100))
     edges = [len(text) * i // blocks for i in range(blocks + 1)]
     training, validation = [], []
@@ -172,15 +180,28 @@ def split_corpus(text: str, config: SplitConfig) -> tuple[str, str]:
 
 def _read_spec(spec: str, config: CorpusConfig, places: Places, notes: list[str]) -> Iterator[tuple[Source, str]]:
     """All parts behind one word of the command line."""
-    path = Path(spec).expanduser()
     if spec == "-":
         yield from _read_kind("stdin", STDIN_PATH, config, places)
-    elif spec.startswith(("http://", "https://")):
+    elif re.match("https?://", spec, re.IGNORECASE):
+        if kept := named.kept_copy(spec, places.cache_folder):
+            notes.append(f"{spec} was downloaded before; to fetch it again, remove {kept}")
         yield from _read_kind("url", spec, config, places)
-    elif path.is_dir():
+    else:
+        try:
+            yield from _read_path(spec, config, places, notes)
+        except OSError as error:  # a folder on the way that may not be entered, a name that is too long
+            raise CorpusError(f"cannot read {_shortened(spec)}: {error.strerror}") from error
+
+
+def _read_path(spec: str, config: CorpusConfig, places: Places, notes: list[str]) -> Iterator[tuple[Source, str]]:
+    """A file, a folder, or else a name."""
+    path = _expanded(spec)
+    if spec and path.is_dir():
         yield from _read_folder(path, config, notes)
-    elif path.exists():
+    elif path.is_file():
         yield from _read_kind("file", str(path.resolve()), config, places)
+    elif spec and path.exists():
+        raise CorpusError(f"{spec} is a pipe or a device, which cannot be read twice; feed it in through -")
     elif spec in named.NAMES:
         yield from _read_kind("name", spec, config, places)
     else:
@@ -197,13 +218,12 @@ def _read_kind(kind: str, location: str, config: CorpusConfig, places: Places) -
         text = decode(places.stdin.read(), config, "standard input")
     elif kind == "url":
         path = named.download(location, places.cache_folder, places.progress)
-        data = decompressed(path.read_bytes(), Path(location).suffix, location)
+        data = decompressed(path.read_bytes(), Path(urlsplit(location).path).suffix, location)
         text = decode(data, config, location)
-    elif location in named.GENERATED:
-        text = named.GENERATED[location]()
-    elif location in named.PUBLISHED:
-        path = named.find_published(named.PUBLISHED[location], places.data_folder, places.cache_folder, places.progress)
-        text = decode(path.read_bytes(), config, location)
+    elif location in named.NAMES:
+        # --encoding is for the user's own files: what has a name is UTF-8 whatever stands beside it.
+        data = named.read(location, places.data_folder, places.cache_folder, places.progress)
+        text = decode(data, replace(config, encoding="utf-8"), location)
     else:
         raise CorpusNotFoundError(_not_found_message(location, Path(location)))
     yield Source(kind, location, sha256_of(text), len(text)), text
@@ -235,7 +255,7 @@ def _read_folder(folder: Path, config: CorpusConfig, notes: list[str]) -> Iterat
             continue  # Two names of one file would teach it twice.
         seen.add(real)
         data = decompressed(_read_bytes(path), path.suffix, str(path))
-        if looks_binary(data) and config.encoding == "utf-8":
+        if looks_binary(data, config.encoding):
             skipped += 1
             continue
         text = decode(data, config, str(path))
@@ -250,23 +270,47 @@ def _read_folder(folder: Path, config: CorpusConfig, notes: list[str]) -> Iterat
 
 def _joined(parts: Sequence[str]) -> str:
     """The parts one after another, each on a line of its own."""
-    whole = [part if part.endswith("\n") else part + "\n" for part in parts[:-1]]
-    return "".join([*whole, *parts[-1:]])
+    filled = [part for part in parts if part]
+    whole = [part if part.endswith("\n") else part + "\n" for part in filled[:-1]]
+    return "".join([*whole, *filled[-1:]])
 
 
 def _short_name(spec: str) -> str:
     """A name for the run folder: the file's stem, the folder's name, the corpus's own."""
     if spec == "-":
         return "stdin"
-    path = Path(spec.split("?", maxsplit=1)[0].rstrip("/"))
-    stem = path.resolve().name if spec in (".", "..") else path.name
-    return stem.split(".")[0] or "text"
+    if "://" in spec:
+        address = urlsplit(spec)
+        return _stem(Path(address.path)) or _stem(Path(address.hostname or "")) or "text"
+    path = _expanded(spec)
+    if path.name in ("", ".."):  # `.` and `..` have the names of the folders that they are.
+        path = path.resolve()
+    return (path.name.lstrip(".") if path.is_dir() else _stem(path)) or "text"
+
+
+def _expanded(spec: str) -> Path:
+    return Path(os.path.expanduser(spec))  # noqa: PTH111 - Path's own raises at a user that does not exist.
+
+
+def _stem(path: Path) -> str:
+    """The name without its ending, two endings where the file is compressed."""
+    while path.suffix.lower() in COMPRESSED:
+        path = path.with_suffix("")
+    return path.stem.lstrip(".")
 
 
 def _not_found_message(spec: str, path: Path) -> str:
     parent = path.parent
-    siblings = [item.name for item in parent.iterdir()] if parent.is_dir() else []
+    try:
+        siblings = [item.name for item in parent.iterdir()]
+    except (OSError, ValueError):
+        siblings = []  # There is no such folder, or it may not be listed.
     close = [str(parent / name) for name in difflib.get_close_matches(path.name, siblings, n=2)]
     close += difflib.get_close_matches(spec, named.NAMES, n=1)
     hint = f"did you mean {' or '.join(close)}?" if close else f"the named corpora are {', '.join(named.NAMES)}"
-    return f"there is no file, folder or corpus called {spec!r}; {hint}"
+    return f"there is no file, folder or corpus called {_shortened(spec)!r}; {hint}"
+
+
+def _shortened(spec: str) -> str:
+    """At most a line of what somebody typed or pasted."""
+    return spec if len(spec) <= 200 else spec[:200] + "..."

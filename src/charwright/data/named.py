@@ -17,12 +17,14 @@ class PublishedText:
     """A text that lies on the network, known by its hash."""
 
     file_name: str
+    size_bytes: int
     sha256: str
     mirrors: tuple[str, ...]
 
 
 SHAKESPEARE = PublishedText(
     file_name="shakespeare.txt",
+    size_bytes=1_115_394,
     sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
     mirrors=(
         "https://storage.googleapis.com/download.tensorflow.org/data/shakespeare.txt",
@@ -37,7 +39,7 @@ def find_published(published: PublishedText, data_folder: Path | None, cache_fol
     Raises:
         DownloadError: when no mirror answers, or none has the expected file.
     """
-    if data_folder is not None and (found := _with_hash(data_folder, published.sha256)) is not None:
+    if data_folder is not None and (found := _in_folder(data_folder, published)) is not None:
         return found
     reasons = []
     for mirror in published.mirrors:
@@ -51,14 +53,27 @@ def find_published(published: PublishedText, data_folder: Path | None, cache_fol
     )
 
 
-def _with_hash(folder: Path, sha256: str) -> Path | None:
-    """The first file directly in `folder` that has this SHA-256."""
-    if not folder.is_dir():
-        return None
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
-            return path
+def _in_folder(folder: Path, published: PublishedText) -> Path | None:
+    """The first file directly in `folder` that is this text; only those of its size are read."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        try:
+            fits = path.is_file() and path.stat().st_size == published.size_bytes
+            if fits and hashlib.sha256(path.read_bytes()).hexdigest() == published.sha256:
+                return path
+        except OSError:
+            continue  # A file that may not be read cannot be the one to use.
     return None
+
+
+def kept_copy(url: str, cache_folder: Path) -> Path | None:
+    """Where the copy of an earlier download of `url` lies, or None."""
+    import pooch
+
+    try:
+        path = cache_folder / pooch.utils.unique_file_name(url)
+    except ValueError:
+        return None  # It is no address; the download will say so.
+    return path if path.is_file() else None
 
 
 def download(
@@ -84,11 +99,18 @@ def download(
             downloader=pooch.HTTPDownloader(progressbar=progress or False, timeout=30),
         )
     except requests.exceptions.HTTPError as error:
-        status = error.response.status_code if error.response is not None else "an error"
+        status = "an error"
+        if error.response is not None:
+            status = str(error.response.status_code)
+            error.response.close()  # pooch leaves the connection open
         raise DownloadError(f"{url} answered {status}; check the address") from error
     except requests.exceptions.RequestException as error:
         raise DownloadError(f"could not reach {url}; check the address and the network") from error
+    except OSError as error:
+        raise DownloadError(f"cannot keep {url} in {cache_folder}: {error.strerror or error}") from error
     except ValueError as error:  # pooch's word for a hash that does not match
+        if sha256 is None:
+            raise DownloadError(f"{url} is not a whole address: {error}") from error
         raise DownloadError(f"{url} sent another file than the one with SHA-256 {sha256}") from error
     return Path(path)
 
@@ -120,3 +142,14 @@ def _library_sources(library: Path) -> Iterator[str]:
 GENERATED: dict[str, Callable[[], str]] = {"python-docs": python_docs, "python-code": python_code}
 PUBLISHED: dict[str, PublishedText] = {"shakespeare": SHAKESPEARE}
 NAMES: tuple[str, ...] = (*PUBLISHED, *GENERATED)
+
+
+def read(name: str, data_folder: Path | None, cache_folder: Path, progress: Any) -> bytes:
+    """A named corpus as UTF-8.
+
+    Raises:
+        CorpusError: when this Python does not have it, or DownloadError when the network does not give it.
+    """
+    if name in GENERATED:
+        return GENERATED[name]().encode("utf-8")
+    return find_published(PUBLISHED[name], data_folder, cache_folder, progress).read_bytes()

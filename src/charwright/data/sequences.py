@@ -110,7 +110,13 @@ def epoch_generator(seed: int, epoch: int) -> np.random.Generator:
 
 
 def shrink_to_fit(length: int, config: SequenceConfig) -> tuple[SequenceConfig, str | None]:
-    """The batch and, if need be, the sequence made small enough for a text of `length` ids, and a word about it."""
+    """The batch and, if need be, the sequence made small enough for a text of `length` ids, and a word about it.
+
+    Raises:
+        CorpusError: when there is no second character to predict.
+    """
+    if length < 2:
+        raise CorpusError(f"the training text has {length} characters; at least two are needed")
     seq_length = min(config.seq_length, length - 1)
     per_row = seq_length + 1 if config.order == "windows" else seq_length
     batch = max(1, min(config.batch, length // per_row))

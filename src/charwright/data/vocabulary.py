@@ -17,6 +17,8 @@ UNKNOWN = "[UNK]"
 UNKNOWN_ID = 0
 UNICODE_SIZE = 1_114_112
 
+PART = 1 << 22
+
 Ids = npt.NDArray[np.int32]
 
 
@@ -71,8 +73,7 @@ class Vocabulary:
         config = config or VocabularyConfig()
         if config.unit == "byte":
             return ByteVocabulary()
-        counts = np.bincount(_code_points(text)) if text else np.zeros(0, dtype=np.int64)
-        kept = np.flatnonzero(counts >= config.min_count)
+        kept = np.flatnonzero(_counts(text) >= config.min_count)
         return Vocabulary("".join(chr(code) for code in kept if not 0xD800 <= code <= 0xDFFF))
 
     def __len__(self) -> int:
@@ -103,7 +104,7 @@ class Vocabulary:
         """The text of ids; 0 becomes "[UNK]".
 
         Raises:
-            VocabularyError: at an id outside the vocabulary.
+            VocabularyError: at an id outside the vocabulary, or something that is no row of ids.
         """
         array = self._checked(ids)
         return "".join([self.tokens[i] for i in array.tolist()])
@@ -147,11 +148,13 @@ class Vocabulary:
         return Vocabulary(values["characters"])
 
     def _checked(self, ids: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        array = np.asarray(ids, dtype=np.int64)
+        array = np.asarray(ids)
+        if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+            raise VocabularyError(f"ids are one row of whole numbers, not {array.dtype} of shape {array.shape}")
         if array.size and (array.min() < 0 or array.max() >= len(self)):
             wrong = array[(array < 0) | (array >= len(self))][0]
             raise VocabularyError(f"id {wrong} is outside the vocabulary of {len(self)}")
-        return array
+        return array.astype(np.int64)
 
 
 class ByteVocabulary(Vocabulary):
@@ -204,6 +207,16 @@ class _ByteDecoder:
 
     def flush(self) -> str:
         return self._decoder.decode(b"", final=True)
+
+
+def _counts(text: str) -> npt.NDArray[np.int64]:
+    """How often each code point occurs: element c for chr(c)."""
+    counts = np.zeros(0, dtype=np.int64)
+    for begin in range(0, len(text), PART):  # bincount widens its input to 8 bytes each, so it gets parts.
+        part = np.bincount(_code_points(text[begin : begin + PART]), minlength=len(counts))
+        part[: len(counts)] += counts
+        counts = part
+    return counts
 
 
 def _code_points(text: str) -> npt.NDArray[Any]:

@@ -1,0 +1,68 @@
+"""How fast a vocabulary turns text into ids, and is made from text, in MB of UTF-8 a second on one core.
+
+.venv/bin/python benchmarks/encoding.py
+"""
+
+from __future__ import annotations
+
+import platform
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from charwright.data.vocabulary import Vocabulary
+
+CHARACTERS = 8_000_000
+ROUNDS = 5
+
+
+def processor() -> str:
+    """The processor's name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def texts() -> dict[str, str]:
+    """Texts of the same length whose characters take one, two and four bytes in memory."""
+    draw = random.Random(1)
+    alphabets = {
+        "1-byte text (65 characters)": "".join(map(chr, range(33, 98))),
+        "CJK (4,000 characters)": "".join(map(chr, range(0x4E00, 0x4E00 + 4000))) + "\n ",
+        "CJK with emoji": "".join(map(chr, range(0x4E00, 0x4E00 + 4000))) + "\U0001f600",
+    }
+    return {
+        name: "".join(draw.choices(alphabet, k=100_000)) * (CHARACTERS // 100_000)
+        for name, alphabet in alphabets.items()
+    }
+
+
+def best_s(work: Callable[[], object]) -> float:
+    """The shortest of some rounds, which other processes disturbed least."""
+    times = []
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def main() -> None:
+    print(f"{processor()}, Python {platform.python_version()}, numpy {np.__version__}, one core")
+    print(f"{'':28} {'bytes/char':>10} {'encode MB/s':>12} {'from_text MB/s':>15}")
+    for name, text in texts().items():
+        megabytes = len(text.encode()) / 1e6
+        vocabulary = Vocabulary.from_text(text)
+        encode = megabytes / best_s(lambda: vocabulary.encode(text))  # noqa: B023
+        make = megabytes / best_s(lambda: Vocabulary.from_text(text))  # noqa: B023
+        print(f"{name:28} {len(text.encode()) / len(text):>10.2f} {encode:>12,.0f} {make:>15,.0f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""Options check themselves, and go to JSON and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from charwright import config as configs
+from charwright.config import (
+    CorpusConfig,
+    GenerationConfig,
+    ModelConfig,
+    Recipe,
+    SequenceConfig,
+    SplitConfig,
+    TrainingConfig,
+    VocabularyConfig,
+    flag,
+    option_types,
+)
+from charwright.errors import CharwrightError, ConfigError, UsageError
+
+PARTS = [
+    CorpusConfig,
+    VocabularyConfig,
+    SplitConfig,
+    SequenceConfig,
+    ModelConfig,
+    TrainingConfig,
+    GenerationConfig,
+]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_each_option_has_help_and_a_default_that_passes_its_own_check(part):
+    part()
+    for item in dataclasses.fields(part):
+        assert item.metadata["help"].endswith("."), item.name
+
+
+def test_no_two_parts_share_a_name():
+    # The command line and `with_options` find an option by its name alone. `seed` is asked for by two commands,
+    # one that trains and one that generates.
+    recipe_parts = [kind for kind, _ in option_types(Recipe).values()]
+    names = [item.name for part in [*recipe_parts, CorpusConfig] for item in dataclasses.fields(part)]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "words"),
+    [
+        (ModelConfig, "layers", 0, "--layers must be at least 1, not 0"),
+        (ModelConfig, "layers", 33, "--layers must be at most 32, not 33"),
+        (ModelConfig, "dropout", 1.0, "--dropout must be below 1, not 1.0"),
+        (ModelConfig, "dropout", -0.1, "--dropout must be at least 0"),
+        (ModelConfig, "cell", "transformer", "--cell must be one of gru, lstm, rnn"),
+        (ModelConfig, "units", 2.0, "--units must be a number"),
+        (ModelConfig, "units", True, "--units must be a number"),
+        (ModelConfig, "units", None, "--units must be a number"),
+        (ModelConfig, "tied", 1, "--tied must be bool"),
+        (TrainingConfig, "learning_rate", 0, "--learning-rate must be above 0, not 0"),
+        (TrainingConfig, "learning_rate", math.nan, "--learning-rate must be a finite number"),
+        (TrainingConfig, "learning_rate", math.inf, "--learning-rate must be a finite number"),
+        (TrainingConfig, "checkpoint_minutes", 10**400, "--checkpoint-minutes must be a finite number"),
+        (TrainingConfig, "seed", -1, "--seed must be at least 0"),
+        (TrainingConfig, "epochs", "3", "--epochs must be a number, not '3'"),
+        (SplitConfig, "val_fraction", 0.6, "--val-fraction must be at most 0.5"),
+        (VocabularyConfig, "unit", "word", "--unit must be one of character, byte"),
+        (CorpusConfig, "encoding", 8, "--encoding must be str"),
+    ],
+)
+def test_a_value_out_of_bounds_is_named(part, name, value, words):
+    with pytest.raises(ConfigError) as caught:
+        part(**{name: value})
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_bounds_that_belong_to_the_range_are_allowed():
+    assert SplitConfig(val_fraction=0.5).val_fraction == 0.5
+    assert SplitConfig(val_fraction=0).val_fraction == 0
+    assert TrainingConfig(seed=2**63 - 1).seed == 2**63 - 1
+    assert GenerationConfig(top_p=1.0, temperature=0).top_p == 1.0
+
+
+def test_a_whole_number_for_a_float_becomes_one():
+    # Else the same options would be written as 1 or 1.0, and two equal recipes would differ on the disk.
+    assert json.dumps(TrainingConfig(minutes=2).to_json()["minutes"]) == "2.0"
+
+
+def test_configs_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ModelConfig().units = 3
+
+
+def test_a_tied_embedding_needs_the_width_of_the_units():
+    assert ModelConfig(tied=True, units=64, embedding=64).tied
+    with pytest.raises(ConfigError, match="not 32 and 64"):
+        ModelConfig(tied=True, units=64, embedding=32)
+
+
+@pytest.mark.parametrize("pair", [{"epochs": 1, "steps": 2}, {"steps": 1, "minutes": 1.0}])
+def test_there_is_one_budget(pair):
+    with pytest.raises(ConfigError, match="one budget at a time: --"):
+        TrainingConfig(**pair)
+
+
+@pytest.mark.parametrize(("cell", "gates", "arrays_per_layer"), [("gru", 3, 4), ("lstm", 4, 3), ("rnn", 1, 3)])
+def test_weight_shapes(cell, gates, arrays_per_layer):
+    shapes = ModelConfig(cell=cell, layers=2, units=5, embedding=7).weight_shapes(11)
+    assert len(shapes) == 3 + 2 * arrays_per_layer
+    assert shapes["embedding.weight"] == (11, 7)
+    assert shapes["recurrent.0.weight_ih"] == (gates * 5, 7)
+    assert shapes["recurrent.1.weight_ih"] == (gates * 5, 5)
+    assert shapes["recurrent.1.weight_hh"] == (gates * 5, 5)
+    assert shapes["head.weight"] == (11, 5)
+    tied = ModelConfig(cell=cell, units=5, embedding=5, tied=True).weight_shapes(11)
+    assert "head.weight" not in tied
+    assert tied["head.bias"] == (11,)
+
+
+def test_the_tutorials_parameters():
+    shapes = ModelConfig(cell="gru", units=1024, embedding=256).weight_shapes(66)
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    assert sizes["embedding.weight"] == 16_896
+    assert sum(size for name, size in sizes.items() if name.startswith("recurrent")) == 3_938_304
+    assert sizes["head.weight"] + sizes["head.bias"] == 67_650
+    assert sum(sizes.values()) == 4_022_850
+
+
+models = st.builds(
+    ModelConfig,
+    cell=st.sampled_from(["gru", "lstm", "rnn"]),
+    layers=st.integers(1, 32),
+    units=st.integers(1, 16384),
+    embedding=st.integers(1, 16384),
+    dropout=st.floats(0, 1, exclude_max=True),
+)
+trainings = st.builds(
+    TrainingConfig,
+    epochs=st.none() | st.integers(1, 1000),
+    learning_rate=st.floats(0, 1e4, exclude_min=True),
+    clip_norm=st.none() | st.floats(1e-6, 1e6),
+    seed=st.integers(0, 2**63 - 1),
+)
+
+
+@given(model=models, training=trainings)
+def test_recipes_go_to_json_and_back(model, training):
+    recipe = Recipe(model=model, training=training)
+    text = json.dumps(recipe.to_json(), allow_nan=False)
+    assert Recipe.from_json(json.loads(text), "config.json") == recipe
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([], "config.json: recipe must be an object, not list"),
+        ({"modl": {}}, "unknown key 'modl'"),
+        ({"model": {"unit": 3}}, "config.json: recipe: model has the unknown key 'unit'"),
+        ({"model": {"units": "3"}}, "config.json: recipe: model: --units must be a number"),
+        ({"model": None}, "must be an object, not NoneType"),
+    ],
+)
+def test_reading_is_strict_and_names_the_place(values, words):
+    with pytest.raises(ConfigError) as caught:
+        Recipe.from_json(values, "config.json: recipe")
+    assert words in str(caught.value)
+
+
+def test_a_missing_key_takes_its_default():
+    assert Recipe.from_json({"model": {"units": 8}}, "here") == Recipe(model=ModelConfig(units=8))
+
+
+def test_options_reach_their_part_by_name():
+    recipe = Recipe().with_options({"units": 7, "val_split": "tail", "batch": 3, "min_count": 2, "seed": 5})
+    assert recipe.model.units == 7
+    assert recipe.split.val_split == "tail"
+    assert recipe.sequences.batch == 3
+    assert recipe.vocabulary.min_count == 2
+    assert recipe.training.seed == 5
+    assert Recipe().model.units == ModelConfig().units
+
+
+def test_a_new_budget_replaces_the_old_one():
+    recipe = Recipe(training=TrainingConfig(epochs=10)).with_options({"minutes": 2})
+    assert (recipe.training.epochs, recipe.training.steps, recipe.training.minutes) == (None, None, 2.0)
+
+
+def test_other_options_leave_the_budget_alone():
+    assert Recipe(training=TrainingConfig(epochs=10)).with_options({"seed": 2}).training.epochs == 10
+
+
+def test_two_new_budgets_are_refused():
+    with pytest.raises(ConfigError, match="one budget"):
+        Recipe().with_options({"minutes": 2, "steps": 3})
+
+
+def test_an_unknown_option_is_named():
+    with pytest.raises(ConfigError, match="there is no option --hidden-size"):
+        Recipe().with_options({"hidden_size": 3})
+
+
+def test_flags_and_types():
+    assert flag("val_fraction") == "--val-fraction"
+    assert option_types(TrainingConfig)["clip_norm"] == (float, True)
+    assert option_types(TrainingConfig)["seed"] == (int, False)
+    assert option_types(ModelConfig)["tied"] == (bool, False)
+
+
+def test_every_cell_has_its_gates_and_states():
+    choices = ModelConfig.__dataclass_fields__["cell"].metadata["choices"]
+    assert set(configs.GATES) == set(configs.STATES) == set(choices)
+
+
+def test_every_error_is_of_one_tree():
+    assert issubclass(ConfigError, CharwrightError)
+    assert UsageError.exit_code == ConfigError.exit_code == 2
+    assert CharwrightError.exit_code == 1

@@ -1,0 +1,202 @@
+"""Characters to ids and back."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from charwright.config import VocabularyConfig
+from charwright.data import vocabulary as module
+from charwright.data.vocabulary import UNKNOWN, ByteVocabulary, Vocabulary
+from charwright.errors import VocabularyError
+
+# Characters of one, two, three and four bytes, near the edges where their widths in memory change.
+characters = st.sampled_from("\0\n az~\x7f\x80éÿĀжﬀ中\ud7ff\ue000\ufeff\uffff\U00010000😀\U0010ffff")
+texts = st.text(characters, max_size=60) | st.text(max_size=60)
+# Half surrogates are allowed in Python's strings and in no UTF-8.
+strings = st.text(st.characters(exclude_categories=()) | st.sampled_from("\ud800\udc00"), max_size=40)
+
+
+def plain_encode(vocabulary: Vocabulary, text: str) -> list[int]:
+    """What `encode` means, one character at a time."""
+    ids = {character: i for i, character in enumerate(vocabulary.characters, start=1)}
+    return [ids.get(character, 0) for character in text]
+
+
+def test_the_tutorials_ids(tinyshakespeare):
+    vocabulary = Vocabulary.from_text(tinyshakespeare)
+    assert len(tinyshakespeare) == 1_115_394
+    assert len(vocabulary) == 66
+    first = [19, 48, 57, 58, 59, 2, 16, 48, 59, 48, 65, 44, 53, 11, 1]
+    assert vocabulary.encode(tinyshakespeare[:15]).tolist() == first
+    assert vocabulary.decode(first) == "First Citizen:\n"
+    ragged = vocabulary.encode_batch(["abcdefg", "xyz", ""])
+    assert [ids.tolist() for ids in ragged] == [[40, 41, 42, 43, 44, 45, 46], [63, 64, 65], []]
+    assert vocabulary.decode_batch(ragged) == ["abcdefg", "xyz", ""]
+    assert vocabulary.decode(vocabulary.encode(tinyshakespeare)) == tinyshakespeare
+
+
+@given(texts)
+@example("")
+def test_a_text_comes_back_from_the_ids_of_its_own_vocabulary(text):
+    vocabulary = Vocabulary.from_text(text)
+    ids = vocabulary.encode(text)
+    assert ids.dtype == np.int32
+    assert ids.shape == (len(text),)
+    assert vocabulary.decode(ids) == text
+    assert vocabulary.characters == "".join(sorted(set(text)))
+
+
+@given(known=texts, text=strings)
+@example(known="ab", text="a\ud800\udc00b")
+@example(known="中", text="ab中\U0010ffff")
+@example(known="".join(map(chr, range(1, 300))), text="\x00aÿĀŐ")
+def test_encoding_is_what_it_means_one_character_at_a_time(known, text):
+    vocabulary = Vocabulary.from_text(known)
+    assert vocabulary.encode(text).tolist() == plain_encode(vocabulary, text)
+
+
+@pytest.mark.parametrize("size", [1, 254, 255, 256, 257])
+def test_vocabularies_around_the_size_of_a_byte(size):
+    # Up to 255 characters, ids fit in a byte and another way is taken.
+    vocabulary = Vocabulary("".join(map(chr, range(size))))
+    text = "".join(map(chr, range(256)))
+    assert vocabulary.encode(text).tolist() == plain_encode(vocabulary, text)
+    assert vocabulary.encode(text + "中").tolist() == plain_encode(vocabulary, text + "中")
+
+
+@given(text=texts, chunk=st.integers(1, 7))
+def test_ids_that_come_one_at_a_time_make_the_same_text(text, chunk):
+    for vocabulary in (Vocabulary.from_text(text), ByteVocabulary()):
+        decoder = vocabulary.decoder()
+        parts = [decoder.feed(i) for i in vocabulary.encode(text).tolist()]
+        assert "".join([*parts, decoder.flush()]) == text
+
+
+def test_unknown_is_zero_and_shows_itself():
+    vocabulary = Vocabulary.from_text("banana")
+    assert vocabulary.tokens[0] == UNKNOWN == "[UNK]"
+    assert vocabulary.encode("bandana").tolist() == [2, 1, 3, 0, 1, 3, 1]
+    assert vocabulary.decode([2, 0, 1]) == "b[UNK]a"
+    assert vocabulary.unknown_in("drab, dry bananas") == ["d", "r", ",", " ", "y", "s"]
+    assert vocabulary.unknown_in("nab") == []
+
+
+def test_rare_characters_become_unknown():
+    vocabulary = Vocabulary.from_text("aaabbc中中", VocabularyConfig(min_count=2))
+    assert vocabulary.characters == "ab中"
+    assert vocabulary.encode("abc中").tolist() == [1, 2, 0, 3]
+
+
+@given(text=texts, least=st.integers(1, 4))
+def test_counts_do_not_depend_on_how_the_text_is_cut(text, least):
+    wanted = sorted(character for character in set(text) if text.count(character) >= least)
+    assert Vocabulary.from_text(text, VocabularyConfig(min_count=least)).characters == "".join(wanted)
+
+
+def test_a_text_longer_than_one_part_is_counted_whole():
+    half = module.PART
+    text = "é" + "a" * half + "中b" + "a" * half + "中é"
+    assert Vocabulary.from_text(text, VocabularyConfig(min_count=2)).characters == "aé中"
+
+
+def test_half_surrogates_never_enter():
+    assert Vocabulary.from_text("a\ud800b\udfff").characters == "ab"
+    with pytest.raises(VocabularyError, match="surrogate"):
+        Vocabulary("a\ud800")
+
+
+def test_a_repeat_is_refused():
+    with pytest.raises(VocabularyError, match="'a' more than once"):
+        Vocabulary("aba")
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "ids", "wrong"),
+    [
+        (Vocabulary("abc"), [1, 4, 2], 4),
+        (Vocabulary("abc"), [-1], -1),
+        (Vocabulary("abc"), np.array([2**63], dtype=np.uint64), 2**63),
+        (ByteVocabulary(), [256, 257], 257),
+        (ByteVocabulary(), [-1], -1),
+    ],
+)
+def test_an_id_outside_is_named(vocabulary, ids, wrong):
+    with pytest.raises(VocabularyError, match=f"id {wrong} is outside the vocabulary of {len(vocabulary)}"):
+        vocabulary.decode(ids)
+
+
+@pytest.mark.parametrize("ids", [[1.5], [[1, 2]], 3, [True], ["a"]])
+def test_what_is_no_row_of_ids_is_refused(ids):
+    with pytest.raises(VocabularyError, match="one row of whole numbers"):
+        Vocabulary("abc").decode(ids)
+
+
+def test_bytes_never_meet_an_unknown():
+    vocabulary = Vocabulary.from_text("whatever", VocabularyConfig(unit="byte"))
+    assert isinstance(vocabulary, ByteVocabulary)
+    assert len(vocabulary) == 257
+    assert vocabulary.encode("aé").tolist() == [98, 0xC3 + 1, 0xA9 + 1]
+    assert vocabulary.unknown_in("é中😀") == []
+
+
+@given(strings)
+def test_bytes_encode_everything_and_give_text_back(text):
+    vocabulary = ByteVocabulary()
+    ids = vocabulary.encode(text)
+    assert ids.dtype == np.int32
+    assert (ids > 0).all()
+    if not any("\ud800" <= character <= "\udfff" for character in text):
+        assert vocabulary.decode(ids) == text
+
+
+@given(st.lists(st.integers(0, 256), max_size=20))
+def test_any_bytes_decode_to_something(ids):
+    # An untrained model of bytes writes no UTF-8.
+    text = ByteVocabulary().decode(ids)
+    expected = bytes(i - 1 if i else 0xFF for i in ids).decode("utf-8", "replace")
+    assert text == expected
+
+
+def test_a_broken_byte_shows_as_a_replacement_character():
+    assert ByteVocabulary().decode([98, 0, 99]) == "a\ufffdb"
+    assert ByteVocabulary().decode([98, 0xE4 + 1]) == "a\ufffd"
+
+
+@given(texts)
+def test_json_round_trip_and_equality(text):
+    for vocabulary in (Vocabulary.from_text(text), ByteVocabulary()):
+        written = json.dumps(vocabulary.to_json())
+        again = Vocabulary.from_json(json.loads(written))
+        assert again == vocabulary
+        assert hash(again) == hash(vocabulary)
+        assert again.encode(text).tolist() == vocabulary.encode(text).tolist()
+
+
+def test_what_differs_is_not_equal():
+    assert Vocabulary("ab") != Vocabulary("ba")
+    assert Vocabulary("") != ByteVocabulary()
+    assert Vocabulary("ab") != "ab"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([], "an object with the keys"),
+        ({"format": 1, "unit": "character"}, "an object with the keys"),
+        ({"format": 1, "unit": "character", "characters": "ab", "more": 1}, "an object with the keys"),
+        ({"format": 2, "unit": "character", "characters": "ab"}, "later version"),
+        ({"format": 1, "unit": "word", "characters": "ab"}, "not 'word'"),
+        ({"format": 1, "unit": "byte", "characters": "ab"}, "has no characters"),
+        ({"format": 1, "unit": "character", "characters": ["a"]}, "must be a string"),
+        ({"format": 1, "unit": "character", "characters": "aa"}, "more than once"),
+        ({"format": 1, "unit": "character", "characters": "\ud800"}, "surrogate"),
+    ],
+)
+def test_reading_is_strict(values, words):
+    with pytest.raises(VocabularyError, match=words):
+        Vocabulary.from_json(values)
