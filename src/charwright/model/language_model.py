@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from charwright.config import STATES, ModelConfig
 from charwright.errors import ConfigError
 from charwright.model.cells import State, Weights
+from charwright.model.loss import head_loss
 from charwright.model.recurrent import LayerInput, Tokens, choose_core, linear, run_layer
 
 Arrays = dict[str, npt.NDArray[np.float32]]
@@ -62,19 +63,42 @@ class LanguageModel(nn.Module):
         Returns:
             logits (T, B, V) float32, and the state after the last position.
         """
+        x, state = self._recurrent(ids, state, generator)
+        return linear(x, self._head, self.weight("head.bias"), self.precision), state
+
+    def loss(
+        self, ids: Tensor, targets: Tensor, state: State | None = None, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, State]:
+        """The mean cross-entropy of a batch, and the state after it.
+
+        The same as `cross_entropy` of the logits, without ever holding all of them: faster, and much smaller for a
+        large vocabulary. Arguments as for `forward`; targets: (T, B) int64.
+        """
+        x, state = self._recurrent(ids, state, generator)
+        return head_loss(x, self._head, self.weight("head.bias"), targets, self.precision), state
+
+    def _recurrent(self, ids: Tensor, state: State | None, generator: torch.Generator | None) -> tuple[Tensor, State]:
+        """All recurrent layers: ids (T, B) -> the last one's outputs (T, B, H), and the state after."""
         state = self.zero_state(ids.shape[1]) if state is None else state
         core = choose_core(self.core, ids.device, self.precision)
+        noise = Noise(self.config, generator) if self.training else None
         x: LayerInput = Tokens(ids, self.weight("embedding.weight"))
         last = []
         for layer in range(self.config.layers):
+            weights, mask = self._layer(layer), None
+            if noise is not None:
+                weights = weights._replace(weight_hh=noise.connections(weights.weight_hh))
+                mask = noise.state(state[0][layer])
             before = tuple(part[layer] for part in state)
-            outputs, after = run_layer(core, self.config.cell, x, before, self._layer(layer), self.precision)
-            x = self._dropped(outputs, generator)
+            x, after = run_layer(core, self.config.cell, x, before, weights, self.precision, mask)
+            x = noise.outputs(x) if noise is not None else x
             last.append(after)
-        head = self.weight("embedding.weight" if self.config.tied else "head.weight")
         assert isinstance(x, Tensor)
-        logits = linear(x, head, self.weight("head.bias"), self.precision)
-        return logits, tuple(torch.stack(parts) for parts in zip(*last, strict=True))
+        return x, tuple(torch.stack(parts) for parts in zip(*last, strict=True))
+
+    @property
+    def _head(self) -> Tensor:
+        return self.weight("embedding.weight" if self.config.tied else "head.weight")
 
     def zero_state(self, batch: int) -> State:
         """The state before the first character: zeros (L, B, H)."""
@@ -127,15 +151,6 @@ class LanguageModel(nn.Module):
             bias_hh,
         )
 
-    def _dropped(self, outputs: Tensor, generator: torch.Generator | None) -> Tensor:
-        rate = self.config.dropout
-        if not self.training or rate == 0:
-            return outputs
-        if generator is None:
-            raise ValueError("training with dropout draws its masks from a generator; pass generator=...")
-        mask = torch.empty_like(outputs).bernoulli_(1 - rate, generator=generator)
-        return outputs * mask / (1 - rate)
-
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator) -> None:
         """Keras's defaults: uniform embedding, Glorot input and head, orthogonal recurrence, zero biases."""
@@ -152,6 +167,40 @@ class LanguageModel(nn.Module):
                 weight.zero_()
             if self.config.cell == "lstm" and name.endswith("bias_ih"):
                 weight[self.config.units : 2 * self.config.units] = 1  # remember at first (Jozefowicz et al., 2015)
+
+
+class Noise:
+    """What training silences at random; each kind has its own option, and 0 leaves everything as it is."""
+
+    def __init__(self, config: ModelConfig, generator: torch.Generator | None) -> None:
+        """Draw from `generator`; it may be None where nothing is silenced.
+
+        Raises:
+            ValueError: when something has to be drawn and there is no generator.
+        """
+        if generator is None and (config.dropout or config.state_dropout or config.weight_dropout):
+            raise ValueError("training with dropout draws its masks from a generator; pass generator=...")
+        self._config, self._generator = config, generator
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """A layer's outputs (T, B, H), each number by itself (Srivastava et al., 2014)."""
+        mask = self._mask(x, self._config.dropout)
+        return x if mask is None else x * mask
+
+    def state(self, h: Tensor) -> Tensor | None:
+        """One mask (B, H) for a row's whole sequence, inside the recurrent product (Gal & Ghahramani, 2016)."""
+        return self._mask(h, self._config.state_dropout)
+
+    def connections(self, weights: Tensor) -> Tensor:
+        """Recurrent weights (G * H, H), one mask for the batch (DropConnect: Merity et al., 2018)."""
+        mask = self._mask(weights, self._config.weight_dropout)
+        return weights if mask is None else weights * mask
+
+    def _mask(self, like: Tensor, rate: float) -> Tensor | None:
+        if rate == 0:
+            return None
+        mask = torch.empty_like(like, requires_grad=False).bernoulli_(1 - rate, generator=self._generator)
+        return mask.div_(1 - rate)
 
 
 def _key(name: str) -> str:

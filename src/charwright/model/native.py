@@ -77,9 +77,9 @@ class _NativeLayer(torch.autograd.Function):
         steps, batch = (ids if ids is not None else inputs).shape[:2]
         units = weights.shape[1]
         hidden = torch.empty(steps + 1, batch, units, dtype=dtype)
-        masked = torch.empty_like(hidden) if mask is not None else None
-        cells = torch.empty_like(hidden) if c is not None else None
-        gates = torch.empty(steps, batch, SLOTS[cell] * units, dtype=dtype)
+        masked = _borrow(hidden.shape, dtype) if mask is not None else None
+        cells = _borrow(hidden.shape, dtype) if c is not None else None
+        gates = _borrow((steps, batch, SLOTS[cell] * units), dtype)
         last_h, last_c = h.clone(), c.clone() if c is not None else None
         inputs = inputs.contiguous()
         ids, bias, mask = (None if part is None else part.contiguous() for part in (ids, bias, mask))
@@ -92,9 +92,12 @@ class _NativeLayer(torch.autograd.Function):
             _point(layer, name, tensor)
         kernels.forward(layer)
         ctx.save_for_backward(inputs if ids is not None else None, ids, weights, bias, mask)
-        # The kernels overwrite these with gradients, which autograd's own keeping would forbid.
-        ctx.kept = (hidden, masked, cells, gates)
         ctx.kernels, ctx.cell, ctx.dtype = kernels, cell, dtype
+        if any(ctx.needs_input_grad):
+            # The kernels overwrite some of these with gradients, which autograd's own keeping would forbid.
+            ctx.kept = (hidden, masked, cells, gates)
+        else:
+            _give_back(masked, cells, gates)
         return (hidden[1:], last_h) if last_c is None else (hidden[1:], last_h, last_c)
 
     @staticmethod
@@ -124,6 +127,9 @@ class _NativeLayer(torch.autograd.Function):
         d_inputs = d_table
         if d_table is None:
             d_inputs = gates[..., units:] if cell == "gru" else gates
+        else:
+            _give_back(gates)
+        _give_back(masked, cells)
         return None, None, None, d_inputs, None, d_weights, d_bias, d_h, d_c, None
 
 
@@ -137,6 +143,24 @@ def _weight_gradient(cell: str, rows: Tensor, before: Tensor) -> Tensor:
     result[: 2 * units] = rows[:, units : 3 * units].T @ before
     result[2 * units :] = rows[:, :units].T @ before
     return result
+
+
+# Large arrays that nobody outside sees are used again: fresh memory costs a page fault every 4 kB.
+_spare: dict[tuple[tuple[int, ...], torch.dtype], Tensor] = {}
+MOST_SPARE = 8
+
+
+def _borrow(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    found = _spare.pop((tuple(shape), dtype), None)
+    return torch.empty(shape, dtype=dtype) if found is None else found
+
+
+def _give_back(*tensors: Tensor | None) -> None:
+    for tensor in tensors:
+        if tensor is not None:
+            _spare[tuple(tensor.shape), tensor.dtype] = tensor
+    while len(_spare) > MOST_SPARE:
+        _spare.pop(next(iter(_spare)), None)
 
 
 def _layer(cell: str, dtype: torch.dtype, steps: int, batch: int, units: int) -> Layer:

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from charwright.config import TrainingConfig
@@ -51,8 +50,7 @@ TrainStep = Callable[[LanguageModel, Batch, torch.optim.Optimizer], Tensor]
 
 def train_step(model: LanguageModel, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
     """Forward, backward, update: the mean loss of the batch in nats, a scalar."""
-    logits, state = model(batch.inputs, batch.state, generator=batch.generator)
-    loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
+    loss, state = model.loss(batch.inputs, batch.targets, batch.state, generator=batch.generator)
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
@@ -110,7 +108,7 @@ def fit(
     loop = _Loop(model, dataset, config, train_step, optimizer, resume, clock)
     yield loop.started(resumed=resume is not None)
     reason = "done"
-    last_report = last_save = loop.time_s
+    last_report = loop.time_s
     with loop.clipping():
         while not loop.position.done:
             report = False
@@ -121,10 +119,8 @@ def fit(
                 reason = should_stop() or "done"
                 if reason != "done" or loop.fraction >= 1:
                     break
-                if save and loop.time_s - last_save >= config.checkpoint_minutes * 60:
-                    save(loop.snapshot())
-                    last_save = loop.time_s
-                    yield Checkpoint(loop.position.step, loop.time_s)
+                if loop.inside_epoch and loop.checkpoint_due:
+                    yield from loop.checkpoint(save)
             if reason == "done":
                 ended = loop.fraction >= 1
                 report = ended or loop.worth_reporting(last_report)
@@ -133,11 +129,10 @@ def fit(
                     yield Sample(loop.position.step, loop.time_s, sample(model))
                 loop.position.done = ended
                 reason = should_stop() or "done"
-            if reason != "done" or report:
-                last_report = last_save = loop.time_s
-                if save:
-                    save(loop.snapshot())
-                    yield Checkpoint(loop.position.step, loop.time_s)
+            if reason != "done" or report or loop.checkpoint_due:
+                yield from loop.checkpoint(save)
+            if report:
+                last_report = loop.time_s
             if reason != "done":
                 break
     yield End(loop.position.step, loop.time_s, reason, loop.position.best_loss, loop.position.best_step)
@@ -174,6 +169,7 @@ class _Loop:
         self.began = self.noticed = clock()
         self.noticed_step = self.position.step
         self.before_s = self.position.elapsed_s
+        self.last_save_s = self.time_s
 
     @property
     def time_s(self) -> float:
@@ -268,6 +264,23 @@ class _Loop:
             fraction=min(1.0, fraction),
             remaining_s=remaining,
         )
+
+    @property
+    def inside_epoch(self) -> bool:
+        """Whether the epoch has batches left; at its end it is told and saved as a whole."""
+        return self.position.step_in_epoch < self.dataset.steps_per_epoch
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether the last checkpoint was long enough ago."""
+        return self.time_s - self.last_save_s >= self.config.checkpoint_minutes * 60
+
+    def checkpoint(self, save: Callable[[Snapshot], None] | None) -> Iterator[Checkpoint]:
+        """Hand a snapshot to `save`, if there is one, and say so."""
+        if save is not None:
+            save(self.snapshot())
+            yield Checkpoint(self.position.step, self.time_s)
+        self.last_save_s = self.time_s
 
     def worth_reporting(self, last_s: float) -> bool:
         """Whether enough time has gone by to spend some on validation, a sample and a checkpoint.
