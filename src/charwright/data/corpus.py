@@ -170,9 +170,10 @@ def split_corpus(text: str, config: SplitConfig) -> tuple[str, str]:
         return text[:cut], text[cut:]
     blocks = max(1, min(20, wanted // 100))
     edges = [len(text) * i // blocks for i in range(blocks + 1)]
+    shares = [wanted * i // blocks for i in range(blocks + 1)]
     training, validation = [], []
-    for begin, end in pairwise(edges):
-        cut = end - round((end - begin) * config.val_fraction)
+    for (begin, end), (before, after) in zip(pairwise(edges), pairwise(shares), strict=True):
+        cut = end - (after - before)
         training.append(text[begin:cut])
         validation.append(text[cut:end])
     return "".join(training), "".join(validation)
