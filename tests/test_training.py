@@ -1,0 +1,630 @@
+"""The training loop: what it yields, what it keeps, and that a resume equals never stopping."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import charwright as cw
+from charwright.data.sequences import Dataset, make_dataset
+from charwright.errors import DivergedError, UsageError
+from charwright.evaluate import Evaluation
+from charwright.training import events
+from charwright.training.loop import Batch
+from charwright.training.recipes import find_recipe
+from charwright.training.snapshot import Snapshot
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+VOCABULARY = 12
+STEPS = 5  # in an epoch of the dataset below
+
+
+def make_data(order: str = "streams", seed: int = 1) -> Dataset:
+    """Five batches of 4 x 10 from ids that go round in steps of 1 and 2: easy to learn, and not quite regular."""
+    ids = np.cumsum(np.random.default_rng(0).integers(1, 3, 4 * 11 * STEPS + 3)) % (VOCABULARY - 1) + 1
+    config = cw.SequenceConfig(order=order, batch=4, seq_length=10)
+    dataset = make_dataset(ids, config, seed)
+    assert dataset.steps_per_epoch == STEPS
+    return dataset
+
+
+def make_model(**options: Any) -> cw.LanguageModel:
+    config = cw.ModelConfig(**({"units": 8, "embedding": 6, "layers": 1} | options))
+    return cw.LanguageModel(config, VOCABULARY, seed=1)
+
+
+def settings_for(**options: Any) -> cw.TrainingConfig:
+    return cw.TrainingConfig(**({"learning_rate": 0.01, "log_every": 2} | options))
+
+
+class Clock:
+    """Time that goes by only when somebody lets it: a second for each training step."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def train_step(self, model: cw.LanguageModel, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
+        self.now += 1.0
+        return cw.train_step(model, batch, optimizer)
+
+
+def measured(*losses: float) -> Callable[[cw.LanguageModel], Evaluation]:
+    """A validation that finds these losses, one after the other."""
+    left = iter(losses)
+
+    def validate(_: cw.LanguageModel) -> Evaluation:
+        loss = next(left)
+        return Evaluation(loss, loss / math.log(2), 100, 0, "carried")
+
+    return validate
+
+
+def real_loss(model: cw.LanguageModel) -> Evaluation:
+    vocabulary = cw.Vocabulary("abcdefghijk")
+    return cw.evaluate(model, vocabulary, "abcegikabdfhjkbcdfgikac" * 3)
+
+
+def same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
+    return set(first) == set(second) and all(np.array_equal(first[name], second[name]) for name in first)
+
+
+# What comes out.
+
+
+def test_events_come_in_order() -> None:
+    names = [
+        event.to_json()["event"]
+        for event in cw.fit(
+            make_model(),
+            make_data(),
+            settings_for(epochs=2),
+            validate=measured(2.0, 1.0),
+            sample=lambda _: "text",
+            save=lambda _: None,
+        )
+    ]
+    first, second = ["step"] * 2, ["step"] * 3  # after steps 2, 4 and 6, 8, 10
+    rest = ["epoch", "sample", "checkpoint"]
+    assert names == ["start", *first, *rest, *second, *rest, "end"]
+
+
+def test_events_tell_what_happened() -> None:
+    clock = Clock()
+    told = list(
+        cw.fit(
+            make_model(),
+            make_data(),
+            settings_for(epochs=2, schedule="constant"),
+            train_step=clock.train_step,
+            validate=measured(1.5, 2.5),
+            sample=lambda _: "some text",
+            clock=clock,
+        )
+    )
+    start = told[0]
+    assert isinstance(start, events.Start)
+    assert (start.steps_per_epoch, start.batch, start.seq_length) == (STEPS, 4, 10)
+    assert start.parameters == sum(weight.numel() for weight in make_model().parameters())
+    epochs = [event for event in told if isinstance(event, events.Epoch)]
+    assert [(event.epoch, event.step, event.elapsed_s, event.chars_per_s) for event in epochs] == [
+        (1, 5, 5.0, 40.0),
+        (2, 10, 5.0, 40.0),
+    ]
+    assert [(event.validation_loss, event.best) for event in epochs] == [(1.5, True), (2.5, False)]
+    assert epochs[0].bits_per_char == pytest.approx(1.5 / math.log(2))
+    steps = [event for event in told if isinstance(event, events.Step)]
+    assert [(event.step, event.epoch, event.fraction) for event in steps] == [
+        (2, 1, 0.2),
+        (4, 1, 0.4),
+        (6, 2, 0.6),
+        (8, 2, 0.8),
+        (10, 2, 1.0),
+    ]
+    assert [event.remaining_s for event in steps] == pytest.approx([8.0, 6.0, 4.0, 2.0, 0.0])
+    assert all(event.chars_per_s == pytest.approx(40.0) for event in steps)
+    assert [event.text for event in told if isinstance(event, events.Sample)] == ["some text"] * 2
+    end = told[-1]
+    assert isinstance(end, events.End)
+    assert (end.step, end.time_s, end.reason, end.best_loss, end.best_step) == (10, 10.0, "done", 1.5, 5)
+
+
+def test_step_losses_are_means_since_the_last_one_whatever_came_between() -> None:
+    losses = iter(range(1, 11))
+
+    def counting(model: cw.LanguageModel, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
+        return torch.tensor(float(next(losses)))
+
+    config = settings_for(epochs=2, checkpoint_minutes=1e-9)
+    told = list(cw.fit(make_model(), make_data(), config, train_step=counting, save=lambda _: None))
+    assert [event.loss for event in told if isinstance(event, events.Step)] == [1.5, 3.5, 5.5, 7.5, 9.5]
+    assert [event.train_loss for event in told if isinstance(event, events.Epoch)] == [3.0, 8.0]
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+@pytest.mark.parametrize("order", ["windows", "streams"])
+def test_loss_falls(cell: str, order: str) -> None:
+    told = list(cw.fit(make_model(cell=cell), make_data(order), settings_for(epochs=12, learning_rate=0.03)))
+    losses = [event.train_loss for event in told if isinstance(event, events.Epoch)]
+    assert losses[0] > 2.2, "ln 12 is 2.48"
+    assert losses[-1] < 1.3
+
+
+def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    list(cw.fit(make_model(), make_data(), settings_for(epochs=1), validate=real_loss, save=lambda _: None))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_global_random_numbers_are_left_alone() -> None:
+    torch.manual_seed(3)
+    np.random.seed(3)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    list(cw.fit(make_model(dropout=0.4), make_data("windows"), settings_for(epochs=1), validate=real_loss))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.random.get_state()[1].tolist() == before[1]
+
+
+# A step of one's own.
+
+
+def test_train_step_can_be_replaced() -> None:
+    seen = []
+
+    def half_rate(model: cw.LanguageModel, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
+        seen.append((tuple(batch.inputs.shape), torch.equal(batch.inputs[1:], batch.targets[:-1]), batch.state))
+        logits, batch.state = model(batch.inputs, batch.state)
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
+        optimizer.zero_grad()
+        (0.5 * loss).backward()
+        optimizer.step()
+        return loss  # neither it nor the state is detached, which is nobody's mistake to make
+
+    told = list(cw.fit(make_model(), make_data(), settings_for(epochs=2), train_step=half_rate))
+    assert [shape for shape, _, _ in seen] == [(10, 4)] * 10
+    assert all(shifted for _, shifted, _ in seen)
+    assert [state is None for _, _, state in seen] == ([True] + [False] * 4) * 2, "each epoch begins with nothing"
+    assert all(state is None or not state[0].requires_grad for _, _, state in seen)
+    assert isinstance(told[-1], events.End)
+
+
+def test_windows_start_from_a_zero_state() -> None:
+    states = []
+
+    def watching(model: cw.LanguageModel, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
+        states.append(batch.state)
+        return cw.train_step(model, batch, optimizer)
+
+    list(cw.fit(make_model(), make_data("windows"), settings_for(epochs=1), train_step=watching))
+    assert states == [None] * STEPS
+
+
+def test_gradients_are_clipped_and_the_optimizer_is_its_owners_again() -> None:
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    before = model.arrays()
+    config = settings_for(steps=1, clip_norm=1e-3, schedule="constant")
+    list(cw.fit(model, make_data(), config, optimizer=optimizer))
+    moved = math.sqrt(sum(float(((model.arrays()[name] - before[name]) ** 2).sum()) for name in before))
+    assert moved == pytest.approx(1e-3, rel=1e-3)
+    for weight in model.parameters():
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert float(next(iter(model.parameters())).grad.max()) == 1.0, "no clipping any more"
+
+
+def test_an_abandoned_fit_lets_go_of_the_optimizer() -> None:
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    training = cw.fit(model, make_data(), settings_for(epochs=1, log_every=1), optimizer=optimizer)
+    assert [next(training).name for _ in range(3)] == ["start", "step", "step"]
+    training.close()
+    for weight in model.parameters():
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert float(next(iter(model.parameters())).grad.max()) == 1.0
+
+
+def test_weight_decay_spares_biases_and_the_embedding() -> None:
+    model = make_model()
+    optimizer = cw.make_optimizer(model, settings_for(epochs=1, weight_decay=0.3))
+    decay = {id(weight): group["weight_decay"] for group in optimizer.param_groups for weight in group["params"]}
+    assert len(decay) == len(list(model.parameters()))
+    decayed = {name for name in model.config.weight_shapes(VOCABULARY) if decay[id(model.weight(name))]}
+    assert decayed == {"recurrent.0.weight_ih", "recurrent.0.weight_hh", "head.weight"}
+
+
+# Budgets and rates.
+
+
+def test_budget_of_steps_may_end_inside_an_epoch() -> None:
+    told = list(cw.fit(make_model(), make_data(), settings_for(steps=7), validate=measured(3.0, 2.0)))
+    epochs = [event for event in told if isinstance(event, events.Epoch)]
+    assert [(event.epoch, event.step, event.validation_loss) for event in epochs] == [(1, 5, 3.0), (2, 7, 2.0)]
+    assert told[-1].step == 7
+
+
+def test_budget_of_epochs() -> None:
+    assert list(cw.fit(make_model(), make_data(), settings_for(epochs=3)))[-1].step == 3 * STEPS
+
+
+def test_budget_of_minutes_follows_the_clock() -> None:
+    clock = Clock()
+    config = settings_for(minutes=0.5, log_every=1)
+    told = list(cw.fit(make_model(), make_data(), config, train_step=clock.train_step, clock=clock))
+    assert told[-1].step == 30, "half a minute, a step each second"
+    steps = [event for event in told if isinstance(event, events.Step)]
+    assert [event.remaining_s for event in steps] == pytest.approx([29.0 - i for i in range(30)])
+    rates = [event.learning_rate for event in steps]
+    assert rates == pytest.approx([0.005 * (1 + math.cos(math.pi * i / 30)) for i in range(30)])
+
+
+def test_a_budget_of_minutes_does_not_spend_itself_on_validation() -> None:
+    clock, calls = Clock(), []
+
+    def slow(model: cw.LanguageModel) -> Evaluation:
+        calls.append(clock.now)
+        return measured(2.0)(model)
+
+    config = settings_for(minutes=10)
+    list(cw.fit(make_model(), make_data(), config, train_step=clock.train_step, clock=clock, validate=slow))
+    assert len(calls) < 60, "there were 120 epochs"
+    assert calls[-1] == 1600.0, "and the last word is a measured one"
+
+
+def test_without_a_budget_there_is_no_training() -> None:
+    with pytest.raises(UsageError, match="--epochs"):
+        list(cw.fit(make_model(), make_data(), settings_for()))
+
+
+def test_cosine_goes_from_the_rate_to_nearly_nothing() -> None:
+    config = settings_for(epochs=20, log_every=1)
+    told = list(cw.fit(make_model(), make_data(), config))
+    rates = [event.learning_rate for event in told if isinstance(event, events.Step)]
+    assert rates[0] == 0.01
+    assert rates[50] == pytest.approx(0.005)
+    assert 0 < rates[-1] < 0.01 * 0.001
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_rates_of_ones_own_optimizer_follow_in_proportion() -> None:
+    model = make_model()
+    weights = list(model.parameters())
+    groups = [{"params": weights[:1], "lr": 0.4}, {"params": weights[1:], "lr": 0.2}]
+    optimizer = torch.optim.SGD(groups, lr=0.2)
+    seen = []
+
+    def watching(model: cw.LanguageModel, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
+        seen.append([group["lr"] for group in optimizer.param_groups])
+        return cw.train_step(model, batch, optimizer)
+
+    list(cw.fit(model, make_data(), settings_for(steps=10), train_step=watching, optimizer=optimizer))
+    assert seen[0] == [0.4, 0.2]
+    assert seen[5] == pytest.approx([0.2, 0.1])
+
+
+def test_recipe_tutorial_is_the_tutorials() -> None:
+    recipe = find_recipe("tutorial")
+    assert (recipe.sequences.order, recipe.sequences.batch, recipe.sequences.seq_length) == ("windows", 64, 100)
+    assert recipe.split.val_fraction == 0
+    training = recipe.training
+    assert (training.optimizer, training.learning_rate, training.epsilon) == ("adam", 1e-3, 1e-7)
+    assert (training.beta1, training.beta2) == (0.9, 0.999)
+    assert (training.schedule, training.clip_norm, training.epochs) == ("constant", None, 10)
+    with pytest.raises(UsageError, match="tutorial"):
+        find_recipe("tutorail")
+
+
+# What is kept.
+
+
+def test_how_often_one_logs_validates_samples_and_saves_changes_no_weight() -> None:
+    def weights(**how: Any) -> dict[str, np.ndarray]:
+        model = make_model(dropout=0.3)
+        config = settings_for(epochs=3, log_every=how.pop("log_every"), checkpoint_minutes=how.pop("minutes", 10.0))
+        list(cw.fit(model, make_data(), config, **how))
+        return model.arrays()
+
+    def sample(model: cw.LanguageModel) -> str:
+        return cw.Generator.of(model, cw.Vocabulary("abcdefghijk")).generate("ab", length=5, seed=1)[0].continuation
+
+    quiet = weights(log_every=1000)
+    assert same(quiet, weights(log_every=1))
+    assert same(quiet, weights(log_every=3, validate=real_loss))
+    assert same(quiet, weights(log_every=2, sample=sample))
+    assert same(quiet, weights(log_every=1, minutes=1e-9, validate=real_loss, sample=sample, save=lambda _: None))
+
+
+def test_the_best_weights_are_those_to_use() -> None:
+    taken: list[Snapshot] = []
+    model = make_model()
+    list(cw.fit(model, make_data(), settings_for(epochs=4), validate=measured(3.0, 1.0, 2.0, 1.5), save=taken.append))
+    assert same(taken[3].to_use, taken[1].weights)
+    assert same(taken[3].weights, model.arrays())
+    assert not same(taken[3].to_use, taken[3].weights)
+    assert (taken[3].position.best_loss, taken[3].position.best_step) == (1.0, 2 * STEPS)
+
+
+def test_without_validation_the_last_weights_are_those_to_use() -> None:
+    taken: list[Snapshot] = []
+    model = make_model()
+    list(cw.fit(model, make_data(), settings_for(epochs=2), save=taken.append))
+    assert same(taken[-1].to_use, model.arrays())
+
+
+def test_a_snapshot_is_a_copy() -> None:
+    taken: list[Snapshot] = []
+    list(cw.fit(make_model(), make_data(), settings_for(epochs=3), save=taken.append))
+    assert [snapshot.position.step for snapshot in taken] == [5, 10, 15]
+    for group in ("weights", "optimizer"):
+        assert not same(getattr(taken[0], group), getattr(taken[1], group))
+
+
+@pytest.mark.parametrize(
+    ("minutes", "budget", "expected"),
+    [
+        (2 / 60, {"epochs": 2}, [2, 4, 5, 7, 9, 10]),
+        (1 / 60, {"epochs": 1}, [1, 2, 3, 4, 5]),
+        (60, {"epochs": 2}, [5, 10]),
+        (5 / 60, {"minutes": 20 / 60}, [5, 10, 15, 20]),
+        (4 / 60, {"minutes": 1000 / 60}, None),  # so long that not every epoch is worth a validation
+    ],
+)
+def test_checkpoints_follow_the_clock(minutes: float, budget: dict[str, float], expected: list[int] | None) -> None:
+    clock, taken = Clock(), []
+    told = list(
+        cw.fit(
+            make_model(),
+            make_data(),
+            settings_for(checkpoint_minutes=minutes, **budget),
+            train_step=clock.train_step,
+            clock=clock,
+            save=lambda snapshot: taken.append(snapshot.position.step),
+        )
+    )
+    if expected is None:
+        assert max(np.diff(taken)) <= 4
+        assert min(np.diff(taken)) >= 1
+    else:
+        assert taken == expected, "none of them twice"
+    assert [event.step for event in told if isinstance(event, events.Checkpoint)] == taken
+
+
+# When it goes wrong.
+
+
+def finite(snapshot: Snapshot) -> bool:
+    groups = (snapshot.weights, snapshot.optimizer, snapshot.state, snapshot.best)
+    return all(bool(np.isfinite(array).all()) for group in groups for array in group.values())
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+@pytest.mark.parametrize("log_every", [1, 1000])
+def test_a_rate_a_million_times_too_high_is_noticed(cell: str, log_every: int) -> None:
+    taken: list[Snapshot] = []
+    config = settings_for(epochs=20, learning_rate=0.01 * 1e6, log_every=log_every, checkpoint_minutes=1e-9)
+    with pytest.raises(DivergedError, match="learning-rate") as caught:
+        list(cw.fit(make_model(cell=cell), make_data(), config, save=taken.append))
+    assert caught.value.exit_code == 3
+    assert all(map(finite, taken))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("at", range(1, 11))
+def test_a_loss_that_is_no_number_is_never_saved(bad: float, at: int) -> None:
+    """At whatever step the weights break, and however far away the next line of the log is."""
+    taken: list[Snapshot] = []
+    steps = 0
+
+    def breaking(model: cw.LanguageModel, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
+        nonlocal steps
+        steps += 1
+        loss = cw.train_step(model, batch, optimizer)
+        if steps == at:
+            with torch.no_grad():
+                model.weight("recurrent.0.weight_hh")[0, 0] = bad
+        return loss
+
+    config = settings_for(epochs=2, log_every=1000, checkpoint_minutes=1e-9)
+    with pytest.raises(DivergedError):
+        list(cw.fit(make_model(), make_data(), config, train_step=breaking, save=taken.append))
+    assert len(taken) == at - 1
+    assert all(map(finite, taken))
+
+
+def test_an_optimizer_that_remembers_no_number_is_never_saved() -> None:
+    """Gradients so high that their squares overflow freeze Adam and leave the weights finite."""
+
+    def breaking(model: cw.LanguageModel, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
+        loss = cw.train_step(model, batch, optimizer)
+        optimizer.state[model.weight("head.bias")]["exp_avg_sq"].fill_(math.inf)
+        return loss
+
+    taken: list[Snapshot] = []
+    with pytest.raises(DivergedError):
+        list(cw.fit(make_model(), make_data(), settings_for(epochs=1), train_step=breaking, save=taken.append))
+    assert not taken
+
+
+def test_a_validation_loss_that_is_no_number_is_noticed() -> None:
+    with pytest.raises(DivergedError):
+        list(cw.fit(make_model(), make_data(), settings_for(epochs=1), validate=measured(math.nan)))
+
+
+# Stopping and going on.
+
+
+@dataclasses.dataclass
+class Run:
+    """What is left of a training run: its last snapshot, and its losses by epoch and step."""
+
+    snapshot: Snapshot | None = None
+    epochs: list[tuple[int, int, float, float | None, bool]] = dataclasses.field(default_factory=list)
+    reason: str = ""
+
+    def session(
+        self,
+        order: str,
+        model_options: dict[str, Any],
+        stop_at: int | None = None,
+        *,
+        after_epoch: bool = False,
+        sgd: bool = False,
+        **options: Any,
+    ) -> Run:
+        """One process's work: fresh objects, the last snapshot, and a stop asked for while step `stop_at` is done."""
+        model, asked = make_model(dropout=0.3, **model_options), []
+        step = self.snapshot.position.step if self.snapshot else 0
+        own = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9) if sgd else None
+
+        def counting(model: cw.LanguageModel, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
+            nonlocal step
+            step += 1
+            return cw.train_step(model, batch, optimizer)
+
+        def should_stop() -> str | None:
+            if step == stop_at:
+                asked.append(step)
+            return "SIGINT" if len(asked) > after_epoch else None
+
+        for event in cw.fit(
+            model,
+            make_data(order),
+            settings_for(**({"epochs": 3} | options)),
+            train_step=counting,
+            optimizer=own,
+            validate=real_loss,
+            save=self._take,
+            resume=self.snapshot,
+            should_stop=should_stop,
+        ):
+            if isinstance(event, events.Epoch):
+                self.epochs.append((event.epoch, event.step, event.train_loss, event.validation_loss, event.best))
+            if isinstance(event, events.End):
+                self.reason = event.reason
+        return self
+
+    def _take(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+
+    def same_as(self, other: Run) -> bool:
+        mine, theirs = self.snapshot, other.snapshot
+        assert mine is not None
+        assert theirs is not None
+        assert mine.position.done
+        assert theirs.position.done
+        assert self.epochs == other.epochs
+        assert mine.position.best_loss == theirs.position.best_loss
+        groups = ("weights", "optimizer", "state", "best", "to_use")
+        return all(same(getattr(mine, group), getattr(theirs, group)) for group in groups)
+
+
+KINDS = [
+    pytest.param(order, {"cell": cell, "layers": layers}, id=f"{order}-{cell}-{layers}")
+    for order in ("windows", "streams")
+    for cell, layers in (("gru", 2), ("lstm", 1), ("rnn", 1))
+]
+
+
+@pytest.mark.parametrize(("order", "model"), KINDS)
+def test_resume_at_any_step_equals_never_stopping(order: str, model: dict[str, Any]) -> None:
+    whole = Run().session(order, model)
+    for step in range(1, 3 * STEPS + 1):
+        stopped = Run().session(order, model, stop_at=step)
+        assert stopped.reason == "SIGINT"
+        assert stopped.snapshot is not None
+        assert stopped.snapshot.position.step == step
+        assert stopped.session(order, model).same_as(whole), f"stopped at step {step}"
+
+
+@pytest.mark.parametrize("step", [STEPS, 2 * STEPS, 3 * STEPS])
+def test_a_stop_while_an_epoch_is_measured_is_heeded_too(step: int) -> None:
+    whole = Run().session("streams", {})
+    stopped = Run().session("streams", {}, stop_at=step, after_epoch=True)
+    assert stopped.reason == "SIGINT"
+    assert stopped.epochs == whole.epochs[: step // STEPS]
+    assert stopped.session("streams", {}).same_as(whole)
+
+
+@settings(max_examples=8, deadline=None)
+@given(stops=st.sets(st.integers(1, 3 * STEPS - 1), min_size=2, max_size=5), budget=st.sampled_from([12, 13, 15]))
+def test_any_number_of_stops_equals_none(stops: set[int], budget: int) -> None:
+    options = {"epochs": None, "steps": budget}
+    run = Run()
+    for stop in sorted(stops):
+        run.session("streams", {}, stop_at=stop, **options)
+    assert run.session("streams", {}, **options).same_as(Run().session("streams", {}, **options))
+
+
+def test_an_optimizer_of_ones_own_is_resumed_too() -> None:
+    whole = Run().session("windows", {}, sgd=True)
+    assert Run().session("windows", {}, stop_at=7, sgd=True).session("windows", {}, sgd=True).same_as(whole)
+
+
+def test_the_state_that_streams_carry_is_part_of_it() -> None:
+    stopped = Run().session("streams", {}, stop_at=7)
+    assert stopped.snapshot is not None
+    assert stopped.snapshot.state
+    forgetful = Run(dataclasses.replace(stopped.snapshot, state={}), list(stopped.epochs))
+    whole = Run().session("streams", {})
+    forgetful.session("streams", {})
+    assert forgetful.epochs != whole.epochs
+
+
+def test_a_finished_run_stays_as_it_is() -> None:
+    finished = Run().session("streams", {})
+    before, epochs = finished.snapshot, list(finished.epochs)
+    finished.session("streams", {})
+    assert finished.snapshot is before
+    assert finished.epochs == epochs
+    assert finished.reason == "done"
+
+
+def test_a_larger_budget_goes_on_and_a_smaller_one_ends() -> None:
+    constant = {"schedule": "constant"}
+    longer = Run().session("streams", {}, epochs=2, **constant).session("streams", {}, **constant)
+    assert longer.same_as(Run().session("streams", {}, **constant))
+    shorter = Run().session("streams", {}, stop_at=2 * STEPS, after_epoch=True)
+    epochs = list(shorter.epochs)
+    shorter.session("streams", {}, epochs=1)
+    assert shorter.epochs == epochs, "no epoch without a step in it is told"
+
+
+def test_time_is_counted_over_all_sessions() -> None:
+    taken: list[Snapshot] = []
+    for resume, steps in ((None, 4), (0, 8)):
+        clock = Clock()
+        told = list(
+            cw.fit(
+                make_model(),
+                make_data(),
+                settings_for(steps=steps),
+                train_step=clock.train_step,
+                clock=clock,
+                save=taken.append,
+                resume=None if resume is None else taken[-1],
+            )
+        )
+    assert isinstance(told[0], events.Resume)
+    assert (told[0].step, told[0].time_s) == (4, 4.0)
+    assert told[-1].time_s == 8.0
+    assert [event.elapsed_s for event in told if isinstance(event, events.Epoch)] == [1.0, 3.0]
+
+
+def test_an_optimizers_memory_of_an_unknown_weight_is_refused() -> None:
+    taken: list[Snapshot] = []
+    list(cw.fit(make_model(), make_data(), settings_for(steps=1), save=taken.append))
+    odd = dataclasses.replace(taken[0], optimizer={"exp_avg.nothing": np.zeros(1, np.float32)})
+    with pytest.raises(cw.CharwrightError, match="nothing"):
+        list(cw.fit(make_model(), make_data(), settings_for(steps=2), resume=odd))
