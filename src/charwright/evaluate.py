@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def evaluate(model: LanguageModel, vocabulary: Vocabulary, text: str, protocol: 
         CorpusError: when the text is too short for it.
     """
     ids = vocabulary.encode(text)
-    if len(ids) < 2:
+    if len(text) < 2:  # One character may be several bytes, but there is none after it.
         raise CorpusError("the text to evaluate on has fewer than two characters")
     inputs, targets = _carried(ids) if protocol == "carried" else _windows(ids, protocol)
     nats = _total_nats(model, inputs, targets)
@@ -77,14 +78,16 @@ def parse_protocol(protocol: str) -> int | None:
 
 
 def _carried(ids: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Inputs and targets (T, B); the end of the last stream is filled with targets of -1, which do not count."""
+    """Inputs and targets (T, B), streams as equal as can be; a target of -1 does not count."""
     predicted = len(ids) - 1
     streams = max(1, min(MOST_STREAMS, predicted // SHORTEST_STREAM))
     length = -(-predicted // streams)
-    inputs = np.zeros(streams * length, dtype=np.int64)
-    targets = np.full(streams * length, -1, dtype=np.int64)
-    inputs[:predicted], targets[:predicted] = ids[:-1], ids[1:]
-    return inputs.reshape(streams, length).T, targets.reshape(streams, length).T
+    inputs = np.zeros((streams, length), dtype=np.int64)
+    targets = np.full((streams, length), -1, dtype=np.int64)
+    for row, (begin, end) in enumerate(pairwise(predicted * i // streams for i in range(streams + 1))):
+        inputs[row, : end - begin] = ids[begin:end]
+        targets[row, : end - begin] = ids[begin + 1 : end + 1]
+    return inputs.T, targets.T
 
 
 def _windows(ids: npt.NDArray[np.int32], protocol: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

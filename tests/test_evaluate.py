@@ -1,0 +1,169 @@
+"""Losses of a text, against sums made by hand."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+import charwright as cw
+from charwright.data.vocabulary import ByteVocabulary, Vocabulary
+from charwright.errors import CorpusError, UsageError
+from charwright.evaluate import MOST_STREAMS, SHORTEST_STREAM, parse_protocol
+from ramps import fill_with_ramps
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ALPHABET = "abcdefghij"
+
+
+def make_model(size: int, **options: object) -> cw.LanguageModel:
+    return fill_with_ramps(cw.LanguageModel(cw.ModelConfig(units=6, embedding=4, **options), size))
+
+
+def make_text(length: int, alphabet: str = ALPHABET) -> str:
+    return "".join(alphabet[i * i % 7 + i % (len(alphabet) - 6)] for i in range(length))
+
+
+def nats_of(model: cw.LanguageModel, ids: list[int]) -> list[float]:
+    """The plain loop: one id at a time, the state carried, -ln p of each id but the first."""
+    state, nats = None, []
+    with torch.no_grad():
+        for current, following in pairwise(ids):
+            logits, state = model(torch.tensor([[current]]), state)
+            nats.append(-float(logits[0, 0].double().log_softmax(0)[following]))
+    return nats
+
+
+@pytest.mark.parametrize("length", [2, 3, 129, 130, 700])
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_carried_equals_a_plain_loop(length: int, cell: str) -> None:
+    """Over the seams of the chunks too, in which the work is done."""
+    vocabulary, text = Vocabulary(ALPHABET), make_text(length)
+    model = make_model(len(vocabulary), cell=cell, layers=2)
+    result = cw.evaluate(model, vocabulary, text)
+    expected = nats_of(model, vocabulary.encode(text).tolist())
+    assert result.nats_per_char == pytest.approx(sum(expected) / (length - 1), rel=1e-5)
+    assert result.bits_per_char == pytest.approx(result.nats_per_char / math.log(2))
+    assert (result.chars, result.unknown_chars, result.protocol) == (length - 1, 0, "carried")
+
+
+@pytest.mark.parametrize("length", [2001, 2999, 3005])
+def test_carried_in_streams_misses_no_character(length: int) -> None:
+    vocabulary, text = Vocabulary(ALPHABET), make_text(length)
+    model = make_model(len(vocabulary))
+    ids, streams = vocabulary.encode(text).tolist(), (length - 1) // SHORTEST_STREAM
+    cuts = [(length - 1) * i // streams for i in range(streams + 1)]
+    rows = [nats_of(model, ids[begin : end + 1]) for begin, end in pairwise(cuts)]
+    assert min(map(len, rows)) >= SHORTEST_STREAM
+    result = cw.evaluate(model, vocabulary, text)
+    assert result.chars == length - 1
+    assert result.nats_per_char == pytest.approx(sum(map(sum, rows)) / (length - 1), rel=1e-5)
+
+
+def test_carried_takes_no_more_than_64_streams() -> None:
+    """A model that knows nothing says ln V for each character, and every one is counted once."""
+    vocabulary, length = Vocabulary("ab"), MOST_STREAMS * SHORTEST_STREAM * 2 + 17
+    model = cw.LanguageModel(cw.ModelConfig(units=2, embedding=2, cell="rnn"), 3)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+    widths = set()
+    forward = model.forward
+    model.forward = lambda ids, state=None: widths.add(ids.shape[1]) or forward(ids, state)  # type: ignore[method-assign]
+    result = cw.evaluate(model, vocabulary, "ab" * (length // 2) + "a")
+    assert widths == {MOST_STREAMS}
+    assert result.chars == length - 1
+    assert result.nats_per_char == pytest.approx(math.log(3), rel=1e-6)
+
+
+@pytest.mark.parametrize(("length", "window"), [(41, 10), (40, 10), (50, 10), (700, 3), (12, 11), (5, 1), (300, 140)])
+def test_windows_start_from_zero_each(length: int, window: int) -> None:
+    vocabulary, text = Vocabulary(ALPHABET), make_text(length)
+    model, ids = make_model(len(vocabulary)), vocabulary.encode(text).tolist()
+    count = (length - 1) // window
+    expected = [nats_of(model, ids[i * window : (i + 1) * window + 1]) for i in range(count)]
+    result = cw.evaluate(model, vocabulary, text, f"windows-{window}")
+    assert (result.chars, result.protocol) == (count * window, f"windows-{window}")
+    assert result.nats_per_char == pytest.approx(sum(map(sum, expected)) / result.chars, rel=1e-5)
+
+
+def test_unknown_characters_cost_their_own_name() -> None:
+    vocabulary = Vocabulary("abc")
+    model = make_model(4)
+    result = cw.evaluate(model, vocabulary, "abλcaμ")
+    expected = nats_of(model, [1, 2, 0, 3, 1, 0])
+    assert result.unknown_chars == 2
+    assert result.nats_per_char == pytest.approx((sum(expected) + 2 * math.log(1_114_112 - 4)) / 5, rel=1e-5)
+
+
+def test_an_unknown_first_character_is_not_predicted() -> None:
+    assert cw.evaluate(make_model(4), Vocabulary("abc"), "λab").unknown_chars == 0
+
+
+def test_merging_rare_characters_never_looks_like_a_gain() -> None:
+    """Of two models that know nothing, the one with fewer characters to choose from is not the better one."""
+    text = "abcdefghij" * 20
+    losses = [
+        cw.evaluate(cw.LanguageModel(cw.ModelConfig(units=4, embedding=4), 1 + size), Vocabulary(text[:size]), text)
+        for size in (10, 3)
+    ]
+    assert losses[1].nats_per_char > losses[0].nats_per_char + 3
+
+
+@pytest.mark.parametrize("protocol", ["carried", "windows-7"])
+def test_bytes_are_measured_by_the_character(protocol: str) -> None:
+    """A model of bytes that knows nothing pays ln 257 for each, and Cyrillic letters have two."""
+    model = cw.LanguageModel(cw.ModelConfig(units=4, embedding=4), 257)
+    with torch.no_grad():
+        model.weight("head.weight").zero_()
+    text = "слово" * 21
+    result = cw.evaluate(model, ByteVocabulary(), text, protocol)
+    assert result.nats_per_char == pytest.approx(2 * math.log(257), rel=0.02)
+    assert result.chars == pytest.approx(len(text) - 1, abs=4)
+    assert result.unknown_chars == 0
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "text", "protocol"),
+    [
+        (Vocabulary("ab"), "", "carried"),
+        (Vocabulary("ab"), "a", "carried"),
+        (Vocabulary("ab"), "abababab", "windows-8"),
+        (ByteVocabulary(), "я", "carried"),
+        (ByteVocabulary(), "я", "windows-1"),
+    ],
+)
+def test_too_short_a_text_is_refused(vocabulary: Vocabulary, text: str, protocol: str) -> None:
+    with pytest.raises(CorpusError):
+        cw.evaluate(make_model(len(vocabulary)), vocabulary, text, protocol)
+
+
+@pytest.mark.parametrize("protocol", ["", "windows", "windows-", "windows-0", "windows--3", "windows-x", "carried-3"])
+def test_what_is_no_protocol_is_refused(protocol: str) -> None:
+    with pytest.raises(UsageError, match="carried or windows-N"):
+        cw.evaluate(make_model(3), Vocabulary("ab"), "abab", protocol)
+
+
+def test_protocols_are_read() -> None:
+    assert parse_protocol("carried") is None
+    assert parse_protocol("windows-256") == 256
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_measuring_leaves_no_trace(training: bool) -> None:
+    """No dropout, no gradients, and the model is in the mode that it was in."""
+    model = make_model(len(ALPHABET) + 1, dropout=0.5).train(training)
+    first, second = (cw.evaluate(model, Vocabulary(ALPHABET), make_text(50)) for _ in range(2))
+    assert first == second
+    assert model.training is training
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_the_result_is_plain_json() -> None:
+    values = cw.evaluate(make_model(3), Vocabulary("ab"), "abba").to_json()
+    assert set(values) == {"nats_per_char", "bits_per_char", "chars", "unknown_chars", "protocol"}
+    assert not any(isinstance(value, np.generic) for value in values.values())
