@@ -358,7 +358,7 @@ def _undo_creation(place: Path, old: Path) -> None:
             (place / name).unlink()
     with suppress(OSError):
         place.rmdir()
-    with suppress(FileNotFoundError):
+    if old.exists():
         old.rename(place)
 
 

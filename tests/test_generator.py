@@ -1,0 +1,199 @@
+"""Prompts become texts: alone, together, streamed, again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from charwright.config import GenerationConfig, ModelConfig
+from charwright.data.vocabulary import ByteVocabulary, Vocabulary
+from charwright.errors import ConfigError, UsageError
+from charwright.generation.generator import Generator
+from charwright.model.language_model import LanguageModel
+
+VOCABULARY = Vocabulary("\n abcdeABCDE:é中")
+CONFIG = ModelConfig(units=16, embedding=8)
+
+
+def generator(vocabulary: Vocabulary = VOCABULARY, *, unknown_bias: float = 0.0) -> Generator:
+    """A model whose weights are large enough for the text to depend on what came before."""
+    random = np.random.Generator(np.random.Philox(2))
+    weights = {
+        name: random.normal(0, 0.8, shape).astype(np.float32)
+        for name, shape in CONFIG.weight_shapes(len(vocabulary)).items()
+    }
+    weights["head.bias"][0] += unknown_bias
+    return Generator(CONFIG, weights, vocabulary)
+
+
+@pytest.fixture(scope="module")
+def writer() -> Generator:
+    return generator()
+
+
+PROMPTS = ["a", "", "A: bad 中", "b\n" * 20, "éé"]
+
+
+def test_prompts_of_different_lengths_together_as_alone(writer: Generator) -> None:
+    """Stream i is prompt i wherever it stands: alone it is stream i of a batch of fillers of other lengths."""
+    together = writer.generate(PROMPTS, length=60, seed=5)
+    for index, prompt in enumerate(PROMPTS):
+        others = ["ccc" * (i + 1) for i in range(index)]
+        alone = writer.generate([*others, prompt], length=60, seed=5)[-1]
+        assert alone == together[index]
+    assert writer.generate(PROMPTS[0], length=60, seed=5) == together[:1]
+
+
+def test_a_prompt_is_read_to_its_end(writer: Generator) -> None:
+    """What follows a prompt is what would have followed had the model written the prompt itself."""
+    whole = writer.generate("A: ", length=80, temperature=0)[0]
+    for cut in (1, 20, 50):
+        head = "A: " + whole.continuation[:cut]
+        assert writer.generate(head, length=80 - cut, temperature=0)[0].continuation == whole.continuation[cut:]
+
+
+def test_other_prompts_give_other_texts(writer: Generator) -> None:
+    first, second = writer.generate("ab", length=60, seed=1)[0], writer.generate("ba", length=60, seed=1)[0]
+    assert first.continuation != second.continuation
+
+
+def test_a_seed_gives_the_same_text_again(writer: Generator) -> None:
+    first = writer.generate("a", length=100, seed=7)
+    assert writer.generate("a", length=100, seed=7) == first
+    assert generator().generate("a", length=100, seed=7) == first
+    assert writer.generate("a", length=100, seed=8)[0].continuation != first[0].continuation
+
+
+def test_a_longer_text_begins_with_the_shorter_one(writer: Generator) -> None:
+    long, short = writer.generate("a", length=100, seed=7)[0], writer.generate("a", length=30, seed=7)[0]
+    assert long.continuation.startswith(short.continuation)
+
+
+def test_five_texts_from_one_prompt_differ(writer: Generator) -> None:
+    five = writer.generate("a", num=5, length=100, seed=7)
+    assert len({text.continuation for text in five}) == 5
+    assert [text.stream for text in five] == [0, 1, 2, 3, 4]
+    assert five[:2] == writer.generate("a", num=2, length=100, seed=7)
+
+
+def test_each_prompt_has_its_texts_one_after_another(writer: Generator) -> None:
+    texts = writer.generate(["a", "b"], num=2, length=10, seed=1)
+    assert [text.prompt for text in texts] == ["a", "a", "b", "b"]
+    assert str(texts[2]) == "b" + texts[2].continuation
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_stream_is_generate_piece_by_piece(writer: Generator, prompt: str) -> None:
+    pieces = list(writer.stream(prompt, length=70, seed=3))
+    assert all(len(piece) == 1 for piece in pieces)
+    assert "".join(pieces) == writer.generate(prompt, length=70, seed=3)[0].continuation
+
+
+def test_a_stream_is_made_as_it_is_read(writer: Generator) -> None:
+    endless = writer.stream("a", length=10**12, seed=3)
+    assert "".join(next(endless) for _ in range(30)) == writer.generate("a", length=30, seed=3)[0].continuation
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.text(max_size=12), min_size=1, max_size=5), st.integers(1, 40), st.integers(0, 2**63 - 1))
+def test_lengths_are_exact_and_unknown_is_never_written(prompts: list[str], length: int, seed: int) -> None:
+    """Even by a model that would like nothing better than [UNK]."""
+    for text, prompt in zip(
+        generator(unknown_bias=50).generate(prompts, length=length, seed=seed, temperature=2.0), prompts, strict=True
+    ):
+        assert len(text.continuation) == length
+        assert set(text.continuation) <= set(VOCABULARY.characters)
+        assert text.prompt == prompt
+
+
+def test_unknown_is_never_the_likeliest() -> None:
+    assert "[UNK]" not in generator(unknown_bias=50).generate("a", length=50, temperature=0)[0].continuation
+
+
+def test_unknown_characters_of_a_prompt_are_read_as_unknown(writer: Generator) -> None:
+    texts = writer.generate("aЖb", length=40, temperature=0) + writer.generate("a漢b", length=40, temperature=0)
+    assert texts[0].continuation == texts[1].continuation
+    assert str(texts[0]).startswith("aЖb")
+
+
+def test_an_empty_prompt_begins_as_a_line_does(writer: Generator) -> None:
+    assert (
+        writer.generate(length=40, seed=1)[0].continuation == writer.generate("\n", length=40, seed=1)[0].continuation
+    )
+    assert str(writer.generate(length=40, seed=1)[0]) == writer.generate("\n", length=40, seed=1)[0].continuation
+
+
+@pytest.mark.parametrize("characters", ["ab", "a b", "a"])
+def test_an_empty_prompt_without_newlines_in_the_vocabulary(characters: str) -> None:
+    assert len(generator(Vocabulary(characters)).generate(length=10)[0].continuation) == 10
+
+
+def test_a_vocabulary_of_nothing_is_refused() -> None:
+    with pytest.raises(UsageError, match="no characters"):
+        generator(Vocabulary("")).generate("a", length=10)
+
+
+def test_no_prompts_give_no_texts(writer: Generator) -> None:
+    assert writer.generate([], length=10) == []
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 60))
+def test_bytes_stream_whole_characters(seed: int, length: int) -> None:
+    writer = generator(ByteVocabulary())
+    pieces = list(writer.stream("中", length=length, seed=seed))
+    assert all(len(piece) >= 1 for piece in pieces)
+    text = "".join(pieces)
+    assert len(text) == length
+    assert text == writer.generate("中", length=length, seed=seed)[0].continuation
+    assert text.encode("utf-8").decode("utf-8") == text
+
+
+class _Cycle:
+    """A stand-in for the engine that always wants the same bytes, one after another."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def zero_state(self, streams: int) -> np.ndarray:
+        return np.zeros((1, 1, streams, 1), dtype=np.float32)
+
+    def step(self, ids: np.ndarray, state: np.ndarray) -> np.ndarray:
+        logits = np.zeros((len(ids), 257), dtype=np.float32)
+        for row in range(len(ids)):
+            logits[row, self.data[int(state[0, 0, row, 0]) % len(self.data)] + 1] = 100
+        state += 1
+        return logits
+
+
+def test_characters_of_several_bytes_come_whole() -> None:
+    writer = generator(ByteVocabulary())
+    text = "aé中🙂"
+    writer.engine = _Cycle(text.encode("utf-8"))  # type: ignore[assignment]
+    assert list(writer.stream("x", length=6, temperature=0)) == ["a", "é", "中", "🙂", "a", "é"]
+
+
+def test_options_of_a_config_and_by_name(writer: Generator) -> None:
+    config = GenerationConfig(length=20, seed=4, temperature=1.5)
+    assert writer.generate("a", config) == writer.generate("a", length=20, seed=4, temperature=1.5)
+    assert writer.generate("a", config, length=5)[0].continuation == writer.generate("a", config)[0].continuation[:5]
+
+
+@pytest.mark.parametrize("options", [{"length": 0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"num": 0}])
+def test_options_out_of_bounds(writer: Generator, options: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=f"--{next(iter(options)).replace('_', '-')}"):
+        writer.generate("a", **options)
+
+
+def test_top_k_of_one_is_greedy(writer: Generator) -> None:
+    greedy = writer.generate("a", length=50, temperature=0)[0].continuation
+    assert writer.generate("a", length=50, temperature=1, top_k=1, seed=9)[0].continuation == greedy
+    assert writer.generate("a", length=50, temperature=1, top_p=1e-9, seed=9)[0].continuation == greedy
+
+
+def test_of_takes_the_present_weights() -> None:
+    model = LanguageModel(CONFIG, len(VOCABULARY), seed=3)
+    expected = Generator(CONFIG, model.arrays(), VOCABULARY).generate("a", length=30, seed=1)
+    assert Generator.of(model, VOCABULARY).generate("a", length=30, seed=1) == expected

@@ -1,0 +1,586 @@
+"""The run folder: whole files, strict reading, checkpoints, the log."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save
+
+from charwright.config import CorpusConfig, ModelConfig, Recipe, SequenceConfig
+from charwright.data.corpus import Corpus, Source
+from charwright.data.vocabulary import Vocabulary
+from charwright.errors import CharwrightError, DamagedRunError, RunError, RunExistsError, RunNotFoundError
+from charwright.run import Run, RunConfig, read_arrays, write_arrays, write_json
+
+MODEL = ModelConfig(cell="gru", layers=1, units=3, embedding=2)
+VOCABULARY = Vocabulary("\nab中")
+
+
+def ramp(shape: tuple[int, ...], phase: int = 0) -> np.ndarray:
+    """Weights on a nonlinear ramp, exact in float32 so that their bytes are the same on every machine."""
+    steps = np.arange(np.prod(shape, dtype=int)) + phase
+    return ((steps * steps + 3 * steps) % 31 / 16 - 1).reshape(shape).astype(np.float32)
+
+
+def weights(phase: int = 0) -> dict[str, np.ndarray]:
+    shapes = MODEL.weight_shapes(len(VOCABULARY))
+    return {name: ramp(shape, phase + i) for i, (name, shape) in enumerate(shapes.items())}
+
+
+def run_config() -> RunConfig:
+    return RunConfig(
+        recipe=Recipe(model=MODEL, sequences=SequenceConfig(batch=4, seq_length=8)),
+        recipe_name="default",
+        sources=(Source("file", "/texts/中.txt", "ab" * 32, 7),),
+        corpus=CorpusConfig(newlines="keep"),
+        characters=7,
+        sha256="cd" * 32,
+        validation=(Source("stdin", "corpus/stdin.txt", "ef" * 32, 9),),
+        versions={"charwright": "0.1.0"},
+    )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    made = Run.create(tmp_path / "run", run_config(), VOCABULARY)
+    made.write_weights(weights())
+    return made
+
+
+def edit_json(path: Path, change: Callable[[Any], Any]) -> None:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    changed = change(values)
+    path.write_text(json.dumps(values if changed is None else changed), encoding="utf-8")
+
+
+def error_of(action: Callable[[], object], kind: type[CharwrightError] = DamagedRunError) -> str:
+    with pytest.raises(kind) as caught:
+        action()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# Round trips and golden bytes.
+
+
+def test_a_run_comes_back_as_it_was(run: Run) -> None:
+    again = Run.open(run.folder)
+    assert again.config == run.config
+    assert again.vocabulary == VOCABULARY
+    found = again.weights()
+    assert list(found) == sorted(weights())
+    for name, array in weights().items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+def test_save_keeps_a_model_that_was_trained_by_hand(tmp_path: Path) -> None:
+    corpus = Corpus.from_text("ab中\nab")
+    saved = Run.save(tmp_path / "mine", MODEL, weights(), VOCABULARY, corpus=corpus)
+    again = Run.open(saved.folder)
+    assert (again.model, again.config.characters, again.config.sha256) == (MODEL, 6, corpus.sha256)
+    assert again.weights().keys() == weights().keys()
+    assert Run.open(Run.save(tmp_path / "plain", MODEL, weights(), VOCABULARY).folder).config.sources == ()
+
+
+def test_golden_bytes(run: Run) -> None:
+    """Bytes that change by accident break other people's runs.
+
+    A new option changes config.json: older versions will then refuse the run, so let it be on purpose.
+    """
+    vocabulary = '{\n "format": 1,\n "unit": "character",\n "characters": "\\nab中"\n}\n'
+    assert (run.folder / "vocabulary.json").read_bytes() == vocabulary.encode()
+    config = (run.folder / "config.json").read_bytes()
+    assert hashlib.sha256(config).hexdigest() == GOLDEN_CONFIG_SHA256, config.decode()
+    model = (run.folder / "model.safetensors").read_bytes()
+    assert hashlib.sha256(model).hexdigest() == GOLDEN_WEIGHTS_SHA256
+
+
+GOLDEN_CONFIG_SHA256 = "c8b42a6b7e6024533f0939e2b22a6ca6e5d8024b6e330b165806d1aa2d6bf363"
+GOLDEN_WEIGHTS_SHA256 = "5d1d41a712d0635ecb453bbb0b3657929e00db22653ef30feb1880d2f767430d"
+
+
+def test_a_file_name_that_is_no_text_comes_back(tmp_path: Path) -> None:
+    location = os.fsdecode(b"/texts/caf\xe9.txt")
+    write_json(tmp_path / "x.json", {"location": location, "name": "中"})
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"location": location, "name": "中"}
+
+
+# Files are whole or as they were.
+
+
+def failing(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(("owner", "broken"), [(os, "fsync"), (Path, "replace")])
+def test_a_failure_half_way_leaves_the_old_file_whole(
+    run: Run, monkeypatch: pytest.MonkeyPatch, owner: Any, broken: str
+) -> None:
+    before = (run.folder / "model.safetensors").read_bytes()
+    monkeypatch.setattr(owner, broken, failing)
+    message = error_of(lambda: run.write_weights(weights(phase=1)), RunError)
+    monkeypatch.undo()
+    assert "model.safetensors" in message
+    assert "No space left" in message
+    assert (run.folder / "model.safetensors").read_bytes() == before
+    assert sorted(path.name for path in run.folder.iterdir()) == ["config.json", "model.safetensors", "vocabulary.json"]
+
+
+def test_the_old_file_stays_until_the_new_one_is_on_the_disk(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the moment of fsync the new bytes must lie elsewhere."""
+    path = run.folder / "model.safetensors"
+    before, real, seen = path.read_bytes(), os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        seen.append(path.read_bytes() == before)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    run.write_weights(weights(phase=1))
+    assert seen == [True, False]  # the file before it is moved, the folder after
+    assert path.read_bytes() != before
+
+
+def test_a_run_that_cannot_be_replaced_stays(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", failing)
+    message = error_of(lambda: Run.create(run.folder, run_config(), VOCABULARY, force=True), RunError)
+    monkeypatch.undo()
+    assert "--out" in message
+    assert Run.open(run.folder).weights().keys() == weights().keys()
+    assert [path.name for path in run.folder.parent.iterdir()] == ["run"]
+
+
+def test_a_failed_creation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", failing)
+    error_of(lambda: Run.create(tmp_path / "new", run_config(), VOCABULARY), RunError)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Strict reading.
+
+
+def test_no_run_says_where_there_are_some(run: Run, tmp_path: Path) -> None:
+    message = error_of(lambda: Run.open(tmp_path / "rum"), RunNotFoundError)
+    assert str(run.folder) in message
+    assert "config.json" in error_of(lambda: Run.open(tmp_path), RunNotFoundError)
+    assert "is a file" in error_of(lambda: Run.open(run.folder / "config.json"), RunNotFoundError)
+
+
+def remove(key: str) -> Callable[[dict[str, Any]], None]:
+    def change(values: dict[str, Any]) -> None:
+        del values[key]
+
+    return change
+
+
+def put(path: str, value: object) -> Callable[[dict[str, Any]], None]:
+    """Set a key that is given as `corpus.sources.0.kind`."""
+    *parents, last = path.split(".")
+
+    def change(values: Any) -> None:
+        for key in parents:
+            values = values[int(key) if key.isdigit() else key]
+        values[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        (remove("recipe"), "recipe"),
+        (remove("versions"), "versions"),
+        (remove("format"), "format"),
+        (put("surprise", 1), "surprise"),
+        (put("recipe.surprise", 1), "surprise"),
+        (put("recipe.model.surprise", 1), "surprise"),
+        (put("recipe.model.units", 0), "--units"),
+        (put("recipe.model.units", "three"), "--units"),
+        (put("recipe.model.units", True), "--units"),
+        (put("recipe.model.dropout", float("nan")), "--dropout"),
+        (put("recipe.model.cell", "transformer"), "--cell"),
+        (put("recipe.model", []), "model"),
+        (put("recipe", "tutorial"), "recipe"),
+        (put("recipe.training.epochs", -1), "--epochs"),
+        (put("recipe_name", 7), "recipe_name"),
+        (put("corpus.characters", "7"), "corpus.characters"),
+        (put("corpus.sha256", None), "corpus.sha256"),
+        (put("corpus.reading.encoding", 8), "--encoding"),
+        (put("corpus.sources", {}), "corpus.sources"),
+        (put("corpus.sources.0.kind", 3), "corpus.sources[0].kind"),
+        (put("corpus.sources.0.surprise", 3), "surprise"),
+        (put("corpus.validation", [1]), "corpus.validation[0]"),
+        (put("corpus.surprise", 3), "surprise"),
+        (put("versions", []), "versions"),
+        (put("format", "one"), "format"),
+        (put("format", 0), "format"),
+        (lambda values: [], "object"),
+    ],
+)
+def test_config_is_read_strictly(run: Run, change: Callable[[Any], Any], key: str) -> None:
+    edit_json(run.folder / "config.json", change)
+    message = error_of(lambda: Run.open(run.folder))
+    assert str(run.folder / "config.json") in message
+    assert key in message
+
+
+def test_a_later_format_is_said_to_be_one(run: Run) -> None:
+    edit_json(run.folder / "config.json", lambda values: values.update(format=2, surprise=1))
+    message = error_of(lambda: Run.open(run.folder))
+    assert "config.json has format 2" in message
+    assert "update" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (put("characters", "aba"), "'a' more than once"),
+        (put("characters", 3), "characters"),
+        (put("unit", "word"), "unit"),
+        (put("format", 2), "later version"),
+        (remove("unit"), "unit"),
+        (put("surprise", 1), "keys"),
+    ],
+)
+def test_vocabulary_is_read_strictly(run: Run, change: Callable[[Any], Any], word: str) -> None:
+    edit_json(run.folder / "vocabulary.json", change)
+    message = error_of(lambda: Run.open(run.folder))
+    assert str(run.folder / "vocabulary.json") in message
+    assert word in message
+
+
+@pytest.mark.parametrize("name", ["config.json", "vocabulary.json"])
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[" * 100_000])
+def test_files_that_are_no_json(run: Run, name: str, data: bytes) -> None:
+    (run.folder / name).write_bytes(data)
+    assert str(run.folder / name) in error_of(lambda: Run.open(run.folder))
+
+
+def test_a_missing_vocabulary(run: Run) -> None:
+    (run.folder / "vocabulary.json").unlink()
+    assert "vocabulary.json is missing" in error_of(lambda: Run.open(run.folder))
+
+
+def test_a_run_without_weights_says_how_to_get_them(run: Run) -> None:
+    (run.folder / "model.safetensors").unlink()
+    assert f"train --resume {run.folder}" in error_of(run.weights, RunError)
+
+
+def changed_weights(**changes: Any) -> dict[str, np.ndarray]:
+    changed = weights()
+    for name, array in changes.items():
+        if array is None:
+            del changed[name.replace("__", ".")]
+        else:
+            changed[name.replace("__", ".")] = array
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("arrays", "name", "word"),
+    [
+        (changed_weights(head__bias=None), "head.bias", "missing"),
+        (changed_weights(head__extra=ramp((2,))), "head.extra", "unknown"),
+        (changed_weights(head__bias=ramp((4,))), "head.bias", "(4,)"),
+        (changed_weights(head__weight=ramp((3, 5))), "head.weight", "(3, 5)"),
+        (changed_weights(head__bias=ramp((5,)).astype(np.float64)), "head.bias", "F64"),
+        (changed_weights(head__bias=ramp((5,)).astype(np.float16)), "head.bias", "F16"),
+        (changed_weights(head__bias=np.array([0, 1, np.nan, 0, 0], np.float32)), "head.bias", "not finite"),
+        (changed_weights(head__bias=np.array([0, 1, np.inf, 0, 0], np.float32)), "head.bias", "not finite"),
+    ],
+)
+def test_weights_are_read_strictly(run: Run, arrays: dict[str, np.ndarray], name: str, word: str) -> None:
+    (run.folder / "model.safetensors").write_bytes(save(arrays))
+    message = error_of(run.weights)
+    assert str(run.folder / "model.safetensors") in message
+    assert repr(name) in message
+    assert word in message
+
+
+def test_a_type_that_numpy_does_not_have_is_named(run: Run) -> None:
+    header = b'{"head.bias":{"dtype":"BF16","shape":[5],"data_offsets":[0,10]}}'
+    path = run.folder / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(10))
+    message = error_of(run.weights)
+    assert "'head.bias' is BF16" in message
+
+
+@given(st.data())
+def test_truncated_safetensors(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    whole = save(weights())
+    path = tmp_path_factory.mktemp("cut") / "model.safetensors"
+    path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
+    assert str(path) in error_of(lambda: read_arrays(path))
+
+
+def test_arrays_that_are_not_contiguous_are_written_as_they_read(tmp_path: Path) -> None:
+    array = ramp((4, 6)).T[::2]
+    write_arrays(tmp_path / "x.safetensors", {"x": array})
+    np.testing.assert_array_equal(read_arrays(tmp_path / "x.safetensors")["x"], array)
+
+
+# Checkpoints.
+
+
+def write_checkpoint(run: Run, step: int, keep: int | None = 2, phase: int | None = None) -> None:
+    groups = {"weights": weights(step if phase is None else phase), "optimizer": {"exp_avg.x": ramp((2,), step)}}
+    run.write_checkpoint(step, groups, {"step": step}, keep)
+
+
+def latest_step(run: Run) -> int | None:
+    found = run.latest_checkpoint()
+    if found is None:
+        return None
+    arrays, position = found
+    np.testing.assert_array_equal(arrays["weights"]["head.bias"], weights(position["step"])["head.bias"])
+    return int(position["step"])
+
+
+def steps(run: Run) -> list[str]:
+    return sorted(path.name for path in (run.folder / "checkpoints").iterdir())
+
+
+def test_the_newest_checkpoint_by_number(run: Run) -> None:
+    assert run.latest_checkpoint() is None
+    for step in (9, 10, 100):
+        write_checkpoint(run, step, keep=None)
+    assert latest_step(run) == 100
+    assert steps(run) == ["step-10", "step-100", "step-9"]
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(1, ["step-4"]), (2, ["step-3", "step-4"]), (None, None)])
+def test_as_many_are_kept_as_asked_for(run: Run, keep: int | None, kept: list[str] | None) -> None:
+    for step in range(1, 5):
+        write_checkpoint(run, step, keep)
+    assert steps(run) == (kept or [f"step-{step}" for step in range(1, 5)])
+
+
+def test_the_manifest_is_written_last(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at any write, the checkpoint does not exist and the one before it does."""
+    write_checkpoint(run, 1)
+    real, written = Path.replace, []
+
+    def replace(self: Path, target: Path) -> Path:
+        written.append(target.name)
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    write_checkpoint(run, 2)
+    assert sorted(written[:-1]) == ["optimizer.safetensors", "position.json", "weights.safetensors"]
+    assert written[-1] == "manifest.json"
+
+
+@pytest.mark.parametrize("write", range(1, 5))
+def test_a_failure_at_any_file_leaves_the_older_checkpoint(
+    run: Run, monkeypatch: pytest.MonkeyPatch, write: int
+) -> None:
+    write_checkpoint(run, 1)
+    real, count = Path.replace, 0
+
+    def replace(self: Path, target: Path) -> Path:
+        nonlocal count
+        count += 1
+        if count == write:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    assert "step-2" in error_of(lambda: write_checkpoint(run, 2), RunError)
+    monkeypatch.undo()
+    assert latest_step(run) == 1
+    assert steps(run) == ["step-1"]
+
+
+@pytest.mark.parametrize("stop_at", range(1, 3))
+def test_the_same_step_saved_again_never_leaves_nothing(
+    run: Run, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    """A kill between any two renames leaves a whole checkpoint of that step."""
+    write_checkpoint(run, 1, keep=1)
+    real, count = Path.rename, 0
+
+    class Killed(BaseException):
+        pass
+
+    def rename(self: Path, target: Path) -> Path:
+        nonlocal count
+        count += 1
+        if count == stop_at:
+            raise Killed
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(Killed):
+        write_checkpoint(run, 1, keep=1)
+    monkeypatch.undo()
+    assert latest_step(run) == 1
+    write_checkpoint(run, 1, keep=1)
+    assert steps(run) == ["step-1"]
+
+
+def damage_manifest_away(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+
+
+def damage_weights(folder: Path) -> None:
+    data = bytearray((folder / "weights.safetensors").read_bytes())
+    data[-1] ^= 1  # one bit, which only the hash can see
+    (folder / "weights.safetensors").write_bytes(bytes(data))
+
+
+def damage_by_removal(folder: Path) -> None:
+    (folder / "optimizer.safetensors").unlink()
+
+
+def damage_manifest(folder: Path) -> None:
+    (folder / "manifest.json").write_text('{"format": 1, "st', encoding="utf-8")
+
+
+def damage_files_of_manifest(folder: Path) -> None:
+    edit_json(folder / "manifest.json", put("files", []))
+
+
+def forget_weights(folder: Path) -> None:
+    edit_json(folder / "manifest.json", lambda values: values["files"].pop("weights.safetensors") and None)
+
+
+DAMAGES = [damage_weights, damage_by_removal, damage_manifest, damage_files_of_manifest, forget_weights]
+
+
+@pytest.mark.parametrize("damage", [damage_manifest_away, *DAMAGES])
+def test_a_damaged_checkpoint_gives_way_to_the_older_one(run: Run, damage: Callable[[Path], None]) -> None:
+    write_checkpoint(run, 1)
+    write_checkpoint(run, 2)
+    damage(run.folder / "checkpoints" / "step-2")
+    assert latest_step(run) == 1
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_only_damaged_checkpoints_are_an_error(run: Run, damage: Callable[[Path], None]) -> None:
+    write_checkpoint(run, 1)
+    damage(run.folder / "checkpoints" / "step-1")
+    assert "step-1" in error_of(run.latest_checkpoint)
+
+
+def test_without_a_manifest_there_is_no_checkpoint(run: Run) -> None:
+    write_checkpoint(run, 1)
+    damage_manifest_away(run.folder / "checkpoints" / "step-1")
+    assert run.latest_checkpoint() is None
+
+
+def test_a_checkpoint_outlives_damaged_ones_of_later_steps(run: Run) -> None:
+    """After a fall-back, the first new checkpoint has a smaller number than the damaged one."""
+    write_checkpoint(run, 9, keep=1)
+    damage_weights(run.folder / "checkpoints" / "step-9")
+    write_checkpoint(run, 5, keep=1)
+    assert latest_step(run) == 5
+    assert steps(run) == ["step-5"]
+
+
+def test_what_a_kill_left_unfinished_is_removed(run: Run) -> None:
+    write_checkpoint(run, 1)
+    damage_manifest_away(run.folder / "checkpoints" / "step-1")
+    (run.folder / "checkpoints" / "step-2.new").mkdir()
+    write_checkpoint(run, 3)
+    assert steps(run) == ["step-3"]
+
+
+# One run does not overwrite another.
+
+
+def test_an_existing_run_is_refused(run: Run) -> None:
+    message = error_of(lambda: Run.create(run.folder, run_config(), VOCABULARY), RunExistsError)
+    assert "--resume" in message
+    assert "--force" in message
+
+
+def test_force_replaces_a_run_whole(run: Run) -> None:
+    write_checkpoint(run, 1)
+    run.append_log({"event": "start"})
+    Run.create(run.folder, run_config(), Vocabulary("xyz"), force=True)
+    assert sorted(path.name for path in run.folder.iterdir()) == ["config.json", "vocabulary.json"]
+    assert Run.open(run.folder).vocabulary == Vocabulary("xyz")
+    assert [path.name for path in run.folder.parent.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "config.json"])
+def test_force_never_replaces_what_is_no_run(tmp_path: Path, name: str) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text("{}", encoding="utf-8")
+    for force in (False, True):
+        message = error_of(
+            lambda force=force: Run.create(tmp_path / "mine", run_config(), VOCABULARY, force=force), RunExistsError
+        )
+        assert "not a run" in message
+    assert (tmp_path / "mine" / name).read_text(encoding="utf-8") == "{}"
+    error_of(lambda: Run.create(tmp_path / "mine" / name, run_config(), VOCABULARY, force=True), RunExistsError)
+
+
+def test_an_empty_folder_is_free(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert Run.create(tmp_path / "empty", run_config(), VOCABULARY).folder == tmp_path / "empty"
+
+
+def test_force_follows_a_link(run: Run, tmp_path: Path) -> None:
+    link = tmp_path / "latest"
+    link.symlink_to(run.folder, target_is_directory=True)
+    Run.create(link, run_config(), Vocabulary("xyz"), force=True)
+    assert link.is_symlink()
+    assert Run.open(run.folder).vocabulary == Vocabulary("xyz")
+
+
+def test_a_place_where_no_folder_can_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    message = error_of(lambda: Run.create(tmp_path / "file" / "run", run_config(), VOCABULARY), RunError)
+    assert "--out" in message
+
+
+# The log.
+
+
+def test_the_log_keeps_the_order_and_every_character(run: Run) -> None:
+    events = [{"event": "sample", "step": i, "text": f"中\u2028\x85\x0c\n{i}"} for i in range(3)]
+    for event in events:
+        run.append_log(event)
+    assert list(run.log()) == events
+    assert (run.folder / "log.jsonl").read_bytes().count(b"\n") == 3
+
+
+@pytest.mark.parametrize("rest", [b'{"event": "epo', b'{"event": "sample", "text": "\xe4\xb8', b"{"])
+def test_a_line_that_was_cut_off_costs_no_other(run: Run, rest: bytes) -> None:
+    run.append_log({"event": "start", "step": 0})
+    with (run.folder / "log.jsonl").open("ab") as file:
+        file.write(rest)
+    assert [event["event"] for event in run.log()] == ["start"]
+    run.append_log({"event": "resume", "step": 0})
+    assert [event["event"] for event in run.log()] == ["start", "resume"]
+
+
+def test_the_last_word_for_a_step_counts(run: Run) -> None:
+    def epoch(step: int, loss: float) -> dict[str, Any]:
+        return {"event": "epoch", "step": step, "epoch": step // 10, "train_loss": loss, "validation_loss": None}
+
+    for event in (epoch(10, 3.0), epoch(20, 2.0), {"event": "resume", "step": 10}, epoch(20, 1.5), epoch(30, 1.0)):
+        run.append_log(event)
+    for odd in ({"event": "epoch"}, {"event": "epoch", "step": "x"}, {"event": "epoch", "step": 40}):
+        run.append_log(odd)
+    assert [(event["step"], event["train_loss"]) for event in run.epochs()] == [(10, 3.0), (20, 1.5), (30, 1.0)]
+
+
+def test_a_run_without_a_log_has_no_epochs(run: Run) -> None:
+    assert run.epochs() == []
+
+
+def test_a_text_that_cannot_be_read_again_is_kept(run: Run) -> None:
+    run.keep_text("corpus/stdin.txt", "中\r\nb")
+    assert (run.folder / "corpus" / "stdin.txt").read_bytes() == "中\r\nb".encode()
