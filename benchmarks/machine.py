@@ -1,0 +1,29 @@
+"""What a benchmark says about the machine it ran on, and how it sums up repeated measurements."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+
+def describe_machine() -> str:
+    """The processor, its cores, the system and today's date, on one line."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = names[0] if names else name
+    flags = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    has = ", ".join(flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name} ({has or platform.machine()}), {cores} cores, {platform.system()}, {date.today().isoformat()}"
+
+
+def ratio_and_spread(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
+    """The median, least and greatest of the ratios ours / theirs, pair by pair."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return statistics.median(ratios), min(ratios), max(ratios)

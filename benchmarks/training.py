@@ -1,0 +1,280 @@
+"""Characters a second of a whole training step: charwright beside PyTorch's own layers, and beside TensorFlow.
+
+    python benchmarks/training.py                      # all works, PyTorch as the peer
+    python benchmarks/training.py --only tutorial      # some of them
+    python benchmarks/training.py --tensorflow         # TensorFlow too, in an environment of its own (.peers/)
+
+Both sides do the same work in turn, A B A B, in one run; a ratio is the median of the pairs, with the least and the
+greatest. The step is the real one: batch to the device, forward, loss, backward, Adam.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import charwright as cw
+from charwright.data.sequences import Windows
+from charwright.training.loop import train_step
+from machine import describe_machine, ratio_and_spread
+
+TENSORFLOW = "tensorflow==2.21.0"
+
+
+@dataclass(frozen=True)
+class Work:
+    """A model and a batch."""
+
+    name: str
+    units: int
+    embedding: int
+    batch: int
+    seq_length: int
+    vocabulary: int = 66
+    cell: str = "gru"
+    layers: int = 1
+    bf16: bool = True
+    target: float = 0.0
+
+    @property
+    def characters(self) -> int:
+        """Characters in a step."""
+        return self.batch * self.seq_length
+
+    @property
+    def recurrent_operations(self) -> int:
+        """Additions and multiplications a character in the recurrent products: forward, backward and gradient."""
+        gates = {"gru": 3, "lstm": 4, "rnn": 1}[self.cell]
+        return 6 * gates * self.units**2 * self.layers
+
+
+WORKS = (
+    Work("tutorial", 1024, 256, 64, 100, target=1.75),
+    Work("tutorial-f32", 1024, 256, 64, 100, bf16=False, target=1.55),
+    Work("gru-512", 512, 128, 32, 64, target=2.2),
+    Work("lstm-1024", 1024, 256, 64, 100, cell="lstm", target=1.4),
+    Work("lstm-512", 512, 128, 32, 64, cell="lstm", target=1.4),
+    Work("two-layers-256", 256, 128, 16, 128, layers=2, target=2.5),
+    Work("chinese-512", 512, 128, 32, 64, vocabulary=6000, target=2.0),
+)
+
+
+class PeerModel(nn.Module):
+    """The obvious model in PyTorch."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__()
+        kind = {"gru": nn.GRU, "lstm": nn.LSTM}[work.cell]
+        self.embedding = nn.Embedding(work.vocabulary, work.embedding)
+        self.recurrent = kind(work.embedding, work.units, work.layers)
+        self.head = nn.Linear(work.units, work.vocabulary)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Logits (T, B, V)."""
+        return self.head(self.recurrent(self.embedding(ids))[0])
+
+
+def batches(work: Work) -> Callable[[], tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of a made-up text in which some ids are far more frequent than others, as in any text."""
+    draws = np.random.Generator(np.random.Philox(1)).zipf(1.3, size=40 * work.characters)
+    windows = Windows((draws % work.vocabulary).astype(np.int32), work.seq_length, work.batch)
+    epochs = (pair for epoch in range(10**9) for pair in windows.batches(epoch))
+
+    def following() -> tuple[torch.Tensor, torch.Tensor]:
+        inputs, targets = next(epochs)
+        return torch.from_numpy(inputs), torch.from_numpy(targets)
+
+    return following
+
+
+def ours(work: Work) -> Callable[[], None]:
+    """One step of charwright."""
+    shape = cw.ModelConfig(cell=work.cell, layers=work.layers, units=work.units, embedding=work.embedding)
+    model = cw.LanguageModel(shape, work.vocabulary, precision=torch.bfloat16 if work.bf16 else torch.float32)
+    model.train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    following = batches(work)
+
+    def step() -> None:
+        inputs, targets = following()
+        train_step(model, cw.Batch(inputs, targets, None, torch.Generator()), optimizer)
+
+    return step
+
+
+def theirs(work: Work) -> Callable[[], None]:
+    """One step of PyTorch's own layers, with the same optimizer."""
+    model = PeerModel(work)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    following = batches(work)
+
+    def step() -> None:
+        inputs, targets = following()
+        with torch.autocast("cpu", torch.bfloat16, enabled=work.bf16):
+            loss = F.cross_entropy(model(inputs).flatten(0, 1).float(), targets.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def speed(step: Callable[[], None], work: Work, seconds: float) -> float:
+    """Characters a second over at least `seconds`."""
+    count, began = 0, time.perf_counter()
+    while (spent := time.perf_counter() - began) < seconds or count < 2:
+        step()
+        count += 1
+    return count * work.characters / spent
+
+
+def product_peak(dtype: torch.dtype, seconds: float) -> float:
+    """Operations a second of a 2048^3 matrix product."""
+    a, b = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
+    times = []
+    began = time.perf_counter()
+    while time.perf_counter() - began < seconds or len(times) < 5:
+        at = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - at)
+    return 2 * 2048**3 / statistics.median(times)
+
+
+def compare(work: Work, rounds: int, seconds: float) -> None:
+    """Measure both sides in turn and print a row."""
+    mine, peer = ours(work), theirs(work)
+    speeds: tuple[list[float], list[float], list[float]] = ([], [], [])
+    for step in (mine, mine, peer, peer):
+        step()
+    for _ in range(rounds):
+        speeds[0].append(speed(mine, work, seconds))
+        speeds[1].append(speed(peer, work, seconds))
+        speeds[2].append(product_peak(torch.bfloat16 if work.bf16 else torch.float32, seconds / 8))
+    ratio, least, most = ratio_and_spread(speeds[0], speeds[1])
+    share = statistics.median(s * work.recurrent_operations / p for s, p in zip(speeds[0], speeds[2], strict=True))
+    print(
+        f"| {work.name} | {statistics.median(speeds[0]):,.0f} | {statistics.median(speeds[1]):,.0f} "
+        f"| {ratio:.2f} ({least:.2f} to {most:.2f}) | {work.target or ''} | {share:.0%} |",
+        flush=True,
+    )
+
+
+def compare_threads(rounds: int, seconds: float) -> None:
+    """Two threads against one, ours alone."""
+    all_threads = torch.get_num_threads()
+    for work in (WORKS[0], WORKS[2]):
+        step = ours(work)
+        step()
+        speeds: dict[int, list[float]] = {1: [], all_threads: []}
+        for _ in range(rounds):
+            for threads, found in speeds.items():
+                torch.set_num_threads(threads)
+                found.append(speed(step, work, seconds))
+        torch.set_num_threads(all_threads)
+        ratio, least, most = ratio_and_spread(speeds[all_threads], speeds[1])
+        print(f"{work.name}: {all_threads} threads against 1: {ratio:.2f} ({least:.2f} to {most:.2f})", flush=True)
+
+
+def memory(side: str) -> None:
+    """In a process of its own: the peak of the tutorial's step less what there was after the imports, in MB."""
+    before = _resident_mb()
+    step = {"ours": ours, "theirs": theirs}[side](WORKS[0])
+    for _ in range(4):
+        step()
+    print(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before:.0f}")
+
+
+def _resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def compare_memory() -> None:
+    """Each side in a process of its own."""
+    found = {
+        side: float(subprocess.check_output([sys.executable, __file__, "--memory", side], text=True))
+        for side in ("ours", "theirs")
+    }
+    print(f"memory of the tutorial's step: {found['ours']:.0f} MB, nn.GRU's {found['theirs']:.0f} MB, ", end="")
+    print(f"ratio {found['ours'] / found['theirs']:.2f}", flush=True)
+
+
+def tensorflow_python(folder: Path) -> Path:
+    """The interpreter of an environment with TensorFlow, made when it is not there."""
+    python = folder / "bin" / "python"
+    if not python.exists():
+        subprocess.check_call([sys.executable, "-m", "venv", str(folder)])
+        subprocess.check_call([str(python), "-m", "pip", "install", "--quiet", TENSORFLOW])
+    return python
+
+
+def compare_tensorflow(rounds: int, seconds: float, folder: Path) -> None:
+    """TensorFlow's `fit` on the tutorial's model in its own process, in turn with ours."""
+    script = Path(__file__).with_name("peer_tensorflow.py")
+    command = [str(tensorflow_python(folder)), str(script), json.dumps({"seconds": seconds})]
+    peer = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert peer.stdin is not None
+    assert peer.stdout is not None
+    peer.stdout.readline()  # it has built and warmed up
+    step = ours(WORKS[0])
+    step()
+    speeds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds):
+        speeds[0].append(speed(step, WORKS[0], seconds))
+        peer.stdin.write("go\n")
+        peer.stdin.flush()
+        speeds[1].append(float(peer.stdout.readline()))
+    peer.kill()
+    ratio, least, most = ratio_and_spread(*speeds)
+    print(
+        f"tutorial against {TENSORFLOW} fit, float32: {statistics.median(speeds[0]):,.0f} and "
+        f"{statistics.median(speeds[1]):,.0f} characters/s, ratio {ratio:.2f} ({least:.2f} to {most:.2f})",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Read the command line and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", help="names of works")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each side in each round")
+    parser.add_argument("--tensorflow", action="store_true")
+    parser.add_argument("--peers", type=Path, default=Path(".peers/tensorflow"), help="where TensorFlow is, or goes")
+    parser.add_argument("--memory", choices=("ours", "theirs"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory:
+        memory(options.memory)
+        return
+    print(describe_machine())
+    print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    print("| work | charwright, characters/s | nn.GRU / nn.LSTM | ratio | at least | share of product peak |")
+    print("|---|---|---|---|---|---|")
+    for work in WORKS:
+        if not options.only or work.name in options.only:
+            compare(replace(work), options.rounds, options.seconds)
+    print()
+    if options.tensorflow:
+        compare_tensorflow(options.rounds, options.seconds, options.peers)
+    if not options.only:
+        compare_threads(options.rounds, options.seconds)
+        compare_memory()
+
+
+if __name__ == "__main__":
+    main()
