@@ -1,0 +1,397 @@
+"""Write what the documentation can take from the code: help pages, names, the tree of files, the README's sample.
+
+    python docs/generate.py                     write all generated pages again
+    python docs/generate.py --check             exit 1 if a page is not what would be written
+    python docs/generate.py --sample RUN        also fill the READMEs' sample and figures from a trained run
+
+`make docs` is the first of these.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import inspect
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import click
+
+    from charwright.run import Run
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "src" / "charwright"
+READMES = ("README.md", "README.zh-TW.md")
+WIDTH = 100
+SUFFIXES = (".py", ".c", ".h")
+ROOMS = ("data", "model", "kernels", "training", "generation", "interop", "serve", "cli")
+NOTICE = "<!-- Written by docs/generate.py; change the code, then run `make docs`. -->"
+
+Page = dict[str, str]
+
+
+def main() -> int:
+    """Write the pages, or check that they are what would be written."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is out of date")
+    parser.add_argument("--sample", metavar="RUN", help="the run that writes the READMEs' sample")
+    parser.add_argument("--prompt", default="ROMEO:", help="what the sample begins with (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=7, help="seed of the sample (default: %(default)s)")
+    parser.add_argument("--machine", default="", help="what the run was trained on, in words, for the figures")
+    arguments = parser.parse_args()
+    pages = generated_pages()
+    if arguments.sample:
+        for name in READMES:
+            blocks = sample_blocks(Path(arguments.sample), arguments.prompt, arguments.seed, arguments.machine, name)
+            pages[name] = with_blocks(pages[name], blocks)
+    stale = [name for name, text in pages.items() if read(name) != text]
+    for name in stale:
+        if arguments.check:
+            print(f"{name} is out of date; run: make docs", file=sys.stderr)
+        else:
+            (ROOT / name).write_text(pages[name], encoding="utf-8")
+            print(f"wrote {name}", file=sys.stderr)
+    return 1 if arguments.check and stale else 0
+
+
+def generated_pages() -> Page:
+    """Each generated page, and each page with a generated block, as it should be."""
+    return {
+        "docs/reference/cli.md": cli_page(),
+        "docs/reference/python.md": python_page(),
+        **{name: with_blocks(read(name), {"tree": fenced(tree())}) for name in READMES},
+    }
+
+
+def read(name: str) -> str:
+    """A page as it is; "" where there is none."""
+    path = ROOT / name
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def with_blocks(text: str, blocks: Mapping[str, str]) -> str:
+    """The page with what stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->` replaced."""
+    for name, content in blocks.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise SystemExit(f"a README must hold {begin} and {end} once each")
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
+    return text
+
+
+def fenced(text: str, language: str = "text") -> str:
+    """The text as a code block."""
+    if "```" in text:
+        raise SystemExit("a text with ``` in it cannot stand in a code block; take another seed")
+    return f"```{language}\n{text}\n```"
+
+
+# The command line.
+
+
+def cli_page() -> str:
+    """Every command's help, at a fixed width."""
+    from charwright.cli import cli
+
+    commands: dict[str, click.Command] = {"charwright": cli}
+    for name in cli.list_commands(_context(cli, "charwright")):
+        command = cli.get_command(_context(cli, "charwright"), name)
+        assert command is not None
+        commands[f"charwright {name}"] = command
+    parts = [
+        "# The command line",
+        NOTICE,
+        "Text that was generated goes to stdout, everything else to stderr. `python -m charwright` does the same.",
+        "Exit codes: 0 done; 1 it failed, with one line that says why; 2 wrong usage; 3 training diverged; 130 or 143\n"
+        "stopped by Ctrl-C or SIGTERM, after saving. `charwright --debug` before the command shows the traceback.",
+        "Environment: `CHARWRIGHT_DATA` names a folder that is searched first for a named corpus's file, whatever the\n"
+        "file's name. `CHARWRIGHT_CORE` is the core that `--core auto` means. `CHARWRIGHT_KERNELS` names a variant of\n"
+        "the C kernels, or is `none`. `NO_COLOR` turns colours off.",
+    ]
+    for name, command in commands.items():
+        lines = command.get_help(_context(command, name)).splitlines()
+        parts += [f"## `{name}`", fenced("\n".join(line.rstrip() for line in lines))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _context(command: click.Command, name: str) -> click.Context:
+    import click
+
+    names = {"help_option_names": ["-h", "--help"]}
+    return click.Context(command, info_name=name, terminal_width=WIDTH, max_content_width=WIDTH, **names)  # type: ignore[arg-type]
+
+
+# The Python names.
+
+
+def python_page() -> str:
+    """Every public name with its signature and the first words of its docstring, module by module."""
+    import charwright
+
+    parts = [
+        "# The Python names",
+        NOTICE,
+        "All of these are names of `charwright` itself: `import charwright`, then `charwright.Vocabulary` and so on.\n"
+        "A name is loaded when it is first used, so that `import charwright` costs next to nothing. What charwright\n"
+        "raises on purpose is a `CharwrightError`, of one of the kinds at the end of this page.",
+    ]
+    homes: dict[str, list[str]] = {}
+    for name, module in charwright._HOMES.items():
+        homes.setdefault(module, []).append(name)
+    for module, names in homes.items():
+        path = PACKAGE / (module.replace(".", "/") + ".py")
+        parsed = ast.parse(path.read_text(encoding="utf-8"))
+        parts += [f"## From `charwright.{module}`", first_words(ast.get_docstring(parsed))]
+        found = {definition: node for node in parsed.body for definition in _defined(node)}
+        for name in names:
+            parts += list(_described(name, found[name]))
+    parts += ["## Errors", fenced(_error_tree())]
+    return "\n\n".join(parts) + "\n"
+
+
+def first_words(docstring: str | None) -> str:
+    """A docstring's first paragraph, on one line."""
+    return " ".join((docstring or "").split("\n\n")[0].split())
+
+
+def _defined(node: ast.stmt) -> list[str]:
+    match node:
+        case ast.FunctionDef() | ast.ClassDef():
+            return [node.name]
+        case ast.Assign():
+            return [target.id for target in node.targets if isinstance(target, ast.Name)]
+        case ast.AnnAssign(target=ast.Name(id=name)):
+            return [name]
+        case _:
+            return []
+
+
+def _described(name: str, node: ast.stmt) -> Iterator[str]:
+    import charwright
+
+    yield f"### `{name}`"
+    if isinstance(node, ast.FunctionDef):
+        yield fenced(_signature(node.name, node.args, node.returns), "text")
+        yield first_words(ast.get_docstring(node))
+    elif isinstance(node, ast.ClassDef):
+        methods = [item for item in node.body if isinstance(item, ast.FunctionDef)]
+        init = next((item for item in methods if item.name == "__init__"), None)
+        if init is not None:
+            yield fenced(_signature(node.name, init.args, None, skip_first=True), "text")
+        yield first_words(ast.get_docstring(node))
+        value = getattr(charwright, name)
+        if dataclasses.is_dataclass(value):
+            yield _field_table(value)
+        if listed := "\n".join(_method_lines(methods)):
+            yield listed
+    else:
+        value = getattr(charwright, name)
+        yield f"Holds {', '.join(f'`{key}`' for key in value)}." if isinstance(value, dict) else f"`{value!r}`"
+
+
+def _signature(name: str, arguments: ast.arguments, returns: ast.expr | None, *, skip_first: bool = False) -> str:
+    parts = list(_parameters(arguments, skip_first=skip_first))
+    result = f" -> {ast.unparse(returns)}" if returns is not None else ""
+    line = f"{name}({', '.join(parts)}){result}"
+    if len(line) <= WIDTH:
+        return line
+    return f"{name}(\n" + "".join(f"    {part},\n" for part in parts) + f"){result}"
+
+
+def _parameters(arguments: ast.arguments, *, skip_first: bool) -> Iterator[str]:
+    """Each parameter with its type and default."""
+    plain = arguments.args
+    defaults: list[ast.expr | None] = [None] * (len(plain) - len(arguments.defaults)) + list(arguments.defaults)
+    yield from [_parameter(*pair) for pair in zip(plain, defaults, strict=True)][skip_first:]
+    if arguments.kwonlyargs:
+        yield "*"
+    yield from (_parameter(*pair) for pair in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True))
+    if arguments.kwarg:
+        yield f"**{_parameter(arguments.kwarg, None)}"
+
+
+def _parameter(argument: ast.arg, default: ast.expr | None) -> str:
+    typed = f"{argument.arg}: {ast.unparse(argument.annotation)}" if argument.annotation else argument.arg
+    return typed if default is None else f"{typed} = {ast.unparse(default)}"
+
+
+def _method_lines(methods: list[ast.FunctionDef]) -> Iterator[str]:
+    for method in methods:
+        words = first_words(ast.get_docstring(method))
+        if method.name.startswith("_") or not words:
+            continue
+        decorators = {ast.unparse(decorator) for decorator in method.decorator_list}
+        skip = "staticmethod" not in decorators
+        call = method.name if "property" in decorators else _signature_line(method, skip_first=skip)
+        yield f"- `{call}`: {words}"
+
+
+def _signature_line(method: ast.FunctionDef, *, skip_first: bool) -> str:
+    arguments = method.args
+    names = [argument.arg for argument in arguments.args[skip_first:]]
+    names += ["*"] if arguments.kwonlyargs else []
+    names += [argument.arg for argument in arguments.kwonlyargs]
+    names += [f"**{arguments.kwarg.arg}"] if arguments.kwarg else []
+    return f"{method.name}({', '.join(names)})"
+
+
+def _field_table(value: Any) -> str:
+    rows = ["| Field | Type | Default | Meaning |", "|---|---|---|---|"]
+    for item in dataclasses.fields(value):
+        meaning = item.metadata.get("help", "")
+        default = "" if item.default is dataclasses.MISSING else f"`{item.default!r}`"
+        kind = str(item.type).replace("|", "\\|")
+        rows.append(f"| `{item.name}` | `{kind}` | {default} | {meaning}{_bounds(item.metadata)} |")
+    described = any(item.metadata.get("help") for item in dataclasses.fields(value))
+    if described:
+        return "\n".join(rows)
+    return "Fields: " + ", ".join(f"`{item.name}`" for item in dataclasses.fields(value)) + "."
+
+
+def _bounds(metadata: Mapping[str, Any]) -> str:
+    """The bounds in words; the upper end of 64-bit numbers is nobody's concern."""
+    bounds = {key: metadata.get(key) for key in _BOUND_WORDS}
+    words = [f"{_BOUND_WORDS[key]} {bound:g}" for key, bound in bounds.items() if bound is not None and bound < 2**62]
+    if metadata.get("choices"):
+        words.append(", ".join(metadata["choices"]))
+    return f" ({'; '.join(words)})" if words else ""
+
+
+_BOUND_WORDS = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}
+
+
+def _error_tree() -> str:
+    from charwright import errors
+
+    lines = inspect.cleandoc(errors.__doc__ or "").splitlines()
+    return "\n".join(line.removeprefix("    ") for line in lines if line.startswith("    "))
+
+
+# The tree of files.
+
+
+def tree() -> str:
+    """One line for each file of the package: its name and the first line of its docstring or opening comment."""
+    lines = ["src/charwright/"]
+    lines += [_file_line(path, "  ") for path in sorted(PACKAGE.glob("*.py"))]
+    found = {path.parent for path in PACKAGE.glob("*/*") if path.suffix in SUFFIXES}
+    order = {name: number for number, name in enumerate(ROOMS)}
+    for room in sorted(found, key=lambda path: (order.get(path.name, len(order)), path.name)):
+        lines.append(f"  {room.name + '/':24} {_first_line(room / '__init__.py')}".rstrip())
+        files = [path for path in sorted(room.iterdir()) if path.suffix in SUFFIXES and path.name != "__init__.py"]
+        lines += [_file_line(path, "    ") for path in files]
+    return "\n".join(lines)
+
+
+def _file_line(path: Path, indent: str) -> str:
+    return f"{indent + path.name:26} {_first_line(path)}".rstrip()
+
+
+def _first_line(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    source = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        return (ast.get_docstring(ast.parse(source)) or "").split("\n")[0]
+    opening = source.split("\n")[0]
+    return opening.removeprefix("/*").removesuffix("*/").strip() if opening.startswith("/*") else ""
+
+
+# The READMEs' sample.
+
+
+def sample_blocks(folder: Path, prompt: str, seed: int, machine: str, readme: str) -> dict[str, str]:
+    """The sample that a run writes, with the commands that made it, and what the run took."""
+    from charwright.run import Run
+
+    run = Run.open(folder)
+    options = ["--prompt", prompt, "--length", "200", "--seed", str(seed)]
+    written = subprocess.run(
+        [sys.executable, "-m", "charwright", "generate", str(folder), *options],
+        stdout=subprocess.PIPE,
+        check=True,
+        encoding="utf-8",
+    ).stdout
+    shown = f'--prompt "{prompt}" {shlex.join(options[2:])}'
+    commands = f"{train_command(run)}\ncharwright generate {folder.as_posix()} {shown}"
+    sample = f"{fenced(commands, 'sh')}\n\n{fenced(written.removesuffix(chr(10)))}"
+    return {"sample": sample, "figures": figures(run, machine, readme)}
+
+
+def train_command(run: Run) -> str:
+    """The command that makes such a run: what it was given beyond its recipe."""
+    from charwright.config import flag
+    from charwright.training.recipes import find_recipe
+
+    base = find_recipe(run.config.recipe_name)
+    words = ["charwright", "train", *(source.location for source in run.config.sources)]
+    if run.config.recipe_name != "default":
+        words += ["--recipe", run.config.recipe_name]
+    for part in dataclasses.fields(base):
+        usual, taken = getattr(base, part.name), getattr(run.config.recipe, part.name)
+        for item in dataclasses.fields(usual):
+            value = getattr(taken, item.name)
+            if value == getattr(usual, item.name) or value is None:
+                continue
+            words += [flag(item.name), f"{value:g}" if isinstance(value, float) else str(value)]
+    return shlex.join([*words, "--out", run.folder.as_posix()])
+
+
+_LABELS = {
+    "README.md": {
+        "what": "what",
+        "figure": "figure",
+        "parameters": "parameters",
+        "bytes": "size of `model.safetensors`",
+        "minutes": "training time",
+        "validation": "validation loss, carried",
+        "train": "training loss, last epoch",
+        "machine": "trained on",
+        "values": "{:.1f} MB|{:.1f} minutes|{:.3f} nats ({:.3f} bits) per character|{:.3f} nats per token",
+    },
+    "README.zh-TW.md": {
+        "what": "項目",
+        "figure": "數值",
+        "parameters": "參數數量",
+        "bytes": "`model.safetensors` 的大小",
+        "minutes": "訓練時間",
+        "validation": "驗證損失（carried）",
+        "train": "訓練損失（最後一個 epoch）",
+        "machine": "訓練用的機器",
+        "values": "{:.1f} MB|{:.1f} 分鐘|每字元 {:.3f} nats（{:.3f} bits）|每個 token {:.3f} nats",
+    },
+}
+
+
+def figures(run: Run, machine: str, readme: str) -> str:
+    """A table of what the run is and what it took, from its own files."""
+    words = _LABELS[readme]
+    size, minutes, validation, train = words["values"].split("|")
+    start = next(event for event in run.log() if event["event"] in ("start", "resume"))
+    epochs, ended = run.epochs(), max(event["time_s"] for event in run.log())
+    rows = {
+        "parameters": f"{start['parameters']:,}",
+        "bytes": size.format((run.folder / "model.safetensors").stat().st_size / 1e6),
+        "minutes": minutes.format(ended / 60),
+    }
+    validated = [epoch for epoch in epochs if epoch["validation_loss"] is not None]
+    if validated:
+        best = min(validated, key=lambda epoch: float(epoch["validation_loss"]))
+        rows["validation"] = validation.format(best["validation_loss"], best["bits_per_char"])
+    elif epochs:
+        rows["train"] = train.format(epochs[-1]["train_loss"])
+    if machine:
+        rows["machine"] = machine
+    lines = [f"| {words['what']} | {words['figure']} |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {words[key]} | {value} |" for key, value in rows.items())])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
