@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from charwright.config import STATES, ModelConfig
+from charwright.config import GATES, STATES, ModelConfig
 from charwright.errors import UsageError
-from charwright.model.cells import State
+from charwright.model.cells import State, Weights
 from charwright.model.language_model import LanguageModel
-from charwright.model.recurrent import CORES, choose_core
+from charwright.model.recurrent import CORES, Tokens, choose_core, run_layer
 from ramps import fill_with_ramps, ramp, some_ids
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -150,6 +150,38 @@ def test_a_batch_equals_its_rows_alone(core: str, cell: str) -> None:
             alone, end = model(ids[:, one], tuple(part[:, one] for part in state))
             torch.testing.assert_close(logits[:, one], alone, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(tuple(part[:, one] for part in last), end, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", list(EXACT), ids=str)
+@pytest.mark.parametrize("tokens", [True, False], ids=["ids", "vectors"])
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("core", FAST_CORES)
+def test_masks_on_the_recurrent_product(core: str, cell: str, tokens: bool, dtype: torch.dtype) -> None:
+    """The mask that variational dropout draws once for a sequence, (B, H): values and gradients as the cells have."""
+    skip_where_it_cannot_work(core, dtype)
+    units, steps, batch, width, rows = 7, 9, 3, 5, 7 * GATES[cell]
+    mask = (ramp(batch, units, phase=40, dtype=dtype) > 0).to(dtype) * 1.25
+
+    def layer(which: str) -> list[Tensor]:
+        bias_hh = ramp(rows, phase=4, dtype=dtype).requires_grad_() if cell == "gru" else None
+        weights = Weights(
+            ramp(rows, width, phase=1, dtype=dtype).requires_grad_(),
+            ramp(rows, units, phase=2, dtype=dtype).requires_grad_(),
+            ramp(rows, phase=3, dtype=dtype).requires_grad_(),
+            bias_hh,
+        )
+        table = ramp(11, width, phase=5, dtype=dtype).requires_grad_()
+        ids = some_ids(steps, batch, 11)
+        state = tuple(part[0].requires_grad_() for part in make_state(cell, 1, batch, units, dtype))
+        x = Tokens(ids, table) if tokens else table[ids]
+        outputs, last = run_layer(which, cell, x, state, weights, dtype, mask)
+        total = (outputs * ramp(*outputs.shape, scale=1, phase=30, dtype=dtype)).sum()
+        total = total + sum((part * ramp(*part.shape, phase=31, dtype=dtype)).sum() for part in last)
+        asked = [table, *state, *(weight for weight in weights if weight is not None)]
+        return [outputs.detach(), *last, *torch.autograd.grad(total, asked)]
+
+    for ours, plain in zip(layer(core), layer("plain"), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=EXACT[dtype]["rtol"], atol=10 * EXACT[dtype]["atol"])
 
 
 @pytest.mark.parametrize("core", FAST_CORES)

@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from charwright.cli.train import _save
+from charwright.training.snapshot import Position, Snapshot
+
 ROOM = 60.0  # seconds; only a machine that is very busy needs so many
 
 OPTIONS = [
@@ -122,3 +125,18 @@ def test_stopped_by_signals_and_resumed(text: Path, never_stopped: str, tmp_path
     code, stderr = finish(process)
     assert code == 0, stderr
     assert sha256(run) == never_stopped
+
+
+def test_the_weights_to_use_are_written_before_the_checkpoint() -> None:
+    """A kill between the two must not leave a checkpoint that says done beside the weights of an earlier epoch."""
+    written = []
+
+    class Recorder:
+        def write_weights(self, weights: object) -> None:
+            written.append("weights")
+
+        def write_checkpoint(self, *_: object) -> None:
+            written.append("checkpoint")
+
+    _save(Recorder(), Snapshot(Position(), {}, {}), 2)  # type: ignore[arg-type]
+    assert written == ["weights", "checkpoint"]

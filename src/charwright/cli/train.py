@@ -294,8 +294,9 @@ def _save(run: Run, snapshot: Snapshot, keep: int | None) -> None:
     groups = {"weights": snapshot.weights, "optimizer": snapshot.optimizer}
     groups |= {"state": snapshot.state} if snapshot.state else {}
     groups |= {"best": snapshot.best} if snapshot.best else {}
-    run.write_checkpoint(snapshot.position.step, groups, snapshot.position.to_json(), keep)
+    # The checkpoint last: a resume from it takes for granted that the weights to use were written with it.
     run.write_weights(snapshot.to_use)
+    run.write_checkpoint(snapshot.position.step, groups, snapshot.position.to_json(), keep)
 
 
 def _snapshot_of(run: Run) -> Snapshot | None:
