@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same examples in every run, and no limit on the time of one: a busy machine must not make a test fail.
+settings.register_profile("charwright", derandomize=True, deadline=None)
+settings.load_profile("charwright")
 
 
 @pytest.fixture(scope="session")

@@ -39,6 +39,12 @@ def places(tmp_path):
     return Places(tmp_path / "cache")
 
 
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch):
+    """What is served on this machine is asked for on this machine."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
 @pytest.fixture
 def write(tmp_path):
     """Write a file under the test's own folder, and say where it lies."""
@@ -501,7 +507,14 @@ class TestNames:
         text = read_corpus("python-code", places=places).text
         assert len(text) > 5_000_000
         assert Path(dataclasses.__file__).read_text(encoding="utf-8") in text
-        assert "class TestCaseMixin" not in text
+
+    def test_of_the_library_only_its_own_source_is_taken(self, write, tmp_path):
+        for left_out in ("test/a.py", "json/tests/b.py", "site-packages/c.py", "__pycache__/d.py", "notes.txt"):
+            write(f"library/{left_out}", "not this")
+        write("library/latin.py", "# é".encode("latin-1"))
+        write("library/json/decoder.py", "second\r\n")
+        write("library/ast.py", "first\n")
+        assert list(named.library_sources(tmp_path / "library")) == ["first\n", "second\n"]
 
     def test_names_are_utf8_whatever_the_users_files_are_in(self, write, places):
         path = write("a.txt", GERMAN.encode("utf-16"))

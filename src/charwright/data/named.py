@@ -126,10 +126,11 @@ def python_docs() -> str:
 
 def python_code() -> str:
     """The standard library's own source, its tests left out."""
-    return "\n".join(_library_sources(Path(sysconfig.get_path("stdlib"))))
+    return "\n".join(library_sources(Path(sysconfig.get_path("stdlib"))))
 
 
-def _library_sources(library: Path) -> Iterator[str]:
+def library_sources(library: Path) -> Iterator[str]:
+    """The source files under a folder of Python, in the order of their paths, without tests and installed packages."""
     left_out = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
     for path in sorted(library.rglob("*.py")):
         if left_out.isdisjoint(path.relative_to(library).parts):

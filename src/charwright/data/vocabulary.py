@@ -61,11 +61,9 @@ class Vocabulary:
         self._table = np.zeros(int(codes.max(initial=0)) + 2, dtype=np.int32)
         self._table[codes] = np.arange(1, len(characters) + 1, dtype=np.int32)
         # With at most 255 characters, text of one byte a character goes through bytes.translate, the fastest way.
-        narrow = np.zeros(256, dtype=np.uint8)
-        size = min(256, len(self._table))
+        self._narrow: bytes | None = None
         if len(characters) < 256:
-            narrow[:size] = self._table[:size]
-        self._narrow = narrow.tobytes() if len(characters) < 256 else None
+            self._narrow = self._table[:256].astype(np.uint8).tobytes().ljust(256, b"\0")
 
     @staticmethod
     def from_text(text: str, config: VocabularyConfig | None = None) -> Vocabulary:
