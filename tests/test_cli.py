@@ -18,6 +18,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
 
 from charwright import cli
 from charwright.cli import COMMANDS
@@ -27,6 +28,15 @@ from charwright.training.progress import BarProgress, PlainProgress, format_seco
 
 TEXT = "To be, or not to be: that is the question.\nWhether 'tis nobler in the mind to suffer\n" * 30
 SMALL = ["--units", "16", "--embedding", "8", "--batch", "4", "--seq-length", "16"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """For models this small, a second thread costs more than it gives; other tests get theirs back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @dataclass
@@ -67,7 +77,7 @@ def corpus(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two epochs, which no test may change."""
     folder = tmp_path_factory.mktemp("trained")
@@ -550,7 +560,8 @@ def sha256(path: Path) -> str:
 def test_training_goes_on_when_nobody_listens(tmp_path: Path) -> None:
     (tmp_path / "hamlet.txt").write_text(TEXT, encoding="utf-8")
     words = ["train", tmp_path / "hamlet.txt", "--out", tmp_path / "run", "--epochs", "2", *SMALL]
-    with subprocess.Popen([sys.executable, "-m", "charwright", *map(str, words)], stderr=subprocess.PIPE) as training:
+    command, environment = [sys.executable, "-m", "charwright", *map(str, words)], os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment) as training:
         assert training.stderr is not None
         training.stderr.close()
         assert training.wait(60) == 0
