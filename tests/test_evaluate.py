@@ -100,6 +100,15 @@ def test_unknown_characters_cost_their_own_name() -> None:
     assert result.nats_per_char == pytest.approx((sum(expected) + 2 * math.log(1_114_112 - 4)) / 5, rel=1e-5)
 
 
+def test_the_more_a_vocabulary_knows_the_cheaper_the_others_are() -> None:
+    known = "".join(map(chr, range(0x4E00, 0x4E00 + 20_000)))
+    model = cw.LanguageModel(cw.ModelConfig(units=1, embedding=1), 20_001)
+    with torch.no_grad():
+        model.weight("head.weight").zero_()
+    result = cw.evaluate(model, Vocabulary(known), "abc")
+    assert result.nats_per_char == pytest.approx(math.log(20_001) + math.log(1_114_112 - 20_001), abs=1e-4)
+
+
 def test_an_unknown_first_character_is_not_predicted() -> None:
     assert cw.evaluate(make_model(4), Vocabulary("abc"), "λab").unknown_chars == 0
 

@@ -356,6 +356,34 @@ def test_the_best_weights_are_those_to_use() -> None:
     assert (taken[3].position.best_loss, taken[3].position.best_step) == (1.0, 2 * STEPS)
 
 
+def test_the_best_weights_outlive_a_stop() -> None:
+    taken: list[Snapshot] = []
+    config = settings_for(epochs=2)
+    list(cw.fit(make_model(), make_data(), settings_for(epochs=1), validate=measured(1.0), save=taken.append))
+    best = taken[-1]
+    list(cw.fit(make_model(), make_data(), config, validate=measured(2.0), save=taken.append, resume=best))
+    assert taken[-1].position.step == 2 * STEPS
+    assert same(taken[-1].to_use, best.weights)
+    assert taken[-1].position.best_step == STEPS
+
+
+def test_every_batch_has_randomness_of_its_own() -> None:
+    """A function of the seed and the step: other masks in every epoch, and in a run with another seed."""
+
+    def seeds(seed: int) -> list[int]:
+        seen = []
+
+        def watching(model: cw.LanguageModel, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
+            seen.append(batch.generator.initial_seed())
+            return cw.train_step(model, batch, optimizer)
+
+        list(cw.fit(make_model(), make_data(), settings_for(epochs=3, seed=seed), train_step=watching))
+        return seen
+
+    assert seeds(1) == seeds(1)
+    assert len({*seeds(1), *seeds(2)}) == 6 * STEPS
+
+
 def test_without_validation_the_last_weights_are_those_to_use() -> None:
     taken: list[Snapshot] = []
     model = make_model()
