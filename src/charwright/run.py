@@ -377,7 +377,7 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
     """Write a safetensors file, whole or not at all."""
     from safetensors.numpy import save
 
-    _write_bytes(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+    _write_bytes(path, save({name: np.asarray(array, order="C") for name, array in arrays.items()}))
 
 
 def read_arrays(path: Path) -> Arrays:

@@ -17,7 +17,13 @@ from charwright.config import CorpusConfig
 @click.argument("corpus", nargs=-1, required=True)
 @click.option("--protocol", default="carried", show_default=True, help="carried, or windows-N from a zero state each.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
-@click.option("--precision", type=click.Choice(["f32", "bf16"]), default="f32", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(["f32", "bf16"]),
+    default="f32",
+    show_default=True,
+    help="Arithmetic of the matrix products.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @config_options(CorpusConfig(), "Reading the corpus")
 @click.pass_context

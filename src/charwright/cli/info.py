@@ -9,19 +9,26 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from charwright.errors import MissingExtraError, RunError
+from charwright.errors import MissingExtraError, RunError, UsageError
 
 if TYPE_CHECKING:
     from charwright.run import Run
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path(path_type=Path), required=False)
+@click.option("--machine", is_flag=True, help="Show what charwright found on this machine, and what it will use.")
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.png", help="Draw the losses.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def info(run: Path, plot: Path | None, as_json: bool) -> None:
+def info(run: Path | None, machine: bool, plot: Path | None, as_json: bool) -> None:
     """Show RUN: its layers and weights, its text, and the history of its losses."""
     from charwright.run import Run
+
+    if machine:
+        _print_machine(as_json=as_json)
+        return
+    if run is None:
+        raise UsageError("name a run, or ask for --machine")
 
     opened = Run.open(run)
     if plot is not None:
@@ -35,6 +42,17 @@ def info(run: Path, plot: Path | None, as_json: bool) -> None:
     console.print(_summary_table(opened))
     _print_corpus(opened)
     _print_history(opened)
+
+
+def _print_machine(*, as_json: bool) -> None:
+    from charwright.model.machine import describe_machine
+
+    facts = describe_machine()
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        click.echo(f"{name.replace('_', ' '):16} {', '.join(value) if isinstance(value, list) else value}")
 
 
 def _layers(run: Run) -> list[dict[str, Any]]:

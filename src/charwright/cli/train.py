@@ -211,9 +211,10 @@ def _train(work: _Work, device_name: str, core: str, threads: int | None, *, ten
     """Make the model and the dataset, open the run, and let `fit` work."""
     import torch
 
+    from charwright import kernels
     from charwright.data.sequences import make_dataset, shrink_to_fit
     from charwright.model.language_model import LanguageModel
-    from charwright.model.machine import choose_device, choose_precision
+    from charwright.model.machine import NO_KERNELS, choose_device, choose_precision
     from charwright.training.loop import fit
     from charwright.training.progress import TensorBoard, Writers, terminal_progress
 
@@ -229,6 +230,8 @@ def _train(work: _Work, device_name: str, core: str, threads: int | None, *, ten
     precision = choose_precision(recipe.training.precision, device)
     model = LanguageModel(recipe.model, len(vocabulary), seed=recipe.training.seed, precision=precision, core=core)
     model.to(device)
+    if device.type == "cpu" and kernels.load() is None:
+        click.echo(f"note: {NO_KERNELS}", err=True)
     if tensorboard:
         TensorBoard.require()  # before there is a folder
     run = work.open_run()

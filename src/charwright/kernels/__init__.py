@@ -9,9 +9,12 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from charwright.errors import UsageError
 
 ABI = 1
 CELLS = {"gru": 0, "lstm": 1, "rnn": 2}
@@ -58,7 +61,6 @@ class Kernels:
     library: ctypes.CDLL
     variant: int
     name: str
-    path: Path
 
     def packed_bytes(self, cell: str, units: int, bf16: bool) -> int:
         """How many bytes the packed recurrent weights take."""
@@ -91,7 +93,7 @@ def load(variant: str | None = None) -> Kernels | None:
     CHARWRIGHT_KERNELS names a variant for the whole process, or is `none`.
 
     Raises:
-        ValueError: when the named variant does not exist or does not run here.
+        UsageError: when the named variant does not exist or does not run here.
     """
     wanted = variant or os.environ.get("CHARWRIGHT_KERNELS") or "best"
     if wanted == "none":
@@ -99,25 +101,46 @@ def load(variant: str | None = None) -> Kernels | None:
     return _load(wanted)
 
 
+def available() -> list[str]:
+    """The variants that this machine runs, best first."""
+    library = _library()
+    return list(_variants(library)) if library else []
+
+
 @cache
 def _load(wanted: str) -> Kernels | None:
+    library = _library()
+    if library is None:
+        return None
+    names = _variants(library)
+    name = next(iter(names)) if wanted == "best" else wanted
+    if name not in names:
+        raise UsageError(f"CHARWRIGHT_KERNELS={name}: this machine runs {', '.join(names)}; or say none")
+    return Kernels(library, names[name], name)
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    """The library, when it is there and speaks the language of this file."""
     path = _library_path()
     if path is None:
         return None
-    library = ctypes.CDLL(str(path))
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:  # built for another kind of machine, say
+        warnings.warn(f"the C kernels in {path} do not load and are not used: {error}", RuntimeWarning, stacklevel=2)
+        return None
     library.cw_variant_name.restype = ctypes.c_char_p
     library.cw_packed_bytes.restype = ctypes.c_size_t
-    if library.cw_abi() != ABI:
-        return None  # Left over from another version; a new installation builds the right one.
+    # Another number means that it was left over from another version; a new installation builds the right one.
+    return library if library.cw_abi() == ABI else None
+
+
+def _variants(library: ctypes.CDLL) -> dict[str, int]:
+    """The number of each variant that this machine runs, by name, best first."""
     bits = library.cw_variants()
-    names: dict[str, int] = {}
-    for index in range(bits.bit_length()):
-        if bits >> index & 1:
-            names[library.cw_variant_name(index).decode()] = index
-    name = next(iter(names)) if wanted == "best" else wanted
-    if name not in names:
-        raise ValueError(f"CHARWRIGHT_KERNELS={name}: this machine runs {', '.join(names)}; or none")
-    return Kernels(library, names[name], name, path)
+    runs_here = [index for index in range(bits.bit_length()) if bits >> index & 1]
+    return {library.cw_variant_name(index).decode(): index for index in runs_here}
 
 
 def _library_path() -> Path | None:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
+from charwright import kernels
 from charwright.errors import UsageError
+from charwright.model.recurrent import choose_core
+
+NO_KERNELS = (
+    "the C kernels were not built, and training on the CPU takes about twice as long; "
+    "install charwright again where a C compiler is"
+)
 
 
 def choose_device(name: str) -> torch.device:
@@ -45,3 +54,19 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     # PyTorch knows, but under names that it has not promised to keep.
     probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(probe() for probe in probes if probe is not None)
+
+
+def describe_machine() -> dict[str, Any]:
+    """What was found on this machine and what `auto` means here, ready to be shown."""
+    device = choose_device("auto")
+    precision = choose_precision("auto", device)
+    loaded = kernels.load()
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "threads": torch.get_num_threads(),
+        "precision": "bf16" if precision == torch.bfloat16 else "f32",
+        "core": choose_core("auto", device, precision),
+        "kernels": loaded.name if loaded else f"none: {NO_KERNELS}",
+        "kernels_here": kernels.available(),
+        "torch": torch.__version__,
+    }

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True)
 class Event:
-    """`time_s` is the training time so far, over all its sessions; `step` counts batches from the beginning."""
+    """`time_s` is the training time so far, before and after a resume; `step` counts batches from the beginning."""
 
     name: ClassVar[str] = "event"
     step: int

@@ -205,6 +205,7 @@ class _Loop:
 
     def remaining_pairs(self) -> Iterator[Pair]:
         """The batches of this epoch that are still to do, made ahead by a thread."""
+        self.noticed, self.noticed_step = self.clock(), self.position.step
         self.epoch_began = self.clock() - self.position.epoch_s
         if self._spent():  # Stopped after the budget's last step, before the end of its epoch was told.
             return iter(())
@@ -287,7 +288,7 @@ class _Loop:
 
         With a budget in epochs or steps the answer is always yes, so that it depends on no clock.
         """
-        return self.config.minutes is None or self.time_s - last_s >= 0.02 * self.config.minutes * 60
+        return self.config.minutes is None or self.time_s - last_s >= max(2.0, 0.02 * self.config.minutes * 60)
 
     def end_epoch(self, validate: Callable[[LanguageModel], Evaluation] | None) -> Epoch:
         """Measure, keep the weights if they are the best so far, and begin the next epoch."""

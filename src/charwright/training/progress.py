@@ -12,6 +12,7 @@ from charwright.errors import MissingExtraError
 from charwright.training.events import Checkpoint, End, Epoch, Event, Resume, Sample, Start, Step
 
 PLAIN_LINE_EVERY_S = 10.0
+EPOCH_LINE_EVERY_S = 1.0  # of epochs that nothing was measured in: a tiny text has hundreds a minute
 
 
 class Writer(Protocol):
@@ -82,12 +83,28 @@ def format_seconds(seconds: float | None) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+class EpochLines:
+    """Which epochs are shown: those that were measured, and of the others one a second."""
+
+    def __init__(self) -> None:
+        self.last_s: float | None = None
+
+    def worth_a_line(self, event: Epoch) -> bool:
+        """Whether to show this one."""
+        often_enough = self.last_s is not None and event.time_s - self.last_s < EPOCH_LINE_EVERY_S
+        if event.validation_loss is None and often_enough:
+            return False
+        self.last_s = event.time_s
+        return True
+
+
 class PlainProgress:
     """A line every few seconds, for logs and pipes."""
 
     def __init__(self, stream: TextIO, every_s: float = PLAIN_LINE_EVERY_S) -> None:
         self.stream, self.every_s = stream, every_s
         self.last_s = 0.0
+        self.epochs = EpochLines()
 
     def write(self, event: Event) -> None:
         """Print what is worth a line."""
@@ -101,7 +118,7 @@ class PlainProgress:
                     f"epoch {event.epoch}  step {event.step:,}  loss {event.loss:.4f}  "
                     f"{event.chars_per_s:,.0f} chars/s  {format_seconds(event.remaining_s)} left"
                 )
-            case Epoch():
+            case Epoch() if self.epochs.worth_a_line(event):
                 self._line(describe_epoch(event))
             case Sample():
                 self._line("\n".join("    " + line for line in event.text.splitlines()))
@@ -124,6 +141,7 @@ class BarProgress:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
+        self.epochs = EpochLines()
         self.console = Console(file=stream, highlight=False)
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
@@ -147,7 +165,7 @@ class BarProgress:
                     f"{format_seconds(event.remaining_s)} left"
                 )
                 self.bar.update(self.task, completed=event.fraction, epoch=event.epoch, note=note)
-            case Epoch():
+            case Epoch() if self.epochs.worth_a_line(event):
                 self._print(describe_epoch(event), "bold")
             case Sample():
                 self._print("\n".join("  " + line for line in event.text.splitlines()) + "\n", "dim")
