@@ -87,6 +87,7 @@ def test_masked_ids_have_no_chance(logits: np.ndarray, data: st.DataObject) -> N
     temperature = data.draw(st.sampled_from([0, 1e-300, 0.5, 1, 100]))
     top_k = data.draw(st.none() | st.integers(1, 50))
     top_p = data.draw(st.none() | st.floats(0.01, 1))
+    logits = logits.astype(data.draw(st.sampled_from([np.float32, np.float64])))
     before = logits.copy()
     chances = probabilities(logits, temperature, top_k, top_p, masked)
     assert chances[masked].sum() == 0
