@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -24,6 +25,7 @@ def python(code: str, folder: Path | None = None) -> subprocess.CompletedProcess
         timeout=120,
         check=False,
         cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},  # Small models are slowed down by more.
     )
 
 
