@@ -81,6 +81,11 @@ class Kernels:
         """Run a layer's gradients back over its whole sequence."""
         self.library.cw_backward(self.variant, ctypes.byref(layer))
 
+    def use_openmp(self, runtime: ctypes.CDLL) -> None:
+        """Run on the threads of an OpenMP runtime that is in this process, instead of threads of our own."""
+        names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+        self.library.cw_use_openmp(*(ctypes.cast(getattr(runtime, name), ctypes.c_void_p) for name in names))
+
     @property
     def fast_bf16(self) -> bool:
         """Whether bfloat16 products have an instruction of their own in this variant."""

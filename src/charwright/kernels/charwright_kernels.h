@@ -52,6 +52,8 @@ CW_PUBLIC int cw_abi(void);
 /* The variants that this machine can run, best first, as a bit set over cw_variant_name's indices. */
 CW_PUBLIC int cw_variants(void);
 CW_PUBLIC const char *cw_variant_name(int variant);
+/* Take the threads of an OpenMP runtime: its GOMP_parallel, omp_get_thread_num and omp_get_num_threads, or NULLs. */
+CW_PUBLIC void cw_use_openmp(void *parallel, void *thread_number, void *thread_count);
 /* Bytes that packed weights take. */
 CW_PUBLIC size_t cw_packed_bytes(int variant, int cell, int units, int bf16);
 /* Lay the recurrent weights (G * H, H) out for the forward or the backward product. */

@@ -151,6 +151,14 @@ static void NAME(pack)(int thread, int threads, cw_barrier *barrier, void *argum
     }
 }
 
+/* Ask for what the other threads have just written: all at once it comes many times faster than line by line when the
+ * product stumbles over it. `width` values of each row, `stride` apart. */
+INLINE void NAME(fetch)(const elem *rows, int batch, size_t stride, size_t width, int threads) {
+    if (threads == 1) return;
+    for (int b = 0; b < batch; b++)
+        for (size_t i = 0; i < width; i += 64 / sizeof(elem)) __builtin_prefetch(rows + b * stride + i, 0, 2);
+}
+
 /* --- Forward --- */
 
 /* What the input says to gate `gate` of `unit` in row `row` of the whole sequence. */
@@ -233,6 +241,7 @@ static void NAME(forward)(int thread, int threads, cw_barrier *barrier, void *ar
     for (int t = 0; t < layer->steps; t++) {
         cw_meet(barrier); /* every part of the state before this step is written */
         const elem *state = states + (size_t)t * batch * units;
+        NAME(fetch)(state, batch, units, units, threads);
         for (int block = first; block < last; block++) {
             const elem *w = (const elem *)layer->packed + (size_t)block * units * gates * LANES;
             const int unit = block * LANES;
@@ -362,7 +371,9 @@ static void NAME(backward)(int thread, int threads, cw_barrier *barrier, void *a
             }
         }
         cw_meet(barrier); /* every part of this step's gradients is written */
-        const elem *gradients = (const elem *)layer->gates + (size_t)t * batch * cw_slots(layer->cell) * units;
+        const size_t stride = cw_slots(layer->cell) * units;
+        const elem *gradients = (const elem *)layer->gates + (size_t)t * batch * stride;
+        NAME(fetch)(gradients, batch, stride, gates * units, threads);
         for (int block = first; block < last; block += 3)
             NAME(through_product)(layer, gates, gradients, block, last - block < 3 ? last - block : 3, c);
     }

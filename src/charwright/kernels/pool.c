@@ -1,4 +1,10 @@
-/* Threads that sleep between jobs. Jobs come one at a time: a second caller waits for the first. */
+/* Two ways to have threads: our own, which sleep between jobs, or those of an OpenMP runtime that is in the process
+ * already. A runtime's threads keep watching for a while after each of its jobs; jobs on other threads would have to
+ * share the cores with them, so where there is one, its threads are the better ones.
+ *
+ * Our own take jobs one at a time: a second caller waits for the first.
+ */
+#include "charwright_kernels.h"
 #include "pool.h"
 
 #if defined(_WIN32)
@@ -54,9 +60,10 @@ static void *present_argument;
 static cw_barrier barrier;
 
 void cw_meet(cw_barrier *meeting) {
-    if (meeting->threads == 1) return;
+    const int threads = atomic_load_explicit(&meeting->threads, memory_order_relaxed);
+    if (threads == 1) return;
     int round = atomic_load_explicit(&meeting->round, memory_order_relaxed);
-    if (atomic_fetch_add_explicit(&meeting->arrived, 1, memory_order_acq_rel) == meeting->threads - 1) {
+    if (atomic_fetch_add_explicit(&meeting->arrived, 1, memory_order_acq_rel) == threads - 1) {
         atomic_store_explicit(&meeting->arrived, 0, memory_order_relaxed);
         atomic_store_explicit(&meeting->round, round + 1, memory_order_release);
         return;
@@ -66,6 +73,33 @@ void cw_meet(cw_barrier *meeting) {
         else stand_aside(); /* somebody else needs the processor more than this loop does */
     }
 }
+
+/* --- The threads of an OpenMP runtime --- */
+
+static void (*openmp_parallel)(void (*)(void *), void *, unsigned, unsigned);
+static int (*openmp_thread)(void), (*openmp_threads)(void);
+
+void cw_use_openmp(void *parallel, void *thread_number, void *thread_count) {
+    openmp_parallel = (void (*)(void (*)(void *), void *, unsigned, unsigned))parallel;
+    openmp_thread = (int (*)(void))thread_number;
+    openmp_threads = (int (*)(void))thread_count;
+}
+
+typedef struct {
+    cw_job job;
+    void *argument;
+    cw_barrier barrier;
+} team_job;
+
+static void enter_team(void *argument) {
+    team_job *team = argument;
+    /* The runtime may give fewer threads than were asked for; all of them write the same number here. */
+    const int threads = openmp_threads();
+    atomic_store_explicit(&team->barrier.threads, threads, memory_order_relaxed);
+    team->job(openmp_thread(), threads, &team->barrier, team->argument);
+}
+
+/* --- Our own threads --- */
 
 static void help(int index) {
     int seen = 0;
@@ -123,10 +157,15 @@ static int ensure(int helpers) {
 
 void cw_parallel(int threads, cw_job job, void *argument) {
     if (threads > MOST_THREADS) threads = MOST_THREADS;
+    if (threads > 1 && openmp_parallel) {
+        team_job team = {.job = job, .argument = argument};
+        openmp_parallel(enter_team, &team, threads, 0);
+        return;
+    }
     take(&one_job);
     take(&lock);
     int helpers = threads > 1 ? ensure(threads - 1) : 0;
-    barrier.threads = helpers + 1;
+    atomic_store(&barrier.threads, helpers + 1);
     atomic_store(&barrier.arrived, 0);
     if (helpers) {
         present_job = job;

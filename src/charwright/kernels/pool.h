@@ -1,12 +1,11 @@
-/* A small pool of threads of our own, and the barrier at which they meet each step. */
+/* Threads, and the barrier at which they meet each step. */
 #ifndef CHARWRIGHT_POOL_H
 #define CHARWRIGHT_POOL_H
 
 #include <stdatomic.h>
 
 typedef struct {
-    atomic_int arrived, round;
-    int threads;
+    atomic_int arrived, round, threads;
 } cw_barrier;
 
 typedef void (*cw_job)(int thread, int threads, cw_barrier *barrier, void *argument);

@@ -6,6 +6,10 @@ the gradient of the recurrent weights after.
 
 from __future__ import annotations
 
+import ctypes
+import re
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +20,22 @@ from charwright.kernels import CELLS, UNITS_MULTIPLE, Kernels, Layer
 from charwright.model.cells import State, Weights
 
 SLOTS = {"gru": 4, "lstm": 4, "rnn": 1}
+
+
+@cache
+def _share_threads(kernels: Kernels) -> None:
+    """Let the kernels run on PyTorch's own OpenMP threads, where that runtime can be found.
+
+    Its threads watch for work for some milliseconds after each of PyTorch's operations; threads of our own would share
+    the cores with them.
+    """
+    maps = Path("/proc/self/maps")
+    if not maps.is_file():
+        return  # Only Linux says which libraries are loaded; elsewhere the kernels' own threads serve.
+    loaded = {line.split()[-1] for line in maps.read_text().splitlines() if re.search(r"/libgomp[^/]*\.so", line)}
+    # With two runtimes in the process there is no telling which one is PyTorch's.
+    if len(loaded) == 1:
+        kernels.use_openmp(ctypes.CDLL(loaded.pop()))
 
 
 def native_layer(
@@ -32,6 +52,7 @@ def native_layer(
 
     Returns outputs (T, B, H) in `dtype` and the last state in float32.
     """
+    _share_threads(kernels)
     units = weights.weight_hh.shape[1]
     spare = -units % UNITS_MULTIPLE
     gates = len(weights.weight_hh) // units
