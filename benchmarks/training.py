@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from torch import nn
 
 import charwright as cw
 from charwright.data.sequences import Windows
+from charwright.model.machine import keep_memory
 from charwright.training.loop import train_step
 from machine import describe_machine, ratio_and_spread
 
@@ -190,16 +190,19 @@ def compare_threads(rounds: int, seconds: float) -> None:
 
 def memory(side: str) -> None:
     """In a process of its own: the peak of the tutorial's step less what there was after the imports, in MB."""
-    before = _resident_mb()
+    keep_memory()
+    before = _memory_mb("VmRSS")
     step = {"ours": ours, "theirs": theirs}[side](WORKS[0])
     for _ in range(4):
         step()
-    print(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before:.0f}")
+    print(f"{_memory_mb("VmHWM") - before:.0f}")
 
 
-def _resident_mb() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
+def _memory_mb(field: str) -> float:
+    """VmRSS or VmHWM (the peak) of this process, which unlike getrusage's forgets what the parent had."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    [line] = [line for line in lines if line.startswith(field + ":")]
+    return int(line.split()[1]) / 1024
 
 
 def compare_memory() -> None:
@@ -261,6 +264,7 @@ def main() -> None:
     if options.memory:
         memory(options.memory)
         return
+    keep_memory()  # as `fit` does; the peer in this process has the good of it too
     print(describe_machine())
     print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads\n")
     print("| work | charwright, characters/s | nn.GRU / nn.LSTM | ratio | at least | share of product peak |")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from charwright.errors import UsageError
 
-ABI = 1
+ABI = 2
 CELLS = {"gru": 0, "lstm": 1, "rnn": 2}
 UNITS_MULTIPLE = 16
 """The kernels want the number of units as a multiple of this; callers fill up with zeros."""

@@ -17,7 +17,7 @@
 
 enum { CW_GRU = 0, CW_LSTM = 1, CW_RNN = 2 };
 
-#define CW_ABI 1
+#define CW_ABI 2
 
 typedef struct {
     int32_t cell, bf16, steps, batch, units, threads;

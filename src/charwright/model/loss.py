@@ -33,7 +33,8 @@ class _HeadLoss(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
         low = weight.to(dtype)
         wanted = any(ctx.needs_input_grad)
-        d_x, d_weight, d_bias = torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(bias)
+        d_x = torch.empty_like(x, dtype=dtype) if wanted else x
+        d_weight, d_bias = torch.zeros_like(weight), torch.zeros_like(bias)
         total = bias.new_zeros(())
         size = max(64, SLICE // len(weight))
         for begin in range(0, len(x), size):
@@ -48,9 +49,9 @@ class _HeadLoss(torch.autograd.Function):
             d_logits.scatter_add_(1, wanted_ids, d_logits.new_full(wanted_ids.shape, -1.0)).div_(len(x))
             d_bias += d_logits.sum(dim=0)
             d_low = d_logits.to(dtype)
-            d_x[begin : begin + size] = d_low @ low
+            torch.mm(d_low, low, out=d_x[begin : begin + size])
             d_weight += d_low.T @ rows
-        ctx.save_for_backward(d_x, d_weight, d_bias)
+        ctx.save_for_backward(d_x.to(x.dtype), d_weight, d_bias)
         return total / len(x)
 
     @staticmethod

@@ -18,6 +18,7 @@ from charwright.errors import DivergedError, UsageError
 from charwright.evaluate import Evaluation
 from charwright.model.cells import State
 from charwright.model.language_model import Arrays, LanguageModel
+from charwright.model.machine import keep_memory
 from charwright.model.recurrent import choose_core
 from charwright.training.events import Checkpoint, End, Epoch, Event, Resume, Sample, Start, Step
 from charwright.training.snapshot import (
@@ -105,6 +106,7 @@ def fit(
         UsageError: when the configuration has no budget.
         DivergedError: when the loss is no longer a finite number.
     """
+    keep_memory()
     loop = _Loop(model, dataset, config, train_step, optimizer, resume, clock)
     yield loop.started(resumed=resume is not None)
     reason = "done"
