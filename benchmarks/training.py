@@ -195,7 +195,7 @@ def memory(side: str) -> None:
     step = {"ours": ours, "theirs": theirs}[side](WORKS[0])
     for _ in range(4):
         step()
-    print(f"{_memory_mb("VmHWM") - before:.0f}")
+    print(f"{_memory_mb('VmHWM') - before:.0f}")
 
 
 def _memory_mb(field: str) -> float:

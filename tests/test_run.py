@@ -20,7 +20,8 @@ from charwright.config import CorpusConfig, ModelConfig, Recipe, SequenceConfig
 from charwright.data.corpus import Corpus, Source
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import CharwrightError, DamagedRunError, RunError, RunExistsError, RunNotFoundError
-from charwright.run import Run, RunConfig, read_arrays, write_arrays, write_json
+from charwright.run import Run, RunConfig
+from charwright.storage import read_arrays, write_arrays, write_json
 
 MODEL = ModelConfig(cell="gru", layers=1, units=3, embedding=2)
 VOCABULARY = Vocabulary("\nab中")

@@ -7,14 +7,12 @@
     corpus/                 text that could not be read again
     log.jsonl               one event a line
 
-Files are written beside their place, flushed to the disk and moved there, so that each is whole or as it was before.
-Reading is strict. Weights are numpy arrays here: no PyTorch is needed to open a run.
+Every file goes through `storage`: it is whole or as it was before, and read strictly. Weights are numpy arrays here: no
+PyTorch is needed to open a run.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import shutil
@@ -22,10 +20,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from charwright.config import CorpusConfig, ModelConfig, Recipe
 from charwright.data.corpus import Corpus, Source
@@ -38,10 +35,23 @@ from charwright.errors import (
     RunNotFoundError,
     VocabularyError,
 )
-
-FORMAT = 1
-Arrays = dict[str, npt.NDArray[np.float32]]
-Checked = TypeVar("Checked", str, int, dict[str, Any], list[Any])
+from charwright.storage import (
+    FORMAT,
+    Arrays,
+    append_json_line,
+    check_format,
+    check_manifest,
+    checked,
+    exact_object,
+    read_arrays,
+    read_json,
+    read_json_lines,
+    sync_folder,
+    write_arrays,
+    write_bytes,
+    write_json,
+    write_manifest,
+)
 
 
 @dataclass(frozen=True)
@@ -83,20 +93,20 @@ class RunConfig:
         Raises:
             DamagedRunError: naming the key that is missing, unknown or wrong.
         """
-        top = _object(values, {"format", "recipe_name", "recipe", "corpus", "versions"}, where)
-        corpus = _object(
+        top = exact_object(values, {"format", "recipe_name", "recipe", "corpus", "versions"}, where)
+        corpus = exact_object(
             top["corpus"], {"characters", "sha256", "reading", "sources", "validation"}, f"{where}: corpus"
         )
         try:
             return cls(
                 recipe=Recipe.from_json(top["recipe"], f"{where}: recipe"),
-                recipe_name=_checked(top["recipe_name"], str, f"{where}: recipe_name"),
+                recipe_name=checked(top["recipe_name"], str, f"{where}: recipe_name"),
                 sources=_sources(corpus["sources"], f"{where}: corpus.sources"),
                 corpus=CorpusConfig.from_json(corpus["reading"], f"{where}: corpus.reading"),
-                characters=_checked(corpus["characters"], int, f"{where}: corpus.characters"),
-                sha256=_checked(corpus["sha256"], str, f"{where}: corpus.sha256"),
+                characters=checked(corpus["characters"], int, f"{where}: corpus.characters"),
+                sha256=checked(corpus["sha256"], str, f"{where}: corpus.sha256"),
                 validation=_sources(corpus["validation"], f"{where}: corpus.validation"),
-                versions=_checked(top["versions"], dict, f"{where}: versions"),
+                versions=checked(top["versions"], dict, f"{where}: versions"),
             )
         except ConfigError as error:
             raise DamagedRunError(str(error)) from error
@@ -129,11 +139,11 @@ class Run:
         path = Path(folder)
         if not (path / "config.json").is_file():
             raise RunNotFoundError(_no_run_message(path))
-        values = _read_json(path / "config.json")
-        _check_format(values, str(path / "config.json"))
+        values = read_json(path / "config.json")
+        check_format(values, str(path / "config.json"))
         config = RunConfig.from_json(values, str(path / "config.json"))
         try:
-            vocabulary = Vocabulary.from_json(_read_json(path / "vocabulary.json"))
+            vocabulary = Vocabulary.from_json(read_json(path / "vocabulary.json"))
         except VocabularyError as error:
             raise DamagedRunError(f"{path / 'vocabulary.json'}: {error}") from error
         return cls(path, config, vocabulary)
@@ -242,7 +252,7 @@ class Run:
         """Keep a text that cannot be read again, as UTF-8, at a path inside the run folder."""
         path = self.folder / location
         path.parent.mkdir(exist_ok=True)
-        _write_bytes(path, text.encode("utf-8"))
+        write_bytes(path, text.encode("utf-8"))
 
     def write_checkpoint(
         self, step: int, arrays: Mapping[str, Arrays], position: Mapping[str, Any], keep: int | None
@@ -261,7 +271,7 @@ class Run:
                 shutil.rmtree(old, ignore_errors=True)
                 place.rename(old)
             new.rename(place)
-            _sync_folder(parent)
+            sync_folder(parent)
         except (OSError, RunError) as error:
             shutil.rmtree(new, ignore_errors=True)
             reason = error.strerror if isinstance(error, OSError) else error
@@ -289,39 +299,22 @@ class Run:
         return None
 
     def _read_checkpoint(self, folder: Path) -> tuple[dict[str, Arrays], dict[str, Any]]:
-        files = [folder / name for name in _check_manifest(folder)]
+        files = [folder / name for name in check_manifest(folder)]
         arrays = {path.stem: read_arrays(path) for path in files if path.suffix == ".safetensors"}
         for name in ("weights", "optimizer"):
             if name not in arrays:
                 raise DamagedRunError(f"{folder / name}.safetensors is missing")
         self.check_weights(arrays["weights"], folder / "weights.safetensors")
-        position = _read_json(folder / "position.json")
-        return arrays, _checked(position, dict, str(folder / "position.json"))
+        position = read_json(folder / "position.json")
+        return arrays, checked(position, dict, str(folder / "position.json"))
 
     def append_log(self, event: Mapping[str, Any]) -> None:
         """Add a line to log.jsonl."""
-        line = json.dumps(event, ensure_ascii=False).encode("utf-8") + b"\n"
-        path = self.folder / "log.jsonl"
-        try:
-            with path.open("ab+") as file:
-                if file.tell() and not _ends_with_newline(file):
-                    line = b"\n" + line  # A kill cut the last line off; this one must not be lost with it.
-                file.write(line)
-        except OSError as error:
-            raise RunError(f"cannot write {path}: {error.strerror}") from error
+        append_json_line(self.folder / "log.jsonl", event)
 
     def log(self) -> Iterator[dict[str, Any]]:
         """The events of log.jsonl; a line that was cut off is passed over."""
-        path = self.folder / "log.jsonl"
-        if path.is_file():
-            # Not splitlines(): a sample may hold one of the other characters that end a line for Unicode.
-            for line in path.read_bytes().split(b"\n"):
-                try:
-                    event = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(event, dict):
-                    yield event
+        return read_json_lines(self.folder / "log.jsonl")
 
     def epochs(self) -> list[dict[str, Any]]:
         """The epoch events, one for each step: where a resume did some again, the last word counts."""
@@ -347,8 +340,7 @@ def _fill_checkpoint(folder: Path, step: int, arrays: Mapping[str, Arrays], posi
     for name, group in arrays.items():
         write_arrays(folder / f"{name}.safetensors", group)
     write_json(folder / "position.json", dict(position))
-    listed = {path.name: _size_and_hash(path) for path in sorted(folder.iterdir())}
-    write_json(folder / "manifest.json", {"format": FORMAT, "step": step, "files": listed})
+    write_manifest(folder, step)
 
 
 def _undo_creation(place: Path, old: Path) -> None:
@@ -362,154 +354,25 @@ def _undo_creation(place: Path, old: Path) -> None:
         old.rename(place)
 
 
-def _ends_with_newline(file: BinaryIO) -> bool:
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) == b"\n"
-
-
 def _is_epoch(event: Mapping[str, Any]) -> bool:
     """Whether an event is that of an epoch, with the figures that readers count on."""
     figures = [event.get(key) for key in ("step", "epoch", "train_loss")]
     return event.get("event") == "epoch" and all(isinstance(figure, int | float) for figure in figures)
 
 
-def write_arrays(path: Path, arrays: Arrays) -> None:
-    """Write a safetensors file, whole or not at all."""
-    from safetensors.numpy import save
-
-    _write_bytes(path, save({name: np.asarray(array, order="C") for name, array in arrays.items()}))
-
-
-def read_arrays(path: Path) -> Arrays:
-    """Read a safetensors file of float32 arrays.
-
-    Raises:
-        DamagedRunError: when it is cut off, no safetensors, or of another type.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    arrays: Arrays = {}
-    try:
-        with safe_open(path, framework="numpy") as file:
-            for name in file.keys():  # noqa: SIM118  (it is no dictionary)
-                # Asked before it is read: numpy does not have all of the format's types.
-                if (kind := file.get_slice(name).get_dtype()) != "F32":
-                    raise DamagedRunError(f"{path}: {name!r} is {kind}, not F32")
-                arrays[name] = file.get_tensor(name)
-    except FileNotFoundError as error:
-        raise DamagedRunError(f"{path} is missing") from error
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DamagedRunError(f"{path} is damaged: {error}") from error
-    return arrays
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
-    text = json.dumps(values, ensure_ascii=False, indent=1, allow_nan=False)
-    try:
-        data = text.encode("utf-8")
-    except UnicodeEncodeError:
-        # The name of a file need not be valid text; escaped, it still comes back as it was.
-        data = json.dumps(values, indent=1, allow_nan=False).encode("ascii")
-    _write_bytes(path, data + b"\n")
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    """A temporary file in the same folder, flushed to the disk, moved into place; then the folder's own entry."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":
-        return  # Windows has no handle for folders.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DamagedRunError(f"{path} is missing") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise DamagedRunError(f"{path} is damaged: {error}") from error
-
-
-def _object(values: Any, keys: set[str], where: str) -> dict[str, Any]:
-    """A JSON object with just these keys."""
-    if not isinstance(values, dict):
-        raise DamagedRunError(f"{where} is damaged: an object was expected")
-    for key in sorted(set(values) ^ keys):
-        raise DamagedRunError(f"{where}: the key {key!r} is {'unknown' if key in values else 'missing'}")
-    return values
-
-
-def _checked(value: Any, kind: type[Checked], where: str) -> Checked:
-    """A value that is of just this type."""
-    if type(value) is not kind:
-        raise DamagedRunError(f"{where} must be {_KINDS[kind]}, not {json.dumps(value)[:40]}")
-    return value
-
-
-_KINDS: dict[type, str] = {str: "a string", int: "a whole number", dict: "an object", list: "a list"}
-
-
-def _check_format(values: Any, where: str) -> None:
-    """Refuse a later format by its number, before anything in it looks odd."""
-    version = values.get("format") if isinstance(values, dict) else None
-    if version is not None and (type(version) is not int or version < 1):
-        raise DamagedRunError(f"{where}: format must be a whole number from 1 on, not {json.dumps(version)[:40]}")
-    if version is not None and version > FORMAT:
-        raise DamagedRunError(f"{where} has format {version}; this charwright reads up to {FORMAT}: update it")
-
-
 def _sources(values: Any, where: str) -> tuple[Source, ...]:
-    listed = _checked(values, list, where)
+    listed = checked(values, list, where)
     return tuple(_source(value, f"{where}[{index}]") for index, value in enumerate(listed))
 
 
 def _source(values: Any, where: str) -> Source:
-    entry = _object(values, {"kind", "location", "sha256", "characters"}, where)
+    entry = exact_object(values, {"kind", "location", "sha256", "characters"}, where)
     return Source(
-        kind=_checked(entry["kind"], str, f"{where}.kind"),
-        location=_checked(entry["location"], str, f"{where}.location"),
-        sha256=_checked(entry["sha256"], str, f"{where}.sha256"),
-        characters=_checked(entry["characters"], int, f"{where}.characters"),
+        kind=checked(entry["kind"], str, f"{where}.kind"),
+        location=checked(entry["location"], str, f"{where}.location"),
+        sha256=checked(entry["sha256"], str, f"{where}.sha256"),
+        characters=checked(entry["characters"], int, f"{where}.characters"),
     )
-
-
-def _size_and_hash(path: Path) -> dict[str, Any]:
-    data = path.read_bytes()
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def _check_manifest(folder: Path) -> list[str]:
-    """The files of a checkpoint, after each was found to be what the manifest says."""
-    where = str(folder / "manifest.json")
-    values = _read_json(folder / "manifest.json")
-    _check_format(values, where)
-    manifest = _object(values, {"format", "step", "files"}, where)
-    files = _checked(manifest["files"], dict, f"{where}: files")
-    for name, expected in files.items():
-        path = folder / name
-        if not path.is_file() or _size_and_hash(path) != expected:
-            raise DamagedRunError(f"{path} is missing or not what manifest.json says")
-    return list(files)
 
 
 def _no_run_message(path: Path) -> str:
