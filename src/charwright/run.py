@@ -48,7 +48,7 @@ from charwright.storage import (
     read_json_lines,
     sync_folder,
     write_arrays,
-    write_bytes,
+    write_file,
     write_json,
     write_manifest,
 )
@@ -252,7 +252,7 @@ class Run:
         """Keep a text that cannot be read again, as UTF-8, at a path inside the run folder."""
         path = self.folder / location
         path.parent.mkdir(exist_ok=True)
-        write_bytes(path, text.encode("utf-8"))
+        write_file(path, text.encode("utf-8"))
 
     def write_checkpoint(
         self, step: int, arrays: Mapping[str, Arrays], position: Mapping[str, Any], keep: int | None
