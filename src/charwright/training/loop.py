@@ -14,13 +14,14 @@ from torch import Tensor
 
 from charwright.config import TrainingConfig
 from charwright.data.sequences import Dataset, Pair, prefetch
-from charwright.errors import DivergedError, UsageError
+from charwright.errors import DivergedError
 from charwright.evaluate import Evaluation
 from charwright.model.cells import State
 from charwright.model.language_model import Arrays, LanguageModel
 from charwright.model.machine import keep_memory
 from charwright.model.recurrent import choose_core
 from charwright.training.events import Checkpoint, End, Epoch, Event, Resume, Sample, Start, Step
+from charwright.training.pace import Pace
 from charwright.training.snapshot import (
     Position,
     Snapshot,
@@ -108,36 +109,38 @@ def fit(
     """
     keep_memory()
     loop = _Loop(model, dataset, config, train_step, optimizer, resume, clock)
+    pace, position = loop.pace, loop.position
     yield loop.started(resumed=resume is not None)
-    reason = "done"
-    last_report = loop.time_s
+    stopped = None
     with loop.clipping():
-        while not loop.position.done:
-            report = False
+        while not (stopped or position.done):
+            # The batches of an epoch, until the budget is spent or somebody asks to stop.
             for pair in loop.remaining_pairs():
                 loop.step(pair)
-                if loop.position.step % config.log_every == 0:
+                if position.step % config.log_every == 0:
                     yield loop.stepped()
-                reason = should_stop() or "done"
-                if reason != "done" or loop.fraction >= 1:
+                stopped = should_stop()
+                if stopped or pace.fraction >= 1:
                     break
-                if loop.inside_epoch and loop.checkpoint_due:
+                if loop.inside_epoch and pace.checkpoint_due:
                     yield from loop.checkpoint(save)
-            if reason == "done":
-                ended = loop.fraction >= 1
-                report = ended or loop.worth_reporting(last_report)
-                yield loop.end_epoch(validate if report else None)
-                if report and sample:
-                    yield Sample(loop.position.step, loop.time_s, sample(model))
-                loop.position.done = ended
-                reason = should_stop() or "done"
-            if reason != "done" or report or loop.checkpoint_due:
+            if stopped:  # The epoch is finished and told by the resume.
+                yield from loop.checkpoint(save)
+                break
+
+            # Its end: measure, let the model write, save.
+            done = pace.fraction >= 1
+            report = done or pace.report_due
+            yield loop.end_epoch(validate if report else None)
+            if report and sample:
+                yield Sample(position.step, pace.time_s, sample(model))
+            position.done = done
+            stopped = should_stop()
+            if stopped or report or pace.checkpoint_due:
                 yield from loop.checkpoint(save)
             if report:
-                last_report = loop.time_s
-            if reason != "done":
-                break
-    yield End(loop.position.step, loop.time_s, reason, loop.position.best_loss, loop.position.best_step)
+                pace.reported()
+    yield End(position.step, pace.time_s, stopped or "done", position.best_loss, position.best_step)
 
 
 class _Loop:
@@ -153,10 +156,7 @@ class _Loop:
         resume: Snapshot | None,
         clock: Callable[[], float],
     ) -> None:
-        if config.epochs is None and config.steps is None and config.minutes is None:
-            raise UsageError("training needs a budget: --epochs, --steps or --minutes")
-        self.model, self.dataset, self.config, self.clock = model, dataset, config, clock
-        self.train_step = train_step
+        self.model, self.dataset, self.config, self.train_step = model, dataset, config, train_step
         self.device = model.weight("head.bias").device
         self.optimizer = optimizer or make_optimizer(model, config)
         for group in self.optimizer.param_groups:
@@ -166,32 +166,13 @@ class _Loop:
         self.best: Arrays = {}
         if resume is not None:
             self._load(resume)
+        self.pace = Pace(config, self.position, dataset.steps_per_epoch, clock)
+        # A finished run goes on when its budget has been raised; one whose budget was cut has nothing left to tell,
+        # unless it stands in the middle of an epoch.
+        told = self.position.done or self.position.loss_count == 0
+        self.position.done = resume is not None and told and self.pace.spent_before()
         self.pending: list[Tensor] = []  # losses not yet read back from the device
         self.unsaid: list[float] = []  # losses that no step event has told yet
-        self.began = self.noticed = clock()
-        self.noticed_step = self.position.step
-        self.before_s = self.position.elapsed_s
-        self.last_save_s = self.time_s
-
-    @property
-    def time_s(self) -> float:
-        """Training time so far, over all sessions."""
-        return self.before_s + self.clock() - self.began
-
-    @property
-    def fraction(self) -> float:
-        """How much of the budget is spent, 0 to 1."""
-        config, position = self.config, self.position
-        if config.minutes is not None:
-            return self.time_s / (config.minutes * 60)
-        return position.step / (config.steps or (config.epochs or 1) * self.dataset.steps_per_epoch)
-
-    @property
-    def learning_rate_factor(self) -> float:
-        """What the schedule makes of the highest learning rate now."""
-        if self.config.schedule == "constant":
-            return 1.0
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, self.fraction)))
 
     @contextmanager
     def clipping(self) -> Iterator[None]:
@@ -207,18 +188,17 @@ class _Loop:
 
     def remaining_pairs(self) -> Iterator[Pair]:
         """The batches of this epoch that are still to do, made ahead by a thread."""
-        self.noticed, self.noticed_step = self.clock(), self.position.step
-        self.epoch_began = self.clock() - self.position.epoch_s
-        if self._spent():  # Stopped after the budget's last step, before the end of its epoch was told.
+        self.pace.begin_epoch()
+        if self.pace.spent_before():  # Stopped after the budget's last step, before the end of its epoch was told.
             return iter(())
         return prefetch(self.dataset.batches(self.position.epoch, self.position.step_in_epoch))
 
     def step(self, pair: Pair) -> None:
         """One batch: set the rate, train, count."""
         self.model.train()
-        self.factor = self.learning_rate_factor
+        factor = self.pace.learning_rate_factor
         for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * self.factor
+            group["lr"] = group["initial_lr"] * factor
         generator = torch.Generator(self.device).manual_seed(_mixed(self.config.seed, self.position.step))
         inputs, targets = (torch.from_numpy(array).to(self.device, non_blocking=True) for array in pair)
         batch = Batch(inputs, targets, self.state, generator)
@@ -226,15 +206,13 @@ class _Loop:
         self.pending.append(self.train_step(self.model, batch, self.optimizer).detach())
         carried = batch.state if self.dataset.carries else None
         self.state = None if carried is None else tuple(part.detach() for part in carried)
-        self.position.step += 1
-        self.position.step_in_epoch += 1
-        self.position.epoch_s = self.clock() - self.epoch_began
+        self.pace.count_step()
 
     def started(self, *, resumed: bool) -> Start:
         """The first event."""
         return (Resume if resumed else Start)(
             step=self.position.step,
-            time_s=self.time_s,
+            time_s=self.pace.time_s,
             parameters=sum(weight.numel() for weight in self.model.parameters()),
             steps_per_epoch=self.dataset.steps_per_epoch,
             batch=self.dataset.batch,
@@ -249,23 +227,16 @@ class _Loop:
         """A step event, with the mean loss since the last one."""
         self._read_losses()
         losses, self.unsaid = self.unsaid, []
-        now, position, fraction = self.clock(), self.position, self.fraction
-        per_step_s = (now - self.noticed) / max(1, position.step - self.noticed_step)
-        self.noticed, self.noticed_step = now, position.step
-        remaining = None
-        if self.config.minutes is not None:
-            remaining = max(0.0, self.config.minutes * 60 - self.time_s)
-        elif per_step_s > 0:
-            remaining = per_step_s * position.step * (1 - fraction) / fraction
+        position, per_step_s = self.position, self.pace.seconds_per_step()
         return Step(
             step=position.step,
-            time_s=self.time_s,
+            time_s=self.pace.time_s,
             epoch=position.epoch,
             loss=sum(losses) / max(1, len(losses)),
             learning_rate=self.optimizer.param_groups[0]["lr"],
             chars_per_s=self.dataset.batch * self.dataset.seq_length / max(per_step_s, 1e-9),
-            fraction=min(1.0, fraction),
-            remaining_s=remaining,
+            fraction=min(1.0, self.pace.fraction),
+            remaining_s=self.pace.remaining_s(per_step_s),
         )
 
     @property
@@ -273,30 +244,18 @@ class _Loop:
         """Whether the epoch has batches left; at its end it is told and saved as a whole."""
         return self.position.step_in_epoch < self.dataset.steps_per_epoch
 
-    @property
-    def checkpoint_due(self) -> bool:
-        """Whether the last checkpoint was long enough ago."""
-        return self.time_s - self.last_save_s >= self.config.checkpoint_minutes * 60
-
     def checkpoint(self, save: Callable[[Snapshot], None] | None) -> Iterator[Checkpoint]:
         """Hand a snapshot to `save`, if there is one, and say so."""
         if save is not None:
             save(self.snapshot())
-            yield Checkpoint(self.position.step, self.time_s)
-        self.last_save_s = self.time_s
-
-    def worth_reporting(self, last_s: float) -> bool:
-        """Whether enough time has gone by to spend some on validation, a sample and a checkpoint.
-
-        With a budget in epochs or steps the answer is always yes, so that it depends on no clock.
-        """
-        return self.config.minutes is None or self.time_s - last_s >= max(2.0, 0.02 * self.config.minutes * 60)
+            yield Checkpoint(self.position.step, self.pace.time_s)
+        self.pace.saved()
 
     def end_epoch(self, validate: Callable[[LanguageModel], Evaluation] | None) -> Epoch:
         """Measure, keep the weights if they are the best so far, and begin the next epoch."""
         self._read_losses()
         position = self.position
-        position.epoch_s = self.clock() - self.epoch_began  # A GPU has done its work only now.
+        self.pace.count_time()  # A GPU has done its work only now.
         result = validate(self.model) if validate else None
         if result is not None and not math.isfinite(result.nats_per_char):
             raise DivergedError(self._diverged_message())
@@ -307,7 +266,7 @@ class _Loop:
         characters = position.loss_count * self.dataset.batch * self.dataset.seq_length
         event = Epoch(
             step=position.step,
-            time_s=self.time_s,
+            time_s=self.pace.time_s,
             epoch=position.epoch,
             train_loss=position.loss_sum / max(1, position.loss_count),
             validation_loss=result.nats_per_char if result else None,
@@ -330,7 +289,7 @@ class _Loop:
             DivergedError: when a number in it is not finite, so that no such number is ever saved.
         """
         self._read_losses()
-        self.position.elapsed_s = self.time_s
+        self.position.elapsed_s = self.pace.time_s
         snapshot = Snapshot(
             position=copy.copy(self.position),
             weights=self.model.arrays(),
@@ -348,17 +307,6 @@ class _Loop:
         self.state = load_state(snapshot.state, self.device)
         self.best = snapshot.best
         self.position = copy.copy(snapshot.position)
-        # A finished run goes on when its budget has been raised; one whose budget was cut has nothing left to tell,
-        # unless it stands in the middle of an epoch.
-        told = self.position.done or self.position.loss_count == 0
-        self.position.done = told and self._spent()
-
-    def _spent(self) -> bool:
-        """Whether the budget was spent when this position was reached."""
-        config, position = self.config, self.position
-        if config.minutes is not None:
-            return position.elapsed_s >= config.minutes * 60
-        return position.step >= (config.steps or (config.epochs or 1) * self.dataset.steps_per_epoch)
 
     def _read_losses(self) -> None:
         """Fetch the losses since the last call, add them to the epoch's, and see that they are numbers."""
