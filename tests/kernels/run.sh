@@ -30,13 +30,23 @@ source=src/charwright/kernels
 common=(-std=c11 -Wall -Wextra -ffp-contract=fast -fno-math-errno -fno-trapping-math -pthread "-I$source")
 compile() { "$CC" "${common[@]}" "${flags[@]}" "$@"; }
 
+# As in CMakeLists.txt: a variant that this compiler is too old for is left out, and said to be.
 defines=()
+add_variant() {
+    local name=$1
+    shift
+    if "$CC" "$@" -E -x c /dev/null >/dev/null 2>&1; then
+        defines+=("-DCW_HAS_$(tr "[:lower:]" "[:upper:]" <<<"$name")")
+        compile "$@" "-DCW_VARIANT=$name" -c $source/recurrent.c -o "$build/$name.o" &
+    else
+        echo "kernels ($kind): without $name, for which $CC is too old"
+    fi
+}
 if [ "$kind" != arm ] && [ "$(uname -m)" = x86_64 ]; then
-    defines=(-DCW_X86)
     avx512=(-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefer-vector-width=512)
-    compile -mavx2 -mfma -DCW_VARIANT=avx2 -c $source/recurrent.c -o "$build/avx2.o" &
-    compile "${avx512[@]}" -DCW_VARIANT=avx512 -c $source/recurrent.c -o "$build/avx512.o" &
-    compile "${avx512[@]}" -mavx512bf16 -DCW_VARIANT=avx512bf16 -c $source/recurrent.c -o "$build/avx512bf16.o" &
+    add_variant avx2 -mavx2 -mfma
+    add_variant avx512 "${avx512[@]}"
+    add_variant avx512bf16 "${avx512[@]}" -mavx512bf16
     wait
 fi
 compile -DCW_VARIANT=portable -c $source/recurrent.c -o "$build/portable.o"

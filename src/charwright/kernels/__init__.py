@@ -135,10 +135,13 @@ def _library() -> ctypes.CDLL | None:
     except OSError as error:  # built for another kind of machine, say
         warnings.warn(f"the C kernels in {path} do not load and are not used: {error}", RuntimeWarning, stacklevel=2)
         return None
+    # Another number means that it was left over from another version; a new installation builds the right one. This
+    # comes first: another version may lack the functions that are named below.
+    if not hasattr(library, "cw_abi") or library.cw_abi() != ABI:
+        return None
     library.cw_variant_name.restype = ctypes.c_char_p
     library.cw_packed_bytes.restype = ctypes.c_size_t
-    # Another number means that it was left over from another version; a new installation builds the right one.
-    return library if library.cw_abi() == ABI else None
+    return library
 
 
 def _variants(library: ctypes.CDLL) -> dict[str, int]:

@@ -2,15 +2,32 @@
 #include "charwright_kernels.h"
 #include "variant.h"
 
-#if defined(CW_X86)
-extern const cw_variant cw_avx512bf16, cw_avx512, cw_avx2;
+/* CW_HAS_... says that this compiler could build a variant; an older one leaves the newest out. */
+#if defined(CW_HAS_AVX512BF16)
+extern const cw_variant cw_avx512bf16;
+static int has_avx512bf16(void) { return __builtin_cpu_supports("avx512bf16"); }
+#endif
+#if defined(CW_HAS_AVX512)
+extern const cw_variant cw_avx512;
+static int has_avx512(void) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+#endif
+#if defined(CW_HAS_AVX2)
+extern const cw_variant cw_avx2;
+static int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 #endif
 extern const cw_variant cw_portable;
 
 static const cw_variant *const variants[] = {
-#if defined(CW_X86)
+#if defined(CW_HAS_AVX512BF16)
     &cw_avx512bf16,
+#endif
+#if defined(CW_HAS_AVX512)
     &cw_avx512,
+#endif
+#if defined(CW_HAS_AVX2)
     &cw_avx2,
 #endif
     &cw_portable,
@@ -18,16 +35,21 @@ static const cw_variant *const variants[] = {
 
 enum { COUNT = sizeof variants / sizeof variants[0] };
 
-static int runs_here(int variant) {
-#if defined(CW_X86)
+static int runs_here(int index) {
+    const cw_variant *variant = variants[index];
+#if defined(CW_HAS_AVX512BF16) || defined(CW_HAS_AVX512) || defined(CW_HAS_AVX2)
     __builtin_cpu_init();
-    int avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    if (variant == 0) return avx512 && __builtin_cpu_supports("avx512bf16");
-    if (variant == 1) return avx512;
-    if (variant == 2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
-    return variant == COUNT - 1;
+#if defined(CW_HAS_AVX512BF16) /* only ever built together with plain AVX-512 */
+    if (variant == &cw_avx512bf16) return has_avx512() && has_avx512bf16();
+#endif
+#if defined(CW_HAS_AVX512)
+    if (variant == &cw_avx512) return has_avx512();
+#endif
+#if defined(CW_HAS_AVX2)
+    if (variant == &cw_avx2) return has_avx2();
+#endif
+    return variant == &cw_portable;
 }
 
 int cw_abi(void) { return CW_ABI; }
