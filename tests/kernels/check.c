@@ -213,22 +213,65 @@ static void check(int variant, example e) {
     if (e.by_table) far_apart("d table", &e, name, d_table, 0, ref.d_table, tokens * width);
     far_apart("d bias", &e, name, d_bias, 0, ref.d_bias, width);
 
-    /* The gradient of the weights, made of what the kernels left: slot s of a GRU belongs to gate (s + 2) % 3. */
+    /* The gradient of the weights, made of what the kernels left: a GRU's slots begin with gate n. */
     float *d_u = room(width * H, sizeof *d_u);
-    const void *before = mask ? layer.masked : layer.hidden;
-    for (size_t row = 0; row < rows; row++)
-        for (int g = 0; g < G; g++)
-            for (int j = 0; j < H; j++) {
-                int slot = e.cell == CW_GRU ? (g + 1) % 3 : g;
-                double d = stored(layer.gates, e.bf16, (row * slots + slot) * H + j);
-                for (int k = 0; k < H; k++)
-                    d_u[((size_t)g * H + j) * H + k] += (float)(d * stored(before, e.bf16, row * H + k));
-            }
+    void *scratch = room(cw_outer_bytes(e.bf16, (int)rows, (int)width, H), 1);
+    cw_outer(variant, e.bf16, e.threads, (int)rows, (int)width, H, e.cell == CW_GRU ? 2 * H : 0, layer.gates,
+             (size_t)slots * H, mask ? layer.masked : layer.hidden, H, scratch, d_u);
     far_apart("d weights", &e, name, d_u, 0, ref.d_u, width * H);
 
     void *all[] = {table, weights, d_out, bias, mask, h, c, d_h, d_c, ids, spread, inputs, stored_d_out, ref.hidden,
                    ref.cells, ref.active, ref.d_u, ref.d_table, ref.d_bias, ref.d_h, ref.d_c, packed, d_table, d_bias,
-                   layer.hidden, layer.masked, layer.gates, layer.cells, d_u};
+                   layer.hidden, layer.masked, layer.gates, layer.cells, d_u, scratch};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+}
+
+/* Products of odd shapes, deeper than one slice; and the loss of vocabularies that fit no vector. */
+static void check_outer(int variant, int bf16, int threads, int n, int m, int columns) {
+    const example e = {.bf16 = bf16, .threads = threads, .steps = n, .batch = m, .units = columns};
+    const size_t size = bf16 ? 2 : 4, a_row = m + 3;
+    void *a = room(n * a_row, size), *b = room((size_t)n * columns, size);
+    for (size_t i = 0; i < n * a_row; i++) keep(a, bf16, i, (float)noise());
+    for (size_t i = 0; i < (size_t)n * columns; i++) keep(b, bf16, i, (float)noise());
+    double *expected = room((size_t)m * columns, 8);
+    for (int k = 0; k < n; k++)
+        for (int i = 0; i < m; i++)
+            for (int j = 0; j < columns; j++)
+                expected[(size_t)i * columns + j] += stored(a, bf16, k * a_row + i) * stored(b, bf16, (size_t)k * columns + j);
+    float *c = room((size_t)m * columns, 4);
+    void *scratch = room(cw_outer_bytes(bf16, n, m, columns), 1);
+    cw_outer(variant, bf16, threads, n, m, columns, 0, a, a_row, b, columns, scratch, c);
+    far_apart("outer product", &e, cw_variant_name(variant), c, 0, expected, (size_t)m * columns);
+    void *all[] = {a, b, expected, c, scratch};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+}
+
+static void check_loss(int variant, int bf16, int threads, int rows, int vocabulary) {
+    const example e = {.bf16 = bf16, .threads = threads, .steps = rows, .units = vocabulary};
+    const size_t count = (size_t)rows * vocabulary;
+    void *logits = room(count, bf16 ? 2 : 4), *scratch = room((size_t)threads * (vocabulary + 16), 4);
+    float *bias = noises(vocabulary, 1), *losses = room(rows, 4), *d_bias = room(vocabulary, 4);
+    int64_t *targets = room(rows, sizeof *targets);
+    double *expected = room(count, 8), *expected_losses = room(rows, 8), *expected_bias = room(vocabulary, 8);
+    for (size_t i = 0; i < count; i++) keep(logits, bf16, i, (float)(noise() * 4));
+    for (int n = 0; n < rows; n++) {
+        targets[n] = (n * 5 + 3) % vocabulary;
+        double most = -1e300, sum = 0;
+        for (int v = 0; v < vocabulary; v++) most = fmax(most, stored(logits, bf16, (size_t)n * vocabulary + v) + bias[v]);
+        for (int v = 0; v < vocabulary; v++) sum += exp(stored(logits, bf16, (size_t)n * vocabulary + v) + bias[v] - most);
+        for (int v = 0; v < vocabulary; v++) {
+            const size_t at = (size_t)n * vocabulary + v;
+            const double score = stored(logits, bf16, at) + bias[v] - most - log(sum);
+            if (v == targets[n]) expected_losses[n] = -score;
+            expected[at] = (exp(score) - (v == targets[n])) / 7;
+            expected_bias[v] += expected[at];
+        }
+    }
+    cw_cross_entropy(variant, bf16, threads, rows, vocabulary, logits, bias, targets, 1 / 7.0f, losses, d_bias, scratch);
+    far_apart("loss", &e, cw_variant_name(variant), losses, 0, expected_losses, rows);
+    far_apart("d logits", &e, cw_variant_name(variant), logits, bf16, expected, count);
+    far_apart("d bias of the head", &e, cw_variant_name(variant), d_bias, 0, expected_bias, vocabulary);
+    void *all[] = {logits, scratch, bias, losses, d_bias, targets, expected, expected_losses, expected_bias};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
 }
 
@@ -245,6 +288,15 @@ int main(void) {
                         for (int flags = 0; flags < 4; flags++, count++)
                             check(variant, (example){cell, bf16, sizes[i][0], sizes[i][1], sizes[i][2], 5, threads,
                                                      flags & 1, flags >> 1});
+        for (int bf16 = 0; bf16 < 2; bf16++)
+            for (int threads = 1; threads <= 3; threads++, count += 6) {
+                check_outer(variant, bf16, threads, 1, 1, 16);
+                check_outer(variant, bf16, threads, 5, 67, 48);
+                check_outer(variant, bf16, threads, 2049, 24, 80);
+                check_loss(variant, bf16, threads, 1, 2);
+                check_loss(variant, bf16, threads, 7, 66);
+                check_loss(variant, bf16, threads, 33, 160);
+            }
         printf("%s: %d examples agree, the furthest to %.1g\n", cw_variant_name(variant), count, worst);
     }
     return 0;

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from charwright.errors import UsageError
 
-ABI = 2
+ABI = 3
 CELLS = {"gru": 0, "lstm": 1, "rnn": 2}
 UNITS_MULTIPLE = 16
 """The kernels want the number of units as a multiple of this; callers fill up with zeros."""
@@ -81,6 +81,31 @@ class Kernels:
         """Run a layer's gradients back over its whole sequence."""
         self.library.cw_backward(self.variant, ctypes.byref(layer))
 
+    def outer_bytes(self, n: int, m: int, columns: int, *, bf16: bool) -> int:
+        """How many bytes of scratch `outer` needs."""
+        return int(self.library.cw_outer_bytes(int(bf16), n, m, columns))
+
+    def outer(
+        self, n: int, m: int, columns: int, *, bf16: bool, threads: int, first_row: int, a: int, a_row: int, b: int,
+        b_row: int, scratch: int, c: int,
+    ) -> None:  # fmt: skip
+        """C (m, columns) float32 = a (n, m) transposed times b (n, columns); addresses, and rows in elements."""
+        self.library.cw_outer(
+            self.variant, int(bf16), threads, n, m, columns, first_row, ctypes.c_void_p(a), ctypes.c_size_t(a_row),
+            ctypes.c_void_p(b), ctypes.c_size_t(b_row), ctypes.c_void_p(scratch), ctypes.c_void_p(c),
+        )  # fmt: skip
+
+    def cross_entropy(
+        self, rows: int, vocabulary: int, *, bf16: bool, threads: int, logits: int, bias: int, targets: int,
+        scale: float, losses: int, d_bias: int | None, scratch: int,
+    ) -> None:  # fmt: skip
+        """Losses of logits + bias against targets; with d_bias the logits become gradients. All are addresses."""
+        self.library.cw_cross_entropy(
+            self.variant, int(bf16), threads, rows, vocabulary, ctypes.c_void_p(logits), ctypes.c_void_p(bias),
+            ctypes.c_void_p(targets), ctypes.c_float(scale), ctypes.c_void_p(losses), ctypes.c_void_p(d_bias),
+            ctypes.c_void_p(scratch),
+        )  # fmt: skip
+
     def use_openmp(self, runtime: ctypes.CDLL) -> None:
         """Run on the threads of an OpenMP runtime that is in this process, instead of threads of our own."""
         names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
@@ -141,6 +166,7 @@ def _library() -> ctypes.CDLL | None:
         return None
     library.cw_variant_name.restype = ctypes.c_char_p
     library.cw_packed_bytes.restype = ctypes.c_size_t
+    library.cw_outer_bytes.restype = ctypes.c_size_t
     return library
 
 

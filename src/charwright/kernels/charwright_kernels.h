@@ -17,7 +17,7 @@
 
 enum { CW_GRU = 0, CW_LSTM = 1, CW_RNN = 2 };
 
-#define CW_ABI 2
+#define CW_ABI 3
 
 typedef struct {
     int32_t cell, bf16, steps, batch, units, threads;
@@ -61,5 +61,17 @@ CW_PUBLIC void cw_pack(int variant, int cell, int units, int bf16, int backward,
                        void *packed);
 CW_PUBLIC void cw_forward(int variant, const cw_layer *layer);
 CW_PUBLIC void cw_backward(int variant, const cw_layer *layer);
+/* The gradient of weights: c (m, columns) float32 = a (n, m) transposed times b (n, columns), both in storage with rows
+ * a_row and b_row elements apart; `columns` is a multiple of 16. Column i of a makes row (i + first_row) % m of c.
+ * `scratch` has cw_outer_bytes. */
+CW_PUBLIC size_t cw_outer_bytes(int bf16, int n, int m, int columns);
+CW_PUBLIC void cw_outer(int variant, int bf16, int threads, int n, int m, int columns, int first_row, const void *a,
+                        size_t a_row, const void *b, size_t b_row, void *scratch, float *c);
+/* Losses (rows) in nats of logits (rows, vocabulary) + bias against targets. With d_bias (vocabulary), to which is
+ * added, the logits are replaced by the gradients of `scale` times the losses' sum. Scratch: threads * (vocabulary + 16)
+ * floats. */
+CW_PUBLIC void cw_cross_entropy(int variant, int bf16, int threads, int rows, int vocabulary, void *logits,
+                                const float *bias, const int64_t *targets, float scale, float *losses, float *d_bias,
+                                void *scratch);
 
 #endif

@@ -80,3 +80,27 @@ void cw_forward(int variant, const cw_layer *layer) {
 void cw_backward(int variant, const cw_layer *layer) {
     cw_parallel(layer->threads, variants[variant]->backward[layer->bf16], (void *)layer);
 }
+
+/* A slice of this many values of n: what is packed of b for one tile stays in the second cache. */
+#define DEEPEST 2048
+
+static int slice(int n) {
+    const int slices = (n + DEEPEST - 1) / DEEPEST, depth = (n + slices - 1) / slices;
+    return depth + depth % 2;
+}
+
+size_t cw_outer_bytes(int bf16, int n, int m, int columns) {
+    return (size_t)slice(n) * ((m + 15) / 16 * 16 + columns) * (bf16 ? 2 : 4);
+}
+
+void cw_outer(int variant, int bf16, int threads, int n, int m, int columns, int first_row, const void *a, size_t a_row,
+              const void *b, size_t b_row, void *scratch, float *c) {
+    cw_outer_job job = {n, m, columns, slice(n), first_row, a, b, a_row, b_row, scratch, c};
+    cw_parallel(threads, variants[variant]->outer[bf16], &job);
+}
+
+void cw_cross_entropy(int variant, int bf16, int threads, int rows, int vocabulary, void *logits, const float *bias,
+                      const int64_t *targets, float scale, float *losses, float *d_bias, void *scratch) {
+    cw_loss_job job = {rows, vocabulary, d_bias != NULL, logits, bias, targets, scale, losses, d_bias, scratch};
+    cw_parallel(threads, variants[variant]->cross_entropy[bf16], &job);
+}

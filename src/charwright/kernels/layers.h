@@ -1,120 +1,8 @@
-/* The kernels for one storage type; recurrent.c includes this twice, with BF16 0 and 1.
+/* The recurrent layers for one storage type, on the products of products.h.
  *
  * Each thread owns a range of units. In every step it multiplies the whole state by its own columns of the weights,
  * works out its own gates and writes its own part of the next state; then all meet at a barrier.
  */
-#if BF16
-#define NAME(name) PASTE(name, _bf16)
-typedef uint16_t NAME(cell_t);
-#define DEPTH 2 /* values of k that one product takes: pairs of bfloat16 make one lane */
-#else
-#define NAME(name) PASTE(name, _f32)
-typedef float NAME(cell_t);
-#define DEPTH 1
-#endif
-#define elem NAME(cell_t)
-
-INLINE vec NAME(get)(const elem *from) {
-#if BF16
-    return load_bf16(from);
-#else
-    return load(from);
-#endif
-}
-INLINE void NAME(put)(elem *to, vec v) {
-#if BF16
-    store_bf16(to, v);
-#else
-    store(to, v);
-#endif
-}
-INLINE elem NAME(one)(float x) {
-#if BF16
-    return to_bf16(x);
-#else
-    return x;
-#endif
-}
-
-/* sum + a * w, where `a` points at DEPTH values that every lane takes, and w holds DEPTH values a lane. */
-#if BF16 && defined(__AVX512BF16__)
-typedef __m512bh NAME(wide);
-INLINE NAME(wide) NAME(weights_at)(const elem *w) { return (__m512bh)_mm512_loadu_si512(w); }
-INLINE NAME(wide) NAME(everywhere)(const elem *a) {
-    int32_t pair;
-    memcpy(&pair, a, 4);
-    return (__m512bh)_mm512_set1_epi32(pair);
-}
-INLINE vec NAME(dot)(vec sum, NAME(wide) a, NAME(wide) w) { return (vec)_mm512_dpbf16_ps((__m512)sum, a, w); }
-#elif BF16
-typedef uvec NAME(wide);
-INLINE NAME(wide) NAME(weights_at)(const elem *w) {
-    uvec v;
-    memcpy(&v, w, sizeof v);
-    return v;
-}
-INLINE NAME(wide) NAME(everywhere)(const elem *a) {
-    uint32_t pair;
-    memcpy(&pair, a, 4);
-    return pair - (uvec){0};
-}
-INLINE vec NAME(dot)(vec sum, NAME(wide) a, NAME(wide) w) {
-    sum += (vec)(a << 16) * (vec)(w << 16);
-    return sum + (vec)(a & 0xffff0000u) * (vec)(w & 0xffff0000u);
-}
-#else
-typedef vec NAME(wide);
-INLINE NAME(wide) NAME(weights_at)(const elem *w) { return load(w); }
-INLINE NAME(wide) NAME(everywhere)(const elem *a) { return same(*a); }
-INLINE vec NAME(dot)(vec sum, NAME(wide) a, NAME(wide) w) { return sum + a * w; }
-#endif
-
-/* c (rows, vectors * LANES) = [c +] a (rows, k) * w (k, vectors * LANES); rows and vectors are constants to the
- * compiler. In w, k advances by k_stride and the next vector lies v_stride further on. */
-INLINE void NAME(tile)(int rows, int vectors, int k, const elem *a, size_t a_stride, const elem *w, size_t k_stride,
-                       size_t v_stride, float *c, int adding) {
-    vec sums[ROWS][4];
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++)
-            sums[r][v] = adding ? load(c + (r * vectors + v) * LANES) : (vec){0};
-    for (int p = 0; p < k; p += DEPTH) {
-        NAME(wide) columns[4];
-#pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) columns[v] = NAME(weights_at)(w + p * k_stride + v * v_stride);
-#pragma GCC unroll 8
-        for (int r = 0; r < rows; r++) {
-            NAME(wide) value = NAME(everywhere)(a + r * a_stride + p);
-#pragma GCC unroll 4
-            for (int v = 0; v < vectors; v++) sums[r][v] = NAME(dot)(sums[r][v], value, columns[v]);
-        }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) store(c + (r * vectors + v) * LANES, sums[r][v]);
-}
-
-#define CASE(r, v)                                       \
-    case (r) * 8 + (v):                                                      \
-        NAME(tile)(r, v, k, a, a_stride, w, k_stride, v_stride, c, adding); \
-        break;
-#if ROWS == 8
-#define CASES(v) CASE(1, v) CASE(2, v) CASE(3, v) CASE(4, v) CASE(5, v) CASE(6, v) CASE(7, v) CASE(8, v)
-#define CASES_OF_4 CASE(1, 4) CASE(2, 4) CASE(3, 4) CASE(4, 4) CASE(5, 4) CASE(6, 4)
-#define ROWS_OF_4 6
-#else
-#define CASES(v) CASE(1, v) CASE(2, v) CASE(3, v) CASE(4, v)
-#define CASES_OF_4 CASE(1, 4) CASE(2, 4) CASE(3, 4)
-#define ROWS_OF_4 3
-#endif
-
-static void NAME(multiply)(int rows, int vectors, int k, const elem *a, size_t a_stride, const elem *w,
-                           size_t k_stride, size_t v_stride, float *c, int adding) {
-    switch (rows * 8 + vectors) { CASES(1) CASES(2) CASES(3) CASES_OF_4 }
-}
-
 /* --- Packing: blocks of LANES units (vectors of them side by side), then k, then DEPTH. --- */
 
 static void NAME(pack)(int thread, int threads, cw_barrier *barrier, void *argument) {
@@ -247,8 +135,11 @@ static void NAME(forward)(int thread, int threads, cw_barrier *barrier, void *ar
             const int unit = block * LANES;
             for (int b = 0; b < batch; b += most_rows) {
                 int rows = batch - b < most_rows ? batch - b : most_rows;
-                NAME(multiply)(rows, gates, units, state + (size_t)b * units, units, w, gates * LANES, LANES * DEPTH, c,
-                               0);
+                const NAME(product) product = {
+                    .a = state + (size_t)b * units, .a_row = units, .a_step = DEPTH, .w = w,
+                    .w_step = (size_t)gates * LANES * DEPTH, .w_vector = LANES * DEPTH, .c = c,
+                    .c_row = (size_t)gates * LANES, .k = units};
+                NAME(multiply)(rows, gates, &product);
                 for (int r = 0; r < rows; r++) {
                     const size_t row = (size_t)t * batch + b + r;
                     const float *sums = c + r * gates * LANES;
@@ -337,10 +228,14 @@ static void NAME(through_product)(const cw_layer *layer, int gates, const elem *
         const int end = panel + PANEL < layer->batch ? panel + PANEL : layer->batch;
         for (int gate = 0; gate < gates; gate++) { /* a gate at a time, so that the rows' values stay close by */
             const elem *w = (const elem *)layer->packed + ((size_t)block * gates + gate) * units * LANES;
-            for (int b = panel; b < end; b += ROWS)
-                NAME(multiply)(end - b < ROWS ? end - b : ROWS, vectors, layer->units,
-                               gradients + b * stride + gate * units, stride, w, LANES, units * gates * LANES,
-                               c + (size_t)(b - panel) * vectors * LANES, gate > 0);
+            for (int b = panel; b < end; b += ROWS) {
+                const NAME(product) product = {
+                    .a = gradients + b * stride + gate * units, .a_row = stride, .a_step = DEPTH, .w = w,
+                    .w_step = LANES * DEPTH, .w_vector = units * gates * LANES,
+                    .c = c + (size_t)(b - panel) * vectors * LANES, .c_row = (size_t)vectors * LANES,
+                    .k = layer->units, .adding = gate > 0};
+                NAME(multiply)(end - b < ROWS ? end - b : ROWS, vectors, &product);
+            }
         }
         for (int b = panel; b < end; b++)
             for (int v = 0; v < vectors; v++) {
@@ -378,12 +273,3 @@ static void NAME(backward)(int thread, int threads, cw_barrier *barrier, void *a
             NAME(through_product)(layer, gates, gradients, block, last - block < 3 ? last - block : 3, c);
     }
 }
-
-#undef CASE
-#undef CASES
-#undef CASES_OF_4
-#undef ROWS_OF_4
-#undef PANEL
-#undef DEPTH
-#undef NAME
-#undef elem

@@ -1,8 +1,8 @@
-"""The head and the cross-entropy in one: no more than a slice of the logits exists at any time.
+"""The head and the cross-entropy in one, so that the logits of a batch never exist in float32 all at once.
 
-For a vocabulary of thousands, the logits of a batch are larger than everything else in the step. Here they are made a
-slice at a time, in the forward pass, and turned into gradients at once (as in Wijmans et al., 2024, "Cut your losses in
-large-vocabulary language models", arXiv:2411.09009).
+For a vocabulary of thousands, the logits of a batch are larger than everything else in the step. Here they are made
+some rows at a time, in the forward pass, and turned into gradients at once (as in Wijmans et al., 2024, "Cut your
+losses in large-vocabulary language models", arXiv:2411.09009).
 """
 
 from __future__ import annotations
@@ -13,8 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Logits in a slice: 8 MB in float32, about what stays in a processor's cache.
-SLICE = 2**21
+from charwright import kernels
+from charwright.kernels import UNITS_MULTIPLE
+from charwright.model import native
+
+# The most logits that exist at once: in bfloat16 64 MB, and in float32 what PyTorch alone needs several copies of.
+MOST_LOGITS = 2**25
+MOST_LOGITS_PLAIN = 2**21
 
 
 def head_loss(x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
@@ -31,26 +36,26 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
-        low = weight.to(dtype)
         wanted = any(ctx.needs_input_grad)
-        d_x = torch.empty_like(x, dtype=dtype) if wanted else x
-        d_weight, d_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+        low, inputs, targets = weight.to(dtype), x.to(dtype).contiguous(), targets.contiguous()
+        loaded = kernels.load() if _kernels_fit(inputs, bias) else None
+        rows = max(64, (MOST_LOGITS if loaded else MOST_LOGITS_PLAIN) // len(weight))
+        d_x = torch.empty_like(inputs) if wanted else inputs
+        d_weight, d_bias = (torch.zeros_like(weight), torch.zeros_like(bias)) if wanted else (None, None)
         total = bias.new_zeros(())
-        size = max(64, SLICE // len(weight))
-        for begin in range(0, len(x), size):
-            rows = x[begin : begin + size].to(dtype)
-            wanted_ids = targets[begin : begin + size, None]
-            logits = F.linear(rows, low).to(bias.dtype).add_(bias)
-            log_sum = logits.logsumexp(dim=1, keepdim=True)
-            total += (log_sum - logits.gather(1, wanted_ids)).sum()
-            if not wanted:
-                continue
-            d_logits = logits.sub_(log_sum).exp_()
-            d_logits.scatter_add_(1, wanted_ids, d_logits.new_full(wanted_ids.shape, -1.0)).div_(len(x))
-            d_bias += d_logits.sum(dim=0)
-            d_low = d_logits.to(dtype)
-            torch.mm(d_low, low, out=d_x[begin : begin + size])
-            d_weight += d_low.T @ rows
+        for begin in range(0, len(x), rows):
+            some = slice(begin, begin + rows)
+            logits = F.linear(inputs[some], low)
+            if loaded:
+                total += native.cross_entropy(loaded, logits, bias, targets[some], 1 / len(x), d_bias).sum()
+            else:
+                total += _cross_entropy(logits, bias, targets[some], 1 / len(x), d_bias)
+            if d_weight is not None:
+                torch.mm(logits, low, out=d_x[some])
+                if loaded and inputs.shape[1] % UNITS_MULTIPLE == 0:
+                    d_weight += native.outer(loaded, logits, inputs[some])
+                else:
+                    d_weight += logits.T @ inputs[some]
         ctx.save_for_backward(d_x.to(x.dtype), d_weight, d_bias)
         return total / len(x)
 
@@ -62,3 +67,21 @@ class _HeadLoss(torch.autograd.Function):
         if scale.device.type == "cpu" and float(scale) == 1.0:
             return (*made, None, None)
         return (*(gradient * scale for gradient in made), None, None)
+
+
+def _kernels_fit(inputs: Tensor, bias: Tensor) -> bool:
+    types = (torch.float32, torch.bfloat16)
+    return inputs.device.type == "cpu" and inputs.dtype in types and bias.dtype == torch.float32
+
+
+def _cross_entropy(logits: Tensor, bias: Tensor, targets: Tensor, scale: float, d_bias: Tensor | None) -> Tensor:
+    """The sum of the losses; as in `native.cross_entropy`, the logits are overwritten with their gradients."""
+    full = logits.to(bias.dtype) + bias
+    log_sum = full.logsumexp(dim=1, keepdim=True)
+    loss = (log_sum - full.gather(1, targets[:, None])).sum()
+    if d_bias is not None:
+        d_logits = full.sub_(log_sum).exp_()
+        d_logits.scatter_add_(1, targets[:, None], d_logits.new_full((len(targets), 1), -1.0)).mul_(scale)
+        d_bias += d_logits.sum(dim=0)
+        logits.copy_(d_logits)
+    return loss

@@ -142,9 +142,7 @@ class _NativeLayer(torch.autograd.Function):
         for name, tensor in tensors.items():
             _point(layer, name, tensor)
         ctx.kernels.backward(layer)
-        before = (hidden if masked is None else masked)[:-1].flatten(0, 1)
-        rows = gates.flatten(0, 1)
-        d_weights = _weight_gradient(cell, rows, before)
+        d_weights = _recurrent_gradient(ctx.kernels, cell, gates, hidden if masked is None else masked)
         d_inputs = d_table
         if d_table is None:
             d_inputs = gates[..., units:] if cell == "gru" else gates
@@ -154,16 +152,47 @@ class _NativeLayer(torch.autograd.Function):
         return None, None, None, d_inputs, None, d_weights, d_bias, d_h, d_c, None
 
 
-def _weight_gradient(cell: str, rows: Tensor, before: Tensor) -> Tensor:
-    """All steps' gradients of U at once: rows (T * B, slots * H) and before (T * B, H) -> (G * H, H) float32."""
-    units = before.shape[1]
-    if cell != "gru":
-        return (rows.T @ before).float()
-    # The GRU's slots begin with the gradient at U_n h, which comes last among the gates.
-    result = torch.empty(3 * units, units)
-    result[: 2 * units] = rows[:, units : 3 * units].T @ before
-    result[2 * units :] = rows[:, :units].T @ before
+def _recurrent_gradient(kernels: Kernels, cell: str, gates: Tensor, states: Tensor) -> Tensor:
+    """All steps' gradients of U at once: gates (T, B, slots * H) and states (T + 1, B, H) -> (G * H, H) float32."""
+    units = states.shape[2]
+    rows, before = gates.flatten(0, 1), states[:-1].flatten(0, 1)
+    if cell == "gru":  # Its slots begin with the gradient at U_n h, which comes last among the gates.
+        return outer(kernels, rows[:, : 3 * units], before, first_row=2 * units)
+    return outer(kernels, rows, before)
+
+
+def outer(kernels: Kernels, a: Tensor, b: Tensor, first_row: int = 0) -> Tensor:
+    """A (N, M) transposed times b (N, K) -> (M, K) float32; column i of a makes row (i + first_row) % M.
+
+    K must be a multiple of `UNITS_MULTIPLE`, and both must have the same type, float32 or bfloat16.
+    """
+    (n, m), columns, bf16 = a.shape, b.shape[1], a.dtype == torch.bfloat16
+    scratch = _borrow((kernels.outer_bytes(n, m, columns, bf16=bf16),), torch.uint8)
+    result = torch.empty(m, columns)
+    kernels.outer(
+        n, m, columns, bf16=bf16, threads=torch.get_num_threads(), first_row=first_row, a=a.data_ptr(),
+        a_row=a.stride(0), b=b.data_ptr(), b_row=b.stride(0), scratch=scratch.data_ptr(), c=result.data_ptr(),
+    )  # fmt: skip
+    _give_back(scratch)
     return result
+
+
+def cross_entropy(
+    kernels: Kernels, logits: Tensor, bias: Tensor, targets: Tensor, scale: float, d_bias: Tensor | None
+) -> Tensor:
+    """The losses (N,) float32 in nats of logits (N, V) + bias (V,) against targets (N,).
+
+    With `d_bias`, to which is added, the logits are overwritten with the gradients of `scale` times the losses' sum.
+    """
+    rows, vocabulary = logits.shape
+    threads = torch.get_num_threads()
+    losses, scratch = torch.empty(rows), torch.empty(threads, vocabulary + UNITS_MULTIPLE)
+    kernels.cross_entropy(
+        rows, vocabulary, bf16=logits.dtype == torch.bfloat16, threads=threads, logits=logits.data_ptr(),
+        bias=bias.data_ptr(), targets=targets.data_ptr(), scale=scale, losses=losses.data_ptr(),
+        d_bias=None if d_bias is None else d_bias.data_ptr(), scratch=scratch.data_ptr(),
+    )  # fmt: skip
+    return losses
 
 
 # Large arrays that nobody outside sees are used again: fresh memory costs a page fault every 4 kB.

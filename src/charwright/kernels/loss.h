@@ -1,0 +1,83 @@
+/* Cross-entropy and its gradient for one storage type, over rows of logits that are replaced by their gradients. */
+
+/* LANES logits of a row with the bias, from column `at`; what lies beyond the vocabulary is as unlikely as can be. */
+INLINE vec NAME(logits_at)(const cw_loss_job *job, const elem *row, int at) {
+    if (at + LANES <= job->vocabulary) return NAME(get)(row + at) + load(job->bias + at);
+    elem rest[LANES] = {0};
+    float bias[LANES];
+    for (int i = 0; i < LANES; i++) {
+        const int inside = at + i < job->vocabulary;
+        rest[i] = inside ? row[at + i] : 0;
+        bias[i] = inside ? job->bias[at + i] : -1e30f;
+    }
+    return NAME(get)(rest) + load(bias);
+}
+INLINE void NAME(put_some)(elem *row, int at, int vocabulary, vec v) {
+    if (at + LANES <= vocabulary) {
+        NAME(put)(row + at, v);
+        return;
+    }
+    elem all[LANES];
+    NAME(put)(all, v);
+    memcpy(row + at, all, (size_t)(vocabulary - at) * sizeof(elem));
+}
+
+static void NAME(cross_entropy)(int thread, int threads, cw_barrier *barrier, void *argument) {
+    const cw_loss_job *job = argument;
+    const int vocabulary = job->vocabulary, padded = (vocabulary + LANES - 1) / LANES * LANES;
+    const int first = (int)((int64_t)job->rows * thread / threads);
+    const int last = (int)((int64_t)job->rows * (thread + 1) / threads);
+    float *powers = (float *)job->scratch + (size_t)padded * thread;
+    for (int n = first; n < last; n++) {
+        elem *row = (elem *)job->logits + (size_t)n * vocabulary;
+        const int target = (int)job->targets[n];
+        vec highest = same(-3e38f);
+        for (int at = 0; at < vocabulary; at += LANES) {
+            vec x = NAME(logits_at)(job, row, at);
+            ivec higher = x > highest;
+            highest = (vec)((higher & (ivec)x) | (~higher & (ivec)highest));
+            store(powers + at, x);
+        }
+        float most = highest[0];
+        for (int i = 1; i < LANES; i++) most = highest[i] > most ? highest[i] : most;
+        const float wanted = powers[target];
+        vec sums = {0};
+        for (int at = 0; at < padded; at += LANES) {
+            vec power = exponential(load(powers + at) - most);
+            sums += power;
+            store(powers + at, power);
+        }
+        float sum = 0;
+        for (int i = 0; i < LANES; i++) sum += sums[i];
+        job->losses[n] = logf(sum) + most - wanted;
+        if (!job->wanted) continue;
+        const float share = job->scale / sum;
+        powers[target] -= sum;
+        for (int at = 0; at < vocabulary; at += LANES) NAME(put_some)(row, at, vocabulary, load(powers + at) * share);
+    }
+    if (!job->wanted) return;
+    cw_meet(barrier);
+    /* The gradient of the bias: each thread adds up columns of its own, in the order of the rows. */
+    const int vectors = padded / LANES;
+    for (int at = vectors * thread / threads * LANES; at < vectors * (thread + 1) / threads * LANES; at += LANES) {
+        const int count = vocabulary - at < LANES ? vocabulary - at : LANES;
+        elem some[LANES] = {0};
+        vec total = {0};
+        for (int n = 0; n < job->rows; n++) {
+            const elem *from = (const elem *)job->logits + (size_t)n * vocabulary + at;
+            if (count < LANES) memcpy(some, from, count * sizeof(elem));
+            total += NAME(get)(count < LANES ? some : from);
+        }
+        for (int i = 0; i < count; i++) job->d_bias[at + i] += total[i];
+    }
+}
+
+#undef CASE
+#undef CASES
+#undef CASES_OF_4
+#undef ROWS_OF_4
+#undef PANEL
+#undef GROUP
+#undef DEPTH
+#undef NAME
+#undef elem
