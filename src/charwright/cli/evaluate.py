@@ -12,7 +12,7 @@ from charwright.cli.options import SectionedCommand, config_options, field_names
 from charwright.config import CorpusConfig
 
 
-@click.command(cls=SectionedCommand)
+@click.command(cls=SectionedCommand, short_help="Measure how well a run predicts a text.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("corpus", nargs=-1, required=True)
 @click.option("--protocol", default="carried", show_default=True, help="carried, or windows-N from a zero state each.")

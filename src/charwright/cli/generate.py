@@ -13,7 +13,7 @@ from charwright.config import GenerationConfig
 from charwright.errors import CharwrightError
 
 
-@click.command(cls=SectionedCommand)
+@click.command(cls=SectionedCommand, short_help="Write like a run's text.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--prompt", help="What the text begins with; - reads it from standard input.")
 @click.option("--no-prompt", "without_prompt", is_flag=True, help="Write only what follows the prompt.")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from charwright.run import Run
 
 
-@click.command()
+@click.command(short_help="Show a run: layers, weights, history.")
 @click.argument("run", type=click.Path(path_type=Path), required=False)
 @click.option("--machine", is_flag=True, help="Show what charwright found on this machine, and what it will use.")
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.png", help="Draw the losses.")

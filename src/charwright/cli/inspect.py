@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SHOWN = 250
 
 
-@click.command(cls=SectionedCommand)
+@click.command(cls=SectionedCommand, short_help="Look at a text as the model will.")
 @click.argument("corpus", nargs=-1, required=True)
 @click.option("--recipe", "recipe_name", default="tutorial", show_default=True, help="Named set of options.")
 @click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Seed of order and weights.")

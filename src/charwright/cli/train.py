@@ -39,7 +39,7 @@ SAMPLE_LENGTH = 160
 RESUMABLE = (*BUDGETS, "log_every", "checkpoint_minutes", "keep_checkpoints")
 
 
-@click.command(cls=SectionedCommand)
+@click.command(cls=SectionedCommand, short_help="Learn to write like a text.")
 @click.argument("corpus", nargs=-1)
 @click.option(
     "--recipe", "recipe_name", default="default", show_default=True, help="Named set of options to start from."
