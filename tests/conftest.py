@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,11 @@ from hypothesis import settings
 # The same examples in every run, and no limit on the time of one: a busy machine must not make a test fail.
 settings.register_profile("charwright", derandomize=True, deadline=None)
 settings.load_profile("charwright")
+
+# A shell lets its background jobs ignore Ctrl-C, and children inherit that: the programs that tests interrupt would not
+# hear of it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
