@@ -13,10 +13,10 @@ import statistics
 from dataclasses import replace
 
 import torch
-from machine import describe_machine
 
 import charwright as cw
 from charwright.training.events import Epoch
+from machine import describe_machine
 
 
 def losses(core: str, precision: torch.dtype, seed: int, epochs: int, units: int, text: str) -> list[float]:
