@@ -1,0 +1,49 @@
+"""A text, a run of it, and a terminal to type commands into."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from charwright import cli
+from commands import SMALL, TEXT, Terminal
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """For models this small, a second thread costs more than it gives; other tests get theirs back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def charwright(capsys: pytest.CaptureFixture[str]) -> Terminal:
+    return Terminal(capsys)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "hamlet.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs, which no test may change."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "hamlet.txt").write_text(TEXT, encoding="utf-8")
+    arguments = ["train", folder / "hamlet.txt", "--out", folder / "run", "--epochs", "2", *SMALL]
+    assert cli.run(list(map(str, arguments))) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def copy(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "copy"))

@@ -1,0 +1,191 @@
+"""Help, what it costs, and mistakes: one line, the right code, no traceback."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from charwright import cli
+from charwright.cli import COMMANDS
+from commands import SMALL, Terminal, process
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(charwright: Terminal, command: str) -> None:
+    result = charwright(command, "--help")
+    assert result.code == 0
+    assert result.err == ""
+    assert f"charwright {command}" in result.out
+    assert charwright(command, "-h") == result
+
+
+def test_help_lists_every_command_and_keeps_its_lines(charwright: Terminal) -> None:
+    result = charwright("--help")
+    assert result.code == 0
+    for command in COMMANDS:
+        assert re.search(rf"^  {command} ", result.out, re.MULTILINE)
+    assert "  charwright generate runs/novel       write like it\n" in result.out
+    assert "\\b" not in result.out
+
+
+def test_every_option_has_a_help_text() -> None:
+    for name in COMMANDS:
+        command = cli.cli.get_command(None, name)  # type: ignore[arg-type]
+        assert command is not None
+        for parameter in command.params:
+            if parameter.param_type_name == "option" and name != "evaluate":
+                assert parameter.help, f"{name} {parameter.name}"  # type: ignore[attr-defined]
+
+
+def test_no_command_shows_the_help(charwright: Terminal) -> None:
+    result = charwright()
+    assert result.code == 2
+    assert "Usage: charwright" in result.err
+
+
+def test_version(charwright: Terminal) -> None:
+    from charwright import __version__
+
+    assert charwright("--version").out == f"charwright {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["generate", "RUN", "--length", "5"]])
+def test_what_is_quick_never_imports_torch(trained: Path, arguments: list[str]) -> None:
+    """An import of PyTorch would fail here."""
+    words = [str(trained) if word == "RUN" else word for word in arguments]
+    result = process(*words, prelude="sys.modules['torch'] = None")
+    assert (result.code, result.err) == (0, "")
+    assert result.out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["gen"], "No such command 'gen'"),
+        (["generate"], "'RUN'"),
+        (["generate", "RUN", "--length", "0"], "--length must be at least 1, not 0"),
+        (["generate", "RUN", "--length", "many"], "'many' is not a valid integer"),
+        (["generate", "RUN", "--temperature", "nan"], "--temperature must be a finite number"),
+        (["generate", "RUN", "--temperature", "-1"], "--temperature must be at least 0"),
+        (["generate", "RUN", "--top-p", "1.5"], "--top-p must be at most 1"),
+        (["generate", "RUN", "--top-k", "0"], "--top-k must be at least 1"),
+        (["generate", "RUN", "--seed", "-1"], "--seed must be at least 0"),
+        (["generate", "RUN", "--unheard-of"], "--unheard-of"),
+        (["train"], "name a text"),
+        (["train", "TEXT", "--epochs", "0"], "--epochs must be at least 1"),
+        (["train", "TEXT", "--epochs", "1", "--minutes", "1"], "one budget at a time"),
+        (["train", "TEXT", "--cell", "transformer"], "'transformer'"),
+        (["train", "TEXT", "--tied", "--units", "5"], "--tied needs"),
+        (["train", "TEXT", "--recipe", "tutoral"], "did you mean tutorial?"),
+        (["train", "TEXT", "--device", "tpu9"], "--device"),
+        (["train", "TEXT", "--core", "fast"], "--core"),
+        (["train", "TEXT", "--keep-checkpoints", "0"], "--keep-checkpoints must be at least 1"),
+        (["train", "TEXT", "--corpus", "TEXT"], "--resume"),
+        (["train", "TEXT", "--resume", "RUN"], "--corpus"),
+        (["train", "--force", "--resume", "RUN"], "--force"),
+        (["train", "--resume", "RUN", "--units", "3"], "--units belongs to the run"),
+        (["train", "--resume", "RUN", "--recipe", "tutorial"], "--recipe belongs to the run"),
+        (["evaluate", "RUN"], "CORPUS"),
+        (["evaluate", "RUN", "TEXT", "--protocol", "windows-0"], "--protocol"),
+        (["inspect", "TEXT", "--batch", "0"], "--batch must be at least 1"),
+    ],
+)
+def test_wrong_usage_is_2(charwright: Terminal, trained: Path, corpus: Path, words: list[str], said: str) -> None:
+    places = {"RUN": str(trained), "TEXT": str(corpus)}
+    result = charwright(*[places.get(word, word) for word in words])
+    assert result.code == 2
+    assert said in result.line
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "FOLDER/hamlet.tx"], "did you mean FOLDER/hamlet.txt"),
+        (["train", "FOLDER/empty.txt"], "empty"),
+        (["train", "FOLDER/one.txt"], "one character"),
+        (["train", "FOLDER/binary"], "NUL"),
+        (["train", "FOLDER/latin.txt"], "--encoding"),
+        (["train", "FOLDER/nothing"], "no text file"),
+        (["train", "FOLDER/hamlet.txt", "--out", "RUN"], "--resume"),
+        (["train", "FOLDER/hamlet.txt", "--out", "FOLDER"], "not a run"),
+        (["train", "FOLDER/hamlet.txt", "--out", "FOLDER", "--force"], "not a run"),
+        (["train", "FOLDER/hamlet.txt", "--out", "FOLDER/hamlet.txt/run"], "--out"),
+        (["train", "--resume", "FOLDER"], "no config.json"),
+        (["generate", "FOLDER/nowhere"], "no run"),
+        (["generate", "FOLDER/hamlet.txt"], "is a file"),
+        (["generate", "FOLDER"], "no config.json"),
+        (["info", "FOLDER/nowhere"], "no run"),
+        (["evaluate", "FOLDER/nowhere", "FOLDER/hamlet.txt"], "no run"),
+        (["evaluate", "RUN", "FOLDER/empty.txt"], "empty"),
+        (["evaluate", "RUN", "FOLDER/hamlet.txt", "--protocol", "windows-99999"], "too few"),
+        (["inspect", "FOLDER/empty.txt"], "empty"),
+        (["info", "RUN", "--plot", "FOLDER/nowhere/x.png"], "x.png"),
+    ],
+)
+def test_what_cannot_be_done_is_1(
+    charwright: Terminal, trained: Path, corpus: Path, words: list[str], said: str
+) -> None:
+    folder = corpus.parent
+    (folder / "empty.txt").write_bytes(b"")
+    (folder / "one.txt").write_bytes(b"x")
+    (folder / "binary").write_bytes(b"\x7fELF\0\0\0\0" * 50)
+    (folder / "latin.txt").write_bytes("déjà vu, déjà lu\n".encode("latin-1") * 50)
+    (folder / "nothing").mkdir()
+    places = [word.replace("FOLDER", str(folder)).replace("RUN", str(trained)) for word in words]
+    result = charwright(*places)
+    assert result.code == 1
+    assert said.replace("FOLDER", str(folder)) in result.line
+
+
+@pytest.mark.parametrize("command", ["generate", "info"])
+def test_a_damaged_run(charwright: Terminal, copy: Path, command: str) -> None:
+    (copy / "vocabulary.json").write_text("{", encoding="utf-8")
+    result = charwright(command, copy)
+    assert result.code == 1
+    assert str(copy / "vocabulary.json") in result.line
+
+
+def test_a_run_with_weights_cut_off(charwright: Terminal, copy: Path) -> None:
+    path = copy / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    result = charwright("generate", copy)
+    assert result.code == 1
+    assert str(path) in result.line
+
+
+@pytest.mark.parametrize("words", [["--debug", "generate", "nowhere"], ["generate", "nowhere", "--debug"]])
+def test_debug_shows_the_traceback(words: list[str]) -> None:
+    result = process(*words)
+    assert result.code == 1
+    assert "Traceback" in result.err
+    assert "RunNotFoundError" in result.err
+
+
+def test_debug_ends_with_its_command(charwright: Terminal) -> None:
+    from charwright.errors import RunNotFoundError
+
+    with pytest.raises(RunNotFoundError):
+        charwright("--debug", "generate", "nowhere")
+    assert charwright("generate", "nowhere").code == 1
+
+
+def test_a_training_that_diverges_is_3(charwright: Terminal, corpus: Path, tmp_path: Path) -> None:
+    wild = ["--learning-rate", "10000", "--schedule", "constant", "--clip-norm", "none", "--epochs", "9"]
+    result = charwright("train", corpus, "--out", tmp_path / "wild", *SMALL, *wild)
+    assert result.code == 3
+    assert "--learning-rate" in result.err.splitlines()[-1]
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_under_stdout(trained: Path) -> None:
+    command = [sys.executable, "-m", "charwright", "generate", str(trained), "--length", "9"]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1
+    assert done.stderr.decode().count("\n") == 1
+    assert b"No space left" in done.stderr

@@ -1,0 +1,111 @@
+"""`charwright evaluate`, `info` and `inspect`: what people see, what programs read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from charwright.run import Run
+from commands import SMALL, TEXT, Terminal, process
+
+
+def test_evaluate(charwright: Terminal, trained: Path, corpus: Path) -> None:
+    result = charwright("evaluate", trained, corpus)
+    assert (result.code, result.err) == (0, "")
+    assert re.match(r"\d\.\d{4} nats per character \(\d\.\d{4} bits\), carried\n[\d,]+ characters", result.out)
+
+
+@pytest.mark.parametrize("protocol", ["carried", "windows-32"])
+def test_evaluate_json(charwright: Terminal, trained: Path, tmp_path: Path, protocol: str) -> None:
+    (tmp_path / "new.txt").write_text("To be 中, or not. " * 20, encoding="utf-8")
+    result = charwright("evaluate", trained, tmp_path / "new.txt", "--json", "--protocol", protocol)
+    values = json.loads(result.out)
+    assert values.keys() == {"nats_per_char", "bits_per_char", "chars", "unknown_chars", "protocol"}
+    assert values["protocol"] == protocol
+    assert values["unknown_chars"] in (19, 20)
+    assert values["bits_per_char"] == pytest.approx(values["nats_per_char"] / 0.6931471805599453)
+
+
+def test_info(charwright: Terminal, trained: Path) -> None:
+    result = charwright("info", trained)
+    assert (result.code, result.err) == (0, "")
+    for shown in ("embedding", "recurrent.0 (gru)", "head", f"{len(TEXT):,} characters", "Recipe: default", "epoch "):
+        assert shown in result.out
+
+
+def test_info_json(charwright: Terminal, trained: Path) -> None:
+    values = json.loads(charwright("info", trained, "--json").out)
+    run = Run.open(trained)
+    assert values["parameters"] == sum(array.size for array in run.weights().values())
+    assert [layer["name"] for layer in values["layers"]] == ["embedding", "recurrent.0", "head"]
+    assert sum(layer["parameters"] for layer in values["layers"]) == values["parameters"]
+    assert values["history"] == run.epochs()
+    assert values["corpus"]["sha256"] == hashlib.sha256(TEXT.encode()).hexdigest()
+
+
+def test_info_of_a_run_that_has_hardly_begun(charwright: Terminal, copy: Path) -> None:
+    (copy / "log.jsonl").write_bytes(b'{"event": "start", "st\xff')
+    shutil.rmtree(copy / "checkpoints")
+    assert "No epoch is finished yet" in charwright("info", copy).out
+    assert "no finished epoch" in charwright("info", copy, "--plot", copy / "x.png").line
+
+
+def test_info_of_a_folder_whose_name_looks_like_markup(charwright: Terminal, copy: Path) -> None:
+    odd = copy.rename(copy.parent / "[red]a$b$[bold]")
+    result = charwright("info", odd)
+    assert result.code == 0
+    assert "[red]a$b$[bold]" in result.out.replace("\n", "")
+
+
+def test_plot(charwright: Terminal, copy: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    odd = copy.rename(copy.parent / "a$b_$^")
+    for name, drawn in (("x.png", "x.png"), ("y", "y.png")):
+        result = charwright("info", odd, "--plot", tmp_path / name)
+        assert result.code == 0
+        assert f"drew {tmp_path / drawn}" in result.err
+        assert (tmp_path / drawn).read_bytes().startswith(b"\x89PNG")
+    assert charwright("info", odd, "--plot", tmp_path / "x.docx").code == 1
+
+
+def test_plot_without_matplotlib(trained: Path, tmp_path: Path) -> None:
+    result = process("info", trained, "--plot", tmp_path / "x.png", prelude="sys.modules['matplotlib'] = None")
+    assert result.code == 1
+    assert "pip install 'charwright[plot]'" in result.line
+
+
+def test_inspect_a_chinese_text(charwright: Terminal, tmp_path: Path) -> None:
+    text = "道可道，非常道。名可名，非常名。\n" * 40
+    (tmp_path / "道德經.txt").write_text(text, encoding="utf-8")
+    result = charwright("inspect", tmp_path / "道德經.txt", *SMALL, "--dropout", "0.1")
+    assert (result.code, result.err) == (0, "")
+    for shown in (
+        "Text: 道德經",
+        f"{len(text):,} characters, 40 lines",
+        "Vocabulary: 9 tokens",
+        "'\\n' 40",
+        "道 120",
+        "input   '道可道，",
+        "target  '可道，非",
+        "should expect",
+        "(16, 4)",
+        "(16, 4, 9)",
+        "ln V = 2.1972",
+        "it writes '",
+    ):
+        assert shown in result.out
+    loss = float(re.search(r"loss ([\d.]+) nats", result.out).group(1))  # type: ignore[union-attr]
+    assert loss == pytest.approx(2.1972, abs=0.02)
+
+
+def test_inspect_bytes_and_a_text_shorter_than_a_batch(charwright: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("道可道", encoding="utf-8")
+    result = charwright("inspect", tmp_path / "x.txt", "--unit", "byte", "--units", "8")
+    assert result.code == 0
+    assert "the 256 bytes of UTF-8" in result.out
+    assert "instead of 64 x 100" in result.out

@@ -1,0 +1,234 @@
+"""`charwright train`: the run's folder, resumes, signals, and where texts come from."""
+
+from __future__ import annotations
+
+import bz2
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from charwright.run import Run
+from commands import SMALL, TEXT, Terminal, process
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_taken_name_gets_a_number(charwright: Terminal, corpus: Path, here: Path) -> None:
+    for name in ("hamlet", "hamlet-2"):
+        result = charwright("train", corpus, "--steps", "1", *SMALL)
+        assert (result.code, result.out) == (0, "")
+        assert f"saved {Path('runs') / name};" in result.err
+    assert sorted(path.name for path in (here / "runs").iterdir()) == ["hamlet", "hamlet-2"]
+
+
+def test_force_replaces_a_run(charwright: Terminal, copy: Path, corpus: Path) -> None:
+    result = charwright("train", corpus, "--out", copy, "--force", "--steps", "3", *SMALL)
+    assert result.code == 0
+    assert [event["step"] for event in Run.open(copy).epochs()] == [3]
+
+
+def test_a_mistake_before_the_training_leaves_no_folder(charwright: Terminal, corpus: Path, tmp_path: Path) -> None:
+    assert charwright("train", corpus, "--out", tmp_path / "new", "--device", "tpu9", "--steps", "1").code == 2
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_log_has_what_readers_count_on(trained: Path) -> None:
+    lines = (trained / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    events = [json.loads(line) for line in lines]
+    assert all({"event", "time_s", "step"} <= event.keys() for event in events)
+    assert events[0]["event"] == "start"
+    assert events[-1]["event"] == "end"
+    assert {event["event"] for event in events} == {"start", "step", "epoch", "sample", "checkpoint", "end"}
+    epochs = [event for event in events if event["event"] == "epoch"]
+    assert [event["epoch"] for event in epochs] == [1, 2]
+    for event in epochs:
+        assert {"epoch", "train_loss", "validation_loss", "chars_per_s", "elapsed_s"} <= event.keys()
+        assert event["validation_loss"] > 0
+    assert [event["time_s"] for event in events] == sorted(event["time_s"] for event in events)
+
+
+def test_progress_goes_to_stderr_in_plain_lines(charwright: Terminal, corpus: Path, tmp_path: Path) -> None:
+    result = charwright("train", corpus, "--out", tmp_path / "run", "--epochs", "1", *SMALL)
+    assert result.out == ""
+    assert "\x1b" not in result.err
+    assert "\r" not in result.err
+    assert "epoch 1  loss " in result.err
+    assert f"charwright generate {tmp_path / 'run'}" in result.err
+
+
+def test_a_resume_with_more_epochs_goes_on(charwright: Terminal, copy: Path) -> None:
+    result = charwright("train", "--resume", copy, "--epochs", "3")
+    assert result.code == 0
+    run = Run.open(copy)
+    assert [event["epoch"] for event in run.epochs()] == [1, 2, 3]
+    assert run.config.recipe.training.epochs == 3
+    assert [event["event"] for event in run.log()].count("resume") == 1
+
+
+def test_a_resume_of_what_is_finished_says_so(charwright: Terminal, copy: Path) -> None:
+    before = (copy / "model.safetensors").read_bytes()
+    result = charwright("train", "--resume", copy)
+    assert result.code == 0
+    assert "raise it with --epochs" in result.err
+    assert (copy / "model.safetensors").read_bytes() == before
+
+
+def test_a_resume_whose_text_has_moved(charwright: Terminal, corpus: Path, tmp_path: Path) -> None:
+    assert charwright("train", corpus, "--out", tmp_path / "run", "--epochs", "1", *SMALL).code == 0
+    moved = corpus.rename(tmp_path / "moved.txt")
+    refused = charwright("train", "--resume", tmp_path / "run", "--epochs", "2")
+    assert refused.code == 1
+    assert "--corpus" in refused.line
+    assert charwright("train", "--resume", tmp_path / "run", "--epochs", "2", "--corpus", moved).code == 0
+    moved.write_text(TEXT + "!", encoding="utf-8")
+    changed = charwright("train", "--resume", tmp_path / "run", "--epochs", "3", "--corpus", moved)
+    assert changed.code == 1
+    assert "SHA-256" in changed.line
+
+
+def test_a_text_from_stdin_is_kept_for_a_resume(charwright: Terminal, tmp_path: Path) -> None:
+    text = TEXT.replace("\n", "\r\n").encode()
+    trained = process(
+        "train", "-", "--out", tmp_path / "run", "--epochs", "1", "--newlines", "keep", *SMALL, stdin=text
+    )
+    assert trained.code == 0, trained.err
+    assert (tmp_path / "run" / "corpus" / "stdin.txt").read_bytes() == text
+    assert charwright("train", "--resume", tmp_path / "run", "--epochs", "2").code == 0
+    assert len(Run.open(tmp_path / "run").epochs()) == 2
+
+
+def test_a_validation_text_of_its_own(charwright: Terminal, corpus: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("that is the mind to be nobler\n" * 20, encoding="utf-8")
+    words = ["--out", tmp_path / "run", "--epochs", "1", *SMALL, "--validation", other]
+    assert charwright("train", corpus, *words).code == 0
+    [event] = Run.open(tmp_path / "run").epochs()
+    measured = charwright("evaluate", tmp_path / "run", other, "--json")
+    assert json.loads(measured.out)["nats_per_char"] == pytest.approx(event["validation_loss"], abs=0.02)
+    assert charwright("train", "--resume", tmp_path / "run", "--epochs", "2").code == 0
+    other.unlink()
+    assert "other.txt" in charwright("train", "--resume", tmp_path / "run", "--epochs", "3").line
+
+
+def test_without_validation_the_last_weights_are_kept(charwright: Terminal, corpus: Path, tmp_path: Path) -> None:
+    words = ["--out", tmp_path / "run", "--epochs", "1", "--val-fraction", "0", *SMALL]
+    assert charwright("train", corpus, *words).code == 0
+    run = Run.open(tmp_path / "run")
+    assert run.epochs()[0]["validation_loss"] is None
+    found = run.latest_checkpoint()
+    assert found is not None
+    assert all((run.weights()[name] == array).all() for name, array in found[0]["weights"].items())
+
+
+LONGER = [*SMALL, "--steps", "300", "--threads", "1", "--checkpoint-minutes", "0.002"]
+
+
+@pytest.fixture(scope="module")
+def never_stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text, and the run that was trained on it without a stop."""
+    folder = tmp_path_factory.mktemp("never_stopped")
+    (folder / "hamlet.txt").write_text(TEXT, encoding="utf-8")
+    assert process("train", folder / "hamlet.txt", "--out", folder / "run", *LONGER).code == 0
+    return folder
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no such signals")
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_training_that_is_stopped_goes_on_as_if_it_never_was(
+    never_stopped: Path, tmp_path: Path, sent: signal.Signals, code: int
+) -> None:
+    """Whatever stops it, and in the middle of an epoch: the weights in the end are the same bits."""
+    run = tmp_path / "stopped"
+    words = ["train", never_stopped / "hamlet.txt", "--out", run, *LONGER]
+    command = [sys.executable, "-m", "charwright", *map(str, words)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}) as training:
+        wait_for(lambda: any(run.glob("checkpoints/step-*[0-9]/manifest.json")))
+        training.send_signal(sent)
+        _, err = training.communicate(timeout=60)
+    assert training.returncode == code, err.decode()
+    if code > 0:
+        assert f"charwright train --resume {run}" in err.decode().splitlines()[-1]
+    found = Run.open(run).latest_checkpoint()
+    assert found is not None
+    assert 0 < found[1]["step"] < 300
+    if sent != signal.SIGTERM:  # It does what SIGINT does; one costly comparison is enough.
+        resumed = process("train", "--resume", run, "--threads", "1")
+        assert resumed.code == 0, resumed.err
+        assert sha256(run / "model.safetensors") == sha256(never_stopped / "run" / "model.safetensors")
+
+
+def wait_for(condition: object, seconds: float = 40) -> None:
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.01)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_training_goes_on_when_nobody_listens(tmp_path: Path) -> None:
+    (tmp_path / "hamlet.txt").write_text(TEXT, encoding="utf-8")
+    words = ["train", tmp_path / "hamlet.txt", "--out", tmp_path / "run", "--epochs", "2", *SMALL]
+    command, environment = [sys.executable, "-m", "charwright", *map(str, words)], os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment) as training:
+        assert training.stderr is not None
+        training.stderr.close()
+        assert training.wait(60) == 0
+    assert len(Run.open(tmp_path / "run").epochs()) == 2
+
+
+def test_standard_input_may_be_closed(tmp_path: Path, corpus: Path) -> None:
+    words = ["train", corpus, "--out", tmp_path / "run", "--steps", "1", *SMALL]
+    assert process(*words, prelude="sys.stdin = None").code == 0
+    assert "standard input" in process("train", "-", prelude="sys.stdin = None").line
+    assert process("generate", tmp_path / "run", "--length", "5", prelude="sys.stdin = None").code == 0
+
+
+def test_a_compressed_text(charwright: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "hamlet.txt.bz2").write_bytes(bz2.compress(TEXT.encode()))
+    words = ["train", tmp_path / "hamlet.txt.bz2", "--out", tmp_path / "run", "--steps", "1", *SMALL]
+    assert charwright(*words).code == 0
+    assert Run.open(tmp_path / "run").config.characters == len(TEXT)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_a_text_whose_name_is_no_text(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt"))
+    try:
+        path.write_text(TEXT, encoding="utf-8")
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    assert process("train", path, "--out", tmp_path / "run", "--steps", "1", *SMALL).code == 0
+    assert Run.open(tmp_path / "run").config.sources[0].location == str(path)
+    assert process("info", tmp_path / "run").code == 0
+
+
+def test_tensorboard_files(charwright: Terminal, corpus: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    words = ["train", corpus, "--out", tmp_path / "run", "--epochs", "1", "--tensorboard", *SMALL]
+    result = process(*words)
+    assert result.code == 0, result.err
+    [file] = (tmp_path / "run" / "tensorboard").iterdir()
+    assert b"epoch/validation_loss" in file.read_bytes()
+
+
+def test_tensorboard_that_is_not_installed(corpus: Path, tmp_path: Path) -> None:
+    words = ["train", corpus, "--out", tmp_path / "run", "--epochs", "1", "--tensorboard", *SMALL]
+    result = process(*words, prelude="sys.modules['tensorboard'] = None")
+    assert result.code == 1
+    assert "pip install 'charwright[tensorboard]'" in result.line
+    assert not (tmp_path / "run").exists()
