@@ -133,8 +133,8 @@ static void NAME(forward)(int thread, int threads, cw_barrier *barrier, void *ar
         for (int block = first; block < last; block++) {
             const elem *w = (const elem *)layer->packed + (size_t)block * units * gates * LANES;
             const int unit = block * LANES;
-            for (int b = 0; b < batch; b += most_rows) {
-                int rows = batch - b < most_rows ? batch - b : most_rows;
+            for (int b = 0, rows; b < batch; b += rows) {
+                rows = share(batch - b, most_rows);
                 const NAME(product) product = {
                     .a = state + (size_t)b * units, .a_row = units, .a_step = DEPTH, .w = w,
                     .w_step = (size_t)gates * LANES * DEPTH, .w_vector = LANES * DEPTH, .c = c,
@@ -228,13 +228,14 @@ static void NAME(through_product)(const cw_layer *layer, int gates, const elem *
         const int end = panel + PANEL < layer->batch ? panel + PANEL : layer->batch;
         for (int gate = 0; gate < gates; gate++) { /* a gate at a time, so that the rows' values stay close by */
             const elem *w = (const elem *)layer->packed + ((size_t)block * gates + gate) * units * LANES;
-            for (int b = panel; b < end; b += ROWS) {
+            for (int b = panel, rows; b < end; b += rows) {
+                rows = share(end - b, ROWS);
                 const NAME(product) product = {
                     .a = gradients + b * stride + gate * units, .a_row = stride, .a_step = DEPTH, .w = w,
                     .w_step = LANES * DEPTH, .w_vector = units * gates * LANES,
                     .c = c + (size_t)(b - panel) * vectors * LANES, .c_row = (size_t)vectors * LANES,
                     .k = layer->units, .adding = gate > 0};
-                NAME(multiply)(end - b < ROWS ? end - b : ROWS, vectors, &product);
+                NAME(multiply)(rows, vectors, &product);
             }
         }
         for (int b = panel; b < end; b++)
@@ -269,7 +270,9 @@ static void NAME(backward)(int thread, int threads, cw_barrier *barrier, void *a
         const size_t stride = cw_slots(layer->cell) * units;
         const elem *gradients = (const elem *)layer->gates + (size_t)t * batch * stride;
         NAME(fetch)(gradients, batch, stride, gates * units, threads);
-        for (int block = first; block < last; block += 3)
-            NAME(through_product)(layer, gates, gradients, block, last - block < 3 ? last - block : 3, c);
+        for (int block = first, vectors; block < last; block += vectors) {
+            vectors = share(last - block, 3);
+            NAME(through_product)(layer, gates, gradients, block, vectors, c);
+        }
     }
 }

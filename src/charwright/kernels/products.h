@@ -179,7 +179,8 @@ static void NAME(outer)(int thread, int threads, cw_barrier *barrier, void *argu
                            ROWS * DEPTH * sizeof(elem));
             }
         cw_meet(barrier);
-        for (int vector = 0; vector < all; vector += 3)
+        for (int vector = 0, vectors; vector < all; vector += vectors) {
+            vectors = share(all - vector, 3);
             for (int i = first; i < last; i += ROWS) {
                 NAME(product) product = {
                     .a = packed_a + (size_t)(i / ROWS) * steps * ROWS * DEPTH, .a_row = DEPTH, .a_step = ROWS * DEPTH,
@@ -187,8 +188,9 @@ static void NAME(outer)(int thread, int threads, cw_barrier *barrier, void *argu
                     .w_vector = (size_t)steps * LANES * DEPTH,
                     .c = job->c + (size_t)((i + job->first_row) % job->m) * job->columns + (size_t)vector * LANES,
                     .c_row = job->columns, .k = steps * DEPTH, .adding = begin > 0};
-                NAME(multiply)(last - i < ROWS ? last - i : ROWS, all - vector < 3 ? all - vector : 3, &product);
+                NAME(multiply)(last - i < ROWS ? last - i : ROWS, vectors, &product);
             }
+        }
         cw_meet(barrier); /* before anybody packs over what another still reads */
     }
 }

@@ -29,6 +29,13 @@ typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
 typedef uint16_t hvec __attribute__((vector_size(2 * LANES)));
 
+/* How many of `left` rows (or vectors) the next tile takes, at most `most`: about as many as those after it, since a
+ * tile of few sums leaves the processor waiting for each. */
+INLINE int share(int left, int most) {
+    const int tiles = (left + most - 1) / most;
+    return (left + tiles - 1) / tiles;
+}
+
 INLINE vec load(const float *from) {
     vec v;
     memcpy(&v, from, sizeof v);
