@@ -9,24 +9,14 @@ import platform
 import random
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
 from charwright.data.vocabulary import Vocabulary
+from machine import describe_machine
 
 CHARACTERS = 8_000_000
 ROUNDS = 5
-
-
-def processor() -> str:
-    """The processor's name where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def texts() -> dict[str, str]:
@@ -54,7 +44,7 @@ def best_s(work: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    print(f"{processor()}, Python {platform.python_version()}, numpy {np.__version__}, one core")
+    print(f"{describe_machine()}; Python {platform.python_version()}, numpy {np.__version__}, on one of them")
     print(f"{'':28} {'bytes/char':>10} {'encode MB/s':>12} {'from_text MB/s':>15}")
     for name, text in texts().items():
         megabytes = len(text.encode()) / 1e6
