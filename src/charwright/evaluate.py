@@ -20,7 +20,8 @@ from charwright.model.language_model import LanguageModel
 
 MOST_STREAMS = 64
 SHORTEST_STREAM = 1000
-CHUNK = 128  # time steps evaluated at once; bounds the memory and changes no figure
+CHUNK = 128  # time steps evaluated at once, fewer where their logits would take more than 64 MB; changes no figure
+MOST_LOGITS = 2**24
 
 
 @dataclass(frozen=True)
@@ -108,10 +109,11 @@ def _total_nats(model: LanguageModel, inputs: npt.NDArray[np.int64], targets: np
     was_training = model.training
     model.eval()
     total = 0.0
+    chunk = max(1, min(CHUNK, MOST_LOGITS // (MOST_STREAMS * model.vocabulary_size)))
     for column in range(0, inputs.shape[1], MOST_STREAMS):
         state: State | None = None
-        for begin in range(0, len(inputs), CHUNK):
-            piece = (slice(begin, begin + CHUNK), slice(column, column + MOST_STREAMS))
+        for begin in range(0, len(inputs), chunk):
+            piece = (slice(begin, begin + chunk), slice(column, column + MOST_STREAMS))
             x, y = _tensor(inputs[piece], device), _tensor(targets[piece], device)
             logits, state = model(x, state)
             losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-1, reduction="none")
