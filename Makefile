@@ -5,19 +5,20 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-slow lint types tests format docs clean
+.PHONY: help setup demo test test-slow lint types tests kernels sanitize install-test format docs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(READY)  ## create .venv and install the package with its development tools
 
-KERNELS := CMakeLists.txt $(wildcard src/charwright/kernels/*.[ch])
+KERNELS := CMakeLists.txt build_backend.py $(wildcard src/charwright/kernels/*.[ch])
 
 $(READY): pyproject.toml constraints.txt $(KERNELS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "charwright needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@$(BIN)/charwright info --machine | grep '^kernels  '
 	@touch $@
 
 demo: $(READY)  ## train two minutes on Python's own documentation, then write 1,000 characters
@@ -38,6 +39,16 @@ tests: $(READY)
 
 test-slow: $(READY)  ## the tests that take minutes
 	$(BIN)/pytest -m slow
+
+kernels:  ## the C kernels against plain equations, without Python
+	tests/kernels/run.sh native
+
+sanitize:  ## the same under the address, undefined-behaviour and thread sanitizers (minutes)
+	tests/kernels/run.sh address
+	tests/kernels/run.sh thread
+
+install-test: $(READY)  ## installing with a C compiler and without one
+	$(BIN)/pytest -m slow tests/test_install.py
 
 format: $(READY)  ## put the code in order
 	$(BIN)/ruff check --fix .
