@@ -1,0 +1,308 @@
+"""Which core and which variant of the kernels is used, what is refused, and how exact the native core is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from charwright import kernels
+from charwright.config import GATES, STATES, ModelConfig
+from charwright.errors import UsageError
+from charwright.model.cells import Weights
+from charwright.model.language_model import LanguageModel
+from charwright.model.machine import describe_machine
+from charwright.model.native import native_layer
+from charwright.model.recurrent import Tokens, choose_core, run_layer
+from ramps import fill_with_ramps, ramp, some_ids
+
+CPU = torch.device("cpu")
+CELLS = ["gru", "lstm", "rnn"]
+HERE = kernels.available()
+COMPILER = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
+
+pytestmark = pytest.mark.usefixtures("one_thread", "no_choice_from_outside")
+needs_kernels = pytest.mark.skipif(not HERE, reason="the C kernels were not built here")
+
+
+@pytest.fixture
+def no_choice_from_outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Neither variable of whoever runs the tests, and nothing remembered of a library that was looked at."""
+    for name in ("CHARWRIGHT_CORE", "CHARWRIGHT_KERNELS", "CHARWRIGHT_KERNELS_LIBRARY"):
+        monkeypatch.delenv(name, raising=False)
+    yield
+    kernels._library.cache_clear()
+    kernels._load.cache_clear()
+
+
+# The choice of core.
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_auto_on_a_cpu_is_native_where_the_kernels_are(dtype: torch.dtype) -> None:
+    assert choose_core("auto", CPU, dtype) == "native"
+    assert describe_machine()["kernels"] == HERE[0]
+
+
+def test_auto_without_kernels_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHARWRIGHT_KERNELS", "none")
+    assert choose_core("auto", CPU) == "fused"
+    assert describe_machine()["kernels"].startswith("none: ")
+    with pytest.raises(UsageError, match="--core native: the C kernels"):
+        choose_core("native", CPU)
+
+
+def test_auto_in_float64_is_fused_and_native_is_refused() -> None:
+    assert choose_core("auto", CPU, torch.float64) == "fused"
+    with pytest.raises(UsageError, match="works on the cpu in f32 and bf16, not on cpu in "):
+        choose_core("native", CPU, torch.float64)
+
+
+def test_native_is_refused_on_another_device() -> None:
+    assert choose_core("auto", torch.device("cuda")) == "torch"
+    with pytest.raises(UsageError, match="not on cuda"):
+        choose_core("native", torch.device("cuda"))
+
+
+@pytest.mark.parametrize("core", ["plain", "fused", "torch"])
+def test_the_variable_says_what_auto_means_and_the_option_wins(core: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHARWRIGHT_CORE", core)
+    assert choose_core("auto", CPU) == core
+    assert choose_core("plain", CPU) == "plain"
+    assert choose_core("fused", CPU) == "fused"
+
+
+def test_wrong_names_are_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"^--core must be one of auto, .*, not 'fastest'$"):
+        choose_core("fastest", CPU)
+    monkeypatch.setenv("CHARWRIGHT_CORE", "quickest")
+    with pytest.raises(UsageError, match=r"not 'quickest'$"):
+        choose_core("auto", CPU)
+
+
+@needs_kernels
+def test_a_wrong_variant_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHARWRIGHT_KERNELS", "avx1024")
+    with pytest.raises(UsageError, match=r"^CHARWRIGHT_KERNELS=avx1024: this machine runs .*portable; or say none$"):
+        choose_core("auto", CPU)
+
+
+# The variants.
+
+
+@needs_kernels
+def test_the_variants_are_named_best_first() -> None:
+    assert [name for name in kernels.VARIANTS if name in HERE] == HERE
+    assert HERE[-1] == "portable"
+    loaded = kernels.load()
+    assert loaded is not None
+    assert loaded.name == HERE[0]
+
+
+def trained_loss(core: str, cell: str) -> float:
+    """The loss after a few steps of Adam, of a small model with a size that no vector's width divides."""
+    model = fill_with_ramps(LanguageModel(ModelConfig(cell=cell, layers=2, units=21, embedding=5), 30, core=core))
+    ids = some_ids(13, 5, 30)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(5):
+        loss, _ = model.loss(ids, ids.roll(-1, 0))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return float(loss.detach())
+
+
+@pytest.mark.parametrize("variant", [*(HERE or ["portable"]), "none"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_variant_trains_to_the_same_loss(cell: str, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if variant != "none" and not HERE:
+        pytest.skip("the C kernels were not built here")
+    monkeypatch.setenv("CHARWRIGHT_KERNELS", variant)
+    core = choose_core("auto", CPU)
+    assert core == ("fused" if variant == "none" else "native")
+    assert trained_loss("auto", cell) == pytest.approx(trained_loss("plain", cell), rel=1e-5)
+
+
+# The library.
+
+
+def other_library(folder: Path, source: str) -> Path:
+    if COMPILER is None:
+        pytest.skip("there is no C compiler here")
+    (folder / "other.c").write_text(source)
+    library = folder / "other.so"
+    subprocess.run([COMPILER, "-shared", "-fPIC", "-o", library, folder / "other.c"], check=True)
+    return library
+
+
+@pytest.mark.parametrize(
+    "source", [f"int cw_abi(void) {{ return {kernels.ABI + 1}; }}", "int something_else(void) { return 1; }"]
+)
+def test_a_library_of_another_version_is_ignored(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHARWRIGHT_KERNELS_LIBRARY", str(other_library(tmp_path, source)))
+    kernels._library.cache_clear()
+    kernels._load.cache_clear()
+    assert kernels.available() == []
+    assert kernels.load() is None
+    assert choose_core("auto", CPU) == "fused"
+
+
+def test_a_file_that_is_no_library_is_named_and_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "charwright_kernels.so"
+    path.write_bytes(b"this is no library")
+    monkeypatch.setenv("CHARWRIGHT_KERNELS_LIBRARY", str(path))
+    kernels._library.cache_clear()
+    kernels._load.cache_clear()
+    with pytest.warns(RuntimeWarning, match="do not load and are not used"):
+        assert kernels.load() is None
+
+
+# Exactness: float32 in the kernels against the cells in float64.
+
+
+def one_layer(
+    core: str,
+    cell: str,
+    dtype: torch.dtype,
+    precision: torch.dtype,
+    *,
+    units: int,
+    batch: int,
+    steps: int,
+    tokens: bool,
+    masked: bool,
+) -> dict[str, Tensor]:
+    """Values, last state and all gradients of a layer whose float32 numbers are given, worked out in `dtype`."""
+
+    def given(*shape: int, scale: float, phase: int) -> Tensor:
+        return ramp(*shape, scale=scale, phase=phase, dtype=torch.float32).to(dtype).requires_grad_()
+
+    rows, width = GATES[cell] * units, 5
+    table = given(11, width, scale=0.5, phase=5)
+    leaves = {
+        "table": table,
+        "weight_ih": given(rows, width, scale=0.5, phase=1),
+        "weight_hh": given(rows, units, scale=0.5 / units**0.5, phase=2),
+        "bias_ih": given(rows, scale=0.5, phase=3),
+        **({"bias_hh": given(rows, scale=0.5, phase=4)} if cell == "gru" else {}),
+        **{f"state.{i}": given(batch, units, scale=0.5, phase=20 + i) for i in range(STATES[cell])},
+    }
+    connections, mask = leaves["weight_hh"], None
+    if masked:  # weights first, then the state of each row
+        connections = connections * ((ramp(rows, units, phase=41) > -0.2).to(dtype) * 1.25)
+        mask = (ramp(batch, units, phase=40) > 0).to(dtype) * 2
+    weights = Weights(leaves["weight_ih"], connections, leaves["bias_ih"], leaves.get("bias_hh"))
+    ids = some_ids(steps, batch, 11)
+    state = tuple(leaves[f"state.{i}"] for i in range(STATES[cell]))
+    outputs, last = run_layer(core, cell, Tokens(ids, table) if tokens else table[ids], state, weights, precision, mask)
+    total = (outputs * ramp(*outputs.shape, scale=1, phase=30).to(dtype)).sum()
+    for i, part in enumerate(last):
+        total = total + (part * ramp(*part.shape, scale=1, phase=31 + i).to(dtype)).sum()
+    gradients = torch.autograd.grad(total, list(leaves.values()))
+    found = {"outputs": outputs, **{f"last.{i}": part for i, part in enumerate(last)}}
+    found |= {f"gradient of {name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
+    return {name: value.detach() for name, value in found.items()}
+
+
+@needs_kernels
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("steps", [1, 17])
+@pytest.mark.parametrize("batch", [1, 3, 9])
+@pytest.mark.parametrize("units", [1, 7, 48, 500])
+@pytest.mark.parametrize("cell", CELLS)
+def test_float32_is_within_1e_5_of_float64(cell: str, units: int, batch: int, steps: int, masked: bool) -> None:
+    for tokens in (True, False):
+        sizes = {"units": units, "batch": batch, "steps": steps, "tokens": tokens, "masked": masked}
+        ours = one_layer("native", cell, torch.float32, torch.float32, **sizes)
+        plain = one_layer("plain", cell, torch.float64, torch.float64, **sizes)
+        for name, expected in plain.items():
+            error = float((ours[name].double() - expected).abs().max())
+            assert error <= 1e-5 * max(float(expected.abs().max()), 1e-3), (name, tokens, error)
+
+
+# Sameness.
+
+
+@needs_kernels
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("tokens", [True, False], ids=["ids", "vectors"])
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_kernels_give_the_same_bits_on_any_threads(
+    cell: str, masked: bool, tokens: bool, precision: torch.dtype
+) -> None:
+    """The kernels alone: PyTorch's own product before them, in float32, differs between one thread and two."""
+    loaded = kernels.load()
+    assert loaded is not None
+    units, batch, steps, rows = 100, 9, 17, GATES[cell] * 100
+
+    def given(*shape: int, scale: float, phase: int) -> Tensor:
+        return ramp(*shape, scale=scale, phase=phase, dtype=torch.float32).requires_grad_()
+
+    found = []
+    for threads in (1, 1, 2, 2):
+        torch.set_num_threads(threads)
+        inputs = given(11, rows, scale=0.5, phase=1) if tokens else given(steps, batch, rows, scale=0.5, phase=1)
+        weight, bias = given(rows, units, scale=0.05, phase=2), given(rows, scale=0.5, phase=3)
+        state = tuple(given(batch, units, scale=0.5, phase=20 + i) for i in range(STATES[cell]))
+        asked = [inputs, weight, *state, *([bias] if cell == "gru" else [])]
+        mask = (ramp(batch, units, phase=40, dtype=torch.float32) > 0).float() * 2 if masked else None
+        ids = some_ids(steps, batch, 11) if tokens else None
+        weights = Weights(weight, weight, bias, bias if cell == "gru" else None)
+        outputs, last = native_layer(loaded, cell, inputs, ids, state, weights, precision, mask)
+        total = (outputs.float() * ramp(*outputs.shape, scale=1, phase=30, dtype=torch.float32)).sum()
+        total = total + sum((part * part).sum() for part in last)
+        found.append([outputs, *last, *torch.autograd.grad(total, asked)])
+    for other in found[1:]:
+        assert [torch.equal(value, same) for value, same in zip(found[0], other, strict=True)] == [True] * len(other)
+
+
+# Threads.
+
+COUNT_THREADS = """
+import sys
+from charwright.cli import main
+from charwright.kernels import Kernels
+seen = set()
+run = Kernels.forward
+def forward(self, layer):
+    seen.add(layer.threads)
+    run(self, layer)
+Kernels.forward = forward
+try:
+    main(sys.argv[1:])
+finally:
+    print("threads", *sorted(seen))
+"""
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("option", "variables", "expected"),
+    [
+        ([], {"OMP_NUM_THREADS": "1"}, "threads 1"),
+        (["--threads", "1"], {"OMP_NUM_THREADS": "2"}, "threads 1"),
+        (["--threads", "3"], {"OMP_NUM_THREADS": "1"}, "threads 3"),
+    ],
+    ids=["variable", "option-wins", "more-than-the-variable"],
+)
+def test_the_native_core_uses_the_threads_that_were_asked_for(
+    option: list[str], variables: dict[str, str], expected: str, tmp_path: Path
+) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("The quick brown fox jumps over the lazy dog.\n" * 60)
+    tiny = ["--units", "16", "--steps", "2", "--batch", "4", "--seq-length", "20", "--device", "cpu"]
+    words = ["train", corpus, *tiny, "--core", "native", "--out", tmp_path / "run", *option]
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT_THREADS, *words],
+        env=os.environ | variables, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1:] == [expected], done.stdout + done.stderr
