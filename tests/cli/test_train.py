@@ -39,8 +39,11 @@ def test_force_replaces_a_run(charwright: Terminal, copy: Path, corpus: Path) ->
     assert [event["step"] for event in Run.open(copy).epochs()] == [3]
 
 
-def test_a_mistake_before_the_training_leaves_no_folder(charwright: Terminal, corpus: Path, tmp_path: Path) -> None:
-    assert charwright("train", corpus, "--out", tmp_path / "new", "--device", "tpu9", "--steps", "1").code == 2
+@pytest.mark.parametrize("mistake", [("--device", "tpu9"), ("--core", "fast")])
+def test_a_mistake_before_the_training_leaves_no_folder(
+    charwright: Terminal, corpus: Path, tmp_path: Path, mistake: tuple[str, str]
+) -> None:
+    assert charwright("train", corpus, "--out", tmp_path / "new", "--steps", "1", *mistake).code == 2
     assert not (tmp_path / "new").exists()
 
 

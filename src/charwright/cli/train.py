@@ -27,6 +27,7 @@ from charwright.config import (
 from charwright.errors import ConfigError, DamagedRunError, RunError, UsageError
 
 if TYPE_CHECKING:
+    from charwright.data.sequences import Dataset
     from charwright.data.vocabulary import Vocabulary
     from charwright.evaluate import Evaluation
     from charwright.model.language_model import LanguageModel
@@ -211,27 +212,13 @@ def _train(work: _Work, device_name: str, core: str, threads: int | None, *, ten
     """Make the model and the dataset, open the run, and let `fit` work."""
     import torch
 
-    from charwright import kernels
-    from charwright.data.sequences import make_dataset, shrink_to_fit
-    from charwright.model.language_model import LanguageModel
-    from charwright.model.machine import NO_KERNELS, choose_device, choose_precision
     from charwright.training.loop import fit
     from charwright.training.progress import TensorBoard, Writers, terminal_progress
 
     if threads is not None:
         torch.set_num_threads(threads)
-    device = choose_device(device_name)
-    recipe, vocabulary = work.recipe, work.vocabulary
-    ids = vocabulary.encode(work.training_text)
-    sequences, word = shrink_to_fit(len(ids), recipe.sequences)
-    if word:
-        click.echo(word, err=True)
-    dataset = make_dataset(ids, sequences, recipe.training.seed)
-    precision = choose_precision(recipe.training.precision, device)
-    model = LanguageModel(recipe.model, len(vocabulary), seed=recipe.training.seed, precision=precision, core=core)
-    model.to(device)
-    if device.type == "cpu" and kernels.load() is None:
-        click.echo(f"note: {NO_KERNELS}", err=True)
+    training = work.recipe.training
+    model, dataset = _model_and_dataset(work, device_name, core)
     if tensorboard:
         TensorBoard.require()  # before there is a folder
     run = work.open_run()
@@ -244,10 +231,10 @@ def _train(work: _Work, device_name: str, core: str, threads: int | None, *, ten
         for event in fit(
             model,
             dataset,
-            recipe.training,
+            training,
             validate=_validator(work) if work.validation_text else None,
             sample=_sampler(work),
-            save=lambda taken: _save(run, taken, recipe.training.keep_checkpoints),
+            save=lambda taken: _save(run, taken, training.keep_checkpoints),
             resume=snapshot,
             should_stop=should_stop,
         ):
@@ -260,6 +247,28 @@ def _train(work: _Work, device_name: str, core: str, threads: int | None, *, ten
         click.echo("its budget was spent already; to train on, raise it with --epochs, --steps or --minutes", err=True)
     click.echo(f"saved {run.folder}; write with: charwright generate {run.folder}", err=True)
     return 0
+
+
+def _model_and_dataset(work: _Work, device_name: str, core: str) -> tuple[LanguageModel, Dataset]:
+    """The untrained model on its device, and its batches; what is not as one might think is said on stderr."""
+    from charwright import kernels
+    from charwright.data.sequences import make_dataset, shrink_to_fit
+    from charwright.model.language_model import LanguageModel
+    from charwright.model.machine import NO_KERNELS, choose_device, choose_precision
+    from charwright.model.recurrent import choose_core
+
+    recipe, vocabulary, device = work.recipe, work.vocabulary, choose_device(device_name)
+    ids = vocabulary.encode(work.training_text)
+    sequences, word = shrink_to_fit(len(ids), recipe.sequences)
+    if word:
+        click.echo(word, err=True)
+    dataset = make_dataset(ids, sequences, recipe.training.seed)
+    precision = choose_precision(recipe.training.precision, device)
+    choose_core(core, device, precision)  # A core that cannot work is refused before there is a folder.
+    model = LanguageModel(recipe.model, len(vocabulary), seed=recipe.training.seed, precision=precision, core=core)
+    if device.type == "cpu" and kernels.load() is None:
+        click.echo(f"note: {NO_KERNELS}", err=True)
+    return model.to(device), dataset
 
 
 class _Log:

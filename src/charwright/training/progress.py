@@ -56,7 +56,7 @@ def describe_start(event: Start) -> str:
     """One line about the work ahead."""
     going = f"going on at step {event.step:,}: " if isinstance(event, Resume) else ""
     return (
-        f"{going}{event.parameters:,} parameters, {event.steps_per_epoch:,} steps of "
+        f"{going}{event.parameters:,} parameters, {event.steps_per_epoch:,} step{'s' * (event.steps_per_epoch > 1)} of "
         f"{event.batch} x {event.seq_length} an epoch, {event.precision} on {event.device}"
         + (f" with {event.threads} thread{'s' * (event.threads > 1)}" if event.device == "cpu" else "")
     )
