@@ -291,7 +291,7 @@ def _validator(work: _Work) -> Callable[[LanguageModel], Evaluation]:
 
 
 def _sampler(work: _Work) -> Callable[[LanguageModel], str]:
-    """What the model writes after the text's own beginning, by the same draws each time."""
+    """What the model writes without a prompt, by the same draws each time."""
     from charwright.generation.generator import Generator
 
     def sample(model: LanguageModel) -> str:

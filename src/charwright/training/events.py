@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 
@@ -91,4 +91,3 @@ class End(Event):
     reason: str
     best_loss: float | None = None
     best_step: int | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
