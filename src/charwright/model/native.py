@@ -7,7 +7,8 @@ the gradient of the recurrent weights after.
 from __future__ import annotations
 
 import ctypes
-import re
+import os
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,14 @@ def _share_threads(kernels: Kernels) -> None:
     Its threads watch for work for some milliseconds after each of PyTorch's operations; threads of our own would share
     the cores with them.
     """
-    maps = Path("/proc/self/maps")
-    if not maps.is_file():
-        return  # Only Linux says which libraries are loaded; elsewhere the kernels' own threads serve.
-    loaded = {line.split()[-1] for line in maps.read_text().splitlines() if re.search(r"/libgomp[^/]*\.so", line)}
-    # With two runtimes in the process there is no telling which one is PyTorch's.
-    if len(loaded) == 1:
-        kernels.use_openmp(ctypes.CDLL(loaded.pop()))
+    if not hasattr(os, "RTLD_NOLOAD"):
+        return  # Windows; the kernels' own threads serve there.
+    brought_along = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    for name in [*map(str, brought_along), "libgomp.so.1"]:
+        # Only a runtime that is loaded already can be PyTorch's.
+        with suppress(OSError):
+            kernels.use_openmp(ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW))
+            return
 
 
 def native_layer(
