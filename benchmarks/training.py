@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -175,7 +175,7 @@ def compare(work: Work, rounds: int, seconds: float) -> None:
 def compare_threads(rounds: int, seconds: float) -> None:
     """Two threads against one, ours alone."""
     all_threads = torch.get_num_threads()
-    for work in (WORKS[0], WORKS[2]):
+    for work in (WORKS[0], WORKS[2], WORKS[3]):
         step = ours(work)
         step()
         speeds: dict[int, list[float]] = {1: [], all_threads: []}
@@ -259,10 +259,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="of each side in each round")
     parser.add_argument("--tensorflow", action="store_true")
     parser.add_argument("--peers", type=Path, default=Path(".peers/tensorflow"), help="where TensorFlow is, or goes")
+    parser.add_argument("--row", help=argparse.SUPPRESS)
     parser.add_argument("--memory", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory:
         memory(options.memory)
+        return
+    if options.row:
+        keep_memory()
+        compare(next(work for work in WORKS if work.name == options.row), options.rounds, options.seconds)
         return
     keep_memory()  # as `fit` does; the peer in this process has the good of it too
     print(describe_machine())
@@ -270,8 +275,11 @@ def main() -> None:
     print("| work | charwright, characters/s | nn.GRU / nn.LSTM | ratio | at least | share of product peak |")
     print("|---|---|---|---|---|---|")
     for work in WORKS:
-        if not options.only or work.name in options.only:
-            compare(replace(work), options.rounds, options.seconds)
+        if options.only and work.name not in options.only:
+            continue
+        # Each in a process of its own, as a training run has: what one work leaves in memory would slow the next.
+        settings = ["--rounds", str(options.rounds), "--seconds", str(options.seconds)]
+        subprocess.check_call([sys.executable, __file__, "--row", work.name, *settings])
     print()
     if options.tensorflow:
         compare_tensorflow(options.rounds, options.seconds, options.peers)

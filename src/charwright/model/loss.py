@@ -14,12 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from charwright import kernels
-from charwright.kernels import UNITS_MULTIPLE
+from charwright.kernels import UNITS_MULTIPLE, Kernels
 from charwright.model import native
 
 # The most logits that exist at once: in bfloat16 64 MB, and in float32 what PyTorch alone needs several copies of.
 MOST_LOGITS = 2**25
 MOST_LOGITS_PLAIN = 2**21
+
+# Beyond this vocabulary PyTorch's product is faster than ours; it rounds the sums to bfloat16.
+MOST_NATIVE_COLUMNS = 2048
 
 
 def head_loss(x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
@@ -41,7 +44,8 @@ class _HeadLoss(torch.autograd.Function):
         loaded = kernels.load() if _kernels_fit(inputs, bias) else None
         rows = max(64, (MOST_LOGITS if loaded else MOST_LOGITS_PLAIN) // len(weight))
         d_x = torch.empty_like(inputs) if wanted else inputs
-        d_weight, d_bias = (torch.zeros_like(weight), torch.zeros_like(bias)) if wanted else (None, None)
+        d_weight: Tensor | None = None
+        d_bias = torch.zeros_like(bias) if wanted else None
         total = bias.new_zeros(())
         for begin in range(0, len(x), rows):
             some = slice(begin, begin + rows)
@@ -50,12 +54,10 @@ class _HeadLoss(torch.autograd.Function):
                 total += native.cross_entropy(loaded, logits, bias, targets[some], 1 / len(x), d_bias).sum()
             else:
                 total += _cross_entropy(logits, bias, targets[some], 1 / len(x), d_bias)
-            if d_weight is not None:
+            if wanted:
                 torch.mm(logits, low, out=d_x[some])
-                if loaded and inputs.shape[1] % UNITS_MULTIPLE == 0:
-                    d_weight += native.outer(loaded, logits, inputs[some])
-                else:
-                    d_weight += logits.T @ inputs[some]
+                more = _outer(loaded, logits, inputs[some], weight.dtype)
+                d_weight = more if d_weight is None else d_weight.add_(more)
         ctx.save_for_backward(d_x.to(x.dtype), d_weight, d_bias)
         return total / len(x)
 
@@ -67,6 +69,13 @@ class _HeadLoss(torch.autograd.Function):
         if scale.device.type == "cpu" and float(scale) == 1.0:
             return (*made, None, None)
         return (*(gradient * scale for gradient in made), None, None)
+
+
+def _outer(loaded: Kernels | None, d_logits: Tensor, inputs: Tensor, wide: torch.dtype) -> Tensor:
+    """The gradient of the head's weights, d_logits (N, V) transposed times inputs (N, H), in the type `wide`."""
+    if loaded and inputs.shape[1] % UNITS_MULTIPLE == 0 and d_logits.shape[1] <= MOST_NATIVE_COLUMNS:
+        return native.outer(loaded, d_logits, inputs)
+    return (d_logits.T @ inputs).to(wide)
 
 
 def _kernels_fit(inputs: Tensor, bias: Tensor) -> bool:
