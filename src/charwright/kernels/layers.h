@@ -5,6 +5,8 @@
  */
 /* --- Packing: blocks of LANES units (vectors of them side by side), then k, then DEPTH. --- */
 
+#define AT_ONCE 16 /* values of k; the number of units is a multiple of it */
+
 static void NAME(pack)(int thread, int threads, cw_barrier *barrier, void *argument) {
     const cw_packing *job = argument;
     (void)barrier;
@@ -18,10 +20,16 @@ static void NAME(pack)(int thread, int threads, cw_barrier *barrier, void *argum
             for (int gate = 0; gate < gates; gate++) {
                 const float *rows = weights + ((size_t)gate * units + (size_t)block * LANES) * units;
                 elem *out = packed + (size_t)block * units * gates * LANES + (size_t)gate * LANES * DEPTH;
-                for (int k = 0; k < units; k += DEPTH, out += (size_t)gates * LANES * DEPTH)
+                for (int k = 0; k < units; k += AT_ONCE) {
+                    /* Rows are read, and made narrow, in whole pieces; then each step of k takes one from every row. */
+                    elem narrow[LANES][AT_ONCE];
                     for (int lane = 0; lane < LANES; lane++)
-                        for (int d = 0; d < DEPTH; d++)
-                            out[lane * DEPTH + d] = NAME(one)(rows[(size_t)lane * units + k + d]);
+                        for (int i = 0; i < AT_ONCE; i += LANES)
+                            NAME(put)(narrow[lane] + i, load(rows + (size_t)lane * units + k + i));
+                    for (int i = 0; i < AT_ONCE; i += DEPTH, out += (size_t)gates * LANES * DEPTH)
+                        for (int lane = 0; lane < LANES; lane++)
+                            memcpy(out + lane * DEPTH, narrow[lane] + i, DEPTH * sizeof(elem));
+                }
             }
         return;
     }
@@ -32,9 +40,12 @@ static void NAME(pack)(int thread, int threads, cw_barrier *barrier, void *argum
             int gate = job->cell == CW_GRU ? (slot + 2) % 3 : slot;
             const float *rows = weights + (size_t)gate * units * units + (size_t)block * LANES;
             for (int k = 0; k < units; k += DEPTH, out += LANES * DEPTH)
-                for (int d = 0; d < DEPTH; d++)
-                    for (int lane = 0; lane < LANES; lane++)
-                        out[lane * DEPTH + d] = NAME(one)(rows[(size_t)(k + d) * units + lane]);
+            {
+                elem narrow[DEPTH][LANES];
+                for (int d = 0; d < DEPTH; d++) NAME(put)(narrow[d], load(rows + (size_t)(k + d) * units));
+                for (int lane = 0; lane < LANES; lane++)
+                    for (int d = 0; d < DEPTH; d++) out[lane * DEPTH + d] = narrow[d][lane];
+            }
         }
     }
 }

@@ -84,6 +84,7 @@ static void NAME(cross_entropy)(int thread, int threads, cw_barrier *barrier, vo
 #undef ROWS_OF_4
 #undef PANEL
 #undef GROUP
+#undef AT_ONCE
 #undef COLUMNS
 #undef DEPTH
 #undef NAME

@@ -26,14 +26,6 @@ INLINE void NAME(put)(elem *to, vec v) {
     store(to, v);
 #endif
 }
-INLINE elem NAME(one)(float x) {
-#if BF16
-    return to_bf16(x);
-#else
-    return x;
-#endif
-}
-
 /* sum + a * w, where `a` points at DEPTH values that every lane takes, and w holds DEPTH values a lane. */
 #if BF16 && defined(__AVX512BF16__)
 typedef __m512bh NAME(wide);

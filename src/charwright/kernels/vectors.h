@@ -61,12 +61,6 @@ INLINE void store_bf16(uint16_t *to, vec v) {
     memcpy(to, &h, sizeof h);
 #endif
 }
-INLINE uint16_t to_bf16(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
 /* e^x to 2 units in the last place: 2^i * 2^f with |f| <= 1/2, 2^f by its Taylor polynomial in f ln 2 (degree 7). */
 INLINE vec exponential(vec x) {
     const vec high = same(88.0f), low = same(-87.0f);
@@ -88,5 +82,14 @@ INLINE vec exponential(vec x) {
     ivec exponent = __builtin_convertvector(rounded, ivec) + 127;
     return p * (vec)(exponent << 23);
 }
-INLINE vec sigmoid(vec x) { return 1.0f / (1.0f + exponential(-x)); }
-INLINE vec hyperbolic_tangent(vec x) { return 1.0f - 2.0f / (1.0f + exponential(x + x)); }
+/* 1 / x: an estimate of 14 bits and a step of Newton's are quicker than a division, and as right. */
+INLINE vec reciprocal(vec x) {
+#if defined(__AVX512F__)
+    vec guess = (vec)_mm512_rcp14_ps((__m512)x);
+    return guess * (2.0f - x * guess);
+#else
+    return 1.0f / x;
+#endif
+}
+INLINE vec sigmoid(vec x) { return reciprocal(1.0f + exponential(-x)); }
+INLINE vec hyperbolic_tangent(vec x) { return 1.0f - 2.0f * reciprocal(1.0f + exponential(x + x)); }

@@ -144,6 +144,7 @@ class _NativeLayer(torch.autograd.Function):
         for name, tensor in tensors.items():
             _point(layer, name, tensor)
         ctx.kernels.backward(layer)
+        del packed, tensors  # before the step's largest moment
         d_weights = _recurrent_gradient(ctx.kernels, cell, gates, hidden if masked is None else masked)
         d_inputs = d_table
         if d_table is None:
