@@ -111,11 +111,6 @@ class Kernels:
         names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
         self.library.cw_use_openmp(*(ctypes.cast(getattr(runtime, name), ctypes.c_void_p) for name in names))
 
-    @property
-    def fast_bf16(self) -> bool:
-        """Whether bfloat16 products have an instruction of their own in this variant."""
-        return self.name == "avx512bf16"
-
 
 def load(variant: str | None = None) -> Kernels | None:
     """The kernels in their best variant for this machine, or in the named one; None where they were not built.
