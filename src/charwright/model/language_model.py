@@ -75,7 +75,8 @@ class LanguageModel(nn.Module):
         large vocabulary. Arguments as for `forward`; targets: (T, B) int64.
         """
         x, state = self._recurrent(ids, state, generator)
-        return head_loss(x, self._head, self.weight("head.bias"), targets, self.precision), state
+        core = choose_core(self.core, ids.device, self.precision)
+        return head_loss(x, self._head, self.weight("head.bias"), targets, self.precision, core), state
 
     def _recurrent(self, ids: Tensor, state: State | None, generator: torch.Generator | None) -> tuple[Tensor, State]:
         """All recurrent layers: ids (T, B) -> the last one's outputs (T, B, H), and the state after."""

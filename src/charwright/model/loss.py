@@ -25,12 +25,13 @@ MOST_LOGITS_PLAIN = 2**21
 MOST_NATIVE_COLUMNS = 2048
 
 
-def head_loss(x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+def head_loss(x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype, core: str) -> Tensor:
     """The mean cross-entropy in nats of softmax(x W^T + b) against targets.
 
-    x: (T, B, H); weight: (V, H); bias: (V,); targets: (T, B) int64; products in `dtype`. A scalar.
+    x: (T, B, H); weight: (V, H); bias: (V,); targets: (T, B) int64; products in `dtype`, by the C kernels
+    where `core` is native. A scalar.
     """
-    result: Any = _HeadLoss.apply(x.flatten(0, 1), weight, bias, targets.flatten(), dtype)  # type: ignore[no-untyped-call]
+    result: Any = _HeadLoss.apply(x.flatten(0, 1), weight, bias, targets.flatten(), dtype, core)  # type: ignore[no-untyped-call]
     return result  # type: ignore[no-any-return]
 
 
@@ -38,10 +39,12 @@ class _HeadLoss(torch.autograd.Function):
     """x (N, H), weight (V, H), bias (V,), targets (N,) -> the mean loss; gradients are made on the way."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype, core: str
+    ) -> Tensor:
         wanted = any(ctx.needs_input_grad)
         low, inputs, targets = weight.to(dtype), x.to(dtype).contiguous(), targets.contiguous()
-        loaded = kernels.load() if _kernels_fit(inputs, bias) else None
+        loaded = kernels.load() if core == "native" and bias.dtype == torch.float32 else None
         rows = max(64, (MOST_LOGITS if loaded else MOST_LOGITS_PLAIN) // len(weight))
         d_x = torch.empty_like(inputs) if wanted else inputs
         d_weight: Tensor | None = None
@@ -67,8 +70,8 @@ class _HeadLoss(torch.autograd.Function):
         made: tuple[Tensor, ...] = ctx.saved_tensors
         # A loss that is used as it is has the gradient 1; asking costs nothing where no device has to answer.
         if scale.device.type == "cpu" and float(scale) == 1.0:
-            return (*made, None, None)
-        return (*(gradient * scale for gradient in made), None, None)
+            return (*made, None, None, None)
+        return (*(gradient * scale for gradient in made), None, None, None)
 
 
 def _outer(loaded: Kernels | None, d_logits: Tensor, inputs: Tensor, wide: torch.dtype) -> Tensor:
@@ -76,11 +79,6 @@ def _outer(loaded: Kernels | None, d_logits: Tensor, inputs: Tensor, wide: torch
     if loaded and inputs.shape[1] % UNITS_MULTIPLE == 0 and d_logits.shape[1] <= MOST_NATIVE_COLUMNS:
         return native.outer(loaded, d_logits, inputs)
     return (d_logits.T @ inputs).to(wide)
-
-
-def _kernels_fit(inputs: Tensor, bias: Tensor) -> bool:
-    types = (torch.float32, torch.bfloat16)
-    return inputs.device.type == "cpu" and inputs.dtype in types and bias.dtype == torch.float32
 
 
 def _cross_entropy(logits: Tensor, bias: Tensor, targets: Tensor, scale: float, d_bias: Tensor | None) -> Tensor:
