@@ -24,7 +24,7 @@ from charwright.config import (
     TrainingConfig,
     VocabularyConfig,
 )
-from charwright.errors import ConfigError, DamagedRunError, RunError, UsageError
+from charwright.errors import ConfigError, DamagedRunError, UsageError
 
 if TYPE_CHECKING:
     from charwright.data.sequences import Dataset
@@ -170,8 +170,8 @@ def _new_work(
 
 def _resumed_work(folder: Path, moved: tuple[str, ...], options: dict[str, Any], refused: dict[str, Any]) -> _Work:
     """Open the run, find its texts again, and apply what a resume may change."""
+    from charwright.cli.corpora import texts_again
     from charwright.config import flag
-    from charwright.data.corpus import split_corpus
     from charwright.run import Run
 
     for name in (*refused, *options):
@@ -180,32 +180,10 @@ def _resumed_work(folder: Path, moved: tuple[str, ...], options: dict[str, Any],
             raise UsageError(f"{shown} belongs to the run and cannot change on --resume; start a new run for that")
     run = Run.open(folder)
     recipe = run.config.recipe.with_options(options)
-    text, measured = _texts_again(run, moved)
-    training_text, validation_text = split_corpus(text, recipe.split)
+    training_text, validation_text = texts_again(run, moved)
     if recipe != run.config.recipe:
         run.rewrite_config(dataclasses.replace(run.config, recipe=recipe))
-    return _Work(recipe, run.vocabulary, training_text, measured or validation_text, lambda: run, resume=True)
-
-
-def _texts_again(run: Run, moved: tuple[str, ...]) -> tuple[str, str]:
-    """The corpus and the validation text of a run, each what it was when the run began."""
-    from charwright.cli.download import user_places
-    from charwright.data.corpus import read_corpus, reread_corpus
-
-    places, config = user_places(), run.config
-
-    def placed(sources: tuple[Any, ...]) -> list[Any]:
-        inside = {source: str(run.folder / source.location) for source in sources if source.kind == "stdin"}
-        return [dataclasses.replace(source, location=inside.get(source, source.location)) for source in sources]
-
-    if moved:
-        text = read_corpus(moved, config.corpus, places)
-        if text.sha256 != config.sha256:
-            raise RunError(f"{', '.join(moved)} is not the text that {run.folder} was trained on (SHA-256 differs)")
-    else:
-        text = reread_corpus(placed(config.sources), config.corpus, places)
-    measured = reread_corpus(placed(config.validation), config.corpus, places).text if config.validation else ""
-    return text.text, measured
+    return _Work(recipe, run.vocabulary, training_text, validation_text, lambda: run, resume=True)
 
 
 def _train(work: _Work, device_name: str, core: str, threads: int | None, *, tensorboard: bool) -> int:
