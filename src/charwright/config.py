@@ -46,11 +46,11 @@ def flag(name: str) -> str:
 
 
 def _kind(annotation: Any) -> tuple[type, bool]:
-    """The plain type behind `int`, `float | None` and so on, and whether None is allowed."""
+    """The plain type behind `int`, `float | None`, `tuple[str, ...]` and so on, and whether None is allowed."""
     if isinstance(annotation, types.UnionType):
         inner = [part for part in typing.get_args(annotation) if part is not type(None)]
         return inner[0], True
-    return annotation, False
+    return typing.get_origin(annotation) or annotation, False
 
 
 def option_types(cls: type) -> dict[str, tuple[type, bool]]:
@@ -63,6 +63,9 @@ def _complaint(value: Any, kind: type, metadata: Mapping[str, Any]) -> str | Non
     """Why `value` cannot be, or None when it can."""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 2**1000 else math.inf
+    if kind is tuple:
+        right = isinstance(value, tuple) and all(isinstance(item, str) and item for item in value)
+        return None if right else "must be texts that are not empty"
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         return f"must be {'a number' if kind in (int, float) else kind.__name__}"
     if isinstance(value, float) and not math.isfinite(value):
@@ -276,10 +279,44 @@ class GenerationConfig(Config):
     top_p: float | None = option(
         None, "Draw from the likeliest characters that together have this probability.", above=0, maximum=1
     )
+    min_p: float | None = option(
+        None, "Draw from characters that have this share of the likeliest one's probability.", above=0, maximum=1
+    )
+    repetition_penalty: float = option(
+        1.0,
+        "Divide the probability of going on to repeat a passage of 8 characters or more by this, once for each of them"
+        " from the 8th on.",
+        minimum=1,
+        maximum=1000,
+    )
+    ban: str = option("", "Never write these characters.")
+    only: str | None = option(None, "Write these characters alone.")
+    stop: tuple[str, ...] = option((), "End where this text would come; may be given several times.")
+    until: str | None = option(
+        None, "End with a line, a paragraph or a sentence, or so many of them: line, paragraph, '3 sentences'."
+    )
+    max_copy: int | None = option(
+        None, "Never copy more than so many characters in a row from the training text.", minimum=1, maximum=10**6
+    )
     num: int = option(1, "Texts to write from the prompt.", minimum=1, maximum=65536)
     seed: int | None = option(
         None, "Seed of the draws; the same seed gives the same text.", minimum=0, maximum=2**63 - 1
     )
+
+    def __post_init__(self) -> None:
+        """Check the bounds, and that `until` is something that can be waited for."""
+        super().__post_init__()
+        if self.until is not None and parse_until(self.until) is None:
+            raise ConfigError(f"--until must be line, paragraph or a number of sentences, not {self.until!r}")
+
+
+def parse_until(until: str) -> tuple[str, int] | None:
+    """The unit and how many, of `line`, `paragraph`, `sentence`, `3 sentences`; None when it is none of them."""
+    words = until.split()
+    count = int(words.pop(0)) if len(words) == 2 and words[0].isdecimal() else 1
+    kinds = {"line": "line", "lines": "line", "paragraph": "paragraph", "paragraphs": "paragraph"}
+    kinds |= {"sentence": "sentence", "sentences": "sentence"}
+    return (kinds[words[0]], count) if len(words) == 1 and words[0] in kinds and count > 0 else None
 
 
 @dataclass(frozen=True)

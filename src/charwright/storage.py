@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -60,7 +60,7 @@ def sync_folder(folder: Path) -> None:
 # Arrays.
 
 
-def write_arrays(path: Path, arrays: Arrays) -> None:
+def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     """Write a safetensors file, whole or not at all."""
     from safetensors.numpy import save
 
@@ -73,15 +73,24 @@ def read_arrays(path: Path) -> Arrays:
     Raises:
         DamagedRunError: when it is cut off, no safetensors, or of another type.
     """
+    return read_mixed_arrays(path, {"F32"})
+
+
+def read_mixed_arrays(path: Path, kinds: Set[str]) -> dict[str, npt.NDArray[Any]]:
+    """Read a safetensors file of arrays whose types are among `kinds`, by the names that the format gives them.
+
+    Raises:
+        DamagedRunError: when it is cut off, no safetensors, or of another type.
+    """
     from safetensors import SafetensorError, safe_open
 
-    arrays: Arrays = {}
+    arrays: dict[str, npt.NDArray[Any]] = {}
     try:
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118  (it is no dictionary)
                 # Asked before it is read: numpy does not have all of the format's types.
-                if (kind := file.get_slice(name).get_dtype()) != "F32":
-                    raise DamagedRunError(f"{path}: {name!r} is {kind}, not F32")
+                if (kind := file.get_slice(name).get_dtype()) not in kinds:
+                    raise DamagedRunError(f"{path}: {name!r} is {kind}, not {' or '.join(sorted(kinds))}")
                 arrays[name] = file.get_tensor(name)
     except FileNotFoundError as error:
         raise DamagedRunError(f"{path} is missing") from error

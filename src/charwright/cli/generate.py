@@ -2,61 +2,282 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import re
+import signal
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from charwright.cli.options import SectionedCommand, config_options, field_names, given
-from charwright.config import GenerationConfig
-from charwright.errors import CharwrightError
+from charwright.config import GenerationConfig, flag
+from charwright.errors import CharwrightError, UsageError
+
+if TYPE_CHECKING:
+    from charwright.data.vocabulary import Vocabulary
+    from charwright.generation.generator import Generator, Text
+    from charwright.generation.session import Draft, Guard, Session
+    from charwright.run import Run
+
+DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_copy", "num", "seed")
+"""What means nothing to a beam search."""
 
 
 @click.command(cls=SectionedCommand, short_help="Write like a run's text.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--prompt", help="What the text begins with; - reads it from standard input.")
 @click.option("--no-prompt", "without_prompt", is_flag=True, help="Write only what follows the prompt.")
+@click.option(
+    "--precision",
+    type=click.Choice(["q8", "bf16", "f32"]),
+    default="q8",
+    show_default=True,
+    help="Arithmetic: 8-bit whole numbers, which give the same text on every machine, or floating point.",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Threads to use at most.  [default: all cores]")
+@click.option(
+    "--beams", type=click.IntRange(1, 1024), help="Search the likeliest text with so many beams; draw nothing."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a text: text, seed, why it ended.")
+@click.option("--logprobs", is_flag=True, help="With --json: the log-probability of each character.")
+@click.option("--state-out", type=click.Path(path_type=Path), help="Put the text aside in a file, to go on with later.")
+@click.option("--state-in", type=click.Path(path_type=Path), help="Go on with a text that was put aside.")
+@click.option("--novelty", is_flag=True, help="Say how much of the text stands word for word in the training text.")
+@click.option(
+    "--corpus", multiple=True, metavar="TEXT", help="With --novelty and --max-copy: where the training text is now."
+)
 @config_options(GenerationConfig(), "Writing")
 @click.pass_context
-def generate(ctx: click.Context, /, run: Path, prompt: str | None, without_prompt: bool, **_: Any) -> None:
-    """Write like RUN's text. The prompt comes first, then what the model makes of it."""
-    from charwright.generation.generator import Generator
+def generate(
+    ctx: click.Context,
+    /,
+    run: Path,
+    prompt: str | None,
+    without_prompt: bool,
+    precision: str,
+    threads: int | None,
+    beams: int | None,
+    as_json: bool,
+    logprobs: bool,
+    state_out: Path | None,
+    state_in: Path | None,
+    novelty: bool,
+    corpus: tuple[str, ...],
+    **_: Any,
+) -> int:
+    r"""Write like RUN's text. The prompt comes first, then what the model makes of it.
+
+    In --stop, --ban and --only, \n stands for a new line, \t for a tab and \\ for a backslash.
+    """
     from charwright.run import Run
 
     options = given(ctx, field_names(GenerationConfig))
-    options.setdefault("seed", _fresh_seed())
-    config = GenerationConfig(**options)
+    config = GenerationConfig(**_unescaped(options))
+    if logprobs and not as_json:
+        raise UsageError("--logprobs come with --json")
+    if beams is not None:
+        _refuse_with_beams(options, state_in, state_out)
+    if state_in is not None and "num" in options:
+        raise UsageError("--state-in goes on with as many texts as were put aside; leave --num out")
+    if state_in is None and config.seed is None:
+        config = dataclasses.replace(config, seed=_fresh_seed())
     opened = Run.open(run)
-    writer = Generator(opened.model, opened.weights(), opened.vocabulary)
-    text = _prompt(prompt)
-    if unknown := opened.vocabulary.unknown_in(text):
-        shown = " ".join(repr(character) for character in unknown[:5]) + (" ..." if len(unknown) > 5 else "")
-        click.echo(f"the model has never seen {shown}; going on all the same", err=True)
-    shown_prompt = "" if without_prompt else text
-    if config.num == 1:
-        _write(shown_prompt)
-        for piece in writer.stream(text, config):
-            _write(piece)
-        _write("\n")
-    else:
-        _write_many(writer, text, shown_prompt, config)
+    text = _prompt(prompt, opened.vocabulary)
+    shown = Shown("" if without_prompt else text, as_json=as_json, logprobs=logprobs)
+    work = _Work(opened, precision, threads, corpus, state_in, explicit="precision" in given(ctx, ["precision"]))
+    if novelty:
+        shown.corpus = work.training_text()
+    if beams is not None:
+        shown.whole(work.writer.likeliest(text, config, beams))
+        return 0
+    with _interruptions() as stopped:
+        session, drafts = work.begin(text, config, logprobs=logprobs, exact=state_out is not None)
+        shown.follow(session, drafts, stopped)
+        if state_out is not None:
+            work.put_aside(state_out, drafts)
+    return 128 + stopped[0] if stopped else 0
 
 
-def _write_many(writer: Any, text: str, shown_prompt: str, config: GenerationConfig) -> None:
-    """All texts are made together; the first is shown as it grows, the others when their turn comes."""
-    waiting: list[list[str]] = [[] for _ in range(config.num)]
-    _heading(0, config.num)
-    _write(shown_prompt)
-    for index, piece in writer.write([text] * config.num, config):
-        if index == 0:
-            _write(piece)
+class _Work:
+    """A run that is about to write, with what only some options ask for made when it is asked for."""
+
+    def __init__(
+        self,
+        run: Run,
+        precision: str,
+        threads: int | None,
+        corpus: Sequence[str],
+        state_in: Path | None,
+        *,
+        explicit: bool,
+    ) -> None:
+        from charwright.generation.generator import Generator
+        from charwright.generation.paused import paused_precision
+
+        self._run, self._corpus, self._state_in = run, corpus, state_in
+        if state_in is not None and not explicit:
+            precision = paused_precision(state_in)
+        self._weights = run.weights()
+        self.writer: Generator = Generator(run.model, self._weights, run.vocabulary, precision, threads=threads)
+        self._text: str | None = None
+
+    def training_text(self) -> str:
+        """What the run was trained on, found again."""
+        if self._text is None:
+            from charwright.cli.corpora import training_text
+
+            self._text = training_text(self._run, self._corpus)
+        return self._text
+
+    def begin(
+        self, prompt: str, config: GenerationConfig, *, logprobs: bool, exact: bool
+    ) -> tuple[Session, list[Draft]]:
+        """The session, with its texts joined."""
+        from charwright.generation.paused import fingerprint, read_paused
+        from charwright.generation.session import Session
+
+        session = Session(self.writer.engine, self.writer.vocabulary, one_by_one=exact)
+        guard = self._guard(config)
+        if self._state_in is None:
+            drafts = [
+                session.join(prompt, config, index, guard=guard, logprobs=logprobs) for index in range(config.num)
+            ]
         else:
-            waiting[index].append(piece)
-    _write("\n")
-    for index, pieces in enumerate(waiting[1:], start=1):
-        _heading(index, config.num)
-        _write(shown_prompt + "".join(pieces) + "\n")
+            starts = read_paused(self._state_in, self.writer.engine, fingerprint(self._weights))
+            drafts = [
+                session.join(prompt, config, index, guard=guard, logprobs=logprobs, start=start)
+                for index, start in enumerate(starts)
+            ]
+        return session, drafts
+
+    def _guard(self, config: GenerationConfig) -> Guard | None:
+        if config.max_copy is None:
+            return None
+        from charwright.generation.novelty import CopyGuard
+
+        vocabulary = self.writer.vocabulary
+        ids = vocabulary.encode(self.training_text())
+        return CopyGuard(ids, len(vocabulary), config.max_copy).forbidden
+
+    def put_aside(self, path: Path, drafts: Sequence[Draft]) -> None:
+        """Write the file that --state-in reads."""
+        from charwright.generation.paused import fingerprint, write_paused
+
+        write_paused(path, self.writer.engine, fingerprint(self._weights), [draft.stream for draft in drafts])
+
+
+class Shown:
+    """What the person sees: text as it grows, or JSON lines; and how new it is."""
+
+    def __init__(self, prompt: str, *, as_json: bool, logprobs: bool) -> None:
+        self.corpus: str | None = None
+        """The training text, when it is to be said how much was copied from it."""
+        self._prompt, self._json, self._logprobs = prompt, as_json, logprobs
+
+    def follow(self, session: Session, drafts: list[Draft], stopped: Sequence[int]) -> None:
+        """Let the session write until all texts have ended, or a signal came; show them in order.
+
+        All are made together: the first is shown as it grows, the others when their turn comes.
+        """
+        for number, draft in enumerate(drafts):
+            if self._json:
+                while draft.ended is None and not stopped and session.advance():
+                    pass
+                self._line(self._finished(draft))
+                continue
+            if len(drafts) > 1:
+                _heading(number, len(drafts))
+            _write(self._prompt)
+            written = draft.pop()
+            _write(written)
+            pieces = [written]
+            while draft.ended is None and not stopped and session.advance():
+                pieces.append(draft.pop())
+                _write(pieces[-1])
+            _write("\n")
+            self._say_novelty("".join(pieces))
+
+    def whole(self, text: Text) -> None:
+        """Show a text that is done."""
+        if self._json:
+            self._line(text)
+            return
+        _write(self._prompt + text.continuation + "\n")
+        self._say_novelty(text.continuation)
+
+    def _finished(self, draft: Draft) -> Text:
+        from charwright.generation.generator import finished
+
+        return finished(draft, logprobs=self._logprobs)
+
+    def _line(self, text: Text) -> None:
+        values: dict[str, Any] = {"text": self._prompt + text.continuation, "continuation": text.continuation}
+        values |= {"seed": text.seed, "stream": text.stream, "ended": text.ended}
+        if text.stop is not None:
+            values["stop"] = text.stop
+        if self._logprobs:
+            values["logprobs"] = [round(value, 6) for value in text.logprobs or ()]
+        if self.corpus is not None:
+            from charwright.generation.novelty import measure
+
+            values["novelty"] = measure(self.corpus, text.continuation).to_json()
+        _write(json.dumps(values, ensure_ascii=False) + "\n")
+
+    def _say_novelty(self, written: str) -> None:
+        if self.corpus is None:
+            return
+        from charwright.generation.novelty import measure
+
+        found = measure(self.corpus, written)
+        sys.stdout.flush()
+        click.echo(
+            f"{found.copied_share:.1%} of {found.characters:,} characters stand in passages of {found.shortest} or more"
+            f" that the training text has word for word; the longest has {len(found.longest)}: {found.longest!r}",
+            err=True,
+        )
+
+
+@contextmanager
+def _interruptions() -> Iterator[list[int]]:
+    """A list that holds the signal's number once somebody wants an end; a second one ends the process at once."""
+    stopped: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        stopped.append(number)
+        signal.signal(number, before[number])
+
+    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _refuse_with_beams(options: dict[str, Any], state_in: Path | None, state_out: Path | None) -> None:
+    if useless := [name for name in DRAWING if name in options]:
+        raise UsageError(f"--beams draws nothing: leave {flag(useless[0])} out")
+    if state_in is not None or state_out is not None:
+        raise UsageError("--beams searches from the beginning: leave --state-in and --state-out out")
+
+
+def _unescaped(options: dict[str, Any]) -> dict[str, Any]:
+    r"""Options with \n, \t and \\ in texts and characters as what they stand for."""
+
+    def plain(text: str) -> str:
+        return re.sub(r"\\([nt\\])", lambda match: {"n": "\n", "t": "\t", "\\": "\\"}[match[1]], text)
+
+    changed: dict[str, Any] = {name: plain(options[name]) for name in ("ban", "only") if name in options}
+    if "stop" in options:
+        changed["stop"] = tuple(plain(text) for text in options["stop"])
+    return options | changed
 
 
 def _heading(index: int, count: int) -> None:
@@ -66,15 +287,26 @@ def _heading(index: int, count: int) -> None:
 
 
 def _write(piece: str) -> None:
-    sys.stdout.write(piece)
-    sys.stdout.flush()
+    if piece:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
 
 
-def _prompt(given_prompt: str | None) -> str:
+def _prompt(given_prompt: str | None, vocabulary: Vocabulary) -> str:
     """The prompt from the option, or from standard input when it is asked for or something is piped in."""
-    if given_prompt is not None and given_prompt != "-":
-        return given_prompt
-    if sys.stdin is None or (given_prompt is None and sys.stdin.isatty()):
+    text = _read_prompt() if given_prompt in {None, "-"} else given_prompt or ""
+    if given_prompt is not None and not text:
+        click.echo("the prompt is empty; beginning as a line does", err=True)
+    if unknown := vocabulary.unknown_in(text):
+        shown = " ".join(repr(character) for character in unknown[:5]) + (" ..." if len(unknown) > 5 else "")
+        nothing = len(unknown) == len(set(text))
+        which = "any of the prompt's characters" if nothing else shown
+        click.echo(f"the model has never seen {which}; going on all the same", err=True)
+    return text
+
+
+def _read_prompt() -> str:
+    if sys.stdin is None or sys.stdin.isatty():
         return ""
     try:
         text = sys.stdin.buffer.read().decode("utf-8")

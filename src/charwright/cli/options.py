@@ -65,10 +65,11 @@ def _option(item: dataclasses.Field[Any], kind: type, default: Any, section: str
     word = item.metadata["none_word"]
     shown = word if default is None else default
     help_text = item.metadata["help"]
-    if shown is not None and kind is not bool:
+    if shown not in {None, "", ()} and kind is not bool:
         help_text += f"  [default: {shown:g}]" if isinstance(shown, float) else f"  [default: {shown}]"
     choices = item.metadata["choices"]
     plain: dict[type, click.ParamType[Any]] = {int: click.INT, float: click.FLOAT, str: click.STRING}
+    plain[tuple] = click.STRING
     type_ = plain.get(kind)
     if choices:
         type_ = click.Choice(choices)
@@ -80,7 +81,8 @@ def _option(item: dataclasses.Field[Any], kind: type, default: Any, section: str
         pass
 
     Option.section = section
-    return click.option(spelling, item.name, cls=Option, type=type_, default=None, help=help_text)
+    several = kind is tuple
+    return click.option(spelling, item.name, cls=Option, type=type_, multiple=several, default=None, help=help_text)
 
 
 def given(ctx: click.Context, names: Iterable[str]) -> dict[str, Any]:

@@ -28,6 +28,9 @@ class StreamDecoder(Protocol):
     def feed(self, token_id: int) -> str:
         """The text that is complete with this id: a character, or "" inside of one."""
 
+    def feed_all(self, ids: Ids) -> str:
+        """The text that is complete with these ids (N,)."""
+
     def flush(self) -> str:
         """What is left at the end."""
 
@@ -191,6 +194,9 @@ class _CharacterDecoder:
     def feed(self, token_id: int) -> str:
         return self._tokens[token_id]
 
+    def feed_all(self, ids: Ids) -> str:
+        return "".join([self._tokens[i] for i in ids.tolist()])
+
     def flush(self) -> str:
         return ""
 
@@ -202,6 +208,9 @@ class _ByteDecoder:
     def feed(self, token_id: int) -> str:
         # 0xff is no part of any UTF-8, so that [UNK] shows as U+FFFD like every other broken byte.
         return self._decoder.decode(bytes([token_id - 1 if token_id else 0xFF]))
+
+    def feed_all(self, ids: Ids) -> str:
+        return self._decoder.decode(np.where(ids > 0, ids - 1, 0xFF).astype(np.uint8).tobytes())
 
     def flush(self) -> str:
         return self._decoder.decode(b"", final=True)

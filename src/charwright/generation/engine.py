@@ -1,98 +1,180 @@
-"""The network one step at a time, with numpy alone.
+"""The network one step at a time: arrays in, ids out, without PyTorch.
 
-The input side of the first layer is a table with a row for each token, made once. B is the number of streams, V the
-vocabulary, H the units, L the layers.
+What does the arithmetic is the C kernels (`native.py`) or, where they were not built, numpy (`plain.py`). The input
+side of the first layer is a table with a row for each token, made once.
+
+Three precisions: `f32` is the model's own; `bf16` stores the weights in half the bytes; `q8` has 8-bit weights and
+whole numbers throughout (`quantized.py`), so that a seed gives the same text on every machine.
+
+B is the number of streams, V the vocabulary, H the units, L the layers, S the arrays of a state: 1 (h) or 2 (h and c).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from charwright import kernels
 from charwright.config import STATES, ModelConfig
+from charwright.errors import UsageError
+from charwright.generation.sampling import PENALTY_WINDOW, Sampler
 
 Array = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float64]
 
-# Streams are stepped in blocks of this many, the last one filled up, so that every product has the same shape: a
-# stream's numbers are then the same whoever its neighbours are.
-BLOCK = 8
+PRECISIONS = ("q8", "bf16", "f32")
+ROOM = 4096  # ids a stream has room for, at least; the oldest are let go
+
+
+@dataclass
+class Stream:
+    """One text inside the engine: the state of the network, and the ids that were read, drawn, and are to be read."""
+
+    state: npt.NDArray[Any]  # (L, S, H), changed in place
+    ids: Ids = field(default_factory=lambda: np.zeros(0, dtype=np.int32))  # with room behind the last
+    length: int = 0  # how many ids there are
+    at: int = 0  # which is read next
+    drawing: bool = True  # draw the next id when all are read
+    sampler: Sampler = field(default_factory=Sampler)
+    drawn: int = 0  # random numbers used
+    scores: Floats | None = None  # beside ids: ln p of each under the model, where it was computed
+    logits: Floats | None = None  # (V,): those after the last step
+    forgotten: int = 0  # ids let go
+
+    @property
+    def unread(self) -> int:
+        """How many ids wait to be read. After a step of a stream that draws it is one at least."""
+        return self.length - self.at
+
+    def feed(self, ids: Ids) -> None:
+        """Append ids that are to be read."""
+        self.make_room(len(ids))
+        self.ids[self.length : self.length + len(ids)] = ids
+        self.length += len(ids)
+
+    def make_room(self, more: int) -> None:
+        """Have room for so many more ids, and let go of old ones that nothing looks back on."""
+        if self.length + more <= len(self.ids):
+            return
+        first = max(0, self.at - PENALTY_WINDOW)
+        kept = self.length - first
+        size = max(ROOM, 2 * (kept + more))
+        self.ids = _moved(self.ids, first, kept, size)
+        if self.scores is not None:
+            self.scores = _moved(self.scores, first, kept, size)
+        self.length, self.at, self.forgotten = kept, self.at - first, self.forgotten + first
+
+
+def _moved(array: npt.NDArray[Any], first: int, kept: int, size: int) -> npt.NDArray[Any]:
+    moved = np.zeros(size, dtype=array.dtype)
+    moved[:kept] = array[first : first + kept]
+    return moved
+
+
+class Backend(Protocol):
+    """What does the arithmetic."""
+
+    units: int
+    state_type: type[np.float32] | type[np.int32]
+
+    def advance(self, streams: Sequence[Stream], steps: int) -> None:
+        """Take `steps` steps with all streams; each has as many ids to read, or draws."""
 
 
 class Engine:
-    """A model's weights laid out for single steps.
+    """A model's weights laid out for single steps."""
 
-    The state is one array (S, L, B, H) float32, where S is 1 (h) or 2 (h and c).
-    """
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, Array],
+        precision: str = "q8",
+        *,
+        threads: int | None = None,
+        variant: str | None = None,
+    ) -> None:
+        """Take the weights by the names of `ModelConfig.weight_shapes`.
 
-    def __init__(self, config: ModelConfig, weights: Mapping[str, Array]) -> None:
-        """Take the weights by the names of `ModelConfig.weight_shapes`."""
-        self.config = config
-        embedding = weights["embedding.weight"]
-        self.vocabulary_size = len(embedding)
-        first = "recurrent.0."
-        self._table = embedding @ weights[first + "weight_ih"].T + weights[first + "bias_ih"]  # (V, G * H)
-        self._recurrent = [weights[f"recurrent.{i}.weight_hh"].T.copy() for i in range(config.layers)]
-        self._recurrent_bias = [weights.get(f"recurrent.{i}.bias_hh") for i in range(config.layers)]
-        self._input = [weights[f"recurrent.{i}.weight_ih"].T.copy() for i in range(1, config.layers)]
-        self._input_bias = [weights[f"recurrent.{i}.bias_ih"] for i in range(1, config.layers)]
-        self._head = (embedding if config.tied else weights["head.weight"]).T.copy()
-        self._head_bias = weights["head.bias"]
+        `threads` is how many the kernels may use, all cores by default; they find out how many are quickest. `variant`
+        is one of `kernels.VARIANTS`, or `none` for numpy.
 
-    def zero_state(self, streams: int) -> Array:
-        """The state before the first character."""
-        shape = (STATES[self.config.cell], self.config.layers, streams, self.config.units)
-        return np.zeros(shape, dtype=np.float32)
+        Raises:
+            UsageError: when the precision or the variant does not exist here.
+        """
+        if precision not in PRECISIONS:
+            raise UsageError(f"--precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+        self.config, self.precision = config, precision
+        self.vocabulary_size = len(weights["embedding.weight"])
+        self._backend = _backend(config, weights, precision, threads or _cores(), variant)
 
-    def step(self, ids: npt.NDArray[np.integer], state: Array) -> Array:
-        """Read one id for each stream, ids (B,); logits (B, V) for the next. `state` is changed in place."""
-        logits = np.empty((len(ids), self.vocabulary_size), dtype=np.float32)
-        for begin in range(0, len(ids), BLOCK):
-            count = min(BLOCK, len(ids) - begin)
-            block_ids = np.zeros(BLOCK, dtype=np.int64)
-            block_ids[:count] = ids[begin : begin + count]
-            block_state = np.zeros((*state.shape[:2], BLOCK, state.shape[3]), dtype=np.float32)
-            block_state[:, :, :count] = state[:, :, begin : begin + count]
-            logits[begin : begin + count] = self._step_block(block_ids, block_state)[:count]
-            state[:, :, begin : begin + count] = block_state[:, :, :count]
+    def zero_state(self, streams: int = 1) -> npt.NDArray[Any]:
+        """The state (B, L, S, H) before the first character: float32, or int32 for q8.
+
+        H is the model's units filled up to a multiple of 16.
+        """
+        shape = (streams, self.config.layers, STATES[self.config.cell], self._backend.units)
+        return np.zeros(shape, dtype=self._backend.state_type)
+
+    def advance(self, streams: Sequence[Stream], steps: int) -> None:
+        """Take `steps` steps with all streams together.
+
+        Each reads one id a step; a stream that has read all of its ids draws the next. So a stream that does not draw
+        must have `steps` ids to read, and one that does, one at least.
+        """
+        for stream in streams:
+            stream.make_room(steps + 1)
+        if streams and steps > 0:
+            self._backend.advance(streams, steps)
+
+    def step(self, ids: npt.NDArray[np.integer], state: npt.NDArray[Any]) -> Floats:
+        """Logits (B, V) after one more id for each stream, ids (B,). `state` (B, L, S, H) is changed in place."""
+        logits = np.empty((len(ids), self.vocabulary_size), dtype=np.float64)
+        streams = [
+            Stream(state[row], np.array([i], dtype=np.int32), 1, drawing=False, logits=logits[row])
+            for row, i in enumerate(ids)
+        ]
+        if streams:
+            self._backend.advance(streams, 1)
         return logits
 
-    def _step_block(self, ids: npt.NDArray[np.int64], state: Array) -> Array:
-        gates = self._table[ids]
-        for layer in range(self.config.layers):
-            if layer > 0:
-                gates = state[0, layer - 1] @ self._input[layer - 1] + self._input_bias[layer - 1]
-            product = state[0, layer] @ self._recurrent[layer]
-            if self.config.cell == "gru":
-                _gru(gates, product + self._recurrent_bias[layer], state[:, layer])
-            elif self.config.cell == "lstm":
-                _lstm(gates + product, state[:, layer])
-            else:
-                state[0, layer] = np.tanh(gates + product)
-        return np.asarray(state[0, -1] @ self._head + self._head_bias, dtype=np.float32)
+    def scores(self, rows: Sequence[Ids]) -> list[Floats]:
+        """For each row of ids: ln p of each id after the first, given those before it, from a zero state."""
+        streams = []
+        for ids in rows:
+            room = np.asarray(ids, dtype=np.int32)
+            state = self.zero_state()[0]
+            streams.append(Stream(state, room, len(room), drawing=False, scores=np.zeros(len(room))))
+        while going := [stream for stream in streams if stream.unread > 1]:
+            self._backend.advance(going, min(MOST_STEPS, *(stream.unread - 1 for stream in going), MOST_STEPS))
+        return [stream.scores[1:] for stream in streams if stream.scores is not None]
 
 
-def _sigmoid(x: Array) -> Array:
-    """By way of tanh, which does not overflow."""
-    half = np.float32(0.5)
-    result: Array = half * (np.tanh(half * x) + np.float32(1))
-    return result
+MOST_STEPS = 1024
 
 
-def _gru(gates: Array, recurrent: Array, state: Array) -> None:
-    """The equations of `model/cells.py`: gates (B, 3H) from the input, recurrent (B, 3H) from h, state (1, B, H)."""
-    units = state.shape[-1]
-    rz = _sigmoid(gates[:, : 2 * units] + recurrent[:, : 2 * units])
-    r, z = rz[:, :units], rz[:, units:]
-    n = np.tanh(gates[:, 2 * units :] + r * recurrent[:, 2 * units :])
-    state[0] = n + z * (state[0] - n)
+def _cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _lstm(gates: Array, state: Array) -> None:
-    """The equations of `model/cells.py`: gates (B, 4H), state (2, B, H)."""
-    units = state.shape[-1]
-    i, f = _sigmoid(gates[:, :units]), _sigmoid(gates[:, units : 2 * units])
-    g, o = np.tanh(gates[:, 2 * units : 3 * units]), _sigmoid(gates[:, 3 * units :])
-    state[1] = f * state[1] + i * g
-    state[0] = o * np.tanh(state[1])
+def _backend(
+    config: ModelConfig, weights: Mapping[str, Array], precision: str, threads: int, variant: str | None
+) -> Backend:
+    loaded = None if variant == "none" else kernels.load(variant)
+    if loaded is not None:
+        from charwright.generation.native import NativeBackend
+
+        return NativeBackend(config, weights, precision, loaded, threads)
+    if precision == "q8":
+        from charwright.generation.plain import PlainWholeBackend
+
+        return PlainWholeBackend(config, weights)
+    from charwright.generation.plain import PlainBackend
+
+    return PlainBackend(config, weights, narrow=precision == "bf16")

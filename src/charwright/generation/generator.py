@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from charwright.config import GenerationConfig, ModelConfig
-from charwright.data.vocabulary import UNKNOWN_ID, StreamDecoder, Vocabulary
+from charwright.data.vocabulary import Vocabulary
 from charwright.errors import UsageError
+from charwright.generation.beams import beam_search
 from charwright.generation.engine import Engine
-from charwright.generation.sampling import draw, probabilities, uniforms
+from charwright.generation.session import Draft, Guard, Session, allowed, prompt_ids
 
 
 class Trained(Protocol):
@@ -35,20 +35,15 @@ class Text:
     continuation: str
     seed: int
     stream: int
+    ended: str = "length"
+    """Why it ended: `length`, `stop`, `line`, `paragraph` or `sentence`."""
+    stop: str | None = None
+    """The stop text that was met; it is not part of the continuation."""
+    logprobs: tuple[float, ...] | None = None
+    """ln p of each character of the continuation under the model itself, where they were asked for."""
 
     def __str__(self) -> str:
         return self.prompt + self.continuation
-
-
-@dataclass
-class _Stream:
-    """One text while it is being written."""
-
-    pending: deque[int]  # ids of the prompt that are still to be read
-    random: np.random.Generator
-    decoder: StreamDecoder
-    left: int  # characters still to write
-    next_id: int = 0
 
 
 class Generator:
@@ -58,80 +53,118 @@ class Generator:
     >>> print(writer.generate("ROMEO:", length=200, seed=7)[0])         # doctest: +SKIP
     """
 
-    def __init__(self, model: ModelConfig, weights: Mapping[str, npt.NDArray[np.float32]], vocabulary: Vocabulary):
+    def __init__(
+        self,
+        model: ModelConfig,
+        weights: Mapping[str, npt.NDArray[np.float32]],
+        vocabulary: Vocabulary,
+        precision: str = "q8",
+        *,
+        threads: int | None = None,
+    ):
         """Lay out the weights; `Generator.of(model, vocabulary)` takes them from a model."""
         self.vocabulary = vocabulary
-        self.engine = Engine(model, weights)
-        self._masked = np.zeros(len(vocabulary), dtype=np.bool_)
-        self._masked[UNKNOWN_ID] = True
+        self.engine = Engine(model, weights, precision, threads=threads)
 
     @classmethod
-    def of(cls, model: Trained, vocabulary: Vocabulary) -> Generator:
+    def of(cls, model: Trained, vocabulary: Vocabulary, precision: str = "q8") -> Generator:
         """A generator with a model's present weights."""
-        return cls(model.config, model.arrays(), vocabulary)
+        return cls(model.config, model.arrays(), vocabulary, precision)
 
     def generate(
-        self, prompts: str | Sequence[str] = "", config: GenerationConfig | None = None, **options: Any
+        self,
+        prompts: str | Sequence[str] = "",
+        config: GenerationConfig | None = None,
+        *,
+        logprobs: bool = False,
+        guard: Guard | None = None,
+        **options: Any,
     ) -> list[Text]:
         """Write `num` texts from each prompt, all together.
 
         Options are the fields of `GenerationConfig`. Text i of the result is stream i: its draws depend on the seed
-        and on i alone. Without a seed, 0 is taken.
+        and on i alone. Without a seed, 0 is taken. `guard` forbids ids on the way (`novelty.CopyGuard`).
         """
         config = dataclasses.replace(config or GenerationConfig(), **options)
         listed = [prompts] if isinstance(prompts, str) else list(prompts)
         repeated = [prompt for prompt in listed for _ in range(config.num)]
-        written: list[list[str]] = [[] for _ in repeated]
-        for index, piece in self.write(repeated, config):
-            written[index].append(piece)
-        return [
-            Text(prompt, "".join(pieces), config.seed or 0, index)
-            for index, (prompt, pieces) in enumerate(zip(repeated, written, strict=True))
-        ]
+        return list(self.texts(repeated, config, logprobs=logprobs, guard=guard))
 
     def stream(self, prompt: str = "", config: GenerationConfig | None = None, **options: Any) -> Iterator[str]:
-        """Write one text, and yield its characters as they are made."""
+        """Write one text, and yield its characters as they are made, some at a time."""
         config = dataclasses.replace(config or GenerationConfig(), **options)
         for _, piece in self.write([prompt], config):
             yield piece
 
-    def write(self, prompts: Sequence[str], config: GenerationConfig) -> Iterator[tuple[int, str]]:
-        """Yield (index of the prompt, piece of text) as the streams advance, one step of all at a time.
+    def write(
+        self, prompts: Sequence[str], config: GenerationConfig, *, guard: Guard | None = None
+    ) -> Iterator[tuple[int, str]]:
+        """Yield (index of the prompt, piece of text) as the streams advance.
 
         An empty prompt begins as a line does: the model reads a newline that is not part of the text.
 
         Raises:
-            UsageError: when the vocabulary has nothing but [UNK] to write with.
+            UsageError: when there is nothing to write with.
         """
-        if len(self.vocabulary) < 2:
-            raise UsageError("this model's vocabulary has no characters to write with")
-        streams = [self._stream(prompt, index, config) for index, prompt in enumerate(prompts)]
-        state = self.engine.zero_state(len(streams))
-        active = list(range(len(streams)))
-        while active:
-            ids = np.array([self._next_id(streams[index]) for index in active])
-            logits = self.engine.step(ids, state)
-            for row, index in enumerate(active):
-                stream = streams[index]
-                if not stream.pending:
-                    yield from ((index, piece) for piece in self._advance(stream, logits[row], config))
-            going = [row for row, index in enumerate(active) if streams[index].left > 0]
-            if len(going) < len(active):
-                active, state = [active[row] for row in going], np.ascontiguousarray(state[:, :, going])
+        session = Session(self.engine, self.vocabulary)
+        numbers = {id(session.join(prompt, config, index, guard=guard)): index for index, prompt in enumerate(prompts)}
+        while drafts := session.advance():
+            for draft in drafts:
+                if piece := draft.pop():
+                    yield numbers[id(draft)], piece
 
-    def _stream(self, prompt: str, index: int, config: GenerationConfig) -> _Stream:
-        beginning = prompt or ("\n" if not self.vocabulary.unknown_in("\n") else " ")
-        pending = deque(self.vocabulary.encode(beginning).tolist())
-        return _Stream(pending, uniforms(config.seed or 0, index), self.vocabulary.decoder(), config.length)
+    def texts(
+        self,
+        prompts: Sequence[str],
+        config: GenerationConfig,
+        *,
+        logprobs: bool = False,
+        guard: Guard | None = None,
+    ) -> Iterator[Text]:
+        """Write a text from each prompt, all together; yield them in order, each as soon as those before are done."""
+        session = Session(self.engine, self.vocabulary)
+        drafts = [
+            session.join(prompt, config, index, guard=guard, logprobs=logprobs) for index, prompt in enumerate(prompts)
+        ]
+        for draft in drafts:
+            while draft.ended is None:
+                session.advance()
+            yield finished(draft, logprobs=logprobs)
 
-    def _next_id(self, stream: _Stream) -> int:
-        return stream.pending.popleft() if stream.pending else stream.next_id
+    def likeliest(self, prompt: str, config: GenerationConfig, beams: int) -> Text:
+        """The likeliest text that beam search finds; see `beams.beam_search`. Temperature and seed mean nothing here.
 
-    def _advance(self, stream: _Stream, logits: npt.NDArray[np.float32], config: GenerationConfig) -> Iterator[str]:
-        """Draw the next id; yield the character that it completes."""
-        chances = probabilities(logits, config.temperature, config.top_k, config.top_p, self._masked)
-        stream.next_id = draw(chances, stream.random.random())
-        piece = stream.decoder.feed(stream.next_id)[: stream.left]
-        stream.left -= len(piece)
-        if piece:
-            yield piece
+        Raises:
+            UsageError: when there is nothing to write with.
+        """
+        found = beam_search(
+            self.engine,
+            self.vocabulary,
+            prompt_ids(self.vocabulary, prompt),
+            ~allowed(self.vocabulary, config),
+            beams=beams,
+            length=config.length,
+            stop=config.stop,
+            until=config.until,
+        )
+        return Text(prompt, found.text, 0, 0, found.ended, found.stop, tuple(found.logprobs))
+
+    def logprobs(self, text: str) -> list[float]:
+        """The ln p of each character of `text` after the first, given those before it, from a zero state.
+
+        Raises:
+            UsageError: when the text has fewer than two characters, or the model's unit is the byte.
+        """
+        if self.vocabulary.unit != "character" or len(text) < 2:
+            raise UsageError(
+                "there are log-probabilities for two characters or more, of a model that writes characters"
+            )
+        return [float(score) for score in self.engine.scores([self.vocabulary.encode(text)])[0]]
+
+
+def finished(draft: Draft, *, logprobs: bool = False) -> Text:
+    """What a draft has become since its last `pop`; one that has not ended yet was interrupted."""
+    sampler = draft.stream.sampler
+    scores = tuple(draft.logprobs) if logprobs else None
+    ended = draft.ended or "interrupted"
+    return Text(draft.prompt, draft.pop(), sampler.seed, sampler.stream, ended, draft.endings.stop, scores)

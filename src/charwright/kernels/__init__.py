@@ -16,10 +16,12 @@ from pathlib import Path
 
 from charwright.errors import UsageError
 
-ABI = 3
+ABI = 4
 CELLS = {"gru": 0, "lstm": 1, "rnn": 2}
 UNITS_MULTIPLE = 16
 """The kernels want the number of units as a multiple of this; callers fill up with zeros."""
+
+STORAGES = {"f32": 0, "bf16": 1, "q8": 2}
 
 VARIANTS = ("avx512bf16", "avx512", "avx2", "portable")
 
@@ -52,6 +54,58 @@ class Layer(ctypes.Structure):
             )
         ),
     )
+
+
+class Matrix(ctypes.Structure):
+    """`cw_matrix`, field for field."""
+
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("packed", "multipliers", "corrections", "bias"))
+
+
+class Model(ctypes.Structure):
+    """`cw_model`, field for field."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("storage", "cell", "layers", "units", "vocabulary")),
+        *((name, ctypes.c_void_p) for name in ("table", "recurrent", "inputs", "head", "tanh_table")),
+    )
+
+
+class Sampler(ctypes.Structure):
+    """`cw_sampler`, field for field."""
+
+    _fields_ = (
+        *((name, ctypes.c_double) for name in ("temperature", "top_p", "min_p", "penalty")),
+        *((name, ctypes.c_int32) for name in ("top_k", "penalty_from", "penalty_window")),
+        ("masked", ctypes.c_void_p),
+        *((name, ctypes.c_uint64) for name in ("seed", "stream", "drawn")),
+    )
+
+
+class Text(ctypes.Structure):
+    """`cw_text`, field for field."""
+
+    _fields_ = (
+        ("state", ctypes.c_void_p),
+        ("ids", ctypes.c_void_p),
+        ("length", ctypes.c_int64),
+        ("at", ctypes.c_int64),
+        ("scores", ctypes.c_void_p),
+        ("logits", ctypes.c_void_p),
+        ("drawing", ctypes.c_int32),
+        ("sampler", Sampler),
+    )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a variant wants packed weights to lie for single steps; see `cw_matrix` and `cw_layout`."""
+
+    lanes: int
+    layer_panel: int
+    head_panel: int
+    offset: int
+    swapped: bool
 
 
 @dataclass(frozen=True)
@@ -105,6 +159,36 @@ class Kernels:
             ctypes.c_void_p(targets), ctypes.c_float(scale), ctypes.c_void_p(losses), ctypes.c_void_p(d_bias),
             ctypes.c_void_p(scratch),
         )  # fmt: skip
+
+    def layout(self, storage: str, cell: str) -> Layout:
+        """How `write` wants weights to lie."""
+        out = (ctypes.c_int32 * 5)()
+        self.library.cw_layout(self.variant, STORAGES[storage], CELLS[cell], out)
+        return Layout(out[0], out[1], out[2], out[3], bool(out[4]))
+
+    def write(self, model: Model, threads: int, texts: ctypes.Array[Text], steps: int) -> None:
+        """Take steps with all texts together.
+
+        Raises:
+            MemoryError: when there is no room for the scratch memory.
+        """
+        if self.library.cw_write(
+            self.variant, ctypes.byref(model), threads, texts, len(texts), ctypes.c_int64(steps)
+        ):  # fmt: skip
+            raise MemoryError(f"no memory for {len(texts)} texts at once")
+
+    def draw(self, sampler: Sampler, logits: int, vocabulary: int, ids: int, length: int, scratch: int) -> int:
+        """Draw an id from logits (V,) float64 as `write` does; addresses, and scratch of `draw_bytes`."""
+        return int(
+            self.library.cw_draw(
+                ctypes.byref(sampler), ctypes.c_void_p(logits), vocabulary, ctypes.c_void_p(ids),
+                ctypes.c_int64(length), ctypes.c_void_p(scratch),
+            )
+        )  # fmt: skip
+
+    def draw_bytes(self, vocabulary: int) -> int:
+        """How many bytes of scratch `draw` needs."""
+        return int(self.library.cw_draw_bytes(vocabulary))
 
     def use_openmp(self, runtime: ctypes.CDLL) -> None:
         """Run on the threads of an OpenMP runtime that is in this process, instead of threads of our own."""
@@ -162,6 +246,7 @@ def _library() -> ctypes.CDLL | None:
     library.cw_variant_name.restype = ctypes.c_char_p
     library.cw_packed_bytes.restype = ctypes.c_size_t
     library.cw_outer_bytes.restype = ctypes.c_size_t
+    library.cw_draw_bytes.restype = ctypes.c_size_t
     return library
 
 

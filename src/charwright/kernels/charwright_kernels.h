@@ -17,7 +17,12 @@
 
 enum { CW_GRU = 0, CW_LSTM = 1, CW_RNN = 2 };
 
-#define CW_ABI 3
+#define CW_ABI 4
+
+/* How numbers are stored, and what the products are made of. */
+#define CW_F32 0
+#define CW_BF16 1
+#define CW_Q8 2 /* whole numbers: docs/explanation/q8.md */
 
 typedef struct {
     int32_t cell, bf16, steps, batch, units, threads;
@@ -73,5 +78,59 @@ CW_PUBLIC void cw_outer(int variant, int bf16, int threads, int n, int m, int co
 CW_PUBLIC void cw_cross_entropy(int variant, int bf16, int threads, int rows, int vocabulary, void *logits,
                                 const float *bias, const int64_t *targets, float scale, float *losses, float *d_bias,
                                 void *scratch);
+
+/* --- Writing: the network one step at a time, and the draw of what comes next --- */
+
+/* A matrix (rows, K) laid out by the caller: panels of vectors of `lanes` rows, in a panel k in groups of `depth`, then
+ * vector, lane, depth. A layer's vectors go block by block of `lanes` units, in a block gate by gate; a panel has as many
+ * as cw_layout says, the last one fewer. */
+typedef struct {
+    const void *packed;
+    const int32_t *multipliers; /* (rows), 8-bit only */
+    const int32_t *corrections; /* (rows), 8-bit only: added to each sum */
+    const void *bias;           /* (rows) float, or int32 for 8-bit; or NULL */
+} cw_matrix;
+
+typedef struct {
+    int32_t storage, cell, layers, units, vocabulary; /* units: a multiple of 16; the head's rows: of 16, filled up */
+    const void *table;          /* (V, G * H) float, or int16 for 8-bit: what a token gives the first layer */
+    const cw_matrix *recurrent; /* (layers); the bias of a GRU's r and z is in the input's */
+    const cw_matrix *inputs;    /* (layers); the first is not used */
+    const cw_matrix *head;
+    const int16_t *tanh_table;  /* 8-bit only */
+} cw_model;
+
+typedef struct {
+    double temperature; /* 0: the likeliest */
+    double top_p;       /* 1: all */
+    double min_p;       /* 0: all */
+    double penalty;     /* ln of what divides the probability of a character that goes on repeating; 0: none */
+    int32_t top_k;      /* 0: all */
+    int32_t penalty_from, penalty_window; /* repeats so long count, in so many of the last ids */
+    const uint8_t *masked; /* (V): 1 where an id must not be drawn; or NULL */
+    uint64_t seed, stream, drawn; /* the key of the random numbers, and how many were used */
+} cw_sampler;
+
+/* One text: what it has read and written. */
+typedef struct {
+    void *state;        /* (L, S, H) float, or int32 for 8-bit; changed in place */
+    int32_t *ids;       /* with room for what is drawn */
+    int64_t length, at; /* how many ids there are; which is read next */
+    double *scores;     /* scores[i] = ln p(ids[i] | those before), for every i > at; or NULL */
+    double *logits;     /* (V): those after the last step; or NULL */
+    int32_t drawing;    /* draw when all ids are read */
+    cw_sampler sampler;
+} cw_text;
+
+/* out: lanes, vectors in a layer's panel, in the head's; what is added to 8-bit activations; whether the bytes of four
+ * weights lie in the order 0, 2, 1, 3. */
+CW_PUBLIC void cw_layout(int variant, int storage, int cell, int32_t out[5]);
+/* Take `steps` steps with all texts together; each has an id to read at every step, or draws it at the step before.
+ * Returns 0, or 1 when there was no memory. */
+CW_PUBLIC int cw_write(int variant, const cw_model *model, int threads, cw_text *texts, int count, int64_t steps);
+/* Draw one id from logits (V), as cw_write does; `ids` (length) is what came before. Scratch: cw_draw_bytes. */
+CW_PUBLIC size_t cw_draw_bytes(int vocabulary);
+CW_PUBLIC int cw_draw(cw_sampler *sampler, const double *logits, int vocabulary, const int32_t *ids, int64_t length,
+                      void *scratch);
 
 #endif

@@ -5,7 +5,9 @@
 /* CW_HAS_... says that this compiler could build a variant; an older one leaves the newest out. */
 #if defined(CW_HAS_AVX512BF16)
 extern const cw_variant cw_avx512bf16;
-static int has_avx512bf16(void) { return __builtin_cpu_supports("avx512bf16"); }
+static int has_avx512bf16(void) {
+    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+}
 #endif
 #if defined(CW_HAS_AVX512)
 extern const cw_variant cw_avx512;
@@ -61,6 +63,8 @@ int cw_variants(void) {
 }
 
 const char *cw_variant_name(int variant) { return variant >= 0 && variant < COUNT ? variants[variant]->name : NULL; }
+
+const cw_variant *cw_chosen(int variant) { return variants[variant]; }
 
 size_t cw_packed_bytes(int variant, int cell, int units, int bf16) {
     (void)variant;

@@ -77,15 +77,3 @@ static void NAME(cross_entropy)(int thread, int threads, cw_barrier *barrier, vo
         for (int i = 0; i < width && stripe + i < vocabulary; i++) job->d_bias[stripe + i] += totals[i];
     }
 }
-
-#undef CASE
-#undef CASES
-#undef CASES_OF_4
-#undef ROWS_OF_4
-#undef PANEL
-#undef GROUP
-#undef AT_ONCE
-#undef COLUMNS
-#undef DEPTH
-#undef NAME
-#undef elem

@@ -1,4 +1,4 @@
-/* All kernels of one variant, in float32 and bfloat16 storage. */
+/* All kernels of one variant, in each storage type. */
 #include <math.h>
 
 #include "variant.h"
@@ -9,22 +9,42 @@
 #define TEXT_(a) #a
 #define TEXT(a) TEXT_(a)
 
-#define BF16 0
+#define STORAGE CW_F32
 #include "products.h"
+#include "outer.h"
 #include "layers.h"
 #include "loss.h"
-#undef BF16
-#define BF16 1
+#include "writer.h"
+#undef STORAGE
+#define STORAGE CW_BF16
 #include "products.h"
+#include "outer.h"
 #include "layers.h"
 #include "loss.h"
-#undef BF16
+#include "writer.h"
+#undef STORAGE
+#define STORAGE CW_Q8
+#include "products.h"
+#include "writer.h"
+
+#if Q8_UNSIGNED
+#define Q8_OFFSET 128
+#define Q8_SWAPPED 0
+#elif defined(__ARM_FEATURE_DOTPROD)
+#define Q8_OFFSET 0
+#define Q8_SWAPPED 0
+#else
+#define Q8_OFFSET 0
+#define Q8_SWAPPED 1
+#endif
 
 const cw_variant PASTE(cw_, CW_VARIANT) = {
     TEXT(CW_VARIANT),
+    {LANES, Q8_OFFSET, Q8_SWAPPED},
     {pack_f32, pack_bf16},
     {forward_f32, forward_bf16},
     {backward_f32, backward_bf16},
     {outer_f32, outer_bf16},
     {cross_entropy_f32, cross_entropy_bf16},
+    {write_f32, write_bf16, write_q8},
 };

@@ -31,9 +31,37 @@ typedef struct {
     void *scratch;
 } cw_loss_job;
 
+/* A call of cw_write. */
+typedef struct {
+    const cw_model *model;
+    cw_text *texts;
+    int count;
+    int64_t steps;
+    int turn;          /* which half of `activations` holds those before the step */
+    void *activations; /* (L, 2, texts, H): a layer's state as the products take it, before and after the step */
+    double *logits;    /* (texts, V) */
+    char *scratch;     /* cw_draw_bytes for each thread */
+} cw_writing;
+
+/* Whether any text wants the logits of this step. */
+int cw_head_needed(const cw_writing *writing);
+/* Go on to a text's next id, which is drawn where none is left to read. */
+void cw_read_on(const cw_writing *writing, int text, int thread);
+
+typedef struct {
+    int32_t lanes, q8_offset, q8_swapped;
+} cw_shape;
+
 typedef struct {
     const char *name;
-    cw_job pack[2], forward[2], backward[2], outer[2], cross_entropy[2];
+    cw_shape shape;
+    cw_job pack[2], forward[2], backward[2], outer[2], cross_entropy[2], write[3];
 } cw_variant;
+
+/* How many vectors a panel of packed weights has for single steps: enough sums to keep the processor busy. */
+#define PANEL_VECTORS(cell) ((cell) == CW_GRU ? 6 : (cell) == CW_LSTM ? 8 : 4)
+#define HEAD_PANEL 3
+
+const cw_variant *cw_chosen(int variant);
 
 #endif

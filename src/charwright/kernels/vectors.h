@@ -22,12 +22,28 @@
 #define ROWS 4
 #endif
 
+/* How 8-bit products take what the weights are multiplied with; see products.h. */
+#if defined(__AVX512VNNI__)
+#define Q8_UNSIGNED 1
+#else
+#define Q8_UNSIGNED 0
+#endif
+#if defined(__ARM_FEATURE_DOTPROD)
+#include <arm_neon.h>
+#endif
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
 typedef uint16_t hvec __attribute__((vector_size(2 * LANES)));
+typedef uint8_t qvec __attribute__((vector_size(LANES)));
+typedef int16_t swide __attribute__((vector_size(4 * LANES)));
+typedef uint16_t uswide __attribute__((vector_size(4 * LANES)));
 
 /* How many of `left` rows (or vectors) the next tile takes, at most `most`: about as many as those after it, since a
  * tile of few sums leaves the processor waiting for each. */
@@ -93,3 +109,71 @@ INLINE vec reciprocal(vec x) {
 }
 INLINE vec sigmoid(vec x) { return reciprocal(1.0f + exponential(-x)); }
 INLINE vec hyperbolic_tangent(vec x) { return 1.0f - 2.0f * reciprocal(1.0f + exponential(x + x)); }
+
+/* --- Whole numbers --- */
+
+INLINE ivec load_whole(const int32_t *from) {
+    ivec v;
+    memcpy(&v, from, sizeof v);
+    return v;
+}
+INLINE void store_whole(int32_t *to, ivec v) { memcpy(to, &v, sizeof v); }
+INLINE ivec load_short(const int16_t *from) {
+    hvec h;
+    memcpy(&h, from, sizeof h);
+    return (ivec)(__builtin_convertvector(h, uvec) << 16) >> 16;
+}
+INLINE ivec all(int32_t x) { return x - (ivec){0}; }
+INLINE ivec choose(ivec mask, ivec yes, ivec no) { return (mask & yes) | (~mask & no); }
+INLINE ivec within(ivec x, int32_t limit) {
+    x = choose(x > limit, all(limit), x);
+    return choose(x < -limit, all(-limit), x);
+}
+/* Each lane: the sum of both products of its pairs of 16 bits. */
+INLINE ivec multiply_pairs(ivec a, ivec b) {
+#if defined(__AVX512BW__)
+    return (ivec)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return (ivec)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+    return (ivec)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+    return ((ivec)((uvec)a << 16) >> 16) * ((ivec)((uvec)b << 16) >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
+/* (a * b + plus) / 2^shift to the nearest, halves upwards, kept within the limit: with 64 bits on the way. */
+INLINE ivec scaled(ivec a, ivec b, ivec plus, int shift, int32_t limit) {
+#if defined(__AVX512F__)
+    const __m512i half = _mm512_set1_epi64(1LL << (shift - 1)), top = _mm512_set1_epi64(limit);
+    const __m512i bottom = _mm512_set1_epi64(-(int64_t)limit);
+    __m512i even = _mm512_mul_epi32((__m512i)a, (__m512i)b);
+    __m512i odd = _mm512_mul_epi32(_mm512_srli_epi64((__m512i)a, 32), _mm512_srli_epi64((__m512i)b, 32));
+    even = _mm512_add_epi64(even, _mm512_srai_epi64(_mm512_slli_epi64((__m512i)plus, 32), 32));
+    odd = _mm512_add_epi64(odd, _mm512_srai_epi64((__m512i)plus, 32));
+    even = _mm512_srai_epi64(_mm512_add_epi64(even, half), shift);
+    odd = _mm512_srai_epi64(_mm512_add_epi64(odd, half), shift);
+    even = _mm512_max_epi64(_mm512_min_epi64(even, top), bottom);
+    odd = _mm512_max_epi64(_mm512_min_epi64(odd, top), bottom);
+    return (ivec)_mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32));
+#else
+    ivec result;
+    for (int i = 0; i < LANES; i++) {
+        int64_t x = ((int64_t)a[i] * b[i] + plus[i] + (1LL << (shift - 1))) >> shift;
+        result[i] = (int32_t)(x > limit ? limit : x < -limit ? -limit : x);
+    }
+    return result;
+#endif
+}
+/* table[index] in the lower 16 bits and table[index + 1] in the upper. */
+INLINE ivec neighbours(const int16_t *table, ivec index) {
+#if defined(__AVX512F__)
+    return (ivec)_mm512_i32gather_epi32((__m512i)index, table, 2);
+#elif defined(__AVX2__)
+    return (ivec)_mm256_i32gather_epi32((const int *)table, (__m256i)index, 2);
+#else
+    ivec result;
+    for (int i = 0; i < LANES; i++)
+        result[i] = (int32_t)((uint32_t)(uint16_t)table[index[i]] | (uint32_t)(uint16_t)table[index[i] + 1] << 16);
+    return result;
+#endif
+}

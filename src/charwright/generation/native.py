@@ -1,0 +1,265 @@
+"""The engine's arithmetic in the C kernels: weights laid out for them once, and streams handed over by address."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from charwright import kernels
+from charwright.config import GATES, ModelConfig
+from charwright.generation import quantized as whole
+from charwright.generation.plain import bf16_bits, padded
+from charwright.generation.sampling import PENALTY_FROM, PENALTY_WINDOW
+
+if TYPE_CHECKING:
+    from charwright.generation.engine import Stream
+    from charwright.generation.sampling import Sampler
+
+Array = npt.NDArray[np.float32]
+Anything = npt.NDArray[Any]
+
+
+class NativeBackend:
+    """The kernels, with a model's weights as they want them."""
+
+    def __init__(
+        self, config: ModelConfig, weights: Mapping[str, Array], precision: str, loaded: kernels.Kernels, threads: int
+    ) -> None:
+        """Lay out the weights by the names of `ModelConfig.weight_shapes`."""
+        self.units = padded(config.units)
+        self.state_type: type[np.float32] | type[np.int32] = np.int32 if precision == "q8" else np.float32
+        self._config, self._precision, self._kernels = config, precision, loaded
+        self._layout = loaded.layout(precision, config.cell)
+        self._threads = _Threads(threads)
+        self._kept: list[Any] = []  # what the model below points at
+        self._model = self._whole_model(weights) if precision == "q8" else self._float_model(weights)
+
+    def advance(self, streams: Sequence[Stream], steps: int) -> None:
+        """Take `steps` steps with all streams; each has as many ids to read, or draws."""
+        texts = (kernels.Text * len(streams))(*(_text(stream) for stream in streams))
+        with self._threads.timed(len(streams), steps) as threads:
+            self._kernels.write(self._model, threads, texts, steps)
+        for stream, text in zip(streams, texts, strict=True):
+            stream.length, stream.at, stream.drawn = text.length, text.at, text.sampler.drawn
+
+    # Laying out. Arrays are kept, since the model holds addresses alone.
+
+    def _float_model(self, weights: Mapping[str, Array]) -> kernels.Model:
+        config, layers = self._config, range(self._config.layers)
+        embedding, inputs = weights["embedding.weight"], [weights[f"recurrent.{i}.weight_ih"] for i in layers]
+        table = embedding @ inputs[0].T + whole.input_bias(config, weights, 0)
+        recurrent = [
+            self._matrix(
+                self._gates(weights[f"recurrent.{i}.weight_hh"], columns=True),
+                bias=self._gates(_candidate_last(config, whole.candidate_bias(config, weights, i))),
+            )
+            for i in layers
+        ]
+        upper = [
+            self._matrix(self._gates(inputs[i], columns=True), bias=self._gates(whole.input_bias(config, weights, i)))
+            for i in layers[1:]
+        ]
+        head = weights["embedding.weight" if config.tied else "head.weight"]
+        bias = weights["head.bias"]
+        return self._assemble(
+            self._gates(table.T).T,
+            recurrent,
+            upper,
+            self._matrix(_head(head, self.units), bias=_filled(bias), head=True),
+        )
+
+    def _whole_model(self, weights: Mapping[str, Array]) -> kernels.Model:
+        config = self._config
+        model = whole.WholeModel.of(config, weights)
+        recurrent = [
+            self._product(product, self._gates(_candidate_last(config, bias)))
+            for product, bias in zip(model.recurrent, model.candidate_bias, strict=True)
+        ]
+        upper = [
+            self._product(product, self._gates(bias))
+            for product, bias in zip(model.inputs, model.input_bias, strict=True)
+        ]
+        head = self._matrix(
+            _head(model.head.weights, self.units),
+            bias=_filled(model.head_bias),
+            multipliers=_filled(model.head.multipliers),
+            head=True,
+        )
+        assembled = self._assemble(self._gates(model.table.T).T, recurrent, upper, head)
+        assembled.tanh_table = self._address(whole.tanh_table())
+        return assembled
+
+    def _product(self, product: whole.Product, bias: Anything) -> kernels.Matrix:
+        return self._matrix(
+            self._gates(product.weights, columns=True), bias=bias, multipliers=self._gates(product.multipliers)
+        )
+
+    def _assemble(
+        self, table: Anything, recurrent: list[kernels.Matrix], upper: list[kernels.Matrix], head: kernels.Matrix
+    ) -> kernels.Model:
+        config = self._config
+        layers = (kernels.Matrix * config.layers)(*recurrent)
+        inputs = (kernels.Matrix * config.layers)(kernels.Matrix(), *upper)
+        self._kept += [layers, inputs, head]
+        return kernels.Model(
+            storage=kernels.STORAGES[self._precision], cell=kernels.CELLS[config.cell], layers=config.layers,
+            units=self.units, vocabulary=len(table), table=self._address(table),
+            recurrent=ctypes.addressof(layers), inputs=ctypes.addressof(inputs), head=ctypes.addressof(head),
+        )  # fmt: skip
+
+    def _matrix(
+        self, rows: Anything, *, bias: Anything, multipliers: Anything | None = None, head: bool = False
+    ) -> kernels.Matrix:
+        """A matrix (G, N, K) as the kernels read it, with what belongs to its rows."""
+        matrix = kernels.Matrix(bias=self._address(bias))
+        if multipliers is not None:
+            sums = rows.sum(axis=-1, dtype=np.int64).reshape(-1)
+            matrix.multipliers = self._address(multipliers)
+            matrix.corrections = self._address((-self._layout.offset * sums).astype(np.int32))
+            if self._layout.swapped:
+                rows = rows.reshape(*rows.shape[:2], -1, 4)[..., [0, 2, 1, 3]].reshape(rows.shape)
+        elif self._precision == "bf16":
+            rows = bf16_bits(rows)
+        panel = self._layout.head_panel if head else self._layout.layer_panel // len(rows)
+        matrix.packed = self._address(_packed(rows, self._layout.lanes, panel))
+        return matrix
+
+    def _gates(self, values: Anything, *, columns: bool = False) -> Anything:
+        """Rows (G * H, ...) with each gate filled up to the units of the kernels; matrices as (G, H, K).
+
+        With `columns` the second side is a layer's units too, and filled up with them.
+        """
+        gates, units = GATES[self._config.cell], self._config.units
+        parts = values.reshape(gates, units, *values.shape[1:])
+        more = self.units - units
+        fill = [(0, 0), (0, more), *((0, more if columns else 0) for _ in values.shape[1:])]
+        whole_gates = np.pad(parts, fill)
+        return whole_gates if columns else whole_gates.reshape(gates * self.units, *values.shape[1:])
+
+    def _address(self, array: Anything) -> int:
+        """The address of an array's numbers, in order and on a cache line; the array is kept."""
+        aligned = _aligned(array)
+        self._kept.append(aligned)
+        return int(aligned.ctypes.data)
+
+
+def _text(stream: Stream) -> kernels.Text:
+    return kernels.Text(
+        state=stream.state.ctypes.data,
+        ids=stream.ids.ctypes.data,
+        length=stream.length,
+        at=stream.at,
+        scores=None if stream.scores is None else stream.scores.ctypes.data,
+        logits=None if stream.logits is None else stream.logits.ctypes.data,
+        drawing=stream.drawing,
+        sampler=native_sampler(stream.sampler, stream.drawn),
+    )
+
+
+def native_sampler(sampler: Sampler, drawn: int) -> kernels.Sampler:
+    """A sampler as the kernels read it; it points at the mask, which must stay."""
+    return kernels.Sampler(
+        temperature=sampler.temperature,
+        top_p=1.0 if sampler.top_p is None else sampler.top_p,
+        min_p=sampler.min_p or 0.0,
+        penalty=math.log(sampler.repetition_penalty),
+        top_k=sampler.top_k or 0,
+        penalty_from=PENALTY_FROM,
+        penalty_window=PENALTY_WINDOW,
+        masked=None if sampler.masked is None else sampler.masked.ctypes.data,
+        seed=sampler.seed,
+        stream=sampler.stream,
+        drawn=drawn,
+    )
+
+
+def _candidate_last(config: ModelConfig, bias: Anything) -> Anything:
+    """The candidate's bias (H) where a layer's biases (G * H) have it: behind zeros."""
+    return np.concatenate([np.zeros((GATES[config.cell] - 1) * config.units, dtype=bias.dtype), bias])
+
+
+def _head(rows: Anything, units: int) -> Anything:
+    """The head's weights (V, H) as one gate (1, V, H), filled up on both sides."""
+    more = -len(rows) % kernels.UNITS_MULTIPLE
+    return np.pad(rows, [(0, more), (0, units - rows.shape[1])])[None]
+
+
+def _filled(values: Anything) -> Anything:
+    return np.pad(values, [(0, -len(values) % kernels.UNITS_MULTIPLE)])
+
+
+def _packed(rows: Anything, lanes: int, panel: int) -> Anything:
+    """A matrix (G, N, K) in panels of `panel` blocks of `lanes` rows: panel, k, block, gate, lane, four bytes of k."""
+    gates, count, _ = rows.shape
+    fours = np.ascontiguousarray(rows).view(np.uint32)  # (G, N, K / depth): what a lane takes at once
+    blocks = fours.reshape(gates, count // lanes, lanes, -1)
+    split = blocks.shape[1] // panel * panel
+    whole_panels = blocks[:, :split].reshape(gates, -1, panel, lanes, blocks.shape[3]).transpose(1, 4, 2, 0, 3)
+    rest = blocks[:, split:].transpose(3, 1, 0, 2)
+    return np.concatenate([whole_panels.reshape(-1), rest.reshape(-1)])
+
+
+def _aligned(array: Anything) -> Anything:
+    """A copy, in order, that begins on a cache line."""
+    room = np.empty(array.nbytes + 64, dtype=np.uint8)
+    begin = -room.ctypes.data % 64
+    copy = room[begin : begin + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+class _Threads:
+    """How many threads to use: what was quickest of late.
+
+    Two cores are nearly twice as fast as one as long as both are free; when another program takes half of one, threads
+    that meet every few microseconds are slower than a single one. A stream's text does not depend on it, so the engine
+    may try, and look again every second.
+    """
+
+    AGAIN_S = 1.0
+    WORTH_TIMING_S = 2e-4
+
+    def __init__(self, most: int) -> None:
+        self._choices: list[int] = sorted({min(most, 1 << i) for i in range(most.bit_length() + 1)}, reverse=True)
+        self._step_s: dict[tuple[int, int], float] = {}  # by streams' magnitude and threads
+        self._looked: dict[int, float] = {}
+
+    def timed(self, streams: int, steps: int) -> _Timing:
+        """A context that names how many threads to use for so many steps, and learns from how long they take."""
+        return _Timing(self, streams.bit_length(), steps, self._choose(streams.bit_length()))
+
+    def _choose(self, size: int) -> int:
+        if len(self._choices) == 1:
+            return self._choices[0]
+        now = time.perf_counter()
+        if now - self._looked.get(size, -math.inf) > self.AGAIN_S:
+            self._looked[size] = now
+            for choice in self._choices:
+                self._step_s.pop((size, choice), None)
+        for choice in self._choices:
+            if (size, choice) not in self._step_s:
+                return choice
+        return min(self._choices, key=lambda choice: self._step_s[size, choice])
+
+    def learn(self, size: int, threads: int, steps: int, seconds: float) -> None:
+        """Remember how long a step took."""
+        if seconds > self.WORTH_TIMING_S or steps > 8:
+            self._step_s[size, threads] = seconds / steps
+
+
+class _Timing:
+    def __init__(self, threads: _Threads, size: int, steps: int, count: int) -> None:
+        self._threads, self._size, self._steps, self._count = threads, size, steps, count
+
+    def __enter__(self) -> int:
+        self._began = time.perf_counter()
+        return self._count
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.learn(self._size, self._count, self._steps, time.perf_counter() - self._began)

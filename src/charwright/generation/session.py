@@ -1,0 +1,230 @@
+"""Texts written together: each has its own prompt, seed, options and end, and may come and go at any step.
+
+Nothing that a text is depends on the others. A server sits on this; `Generator` is made of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from charwright.config import GenerationConfig
+from charwright.data.vocabulary import UNKNOWN_ID, StreamDecoder, Vocabulary
+from charwright.errors import UsageError
+from charwright.generation.endings import Endings
+from charwright.generation.engine import Engine, Stream
+from charwright.generation.sampling import Sampler
+
+Mask = npt.NDArray[np.bool_]
+
+MOST_PROMPT = 1_000_000
+"""Characters of a prompt. Nothing that a recurrent network reads so long before still tells in what it writes."""
+
+Guard = Callable[[npt.NDArray[np.int32]], Mask]
+"""From the ids so far to those that must not come next, (V,)."""
+
+# A call of the engine takes about this long: short enough for a key to be answered at once, long enough to be worth it.
+CALL_S = 0.008
+MOST_STEPS = 1024
+
+
+@dataclass
+class Draft:
+    """One text while it is being written, and afterwards."""
+
+    prompt: str
+    config: GenerationConfig
+    stream: Stream
+    decoder: StreamDecoder
+    endings: Endings
+    guard: Guard | None = None
+    written: str = ""
+    """What may be shown; `pop` takes it."""
+    left: int = 0
+    """Characters still to write."""
+    ended: str | None = None
+    """Why it ended: `length`, `stop`, `line`, `paragraph` or `sentence`; None while it goes on."""
+    logprobs: list[float] = field(default_factory=list)
+    """ln p of each character under the model itself, at temperature 1 and without masks, where they were asked for."""
+    _seen: int = 0  # ids decoded, counted from the very first
+    _shown: int = 0  # characters
+    _logprob: float = 0.0  # of the bytes of a character that is not whole yet
+    _mask: Mask | None = None  # without the guard's
+
+    def pop(self) -> str:
+        """What was written since the last call."""
+        piece, self.written = self.written, ""
+        return piece
+
+    @property
+    def shown(self) -> int:
+        """How many characters were written."""
+        return self._shown
+
+    def most_steps(self, wanted: int, *, one_by_one: bool) -> int:
+        """How many steps this text can take before somebody must look at it."""
+        reading = self.stream.unread - 1  # steps that draw nothing
+        if self.guard is not None or (one_by_one and self.endings.waiting):
+            return min(wanted, max(reading, 1))
+        return min(wanted, reading + self.left)
+
+    def guarded(self) -> None:
+        """Keep the next draw from what the guard forbids, as long as anything else is left."""
+        if self.guard is None or self.stream.unread > 1 or self._mask is None:
+            return
+        mask = self._mask | self.guard(self.stream.ids[: self.stream.length])
+        assert self.stream.sampler.masked is not None
+        self.stream.sampler.masked[:] = self._mask if mask.all() else mask
+
+    def take_in(self) -> None:
+        """Read what the engine has drawn."""
+        stream = self.stream
+        fresh = slice(self._seen - stream.forgotten, stream.length)
+        self._seen = stream.forgotten + stream.length
+        if stream.scores is None:
+            self._add(self.decoder.feed_all(stream.ids[fresh]))
+            return
+        for index, logprob in zip(stream.ids[fresh].tolist(), stream.scores[fresh].tolist(), strict=True):
+            self._logprob += logprob
+            if not self.ended and (piece := self.decoder.feed(index)):
+                # A broken byte before a character makes two of them at once: the first gets it all.
+                self.logprobs += [self._logprob, *([0.0] * (len(piece) - 1))]
+                self._logprob = 0.0
+                self._add(piece)
+        del self.logprobs[self._shown if self.ended else len(self.logprobs) :]
+
+    def _add(self, piece: str) -> None:
+        piece = piece[: self.left]
+        self.left -= len(piece)
+        self._show(self.endings.feed(piece))
+        self.ended = self.endings.ended
+        if not self.ended and self.left == 0:
+            self._show(self.endings.flush())
+            self.ended = "length"
+
+    def _show(self, text: str) -> None:
+        self.written += text
+        self._shown += len(text)
+
+
+class Session:
+    """Steps all the texts that have joined, a few steps at a time."""
+
+    def __init__(self, engine: Engine, vocabulary: Vocabulary, *, one_by_one: bool = False) -> None:
+        """With `one_by_one` the state of a text that met an ending is exactly the one behind it."""
+        self.engine, self.vocabulary = engine, vocabulary
+        self.drafts: list[Draft] = []
+        self._one_by_one = one_by_one
+        self._steps = 1  # in the next call
+
+    def join(
+        self,
+        prompt: str,
+        config: GenerationConfig,
+        stream: int = 0,
+        *,
+        guard: Guard | None = None,
+        logprobs: bool = False,
+        start: Stream | None = None,
+    ) -> Draft:
+        """Begin a text, or go on with one from `start`, whose seed holds where `config` has none.
+
+        `stream` is the index that, with the seed, keys its random numbers.
+
+        Raises:
+            UsageError: when nothing is left to write with, or the prompt is too long.
+        """
+        mask = ~allowed(self.vocabulary, config)
+        track = start or Stream(self.engine.zero_state()[0])
+        if logprobs:
+            track.scores = np.zeros(len(track.ids))
+        if prompt or start is None:
+            track.feed(prompt_ids(self.vocabulary, prompt))
+        track.sampler = _sampler(
+            config, mask if guard is None else mask.copy(), track.sampler, stream, start is not None
+        )
+        if start is not None and config.seed is not None:
+            track.drawn = 0
+        endings = Endings(config.stop, config.until)
+        draft = Draft(prompt, config, track, self.vocabulary.decoder(), endings, guard, left=config.length)
+        draft._mask, draft._seen = mask, track.forgotten + track.length
+        self.drafts.append(draft)
+        return draft
+
+    def leave(self, draft: Draft) -> None:
+        """Take a text out before its end."""
+        self.drafts.remove(draft)
+
+    def advance(self, most: int | None = None) -> list[Draft]:
+        """Take some steps with all texts, `most` at most; those that have ended leave. Returns all that took part."""
+        drafts = list(self.drafts)
+        if not drafts:
+            return []
+        for draft in drafts:
+            draft.guarded()
+        wanted = min(self._steps, most or self._steps)
+        steps = min(draft.most_steps(wanted, one_by_one=self._one_by_one) for draft in drafts)
+        began = time.perf_counter()
+        self.engine.advance([draft.stream for draft in drafts], steps)
+        self._learn(steps, time.perf_counter() - began)
+        for draft in drafts:
+            draft.take_in()
+        self.drafts = [draft for draft in self.drafts if draft.ended is None]
+        return drafts
+
+    def _learn(self, steps: int, seconds: float) -> None:
+        """Take twice or half as many steps next time, by how long they took."""
+        if seconds < CALL_S / 2 and steps >= self._steps:
+            self._steps = min(2 * self._steps, MOST_STEPS)
+        elif seconds > 2 * CALL_S:
+            self._steps = max(1, self._steps // 2)
+
+
+def prompt_ids(vocabulary: Vocabulary, prompt: str) -> npt.NDArray[np.int32]:
+    """The ids that a text begins with; an empty prompt begins as a line does.
+
+    Raises:
+        UsageError: when it is so long that reading it would take minutes.
+    """
+    if len(prompt) > MOST_PROMPT:
+        raise UsageError(
+            f"the prompt has {len(prompt):,} characters, and what stands {MOST_PROMPT:,} before the end makes no"
+            " difference: give the end of it"
+        )
+    return vocabulary.encode(prompt or ("\n" if not vocabulary.unknown_in("\n") else " "))
+
+
+def allowed(vocabulary: Vocabulary, config: GenerationConfig) -> Mask:
+    """The ids (V,) that may be drawn: not [UNK], nothing that is banned, and of the only ones where they are named.
+
+    Raises:
+        UsageError: when none is left.
+    """
+    if len(vocabulary) < 2:
+        raise UsageError("this model's vocabulary has no characters to write with")
+    mask = np.ones(len(vocabulary), dtype=np.bool_)
+    if config.only is not None:
+        mask[:] = False
+        mask[_ids_of(vocabulary, config.only, "--only")] = True
+    mask[_ids_of(vocabulary, config.ban, "--ban")] = False
+    mask[UNKNOWN_ID] = False
+    if not mask.any():
+        raise UsageError("--only and --ban leave none of the model's characters to write with")
+    return mask
+
+
+def _ids_of(vocabulary: Vocabulary, characters: str, flag: str) -> npt.NDArray[np.int32]:
+    if vocabulary.unit == "byte" and not characters.isascii():
+        raise UsageError(f"{flag}: this model writes bytes, and {characters!r} has characters of several")
+    return vocabulary.encode(characters)
+
+
+def _sampler(config: GenerationConfig, mask: Mask, before: Sampler, stream: int, going_on: bool) -> Sampler:
+    seed, index = (before.seed, before.stream) if going_on and config.seed is None else (config.seed or 0, stream)
+    return Sampler(
+        config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty, mask, seed, index
+    )

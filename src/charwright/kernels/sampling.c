@@ -1,0 +1,172 @@
+/* From logits to an id: masks, the repetition's penalty, temperature, top-k, top-p, min-p, and a draw by Philox.
+ *
+ * generation/sampling.py is the reference: the same operations in the same order, all in double precision, so that both
+ * draw the same. This file is compiled without contracted multiply-adds for that.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "charwright_kernels.h"
+
+/* --- Philox4x64-10 (Salmon et al., 2011), as numpy keys and counts it --- */
+
+static uint64_t multiply(uint64_t a, uint64_t b, uint64_t *high) {
+#if defined(__SIZEOF_INT128__)
+    const unsigned __int128 product = (unsigned __int128)a * b;
+    *high = (uint64_t)(product >> 64);
+    return (uint64_t)product;
+#else
+    const uint64_t a0 = (uint32_t)a, a1 = a >> 32, b0 = (uint32_t)b, b1 = b >> 32;
+    const uint64_t low = a0 * b0, middle = a1 * b0 + (low >> 32), other = a0 * b1 + (uint32_t)middle;
+    *high = a1 * b1 + (middle >> 32) + (other >> 32);
+    return other << 32 | (uint32_t)low;
+#endif
+}
+
+/* Random number `index` of the stream, in [0, 1), with 53 bits. */
+static double uniform(uint64_t seed, uint64_t stream, uint64_t index) {
+    uint64_t counter[4] = {index / 4 + 1, 0, 0, 0}, key[2] = {seed, stream};
+    for (int round = 0; round < 10; round++) {
+        uint64_t high0, high2;
+        const uint64_t low0 = multiply(0xD2E7470EE14C6C93u, counter[0], &high0);
+        const uint64_t low2 = multiply(0xCA5A826395121157u, counter[2], &high2);
+        counter[0] = high2 ^ counter[1] ^ key[0];
+        counter[2] = high0 ^ counter[3] ^ key[1];
+        counter[1] = low2;
+        counter[3] = low0;
+        key[0] += 0x9E3779B97F4A7C15u;
+        key[1] += 0xBB67AE8584CAA73Bu;
+    }
+    return (double)(counter[index % 4] >> 11) * (1.0 / 9007199254740992.0);
+}
+
+/* --- The draw --- */
+
+/* e^x for x <= 0, the same on every machine: 2^k * e^r by a polynomial of degree 13; 0 below -708. */
+static double exponential(double x) {
+    const double bounded = x > -708.0 ? x : -708.0;
+    const double k = (bounded * 1.4426950408889634 + 6755399441055744.0) - 6755399441055744.0;
+    const double r = (bounded - k * 6.93147180369123816490e-01) - k * 1.90821492927058770002e-10;
+    double p = 1.0 / 6227020800.0;
+    p = p * r + 1.0 / 479001600.0;
+    p = p * r + 1.0 / 39916800.0;
+    p = p * r + 1.0 / 3628800.0;
+    p = p * r + 1.0 / 362880.0;
+    p = p * r + 1.0 / 40320.0;
+    p = p * r + 1.0 / 5040.0;
+    p = p * r + 1.0 / 720.0;
+    p = p * r + 1.0 / 120.0;
+    p = p * r + 1.0 / 24.0;
+    p = p * r + 1.0 / 6.0;
+    p = p * r + 0.5;
+    p = p * r + 1.0;
+    p = p * r + 1.0;
+    const int64_t bits = ((int64_t)k + 1023) << 52;
+    double power;
+    memcpy(&power, &bits, sizeof power);
+    return x > -708.0 ? p * power : 0.0;
+}
+
+/* Lower the scores of what would go on repeating: see generation/sampling.py. */
+static void penalize(const cw_sampler *sampler, double *scores, int vocabulary, const int32_t *ids, int64_t length,
+                     int32_t *repeats) {
+    memset(repeats, 0, (size_t)vocabulary * sizeof *repeats);
+    const int64_t first = length > sampler->penalty_window ? length - sampler->penalty_window : 0;
+    for (int64_t next = first + 1; next < length; next++) {
+        int32_t same = 0; /* how many ids before `next` are those at the end */
+        while (next - 1 - same >= first && ids[next - 1 - same] == ids[length - 1 - same]) same++;
+        if (same > repeats[ids[next]]) repeats[ids[next]] = same;
+    }
+    for (int i = 0; i < vocabulary; i++)
+        if (repeats[i] >= sampler->penalty_from)
+            scores[i] -= sampler->penalty * (double)(repeats[i] - sampler->penalty_from + 1);
+}
+
+/* A heap of ids, the likeliest on top; among equals the smaller id. */
+static int before(const double *weights, int32_t a, int32_t b) {
+    return weights[a] > weights[b] || (weights[a] == weights[b] && a < b);
+}
+static void sink(const double *weights, int32_t *heap, int size, int at) {
+    for (int child; (child = 2 * at + 1) < size; at = child) {
+        if (child + 1 < size && before(weights, heap[child + 1], heap[child])) child++;
+        if (!before(weights, heap[child], heap[at])) return;
+        const int32_t other = heap[at];
+        heap[at] = heap[child];
+        heap[child] = other;
+    }
+}
+static int32_t pop(const double *weights, int32_t *heap, int *size) {
+    const int32_t top = heap[0];
+    heap[0] = heap[--*size];
+    sink(weights, heap, *size, 0);
+    return top;
+}
+static void make_heap(const double *weights, int vocabulary, int32_t *heap) {
+    for (int i = 0; i < vocabulary; i++) heap[i] = i;
+    for (int i = vocabulary / 2 - 1; i >= 0; i--) sink(weights, heap, vocabulary, i);
+}
+
+static double total(const double *weights, int vocabulary) {
+    double sum = 0;
+    for (int i = 0; i < vocabulary; i++) sum += weights[i];
+    return sum;
+}
+
+/* Keep the k likeliest of `weights`; the others become 0. */
+static void keep_likeliest(double *weights, int vocabulary, int k, int32_t *heap, double *kept) {
+    make_heap(weights, vocabulary, heap);
+    memset(kept, 0, (size_t)vocabulary * sizeof *kept);
+    for (int size = vocabulary; k > 0; k--) {
+        const int32_t id = pop(weights, heap, &size);
+        kept[id] = weights[id];
+    }
+    memcpy(weights, kept, (size_t)vocabulary * sizeof *kept);
+}
+/* Keep the likeliest that together have the share `top_p` of all. */
+static void keep_nucleus(double *weights, int vocabulary, double top_p, int32_t *heap, double *kept) {
+    const double limit = top_p * total(weights, vocabulary);
+    make_heap(weights, vocabulary, heap);
+    memset(kept, 0, (size_t)vocabulary * sizeof *kept);
+    double passed = 0;
+    for (int size = vocabulary; size > 0 && passed < limit;) {
+        const int32_t id = pop(weights, heap, &size);
+        kept[id] = weights[id];
+        passed += weights[id];
+    }
+    memcpy(weights, kept, (size_t)vocabulary * sizeof *kept);
+}
+
+size_t cw_draw_bytes(int vocabulary) { return (size_t)vocabulary * (2 * sizeof(double) + 2 * sizeof(int32_t)); }
+
+int cw_draw(cw_sampler *sampler, const double *logits, int vocabulary, const int32_t *ids, int64_t length,
+            void *scratch) {
+    double *scores = scratch, *spare = scores + vocabulary;
+    int32_t *heap = (int32_t *)(spare + vocabulary);
+    for (int i = 0; i < vocabulary; i++)
+        scores[i] = sampler->masked && sampler->masked[i] ? -INFINITY : logits[i];
+    if (sampler->penalty != 0 && length > 1) penalize(sampler, scores, vocabulary, ids, length, heap);
+    int best = 0;
+    for (int i = 1; i < vocabulary; i++)
+        if (scores[i] > scores[best]) best = i;
+    const double random = uniform(sampler->seed, sampler->stream, sampler->drawn++);
+    if (sampler->temperature == 0) return best;
+    const double highest = scores[best];
+    for (int i = 0; i < vocabulary; i++) scores[i] = exponential((scores[i] - highest) / sampler->temperature);
+    if (sampler->top_k > 0 && sampler->top_k < vocabulary)
+        keep_likeliest(scores, vocabulary, sampler->top_k, heap, spare);
+    if (sampler->top_p < 1) keep_nucleus(scores, vocabulary, sampler->top_p, heap, spare);
+    if (sampler->min_p > 0) /* the likeliest has 1 */
+        for (int i = 0; i < vocabulary; i++)
+            if (scores[i] < sampler->min_p) scores[i] = 0;
+    const double goal = random * total(scores, vocabulary);
+    double passed = 0;
+    int last = best;
+    for (int i = 0; i < vocabulary; i++) {
+        passed += scores[i];
+        if (scores[i] > 0) {
+            if (passed > goal) return i;
+            last = i;
+        }
+    }
+    return last; /* rounding at the very end */
+}

@@ -1,0 +1,267 @@
+/* The network one step at a time for several texts, in one storage type, on the products of products.h.
+ *
+ * Each thread owns a range of each layer's units, of the head's rows and of the texts whose next id it draws; between
+ * these stages all meet at a barrier. A sum runs over k in order in every tile, so that a text's numbers depend neither on
+ * the other texts nor on the threads.
+ */
+#define value NAME(value_t)
+#define sum NAME(sum_t)
+
+#if STORAGE == CW_Q8
+typedef int32_t NAME(state_t);
+#else
+typedef float NAME(state_t);
+#endif
+#define state_t NAME(state_t)
+
+/* A state's values as the products take them, for LANES units from `unit` on. */
+INLINE void NAME(activate)(value *to, const state_t *from) {
+#if STORAGE == CW_Q8
+    const ivec a = (load_whole(from) * 127 + (1 << 14)) >> 15;
+#if Q8_UNSIGNED
+    const qvec narrow = __builtin_convertvector(a + 128, qvec);
+#elif defined(__ARM_FEATURE_DOTPROD)
+    const qvec narrow = __builtin_convertvector(a, qvec);
+#else
+    const hvec narrow = __builtin_convertvector(a, hvec);
+#endif
+    memcpy(to, &narrow, sizeof narrow);
+#else
+    NAME(put)(to, load(from));
+#endif
+}
+
+/* sums (rows, vectors of a panel) = activations * a panel of the matrix. One row goes over the whole panel at once. */
+static void NAME(panel)(const value *activations, size_t stride, int rows, const elem *packed, int width, int begin,
+                        int vectors, int k, sum *sums) {
+    const NAME(product) product = {
+        .a = activations, .a_row = stride, .a_step = DEPTH, .w = packed + (size_t)begin * LANES * DEPTH,
+        .w_step = (size_t)width * LANES * DEPTH, .w_vector = LANES * DEPTH, .c = sums,
+        .c_row = (size_t)vectors * LANES, .k = k};
+    NAME(multiply)(rows, vectors, &product);
+}
+
+/* --- Gates: sums hold the recurrent product, `fed` what the input says, a vector for each gate --- */
+
+#if STORAGE == CW_Q8
+#define PRE_LIMIT 32767
+INLINE ivec tanh_of(const int16_t *table, ivec v) { /* 12 fraction bits in, 15 out */
+    const ivec negative = v < 0, size = choose(negative, -v, v);
+    const ivec bounded = choose(size > 32767, all(32767), size);
+    const ivec both = neighbours(table, bounded >> 5), low = (both << 16) >> 16, high = both >> 16;
+    const ivec y = low + (((high - low) * (bounded & 31) + 16) >> 5);
+    return choose(negative, -y, y);
+}
+INLINE ivec sigmoid_of(const int16_t *table, ivec v) { return (32768 + tanh_of(table, v)) >> 1; }
+INLINE ivec NAME(product_of)(const cw_matrix *matrix, const sum *sums, size_t row) {
+    return scaled(load_whole(sums) + load_whole(matrix->corrections + row), load_whole(matrix->multipliers + row),
+                  (ivec){0}, 20, INT32_MAX / 2);
+}
+INLINE ivec NAME(fed_by_table)(const cw_model *model, size_t at) {
+    return load_short((const int16_t *)model->table + at);
+}
+INLINE ivec NAME(fed_by_layer)(const cw_matrix *matrix, const sum *sums, size_t row) {
+    const ivec bias = load_whole((const int32_t *)matrix->bias + row);
+    return within(NAME(product_of)(matrix, sums, row) + bias, PRE_LIMIT);
+}
+INLINE void NAME(gates)(const cw_model *model, const cw_matrix *matrix, state_t *h, state_t *c, size_t unit,
+                        const sum *sums, const ivec *fed) {
+    const int16_t *table = model->tanh_table;
+    const size_t units = model->units;
+    ivec pre[4];
+    for (int g = 0; g < cw_gate_count(model->cell); g++)
+        pre[g] = NAME(product_of)(matrix, sums + g * LANES, g * units + unit);
+    ivec after;
+    if (model->cell == CW_GRU) {
+        const ivec r = sigmoid_of(table, within(fed[0] + pre[0], PRE_LIMIT));
+        const ivec z = sigmoid_of(table, within(fed[1] + pre[1], PRE_LIMIT));
+        const ivec u = within(pre[2] + load_whole((const int32_t *)matrix->bias + 2 * units + unit), PRE_LIMIT);
+        const ivec n = tanh_of(table, within(fed[2] + ((r * u + (1 << 14)) >> 15), PRE_LIMIT) * 2);
+        after = n + ((z * (load_whole(h + unit) - n) + (1 << 14)) >> 15);
+    } else if (model->cell == CW_LSTM) {
+        const ivec i = sigmoid_of(table, within(fed[0] + pre[0], PRE_LIMIT));
+        const ivec f = sigmoid_of(table, within(fed[1] + pre[1], PRE_LIMIT));
+        const ivec g = tanh_of(table, within(fed[2] + pre[2], PRE_LIMIT) * 2);
+        const ivec o = sigmoid_of(table, within(fed[3] + pre[3], PRE_LIMIT));
+        const ivec cell = scaled(f, load_whole(c + unit), i * g, 15, (1 << 21) - 1);
+        store_whole(c + unit, cell);
+        after = (o * tanh_of(table, (cell + 4) >> 3) + (1 << 14)) >> 15;
+    } else {
+        after = tanh_of(table, within(fed[0] + pre[0], PRE_LIMIT) * 2);
+    }
+    store_whole(h + unit, after);
+}
+INLINE void NAME(logits)(const cw_matrix *head, const sum *sums, size_t row, int count, double *to) {
+    int32_t whole[LANES];
+    store_whole(whole, NAME(product_of)(head, sums, row) + load_whole((const int32_t *)head->bias + row));
+    for (int i = 0; i < count; i++) to[i] = whole[i] * (1.0 / 65536.0);
+}
+#else
+INLINE vec NAME(fed_by_table)(const cw_model *model, size_t at) { return load((const float *)model->table + at); }
+INLINE vec NAME(fed_by_layer)(const cw_matrix *matrix, const sum *sums, size_t row) {
+    return load(sums) + load((const float *)matrix->bias + row);
+}
+INLINE void NAME(gates)(const cw_model *model, const cw_matrix *matrix, state_t *h, state_t *c, size_t unit,
+                        const sum *sums, const vec *fed) {
+    const size_t units = model->units;
+    vec after;
+    if (model->cell == CW_GRU) {
+        const vec r = sigmoid(fed[0] + load(sums)), z = sigmoid(fed[1] + load(sums + LANES));
+        const vec u = load(sums + 2 * LANES) + load((const float *)matrix->bias + 2 * units + unit);
+        const vec n = hyperbolic_tangent(fed[2] + r * u);
+        after = n + z * (load(h + unit) - n);
+    } else if (model->cell == CW_LSTM) {
+        const vec i = sigmoid(fed[0] + load(sums)), f = sigmoid(fed[1] + load(sums + LANES));
+        const vec g = hyperbolic_tangent(fed[2] + load(sums + 2 * LANES)), o = sigmoid(fed[3] + load(sums + 3 * LANES));
+        const vec cell = f * load(c + unit) + i * g;
+        store(c + unit, cell);
+        after = o * hyperbolic_tangent(cell);
+    } else {
+        after = hyperbolic_tangent(fed[0] + load(sums));
+    }
+    store(h + unit, after);
+}
+INLINE void NAME(logits)(const cw_matrix *head, const sum *sums, size_t row, int count, double *to) {
+    float parts[LANES];
+    store(parts, load(sums) + load((const float *)head->bias + row));
+    for (int i = 0; i < count; i++) to[i] = parts[i];
+}
+#endif
+
+/* --- The stages of a step --- */
+
+/* Ask for what the other threads have just written, as layers.h does. */
+INLINE void NAME(share_values)(const value *rows, int count, size_t units, int threads) {
+    if (threads == 1) return;
+    for (size_t i = 0; i < count * units; i += 64 / sizeof(value)) __builtin_prefetch(rows + i, 0, 2);
+}
+
+#define MOST_PANEL 8
+
+INLINE state_t *NAME(state_of)(const cw_writing *w, int text, int layer, int part) {
+    const cw_model *model = w->model;
+    const int parts = model->cell == CW_LSTM ? 2 : 1;
+    return (state_t *)w->texts[text].state + ((size_t)layer * parts + part) * model->units;
+}
+/* The activations (texts, H) of a layer, before or after the present step. */
+INLINE value *NAME(activations)(const cw_writing *w, int layer, int after) {
+    const size_t size = (size_t)w->count * w->model->units;
+    return (value *)w->activations + (2 * (size_t)layer + (w->turn ^ after)) * size;
+}
+
+static void NAME(begin)(const cw_writing *w, int thread, int threads) {
+    const int blocks = w->model->units / LANES;
+    for (int layer = 0; layer < w->model->layers; layer++)
+        for (int text = 0; text < w->count; text++)
+            for (int block = blocks * thread / threads; block < blocks * (thread + 1) / threads; block++)
+                NAME(activate)(NAME(activations)(w, layer, 0) + (size_t)text * w->model->units + block * LANES,
+                               NAME(state_of)(w, text, layer, 0) + block * LANES);
+}
+
+static void NAME(write_layer)(const cw_writing *w, int layer, int thread, int threads) {
+    const cw_model *model = w->model;
+    const int units = model->units, gates = cw_gate_count(model->cell), blocks = units / LANES;
+    const int wide = PANEL_VECTORS(model->cell) / gates, panels = (blocks + wide - 1) / wide;
+    const int most_rows = gates == 4 ? ROWS_OF_4 : ROWS;
+    const cw_matrix *recurrent = model->recurrent + layer, *inputs = model->inputs + layer;
+    const value *before = NAME(activations)(w, layer, 0), *below = layer ? NAME(activations)(w, layer - 1, 1) : NULL;
+    value *after = NAME(activations)(w, layer, 1);
+    sum sums[ROWS * MOST_PANEL * LANES] __attribute__((aligned(64)));
+    sum fed_sums[ROWS * MOST_PANEL * LANES] __attribute__((aligned(64)));
+    NAME(share_values)(before, w->count, units, threads);
+    if (layer) NAME(share_values)(below, w->count, units, threads);
+    for (int panel = panels * thread / threads; panel < panels * (thread + 1) / threads; panel++) {
+        const int first = panel * wide, in_panel = blocks - first < wide ? blocks - first : wide;
+        const size_t at = (size_t)first * gates * LANES * units;
+        /* One text takes the whole panel at once; several take one block of it after another. */
+        const int together = w->count == 1 ? in_panel : 1;
+        for (int block = 0; block < in_panel; block += together)
+            for (int text = 0, rows; text < w->count; text += rows) {
+                rows = share(w->count - text, most_rows);
+                const size_t row = (size_t)text * units;
+                NAME(panel)(before + row, units, rows, (const elem *)recurrent->packed + at, in_panel * gates,
+                            block * gates, together * gates, units, sums);
+                if (layer)
+                    NAME(panel)(below + row, units, rows, (const elem *)inputs->packed + at, in_panel * gates,
+                                block * gates, together * gates, units, fed_sums);
+                for (int r = 0; r < rows; r++) {
+                    const cw_text *one = w->texts + text + r;
+                    for (int b = 0; b < together; b++) {
+                        const size_t unit = (size_t)(first + block + b) * LANES;
+                        const size_t offset = ((size_t)r * together + b) * gates * LANES;
+                        NAME(sums_t) fed[4];
+                        for (int g = 0; g < gates; g++)
+                            fed[g] = layer ? NAME(fed_by_layer)(inputs, fed_sums + offset + g * LANES,
+                                                                (size_t)g * units + unit)
+                                           : NAME(fed_by_table)(model, ((size_t)one->ids[one->at] * gates + g) * units +
+                                                                           unit);
+                        state_t *h = NAME(state_of)(w, text + r, layer, 0);
+                        NAME(gates)(model, recurrent, h, h + units, unit, sums + offset, fed);
+                        NAME(activate)(after + (size_t)(text + r) * units + unit, h + unit);
+                    }
+                }
+            }
+    }
+}
+
+static void NAME(write_head)(const cw_writing *w, int thread, int threads) {
+    const cw_model *model = w->model;
+    const int vectors = (model->vocabulary + 15) / 16 * 16 / LANES; /* rows are filled up to a multiple of 16 */
+    const int panels = (vectors + HEAD_PANEL - 1) / HEAD_PANEL;
+    const value *last = NAME(activations)(w, model->layers - 1, 1);
+    sum sums[ROWS * MOST_PANEL * LANES] __attribute__((aligned(64)));
+    NAME(share_values)(last, w->count, model->units, threads);
+    for (int panel = panels * thread / threads; panel < panels * (thread + 1) / threads; panel++) {
+        const int first = panel * HEAD_PANEL, here = vectors - first < HEAD_PANEL ? vectors - first : HEAD_PANEL;
+        const elem *packed = (const elem *)model->head->packed + (size_t)first * LANES * model->units;
+        for (int text = 0, rows; text < w->count; text += rows) {
+            rows = share(w->count - text, ROWS);
+            NAME(panel)(last + (size_t)text * model->units, model->units, rows, packed, here, 0, here, model->units,
+                        sums);
+            for (int r = 0; r < rows; r++)
+                for (int v = 0; v < here; v++) {
+                    const int row = (first + v) * LANES, left = model->vocabulary - row;
+                    NAME(logits)(model->head, sums + ((size_t)r * here + v) * LANES, row, left < LANES ? left : LANES,
+                                 w->logits + (size_t)(text + r) * model->vocabulary + row);
+                }
+        }
+    }
+}
+
+static void NAME(write)(int thread, int threads, cw_barrier *barrier, void *argument) {
+    const cw_writing *w = argument;
+    cw_writing mine = *w; /* with a turn of its own, which goes the same way in every thread */
+    NAME(begin)(&mine, thread, threads);
+    for (int64_t step = 0; step < w->steps; step++, mine.turn ^= 1) {
+        int head_needed = 0;
+        for (int layer = 0; layer < w->model->layers; layer++) {
+            cw_meet(barrier); /* the ids, and what this layer reads, are there */
+            if (layer == 0) head_needed = cw_head_needed(w); /* nobody reads on before the next meeting */
+            NAME(write_layer)(&mine, layer, thread, threads);
+        }
+        cw_meet(barrier);
+        if (head_needed) {
+            NAME(write_head)(&mine, thread, threads);
+            cw_meet(barrier);
+        }
+        for (int text = w->count * thread / threads; text < w->count * (thread + 1) / threads; text++)
+            cw_read_on(w, text, thread);
+    }
+}
+
+#undef MOST_PANEL
+#undef PRE_LIMIT
+#undef value
+#undef sum
+#undef state_t
+#undef CASE
+#undef CASES
+#undef CASES_OF_4
+#undef ROWS_OF_4
+#undef PANEL
+#undef GROUP
+#undef AT_ONCE
+#undef COLUMNS
+#undef DEPTH
+#undef NAME
+#undef elem
