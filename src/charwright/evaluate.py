@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -40,7 +42,16 @@ class Evaluation:
 
 
 def evaluate(model: LanguageModel, vocabulary: Vocabulary, text: str, protocol: str = "carried") -> Evaluation:
-    """Measure the loss of `model` on `text`.
+    """Measure the loss of `model` on `text`, with the arithmetic of its `precision`; see `measure`."""
+    return measure(partial(_total_nats, model), vocabulary, text, protocol)
+
+
+TotalNats = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], float]
+"""The sum of -ln p over targets (T, B) that are not negative, given inputs (T, B), each column from a zero state."""
+
+
+def measure(total_nats: TotalNats, vocabulary: Vocabulary, text: str, protocol: str = "carried") -> Evaluation:
+    """Measure the loss on `text` of whatever predicts it: a model, or the engine (`Engine.total_nats`).
 
     Protocols: `carried` is one pass with the state carried, in at most 64 contiguous streams of 1,000 ids or more;
     `windows-N` takes the text's whole windows of N, each from a zero state.
@@ -55,7 +66,7 @@ def evaluate(model: LanguageModel, vocabulary: Vocabulary, text: str, protocol: 
     if len(text) < 2:  # One character may be several bytes, but there is none after it.
         raise CorpusError("the text to evaluate on has fewer than two characters")
     inputs, targets = _carried(ids) if protocol == "carried" else _windows(ids, protocol)
-    nats = _total_nats(model, inputs, targets)
+    nats = total_nats(inputs, targets)
     counted = targets >= 0
     unknown = int((targets == UNKNOWN_ID).sum())
     nats += unknown * math.log(UNICODE_SIZE - len(vocabulary))

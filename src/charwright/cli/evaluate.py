@@ -19,10 +19,10 @@ from charwright.config import CorpusConfig
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option(
     "--precision",
-    type=click.Choice(["f32", "bf16"]),
+    type=click.Choice(["f32", "bf16", "q8"]),
     default="f32",
     show_default=True,
-    help="Arithmetic of the matrix products.",
+    help="Arithmetic of the matrix products; q8 is that of `generate`, in whole numbers, on the CPU.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @config_options(CorpusConfig(), "Reading the corpus")
@@ -41,8 +41,8 @@ def evaluate(
     """Measure RUN on CORPUS, in nats and bits per character: lower is better."""
     from charwright.cli.download import user_places
     from charwright.data.corpus import read_corpus
-    from charwright.evaluate import evaluate as measure
-    from charwright.evaluate import parse_protocol
+    from charwright.evaluate import evaluate as measure_model
+    from charwright.evaluate import measure, parse_protocol
     from charwright.run import Run
 
     parse_protocol(protocol)
@@ -51,12 +51,17 @@ def evaluate(
     reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
     text = read_corpus(corpus, reading, user_places())
 
-    from charwright.model.language_model import LanguageModel
-    from charwright.model.machine import choose_device, choose_precision
+    if precision == "q8":
+        from charwright.generation.engine import Engine
 
-    model = LanguageModel.from_arrays(opened.model, weights).to(choose_device(device))
-    model.precision = choose_precision(precision, choose_device(device))
-    result = measure(model, opened.vocabulary, text.text, protocol)
+        result = measure(Engine(opened.model, weights).total_nats, opened.vocabulary, text.text, protocol)
+    else:
+        from charwright.model.language_model import LanguageModel
+        from charwright.model.machine import choose_device, choose_precision
+
+        model = LanguageModel.from_arrays(opened.model, weights).to(choose_device(device))
+        model.precision = choose_precision(precision, choose_device(device))
+        result = measure_model(model, opened.vocabulary, text.text, protocol)
     if as_json:
         click.echo(json.dumps(result.to_json()))
         return

@@ -122,8 +122,7 @@ class _Work:
         self._run, self._corpus, self._state_in = run, corpus, state_in
         if state_in is not None and not explicit:
             precision = paused_precision(state_in)
-        self._weights = run.weights()
-        self.writer: Generator = Generator(run.model, self._weights, run.vocabulary, precision, threads=threads)
+        self.writer: Generator = Generator(run.model, run.weights(), run.vocabulary, precision, threads=threads)
         self._text: str | None = None
 
     def training_text(self) -> str:
@@ -148,7 +147,7 @@ class _Work:
                 session.join(prompt, config, index, guard=guard, logprobs=logprobs) for index in range(config.num)
             ]
         else:
-            starts = read_paused(self._state_in, self.writer.engine, fingerprint(self._weights))
+            starts = read_paused(self._state_in, self.writer.engine, fingerprint(self._run.weights()))
             drafts = [
                 session.join(prompt, config, index, guard=guard, logprobs=logprobs, start=start)
                 for index, start in enumerate(starts)
@@ -168,7 +167,7 @@ class _Work:
         """Write the file that --state-in reads."""
         from charwright.generation.paused import fingerprint, write_paused
 
-        write_paused(path, self.writer.engine, fingerprint(self._weights), [draft.stream for draft in drafts])
+        write_paused(path, self.writer.engine, fingerprint(self._run.weights()), [draft.stream for draft in drafts])
 
 
 class Shown:

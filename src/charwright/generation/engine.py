@@ -154,8 +154,20 @@ class Engine:
             self._backend.advance(going, min(MOST_STEPS, *(stream.unread - 1 for stream in going), MOST_STEPS))
         return [stream.scores[1:] for stream in streams if stream.scores is not None]
 
+    def total_nats(self, inputs: npt.NDArray[np.integer], targets: npt.NDArray[np.integer]) -> float:
+        """The sum of -ln p over targets (T, B), given inputs (T, B), each column from a zero state.
+
+        Targets of -1 at a column's end do not count; before that each target is the next input.
+        """
+        rows = [
+            np.concatenate([before[:1], after[after >= 0]]) for before, after in zip(inputs.T, targets.T, strict=True)
+        ]
+        together = (rows[begin : begin + MOST_STREAMS] for begin in range(0, len(rows), MOST_STREAMS))
+        return -sum(float(scores.sum()) for some in together for scores in self.scores(some))
+
 
 MOST_STEPS = 1024
+MOST_STREAMS = 64
 
 
 def _cores() -> int:

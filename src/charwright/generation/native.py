@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,7 +53,8 @@ class NativeBackend:
     def _float_model(self, weights: Mapping[str, Array]) -> kernels.Model:
         config, layers = self._config, range(self._config.layers)
         embedding, inputs = weights["embedding.weight"], [weights[f"recurrent.{i}.weight_ih"] for i in layers]
-        table = embedding @ inputs[0].T + whole.input_bias(config, weights, 0)
+        bias = whole.input_bias(config, weights, 0)
+        table = self._table(len(embedding), np.float32, lambda part: embedding[part] @ inputs[0].T + bias)
         recurrent = [
             self._matrix(
                 self._gates(weights[f"recurrent.{i}.weight_hh"], columns=True),
@@ -66,12 +67,11 @@ class NativeBackend:
             for i in layers[1:]
         ]
         head = weights["embedding.weight" if config.tied else "head.weight"]
-        bias = weights["head.bias"]
         return self._assemble(
-            self._gates(table.T).T,
+            table,
             recurrent,
             upper,
-            self._matrix(_head(head, self.units), bias=_filled(bias), head=True),
+            self._matrix(_head(head, self.units), bias=_filled(weights["head.bias"]), head=True),
         )
 
     def _whole_model(self, weights: Mapping[str, Array]) -> kernels.Model:
@@ -91,7 +91,8 @@ class NativeBackend:
             multipliers=_filled(model.head.multipliers),
             head=True,
         )
-        assembled = self._assemble(self._gates(model.table.T).T, recurrent, upper, head)
+        table = self._table(len(model.table), np.int16, lambda part: model.table[part])
+        assembled = self._assemble(table, recurrent, upper, head)
         assembled.tanh_table = self._address(whole.tanh_table())
         return assembled
 
@@ -106,12 +107,21 @@ class NativeBackend:
         config = self._config
         layers = (kernels.Matrix * config.layers)(*recurrent)
         inputs = (kernels.Matrix * config.layers)(kernels.Matrix(), *upper)
-        self._kept += [layers, inputs, head]
+        self._kept += [table, layers, inputs, head]
         return kernels.Model(
             storage=kernels.STORAGES[self._precision], cell=kernels.CELLS[config.cell], layers=config.layers,
-            units=self.units, vocabulary=len(table), table=self._address(table),
+            units=self.units, vocabulary=len(table), table=table.ctypes.data,
             recurrent=ctypes.addressof(layers), inputs=ctypes.addressof(inputs), head=ctypes.addressof(head),
         )  # fmt: skip
+
+    def _table(self, tokens: int, kind: type[np.generic], rows: Callable[[slice], Anything]) -> Anything:
+        """The first layer's table (V, G * H) with each gate filled up; `rows` makes a part of it."""
+        gates, units = GATES[self._config.cell], self._config.units
+        table = _aligned_room((tokens, gates, self.units), np.dtype(kind))
+        table[:, :, units:] = 0
+        for part in whole.parts(tokens):
+            table[part, :, :units] = rows(part).reshape(-1, gates, units)
+        return table
 
     def _matrix(
         self, rows: Anything, *, bias: Anything, multipliers: Anything | None = None, head: bool = False
@@ -207,11 +217,16 @@ def _packed(rows: Anything, lanes: int, panel: int) -> Anything:
 
 def _aligned(array: Anything) -> Anything:
     """A copy, in order, that begins on a cache line."""
-    room = np.empty(array.nbytes + 64, dtype=np.uint8)
-    begin = -room.ctypes.data % 64
-    copy = room[begin : begin + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy = _aligned_room(array.shape, array.dtype)
     copy[...] = array
     return copy
+
+
+def _aligned_room(shape: tuple[int, ...], kind: np.dtype[Any]) -> Anything:
+    size = math.prod(shape) * kind.itemsize
+    room = np.empty(size + 64, dtype=np.uint8)
+    begin = -room.ctypes.data % 64
+    return room[begin : begin + size].view(kind).reshape(shape)
 
 
 class _Threads:

@@ -9,7 +9,7 @@ B is the number of streams, V the vocabulary, H the units, G the gates, K the in
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -42,6 +42,8 @@ TABLE_STEP_BITS = 5
 """tanh's table has an entry for each 1/128: 2^5 numbers of 12 fraction bits."""
 TABLE_SIZE = 1024
 
+PART = 128
+
 EXACT_BITS = 20
 """Bits of the numbers whose products make the first layer's table."""
 
@@ -59,12 +61,20 @@ def quantize(weights: Floats, goal_bits: int) -> Product:
 
     The multiplier comes first and the weights are rounded to its steps, so that its own rounding costs nothing.
     """
-    rows = weights.astype(np.float64)
     unit = 2.0 ** (goal_bits + SHIFT) / LARGEST  # one step of an activation is 1 / LARGEST
-    wanted = np.abs(rows).max(axis=1, initial=0.0) / LARGEST * unit
-    multipliers = np.clip(np.ceil(wanted), 1, 2**31 - 1)
-    whole = np.rint(rows / (multipliers / unit)[:, None])
-    return Product(np.clip(whole, -LARGEST, LARGEST).astype(np.int8), multipliers.astype(np.int32))
+    whole, multipliers = np.empty(weights.shape, dtype=np.int8), np.empty(len(weights), dtype=np.int32)
+    for part in parts(len(weights)):
+        rows = weights[part].astype(np.float64)
+        wanted = np.abs(rows).max(axis=1, initial=0.0) / LARGEST * unit
+        steps = np.clip(np.ceil(wanted), 1, 2**31 - 1)
+        whole[part] = np.clip(np.rint(rows / (steps / unit)[:, None]), -LARGEST, LARGEST)
+        multipliers[part] = steps
+    return Product(whole, multipliers)
+
+
+def parts(rows: int) -> Iterator[slice]:
+    """Rows a few at a time: what is computed in wider numbers on the way would not fit into memory all at once."""
+    return (slice(begin, begin + PART) for begin in range(0, rows, PART))
 
 
 def fixed(values: Floats, bits: int, limit: int) -> Ints:
@@ -80,8 +90,11 @@ def input_table(embedding: Floats, weights: Floats, bias: Floats) -> npt.NDArray
     """
     left, left_unit = _exact(embedding)
     right, right_unit = _exact(weights)
-    sums = left @ right.T * (left_unit * right_unit) + bias.astype(np.float64)
-    return np.clip(np.rint(sums * 2.0**PRE_BITS), -PRE_LIMIT, PRE_LIMIT).astype(np.int16)
+    table = np.empty((len(embedding), len(weights)), dtype=np.int16)
+    for part in parts(len(embedding)):
+        sums = left[part] @ right.T * (left_unit * right_unit) + bias.astype(np.float64)
+        table[part] = np.clip(np.rint(sums * 2.0**PRE_BITS), -PRE_LIMIT, PRE_LIMIT)
+    return table
 
 
 def _exact(values: Floats) -> tuple[npt.NDArray[np.float64], float]:
