@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from charwright.errors import CharwrightError
     from charwright.evaluate import Evaluation, evaluate
     from charwright.generation.engine import Engine
-    from charwright.generation.generator import Generator
+    from charwright.generation.generator import Generator, Text
+    from charwright.generation.session import Draft, Session
     from charwright.model.language_model import LanguageModel
     from charwright.run import Run
     from charwright.training.loop import Batch, fit, make_optimizer, train_step
@@ -56,6 +57,9 @@ _HOMES = {
     "evaluate": "evaluate",
     "Engine": "generation.engine",
     "Generator": "generation.generator",
+    "Text": "generation.generator",
+    "Draft": "generation.session",
+    "Session": "generation.session",
     "LanguageModel": "model.language_model",
     "Run": "run",
     "Batch": "training.loop",
@@ -71,6 +75,7 @@ __all__ = [
     "CharwrightError",
     "Corpus",
     "CorpusConfig",
+    "Draft",
     "Engine",
     "Evaluation",
     "GenerationConfig",
@@ -80,8 +85,10 @@ __all__ = [
     "Recipe",
     "Run",
     "SequenceConfig",
+    "Session",
     "SplitConfig",
     "Streams",
+    "Text",
     "TrainingConfig",
     "Vocabulary",
     "VocabularyConfig",
