@@ -48,57 +48,57 @@ class NativeBackend:
         for stream, text in zip(streams, texts, strict=True):
             stream.length, stream.at, stream.drawn = text.length, text.at, text.sampler.drawn
 
-    # Laying out. Arrays are kept, since the model holds addresses alone.
+    # Laying out. Arrays are kept, since the model holds addresses alone. All goes part by part, so that hardly more
+    # memory is needed than the weights take in the end.
 
     def _float_model(self, weights: Mapping[str, Array]) -> kernels.Model:
         config, layers = self._config, range(self._config.layers)
         embedding, inputs = weights["embedding.weight"], [weights[f"recurrent.{i}.weight_ih"] for i in layers]
         bias = whole.input_bias(config, weights, 0)
-        table = self._table(len(embedding), np.float32, lambda part: embedding[part] @ inputs[0].T + bias)
         recurrent = [
             self._matrix(
-                self._gates(weights[f"recurrent.{i}.weight_hh"], columns=True),
-                bias=self._gates(_candidate_last(config, whole.candidate_bias(config, weights, i))),
+                self._gates(weights[f"recurrent.{i}.weight_hh"]),
+                bias=self._filled_gates(_candidate_last(config, whole.candidate_bias(config, weights, i))),
             )
             for i in layers
         ]
         upper = [
-            self._matrix(self._gates(inputs[i], columns=True), bias=self._gates(whole.input_bias(config, weights, i)))
+            self._matrix(self._gates(inputs[i]), bias=self._filled_gates(whole.input_bias(config, weights, i)))
             for i in layers[1:]
         ]
         head = weights["embedding.weight" if config.tied else "head.weight"]
+        narrow = self._precision == "bf16"
+        table = self._table(len(embedding), lambda part: _stored(embedding[part] @ inputs[0].T + bias, narrow=narrow))
         return self._assemble(
-            table,
-            recurrent,
-            upper,
-            self._matrix(_head(head, self.units), bias=_filled(weights["head.bias"]), head=True),
+            table, recurrent, upper, self._matrix(head[None], bias=_filled(weights["head.bias"]), head=True)
         )
 
     def _whole_model(self, weights: Mapping[str, Array]) -> kernels.Model:
         config = self._config
         model = whole.WholeModel.of(config, weights)
         recurrent = [
-            self._product(product, self._gates(_candidate_last(config, bias)))
+            self._product(product, self._filled_gates(_candidate_last(config, bias)))
             for product, bias in zip(model.recurrent, model.candidate_bias, strict=True)
         ]
         upper = [
-            self._product(product, self._gates(bias))
+            self._product(product, self._filled_gates(bias))
             for product, bias in zip(model.inputs, model.input_bias, strict=True)
         ]
         head = self._matrix(
-            _head(model.head.weights, self.units),
+            model.head.weights[None],
             bias=_filled(model.head_bias),
             multipliers=_filled(model.head.multipliers),
             head=True,
         )
-        table = self._table(len(model.table), np.int16, lambda part: model.table[part])
+        exact = self.units == config.units
+        table = model.table if exact else self._table(len(model.table), lambda part: model.table[part])
         assembled = self._assemble(table, recurrent, upper, head)
         assembled.tanh_table = self._address(whole.tanh_table())
         return assembled
 
     def _product(self, product: whole.Product, bias: Anything) -> kernels.Matrix:
         return self._matrix(
-            self._gates(product.weights, columns=True), bias=bias, multipliers=self._gates(product.multipliers)
+            self._gates(product.weights), bias=bias, multipliers=self._filled_gates(product.multipliers)
         )
 
     def _assemble(
@@ -114,10 +114,10 @@ class NativeBackend:
             recurrent=ctypes.addressof(layers), inputs=ctypes.addressof(inputs), head=ctypes.addressof(head),
         )  # fmt: skip
 
-    def _table(self, tokens: int, kind: type[np.generic], rows: Callable[[slice], Anything]) -> Anything:
+    def _table(self, tokens: int, rows: Callable[[slice], Anything]) -> Anything:
         """The first layer's table (V, G * H) with each gate filled up; `rows` makes a part of it."""
         gates, units = GATES[self._config.cell], self._config.units
-        table = _aligned_room((tokens, gates, self.units), np.dtype(kind))
+        table = _aligned_room((tokens, gates, self.units), rows(slice(0, 1)).dtype)
         table[:, :, units:] = 0
         for part in whole.parts(tokens):
             table[part, :, :units] = rows(part).reshape(-1, gates, units)
@@ -127,36 +127,58 @@ class NativeBackend:
         self, rows: Anything, *, bias: Anything, multipliers: Anything | None = None, head: bool = False
     ) -> kernels.Matrix:
         """A matrix (G, N, K) as the kernels read it, with what belongs to its rows."""
-        matrix = kernels.Matrix(bias=self._address(bias))
+        matrix = kernels.Matrix(bias=self._address(bias), packed=self._packed(rows, head=head))
         if multipliers is not None:
-            sums = rows.sum(axis=-1, dtype=np.int64).reshape(-1)
+            sums = rows.sum(axis=-1, dtype=np.int64)  # (G, N)
+            corrections = np.pad(-self._layout.offset * sums, [(0, 0), (0, -sums.shape[1] % kernels.UNITS_MULTIPLE)])
             matrix.multipliers = self._address(multipliers)
-            matrix.corrections = self._address((-self._layout.offset * sums).astype(np.int32))
-            if self._layout.swapped:
-                rows = rows.reshape(*rows.shape[:2], -1, 4)[..., [0, 2, 1, 3]].reshape(rows.shape)
-        elif self._precision == "bf16":
-            rows = bf16_bits(rows)
-        panel = self._layout.head_panel if head else self._layout.layer_panel // len(rows)
-        matrix.packed = self._address(_packed(rows, self._layout.lanes, panel))
+            matrix.corrections = self._address(corrections.astype(np.int32))
         return matrix
 
-    def _gates(self, values: Anything, *, columns: bool = False) -> Anything:
-        """Rows (G * H, ...) with each gate filled up to the units of the kernels; matrices as (G, H, K).
+    def _packed(self, rows: Anything, *, head: bool) -> int:
+        """The address of a matrix (G, N, K) laid out for the kernels: panel, k, block, gate, lane, four bytes of k."""
+        lanes, gates, count = self._layout.lanes, rows.shape[0], rows.shape[1]
+        panel = lanes * (self._layout.head_panel if head else self._layout.layer_panel // gates)  # rows of a gate
+        filled = count + -count % kernels.UNITS_MULTIPLE
+        fours = self.units // (4 // self._bytes)  # what a lane takes at once, in a row
+        room = _aligned_room((gates * filled * fours,), np.dtype(np.uint32))
+        for first in range(0, filled, panel):
+            size = min(panel, filled - first)
+            part = np.zeros((gates, size, self.units), dtype=rows.dtype)
+            some = rows[:, first : first + size]
+            part[:, : some.shape[1], : some.shape[2]] = some
+            blocks = self._stored_rows(part).view(np.uint32).reshape(gates, size // lanes, lanes, fours)
+            goal = room[gates * first * fours : gates * (first + size) * fours]
+            goal.reshape(fours, size // lanes, gates, lanes)[...] = blocks.transpose(3, 1, 0, 2)
+        self._kept.append(room)
+        return int(room.ctypes.data)
 
-        With `columns` the second side is a layer's units too, and filled up with them.
-        """
-        gates, units = GATES[self._config.cell], self._config.units
-        parts = values.reshape(gates, units, *values.shape[1:])
-        more = self.units - units
-        fill = [(0, 0), (0, more), *((0, more if columns else 0) for _ in values.shape[1:])]
-        whole_gates = np.pad(parts, fill)
-        return whole_gates if columns else whole_gates.reshape(gates * self.units, *values.shape[1:])
+    @property
+    def _bytes(self) -> int:
+        """How many bytes a weight has."""
+        return {"f32": 4, "bf16": 2, "q8": 1}[self._precision]
+
+    def _stored_rows(self, part: Anything) -> Anything:
+        if self._precision == "q8" and self._layout.swapped:
+            fours = part.reshape(*part.shape[:2], -1, 4)
+            return np.ascontiguousarray(fours[..., [0, 2, 1, 3]]).reshape(part.shape)
+        return _stored(part, narrow=self._precision == "bf16")
+
+    def _gates(self, rows: Anything) -> Anything:
+        """A matrix (G * H, K) as (G, H, K)."""
+        return rows.reshape(GATES[self._config.cell], self._config.units, -1)
+
+    def _filled_gates(self, values: Anything) -> Anything:
+        """Numbers (G * H) with each gate filled up to the units of the kernels."""
+        gates = values.reshape(GATES[self._config.cell], self._config.units)
+        return np.pad(gates, [(0, 0), (0, self.units - self._config.units)])
 
     def _address(self, array: Anything) -> int:
         """The address of an array's numbers, in order and on a cache line; the array is kept."""
-        aligned = _aligned(array)
-        self._kept.append(aligned)
-        return int(aligned.ctypes.data)
+        copy = _aligned_room(array.shape, array.dtype)
+        copy[...] = array
+        self._kept.append(copy)
+        return int(copy.ctypes.data)
 
 
 def _text(stream: Stream) -> kernels.Text:
@@ -194,32 +216,13 @@ def _candidate_last(config: ModelConfig, bias: Anything) -> Anything:
     return np.concatenate([np.zeros((GATES[config.cell] - 1) * config.units, dtype=bias.dtype), bias])
 
 
-def _head(rows: Anything, units: int) -> Anything:
-    """The head's weights (V, H) as one gate (1, V, H), filled up on both sides."""
-    more = -len(rows) % kernels.UNITS_MULTIPLE
-    return np.pad(rows, [(0, more), (0, units - rows.shape[1])])[None]
-
-
 def _filled(values: Anything) -> Anything:
     return np.pad(values, [(0, -len(values) % kernels.UNITS_MULTIPLE)])
 
 
-def _packed(rows: Anything, lanes: int, panel: int) -> Anything:
-    """A matrix (G, N, K) in panels of `panel` blocks of `lanes` rows: panel, k, block, gate, lane, four bytes of k."""
-    gates, count, _ = rows.shape
-    fours = np.ascontiguousarray(rows).view(np.uint32)  # (G, N, K / depth): what a lane takes at once
-    blocks = fours.reshape(gates, count // lanes, lanes, -1)
-    split = blocks.shape[1] // panel * panel
-    whole_panels = blocks[:, :split].reshape(gates, -1, panel, lanes, blocks.shape[3]).transpose(1, 4, 2, 0, 3)
-    rest = blocks[:, split:].transpose(3, 1, 0, 2)
-    return np.concatenate([whole_panels.reshape(-1), rest.reshape(-1)])
-
-
-def _aligned(array: Anything) -> Anything:
-    """A copy, in order, that begins on a cache line."""
-    copy = _aligned_room(array.shape, array.dtype)
-    copy[...] = array
-    return copy
+def _stored(values: Anything, *, narrow: bool) -> Anything:
+    """Numbers as the kernels store them: bfloat16 as its bits, all else as it is."""
+    return bf16_bits(values) if narrow else values
 
 
 def _aligned_room(shape: tuple[int, ...], kind: np.dtype[Any]) -> Anything:

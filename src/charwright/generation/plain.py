@@ -81,7 +81,8 @@ class PlainBackend(_Stepwise):
         self._kept = to_bf16_and_back if narrow else _as_it_is
         layers = range(config.layers)
         inputs = [weights[f"recurrent.{layer}.weight_ih"] for layer in layers]
-        self._table = weights["embedding.weight"] @ inputs[0].T + whole.input_bias(config, weights, 0)  # (V, G * H)
+        table = weights["embedding.weight"] @ inputs[0].T + whole.input_bias(config, weights, 0)
+        self._table = self._kept(table)  # (V, G * H)
         self._recurrent = [self._kept(weights[f"recurrent.{layer}.weight_hh"]).T.copy() for layer in layers]
         self._candidate = [whole.candidate_bias(config, weights, layer) for layer in layers]
         self._inputs = [self._kept(matrix).T.copy() for matrix in inputs[1:]]

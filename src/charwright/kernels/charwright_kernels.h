@@ -93,7 +93,7 @@ typedef struct {
 
 typedef struct {
     int32_t storage, cell, layers, units, vocabulary; /* units: a multiple of 16; the head's rows: of 16, filled up */
-    const void *table;          /* (V, G * H) float, or int16 for 8-bit: what a token gives the first layer */
+    const void *table;          /* (V, G * H) storage, or int16 for 8-bit: what a token gives the first layer */
     const cw_matrix *recurrent; /* (layers); the bias of a GRU's r and z is in the input's */
     const cw_matrix *inputs;    /* (layers); the first is not used */
     const cw_matrix *head;

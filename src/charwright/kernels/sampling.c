@@ -45,7 +45,8 @@ static double uniform(uint64_t seed, uint64_t stream, uint64_t index) {
 /* e^x for x <= 0, the same on every machine: 2^k * e^r by a polynomial of degree 13; 0 below -708. */
 static double exponential(double x) {
     const double bounded = x > -708.0 ? x : -708.0;
-    const double k = (bounded * 1.4426950408889634 + 6755399441055744.0) - 6755399441055744.0;
+    const double shifted = bounded * 1.4426950408889634 + 6755399441055744.0; /* k in its lowest bits */
+    const double k = shifted - 6755399441055744.0;
     const double r = (bounded - k * 6.93147180369123816490e-01) - k * 1.90821492927058770002e-10;
     double p = 1.0 / 6227020800.0;
     p = p * r + 1.0 / 479001600.0;
@@ -61,8 +62,10 @@ static double exponential(double x) {
     p = p * r + 0.5;
     p = p * r + 1.0;
     p = p * r + 1.0;
-    const int64_t bits = ((int64_t)k + 1023) << 52;
+    uint64_t bits;
     double power;
+    memcpy(&bits, &shifted, sizeof bits);
+    bits = (bits + 1023) << 52;
     memcpy(&power, &bits, sizeof power);
     return x > -708.0 ? p * power : 0.0;
 }

@@ -97,7 +97,7 @@ INLINE void NAME(logits)(const cw_matrix *head, const sum *sums, size_t row, int
     for (int i = 0; i < count; i++) to[i] = whole[i] * (1.0 / 65536.0);
 }
 #else
-INLINE vec NAME(fed_by_table)(const cw_model *model, size_t at) { return load((const float *)model->table + at); }
+INLINE vec NAME(fed_by_table)(const cw_model *model, size_t at) { return NAME(get)((const elem *)model->table + at); }
 INLINE vec NAME(fed_by_layer)(const cw_matrix *matrix, const sum *sums, size_t row) {
     return load(sums) + load((const float *)matrix->bias + row);
 }
