@@ -244,8 +244,8 @@ class _Threads:
     WORTH_TIMING_S = 2e-4
 
     def __init__(self, most: int) -> None:
-        self._choices: list[int] = sorted({min(most, 1 << i) for i in range(most.bit_length() + 1)}, reverse=True)
-        self._step_s: dict[tuple[int, int], float] = {}  # by streams' magnitude and threads
+        self._choices: list[int] = sorted({min(most, 1 << i) for i in range(most.bit_length() + 1)})
+        self._step_s: dict[tuple[int, int], list[float]] = {}  # the last two, by streams' magnitude and threads
         self._looked: dict[int, float] = {}
 
     def timed(self, streams: int, steps: int) -> _Timing:
@@ -253,22 +253,27 @@ class _Threads:
         return _Timing(self, streams.bit_length(), steps, self._choose(streams.bit_length()))
 
     def _choose(self, size: int) -> int:
-        if len(self._choices) == 1:
-            return self._choices[0]
+        """One that is not known yet, as long as more threads were quicker than fewer; then the quickest."""
         now = time.perf_counter()
         if now - self._looked.get(size, -math.inf) > self.AGAIN_S:
             self._looked[size] = now
             for choice in self._choices:
                 self._step_s.pop((size, choice), None)
+        best, best_s = self._choices[0], math.inf
         for choice in self._choices:
-            if (size, choice) not in self._step_s:
+            seen = self._step_s.get((size, choice), [])
+            if len(seen) < 2:  # The first time, a thread may have to be made, and find a core of its own.
                 return choice
-        return min(self._choices, key=lambda choice: self._step_s[size, choice])
+            if min(seen) > best_s:
+                break
+            best, best_s = choice, min(seen)
+        return best
 
     def learn(self, size: int, threads: int, steps: int, seconds: float) -> None:
         """Remember how long a step took."""
         if seconds > self.WORTH_TIMING_S or steps > 8:
-            self._step_s[size, threads] = seconds / steps
+            seen = self._step_s.get((size, threads), [])
+            self._step_s[size, threads] = [*seen[-1:], seconds / steps]
 
 
 class _Timing:
