@@ -13,9 +13,12 @@ _STOPS, _WIDE_STOPS, _CLOSERS = ".!?…؟।۔", "。！？｡", "\"'”’»›
 _SENTENCE_END = re.compile(
     f"[{_STOPS}]+[{re.escape(_CLOSERS)}]*(?=\\s)|[{_WIDE_STOPS}]+[{re.escape(_CLOSERS)}]*(?=[^{_WIDE_STOPS}{re.escape(_CLOSERS)}])"
 )
-_UNDECIDED = re.compile(f"[{_STOPS}{_WIDE_STOPS}{re.escape(_CLOSERS)}]+$")
-_LINE_END, _PARAGRAPH_END = re.compile("\n"), re.compile("\n[ \t]*\n")
-_PARAGRAPH_UNDECIDED = re.compile("\n[ \t]*$")
+# For each unit: its end, and what may be the beginning of one at the end of what was read so far.
+_UNIT_ENDS = {
+    "line": (re.compile("\n"), re.compile(r"(?!)")),
+    "paragraph": (re.compile("\n[ \t]*\n"), re.compile(r"\n[ \t]*\Z")),
+    "sentence": (_SENTENCE_END, re.compile(rf"[{_STOPS}{_WIDE_STOPS}{re.escape(_CLOSERS)}]+\Z")),
+}
 
 
 class Found(NamedTuple):
@@ -39,9 +42,12 @@ class Endings:
         """Why it ended: `stop`, `line`, `paragraph` or `sentence`."""
         self.stop: str | None = None
         """The stop text that was met."""
+        self.held = ""
+        """What is held back; once it has ended, nothing."""
+        self.behind = ""
+        """What was read behind the end: at least what showed that a sentence has ended."""
         self._stops = sorted(stop, key=len, reverse=True)
         self._unit, self._left = (parse_until(until) if until else None) or ("", 0)
-        self._held = ""
         self._undecided = 0  # characters at the end of what is held that may belong to the end of a unit
         self._begun = False  # an empty line is no line, and an empty paragraph none
 
@@ -54,20 +60,20 @@ class Endings:
         """Take the next piece; return what may be shown now."""
         if not self.waiting:
             return piece
-        text = self._held + piece
+        text = self.held + piece
         found = min((*self._stop_in(text), *self._unit_in(text)), key=lambda each: (each.end, each.begin), default=None)
         if found is not None:
-            self.ended, self._held = found.name, ""
+            self.ended, self.held = found.name, ""
             self.stop = text[found.begin : found.end] if found.name == "stop" else None
+            self.behind = text[found.begin if found.name == "sentence" else found.end :]
             return text[: found.begin]
-        self._undecided = self._undecided_unit(text)
         keep = max(self._undecided, self._undecided_stop(text))
-        self._held = text[len(text) - keep :]
+        self.held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
     def flush(self) -> str:
         """What was held back, at the end of a text that ended for another reason."""
-        held, self._held = self._held, ""
+        held, self.held = self.held, ""
         return held
 
     def _stop_in(self, text: str) -> Iterator[Found]:
@@ -87,23 +93,19 @@ class Endings:
         """The end of the last unit that is wanted; units before it are counted on the way."""
         if not self._unit:
             return
-        pattern = {"line": _LINE_END, "paragraph": _PARAGRAPH_END, "sentence": _SENTENCE_END}[self._unit]
-        counted = len(self._held) - self._undecided  # what stands before was looked at with the piece before
-        for match in pattern.finditer(text, counted):
-            if not (self._begun or text[counted : match.start()].strip()):
+        end, undecided = _UNIT_ENDS[self._unit]
+        at = len(self.held) - self._undecided  # what stands before was looked at with the piece before
+        for match in end.finditer(text, at):
+            if not (self._begun or text[at : match.start()].strip()):
                 continue
-            counted = match.end()
+            at, self._begun = match.end(), False
             self._left -= 1
             if self._left == 0:
                 # A sentence keeps its full stop, and what comes behind it decides; a line does without its end.
                 sentence = self._unit == "sentence"
                 yield Found(match.end() if sentence else match.start(), match.end() + sentence, self._unit)
                 return
-            self._begun = False
-        self._begun = self._begun or bool(text[counted:].strip())
-
-    def _undecided_unit(self, text: str) -> int:
-        """How many characters at the end may belong to the end of a unit."""
-        pattern = {"paragraph": _PARAGRAPH_UNDECIDED, "sentence": _UNDECIDED}.get(self._unit)
-        match = pattern.search(text) if pattern else None
-        return len(text) - match.start() if match else 0
+        open_end = undecided.search(text, at)
+        decided = open_end.start() if open_end else len(text)
+        self._begun = self._begun or bool(text[at:decided].strip())
+        self._undecided = len(text) - decided
