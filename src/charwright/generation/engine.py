@@ -147,7 +147,7 @@ class Engine:
         """For each row of ids: ln p of each id after the first, given those before it, from a zero state."""
         streams = []
         for ids in rows:
-            room = np.asarray(ids, dtype=np.int32)
+            room = np.ascontiguousarray(ids, dtype=np.int32)
             state = self.zero_state()[0]
             streams.append(Stream(state, room, len(room), drawing=False, scores=np.zeros(len(room))))
         while going := [stream for stream in streams if stream.unread > 1]:
