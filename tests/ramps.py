@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from charwright.config import ModelConfig
 from charwright.model.language_model import LanguageModel
 
 
@@ -28,3 +30,17 @@ def some_ids(steps: int, batch: int, vocabulary: int) -> Tensor:
     """Ids (T, B) evenly over the vocabulary and out of order: steps of the golden ratio round a circle of V."""
     around = torch.arange(steps * batch, dtype=torch.float64) * 0.6180339887498949
     return ((around % 1) * vocabulary).long().reshape(steps, batch)
+
+
+def ramp_arrays(config: ModelConfig, vocabulary: int, scale: float = 1.5) -> dict[str, np.ndarray]:
+    """Every weight of a model as an array, from -scale / sqrt(K) to it for K numbers a row.
+
+    The ramp is a square modulo a prime: whole numbers and one division, so that all machines have the same bits.
+    """
+    arrays = {}
+    for number, (name, shape) in enumerate(config.weight_shapes(vocabulary).items()):
+        i = np.arange(int(np.prod(shape)), dtype=np.int64)
+        circle = (3 * i * i + 12345 * i + 777 * number + 99) % 65521 / 32760.5 - 1
+        width = shape[-1] if len(shape) > 1 else 25
+        arrays[name] = (circle * (scale / width**0.5)).astype(np.float32).reshape(shape)
+    return arrays

@@ -1,132 +1,614 @@
-"""The engine, which steps with numpy, against the model that trained the weights."""
+"""The engine against the model that trained the weights, in every precision, on all arithmetic that runs here.
+
+And against itself: what a stream is does not depend, to the last bit, on how it was stepped and beside whom.
+"""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from charwright import kernels
 from charwright.config import STATES, ModelConfig
-from charwright.generation.engine import Engine
+from charwright.errors import UsageError
+from charwright.generation import native
+from charwright.generation.engine import PRECISIONS, Engine, Stream
+from charwright.generation.sampling import PENALTY_WINDOW, Sampler
 from charwright.model.language_model import LanguageModel
+from ramps import ramp_arrays
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIZE = 23  # tokens
 KINDS = list(product(["gru", "lstm", "rnn"], [1, 2], [False, True]))
+VARIANTS = [*kernels.available(), "none"]
+BACKENDS = list(product(VARIANTS, PRECISIONS))
 
 
-def model_config(cell: str, layers: int, tied: bool, units: int = 24) -> ModelConfig:
+def model_config(cell: str, layers: int = 1, tied: bool = False, units: int = 40) -> ModelConfig:
     return ModelConfig(cell=cell, layers=layers, units=units, embedding=units if tied else 10, tied=tied)
 
 
-def ramp_weights(config: ModelConfig, size: int = SIZE) -> dict[str, np.ndarray]:
-    """A nonlinear ramp, different in every weight, so that no two gates or units can be swapped unseen."""
-    arrays = {}
-    for index, (name, shape) in enumerate(config.weight_shapes(size).items()):
-        count = int(np.prod(shape))
-        scale = 1.5 / np.sqrt(shape[-1]) if len(shape) > 1 else 0.3
-        arrays[name] = (np.sin(np.arange(count) * 1.7 + index) * scale).astype(np.float32).reshape(shape)
-    return arrays
+def random_ids(*shape: int, size: int = SIZE, seed: int = 5) -> np.ndarray:
+    return np.random.Generator(np.random.Philox(seed)).integers(0, size, shape)
 
 
-def random_ids(*shape: int) -> np.ndarray:
-    return np.random.Generator(np.random.Philox(5)).integers(0, SIZE, shape)
+def threaded(engine: Engine, threads: int) -> Engine:
+    """The engine with so many threads whatever it finds out about them."""
+    if isinstance(engine._backend, native.NativeBackend):
+        engine._backend._threads = native._Threads(1)
+        engine._backend._threads._choices = [threads]
+    return engine
 
 
-@pytest.mark.parametrize(("cell", "layers", "tied"), KINDS)
-def test_logits_and_state_are_the_models(cell: str, layers: int, tied: bool) -> None:
-    config = model_config(cell, layers, tied)
-    weights = ramp_weights(config)
-    engine, model = Engine(config, weights), LanguageModel.from_arrays(config, weights)
-    ids = random_ids(60, 3)  # (T, B)
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    result: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result
+
+
+def stepped(engine: Engine, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (T, B, V) and the last state, one `Engine.step` after another: ids (T, B)."""
+    state = engine.zero_state(ids.shape[1])
+    return np.stack([engine.step(row, state) for row in ids]), state
+
+
+# --- The engine against the model ---
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a model says to some text that it wrote itself: ids (T, B), logits (T, B, V), the state after."""
+
+    config: ModelConfig
+    weights: dict[str, np.ndarray]
+    ids: np.ndarray
+    logits: np.ndarray
+    state: tuple[np.ndarray, ...]
+
+    def loss(self, logprobs: np.ndarray) -> float:
+        """The nats per character of logprobs (T, B, V) over the text."""
+        return -float(np.take_along_axis(logprobs[:-1], self.ids[1:, :, None], axis=-1).mean())
+
+
+@cache
+def known(cell: str, layers: int, tied: bool, units: int = 40, size: int = SIZE, steps: int = 400) -> Known:
+    config = model_config(cell, layers, tied, units)
+    weights = ramp_arrays(config, size)
+    writer, streams = Engine(config, weights, "f32", threads=1), []
+    for index in range(3):
+        streams.append(Stream(writer.zero_state()[0], np.array([1], np.int32), 1, sampler=Sampler(seed=index)))
+    writer.advance(streams, steps - 1)
+    ids = np.stack([stream.ids[: stream.length] for stream in streams], axis=1).astype(np.int64)
     with torch.no_grad():
-        expected, last = model(torch.from_numpy(ids))
+        logits, last = LanguageModel.from_arrays(config, weights)(torch.from_numpy(ids))
+    return Known(config, weights, ids, logits.numpy().astype(np.float64), tuple(part.numpy() for part in last))
+
+
+# How far logits may be from the model's, as a share of their spread, and by how much a text's loss may change.
+CLOSE = {"bf16": (0.01, 2e-4), "q8": (0.03, 5e-4)}
+
+
+def check_logits(precision: str, logits: np.ndarray, expected: np.ndarray) -> None:
+    if precision == "f32":
+        np.testing.assert_allclose(logits, expected, atol=1e-5, rtol=1e-5)
+    else:
+        assert np.sqrt(((logits - expected) ** 2).mean()) < CLOSE[precision][0] * expected.std()
+
+
+@pytest.mark.parametrize(("variant", "precision"), BACKENDS)
+@pytest.mark.parametrize(("cell", "layers", "tied"), KINDS)
+def test_the_engine_equals_the_model(cell: str, layers: int, tied: bool, variant: str, precision: str) -> None:
+    """Logits, states and losses; step by step, in pieces and at once, alone and in a batch."""
+    model = known(cell, layers, tied)
+    engine = Engine(model.config, model.weights, precision, variant=variant, threads=2)
+    logits, state = stepped(engine, model.ids[:60])
+    check_logits(precision, logits, model.logits[:60])
+
+    alone, alone_state = stepped(engine, model.ids[:60, 1:2])
+    np.testing.assert_array_equal(alone[:, 0], logits[:, 1])
+    np.testing.assert_array_equal(alone_state[0], state[1])
+
+    rows = [row.astype(np.int32) for row in model.ids.T]
+    together, one = engine.scores(rows), engine.scores(rows[1:2])
+    np.testing.assert_array_equal(one[0], together[1])
+    own = np.take_along_axis(log_softmax(logits), model.ids[1:61, :, None], axis=-1)[:, :, 0]
+    np.testing.assert_allclose(np.array(together).T[:60], own, rtol=1e-12, atol=1e-12)  # at once, and in pieces
+    expected = model.loss(log_softmax(model.logits))
+    assert abs(-np.mean(together) - expected) < (1e-6 if precision == "f32" else CLOSE[precision][1])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("cell", "layers", "tied"), KINDS)
+def test_the_state_is_the_models(cell: str, layers: int, tied: bool, variant: str) -> None:
+    """(B, L, S, H), whose first units are the model's and the others nothing."""
+    model = known(cell, layers, tied)
+    engine = Engine(model.config, model.weights, "f32", variant=variant)
     state = engine.zero_state(3)
-    logits = np.stack([engine.step(row, state) for row in ids])
-    np.testing.assert_allclose(logits, expected.numpy(), atol=1e-5, rtol=1e-5)
-    assert state.shape == (STATES[cell], layers, 3, config.units)
-    for found, part in zip(state, last, strict=True):
-        np.testing.assert_allclose(found, part.numpy(), atol=1e-5, rtol=1e-5)
+    assert state.shape == (3, layers, STATES[cell], 48)
+    assert state.dtype == np.float32
+    streams = [Stream(state[row], ids.astype(np.int32), len(ids), drawing=False) for row, ids in enumerate(model.ids.T)]
+    engine.advance(streams, len(model.ids))
+    for part, expected in enumerate(model.state):  # (L, B, H)
+        np.testing.assert_allclose(state[:, :, part, :40], expected.swapaxes(0, 1), atol=1e-5, rtol=1e-5)
+    whole = Engine(model.config, model.weights, "q8", variant=variant)
+    _, whole_state = stepped(whole, model.ids[:60])
+    assert whole_state.dtype == np.int32
+    assert np.abs(whole_state[:, :, 0, :40]).max() > 2**12
+    assert not whole_state[..., 40:].any()
 
 
-def likeliest_other(logits: np.ndarray, last: int) -> int:
-    """Greedy, but never the same twice running: weights like these would soon write one character for ever."""
-    return int(np.argsort(-logits)[:2][np.argsort(-logits)[:2] != last][0])
+@pytest.mark.parametrize(("variant", "precision"), BACKENDS)
+@pytest.mark.parametrize("units", [1, 5, 16, 24, 40, 100])
+def test_units_need_not_be_a_multiple_of_16(units: int, variant: str, precision: str) -> None:
+    for cell, layers in (("gru", 2), ("lstm", 1), ("rnn", 1)):
+        model = known(cell, layers, False, units, steps=30)
+        engine = Engine(model.config, model.weights, precision, variant=variant, threads=2)
+        if units > 1:
+            check_logits(precision, stepped(engine, model.ids)[0], model.logits)
+        assert engine.zero_state().shape[-1] % 16 == 0
 
 
-def greedy_by_engine(engine: Engine, length: int) -> list[int]:
-    state, written = engine.zero_state(1), [1]
-    for _ in range(length):
-        logits = engine.step(np.array(written[-1:]), state)
-        written.append(likeliest_other(logits[0], written[-1]))
-    return written
+@pytest.mark.parametrize(("variant", "precision"), BACKENDS)
+@pytest.mark.parametrize("size", [2, 17, 66, 300, 5000])
+def test_any_size_of_vocabulary(size: int, variant: str, precision: str) -> None:
+    model = known("gru", 1, False, 24, size, 12)
+    engine = Engine(model.config, model.weights, precision, variant=variant, threads=3)
+    logits, _ = stepped(engine, np.tile(model.ids, (1, 3)))
+    assert logits.shape == (12, 9, size)
+    for copy in range(3):
+        check_logits(precision, logits[:, 3 * copy : 3 * copy + 3], model.logits)
+    alone, _ = stepped(engine, model.ids[:, :1])
+    np.testing.assert_array_equal(alone[:, 0], logits[:, 0])
 
 
-@torch.no_grad()
-def greedy_by_model(model: LanguageModel, length: int) -> list[int]:
-    state, written = None, [1]
-    for _ in range(length):
-        logits, state = model(torch.tensor([written[-1:]]), state)
-        written.append(likeliest_other(logits[0, 0].numpy(), written[-1]))
+FORBIDDEN = random_ids(2000, SIZE) % 2 == 0
+
+
+def greedy(engine: Engine, length: int) -> list[int]:
+    """The likeliest of half of the ids, another half each time: weights like these would soon go round in circles."""
+    mask = np.zeros(engine.vocabulary_size, dtype=np.bool_)
+    stream = Stream(engine.zero_state()[0], np.array([1], np.int32), 1, sampler=Sampler(temperature=0, masked=mask))
+    written = [1]
+    for at in range(length):
+        mask[:] = FORBIDDEN[at]
+        engine.advance([stream], 1)
+        written.append(int(stream.ids[stream.length - 1]))
     return written
 
 
 @pytest.mark.parametrize(("cell", "layers", "tied"), KINDS)
 def test_greedy_text_is_the_models(cell: str, layers: int, tied: bool) -> None:
+    """2,000 characters: at each place the model, having read what stands before, takes the same.
+
+    Where two are as likely up to the last bits, another machine's sums may have the other one ahead.
+    """
     config = model_config(cell, layers, tied)
-    weights = ramp_weights(config)
-    by_engine = greedy_by_engine(Engine(config, weights), 300)
-    assert by_engine == greedy_by_model(LanguageModel.from_arrays(config, weights), 300)
-    assert len(set(by_engine)) >= 2
+    weights = ramp_arrays(config, SIZE)
+    written = greedy(Engine(config, weights, "f32"), 2000)
+    with torch.no_grad():
+        logits = LanguageModel.from_arrays(config, weights)(torch.tensor(written[:-1])[:, None])[0][:, 0].numpy()
+    logits[FORBIDDEN] = -np.inf
+    behind = logits.max(axis=1) - logits[np.arange(2000), written[1:]]
+    assert behind.max() < 1e-5
+    assert np.count_nonzero(behind) <= 1
+    assert len(set(written)) > 10
 
 
-@pytest.mark.parametrize("units", [5, 24, 64])
-@pytest.mark.parametrize(("cell", "layers", "tied"), KINDS[::2])
-def test_a_streams_numbers_do_not_depend_on_its_neighbours(cell: str, layers: int, tied: bool, units: int) -> None:
-    """Alone, in any row and among 20 others: the same bits."""
+@torch.no_grad()
+def test_greedy_text_is_the_models_step_by_step() -> None:
+    config = model_config("gru", 2)
+    weights = ramp_arrays(config, SIZE)
+    model, state, written = LanguageModel.from_arrays(config, weights), None, [1]
+    for at in range(500):
+        logits, state = model(torch.tensor([written[-1:]]), state)
+        logits[0, 0, torch.from_numpy(FORBIDDEN[at])] = -torch.inf
+        written.append(int(logits.argmax()))
+    for variant in VARIANTS:
+        assert greedy(Engine(config, weights, "f32", variant=variant), 500) == written
+
+
+# --- A stream to the last bit ---
+
+SAMPLERS = [
+    Sampler(0.8, seed=3),
+    Sampler(1.0, top_k=5, seed=4),
+    Sampler(1.2, top_p=0.9, seed=3),
+    Sampler(1.0, min_p=0.1, repetition_penalty=1.3, seed=2**63 - 1),
+    Sampler(0),
+    Sampler(0.7, masked=np.arange(SIZE) % 3 == 0, seed=9),
+]
+
+
+def new_stream(engine: Engine, number: int, read: int = 0) -> Stream:
+    """Stream `number` of some that all differ: in prompt, length of prompt, options and seed.
+
+    With `read` it only reads so many ids.
+    """
+    prompt = random_ids(read or 1 + number * 3 % 17, seed=number).astype(np.int32)
+    sampler = SAMPLERS[number % len(SAMPLERS)]
+    stream = Stream(engine.zero_state()[0], drawing=not read, sampler=sampler, logits=np.zeros(engine.vocabulary_size))
+    if number % 2:
+        stream.scores = np.zeros(0)
+    stream.feed(prompt)
+    return stream
+
+
+def bits(stream: Stream) -> tuple[Any, ...]:
+    """All that a stream is."""
+    assert stream.logits is not None
+    scores = b"" if stream.scores is None else stream.scores[1 : stream.length].tobytes()
+    numbers = (stream.length, stream.at, stream.drawn, stream.forgotten)
+    return (stream.ids[: stream.length].tolist(), scores, stream.state.tobytes(), stream.logits.tobytes(), numbers)
+
+
+def chunks(steps: int, seed: int) -> Iterator[int]:
+    """Numbers that make `steps` together."""
+    random = np.random.Generator(np.random.Philox(seed))
+    while steps:
+        some = int(random.integers(1, min(steps, 9) + 1))
+        yield some
+        steps -= some
+
+
+@pytest.mark.parametrize(("variant", "precision"), BACKENDS)
+@pytest.mark.parametrize(
+    ("cell", "layers", "tied", "units"), [("gru", 2, True, 5), ("lstm", 1, False, 64), ("rnn", 2, False, 24)]
+)
+def test_a_streams_bits_depend_on_nothing_but_itself(
+    cell: str, layers: int, tied: bool, units: int, variant: str, precision: str
+) -> None:
+    """Not on its neighbours, its place among them, the threads, and into how many calls its steps are divided."""
     config = model_config(cell, layers, tied, units)
-    engine = Engine(config, ramp_weights(config))
-    ids, steps = random_ids(21), 12
+    engine = Engine(config, ramp_arrays(config, SIZE), precision, variant=variant, threads=1)
+    steps = 24
+    alone = []
+    for number in range(21):
+        stream = new_stream(engine, number)
+        for _ in range(steps):
+            engine.advance([stream], 1)
+            assert stream.unread >= 1
+        alone.append(bits(stream))
+    assert len({str(stream[0]) for stream in alone}) == 21
 
-    def numbers(rows: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        state = engine.zero_state(len(rows))
-        for step in range(steps):
-            logits = engine.step((ids[rows] + step) % SIZE, state)
-        return logits, state
+    for threads, order in (
+        (1, list(range(21))),
+        (2, list(range(20, -1, -1))),
+        (3, [20, 3, 7, 0]),
+        (2, [5]),
+        (3, [1, 2]),
+    ):
+        streams = [new_stream(threaded(engine, threads), number) for number in order]
+        for some in chunks(steps, seed=threads):
+            engine.advance(streams, some)
+        assert [bits(stream) for stream in streams] == [alone[number] for number in order]
+        at_once = [new_stream(engine, number) for number in order]
+        engine.advance(at_once, steps)
+        assert [bits(stream) for stream in at_once] == [alone[number] for number in order]
 
-    together, state = numbers(list(range(21)))
-    for row in range(21):
-        alone, alone_state = numbers([row])
-        np.testing.assert_array_equal(alone[0], together[row])
-        np.testing.assert_array_equal(alone_state[:, :, 0], state[:, :, row])
-    turned, _ = numbers(list(reversed(range(21))))
-    np.testing.assert_array_equal(turned[::-1], together)
-    few, _ = numbers([20, 3, 7])
-    np.testing.assert_array_equal(few, together[[20, 3, 7]])
+
+@pytest.mark.parametrize(("variant", "precision"), BACKENDS)
+def test_streams_that_come_and_go_are_as_if_alone(variant: str, precision: str) -> None:
+    config = model_config("gru", 2)
+    engine = Engine(config, ramp_arrays(config, SIZE), precision, variant=variant, threads=2)
+    waiting = [(number, new_stream(engine, number), 10 + number % 5 * 7) for number in range(12)]
+    present: list[tuple[int, Stream, int]] = []
+    ended = {}
+    while waiting or present:
+        present += [waiting.pop() for _ in range(min(len(waiting), 2))]
+        present.sort(key=lambda entry: entry[0] * 5 % 12)
+        some = min(3, *(left for _, _, left in present), 3)
+        engine.advance([stream for _, stream, _ in present], some)
+        present = [(number, stream, left - some) for number, stream, left in present]
+        ended |= {number: bits(stream) for number, stream, left in present if not left}
+        present = [entry for entry in present if entry[2]]
+    for number in range(12):
+        stream = new_stream(engine, number)
+        engine.advance([stream], 10 + number % 5 * 7)
+        assert ended[number] == bits(stream)
 
 
-def test_streams_do_not_mix() -> None:
-    config = model_config("gru", 1, False)
-    engine = Engine(config, ramp_weights(config))
-    logits = engine.step(np.array([1, 2, 1]), engine.zero_state(3))
+@pytest.mark.parametrize(("variant", "precision"), BACKENDS)
+def test_what_is_read_and_what_is_drawn(variant: str, precision: str) -> None:
+    config = model_config("gru")
+    engine = Engine(config, ramp_arrays(config, SIZE), precision, variant=variant)
+    reader = new_stream(engine, 1, read=20)
+    engine.advance([reader], 15)
+    assert (reader.unread, reader.length, reader.drawn) == (5, 20, 0)
+    engine.advance([reader], 5)
+    assert (reader.unread, reader.length, reader.drawn) == (0, 20, 0)
+
+    writer, prompt = Stream(engine.zero_state()[0], sampler=Sampler(seed=1)), random_ids(20, seed=1)
+    writer.feed(prompt.astype(np.int32))
+    assert writer.unread == 20
+    engine.advance([writer], 19)  # reads all but one
+    assert (writer.unread, writer.length, writer.drawn) == (1, 20, 0)
+    engine.advance([writer], 1)
+    assert (writer.unread, writer.length, writer.drawn) == (1, 21, 1)
+    assert writer.state.tobytes() == reader.state.tobytes()
+    assert writer.ids[:20].tolist() == prompt.tolist()
+    assert writer.ids[20] == Sampler(seed=1).draw(np.array(reader.logits), writer.ids[:20], 0)
+
+    # Words put into its mouth are read before anything is drawn again.
+    writer.feed(np.array([3, 4], dtype=np.int32))
+    assert writer.unread == 3
+    engine.advance([writer], 2)
+    assert (writer.unread, writer.length, writer.drawn) == (1, 23, 1)
+    engine.advance([writer], 3)
+    assert (writer.unread, writer.length, writer.drawn) == (1, 26, 4)
+
+
+@pytest.mark.parametrize(("variant", "precision"), BACKENDS)
+def test_a_stream_ends_up_where_its_own_text_leads(variant: str, precision: str) -> None:
+    """Reading what was written gives the state, the logits and the scores that writing it gave."""
+    config = model_config("lstm", 2)
+    engine = Engine(config, ramp_arrays(config, SIZE), precision, variant=variant, threads=2)
+    writers = [new_stream(engine, number) for number in range(1, 8, 2)]
+    engine.advance(writers, 40)
+    texts = [writer.ids[: writer.length].copy() for writer in writers]
+    for writer, text, scores in zip(writers, texts, engine.scores(texts), strict=True):
+        reader = Stream(engine.zero_state()[0], text, writer.at, drawing=False, logits=np.zeros(SIZE))
+        engine.advance([reader], writer.at)
+        assert reader.state.tobytes() == writer.state.tobytes()
+        assert reader.logits is not None
+        assert writer.logits is not None
+        assert reader.logits.tobytes() == writer.logits.tobytes()
+        assert writer.scores is not None
+        np.testing.assert_array_equal(writer.scores[1 : writer.length], scores)
+
+
+def test_nothing_to_do_is_no_mistake() -> None:
+    config = model_config("gru")
+    engine = Engine(config, ramp_arrays(config, SIZE))
+    engine.advance([], 5)
+    stream = new_stream(engine, 0)
+    before = bits(stream)
+    engine.advance([stream], 0)
+    assert bits(stream) == before
+    assert engine.step(np.zeros(0, dtype=np.int64), engine.zero_state(0)).shape == (0, SIZE)
+    assert engine.scores([]) == []
+
+
+@pytest.mark.parametrize(("variant", "precision"), BACKENDS)
+def test_step_changes_the_state_in_place_and_streams_do_not_mix(variant: str, precision: str) -> None:
+    config = model_config("gru")
+    engine = Engine(config, ramp_arrays(config, SIZE), precision, variant=variant)
+    state = engine.zero_state(4)
+    logits = engine.step(np.array([1, 2, 1]), state[:3])
+    assert logits.dtype == np.float64
     np.testing.assert_array_equal(logits[0], logits[2])
     assert not np.array_equal(logits[0], logits[1])
+    np.testing.assert_array_equal(state[0], state[2])
+    assert state[0].any()
+    assert not state[3].any()
+    assert not np.array_equal(engine.step(np.array([1]), state[:1])[0], logits[0])
 
 
-def test_the_weights_are_left_alone() -> None:
-    config = model_config("lstm", 2, False)
-    weights = ramp_weights(config)
-    before = {name: array.copy() for name, array in weights.items()}
-    greedy_by_engine(Engine(config, weights), 5)
-    for name, array in before.items():
+@pytest.mark.parametrize(("variant", "precision"), BACKENDS)
+def test_scores_of_texts_of_any_length(variant: str, precision: str) -> None:
+    """Also of no characters and of one, and of more than one call reads."""
+    config = model_config("gru", units=16)
+    engine = Engine(config, ramp_arrays(config, SIZE), precision, variant=variant, threads=2)
+    rows = [random_ids(length, seed=length).astype(np.int32) for length in (0, 1, 2, 3, 1025, 40, 1200)]
+    found = engine.scores(rows)
+    assert [len(scores) for scores in found] == [0, 0, 1, 2, 1024, 39, 1199]
+    for row, scores in zip(rows[2:], found[2:], strict=True):
+        logits, _ = stepped(engine, row[:40, None])
+        own = log_softmax(logits[:-1, 0])[np.arange(len(logits) - 1), row[1:40]]
+        np.testing.assert_allclose(scores[: len(own)], own, rtol=1e-12, atol=1e-12)
+        assert np.isfinite(scores).all()
+    for same in (rows[5].astype(np.int64), np.repeat(rows[5], 2)[::2], rows[5].tolist()):
+        np.testing.assert_array_equal(engine.scores([same])[0], found[5])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_total_nats_is_the_scores_of_each_column(variant: str) -> None:
+    config = model_config("gru", units=16)
+    engine = Engine(config, ramp_arrays(config, SIZE), variant=variant)
+    text = random_ids(12, 70)
+    inputs, targets = text[:-1], text[1:].copy()
+    targets[8:, 69] = -1
+    rows = [*text.T[:69].astype(np.int32), text[:9, 69].astype(np.int32)]
+    expected = -sum(float(scores.sum()) for scores in engine.scores(rows))
+    assert engine.total_nats(inputs, targets) == pytest.approx(expected, rel=1e-12)
+
+
+# --- Long texts ---
+
+
+def everything(engine: Engine, stream: Stream, sizes: Sequence[int]) -> tuple[list[int], list[float]]:
+    """All ids and scores of a stream that is advanced by these numbers of steps, read before they are let go."""
+    ids, scores, seen = [], [], 0
+    for steps in sizes:
+        engine.advance([stream], steps)
+        fresh = slice(seen - stream.forgotten, stream.length)
+        ids += stream.ids[fresh].tolist()
+        assert stream.scores is not None
+        scores += stream.scores[fresh].tolist()
+        seen = stream.forgotten + stream.length
+    return ids, scores
+
+
+@pytest.mark.parametrize(
+    ("variant", "precision", "steps"),
+    [*((variant, precision, 20_500) for variant, precision in BACKENDS if variant != "none"), ("none", "f32", 9000)],
+)
+def test_a_text_that_never_ends(variant: str, precision: str, steps: int) -> None:
+    """Old ids are let go on the way; neither the text nor its scores notice."""
+    config = model_config("gru", units=16)
+    engine = Engine(config, ramp_arrays(config, SIZE), precision, variant=variant, threads=1)
+    penalty = 1.0 if variant == "none" else 1.05  # numpy looks back on a thousand ids slowly
+
+    def fresh() -> Stream:
+        stream = Stream(engine.zero_state()[0], sampler=Sampler(repetition_penalty=penalty, seed=1))
+        stream.scores = np.zeros(0)
+        stream.feed(np.array([1, 2, 3], dtype=np.int32))
+        return stream
+
+    short, whole = fresh(), fresh()
+    ids, scores = everything(engine, short, [500] * (steps // 500))
+    expected_ids, expected_scores = everything(engine, whole, [steps])
+    assert len(ids) == steps + 1
+    assert ids == expected_ids
+    assert scores == expected_scores
+    assert whole.forgotten == 0
+    assert short.forgotten > 4000
+    assert len(short.ids) < 6000
+    assert short.drawn == whole.drawn == steps - 2
+    np.testing.assert_array_equal(short.state, whole.state)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.sampled_from(["feed", "read", "room"]), st.integers(0, 3000)), max_size=25))
+def test_room_is_made_without_losing_what_is_still_looked_at(acts: list[tuple[str, int]]) -> None:
+    stream, all_ids = Stream(np.zeros(1)), np.zeros(0, dtype=np.int32)
+    stream.scores = np.zeros(0)
+    for act, count in acts:
+        before = stream.forgotten + stream.at
+        if act == "feed":
+            fresh = np.arange(len(all_ids), len(all_ids) + count, dtype=np.int32)
+            stream.feed(fresh)
+            all_ids = np.concatenate([all_ids, fresh])
+            stream.scores[stream.length - count : stream.length] = -fresh
+        elif act == "read":
+            stream.at += min(count, stream.unread)
+            before = stream.forgotten + stream.at
+        else:
+            stream.make_room(count)
+            assert len(stream.ids) >= stream.length + count
+        assert stream.scores is not None
+        assert len(stream.scores) == len(stream.ids)
+        assert stream.forgotten + stream.at == before
+        assert stream.forgotten + stream.length == len(all_ids)
+        assert stream.at >= min(before, PENALTY_WINDOW)  # what a penalty looks back on is there
+        np.testing.assert_array_equal(stream.ids[: stream.length], all_ids[stream.forgotten :])
+        np.testing.assert_array_equal(stream.scores[: stream.length], -all_ids[stream.forgotten :].astype(np.float64))
+
+
+# --- Weights ---
+
+
+@pytest.mark.parametrize(("variant", "precision"), BACKENDS)
+def test_the_weights_are_left_alone_and_not_looked_at_again(variant: str, precision: str) -> None:
+    config = model_config("lstm", 2)
+    weights = ramp_arrays(config, SIZE)
+    engine = Engine(config, weights, precision, variant=variant)
+    first = stepped(engine, random_ids(5, 2))[0]
+    for name, array in ramp_arrays(config, SIZE).items():
         np.testing.assert_array_equal(weights[name], array)
+    if variant != "none":
+        for array in weights.values():
+            array[:] = 0
+        np.testing.assert_array_equal(stepped(engine, random_ids(5, 2))[0], first)
 
 
-def test_saturated_gates_do_not_overflow() -> None:
-    config = model_config("lstm", 1, False)
-    weights = {name: array * np.float32(1e4) for name, array in ramp_weights(config).items()}
-    engine = Engine(config, weights)
-    state = engine.zero_state(2)
-    for _ in range(3):
-        assert np.isfinite(engine.step(np.array([1, 2]), state)).all()
+@pytest.mark.parametrize(("variant", "precision"), BACKENDS)
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+def test_saturated_gates_do_not_overflow(cell: str, variant: str, precision: str) -> None:
+    config = model_config(cell, 2)
+    weights = {name: array * np.float32(1e4) for name, array in ramp_arrays(config, SIZE).items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engine = Engine(config, weights, precision, variant=variant)
+        streams = [new_stream(engine, number) for number in range(5)]
+        engine.advance(streams, 50)
+    for stream in streams:
+        assert stream.logits is not None
+        assert np.isfinite(stream.logits).all()
+        assert np.isfinite(stream.state).all()
+
+
+# --- Threads, variants, mistakes ---
+
+
+def test_the_number_of_threads_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each number is tried twice as long as more were quicker, and all again after a second."""
+    clock = [0.0]
+    monkeypatch.setattr(native.time, "perf_counter", lambda: clock[0])
+
+    def used(threads: native._Threads, costs: dict[int, float], calls: int) -> list[int]:
+        counts = []
+        for _ in range(calls):
+            with threads.timed(1, 100) as count:
+                clock[0] += costs[count] * 1e-3
+            counts.append(count)
+        return counts
+
+    threads = native._Threads(8)
+    assert used(threads, {1: 10, 2: 6, 4: 7, 8: 1}, 9) == [1, 1, 2, 2, 4, 4, 2, 2, 2]
+    clock[0] += 1
+    assert used(threads, {1: 10, 2: 20, 4: 5, 8: 1}, 6) == [1, 1, 2, 2, 1, 1]
+    assert native._Threads(1)._choices == [1]
+    assert native._Threads(3)._choices == [1, 2, 3]
+
+
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant != "none"])
+def test_engines_may_be_used_from_several_python_threads(variant: str) -> None:
+    """The kernels let Python go on meanwhile; each caller has its own memory."""
+    config = model_config("gru", 2)
+    weights = ramp_arrays(config, SIZE)
+    one, other = (threaded(Engine(config, weights, variant=variant), 2) for _ in range(2))
+    expected = [new_stream(one, number) for number in range(8)]
+    one.advance(expected, 150)
+    found = [new_stream(one, number) for number in range(8)]
+
+    def work(engine: Engine, streams: list[Stream]) -> None:
+        for _ in range(50):
+            engine.advance(streams, 3)
+
+    workers = [threading.Thread(target=work, args=(engine, found[part::3])) for part, engine in
+               enumerate((one, one, other))]  # fmt: skip
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [bits(stream) for stream in found] == [bits(stream) for stream in expected]
+
+
+def test_an_unknown_precision_is_a_mistake() -> None:
+    config = model_config("gru")
+    with pytest.raises(UsageError, match="--precision must be one of q8, bf16, f32, not 'f64'"):
+        Engine(config, ramp_arrays(config, SIZE), "f64")
+
+
+@pytest.mark.skipif(len(VARIANTS) == 1, reason="the C kernels are not built here")
+def test_an_unknown_variant_is_a_mistake() -> None:
+    config = model_config("gru")
+    with pytest.raises(UsageError, match="CHARWRIGHT_KERNELS=avx1024: this machine runs"):
+        Engine(config, ramp_arrays(config, SIZE), variant="avx1024")
+
+
+def test_the_environment_names_the_variant(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = model_config("gru")
+    monkeypatch.setenv("CHARWRIGHT_KERNELS", "none")
+    assert not isinstance(Engine(config, ramp_arrays(config, SIZE))._backend, native.NativeBackend)
+    for variant in VARIANTS[:-1]:
+        monkeypatch.setenv("CHARWRIGHT_KERNELS", variant)
+        backend = Engine(config, ramp_arrays(config, SIZE))._backend
+        assert isinstance(backend, native.NativeBackend)
+        assert backend._kernels.name == variant
+
+
+def test_the_engine_needs_no_pytorch() -> None:
+    code = (
+        "import sys, numpy as np; from charwright.generation.engine import *;"
+        "c = ModelConfig(units=16, embedding=4);"
+        "w = {n: np.ones(s, dtype=np.float32) for n, s in c.weight_shapes(5).items()};"
+        "e = Engine(c, w); s = Stream(e.zero_state()[0], np.zeros(1, dtype=np.int32), 1); e.advance([s], 9);"
+        "assert s.length == 10; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], env=os.environ, check=False).returncode == 0
