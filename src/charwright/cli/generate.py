@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import os
 import re
 import signal
 import sys
@@ -45,8 +47,16 @@ DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a text: text, seed, why it ended.")
 @click.option("--logprobs", is_flag=True, help="With --json: the log-probability of each character.")
-@click.option("--state-out", type=click.Path(path_type=Path), help="Put the text aside in a file, to go on with later.")
-@click.option("--state-in", type=click.Path(path_type=Path), help="Go on with a text that was put aside.")
+@click.option(
+    "--state-out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Put the text aside in a file, to go on with later.",
+)
+@click.option(
+    "--state-in",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Go on with a text that was put aside.",
+)
 @click.option("--novelty", is_flag=True, help="Say how much of the text stands word for word in the training text.")
 @click.option(
     "--corpus", multiple=True, metavar="TEXT", help="With --novelty and --max-copy: where the training text is now."
@@ -82,12 +92,17 @@ def generate(
         raise UsageError("--logprobs come with --json")
     if beams is not None:
         _refuse_with_beams(options, state_in, state_out)
+    if corpus and not novelty and config.max_copy is None:
+        raise UsageError("--corpus says where the training text is, for --novelty and --max-copy; add one of them")
     if state_in is not None and "num" in options:
         raise UsageError("--state-in goes on with as many texts as were put aside; leave --num out")
+    if state_out is not None:
+        _refuse_bad_place(state_out)
     if state_in is None and config.seed is None:
         config = dataclasses.replace(config, seed=_fresh_seed())
     opened = Run.open(run)
-    text = _prompt(prompt, opened.vocabulary)
+    text = _read_prompt(prompt, opened)
+    _say_what_is_odd(text, opened.vocabulary, config.stop, empty=not text and prompt is not None and state_in is None)
     shown = Shown("" if without_prompt else text, as_json=as_json, logprobs=logprobs)
     work = _Work(opened, precision, threads, corpus, state_in, explicit="precision" in given(ctx, ["precision"]))
     if novelty:
@@ -95,11 +110,14 @@ def generate(
     if beams is not None:
         shown.whole(work.writer.likeliest(text, config, beams))
         return 0
+    session, drafts = work.begin(text, config, logprobs=logprobs, exact=state_out is not None)
     with _interruptions() as stopped:
-        session, drafts = work.begin(text, config, logprobs=logprobs, exact=state_out is not None)
-        shown.follow(session, drafts, stopped)
-        if state_out is not None:
-            work.put_aside(state_out, drafts)
+        try:
+            shown.follow(session, drafts, stopped)
+        finally:
+            # Whoever reads the text may have seen enough of it; that is an end like Ctrl-C.
+            if state_out is not None:
+                work.put_aside(state_out, drafts)
     return 128 + stopped[0] if stopped else 0
 
 
@@ -167,7 +185,7 @@ class _Work:
         """Write the file that --state-in reads."""
         from charwright.generation.paused import fingerprint, write_paused
 
-        write_paused(path, self.writer.engine, fingerprint(self._run.weights()), [draft.stream for draft in drafts])
+        write_paused(path, self.writer.engine, fingerprint(self._run.weights()), [draft.paused() for draft in drafts])
 
 
 class Shown:
@@ -192,19 +210,18 @@ class Shown:
             if len(drafts) > 1:
                 _heading(number, len(drafts))
             _write(self._prompt)
-            written = draft.pop()
-            _write(written)
-            pieces = [written]
-            while draft.ended is None and not stopped and session.advance():
-                pieces.append(draft.pop())
-                _write(pieces[-1])
+            pieces = []
+            for piece in _pieces(session, draft, stopped):
+                _write(piece)
+                if self.corpus is not None:
+                    pieces.append(piece)
             _write("\n")
             self._say_novelty("".join(pieces))
 
     def whole(self, text: Text) -> None:
-        """Show a text that is done."""
+        """Show a text that was searched for, with nothing drawn."""
         if self._json:
-            self._line(text)
+            self._line(text, drawn=False)
             return
         _write(self._prompt + text.continuation + "\n")
         self._say_novelty(text.continuation)
@@ -214,18 +231,22 @@ class Shown:
 
         return finished(draft, logprobs=self._logprobs)
 
-    def _line(self, text: Text) -> None:
+    def _line(self, text: Text, *, drawn: bool = True) -> None:
         values: dict[str, Any] = {"text": self._prompt + text.continuation, "continuation": text.continuation}
-        values |= {"seed": text.seed, "stream": text.stream, "ended": text.ended}
+        if drawn:
+            values |= {"seed": text.seed, "stream": text.stream}
+        values["ended"] = text.ended
         if text.stop is not None:
             values["stop"] = text.stop
         if self._logprobs:
-            values["logprobs"] = [round(value, 6) for value in text.logprobs or ()]
+            values["logprobs"] = [None if math.isnan(value) else round(value, 6) for value in text.logprobs or ()]
         if self.corpus is not None:
             from charwright.generation.novelty import measure
 
             values["novelty"] = measure(self.corpus, text.continuation).to_json()
-        _write(json.dumps(values, ensure_ascii=False) + "\n")
+        # Where the output has not all characters, JSON can still say them.
+        unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+        _write(json.dumps(values, ensure_ascii=not unicode) + "\n")
 
     def _say_novelty(self, written: str) -> None:
         if self.corpus is None:
@@ -241,6 +262,13 @@ class Shown:
         )
 
 
+def _pieces(session: Session, draft: Draft, stopped: Sequence[int]) -> Iterator[str]:
+    """One of the session's texts, as it grows."""
+    yield draft.pop()
+    while draft.ended is None and not stopped and session.advance():
+        yield draft.pop()
+
+
 @contextmanager
 def _interruptions() -> Iterator[list[int]]:
     """A list that holds the signal's number once somebody wants an end; a second one ends the process at once."""
@@ -251,6 +279,8 @@ def _interruptions() -> Iterator[list[int]]:
         signal.signal(number, before[number])
 
     before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # A job in the background is not to hear what is typed for another.
+    before = {number: handler for number, handler in before.items() if handler not in {signal.SIG_IGN, None}}
     for number in before:
         signal.signal(number, note)
     try:
@@ -265,6 +295,17 @@ def _refuse_with_beams(options: dict[str, Any], state_in: Path | None, state_out
         raise UsageError(f"--beams draws nothing: leave {flag(useless[0])} out")
     if state_in is not None or state_out is not None:
         raise UsageError("--beams searches from the beginning: leave --state-in and --state-out out")
+
+
+def _refuse_bad_place(state_out: Path) -> None:
+    """Before the text is written, not after."""
+    folder = state_out.parent
+    if not state_out.name:
+        raise UsageError("--state-out names no file")
+    if not folder.is_dir():
+        raise UsageError(f"--state-out: there is no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"--state-out: the folder {folder} may not be written to")
 
 
 def _unescaped(options: dict[str, Any]) -> dict[str, Any]:
@@ -291,28 +332,42 @@ def _write(piece: str) -> None:
         sys.stdout.flush()
 
 
-def _prompt(given_prompt: str | None, vocabulary: Vocabulary) -> str:
-    """The prompt from the option, or from standard input when it is asked for or something is piped in."""
-    text = _read_prompt() if given_prompt in {None, "-"} else given_prompt or ""
-    if given_prompt is not None and not text:
+def _say_what_is_odd(prompt: str, vocabulary: Vocabulary, stop: Sequence[str], *, empty: bool) -> None:
+    """What works, but perhaps not as it was meant."""
+    if empty:
         click.echo("the prompt is empty; beginning as a line does", err=True)
-    if unknown := vocabulary.unknown_in(text):
+    if unknown := vocabulary.unknown_in(prompt):
         shown = " ".join(repr(character) for character in unknown[:5]) + (" ..." if len(unknown) > 5 else "")
-        nothing = len(unknown) == len(set(text))
+        nothing = len(unknown) == len(set(prompt))
         which = "any of the prompt's characters" if nothing else shown
         click.echo(f"the model has never seen {which}; going on all the same", err=True)
-    return text
+    for text in stop:
+        if unknown := vocabulary.unknown_in(text):
+            click.echo(f"the model never writes {unknown[0]!r}: no text will end at {text!r}", err=True)
 
 
-def _read_prompt() -> str:
+def _read_prompt(given_prompt: str | None, run: Run) -> str:
+    """The prompt from the option, or from standard input when it is asked for or something is piped in."""
+    if given_prompt not in {None, "-"}:
+        text = given_prompt or ""
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UsageError("the prompt is not UTF-8")
+        return text
     if sys.stdin is None or sys.stdin.isatty():
         return ""
+    from charwright.generation.session import MOST_PROMPT, prompt_is_too_long
+
+    data = sys.stdin.buffer.read(4 * MOST_PROMPT + 1)
+    if len(data) > 4 * MOST_PROMPT:
+        raise prompt_is_too_long()
     try:
-        text = sys.stdin.buffer.read().decode("utf-8")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise CharwrightError(f"the prompt on standard input is not UTF-8: byte {error.start} does not fit") from error
+    if run.config.corpus.newlines == "lf":
+        text = text.replace("\r\n", "\n")
     # A shell's last newline belongs to the pipe, not to the prompt.
-    return text.replace("\r\n", "\n").removesuffix("\n")
+    return re.sub(r"\r?\n\Z", "", text)
 
 
 def _fresh_seed() -> int:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
 from charwright.generation.endings import Endings
-from charwright.generation.engine import Engine
+from charwright.generation.engine import MOST_STEPS, Engine, Stream
+from charwright.generation.session import incomplete
 
 Ids = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float64]
@@ -17,28 +19,45 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Found:
-    """What the search found: ids, the text up to its end, why it ended, and ln p of each id."""
+    """What the search found: the text up to its end, why it ended, and ln p of each character.
+
+    `mean` is ln p per character of all that was written, the stop text included: by it texts of different lengths are
+    compared.
+    """
 
     text: str
     ended: str
     stop: str | None
     logprobs: list[float]
+    mean: float
 
-    @property
-    def mean(self) -> float:
-        """The ln p per character, by which texts of different lengths are compared."""
-        return sum(self.logprobs) / max(1, len(self.logprobs))
+
+def _no_ids() -> Ids:
+    return np.zeros(0, dtype=np.int32)
 
 
 @dataclass(frozen=True)
 class _Beam:
     """One of the likeliest beginnings: its last id, and what stands before that."""
 
+    endings: Endings
     before: _Beam | None = None
     token_id: int = UNKNOWN_ID
     logprob: float = 0.0
     total: float = 0.0
-    size: int = 0
+    characters: int = 0
+    partial: Ids = field(default_factory=_no_ids)  # the last ids, where they are no character yet
+
+    def longer(self, vocabulary: Vocabulary, token_id: int, logprob: float, length: int) -> _Beam:
+        """The beginning that has one more id."""
+        ids = np.append(self.partial, np.int32(token_id))
+        piece, endings = vocabulary.decoder().feed_all(ids), self.endings
+        if piece and endings.waiting:
+            endings = copy.copy(endings)  # Others go on from here too.
+            endings.feed(piece[: length - self.characters])
+        characters = min(length, self.characters + len(piece))
+        total = self.total + logprob
+        return _Beam(endings, self, token_id, logprob, total, characters, incomplete(vocabulary, ids))
 
     def path(self) -> list[_Beam]:
         """What the beginning was at each of its ids."""
@@ -65,56 +84,56 @@ def beam_search(
     At each character the `beams` likeliest beginnings are kept (Lowerre, 1976); `masked` (V,) ids are not written.
     Texts that met a stop text, or the end of `until`, are compared with the others by ln p per character.
     """
-    state = engine.zero_state(1)
-    logits = np.zeros((1, engine.vocabulary_size))
-    for token_id in prompt:
-        logits = engine.step(np.array([token_id]), state)
-    alive, done = [_Beam()], list[Found]()
+    state, logits = _read(engine, prompt)
+    alive, done = [_Beam(Endings(stop, until))], list[_Beam]()
     while alive and len(done) < beams:
-        alive, parents = _extended(alive, _log_softmax(logits), masked, beams)
-        kept: list[int] = []
-        for row, beam in enumerate(alive):
-            found = _ended(vocabulary, beam, length, stop, until)
-            if found is None:
-                kept.append(row)
+        parents, kept = _best(alive, _log_softmax(logits), masked, beams), list[int]()
+        grown = [alive[row].longer(vocabulary, token_id, logprob, length) for row, token_id, logprob in parents]
+        alive = []
+        for (row, _, _), beam in zip(parents, grown, strict=True):
+            if beam.endings.ended or beam.characters == length:
+                done.append(beam)
             else:
-                done.append(found)
-        alive, parents = [alive[row] for row in kept], [parents[row] for row in kept]
+                alive.append(beam)
+                kept.append(row)
         if alive:
-            state = np.ascontiguousarray(state[parents])
+            state = np.ascontiguousarray(state[kept])
             logits = engine.step(np.array([beam.token_id for beam in alive]), state)
-    return max(done, key=lambda found: found.mean)
+    best = max(done, key=lambda beam: beam.total / beam.characters)
+    return _found(vocabulary, best, length, Endings(stop, until))
 
 
-def _extended(
+def _read(engine: Engine, prompt: Ids) -> tuple[npt.NDArray[np.generic], Floats]:
+    """The state (1, L, S, H) and the logits (1, V) behind the prompt."""
+    state, logits = engine.zero_state(1), np.zeros((1, engine.vocabulary_size))
+    stream = Stream(state[0], prompt.copy(), len(prompt), drawing=False, logits=logits[0])
+    while stream.unread:
+        engine.advance([stream], min(stream.unread, MOST_STEPS))
+    return state, logits
+
+
+def _best(
     beams: list[_Beam], logprobs: Floats, masked: npt.NDArray[np.bool_], count: int
-) -> tuple[list[_Beam], list[int]]:
-    """The likeliest beginnings one id longer, and which beam each comes from; logprobs (beams, V)."""
+) -> list[tuple[int, int, float]]:
+    """The likeliest ways to go on, of logprobs (beams, V): which beam, the id and its ln p."""
     totals = np.array([beam.total for beam in beams])[:, None] + np.where(masked, -np.inf, logprobs)
-    flat = totals.reshape(-1)
-    best = np.argsort(-flat, kind="stable")[:count]
-    longer, parents = [], []
-    for index in best[np.isfinite(flat[best])].tolist():
-        parent, token_id = divmod(index, logprobs.shape[1])
-        logprob = float(logprobs[parent, token_id])
-        longer.append(_Beam(beams[parent], token_id, logprob, float(flat[index]), beams[parent].size + 1))
-        parents.append(parent)
-    return longer, parents
+    best = np.argsort(-totals.reshape(-1), kind="stable")[:count]
+    pairs = [divmod(index, logprobs.shape[1]) for index in best.tolist()]
+    return [(row, token_id, float(logprobs[row, token_id])) for row, token_id in pairs if not masked[token_id]]
 
 
-def _ended(vocabulary: Vocabulary, beam: _Beam, length: int, stop: tuple[str, ...], until: str | None) -> Found | None:
-    """The text of a beam that has ended, None while it goes on."""
-    endings = Endings(stop, until)
-    if beam.size < length and not endings.waiting:  # A character has one id at least.
-        return None
-    path = beam.path()
-    written = vocabulary.decoder().feed_all(np.array([each.token_id for each in path], dtype=np.int32))
-    text = endings.feed(written[:length])
-    if endings.ended is None and len(written) < length:
-        return None
-    shown = text + endings.flush()
-    counted = path[: len(shown)] if vocabulary.unit == "character" else path
-    return Found(shown, endings.ended or "length", endings.stop, [each.logprob for each in counted])
+def _found(vocabulary: Vocabulary, beam: _Beam, length: int, endings: Endings) -> Found:
+    """The text of a beam that has ended."""
+    written, logprobs, logprob, decoder = "", list[float](), 0.0, vocabulary.decoder()
+    for each in beam.path():
+        logprob += each.logprob
+        if piece := decoder.feed(each.token_id):
+            # A broken byte before a character makes two of them at once: the first gets it all.
+            written += piece
+            logprobs += [logprob, *([0.0] * (len(piece) - 1))]
+            logprob = 0.0
+    text = endings.feed(written[:length]) + endings.flush()
+    return Found(text, endings.ended or "length", endings.stop, logprobs[: len(text)], beam.total / beam.characters)
 
 
 def _log_softmax(logits: Floats) -> Floats:

@@ -107,11 +107,11 @@ class Generator:
             UsageError: when there is nothing to write with.
         """
         session = Session(self.engine, self.vocabulary)
-        numbers = {id(session.join(prompt, config, index, guard=guard)): index for index, prompt in enumerate(prompts)}
+        numbers = {session.join(prompt, config, index, guard=guard): index for index, prompt in enumerate(prompts)}
         while drafts := session.advance():
             for draft in drafts:
                 if piece := draft.pop():
-                    yield numbers[id(draft)], piece
+                    yield numbers[draft], piece
 
     def texts(
         self,
@@ -163,8 +163,8 @@ class Generator:
 
 
 def finished(draft: Draft, *, logprobs: bool = False) -> Text:
-    """What a draft has become since its last `pop`; one that has not ended yet was interrupted."""
+    """What a draft has become, when nobody has called `pop` yet; one that has not ended was interrupted."""
     sampler = draft.stream.sampler
-    scores = tuple(draft.logprobs) if logprobs else None
+    scores = tuple(draft.logprobs[: draft.shown]) if logprobs else None
     ended = draft.ended or "interrupted"
     return Text(draft.prompt, draft.pop(), sampler.seed, sampler.stream, ended, draft.endings.stop, scores)

@@ -13,51 +13,73 @@ import numpy as np
 import numpy.typing as npt
 
 from charwright.config import GenerationConfig
-from charwright.data.vocabulary import UNKNOWN_ID, StreamDecoder, Vocabulary
+from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
 from charwright.errors import UsageError
 from charwright.generation.endings import Endings
 from charwright.generation.engine import Engine, Stream
 from charwright.generation.sampling import Sampler
 
+Floats = npt.NDArray[np.float64]
+Ids = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 
 MOST_PROMPT = 1_000_000
 """Characters of a prompt. Nothing that a recurrent network reads so long before still tells in what it writes."""
 
-Guard = Callable[[npt.NDArray[np.int32]], Mask]
+Guard = Callable[[Ids], Mask]
 """From the ids so far to those that must not come next, (V,)."""
+
+LONGEST_INCOMPLETE = 3  # ids that are no character yet: the bytes of one but the last
 
 # A call of the engine takes about this long: short enough for a key to be answered at once, long enough to be worth it.
 CALL_S = 0.008
 MOST_STEPS = 1024
 
 
-@dataclass
+@dataclass(eq=False)
+class Paused:
+    """A text put aside: where the engine is with it, and what was drawn of it that nobody has seen yet."""
+
+    stream: Stream
+    unshown: Ids
+    """Of the beginning of a stop text, behind the end of a sentence, of a character that is not whole."""
+
+
+@dataclass(eq=False)
 class Draft:
     """One text while it is being written, and afterwards."""
 
     prompt: str
     config: GenerationConfig
     stream: Stream
-    decoder: StreamDecoder
+    vocabulary: Vocabulary
     endings: Endings
     guard: Guard | None = None
-    written: str = ""
-    """What may be shown; `pop` takes it."""
     left: int = 0
     """Characters still to write."""
     ended: str | None = None
     """Why it ended: `length`, `stop`, `line`, `paragraph` or `sentence`; None while it goes on."""
     logprobs: list[float] = field(default_factory=list)
-    """ln p of each character under the model itself, at temperature 1 and without masks, where they were asked for."""
+    """ln p of each character under the model itself, at temperature 1 and without masks, where they were asked for.
+
+    It is not a number for what was drawn before a pause and shown after it.
+    """
+    _written: list[str] = field(default_factory=list)  # what `pop` takes
     _seen: int = 0  # ids decoded, counted from the very first
     _shown: int = 0  # characters
     _logprob: float = 0.0  # of the bytes of a character that is not whole yet
     _mask: Mask | None = None  # without the guard's
+    _partial: Ids = field(default_factory=lambda: np.zeros(0, dtype=np.int32))  # the last ids, if no character yet
+    _rest: str = ""  # drawn behind the end
+
+    def __post_init__(self) -> None:
+        """Begin to decode behind the prompt."""
+        self._decoder = self.vocabulary.decoder()
 
     def pop(self) -> str:
         """What was written since the last call."""
-        piece, self.written = self.written, ""
+        piece = "".join(self._written)
+        self._written.clear()
         return piece
 
     @property
@@ -85,29 +107,43 @@ class Draft:
         stream = self.stream
         fresh = slice(self._seen - stream.forgotten, stream.length)
         self._seen = stream.forgotten + stream.length
-        if stream.scores is None:
-            self._add(self.decoder.feed_all(stream.ids[fresh]))
+        self.read(stream.ids[fresh], None if stream.scores is None else stream.scores[fresh])
+
+    def read(self, ids: Ids, scores: Floats | None) -> None:
+        """Go on with these ids, and ln p of each where they were asked for."""
+        self._partial = incomplete(self.vocabulary, np.concatenate([self._partial, ids]))
+        if scores is None:
+            self._add(self._decoder.feed_all(ids))
             return
-        for index, logprob in zip(stream.ids[fresh].tolist(), stream.scores[fresh].tolist(), strict=True):
+        for index, logprob in zip(ids.tolist(), scores.tolist(), strict=True):
             self._logprob += logprob
-            if not self.ended and (piece := self.decoder.feed(index)):
+            if piece := self._decoder.feed(index):
                 # A broken byte before a character makes two of them at once: the first gets it all.
                 self.logprobs += [self._logprob, *([0.0] * (len(piece) - 1))]
                 self._logprob = 0.0
                 self._add(piece)
         del self.logprobs[self._shown if self.ended else len(self.logprobs) :]
 
+    def paused(self) -> Paused:
+        """What it takes to go on later, with another draft; this one must not go on any more."""
+        held = self.vocabulary.encode(self._rest if self.ended else self.endings.held)
+        return Paused(self.stream, np.concatenate([held, self._partial]))
+
     def _add(self, piece: str) -> None:
-        piece = piece[: self.left]
+        if self.ended:
+            self._rest += piece
+            return
+        piece, self._rest = piece[: self.left], piece[self.left :]
         self.left -= len(piece)
         self._show(self.endings.feed(piece))
         self.ended = self.endings.ended
+        self._rest = self.endings.behind + self._rest
         if not self.ended and self.left == 0:
             self._show(self.endings.flush())
             self.ended = "length"
 
     def _show(self, text: str) -> None:
-        self.written += text
+        self._written.append(text)
         self._shown += len(text)
 
 
@@ -129,17 +165,18 @@ class Session:
         *,
         guard: Guard | None = None,
         logprobs: bool = False,
-        start: Stream | None = None,
+        start: Paused | None = None,
     ) -> Draft:
         """Begin a text, or go on with one from `start`, whose seed holds where `config` has none.
 
-        `stream` is the index that, with the seed, keys its random numbers.
+        `stream` is the index that, with the seed, keys its random numbers. A text that goes on begins with what was
+        drawn of it and not shown, unless a prompt comes in between. It can end with that alone.
 
         Raises:
             UsageError: when nothing is left to write with, or the prompt is too long.
         """
         mask = ~allowed(self.vocabulary, config)
-        track = start or Stream(self.engine.zero_state()[0])
+        track = Stream(self.engine.zero_state()[0]) if start is None else start.stream
         if logprobs:
             track.scores = np.zeros(len(track.ids))
         if prompt or start is None:
@@ -150,9 +187,12 @@ class Session:
         if start is not None and config.seed is not None:
             track.drawn = 0
         endings = Endings(config.stop, config.until)
-        draft = Draft(prompt, config, track, self.vocabulary.decoder(), endings, guard, left=config.length)
+        draft = Draft(prompt, config, track, self.vocabulary, endings, guard, left=config.length)
         draft._mask, draft._seen = mask, track.forgotten + track.length
-        self.drafts.append(draft)
+        if start is not None and not prompt:
+            draft.read(start.unshown, np.full(len(start.unshown), np.nan) if logprobs else None)
+        if draft.ended is None:
+            self.drafts.append(draft)
         return draft
 
     def leave(self, draft: Draft) -> None:
@@ -191,11 +231,26 @@ def prompt_ids(vocabulary: Vocabulary, prompt: str) -> npt.NDArray[np.int32]:
         UsageError: when it is so long that reading it would take minutes.
     """
     if len(prompt) > MOST_PROMPT:
-        raise UsageError(
-            f"the prompt has {len(prompt):,} characters, and what stands {MOST_PROMPT:,} before the end makes no"
-            " difference: give the end of it"
-        )
+        raise prompt_is_too_long()
     return vocabulary.encode(prompt or ("\n" if not vocabulary.unknown_in("\n") else " "))
+
+
+def prompt_is_too_long() -> UsageError:
+    """What to say about it."""
+    return UsageError(
+        f"the prompt has more than {MOST_PROMPT:,} characters, and what stands so far before the end makes no"
+        " difference: give the end of it"
+    )
+
+
+def incomplete(vocabulary: Vocabulary, ids: Ids) -> Ids:
+    """The last of these ids that are no character yet: bytes of one that has more."""
+    if vocabulary.unit != "byte":
+        return ids[:0]
+    for size in range(min(LONGEST_INCOMPLETE, len(ids)), 0, -1):
+        if not vocabulary.decoder().feed_all(ids[-size:]):
+            return ids[-size:]
+    return ids[:0]
 
 
 def allowed(vocabulary: Vocabulary, config: GenerationConfig) -> Mask:
@@ -210,10 +265,15 @@ def allowed(vocabulary: Vocabulary, config: GenerationConfig) -> Mask:
     if config.only is not None:
         mask[:] = False
         mask[_ids_of(vocabulary, config.only, "--only")] = True
+        mask[UNKNOWN_ID] = False
+        if not mask.any():
+            raise UsageError(f"--only: the model knows no character of {config.only!r}")
     mask[_ids_of(vocabulary, config.ban, "--ban")] = False
     mask[UNKNOWN_ID] = False
     if not mask.any():
-        raise UsageError("--only and --ban leave none of the model's characters to write with")
+        raise UsageError(
+            f"{'--only and --ban leave' if config.only else '--ban leaves'} the model no character to write"
+        )
     return mask
 
 

@@ -1,0 +1,72 @@
+"""Small writers for tests: one with random weights, and one that writes what it is told to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from charwright.config import ModelConfig
+from charwright.data.vocabulary import Vocabulary
+from charwright.generation.engine import Engine, Stream
+from charwright.generation.generator import Generator
+
+LETTERS = Vocabulary("\n .!abcdeABCDE:é中")
+
+
+def weights_of(config: ModelConfig, size: int, *, seed: int = 2, unknown_bias: float = 0.0) -> dict[str, np.ndarray]:
+    """Weights that are large enough for the text to depend on what came before."""
+    random = np.random.Generator(np.random.Philox(seed))
+    shapes = config.weight_shapes(size)
+    weights = {name: random.normal(0, 0.8, shape).astype(np.float32) for name, shape in shapes.items()}
+    weights["head.bias"][0] += np.float32(unknown_bias)
+    return weights
+
+
+def random_writer(
+    vocabulary: Vocabulary = LETTERS,
+    precision: str = "q8",
+    *,
+    cell: str = "gru",
+    layers: int = 1,
+    variant: str | None = None,
+    unknown_bias: float = 0.0,
+) -> Generator:
+    """A generator with random weights; `variant` is that of the kernels, `none` for numpy."""
+    config = ModelConfig(cell=cell, layers=layers, units=16, embedding=8)
+    weights = weights_of(config, len(vocabulary), unknown_bias=unknown_bias)
+    writer = Generator(config, weights, vocabulary, precision, threads=1)
+    if variant is not None:
+        writer.engine = Engine(config, weights, precision, threads=1, variant=variant)
+    return writer
+
+
+class Scripted:
+    """A stand-in for the engine that draws these ids one after another, whatever it reads, and then again.
+
+    Draw n has an ln p of -n.
+    """
+
+    precision, vocabulary_size = "q8", 257
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self.script = list(ids)
+
+    @classmethod
+    def of_bytes(cls, data: bytes) -> Scripted:
+        return cls([byte + 1 for byte in data])
+
+    def zero_state(self, streams: int = 1) -> np.ndarray:
+        return np.zeros((streams, 1, 1, 16), dtype=np.int32)
+
+    def advance(self, streams: Sequence[Stream], steps: int) -> None:
+        for stream in streams:
+            stream.make_room(steps + 1)
+            for _ in range(steps):
+                if stream.at + 1 == stream.length:
+                    stream.ids[stream.length] = self.script[stream.drawn % len(self.script)]
+                    stream.drawn += 1
+                    if stream.scores is not None:
+                        stream.scores[stream.length] = -stream.drawn
+                    stream.length += 1
+                stream.at += 1
