@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from screen import Screen
+
 # The same examples in every run, and no limit on the time of one: a busy machine must not make a test fail.
 settings.register_profile("charwright", derandomize=True, deadline=None)
 settings.load_profile("charwright")
@@ -44,3 +46,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def screen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Screen]:
+    # Sockets must have short names.
+    screen = Screen(Path(tmp_path_factory.mktemp("t")) / "s")
+    yield screen
+    screen.end()
