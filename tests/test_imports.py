@@ -42,7 +42,7 @@ MAY_OPEN = {"data/corpus.py", "data/named.py", "storage.py"}
 OPENS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "fdopen", "load_file", "save_file", "fromfile"}
 OPENS |= {"tofile", "memmap", "loadtxt", "savez", "mkstemp", "NamedTemporaryFile"}
 
-HEAVY = {"torch", "numpy", "safetensors", "pooch", "matplotlib", "rich", "tensorboard"}
+HEAVY = {"torch", "numpy", "safetensors", "pooch", "matplotlib", "rich", "tensorboard", "prompt_toolkit"}
 WITHOUT_TORCH = ("errors", "config", "data", "storage", "run", "generation", "kernels")
 
 
@@ -121,8 +121,9 @@ def test_these_rooms_need_no_torch(path):
     assert not needs(FILES[path], path, "torch")
 
 
-# The download bar is imported by the commands that read texts, inside their functions.
-AT_START = [path for path in FILES if room_of(path) in ("cli", "__init__", "__main__") and path != "cli/download.py"]
+# The download bar and the editor's screen are imported by the commands that show them, inside their functions.
+LATER = {"cli/download.py", "cli/editor.py"}
+AT_START = [path for path in FILES if room_of(path) in ("cli", "__init__", "__main__") and path not in LATER]
 
 
 @pytest.mark.parametrize("path", AT_START)

@@ -19,7 +19,8 @@ import click
 from charwright import __version__
 from charwright.errors import CharwrightError
 
-COMMANDS = ("train", "generate", "evaluate", "inspect", "info")
+COMMANDS = ("train", "generate", "compose", "evaluate", "inspect", "info")
+ALIASES = {"chat": "compose"}
 
 HELP = """Teach a small recurrent network to write like any text, one character at a time.
 
@@ -60,6 +61,7 @@ class _Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
+        name = ALIASES.get(name, name)
         if name not in COMMANDS:
             return None
         command = getattr(importlib.import_module(f"charwright.cli.{name}"), name)
