@@ -81,13 +81,15 @@ def beam_search(
 ) -> Found:
     """The likeliest text of `length` characters after the prompt's ids that is found, or one that ends before.
 
-    At each character the `beams` likeliest beginnings are kept (Lowerre, 1976); `masked` (V,) ids are not written.
-    Texts that met a stop text, or the end of `until`, are compared with the others by ln p per character.
+    At each id the `beams` likeliest beginnings are kept (Lowerre, 1976), one less for each that has ended; `masked`
+    (V,) ids are not written. Texts that met a stop text, or the end of `until`, are compared with the others by ln p
+    per character.
     """
     state, logits = _read(engine, prompt)
     alive, done = [_Beam(Endings(stop, until))], list[_Beam]()
-    while alive and len(done) < beams:
-        parents, kept = _best(alive, _log_softmax(logits), masked, beams), list[int]()
+    while alive:
+        # Had it place for all again, what is next to impossible would fill it, and end before the likely does.
+        parents, kept = _best(alive, _log_softmax(logits), masked, beams - len(done)), list[int]()
         grown = [alive[row].longer(vocabulary, token_id, logprob, length) for row, token_id, logprob in parents]
         alive = []
         for (row, _, _), beam in zip(parents, grown, strict=True):
