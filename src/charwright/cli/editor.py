@@ -1,4 +1,7 @@
-"""The screen and the keys of `charwright compose`; nothing but that command imports it and its prompt_toolkit."""
+"""The screen and the keys of `charwright compose`.
+
+Only that command imports this file, and with it prompt_toolkit.
+"""
 
 from __future__ import annotations
 
