@@ -49,9 +49,10 @@ def compose(ctx: click.Context, /, run: Path, prompt: str, out: Path | None, **_
         return Editor(writer, manuscript, file).run()
     finally:
         # Whatever happened: nothing that was written may be lost.
-        _print(manuscript.text)
-        if manuscript.text and file.path is not None and file.holds(manuscript.text):
-            click.echo(f"saved to {file.path}", err=True)
+        with suppress(OSError):  # The terminal may be gone.
+            _print(manuscript.text)
+            if manuscript.text and file.path is not None and file.holds(manuscript.text):
+                click.echo(f"saved to {file.path}", err=True)
 
 
 def _require_terminal(run: Path) -> None:
@@ -71,11 +72,9 @@ def _beginning(file: Any, prompt: str) -> str:
 
 
 def _print(text: str) -> None:
-    """The text on stdout, unless the terminal is gone."""
-    with suppress(OSError):
-        if text:
-            sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
-        sys.stdout.flush()
+    if text:
+        sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
+    sys.stdout.flush()
 
 
 def _fresh_seed() -> int:
