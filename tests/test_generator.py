@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,27 +12,16 @@ from hypothesis import strategies as st
 from charwright.config import GenerationConfig, ModelConfig
 from charwright.data.vocabulary import ByteVocabulary, Vocabulary
 from charwright.errors import ConfigError, UsageError
-from charwright.generation.generator import Generator
+from charwright.generation.generator import Generator, Text
 from charwright.model.language_model import LanguageModel
+from writers import LETTERS, random_writer
 
-VOCABULARY = Vocabulary("\n abcdeABCDE:é中")
-CONFIG = ModelConfig(units=16, embedding=8)
-
-
-def generator(vocabulary: Vocabulary = VOCABULARY, *, unknown_bias: float = 0.0) -> Generator:
-    """A model whose weights are large enough for the text to depend on what came before."""
-    random = np.random.Generator(np.random.Philox(2))
-    weights = {
-        name: random.normal(0, 0.8, shape).astype(np.float32)
-        for name, shape in CONFIG.weight_shapes(len(vocabulary)).items()
-    }
-    weights["head.bias"][0] += unknown_bias
-    return Generator(CONFIG, weights, vocabulary)
+VOCABULARY = LETTERS
 
 
 @pytest.fixture(scope="module")
 def writer() -> Generator:
-    return generator()
+    return random_writer()
 
 
 PROMPTS = ["a", "", "A: bad 中", "b\n" * 20, "éé"]
@@ -62,7 +53,7 @@ def test_other_prompts_give_other_texts(writer: Generator) -> None:
 def test_a_seed_gives_the_same_text_again(writer: Generator) -> None:
     first = writer.generate("a", length=100, seed=7)
     assert writer.generate("a", length=100, seed=7) == first
-    assert generator().generate("a", length=100, seed=7) == first
+    assert random_writer().generate("a", length=100, seed=7) == first
     assert writer.generate("a", length=100, seed=8)[0].continuation != first[0].continuation
 
 
@@ -87,13 +78,21 @@ def test_each_prompt_has_its_texts_one_after_another(writer: Generator) -> None:
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_stream_is_generate_piece_by_piece(writer: Generator, prompt: str) -> None:
     pieces = list(writer.stream(prompt, length=70, seed=3))
-    assert all(len(piece) == 1 for piece in pieces)
+    assert all(pieces)
+    assert len(pieces) > 1
     assert "".join(pieces) == writer.generate(prompt, length=70, seed=3)[0].continuation
 
 
 def test_a_stream_is_made_as_it_is_read(writer: Generator) -> None:
-    endless = writer.stream("a", length=10**12, seed=3)
-    assert "".join(next(endless) for _ in range(30)) == writer.generate("a", length=30, seed=3)[0].continuation
+    endless, read = writer.stream("a", length=10**12, seed=3), ""
+    while len(read) < 3000:
+        read += next(endless)
+    assert writer.generate("a", length=len(read), seed=3)[0].continuation == read
+
+
+def test_the_first_characters_come_at_once(writer: Generator) -> None:
+    """However fast the model is: nobody waits for a thousand characters to see the first."""
+    assert len(next(writer.stream("a", length=10**6, seed=3))) == 1
 
 
 @settings(max_examples=25, deadline=None)
@@ -101,7 +100,9 @@ def test_a_stream_is_made_as_it_is_read(writer: Generator) -> None:
 def test_lengths_are_exact_and_unknown_is_never_written(prompts: list[str], length: int, seed: int) -> None:
     """Even by a model that would like nothing better than [UNK]."""
     for text, prompt in zip(
-        generator(unknown_bias=50).generate(prompts, length=length, seed=seed, temperature=2.0), prompts, strict=True
+        random_writer(unknown_bias=50).generate(prompts, length=length, seed=seed, temperature=2.0),
+        prompts,
+        strict=True,
     ):
         assert len(text.continuation) == length
         assert set(text.continuation) <= set(VOCABULARY.characters)
@@ -109,7 +110,7 @@ def test_lengths_are_exact_and_unknown_is_never_written(prompts: list[str], leng
 
 
 def test_unknown_is_never_the_likeliest() -> None:
-    assert "[UNK]" not in generator(unknown_bias=50).generate("a", length=50, temperature=0)[0].continuation
+    assert "[UNK]" not in random_writer(unknown_bias=50).generate("a", length=50, temperature=0)[0].continuation
 
 
 def test_unknown_characters_of_a_prompt_are_read_as_unknown(writer: Generator) -> None:
@@ -127,12 +128,12 @@ def test_an_empty_prompt_begins_as_a_line_does(writer: Generator) -> None:
 
 @pytest.mark.parametrize("characters", ["ab", "a b", "a"])
 def test_an_empty_prompt_without_newlines_in_the_vocabulary(characters: str) -> None:
-    assert len(generator(Vocabulary(characters)).generate(length=10)[0].continuation) == 10
+    assert len(random_writer(Vocabulary(characters)).generate(length=10)[0].continuation) == 10
 
 
 def test_a_vocabulary_of_nothing_is_refused() -> None:
     with pytest.raises(UsageError, match="no characters"):
-        generator(Vocabulary("")).generate("a", length=10)
+        random_writer(Vocabulary("")).generate("a", length=10)
 
 
 def test_no_prompts_give_no_texts(writer: Generator) -> None:
@@ -142,7 +143,7 @@ def test_no_prompts_give_no_texts(writer: Generator) -> None:
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 60))
 def test_bytes_stream_whole_characters(seed: int, length: int) -> None:
-    writer = generator(ByteVocabulary())
+    writer = random_writer(ByteVocabulary())
     pieces = list(writer.stream("中", length=length, seed=seed))
     assert all(len(piece) >= 1 for piece in pieces)
     text = "".join(pieces)
@@ -151,28 +152,72 @@ def test_bytes_stream_whole_characters(seed: int, length: int) -> None:
     assert text.encode("utf-8").decode("utf-8") == text
 
 
-class _Cycle:
-    """A stand-in for the engine that always wants the same bytes, one after another."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-    def zero_state(self, streams: int) -> np.ndarray:
-        return np.zeros((1, 1, streams, 1), dtype=np.float32)
-
-    def step(self, ids: np.ndarray, state: np.ndarray) -> np.ndarray:
-        logits = np.zeros((len(ids), 257), dtype=np.float32)
-        for row in range(len(ids)):
-            logits[row, self.data[int(state[0, 0, row, 0]) % len(self.data)] + 1] = 100
-        state += 1
-        return logits
+def test_an_end_and_why(writer: Generator) -> None:
+    text = writer.generate("a", length=500, seed=1, stop=("b", "zz"))[0]
+    assert (text.ended, text.stop) == ("stop", "b")
+    assert "b" not in text.continuation
+    line = writer.generate("a", length=500, seed=1, until="line")[0]
+    assert (line.ended, line.stop) == ("line", None)
+    assert "\n" not in line.continuation.lstrip(" \n")
+    assert writer.generate("a", length=3, seed=1, until="line", ban="\n")[0].ended == "length"
 
 
-def test_characters_of_several_bytes_come_whole() -> None:
-    writer = generator(ByteVocabulary())
-    text = "aé中🙂"
-    writer.engine = _Cycle(text.encode("utf-8"))  # type: ignore[assignment]
-    assert list(writer.stream("x", length=6, temperature=0)) == ["a", "é", "中", "🙂", "a", "é"]
+def test_texts_come_in_order_as_soon_as_those_before_are_done(writer: Generator) -> None:
+    config = GenerationConfig(length=2000, stop=("b",), seed=1)
+    texts = writer.texts(["a", "b", "c"], config)
+    assert next(texts) == writer.generate(["a", "b", "c"], config)[0]
+    endless = writer.texts(["a", "b"], GenerationConfig(length=10**12, stop=("b",), seed=1))
+    assert next(endless).ended == "stop"
+
+
+def test_pieces_of_many_texts_come_with_their_number(writer: Generator) -> None:
+    pieces = list(writer.write(PROMPTS, GenerationConfig(length=60, seed=5)))
+    together = ["".join(piece for number, piece in pieces if number == index) for index in range(len(PROMPTS))]
+    assert together == [text.continuation for text in writer.generate(PROMPTS, length=60, seed=5)]
+    first = writer.write(["a", "b", "c"], GenerationConfig(length=60, seed=5))
+    assert [next(first)[0] for _ in range(3)] == [0, 1, 2]  # side by side, not one after another
+
+
+@pytest.mark.parametrize("precision", ["q8", "bf16", "f32"])
+def test_logprobs_are_those_of_the_text(precision: str) -> None:
+    """Under the model itself, whatever the temperature and the masks were."""
+    writer = random_writer(precision=precision)
+    [text] = writer.generate("a:", length=80, seed=3, temperature=1.7, top_k=5, ban="c", logprobs=True)
+    assert text.logprobs is not None
+    np.testing.assert_allclose(text.logprobs, writer.logprobs(str(text))[1:], rtol=1e-9)
+    assert writer.generate("a:", length=80, seed=3, temperature=1.7, top_k=5, ban="c")[0] == Text(
+        text.prompt, text.continuation, text.seed, text.stream
+    )
+
+
+def test_logprobs_of_a_text_are_the_models_log_softmax() -> None:
+    torch = pytest.importorskip("torch")
+    model = LanguageModel(ModelConfig(units=24, embedding=8, cell="lstm", layers=2), len(VOCABULARY), seed=3)
+    text = "ab: 中Ж\nDE.é"
+    ids = torch.from_numpy(VOCABULARY.encode(text).astype(np.int64))[:, None]
+    with torch.no_grad():
+        expected = torch.log_softmax(model(ids)[0][:-1, 0].double(), -1).gather(1, ids[1:])[:, 0]
+    found = Generator.of(model, VOCABULARY, "f32").logprobs(text)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+
+
+def test_logprobs_need_characters(writer: Generator) -> None:
+    for one, text in [(writer, "a"), (writer, ""), (random_writer(ByteVocabulary()), "ab")]:
+        with pytest.raises(UsageError, match="two characters or more"):
+            one.logprobs(text)
+
+
+def test_a_repetition_penalty_ends_loops(writer: Generator) -> None:
+    """At temperature 0 this model repeats itself for ever; with a penalty it does not."""
+    loop = writer.generate("a", length=600, temperature=0)[0].continuation
+    assert loop[-300:-200] in loop[-200:]
+    free = writer.generate("a", length=600, temperature=0, repetition_penalty=1.5)[0].continuation
+    assert not any(free[at : at + 30] in free[at + 1 :] for at in range(570))
+
+
+def test_min_p_of_one_is_greedy(writer: Generator) -> None:
+    greedy = writer.generate("a", length=50, temperature=0)[0].continuation
+    assert writer.generate("a", length=50, temperature=1, min_p=1.0, seed=9)[0].continuation == greedy
 
 
 def test_options_of_a_config_and_by_name(writer: Generator) -> None:
@@ -181,8 +226,11 @@ def test_options_of_a_config_and_by_name(writer: Generator) -> None:
     assert writer.generate("a", config, length=5)[0].continuation == writer.generate("a", config)[0].continuation[:5]
 
 
-@pytest.mark.parametrize("options", [{"length": 0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"num": 0}])
-def test_options_out_of_bounds(writer: Generator, options: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{"length": 0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"num": 0}, {"min_p": 1.5}, {"until": "dawn"}],
+)
+def test_options_out_of_bounds(writer: Generator, options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"--{next(iter(options)).replace('_', '-')}"):
         writer.generate("a", **options)
 
@@ -194,6 +242,7 @@ def test_top_k_of_one_is_greedy(writer: Generator) -> None:
 
 
 def test_of_takes_the_present_weights() -> None:
-    model = LanguageModel(CONFIG, len(VOCABULARY), seed=3)
-    expected = Generator(CONFIG, model.arrays(), VOCABULARY).generate("a", length=30, seed=1)
+    config = ModelConfig(units=16, embedding=8)
+    model = LanguageModel(config, len(VOCABULARY), seed=3)
+    expected = Generator(config, model.arrays(), VOCABULARY).generate("a", length=30, seed=1)
     assert Generator.of(model, VOCABULARY).generate("a", length=30, seed=1) == expected
