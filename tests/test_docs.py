@@ -60,7 +60,8 @@ def commands(name: str) -> Iterator[list[str]]:
         for word in [*lexer, ";"]:
             if word in ("|", ";", "&&", "||", "&"):
                 if words and words[0] == "charwright":
-                    yield words[1:]
+                    end = words.index(">") if ">" in words else len(words)
+                    yield words[1:end]
                 words = []
             else:
                 words.append(word)
