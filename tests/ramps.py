@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -42,5 +44,5 @@ def ramp_arrays(config: ModelConfig, vocabulary: int, scale: float = 1.5) -> dic
         i = np.arange(int(np.prod(shape)), dtype=np.int64)
         circle = (3 * i * i + 12345 * i + 777 * number + 99) % 65521 / 32760.5 - 1
         width = shape[-1] if len(shape) > 1 else 25
-        arrays[name] = (circle * (scale / width**0.5)).astype(np.float32).reshape(shape)
+        arrays[name] = (circle * (scale / math.sqrt(width))).astype(np.float32).reshape(shape)
     return arrays
