@@ -296,7 +296,7 @@ class GenerationConfig(Config):
         None, "End with a line, a paragraph or a sentence, or so many of them: line, paragraph, '3 sentences'."
     )
     max_copy: int | None = option(
-        None, "Never copy more than so many characters in a row from the training text.", minimum=1, maximum=10**6
+        None, "Never copy more than so many characters in a row from the training text.", minimum=1, maximum=1000
     )
     num: int = option(1, "Texts to write from the prompt.", minimum=1, maximum=65536)
     seed: int | None = option(
@@ -307,13 +307,16 @@ class GenerationConfig(Config):
         """Check the bounds, and that `until` is something that can be waited for."""
         super().__post_init__()
         if self.until is not None and parse_until(self.until) is None:
-            raise ConfigError(f"--until must be line, paragraph or a number of sentences, not {self.until!r}")
+            raise ConfigError(
+                f"--until must be line, paragraph or sentence, or a number of them ('3 sentences'), not {self.until!r}"
+            )
 
 
 def parse_until(until: str) -> tuple[str, int] | None:
     """The unit and how many, of `line`, `paragraph`, `sentence`, `3 sentences`; None when it is none of them."""
     words = until.split()
-    count = int(words.pop(0)) if len(words) == 2 and words[0].isdecimal() else 1
+    counted = len(words) == 2 and words[0].isdecimal() and len(words[0]) < 10
+    count = int(words.pop(0)) if counted else 1
     kinds = {"line": "line", "lines": "line", "paragraph": "paragraph", "paragraphs": "paragraph"}
     kinds |= {"sentence": "sentence", "sentences": "sentence"}
     return (kinds[words[0]], count) if len(words) == 1 and words[0] in kinds and count > 0 else None

@@ -43,19 +43,21 @@ DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Threads to use at most.  [default: all cores]")
 @click.option(
-    "--beams", type=click.IntRange(1, 1024), help="Search the likeliest text with so many beams; draw nothing."
+    "--beams",
+    type=click.IntRange(1, 1024),
+    help="Draw nothing: search for the likeliest text, keeping so many beginnings of it at a time.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a text: text, seed, why it ended.")
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON for each text: text, seed, why it ended.")
 @click.option("--logprobs", is_flag=True, help="With --json: the log-probability of each character.")
 @click.option(
     "--state-out",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Put the text aside in a file, to go on with later.",
+    help="Put the text aside in a file, for --state-in to go on with later.",
 )
 @click.option(
     "--state-in",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Go on with a text that was put aside.",
+    help="Go on with the text that --state-out put aside, exactly where it stopped.",
 )
 @click.option("--novelty", is_flag=True, help="Say how much of the text stands word for word in the training text.")
 @click.option(
@@ -101,16 +103,18 @@ def generate(
     if state_in is None and config.seed is None:
         config = dataclasses.replace(config, seed=_fresh_seed())
     opened = Run.open(run)
-    text = _read_prompt(prompt, opened)
-    _say_what_is_odd(text, opened.vocabulary, config.stop, empty=not text and prompt is not None and state_in is None)
-    shown = Shown("" if without_prompt else text, as_json=as_json, logprobs=logprobs)
     work = _Work(opened, precision, threads, corpus, state_in, explicit="precision" in given(ctx, ["precision"]))
+    text = _read_prompt(prompt, opened)
+    shown = Shown("" if without_prompt else text, as_json=as_json, logprobs=logprobs)
     if novelty:
         shown.corpus = work.training_text()
+    empty = prompt is not None and not text and state_in is None
     if beams is not None:
+        _say_what_is_odd(text, opened.vocabulary, config.stop, empty=empty)
         shown.whole(work.writer.likeliest(text, config, beams))
         return 0
     session, drafts = work.begin(text, config, logprobs=logprobs, exact=state_out is not None)
+    _say_what_is_odd(text, opened.vocabulary, config.stop, empty=empty)
     with _interruptions() as stopped:
         try:
             shown.follow(session, drafts, stopped)
@@ -300,8 +304,8 @@ def _refuse_with_beams(options: dict[str, Any], state_in: Path | None, state_out
 def _refuse_bad_place(state_out: Path) -> None:
     """Before the text is written, not after."""
     folder = state_out.parent
-    if not state_out.name:
-        raise UsageError("--state-out names no file")
+    if not state_out.name or (state_out.exists() and not state_out.is_file()):
+        raise UsageError(f"--state-out: {state_out} is no place for a file")
     if not folder.is_dir():
         raise UsageError(f"--state-out: there is no folder {folder}")
     if not os.access(folder, os.W_OK):
