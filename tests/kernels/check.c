@@ -1,7 +1,9 @@
-/* The kernels against the plain equations in double precision, values and gradients, for every variant that this
- * machine runs. A program of its own, so that sanitizers and emulators of other processors can run it without Python.
+/* The kernels against plain equations, for every variant that this machine runs: training's in double precision, values
+ * and gradients; writing's in double precision or, with 8-bit weights, in whole numbers to the bit. A program of its own,
+ * so that sanitizers and emulators of other processors can run it without Python. run.sh compiles it without contracted
+ * multiply-adds, since a draw has to be right to the last bit.
  *
- * Prints a line for each variant and exits with 1 when anything is further away than its arithmetic allows.
+ * Prints lines for each variant and exits with 1 when anything is further away than its arithmetic allows.
  */
 #include <math.h>
 #include <stdio.h>
@@ -275,8 +277,493 @@ static void check_loss(int variant, int bf16, int threads, int rows, int vocabul
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
 }
 
+/* --- Draws --- */
+
+static uint64_t high_half(uint64_t a, uint64_t b) {
+    const uint64_t a0 = (uint32_t)a, a1 = a >> 32, b0 = (uint32_t)b, b1 = b >> 32;
+    const uint64_t middle = a1 * b0 + (a0 * b0 >> 32), other = a0 * b1 + (uint32_t)middle;
+    return a1 * b1 + (middle >> 32) + (other >> 32);
+}
+static double philox(uint64_t seed, uint64_t stream, uint64_t index) {
+    uint64_t x0 = index / 4 + 1, x1 = 0, x2 = 0, x3 = 0;
+    for (uint64_t round = 0; round < 10; round++) {
+        const uint64_t y0 = high_half(0xCA5A826395121157u, x2) ^ x1 ^ (seed + round * 0x9E3779B97F4A7C15u);
+        const uint64_t y2 = high_half(0xD2E7470EE14C6C93u, x0) ^ x3 ^ (stream + round * 0xBB67AE8584CAA73Bu);
+        x1 = x2 * 0xCA5A826395121157u;
+        x3 = x0 * 0xD2E7470EE14C6C93u;
+        x0 = y0;
+        x2 = y2;
+    }
+    const uint64_t four[] = {x0, x1, x2, x3};
+    return (double)(four[index % 4] >> 11) / 9007199254740992.0;
+}
+
+/* e^x as generation/sampling.py defines it. */
+static double defined_exponential(double x) {
+    if (!(x > -708)) return 0;
+    const double k = nearbyint(x * 1.4426950408889634);
+    const double r = (x - k * 6.93147180369123816490e-01) - k * 1.90821492927058770002e-10;
+    double factorial = 6227020800, p = 1 / factorial;
+    for (int n = 13; n > 0; n--) {
+        factorial /= n;
+        p = p * r + 1 / factorial;
+    }
+    return ldexp(p, (int)k);
+}
+
+/* The id of rank `rank` among weights: the likeliest has 0, and among equals the smaller id comes first. */
+static int ranked(const double *weights, int count, int rank) {
+    for (int i = 0; i < count; i++) {
+        int ahead = 0;
+        for (int j = 0; j < count; j++) ahead += weights[j] > weights[i] || (weights[j] == weights[i] && j < i);
+        if (ahead == rank) return i;
+    }
+    exit(2);
+}
+
+static int reference_draw(const cw_sampler *s, const double *logits, int count, const int32_t *ids, int64_t length) {
+    double *weights = room(count, 8), *kept = room(count, 8), most = -INFINITY, sum = 0;
+    const int64_t first = length > s->penalty_window ? length - s->penalty_window : 0;
+    for (int i = 0; i < count; i++) {
+        int64_t longest = 0;
+        for (int64_t at = first + 1; at < length; at++) {
+            int64_t same = 0;
+            while (ids[at] == i && at - 1 - same >= first && ids[at - 1 - same] == ids[length - 1 - same]) same++;
+            if (same > longest) longest = same;
+        }
+        const int64_t over = longest - s->penalty_from + 1;
+        weights[i] = s->masked && s->masked[i] ? -INFINITY : logits[i] - s->penalty * (double)(over > 0 ? over : 0);
+        if (weights[i] > most) most = weights[i];
+    }
+    for (int i = 0; i < count; i++)
+        weights[i] = s->temperature == 0 ? weights[i] == most : defined_exponential((weights[i] - most) / s->temperature);
+    int likeliest = ranked(weights, count, 0), drawn = -1;
+    if (s->temperature == 0) {
+        free(weights);
+        free(kept);
+        return likeliest;
+    }
+    for (int rank = 0; s->top_k > 0 && rank < count; rank++) {
+        const int id = ranked(weights, count, rank);
+        kept[id] = rank < s->top_k ? weights[id] : 0;
+    }
+    if (s->top_k > 0) memcpy(weights, kept, (size_t)count * 8);
+    for (int i = 0; i < count; i++) sum += weights[i];
+    double passed = 0;
+    for (int rank = 0; s->top_p < 1 && rank < count; rank++) {
+        const int id = ranked(weights, count, rank);
+        kept[id] = passed < s->top_p * sum ? weights[id] : 0;
+        passed += weights[id];
+    }
+    if (s->top_p < 1) memcpy(weights, kept, (size_t)count * 8);
+    sum = passed = 0;
+    for (int i = 0; i < count; i++) {
+        if (weights[i] < s->min_p) weights[i] = 0;
+        sum += weights[i];
+    }
+    const double goal = sum * philox(s->seed, s->stream, s->drawn);
+    for (int i = 0; i < count && drawn < 0; i++) {
+        passed += weights[i];
+        if (passed > goal) drawn = i;
+    }
+    free(weights);
+    free(kept);
+    return drawn;
+}
+
+static int whole_noise(int below) { return (int)((noise() + 1) / 2 * below) % below; }
+
+static cw_sampler some_sampler(const uint8_t *masked) {
+    const double temperatures[] = {0.8, 1, 1.3, 0, 1e-3, 100}, penalties[] = {0, log(1.1), 0, log(3)};
+    cw_sampler s = {.top_p = 1, .penalty_from = 3, .penalty_window = 20, .masked = masked};
+    s.temperature = temperatures[whole_noise(6)];
+    s.penalty = penalties[whole_noise(4)];
+    if (whole_noise(2)) s.top_p = 0.01 + 0.49 * (noise() + 1);
+    if (whole_noise(2)) s.min_p = 0.3 * (noise() + 1);
+    if (whole_noise(2)) s.top_k = 1 + whole_noise(9);
+    s.seed = (uint64_t)((noise() + 1) * 4e18);
+    s.stream = (uint64_t)whole_noise(65536);
+    s.drawn = (uint64_t)((noise() + 1) * 1e12);
+    return s;
+}
+static uint8_t *some_mask(int count) {
+    if (!whole_noise(3)) return NULL;
+    uint8_t *masked = room(count, 1);
+    for (int i = 0; i < count; i++) masked[i] = whole_noise(4) == 0;
+    masked[whole_noise(count)] = 0;
+    return masked;
+}
+
+static void draw_differs(const char *what, int found, int expected, const cw_sampler *s, int count) {
+    if (found == expected) return;
+    printf("%s: %d is drawn and not %d: V %d temperature %g k %d p %g min %g penalty %g seed %llu stream %llu number %llu\n",
+           what, found, expected, count, s->temperature, s->top_k, s->top_p, s->min_p, s->penalty,
+           (unsigned long long)s->seed, (unsigned long long)s->stream, (unsigned long long)s->drawn);
+    exit(1);
+}
+
+static int check_draws(void) {
+    const double numpys[] = {0.8824668302545412, 0.3690383346754841, 0.5170696944527113};
+    for (int i = 0; i < 3; i++)
+        if (philox(7, 1, i) != numpys[i]) {
+            printf("random number %d is %.17g\n", i, philox(7, 1, i));
+            exit(1);
+        }
+    const int sizes[] = {1, 2, 7, 66, 130};
+    int done = 0;
+    for (int round = 0; round < 400; round++, done++) {
+        const int count = sizes[round % 5];
+        const int64_t length = whole_noise(40);
+        double *logits = room(count, 8);
+        for (int i = 0; i < count; i++) logits[i] = round % 3 ? noise() * 8 : (double)whole_noise(3);
+        int32_t *ids = room(length, sizeof *ids);
+        for (int i = 0; i < length; i++) ids[i] = whole_noise(count < 3 ? count : 3);
+        uint8_t *masked = some_mask(count);
+        void *scratch = room(cw_draw_bytes(count), 1);
+        cw_sampler sampler = some_sampler(masked), before = sampler;
+        const int expected = reference_draw(&sampler, logits, count, ids, length);
+        draw_differs("draw", cw_draw(&sampler, logits, count, ids, length, scratch), expected, &before, count);
+        draw_differs("count of draws", sampler.drawn == before.drawn + 1, 1, &before, count);
+        void *all[] = {logits, ids, masked, scratch};
+        for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+    }
+    /* Two ids whose border lies at the random number itself: the last bit of an exponential decides. */
+    for (int round = 0; round < 2000; round++) {
+        cw_sampler sampler = {.temperature = 1, .top_p = 1, .seed = (uint64_t)round, .stream = 5, .drawn = (uint64_t)round};
+        const double u = philox(sampler.seed, 5, sampler.drawn), border = u < 0.5 ? log(u / (1 - u)) : log((1 - u) / u);
+        for (int step = -6; step <= 6; step++, done++) {
+            const double near = border + step * 2.3e-16 * fmax(1, -border);
+            const double logits[] = {u < 0.5 ? near : 0, u < 0.5 ? 0 : near};
+            double scratch[8];
+            cw_sampler once = sampler;
+            draw_differs("draw at a border", cw_draw(&once, logits, 2, NULL, 0, scratch),
+                         reference_draw(&sampler, logits, 2, NULL, 0), &sampler, 2);
+        }
+    }
+    return done;
+}
+
+/* --- Writing --- */
+
+typedef struct {
+    int storage, cell, layers, units, vocabulary, texts, threads;
+} writing;
+
+enum { STEPS = 9 };
+
+/* A matrix (rows, k) in the clear: weights as the product takes them, whole numbers for 8-bit. */
+typedef struct {
+    int rows, k;
+    double *weights, *bias;
+    int32_t *multipliers;
+} matrix;
+
+static matrix some_matrix(const writing *w, int rows, int k, int goal_bits) {
+    matrix m = {rows, k, room((size_t)rows * k, 8), room(rows, 8), room(rows, 4)};
+    for (size_t i = 0; i < (size_t)rows * k; i++) {
+        uint16_t half;
+        if (w->storage == CW_Q8) m.weights[i] = rint(noise() * 127);
+        else m.weights[i] = (float)(noise() * 2 / sqrt(k));
+        if (w->storage == CW_BF16) {
+            keep(&half, 1, 0, (float)m.weights[i]);
+            m.weights[i] = from_bf16(half);
+        }
+    }
+    for (int i = 0; i < rows; i++) {
+        m.bias[i] = w->storage == CW_Q8 ? rint(noise() * (1 << goal_bits)) : (float)noise();
+        m.multipliers[i] = (int32_t)((1.5 + noise()) * ldexp(1, goal_bits + 20) / (127 * 127 * sqrt(k)));
+        if (goal_bits == 16) m.multipliers[i] /= 8; /* logits that are not too far from each other */
+        if (w->storage != CW_Q8 || (goal_bits == 16 && k < 100)) continue; /* what goes to the limits leaves no choice */
+        if (i % 13 == 5) m.multipliers[i] = INT32_MAX;
+        if (i % 13 == 7) m.multipliers[i] = 1;
+        if (i % 17 == 3) m.bias[i] = (i % 2 ? -1 : 1) * (double)(INT32_MAX / 2);
+    }
+    return m;
+}
+static void free_matrix(matrix m) {
+    free(m.weights);
+    free(m.bias);
+    free(m.multipliers);
+}
+
+/* The same as the kernels read it, laid out as charwright_kernels.h says; nothing is larger than it has to be. */
+static cw_matrix packed_matrix(int variant, const writing *w, matrix m, int gates, int head) {
+    int32_t layout[5];
+    cw_layout(variant, w->storage, w->cell, layout);
+    const int lanes = layout[0], panel = head ? layout[2] : layout[1], depth = w->storage == CW_Q8 ? 4 : 1 + w->storage;
+    const int size = w->storage == CW_Q8 ? 1 : w->storage == CW_BF16 ? 2 : 4, filled = (m.rows + 15) / 16 * 16;
+    const int units = filled / gates, vectors = filled / lanes, order[] = {0, 2, 1, 3};
+    char *packed = room((size_t)filled * m.k, size), *at = packed;
+    for (int first = 0; first < vectors; first += panel)
+        for (int k = 0; k < m.k; k += depth)
+            for (int v = first; v < first + panel && v < vectors; v++)
+                for (int lane = 0; lane < lanes; lane++)
+                    for (int d = 0; d < depth; d++, at += size) {
+                        const int row = v % gates * units + v / gates * lanes + lane;
+                        const double x =
+                            row < m.rows ? m.weights[(size_t)row * m.k + k + (layout[4] ? order[d] : d)] : 0;
+                        if (w->storage == CW_Q8) *(int8_t *)at = (int8_t)x;
+                        else keep(at, w->storage == CW_BF16, 0, (float)x);
+                    }
+    int32_t *multipliers = room(filled, 4), *corrections = room(filled, 4), *bias = room(filled, 4);
+    for (int row = 0; row < m.rows; row++) {
+        multipliers[row] = m.multipliers[row];
+        for (int k = 0; k < m.k; k++) corrections[row] -= layout[3] * (int)m.weights[(size_t)row * m.k + k];
+        if (w->storage == CW_Q8) bias[row] = (int32_t)m.bias[row];
+        else ((float *)bias)[row] = (float)m.bias[row];
+    }
+    return (cw_matrix){packed, multipliers, corrections, bias};
+}
+static void free_packed(cw_matrix m) {
+    free((void *)m.packed);
+    free((void *)m.multipliers);
+    free((void *)m.corrections);
+    free((void *)m.bias);
+}
+
+typedef struct {
+    double *table; /* (V, G * H) */
+    matrix recurrent[2], inputs[2], head;
+} network;
+
+static int16_t tanh_table[1026];
+static int64_t limited(int64_t x, int64_t limit) { return x > limit ? limit : x < -limit ? -limit : x; }
+static int64_t half_up(int64_t x, int bits) {
+    const int64_t unit = (int64_t)1 << bits, up = x + unit / 2, rest = (up % unit + unit) % unit;
+    return (up - rest) / unit;
+}
+static int64_t whole_tanh(int64_t v) { /* 12 fraction bits in, 15 out */
+    const int64_t size = limited(v < 0 ? -v : v, 32767), low = tanh_table[size / 32], high = tanh_table[size / 32 + 1];
+    const int64_t y = low + ((high - low) * (size % 32) + 16) / 32;
+    return v < 0 ? -y : y;
+}
+static int64_t whole_sigma(int64_t v) { return (32768 + whole_tanh(v)) / 2; }
+
+/* The products (rows) of a state: in double precision, or brought to their goal in whole numbers. */
+static void product_of(const writing *w, matrix m, const double *state, double *products) {
+    for (int row = 0; row < m.rows; row++) {
+        double sum = 0;
+        for (int k = 0; k < m.k; k++) {
+            double a = state[k];
+            if (w->storage == CW_Q8) a = (double)half_up((int64_t)a * 127, 15);
+            if (w->storage == CW_BF16) {
+                uint16_t half;
+                keep(&half, 1, 0, (float)a);
+                a = from_bf16(half);
+            }
+            sum += a * m.weights[(size_t)row * m.k + k];
+        }
+        if (w->storage == CW_Q8) sum = (double)limited(half_up((int64_t)sum * m.multipliers[row], 20), INT32_MAX / 2);
+        products[row] = sum;
+    }
+}
+
+static void reference_gates(const writing *w, const double *x, const double *p, const double *bias, double *h, double *c) {
+    const int H = w->units;
+    for (int j = 0; j < H; j++) {
+        if (w->storage == CW_Q8) {
+            int64_t pre[4] = {0};
+            for (int g = 0; g < cw_gate_count(w->cell); g++) pre[g] = limited((int64_t)(x[g * H + j] + p[g * H + j]), 32767);
+            if (w->cell == CW_GRU) {
+                const int64_t r = whole_sigma(pre[0]), z = whole_sigma(pre[1]);
+                const int64_t u = limited((int64_t)(p[2 * H + j] + bias[2 * H + j]), 32767);
+                const int64_t n = whole_tanh(2 * limited((int64_t)x[2 * H + j] + half_up(r * u, 15), 32767));
+                h[j] = (double)(n + half_up(z * ((int64_t)h[j] - n), 15));
+            } else if (w->cell == CW_LSTM) {
+                const int64_t i = whole_sigma(pre[0]), f = whole_sigma(pre[1]), g = whole_tanh(2 * pre[2]);
+                c[j] = (double)limited(half_up(f * (int64_t)c[j] + i * g, 15), (1 << 21) - 1);
+                h[j] = (double)half_up(whole_sigma(pre[3]) * whole_tanh(half_up((int64_t)c[j], 3)), 15);
+            } else {
+                h[j] = (double)whole_tanh(2 * pre[0]);
+            }
+        } else if (w->cell == CW_GRU) {
+            const double r = sigma(x[j] + p[j]), z = sigma(x[H + j] + p[H + j]);
+            const double n = tanh(x[2 * H + j] + r * (p[2 * H + j] + bias[2 * H + j]));
+            h[j] = n + z * (h[j] - n);
+        } else if (w->cell == CW_LSTM) {
+            c[j] = sigma(x[H + j] + p[H + j]) * c[j] + sigma(x[j] + p[j]) * tanh(x[2 * H + j] + p[2 * H + j]);
+            h[j] = sigma(x[3 * H + j] + p[3 * H + j]) * tanh(c[j]);
+        } else {
+            h[j] = tanh(x[j] + p[j]);
+        }
+    }
+}
+
+/* One step of one text: the state (L, S, H) changes in place; logits (V). */
+static void reference_step(const writing *w, const network *net, int32_t id, double *state, double *logits) {
+    const int H = w->units, G = cw_gate_count(w->cell), parts = w->cell == CW_LSTM ? 2 : 1;
+    double *x = room((size_t)G * H, 8), *p = room((size_t)G * H, 8);
+    for (int layer = 0; layer < w->layers; layer++) {
+        double *h = state + (size_t)layer * parts * H;
+        product_of(w, net->recurrent[layer], h, p);
+        if (layer) product_of(w, net->inputs[layer], h - (size_t)parts * H, x);
+        for (int i = 0; i < G * H; i++) {
+            x[i] = layer ? x[i] + net->inputs[layer].bias[i] : net->table[(size_t)id * G * H + i];
+            if (layer && w->storage == CW_Q8) x[i] = (double)limited((int64_t)x[i], 32767);
+        }
+        reference_gates(w, x, p, net->recurrent[layer].bias, h, h + H);
+    }
+    product_of(w, net->head, state + (size_t)(w->layers - 1) * parts * H, logits);
+    for (int i = 0; i < w->vocabulary; i++)
+        logits[i] = w->storage == CW_Q8 ? (logits[i] + net->head.bias[i]) / 65536 : logits[i] + net->head.bias[i];
+    free(x);
+    free(p);
+}
+
+static void writing_differs(const char *what, const writing *w, int variant, int text, double by, double allowed) {
+    if (by > worst && allowed > 0) worst = by;
+    if (by <= allowed) return;
+    printf("%s: writing's %s is off by %.2g: storage %d cell %d L %d H %d V %d threads %d text %d of %d\n",
+           cw_variant_name(variant), what, by, w->storage, w->cell, w->layers, w->units, w->vocabulary, w->threads, text,
+           w->texts);
+    exit(1);
+}
+static double distance(const double *found, const double *expected, size_t count) {
+    double difference = 0, size = 1e-12;
+    for (size_t i = 0; i < count; i++) {
+        difference += (found[i] - expected[i]) * (found[i] - expected[i]);
+        size += expected[i] * expected[i];
+    }
+    return sqrt(difference / size);
+}
+
+static int prompt_length(int text) { return 1 + (text + 2) % 5; }
+
+/* Texts of their own prompts, options and states; the second call of two makes the same ones again. */
+static cw_text *some_texts(const writing *w, size_t numbers, uint64_t seed, int all_logits) {
+    cw_text *texts = room(w->texts, sizeof *texts);
+    random_state = seed;
+    for (int i = 0; i < w->texts; i++) {
+        cw_text *text = texts + i;
+        text->state = room(numbers, 4);
+        for (size_t j = 0; j < numbers; j++) {
+            const double value = i % 2 ? noise() : 0;
+            const int is_cell = w->cell == CW_LSTM && j / w->units % 2;
+            if (w->storage == CW_Q8) ((int32_t *)text->state)[j] = (int32_t)(value * (is_cell ? 2097151 : 32767));
+            else ((float *)text->state)[j] = (float)value;
+        }
+        text->drawing = i % 4 != 3;
+        text->length = text->drawing ? prompt_length(i) : STEPS;
+        text->ids = room(text->drawing ? STEPS + 1 : STEPS, sizeof *text->ids);
+        for (int j = 0; j < text->length; j++) text->ids[j] = whole_noise(w->vocabulary);
+        text->scores = i % 2 ? room(text->drawing ? STEPS + 1 : STEPS, 8) : NULL;
+        text->logits = all_logits || i % 3 == 1 ? room(w->vocabulary, 8) : NULL;
+        text->sampler = some_sampler(some_mask(w->vocabulary));
+    }
+    return texts;
+}
+static void free_texts(const writing *w, cw_text *texts) {
+    for (int i = 0; i < w->texts; i++) {
+        void *all[] = {texts[i].state, texts[i].ids, texts[i].scores, texts[i].logits, (void *)texts[i].sampler.masked};
+        for (size_t j = 0; j < sizeof all / sizeof *all; j++) free(all[j]);
+    }
+    free(texts);
+}
+
+static void check_writing(int variant, writing w) {
+    const int H = w.units, G = cw_gate_count(w.cell), V = w.vocabulary, parts = w.cell == CW_LSTM ? 2 : 1;
+    const size_t numbers = (size_t)w.layers * parts * H;
+    const double close = w.storage == CW_Q8 ? 0 : w.storage == CW_BF16 ? 1e-2 : 2e-5;
+    network net = {.table = room((size_t)V * G * H, 8)};
+    void *table = room((size_t)V * G * H, w.storage == CW_F32 ? 4 : 2);
+    for (size_t i = 0; i < (size_t)V * G * H; i++) {
+        if (w.storage == CW_Q8) {
+            ((int16_t *)table)[i] = (int16_t)(net.table[i] = rint(noise() * (i % 31 ? 4096 : 32767)));
+        } else {
+            keep(table, w.storage == CW_BF16, i, (float)noise() * 2);
+            net.table[i] = stored(table, w.storage == CW_BF16, i);
+        }
+    }
+    cw_matrix recurrent[2] = {{0}}, inputs[2] = {{0}};
+    for (int layer = 0; layer < w.layers; layer++) {
+        recurrent[layer] = packed_matrix(variant, &w, net.recurrent[layer] = some_matrix(&w, G * H, H, 11), G, 0);
+        if (layer) inputs[layer] = packed_matrix(variant, &w, net.inputs[layer] = some_matrix(&w, G * H, H, 11), G, 0);
+    }
+    const cw_matrix head = packed_matrix(variant, &w, net.head = some_matrix(&w, V, H, 16), 1, 1);
+    const cw_model model = {.storage = w.storage, .cell = w.cell, .layers = w.layers, .units = H, .vocabulary = V,
+                            .table = table, .recurrent = recurrent, .inputs = inputs, .head = &head,
+                            .tanh_table = tanh_table};
+
+    /* A step at a time on one thread: each against the reference, and each draw too. */
+    const uint64_t seed = random_state;
+    cw_text *texts = some_texts(&w, numbers, seed, 1);
+    double *states = room(numbers * w.texts, 8), *logits = room((size_t)V * w.texts, 8), *found = room(numbers, 8);
+    for (int i = 0; i < w.texts; i++)
+        for (size_t j = 0; j < numbers; j++)
+            states[numbers * i + j] =
+                w.storage == CW_Q8 ? ((int32_t *)texts[i].state)[j] : (double)((float *)texts[i].state)[j];
+    for (int step = 0; step < STEPS; step++) {
+        for (int i = 0; i < w.texts; i++)
+            reference_step(&w, &net, texts[i].ids[texts[i].at], states + numbers * i, logits + (size_t)V * i);
+        if (cw_write(variant, &model, 1, texts, w.texts, 1)) exit(2);
+        for (int i = 0; i < w.texts; i++) {
+            const cw_text *text = texts + i;
+            for (size_t j = 0; j < numbers; j++)
+                found[j] = w.storage == CW_Q8 ? ((int32_t *)text->state)[j] : (double)((float *)text->state)[j];
+            writing_differs("state", &w, variant, i, distance(found, states + numbers * i, numbers), close);
+            writing_differs("logits", &w, variant, i, distance(text->logits, logits + (size_t)V * i, V), close);
+            writing_differs("position", &w, variant, i, text->at != step + 1, 0);
+            if (text->drawing && step + 1 >= prompt_length(i)) { /* all that came before has been read */
+                cw_sampler before = text->sampler;
+                before.drawn--;
+                const int expected = reference_draw(&before, text->logits, V, text->ids, text->at);
+                draw_differs("text", text->ids[text->at], expected, &before, V);
+                writing_differs("length", &w, variant, i, text->length != step + 2, 0);
+            }
+            if (text->scores && text->at < text->length) {
+                double most = -INFINITY, sum = 0;
+                for (int v = 0; v < V; v++) most = fmax(most, text->logits[v]);
+                for (int v = 0; v < V; v++) sum += exp(text->logits[v] - most);
+                const double expected = text->logits[text->ids[text->at]] - most - log(sum);
+                writing_differs("score", &w, variant, i, fabs(text->scores[text->at] - expected), 1e-9);
+            }
+        }
+    }
+
+    /* The same at once on as many threads as were asked for: the same bits. */
+    cw_text *again = some_texts(&w, numbers, seed, 0);
+    if (cw_write(variant, &model, w.threads, again, w.texts, STEPS)) exit(2);
+    for (int i = 0; i < w.texts; i++) {
+        const cw_text *a = texts + i, *b = again + i;
+        int same = a->length == b->length && a->at == b->at && a->sampler.drawn == b->sampler.drawn;
+        same = same && !memcmp(a->ids, b->ids, (size_t)a->length * sizeof *a->ids);
+        same = same && !memcmp(a->state, b->state, numbers * 4);
+        same = same && (!b->logits || !memcmp(a->logits, b->logits, (size_t)V * 8));
+        same = same && (!b->scores || !memcmp(a->scores, b->scores, (size_t)a->length * 8));
+        writing_differs("text at once", &w, variant, i, !same, 0);
+    }
+
+    free_texts(&w, texts);
+    free_texts(&w, again);
+    for (int layer = 0; layer < w.layers; layer++) {
+        free_matrix(net.recurrent[layer]);
+        free_matrix(net.inputs[layer]);
+        free_packed(recurrent[layer]);
+        free_packed(inputs[layer]);
+    }
+    free_matrix(net.head);
+    free_packed(head);
+    void *all[] = {net.table, table, states, logits, found};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+}
+
+static int check_all_writing(int variant) {
+    const int texts[] = {1, 3, 9}, units[] = {16, 48, 112}, vocabularies[] = {2, 37, 66};
+    int count = 0;
+    for (int storage = CW_F32; storage <= CW_Q8; storage++)
+        for (int cell = 0; cell < 3; cell++)
+            for (int layers = 1; layers <= 2; layers++)
+                for (int t = 0; t < 3; t++)
+                    for (int threads = 1; threads <= 3; threads++, count++)
+                        check_writing(variant, (writing){storage, cell, layers, units[(t + threads) % 3],
+                                                         vocabularies[(t + threads + layers) % 3], texts[t], threads});
+    return count;
+}
+
 int main(void) {
     const int sizes[][3] = {{1, 1, 16}, {3, 9, 48}, {5, 3, 16}, {2, 70, 32}, {7, 8, 112}};
+    for (int i = 0; i < 1026; i++) tanh_table[i] = (int16_t)fmin(rint(tanh(i / 128.0) * 32768), 32767);
+    printf("draws: %d agree\n", check_draws());
     for (int variant = 0; cw_variant_name(variant); variant++) {
         if (!(cw_variants() >> variant & 1)) continue;
         worst = 0;
@@ -298,6 +785,9 @@ int main(void) {
                 check_loss(variant, bf16, threads, 33, 160);
             }
         printf("%s: %d examples agree, the furthest to %.1g\n", cw_variant_name(variant), count, worst);
+        worst = 0;
+        count = check_all_writing(variant);
+        printf("%s: %d examples of writing agree, the furthest to %.1g\n", cw_variant_name(variant), count, worst);
     }
     return 0;
 }

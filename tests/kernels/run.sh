@@ -46,10 +46,24 @@ if [ "$kind" != arm ] && [ "$(uname -m)" = x86_64 ]; then
     avx512=(-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefer-vector-width=512)
     add_variant avx2 -mavx2 -mfma
     add_variant avx512 "${avx512[@]}"
-    add_variant avx512bf16 "${avx512[@]}" -mavx512bf16
-    wait
+    add_variant avx512bf16 "${avx512[@]}" -mavx512bf16 -mavx512vnni
 fi
-compile -DCW_VARIANT=portable -c $source/recurrent.c -o "$build/portable.o"
-compile ${defines[@]+"${defines[@]}"} -D_DEFAULT_SOURCE tests/kernels/check.c $source/dispatch.c $source/pool.c "$build"/*.o -lm -o "$build/check"
-echo "kernels ($kind):"
-${runner[@]+"${runner[@]}"} "$build/check"
+compile -ffp-contract=off -c $source/sampling.c -o "$build/sampling.o" &
+compile -ffp-contract=off -D_DEFAULT_SOURCE -c tests/kernels/check.c -o "$build/check.o" &
+for file in dispatch pool writing; do
+    compile ${defines[@]+"${defines[@]}"} -c $source/$file.c -o "$build/$file.o"
+done
+# Build the portable variant with the options that follow the name, link, and run.
+check() {
+    local name=$1
+    shift
+    compile "$@" -DCW_VARIANT=portable -c $source/recurrent.c -o "$build/portable.o"
+    wait
+    compile "$build"/*.o -lm -o "$build/check"
+    echo "kernels ($name):"
+    ${runner[@]+"${runner[@]}"} "$build/check"
+}
+check "$kind"
+if [ "$kind" = arm ]; then # 8-bit products have instructions of their own on newer processors
+    check "arm with dot products" -march=armv8.2-a+dotprod
+fi
