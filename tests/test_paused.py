@@ -94,6 +94,8 @@ def test_a_prompt_that_was_not_read_to_its_end(tmp_path: Path) -> None:
 def test_the_file_is_small_however_long_the_text(tmp_path: Path) -> None:
     write(writer(), tmp_path / "state", 1, GenerationConfig(length=20_000, seed=1))
     assert (tmp_path / "state").stat().st_size < 6000
+    [paused] = read_paused(tmp_path / "state", writer().engine, MODEL)
+    assert paused.stream.length >= GenerationConfig(max_copy=1000).max_copy  # type: ignore[operator]
 
 
 def test_a_file_may_replace_the_one_it_came_from(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from charwright.config import GenerationConfig
 from charwright.data.vocabulary import ByteVocabulary, Vocabulary
-from charwright.errors import UsageError
+from charwright.errors import ConfigError, UsageError
 from charwright.generation.engine import ROOM
 from charwright.generation.generator import Generator
 from charwright.generation.sampling import PENALTY_WINDOW
@@ -443,6 +443,36 @@ def test_a_new_seed_takes_new_random_numbers() -> None:
     assert second_half(None) == second_half(None)
     assert second_half(5) == second_half(5)
     assert len({second_half(None), second_half(5), second_half(6)}) == 3
+
+
+def test_a_long_text_goes_on_too() -> None:
+    """One whose first ids were let go."""
+    texts, whole = session(), session()
+    draft = texts.join("a", GenerationConfig(length=10_000, seed=1, repetition_penalty=2))
+    text = finish(texts, draft)
+    assert draft.stream.forgotten > 0
+    again = texts.join("", GenerationConfig(length=50, repetition_penalty=2), start=draft.paused())
+    text += finish(texts, again)
+    assert text == finish(whole, whole.join("a", GenerationConfig(length=10_050, seed=1, repetition_penalty=2)))
+
+
+def test_a_guard_sees_as_far_back_as_the_longest_copy() -> None:
+    """However long the text is, and across a pause."""
+    least: list[int] = []
+
+    def guard(ids: np.ndarray) -> np.ndarray:
+        least.append(len(ids))
+        return np.zeros(len(LETTERS), dtype=np.bool_)
+
+    longest = 1000
+    GenerationConfig(max_copy=longest)
+    with pytest.raises(ConfigError, match="--max-copy must be at most 1000"):
+        GenerationConfig(max_copy=longest + 1)
+    texts = session()
+    draft = texts.join("a" * longest, GenerationConfig(length=6000, seed=1), guard=guard)
+    finish(texts, draft)
+    assert draft.stream.forgotten > 0
+    assert min(least) >= longest
 
 
 def test_vocabularies_of_one_character() -> None:
