@@ -127,6 +127,31 @@ def test_an_empty_prompt_is_no_mistake(charwright: Terminal, letters: Path) -> N
     assert process(*words) == Result(0, result.out, "")  # nobody spoke of a prompt
 
 
+@posix
+def test_a_prompt_is_typed_where_it_is_asked_for(charwright: Terminal, letters: Path) -> None:
+    import pty
+
+    words = ["generate", str(letters), "--length", "20", "--seed", "7"]
+    ours, its = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "charwright", *words, "--prompt", "-"],
+        stdin=its,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as typing:
+        os.write(ours, b"ab\ncd\n\x04")
+        out, err = typing.communicate(timeout=60)
+    assert err.decode() == "type the prompt; Ctrl-D on a line of its own ends it\n"
+    assert out.decode() == charwright(*words, "--prompt", "ab\ncd").out
+    with subprocess.Popen(
+        [sys.executable, "-m", "charwright", *words], stdin=its, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as waiting_for_nothing:
+        out, err = waiting_for_nothing.communicate(timeout=60)
+    os.close(ours)
+    os.close(its)
+    assert (len(out.decode()), err) == (20 + 1, b"")
+
+
 def test_a_prompt_that_is_no_text(trained: Path) -> None:
     result = process("generate", trained, stdin=b"To \xff")
     assert result.code == 1

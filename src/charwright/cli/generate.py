@@ -357,8 +357,11 @@ def _read_prompt(given_prompt: str | None, run: Run) -> str:
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise UsageError("the prompt is not UTF-8")
         return text
-    if sys.stdin is None or sys.stdin.isatty():
+    at_terminal = sys.stdin is not None and sys.stdin.isatty()
+    if sys.stdin is None or (at_terminal and given_prompt is None):
         return ""
+    if at_terminal:
+        click.echo("type the prompt; Ctrl-D on a line of its own ends it", err=True)
     from charwright.generation.session import MOST_PROMPT, prompt_is_too_long
 
     data = sys.stdin.buffer.read(4 * MOST_PROMPT + 1)
