@@ -56,7 +56,7 @@ DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_
 )
 @click.option(
     "--state-in",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=click.Path(path_type=Path, dir_okay=False),
     help="Go on with the text that --state-out put aside, exactly where it stopped.",
 )
 @click.option("--novelty", is_flag=True, help="Say how much of the text stands word for word in the training text.")
@@ -98,6 +98,8 @@ def generate(
         raise UsageError("--corpus says where the training text is, for --novelty and --max-copy; add one of them")
     if state_in is not None and "num" in options:
         raise UsageError("--state-in goes on with as many texts as were put aside; leave --num out")
+    if state_in is not None and not state_in.is_file():
+        raise UsageError(f"--state-in: there is no file {state_in}")
     if state_out is not None:
         _refuse_bad_place(state_out)
     if state_in is None and config.seed is None:
@@ -320,6 +322,8 @@ def _unescaped(options: dict[str, Any]) -> dict[str, Any]:
 
     changed: dict[str, Any] = {name: plain(options[name]) for name in ("ban", "only") if name in options}
     if "stop" in options:
+        if "" in options["stop"]:
+            raise UsageError("--stop needs a text: nothing is met everywhere")
         changed["stop"] = tuple(plain(text) for text in options["stop"])
     return options | changed
 
