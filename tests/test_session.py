@@ -479,3 +479,16 @@ def test_vocabularies_of_one_character() -> None:
     of = random_writer(Vocabulary("a"))
     texts = session(of)
     assert finish(texts, texts.join("", GenerationConfig(length=5))) == "aaaaa"
+
+
+def test_more_texts_than_go_together() -> None:
+    """Each is as it is alone, and the first are done first."""
+    of = writer()
+    texts = session(of)
+    drafts = [texts.join("ab", GenerationConfig(length=5 + index % 7, seed=3), index) for index in range(150)]
+    while texts.drafts:
+        texts.advance()
+    for index in (0, 63, 64, 65, 128, 149):
+        alone = session(of)
+        expected = alone.join("ab", drafts[index].config, index)
+        assert drafts[index].pop() == finish(alone, expected)
