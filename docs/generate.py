@@ -252,7 +252,8 @@ def _field_table(value: Any) -> str:
     described = any(item.metadata.get("help") for item in dataclasses.fields(value))
     if described:
         return "\n".join(rows)
-    return "Fields: " + ", ".join(f"`{item.name}`" for item in dataclasses.fields(value)) + "."
+    public = [item.name for item in dataclasses.fields(value) if not item.name.startswith("_")]
+    return "Fields: " + ", ".join(f"`{name}`" for name in public) + "."
 
 
 def _bounds(metadata: Mapping[str, Any]) -> str:

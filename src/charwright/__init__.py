@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from charwright.evaluate import Evaluation, evaluate
     from charwright.generation.engine import Engine
     from charwright.generation.generator import Generator, Text
+    from charwright.generation.novelty import CopyGuard, Novelty
     from charwright.generation.session import Draft, Session
     from charwright.model.language_model import LanguageModel
     from charwright.run import Run
@@ -58,7 +59,9 @@ _HOMES = {
     "Engine": "generation.engine",
     "Generator": "generation.generator",
     "Text": "generation.generator",
+    "CopyGuard": "generation.novelty",
     "Draft": "generation.session",
+    "Novelty": "generation.novelty",
     "Session": "generation.session",
     "LanguageModel": "model.language_model",
     "Run": "run",
@@ -73,6 +76,7 @@ __all__ = [
     "RECIPES",
     "Batch",
     "CharwrightError",
+    "CopyGuard",
     "Corpus",
     "CorpusConfig",
     "Draft",
@@ -82,6 +86,7 @@ __all__ = [
     "Generator",
     "LanguageModel",
     "ModelConfig",
+    "Novelty",
     "Recipe",
     "Run",
     "SequenceConfig",

@@ -65,7 +65,7 @@ def _complaint(value: Any, kind: type, metadata: Mapping[str, Any]) -> str | Non
         value = float(value) if abs(value) < 2**1000 else math.inf
     if kind is tuple:
         right = isinstance(value, tuple) and all(isinstance(item, str) and item for item in value)
-        return None if right else "must be texts that are not empty"
+        return None if right else "must be a tuple of texts, none of them empty"
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         return f"must be {'a number' if kind in (int, float) else kind.__name__}"
     if isinstance(value, float) and not math.isfinite(value):

@@ -113,6 +113,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
     except CharwrightError as error:
         return _failed(settings, error, str(error), error.exit_code)
+    except MemoryError as error:
+        return _failed(settings, error, f"there is not enough memory for this{f': {error}' if str(error) else ''}", 1)
     except OSError as error:
         # A full disk, a folder that may not be read: the system's misfortunes are no mistakes of ours.
         return _failed(settings, error, str(error), 1)

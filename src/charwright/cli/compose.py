@@ -10,9 +10,12 @@ from typing import Any
 
 import click
 
-from charwright.cli.options import SectionedCommand, config_options, field_names, given
+from charwright.cli.options import SectionedCommand, config_options, field_names, fresh_seed, given
 from charwright.config import GenerationConfig
 from charwright.errors import UsageError
+
+SEEDS = 10_000
+"""A seed below this is short enough to be shown in a corner and typed again."""
 
 
 @click.command(cls=SectionedCommand, short_help="Write together with a run, in the terminal.")
@@ -39,7 +42,7 @@ def compose(ctx: click.Context, /, run: Path, prompt: str, out: Path | None, **_
     from charwright.run import Run
 
     options = given(ctx, field_names(GenerationConfig))
-    config = GenerationConfig(**{"seed": _fresh_seed()} | options)
+    config = GenerationConfig(**{"seed": fresh_seed(SEEDS)} | options)
     file = TextFile(out)
     text = _beginning(file, prompt)
     opened = Run.open(run)
@@ -75,10 +78,3 @@ def _print(text: str) -> None:
     if text:
         sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
     sys.stdout.flush()
-
-
-def _fresh_seed() -> int:
-    """Short enough to be shown in a corner and typed again."""
-    import secrets
-
-    return secrets.randbelow(10_000)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from charwright.cli.options import SectionedCommand, config_options, field_names, given
+from charwright.cli.options import SectionedCommand, config_options, field_names, fresh_seed, given
 from charwright.config import GenerationConfig, flag
 from charwright.errors import CharwrightError, UsageError
 
@@ -103,7 +103,7 @@ def generate(
     if state_out is not None:
         _refuse_bad_place(state_out)
     if state_in is None and config.seed is None:
-        config = dataclasses.replace(config, seed=_fresh_seed())
+        config = dataclasses.replace(config, seed=fresh_seed())
     opened = Run.open(run)
     work = _Work(opened, precision, threads, corpus, state_in, explicit="precision" in given(ctx, ["precision"]))
     text = _read_prompt(prompt, opened)
@@ -379,9 +379,3 @@ def _read_prompt(given_prompt: str | None, run: Run) -> str:
         text = text.replace("\r\n", "\n")
     # A shell's last newline belongs to the pipe, not to the prompt.
     return re.sub(r"\r?\n\Z", "", text)
-
-
-def _fresh_seed() -> int:
-    import secrets
-
-    return secrets.randbits(32)

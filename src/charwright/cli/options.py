@@ -91,6 +91,13 @@ def given(ctx: click.Context, names: Iterable[str]) -> dict[str, Any]:
     return {name: ctx.params[name] for name in names if ctx.get_parameter_source(name) not in default}
 
 
+def fresh_seed(below: int = 2**32) -> int:
+    """A seed for who named none: another one each time."""
+    import secrets
+
+    return secrets.randbelow(below)
+
+
 def field_names(*configs: type) -> list[str]:
     """The names of all fields of some config classes."""
     return [item.name for config in configs for item in dataclasses.fields(config)]

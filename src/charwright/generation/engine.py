@@ -29,22 +29,28 @@ Ids = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float64]
 
 PRECISIONS = ("q8", "bf16", "f32")
-ROOM = 4096  # ids a stream has room for, at least; the oldest are let go
+ROOM = 256  # ids a stream has room for, at least; the oldest are let go
+MOST_STEPS = 1024
+"""Steps of one call: so many can be waited for."""
+MOST_STREAMS = 64
+"""Streams that go together: more are no quicker, and need more memory."""
 
 
 @dataclass
 class Stream:
     """One text inside the engine: the state of the network, and the ids that were read, drawn, and are to be read."""
 
-    state: npt.NDArray[Any]  # (L, S, H), changed in place
-    ids: Ids = field(default_factory=lambda: np.zeros(0, dtype=np.int32))  # with room behind the last
+    state: npt.NDArray[Any] = field(repr=False)  # (L, S, H), changed in place
+    ids: Ids = field(default_factory=lambda: np.zeros(0, dtype=np.int32), repr=False)  # with room behind the last
     length: int = 0  # how many ids there are
     at: int = 0  # which is read next
     drawing: bool = True  # draw the next id when all are read
     sampler: Sampler = field(default_factory=Sampler)
     drawn: int = 0  # random numbers used
-    scores: Floats | None = None  # beside ids: ln p of each under the model, where it was computed
-    logits: Floats | None = None  # (V,): those after the last step
+    scores: Floats | None = field(
+        default=None, repr=False
+    )  # beside ids: ln p of each under the model, where it was computed
+    logits: Floats | None = field(default=None, repr=False)  # (V,): those after the last step
     forgotten: int = 0  # ids let go
 
     @property
@@ -109,6 +115,8 @@ class Engine:
         """
         if precision not in PRECISIONS:
             raise UsageError(f"--precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+        if threads is not None and threads < 1:
+            raise UsageError(f"an engine needs one thread at least, not {threads}")
         self.config, self.precision = config, precision
         self.vocabulary_size = len(weights["embedding.weight"])
         self._backend = _backend(config, weights, precision, threads or _cores(), variant)
@@ -126,14 +134,26 @@ class Engine:
 
         Each reads one id a step; a stream that has read all of its ids draws the next. So a stream that does not draw
         must have `steps` ids to read, and one that does, one at least.
+
+        Raises:
+            UsageError: when a stream has too few ids to read, or a state that is none of this engine's.
         """
         for stream in streams:
+            self._check_state(stream.state[None])
+            if stream.unread < (1 if stream.drawing else steps):
+                raise UsageError(f"a stream has {stream.unread} ids to read, too few for {steps} steps")
             stream.make_room(steps + 1)
         if streams and steps > 0:
             self._backend.advance(streams, steps)
 
     def step(self, ids: npt.NDArray[np.integer], state: npt.NDArray[Any]) -> Floats:
-        """Logits (B, V) after one more id for each stream, ids (B,). `state` (B, L, S, H) is changed in place."""
+        """Logits (B, V) after one more id for each stream, ids (B,). `state` (B, L, S, H) is changed in place.
+
+        Raises:
+            UsageError: when an id is outside the vocabulary, or the state none of this engine's.
+        """
+        self._check_ids(np.asarray(ids))
+        self._check_state(state)
         logits = np.empty((len(ids), self.vocabulary_size), dtype=np.float64)
         streams = [
             Stream(state[row], np.array([i], dtype=np.int32), 1, drawing=False, logits=logits[row])
@@ -144,14 +164,19 @@ class Engine:
         return logits
 
     def scores(self, rows: Sequence[Ids]) -> list[Floats]:
-        """For each row of ids: ln p of each id after the first, given those before it, from a zero state."""
+        """For each row of ids: ln p of each id after the first, given those before it, from a zero state.
+
+        Raises:
+            UsageError: when an id is outside the vocabulary.
+        """
         streams = []
         for ids in rows:
+            self._check_ids(np.asarray(ids))
             room = np.ascontiguousarray(ids, dtype=np.int32)
             state = self.zero_state()[0]
             streams.append(Stream(state, room, len(room), drawing=False, scores=np.zeros(len(room))))
         while going := [stream for stream in streams if stream.unread > 1]:
-            self._backend.advance(going, min(MOST_STEPS, *(stream.unread - 1 for stream in going), MOST_STEPS))
+            self._backend.advance(going, min(MOST_STEPS, *(stream.unread - 1 for stream in going)))
         return [stream.scores[1:] for stream in streams if stream.scores is not None]
 
     def total_nats(self, inputs: npt.NDArray[np.integer], targets: npt.NDArray[np.integer]) -> float:
@@ -165,9 +190,19 @@ class Engine:
         together = (rows[begin : begin + MOST_STREAMS] for begin in range(0, len(rows), MOST_STREAMS))
         return -sum(float(scores.sum()) for some in together for scores in self.scores(some))
 
+    def _check_ids(self, ids: npt.NDArray[np.integer]) -> None:
+        if ids.size and (ids.min() < 0 or ids.max() >= self.vocabulary_size):
+            wrong = ids[(ids < 0) | (ids >= self.vocabulary_size)][0]
+            raise UsageError(f"id {wrong} is outside the vocabulary of {self.vocabulary_size}")
 
-MOST_STEPS = 1024
-MOST_STREAMS = 64
+    def _check_state(self, state: npt.NDArray[Any]) -> None:
+        wanted = (self.config.layers, STATES[self.config.cell], self._backend.units)
+        right = state.shape[1:] == wanted and state.dtype == self._backend.state_type
+        if not (right and all(row.flags.c_contiguous and row.flags.writeable for row in state)):
+            raise UsageError(
+                f"this engine's states are {np.dtype(self._backend.state_type)} of shape (streams, "
+                f"{', '.join(map(str, wanted))}), a row in one piece each: zero_state() makes them"
+            )
 
 
 def _cores() -> int:

@@ -43,10 +43,12 @@ class NativeBackend:
     def advance(self, streams: Sequence[Stream], steps: int) -> None:
         """Take `steps` steps with all streams; each has as many ids to read, or draws."""
         texts = (kernels.Text * len(streams))(*(_text(stream) for stream in streams))
-        with self._threads.timed(len(streams), steps) as threads:
-            self._kernels.write(self._model, threads, texts, steps)
-        for stream, text in zip(streams, texts, strict=True):
-            stream.length, stream.at, stream.drawn = text.length, text.at, text.sampler.drawn
+        try:
+            with self._threads.timed(len(streams), steps) as threads:
+                self._kernels.write(self._model, threads, texts, steps)
+        finally:  # The kernels have moved on even where Ctrl-C was pressed meanwhile.
+            for stream, text in zip(streams, texts, strict=True):
+                stream.length, stream.at, stream.drawn = text.length, text.at, text.sampler.drawn
 
     # Laying out. Arrays are kept, since the model holds addresses alone. All goes part by part, so that hardly more
     # memory is needed than the weights take in the end.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from charwright import kernels
 from charwright.config import ModelConfig
 from charwright.generation import quantized as whole
 
@@ -24,12 +25,10 @@ Floats = npt.NDArray[np.float64]
 # the last one filled up, so that a stream's numbers are the same whoever its neighbours are.
 BLOCK = 8
 
-UNITS_MULTIPLE = 16
-
 
 def padded(units: int) -> int:
     """Units as a state has them: filled up to a multiple of 16."""
-    return -(-units // UNITS_MULTIPLE) * UNITS_MULTIPLE
+    return -(-units // kernels.UNITS_MULTIPLE) * kernels.UNITS_MULTIPLE
 
 
 class _Stepwise:
@@ -42,11 +41,17 @@ class _Stepwise:
     def advance(self, streams: Sequence[Stream], steps: int) -> None:
         """Take `steps` steps with all streams; each has as many ids to read, or draws."""
         state = np.stack([stream.state for stream in streams])  # (B, L, S, H)
-        for _ in range(steps):
-            ids = np.array([stream.ids[stream.at] for stream in streams], dtype=np.int64)
-            logits = self.step(ids, state)
-            for stream, row in zip(streams, logits, strict=True):
-                _read_on(stream, row)
+        before = [(stream.length, stream.at, stream.drawn) for stream in streams]
+        try:
+            for _ in range(steps):
+                ids = np.array([stream.ids[stream.at] for stream in streams], dtype=np.int64)
+                logits = self.step(ids, state)
+                for stream, row in zip(streams, logits, strict=True):
+                    _read_on(stream, row)
+        except BaseException:  # Ctrl-C, say: then none of it has happened, and it may be done again.
+            for stream, place in zip(streams, before, strict=True):
+                stream.length, stream.at, stream.drawn = place
+            raise
         for stream, after in zip(streams, state, strict=True):
             stream.state[...] = after
 

@@ -1,7 +1,7 @@
 """The 8-bit engine, defined in whole numbers: every machine, language and thread count gives the same bits.
 
-What is computed is written down in docs/explanation/q8.md; this is the definition that the kernels and the page in the
-browser are held to. All sums are of whole numbers that a float64 holds exactly, so that nothing depends on their order.
+What is computed is written down in docs/explanation/q8.md; this is the definition that the kernels are held to. All
+sums are of whole numbers that a float64 holds exactly, so that nothing depends on their order.
 
 B is the number of streams, V the vocabulary, H the units, G the gates, K the inputs of a product.
 """

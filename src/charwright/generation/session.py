@@ -16,7 +16,7 @@ from charwright.config import GenerationConfig
 from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
 from charwright.errors import UsageError
 from charwright.generation.endings import Endings
-from charwright.generation.engine import Engine, Stream
+from charwright.generation.engine import MOST_STEPS, MOST_STREAMS, Engine, Stream
 from charwright.generation.sampling import Sampler
 
 Floats = npt.NDArray[np.float64]
@@ -33,7 +33,8 @@ LONGEST_INCOMPLETE = 3  # ids that are no character yet: the bytes of one but th
 
 # A call of the engine takes about this long: short enough for a key to be answered at once, long enough to be worth it.
 CALL_S = 0.008
-MOST_STEPS = 1024
+MANY = 8  # texts that nobody watches letter by letter; a call may take longer, and there is less to do between calls
+MANY_CALL_S = 0.05
 
 
 @dataclass(eq=False)
@@ -172,9 +173,14 @@ class Session:
         `stream` is the index that, with the seed, keys its random numbers. A text that goes on begins with what was
         drawn of it and not shown, unless a prompt comes in between. It can end with that alone.
 
+        One call joins one text, whatever the config's `num`. For `max_copy` there must be a guard
+        (`CopyGuard(training ids, V, max_copy).forbidden`), since only the caller has the training text.
+
         Raises:
-            UsageError: when nothing is left to write with, or the prompt is too long.
+            UsageError: when nothing is left to write with, the prompt is too long, or the guard is missing.
         """
+        if config.max_copy is not None and guard is None:
+            raise UsageError("max_copy needs a guard that knows the training text: novelty.CopyGuard makes one")
         mask = ~allowed(self.vocabulary, config)
         track = Stream(self.engine.zero_state()[0]) if start is None else start.stream
         if logprobs:
@@ -200,8 +206,16 @@ class Session:
         self.drafts.remove(draft)
 
     def advance(self, most: int | None = None) -> list[Draft]:
-        """Take some steps with all texts, `most` at most; those that have ended leave. Returns all that took part."""
-        drafts = list(self.drafts)
+        """Take some steps, `most` at most; texts that have ended leave. Returns all that took part.
+
+        The first 64 that have joined and not ended go together: with more, each would wait longer and none be quicker.
+
+        Raises:
+            UsageError: when `most` is less than one.
+        """
+        if most is not None and most < 1:
+            raise UsageError(f"a session advances by one step at least, not {most}")
+        drafts = self.drafts[:MOST_STREAMS]
         if not drafts:
             return []
         for draft in drafts:
@@ -209,18 +223,20 @@ class Session:
         wanted = min(self._steps, most or self._steps)
         steps = min(draft.most_steps(wanted, one_by_one=self._one_by_one) for draft in drafts)
         began = time.perf_counter()
-        self.engine.advance([draft.stream for draft in drafts], steps)
-        self._learn(steps, time.perf_counter() - began)
-        for draft in drafts:
-            draft.take_in()
+        try:
+            self.engine.advance([draft.stream for draft in drafts], steps)
+            self._learn(steps, time.perf_counter() - began, MANY_CALL_S if len(drafts) > MANY else CALL_S)
+        finally:
+            for draft in drafts:
+                draft.take_in()
         self.drafts = [draft for draft in self.drafts if draft.ended is None]
         return drafts
 
-    def _learn(self, steps: int, seconds: float) -> None:
+    def _learn(self, steps: int, seconds: float, wanted_s: float) -> None:
         """Take twice or half as many steps next time, by how long they took."""
-        if seconds < CALL_S / 2 and steps >= self._steps:
+        if seconds < wanted_s / 2 and steps >= self._steps:
             self._steps = min(2 * self._steps, MOST_STEPS)
-        elif seconds > 2 * CALL_S:
+        elif seconds > 2 * wanted_s:
             self._steps = max(1, self._steps // 2)
 
 

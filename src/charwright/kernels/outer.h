@@ -1,5 +1,4 @@
-/* c (m, columns) = a (n, m) transposed times b (n, columns), for one storage type, on the products of products.h: what
- * makes the weights' gradients. */
+/* The gradients of weights: c (m, columns) = a (n, m) transposed times b (n, columns), on the tile of products.h. */
 
 #define GROUP 16 /* columns that are packed together; every ROWS and LANES divides it */
 

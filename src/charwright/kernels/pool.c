@@ -18,11 +18,9 @@ typedef CONDITION_VARIABLE signal_t;
 #define wait_for(signal, lock) SleepConditionVariableSRW(signal, lock, INFINITE, 0)
 #define wake_all(signal) WakeAllConditionVariable(signal)
 #define stand_aside() SwitchToThread()
-static int current_process(void) { return (int)GetCurrentProcessId(); }
 #else
 #include <pthread.h>
 #include <sched.h>
-#include <unistd.h>
 typedef pthread_mutex_t lock_t;
 typedef pthread_cond_t signal_t;
 #define LOCK_READY PTHREAD_MUTEX_INITIALIZER
@@ -32,7 +30,6 @@ typedef pthread_cond_t signal_t;
 #define wait_for(signal, lock) pthread_cond_wait(signal, lock)
 #define wake_all(signal) pthread_cond_broadcast(signal)
 #define stand_aside() sched_yield()
-static int current_process(void) { return (int)getpid(); }
 #endif
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -51,7 +48,7 @@ static int current_process(void) { return (int)getpid(); }
 static lock_t one_job = LOCK_READY; /* held for the length of a job */
 static lock_t lock = LOCK_READY;    /* guards what follows */
 static signal_t begin = SIGNAL_READY, end = SIGNAL_READY;
-static int started, owner; /* threads that exist, and the process they belong to (a fork has none of them) */
+static int started;        /* threads that exist */
 static atomic_int ticket;  /* the number of the present job */
 static atomic_int busy;    /* helpers that have not finished it */
 static int wanted;         /* helpers that take part in it */
@@ -132,7 +129,20 @@ static int start_thread(int index) {
     CloseHandle(handle);
     return 1;
 }
+static void watch_forks(void) {}
 #else
+/* A fork has none of the threads, and of the locks only what they were at that moment. */
+static void begin_anew(void) {
+    const lock_t free_lock = LOCK_READY;
+    const signal_t quiet = SIGNAL_READY;
+    one_job = lock = free_lock;
+    begin = end = quiet;
+    started = 0;
+}
+static void watch_forks(void) {
+    static int watching;
+    if (!watching) watching = pthread_atfork(NULL, NULL, begin_anew) == 0;
+}
 static void *enter(void *index) {
     help((int)(long)index);
     return NULL;
@@ -147,10 +157,7 @@ static int start_thread(int index) {
 
 /* Make sure that `helpers` threads exist; returns how many do. */
 static int ensure(int helpers) {
-    if (owner != current_process()) {
-        owner = current_process();
-        started = 0;
-    }
+    if (helpers > started) watch_forks();
     while (started < helpers && start_thread(started + 1)) started++;
     return started < helpers ? started : helpers;
 }
@@ -162,9 +169,14 @@ void cw_parallel(int threads, cw_job job, void *argument) {
         openmp_parallel(enter_team, &team, threads, 0);
         return;
     }
+    if (threads <= 1) { /* without a lock, so that callers with a thread each do not wait for each other */
+        cw_barrier alone = {.threads = 1};
+        job(0, 1, &alone, argument);
+        return;
+    }
     take(&one_job);
     take(&lock);
-    int helpers = threads > 1 ? ensure(threads - 1) : 0;
+    int helpers = ensure(threads - 1);
     atomic_store(&barrier.threads, helpers + 1);
     atomic_store(&barrier.arrived, 0);
     if (helpers) {

@@ -1,5 +1,6 @@
-/* Matrix products for one storage type: a tile of sums that stays in registers. recurrent.c includes this once for
- * each: STORAGE is CW_F32, CW_BF16 or CW_Q8 (8-bit weights, whole numbers throughout).
+/* Matrix products for one storage type: a tile of sums that stays in registers.
+ *
+ * recurrent.c includes this once for each: STORAGE is CW_F32, CW_BF16 or CW_Q8 (8-bit weights, whole numbers throughout).
  */
 #if STORAGE == CW_BF16
 #define NAME(name) PASTE(name, _bf16)

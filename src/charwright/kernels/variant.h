@@ -1,4 +1,4 @@
-/* What a variant of the kernels offers: each function in float32 and in bfloat16 storage. */
+/* What a variant of the kernels offers: each function in every storage type that it knows. */
 #ifndef CHARWRIGHT_VARIANT_H
 #define CHARWRIGHT_VARIANT_H
 

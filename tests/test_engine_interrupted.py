@@ -1,0 +1,129 @@
+"""The engine where a process forks, a key is pressed in the middle, or somebody hands over what is no id or state."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from charwright.config import GenerationConfig, ModelConfig
+from charwright.data.vocabulary import Vocabulary
+from charwright.errors import UsageError
+from charwright.generation.engine import Engine, Stream
+from charwright.generation.generator import Generator
+from charwright.generation.session import Session
+
+VOCABULARY = Vocabulary("\n abcdefgh")
+CONFIG = ModelConfig(units=64, embedding=16)
+
+
+def weights() -> dict[str, np.ndarray]:
+    random = np.random.Generator(np.random.Philox(4))
+    shapes = CONFIG.weight_shapes(len(VOCABULARY))
+    return {name: random.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+@pytest.fixture(scope="module")
+def writer() -> Generator:
+    return Generator(CONFIG, weights(), VOCABULARY, threads=2)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no forks")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks beside threads: ours is what is tested
+def test_a_fork_writes_on_with_threads_of_its_own(writer: Generator) -> None:
+    """A child has none of its parent's threads, and its locks may be in any state."""
+    expected = writer.generate("ab", length=400, seed=1)[0].continuation
+    time.sleep(0.05)  # the other thread sleeps now, and waits to be woken
+    for _ in range(3):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            same = all(
+                writer.generate("ab", length=400, seed=1)[0].continuation == expected and time.sleep(0.01) is None
+                for _ in range(3)
+            )
+            os._exit(0 if same else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert writer.generate("ab", length=400, seed=1)[0].continuation == expected
+
+
+@pytest.mark.parametrize("variant", [None, "none"])
+def test_a_text_goes_on_rightly_after_ctrl_c_inside_a_call(variant: str | None) -> None:
+    engine = Engine(CONFIG, weights(), variant=variant)
+    expected = Generator(CONFIG, weights(), VOCABULARY).generate("ab", length=3000, seed=1)[0].continuation
+    wrong = interrupted = 0
+    for trial in range(8):
+        session = Session(engine, VOCABULARY)
+        draft = session.join("ab", GenerationConfig(length=3000, seed=1))
+        timer = threading.Timer(0.0005 + 0.001 * trial, signal.raise_signal, [signal.SIGINT])
+        try:
+            timer.start()
+            while draft.ended is None:
+                session.advance()
+            timer.join()
+        except KeyboardInterrupt:
+            interrupted += 1
+            while draft.ended is None:
+                session.advance()
+        wrong += draft.pop() != expected
+    assert interrupted >= 4
+    # Between two lines of Python that belong together there is always a moment; inside of a call there is none.
+    assert wrong <= 1
+
+
+@pytest.mark.parametrize("variant", [None, "none"])
+@pytest.mark.parametrize("bad", [-1, len(VOCABULARY), 70_000])
+def test_what_is_no_id_is_refused(variant: str | None, bad: int) -> None:
+    engine = Engine(CONFIG, weights(), variant=variant)
+    with pytest.raises(UsageError, match=f"id {bad} is outside the vocabulary of 11"):
+        engine.step(np.array([1, bad]), engine.zero_state(2))
+    with pytest.raises(UsageError, match="outside the vocabulary"):
+        engine.scores([np.array([1, 2, bad])])
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        np.zeros((1, 1, 1, 64), dtype=np.float32),
+        np.zeros((1, 1, 1, 63), dtype=np.int32),
+        np.zeros((1, 2, 1, 64), dtype=np.int32),
+        np.zeros((1, 1, 1, 128), dtype=np.int32)[..., ::2],
+    ],
+)
+def test_what_is_no_state_of_the_engine_is_refused(writer: Generator, state: np.ndarray) -> None:
+    with pytest.raises(UsageError, match=r"int32 of shape \(streams, 1, 1, 64\)"):
+        writer.engine.step(np.array([1]), state)
+    with pytest.raises(UsageError, match="zero_state"):
+        writer.engine.advance([Stream(state[0], np.array([1], dtype=np.int32), 1)], 1)
+
+
+def test_too_few_ids_to_read_are_refused(writer: Generator) -> None:
+    state = writer.engine.zero_state()[0]
+    with pytest.raises(UsageError, match="2 ids to read, too few for 3 steps"):
+        writer.engine.advance([Stream(state, np.array([1, 2], dtype=np.int32), 2, drawing=False)], 3)
+
+
+def test_no_threads_are_refused() -> None:
+    with pytest.raises(UsageError, match="one thread at least, not -1"):
+        Engine(CONFIG, weights(), threads=-1)
+
+
+def test_a_session_advances_by_one_step_or_more(writer: Generator) -> None:
+    with pytest.raises(UsageError, match="at least, not 0"):
+        Session(writer.engine, VOCABULARY).advance(0)
+
+
+def test_copying_is_not_allowed_in_silence(writer: Generator) -> None:
+    """Without the training text, nobody could keep a text from copying it."""
+    with pytest.raises(UsageError, match="max_copy needs a guard"):
+        writer.generate("ab", length=10, max_copy=5)
+
+
+def test_more_texts_than_go_together_are_the_same_texts(writer: Generator) -> None:
+    many = writer.generate("a", num=150, length=12, seed=3)
+    assert [text.stream for text in many] == list(range(150))
+    assert writer.generate("a", num=70, length=12, seed=3) == many[:70]
