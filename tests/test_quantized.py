@@ -396,6 +396,21 @@ def test_all_agree_when_one_part_is_huge(cell: str, part: str) -> None:
     check_all_agree(config, weights, some_ids(8, 2))
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_all_agree_at_the_very_limit_of_a_gate(sign: int) -> None:
+    """16 and -16 are the first numbers beyond what goes into a gate; both are cut, and the one is added to the other.
+
+    So what is left depends on where exactly each was cut.
+    """
+    config = ModelConfig(cell="gru", layers=2, units=16, embedding=4)
+    weights = ramp_arrays(config, SIZE, scale=1e-9)
+    for layer in range(2):
+        weights[f"recurrent.{layer}.bias_ih"] = np.repeat(np.array([40, 0.5, -16 * sign], dtype=np.float32), 16)
+        weights[f"recurrent.{layer}.bias_hh"] = np.repeat(np.array([0, 0, 16 * sign], dtype=np.float32), 16)
+    state = check_all_agree(config, weights, some_ids(4, 1))
+    assert 0 < np.abs(state).max() < 100
+
+
 def test_a_cell_state_stays_within_its_limits() -> None:
     """It grows by one a step while its gates are open, up to 64."""
     config = ModelConfig(cell="lstm", units=16, embedding=4)
@@ -427,6 +442,8 @@ def test_all_agree_on_sums_too_large_for_float32(cell: str) -> None:
     """With more than 1,040 units numpy has to add in float64."""
     config = ModelConfig(cell=cell, layers=1, units=1100, embedding=6)
     weights = {name: np.full_like(array, 0.01) for name, array in ramp_arrays(config, SIZE).items()}
+    weights["head.weight"][:] = 1
+    weights["head.weight"][:, 0] = 126 / 127  # an odd sum above 2^24
     check_all_agree(config, weights, some_ids(3, 2), np.full((2, 1, STATES[cell], 1100), 32767), slow=False)
     check_all_agree(config, ramp_arrays(config, SIZE), some_ids(3, 9), some_state(config, 9), slow=False)
 

@@ -355,6 +355,21 @@ def test_c_has_the_same_random_numbers_to_the_last_bit(seed: int, stream: int, i
     assert set(drawn) == {0, 1}
 
 
+@pytest.mark.parametrize("below", range(2, 38, 5))
+def test_thousands_of_unlikely_ids_count_in_c_too(below: int) -> None:
+    """Each is e^below less likely than the likeliest; what they are together moves the border between two others."""
+    logits = np.full(5000, -float(below))
+    for seed in range(6):
+        number = uniform(seed, 0, 0)
+        first = number / (1 - number) * (1 + 4998 * math.exp(-below))
+        if first > 1:
+            continue
+        logits[[0, -1]] = math.log(first), 0.0
+        for step in range(-3, 4):
+            logits[0] = math.log(first) + step * 4998 * math.exp(-below) * 1e-3
+            check_both_draw_the_same(Sampler(seed=seed), logits)
+
+
 # --- The exponential function ---
 
 
@@ -540,9 +555,10 @@ def test_the_penalty_is_for_the_longest_passage_that_would_go_on(ids: list[int],
 
 
 def test_the_penalty_looks_back_so_far_and_no_further() -> None:
-    """A passage that stood more than 1,024 ids before the end is forgotten."""
-    passage, filling = list(range(1, 11)), [0] * 1200
-    for between, expected in ((1003, True), (1008, False)):
-        ids = np.array([*passage, 11, *filling[:between], *passage], dtype=np.int32)
-        assert bool(penalized(np.zeros(12), ids, 2.0)[11]) is expected
-        check_both_draw_the_same(Sampler(repetition_penalty=1000.0), np.eye(12)[11], ids, count=30)
+    """Eight ids that begin 1,024 before the end are the last that count."""
+    passage, after = list(range(1, 11)), 11
+    for between, expected in ((1005, True), (1006, False)):
+        ids = np.array([*passage, after, *[0] * between, *passage], dtype=np.int32)
+        assert len(ids) - passage.index(3) == (1024 if expected else 1025)
+        assert bool(penalized(np.zeros(12), ids, 2.0)[after]) is expected
+        check_both_draw_the_same(Sampler(repetition_penalty=1000.0), np.eye(12)[after], ids, count=30)

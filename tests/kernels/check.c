@@ -417,7 +417,7 @@ static int check_draws(void) {
         double *logits = room(count, 8);
         for (int i = 0; i < count; i++) logits[i] = round % 3 ? noise() * 8 : (double)whole_noise(3);
         int32_t *ids = room(length, sizeof *ids);
-        for (int i = 0; i < length; i++) ids[i] = whole_noise(count < 3 ? count : 3);
+        for (int i = 0; i < length; i++) ids[i] = (round % 2 ? whole_noise(3) : i % (1 + round % 4)) % count;
         uint8_t *masked = some_mask(count);
         void *scratch = room(cw_draw_bytes(count), 1);
         cw_sampler sampler = some_sampler(masked), before = sampler;
@@ -646,8 +646,8 @@ static cw_text *some_texts(const writing *w, size_t numbers, uint64_t seed, int 
         text->length = text->drawing ? prompt_length(i) : STEPS;
         text->ids = room(text->drawing ? STEPS + 1 : STEPS, sizeof *text->ids);
         for (int j = 0; j < text->length; j++) text->ids[j] = whole_noise(w->vocabulary);
-        text->scores = i % 2 ? room(text->drawing ? STEPS + 1 : STEPS, 8) : NULL;
-        text->logits = all_logits || i % 3 == 1 ? room(w->vocabulary, 8) : NULL;
+        text->scores = (i + w->threads) % 2 ? room(text->drawing ? STEPS + 1 : STEPS, 8) : NULL;
+        text->logits = all_logits || (i + w->threads) % 3 == 1 ? room(w->vocabulary, 8) : NULL;
         text->sampler = some_sampler(some_mask(w->vocabulary));
     }
     return texts;
