@@ -199,6 +199,30 @@ def test_train_step_can_be_replaced() -> None:
     assert isinstance(told[-1], events.End)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_some_streams_begin_anew_as_a_prompt_does(share: float) -> None:
+    """A model whose streams only ever went on would be lost at every prompt."""
+    begun: list[list[bool]] = []
+
+    def watching(model: cw.LanguageModel, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
+        if batch.state is not None:
+            begun.append([bool((row == 0).all()) for row in batch.state[0][0]])
+            assert all((row != 0).any() or new for row, new in zip(batch.state[0][0], begun[-1], strict=True))
+        return cw.train_step(model, batch, optimizer)
+
+    def train() -> list[list[bool]]:
+        begun.clear()
+        list(cw.fit(make_model(), make_data(), settings_for(epochs=20, zero_state=share), train_step=watching))
+        return list(begun)
+
+    first = train()
+    rows = [new for batch in first for new in batch]
+    assert sum(rows) / len(rows) == pytest.approx(share, abs=0.12)
+    assert train() == first, "which ones is a function of the seed and the step"
+    if share == 0.3:
+        assert len({tuple(batch) for batch in first}) > 3
+
+
 def test_windows_start_from_a_zero_state() -> None:
     states = []
 

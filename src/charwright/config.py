@@ -246,6 +246,12 @@ class TrainingConfig(Config):
     clip_norm: float | None = option(
         1.0, "Scale the gradients down to this norm when theirs is larger.", above=0, none_word="none"
     )
+    zero_state: float = option(
+        0.02,
+        "Share of the streams that begin each batch from a zero state, as a prompt does.",
+        minimum=0,
+        maximum=1,
+    )
     precision: str = option(
         "auto",
         "Arithmetic of the matrix products; auto takes bf16 where the machine is good at it.",

@@ -201,12 +201,22 @@ class _Loop:
             group["lr"] = group["initial_lr"] * factor
         generator = torch.Generator(self.device).manual_seed(_mixed(self.config.seed, self.position.step))
         inputs, targets = (torch.from_numpy(array).to(self.device, non_blocking=True) for array in pair)
-        batch = Batch(inputs, targets, self.state, generator)
+        batch = Batch(inputs, targets, self._begun(generator), generator)
         # Whoever wrote the step need not know that a graph which is kept keeps all its memory.
         self.pending.append(self.train_step(self.model, batch, self.optimizer).detach())
         carried = batch.state if self.dataset.carries else None
         self.state = None if carried is None else tuple(part.detach() for part in carried)
         self.pace.count_step()
+
+    def _begun(self, generator: torch.Generator) -> State | None:
+        """The state that a batch goes on from, with some of its rows begun anew.
+
+        Streams that only ever go on would never see the zero state, which is what every prompt is read from.
+        """
+        if self.state is None or self.config.zero_state == 0:
+            return self.state
+        kept = torch.rand(self.dataset.batch, generator=generator, device=self.device) >= self.config.zero_state
+        return tuple(part * kept[None, :, None] for part in self.state)
 
     def started(self, *, resumed: bool) -> Start:
         """The first event."""

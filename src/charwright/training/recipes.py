@@ -19,6 +19,7 @@ TUTORIAL = Recipe(
         beta2=0.999,
         epsilon=1e-7,
         clip_norm=None,
+        zero_state=0.0,
     ),
 )
 """TensorFlow's tutorial "Text generation with an RNN", option for option."""
