@@ -140,6 +140,8 @@ class Engine:
         """
         for stream in streams:
             self._check_state(stream.state[None])
+            if not all(array.flags.c_contiguous for array in (stream.ids, stream.scores) if array is not None):
+                raise UsageError("a stream's ids and scores must lie in one piece each")
             if stream.unread < (1 if stream.drawing else steps):
                 raise UsageError(f"a stream has {stream.unread} ids to read, too few for {steps} steps")
             stream.make_room(steps + 1)

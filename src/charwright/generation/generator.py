@@ -36,7 +36,7 @@ class Text:
     seed: int
     stream: int
     ended: str = "length"
-    """Why it ended: `length`, `stop`, `line`, `paragraph` or `sentence`."""
+    """Why it ended: `length`, `stop`, `line`, `paragraph` or `sentence`; or `interrupted`, when it has not."""
     stop: str | None = None
     """The stop text that was met; it is not part of the continuation."""
     logprobs: tuple[float, ...] | None = None

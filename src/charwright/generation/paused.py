@@ -84,7 +84,10 @@ def read_paused(path: Path, engine: Engine, model: bytes) -> list[Paused]:
 
 def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     """What the file holds, when it is such a file and whole."""
-    arrays = read_mixed_arrays(path, KINDS)
+    try:
+        arrays = read_mixed_arrays(path, KINDS)
+    except DamagedRunError as error:
+        raise DamagedRunError(f"{error}; --state-in goes on with a whole file that --state-out has written") from error
     head = arrays.get("format", np.zeros(0))
     if head.shape != (3,) or head.dtype != np.int64 or head[0] < 1:
         raise DamagedRunError(f"{path} holds no text to go on with; --state-out writes such a file")
