@@ -87,6 +87,8 @@ def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
         arrays = read_mixed_arrays(path, KINDS)
     except DamagedRunError as error:
+        if not path.is_file():
+            raise
         raise DamagedRunError(f"{error}; --state-in goes on with a whole file that --state-out has written") from error
     head = arrays.get("format", np.zeros(0))
     if head.shape != (3,) or head.dtype != np.int64 or head[0] < 1:
