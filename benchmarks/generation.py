@@ -38,11 +38,10 @@ from charwright.config import ModelConfig
 from charwright.data.vocabulary import Vocabulary
 from charwright.generation.generator import Generator
 from charwright.run import Run
-from machine import describe_machine, ratio_and_spread
+from machine import TENSORFLOW, describe_machine, ratio_and_spread, tensorflow_python
 
 Array = npt.NDArray[np.float32]
 
-TENSORFLOW = "tensorflow==2.21.0"
 HERE = Path(__file__).parent
 PRECISIONS = ("f32", "bf16", "q8")
 STREAMS = (1, 64)
@@ -195,15 +194,6 @@ def peer_commands(tensorflow: Path | None) -> dict[str, list[str]]:
     if find_spec("torch"):
         commands["PyTorch"] = [sys.executable, str(HERE / "peer_generation_torch.py")]
     return commands
-
-
-def tensorflow_python(folder: Path) -> Path:
-    """The interpreter of an environment with TensorFlow, made when it is not there."""
-    python = folder / "bin" / "python"
-    if not python.exists():
-        subprocess.check_call([sys.executable, "-m", "venv", str(folder)])
-        subprocess.check_call([str(python), "-m", "pip", "install", "--quiet", TENSORFLOW])
-    return python
 
 
 def write_for_peers(model: Model, folder: Path) -> None:

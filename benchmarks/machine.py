@@ -1,13 +1,17 @@
-"""What a benchmark says about the machine it ran on, and how it sums up repeated measurements."""
+"""What a benchmark says about the machine it ran on, how it sums up measurements, and where its peers live."""
 
 from __future__ import annotations
 
 import os
 import platform
 import statistics
+import subprocess
+import sys
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
+
+TENSORFLOW = "tensorflow==2.21.0"
 
 
 def describe_machine() -> str:
@@ -27,3 +31,12 @@ def ratio_and_spread(ours: Sequence[float], theirs: Sequence[float]) -> tuple[fl
     """The median, least and greatest of the ratios ours / theirs, pair by pair."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     return statistics.median(ratios), min(ratios), max(ratios)
+
+
+def tensorflow_python(folder: Path) -> Path:
+    """The interpreter of an environment with TensorFlow, made when it is not there."""
+    python = folder / "bin" / "python"
+    if not python.exists():
+        subprocess.check_call([sys.executable, "-m", "venv", str(folder)])
+        subprocess.check_call([str(python), "-m", "pip", "install", "--quiet", TENSORFLOW])
+    return python

@@ -29,9 +29,7 @@ import charwright as cw
 from charwright.data.sequences import Windows
 from charwright.model.machine import keep_memory
 from charwright.training.loop import train_step
-from machine import describe_machine, ratio_and_spread
-
-TENSORFLOW = "tensorflow==2.21.0"
+from machine import TENSORFLOW, describe_machine, ratio_and_spread, tensorflow_python
 
 
 @dataclass(frozen=True)
@@ -213,15 +211,6 @@ def compare_memory() -> None:
     }
     print(f"memory of the tutorial's step: {found['ours']:.0f} MB, nn.GRU's {found['theirs']:.0f} MB, ", end="")
     print(f"ratio {found['ours'] / found['theirs']:.2f}", flush=True)
-
-
-def tensorflow_python(folder: Path) -> Path:
-    """The interpreter of an environment with TensorFlow, made when it is not there."""
-    python = folder / "bin" / "python"
-    if not python.exists():
-        subprocess.check_call([sys.executable, "-m", "venv", str(folder)])
-        subprocess.check_call([str(python), "-m", "pip", "install", "--quiet", TENSORFLOW])
-    return python
 
 
 def compare_tensorflow(rounds: int, seconds: float, folder: Path) -> None:

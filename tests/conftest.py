@@ -37,7 +37,7 @@ def tinyshakespeare(shared: Path) -> str:
     return (shared / "data" / "tinyshakespeare.txt").read_bytes().decode("utf-8")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """One thread for PyTorch: with sizes as small as in tests, a second one is only waited for."""
     import torch

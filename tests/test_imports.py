@@ -122,7 +122,7 @@ def test_these_rooms_need_no_torch(path):
 
 
 # The download bar and the editor's screen are imported by the commands that show them, inside their functions.
-LATER = {"cli/download.py", "cli/editor.py"}
+LATER = {"cli/download.py", "cli/editor.py", "cli/text_window.py"}
 AT_START = [path for path in FILES if room_of(path) in ("cli", "__init__", "__main__") and path not in LATER]
 
 

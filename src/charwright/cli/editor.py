@@ -9,11 +9,9 @@ import asyncio
 import errno
 import signal
 import time
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -28,16 +26,14 @@ from prompt_toolkit.input import Input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.layout import ConditionalContainer, HSplit, Layout, VSplit, Window
-from prompt_toolkit.layout.controls import BufferControl, FormattedTextControl, UIContent
-from prompt_toolkit.layout.processors import Processor, Transformation, TransformationInput
-from prompt_toolkit.layout.screen import Char
-from prompt_toolkit.layout.utils import explode_text_fragments
+from prompt_toolkit.layout.controls import BufferControl, FormattedTextControl
 from prompt_toolkit.output import Output
 from prompt_toolkit.styles import Style
-from prompt_toolkit.utils import get_cwidth
 
 from charwright.cli.manuscript import CONTEXT, Manuscript, TextFile, suggestion
-from charwright.cli.rows import moved, row_starts
+from charwright.cli.rows import moved
+from charwright.cli.signals import handling
+from charwright.cli.text_window import Rows, TextWindow, fitting, width_of
 from charwright.errors import CharwrightError
 
 if TYPE_CHECKING:
@@ -69,61 +65,6 @@ KEYS = (
     ("^Z", "undo", "Ctrl-Z, Ctrl-Y", "undo, redo"),
 )
 """For each key: how the bar names it and what for, how the help does."""
-
-
-class _Rows(Processor):
-    """Breaks lines between words, and shows the suggestion behind the last character.
-
-    The screen itself breaks where a row is full, so each row but the last is filled with spaces.
-    """
-
-    def __init__(self, manuscript: Manuscript, newline: str) -> None:
-        self.manuscript, self.newline = manuscript, newline
-
-    def apply_transformation(self, transformation_input: TransformationInput) -> Transformation:
-        characters = explode_text_fragments(transformation_input.fragments)
-        if transformation_input.lineno == transformation_input.document.line_count - 1:
-            suggested = self.manuscript.suggestion.replace("\n", self.newline)
-            characters += [("class:suggestion", character) for character in suggested]
-        columns = transformation_input.width
-        starts = row_starts("".join(character for _, character, *_ in characters), columns, _width)
-        shown: StyleAndTextTuples = []
-        places: list[int] = []  # For each character, where it is shown.
-        for begin, end in pairwise([*starts, len(characters)]):
-            left = columns
-            for style, character, *_ in characters[begin:end]:
-                places.append(len(shown))
-                if left >= _width(character):
-                    left -= _width(character)
-                    shown += [(style, part) for part in (TAB if character == "\t" else character)]
-            if end < len(characters):
-                shown += [("", " ")] * left
-        # The cursor can stand behind the last character, and is asked for one more.
-        places += [len(shown), len(shown) + 1]
-        return Transformation(shown, places.__getitem__, lambda place: bisect_right(places, place) - 1)
-
-
-TAB = "    "
-
-
-def _width(character: str) -> int:
-    return len(TAB) if character == "\t" else get_cwidth(Char.display_mappings.get(character, character))
-
-
-class _TextWindow(Window):
-    """Where the paragraph is longer than the window, the suggestion below the cursor is to be seen too."""
-
-    def __init__(self, manuscript: Manuscript, control: BufferControl) -> None:
-        super().__init__(control, wrap_lines=True)
-        self.manuscript = manuscript
-
-    def _scroll_when_linewrapping(self, ui_content: UIContent, width: int, height: int) -> None:
-        super()._scroll_when_linewrapping(ui_content, width, height)
-        line, column = ui_content.cursor_position.y, ui_content.cursor_position.x
-        rows = ui_content.get_height_for_line(line, width, None)
-        if self.manuscript.suggestion and rows > height:
-            to_cursor = ui_content.get_height_for_line(line, width, None, slice_stop=column + 1)
-            self.vertical_scroll_2 = min(rows - height, to_cursor - 1)
 
 
 class Editor:
@@ -178,7 +119,7 @@ class Editor:
     def run(self) -> int:
         """Show the program; what it returns is the exit code."""
         try:
-            with _handling(("SIGTERM", "SIGHUP"), self._stopped_by):
+            with handling(("SIGTERM", "SIGHUP"), self._stopped_by):
                 return self._run()
         finally:
             self._thread.shutdown(wait=False, cancel_futures=True)
@@ -234,7 +175,9 @@ class Editor:
         """A row up or down. After a shorter row the cursor returns to the column that it came from."""
         cursor, strives_for = self._striving
         column = strives_for if cursor == self.manuscript.cursor else None
-        self._striving = moved(self.manuscript.text, self.manuscript.cursor, step, self._size().columns, _width, column)
+        self._striving = moved(
+            self.manuscript.text, self.manuscript.cursor, step, self._size().columns, width_of, column
+        )
         self.buffer.cursor_position = self._striving[0]
 
     # Suggestions.
@@ -445,8 +388,8 @@ class Editor:
 
     def _layout(self) -> Layout:
         newline = "↵" if self.app.output.encoding().lower().replace("-", "") == "utf8" else "\\"
-        text = _TextWindow(
-            self.manuscript, BufferControl(self.buffer, input_processors=[_Rows(self.manuscript, newline)])
+        text = TextWindow(
+            self.manuscript, BufferControl(self.buffer, input_processors=[Rows(self.manuscript, newline)])
         )
         helping, naming, saying = self._in("help"), self._in("naming"), Condition(lambda: bool(self._message()))
         roomy = Condition(self._roomy)
@@ -494,12 +437,12 @@ class Editor:
             parts.append(self.file.path.name + ("" if self.file.holds(manuscript.text) else " *"))
         columns = self._size().columns - 1
         long = [f"temperature {heat}", f"seed {seed}", f"{length} characters", *parts]
-        shown = _fitting(long, columns)
-        return " " + "  ".join(shown if shown == long else _fitting([f"t {heat}", f"#{seed}", length, *parts], columns))
+        shown = fitting(long, columns)
+        return " " + "  ".join(shown if shown == long else fitting([f"t {heat}", f"#{seed}", length, *parts], columns))
 
     def _keys(self) -> StyleAndTextTuples:
         named = [(key, f"{key} {meaning}") for key, meaning, _, _ in (("F1", "keys", "", ""), *KEYS) if key]
-        shown = _fitting([words for _, words in named], self._size().columns - 1)
+        shown = fitting([words for _, words in named], self._size().columns - 1)
         fragments: StyleAndTextTuples = []
         for (key, words), _ in zip(named, shown, strict=False):
             fragments += [("", "  " if fragments else " "), ("class:key", key), ("", words.removeprefix(key))]
@@ -513,34 +456,8 @@ WIDE = 60
 """With fewer columns than this, the help names one key for each thing."""
 
 
-@contextmanager
-def _handling(names: Sequence[str], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle signals, as far as the system has them.
-
-    Not asyncio's way: its handlers are gone before the program has ended, and the next signal would be the last.
-    """
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, former in before.items():
-            signal.signal(number, former)
-
-
 def _row(content: Callable[[], Any], style: str = "") -> Window:
     return Window(FormattedTextControl(content), height=1, style=style)
-
-
-def _fitting(parts: Sequence[str], columns: int) -> list[str]:
-    """The first of some parts that fit into a row, with two spaces between."""
-    shown: list[str] = []
-    for part in parts:
-        columns -= get_cwidth(part) + (2 if shown else 0)
-        if columns < 0:
-            break
-        shown.append(part)
-    return shown
 
 
 def _next(stream: Iterator[str], count: int) -> str:

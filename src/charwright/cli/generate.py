@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from charwright.cli.options import SectionedCommand, config_options, field_names, fresh_seed, given
+from charwright.cli.signals import handling
 from charwright.config import GenerationConfig, flag
 from charwright.errors import CharwrightError, UsageError
 
 if TYPE_CHECKING:
     from charwright.data.vocabulary import Vocabulary
     from charwright.generation.generator import Generator, Text
-    from charwright.generation.session import Draft, Guard, Session
+    from charwright.generation.session import Draft, Guard, Paused, Session
     from charwright.run import Run
 
 DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_copy", "num", "seed")
@@ -166,16 +167,13 @@ class _Work:
 
         session = Session(self.writer.engine, self.writer.vocabulary, one_by_one=exact)
         guard = self._guard(config)
-        if self._state_in is None:
-            drafts = [
-                session.join(prompt, config, index, guard=guard, logprobs=logprobs) for index in range(config.num)
-            ]
-        else:
+        starts: Sequence[Paused | None] = [None] * config.num
+        if self._state_in is not None:
             starts = read_paused(self._state_in, self.writer.engine, fingerprint(self._run.weights()))
-            drafts = [
-                session.join(prompt, config, index, guard=guard, logprobs=logprobs, start=start)
-                for index, start in enumerate(starts)
-            ]
+        drafts = [
+            session.join(prompt, config, index, guard=guard, logprobs=logprobs, start=start)
+            for index, start in enumerate(starts)
+        ]
         return session, drafts
 
     def _guard(self, config: GenerationConfig) -> Guard | None:
@@ -282,18 +280,10 @@ def _interruptions() -> Iterator[list[int]]:
 
     def note(number: int, _: object) -> None:
         stopped.append(number)
-        signal.signal(number, before[number])
+        signal.signal(number, former[number])
 
-    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    # A job in the background is not to hear what is typed for another.
-    before = {number: handler for number, handler in before.items() if handler not in {signal.SIG_IGN, None}}
-    for number in before:
-        signal.signal(number, note)
-    try:
+    with handling(("SIGINT", "SIGTERM"), note) as former:
         yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _refuse_with_beams(options: dict[str, Any], state_in: Path | None, state_out: Path | None) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from charwright.cli.options import SectionedCommand, config_options, field_names, given
+from charwright.cli.signals import handling
 from charwright.config import (
     BUDGETS,
     CorpusConfig,
@@ -322,12 +323,8 @@ def _signals() -> Iterator[Callable[[], str | None]]:
         # Not print: the signal may have come in the middle of one, which allows no second inside it.
         os.write(2, b"\nstopping after this step; once more to stop at once\n")
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handling(("SIGINT", "SIGTERM"), note):
         yield lambda: caught[0] if caught else None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _free_folder(folder: Path) -> Path:

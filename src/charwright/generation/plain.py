@@ -5,6 +5,7 @@ B is the number of streams, V the vocabulary, H the units, G the gates.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ def padded(units: int) -> int:
     return -(-units // kernels.UNITS_MULTIPLE) * kernels.UNITS_MULTIPLE
 
 
-class _Stepwise:
+class _Stepwise(ABC):
     """Steps one after another: reads an id for each stream, then draws where nothing is left to read."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -55,9 +56,9 @@ class _Stepwise:
         for stream, after in zip(streams, state, strict=True):
             stream.state[...] = after
 
+    @abstractmethod
     def step(self, ids: npt.NDArray[np.int64], state: npt.NDArray[Any]) -> Floats:
         """Logits (B, V) after ids (B,); `state` (B, L, S, H) is changed in place."""
-        raise NotImplementedError
 
 
 def _read_on(stream: Stream, logits: Floats) -> None:
