@@ -11,6 +11,7 @@ import pytest
 
 from charwright.config import GenerationConfig
 from charwright.data.vocabulary import ByteVocabulary, Vocabulary
+from charwright.errors import UsageError
 from charwright.generation.beams import Found, beam_search
 from charwright.generation.engine import Stream
 from charwright.generation.generator import Generator
@@ -188,3 +189,9 @@ def test_the_generator_gives_a_text() -> None:
     found = search(of, "ab", 4, length=20, stop=(".",))
     assert (text.prompt, text.continuation, text.ended) == ("ab", found.text, found.ended)
     assert text.logprobs == tuple(found.logprobs)
+
+
+@pytest.mark.parametrize("beams", [0, -1])
+def test_a_search_without_beams_is_refused(beams: int) -> None:
+    with pytest.raises(UsageError, match=f"one beam at least, not {beams}"):
+        writer().likeliest("a", GenerationConfig(length=5), beams)

@@ -135,8 +135,10 @@ class Generator:
         """The likeliest text that beam search finds; see `beams.beam_search`. Temperature and seed mean nothing here.
 
         Raises:
-            UsageError: when there is nothing to write with.
+            UsageError: when there is nothing to write with, or no beam to search with.
         """
+        if beams < 1:
+            raise UsageError(f"a search needs one beam at least, not {beams}")
         found = beam_search(
             self.engine,
             self.vocabulary,
