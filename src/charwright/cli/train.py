@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +13,10 @@ import click
 
 from charwright.cli.options import SectionedCommand, config_options, field_names, given
 from charwright.cli.signals import handling
+from charwright.cli.work import READING, Work, model_and_dataset, new_work, resumed_work
 from charwright.config import (
-    BUDGETS,
     CorpusConfig,
     ModelConfig,
-    Recipe,
     SequenceConfig,
     SplitConfig,
     TrainingConfig,
@@ -28,17 +25,12 @@ from charwright.config import (
 from charwright.errors import ConfigError, DamagedRunError, UsageError
 
 if TYPE_CHECKING:
-    from charwright.data.sequences import Dataset
-    from charwright.data.vocabulary import Vocabulary
     from charwright.evaluate import Evaluation
     from charwright.model.language_model import LanguageModel
     from charwright.run import Run
     from charwright.training.snapshot import Snapshot
 
 SAMPLE_LENGTH = 160
-
-# What a resume may change: how long, and what is kept on the way. The rest belongs to the run.
-RESUMABLE = (*BUDGETS, "log_every", "checkpoint_minutes", "keep_checkpoints")
 
 
 @click.command(cls=SectionedCommand, short_help="Learn to write like a text.")
@@ -94,100 +86,14 @@ def train(
         raise UsageError("--corpus belongs to --resume; name the text without it")
     options = given(ctx, field_names(VocabularyConfig, SplitConfig, SequenceConfig, ModelConfig, TrainingConfig))
     if resume:
-        work = _resumed_work(resume, corpus_moved, options, given(ctx, ("recipe_name", "out", "validation", *_READING)))
+        work = resumed_work(resume, corpus_moved, options, given(ctx, ("recipe_name", "out", "validation", *READING)))
     else:
-        reading = CorpusConfig(**given(ctx, _READING))
-        work = _new_work(corpus, validation, reading, recipe_name, options, out, force)
+        reading = CorpusConfig(**given(ctx, READING))
+        work = new_work(corpus, validation, reading, recipe_name, options, out, force)
     return _train(work, device, core, threads, tensorboard=tensorboard)
 
 
-_READING = tuple(field_names(CorpusConfig))
-
-
-@dataclass
-class _Work:
-    """A run that is ready to be trained; `open_run` makes or opens its folder, once nothing can go wrong any more."""
-
-    recipe: Recipe
-    vocabulary: Vocabulary
-    training_text: str
-    validation_text: str
-    open_run: Callable[[], Run]
-    resume: bool
-
-
-def _new_work(
-    corpus: tuple[str, ...],
-    validation: tuple[str, ...],
-    reading: CorpusConfig,
-    recipe_name: str,
-    options: dict[str, Any],
-    out: Path | None,
-    force: bool,
-) -> _Work:
-    """Read the texts and decide on the options; nothing is written yet."""
-    from charwright.cli.download import user_places
-    from charwright.data.corpus import STDIN_PATH, read_corpus, split_corpus
-    from charwright.data.vocabulary import Vocabulary
-    from charwright.run import Run, RunConfig
-    from charwright.training.recipes import find_recipe
-
-    if not corpus:
-        raise UsageError("name a text to learn from: a file, a folder, -, an address, shakespeare or python-docs")
-    recipe = find_recipe(recipe_name).with_options(options)
-    places = user_places()
-    if out is not None:
-        Run.check_place(out, force=force)
-    text = read_corpus(corpus, reading, places)
-    measured = read_corpus(validation, reading, places) if validation else None
-    for note in (*text.notes, *(measured.notes if measured else ())):
-        click.echo(note, err=True)
-    if out is None:
-        out = _free_folder(Path("runs") / text.name)
-    if measured is not None:
-        recipe = recipe.with_options({"val_fraction": 0.0})
-    training_text, validation_text = split_corpus(text.text, recipe.split)
-    config = RunConfig(
-        recipe=recipe,
-        recipe_name=recipe_name,
-        sources=text.sources,
-        corpus=reading,
-        characters=len(text.text),
-        sha256=text.sha256,
-        validation=measured.sources if measured else (),
-        versions=_versions(),
-    )
-    vocabulary = Vocabulary.from_text(text.text, recipe.vocabulary)
-
-    def make() -> Run:
-        run = Run.create(out, config, vocabulary, force=force)
-        for read in (text, measured):
-            if read is not None and read.unrepeatable:
-                run.keep_text(STDIN_PATH, read.unrepeatable)
-        return run
-
-    return _Work(recipe, vocabulary, training_text, measured.text if measured else validation_text, make, resume=False)
-
-
-def _resumed_work(folder: Path, moved: tuple[str, ...], options: dict[str, Any], refused: dict[str, Any]) -> _Work:
-    """Open the run, find its texts again, and apply what a resume may change."""
-    from charwright.cli.corpora import texts_again
-    from charwright.config import flag
-    from charwright.run import Run
-
-    for name in (*refused, *options):
-        if name not in RESUMABLE:
-            shown = "--recipe" if name == "recipe_name" else flag(name)
-            raise UsageError(f"{shown} belongs to the run and cannot change on --resume; start a new run for that")
-    run = Run.open(folder)
-    recipe = run.config.recipe.with_options(options)
-    training_text, validation_text = texts_again(run, moved)
-    if recipe != run.config.recipe:
-        run.rewrite_config(dataclasses.replace(run.config, recipe=recipe))
-    return _Work(recipe, run.vocabulary, training_text, validation_text, lambda: run, resume=True)
-
-
-def _train(work: _Work, device_name: str, core: str, threads: int | None, *, tensorboard: bool) -> int:
+def _train(work: Work, device_name: str, core: str, threads: int | None, *, tensorboard: bool) -> int:
     """Make the model and the dataset, open the run, and let `fit` work."""
     import torch
 
@@ -197,7 +103,7 @@ def _train(work: _Work, device_name: str, core: str, threads: int | None, *, ten
     if threads is not None:
         torch.set_num_threads(threads)
     training = work.recipe.training
-    model, dataset = _model_and_dataset(work, device_name, core)
+    model, dataset = model_and_dataset(work, device_name, core)
     if tensorboard:
         TensorBoard.require()  # before there is a folder
     run = work.open_run()
@@ -228,28 +134,6 @@ def _train(work: _Work, device_name: str, core: str, threads: int | None, *, ten
     return 0
 
 
-def _model_and_dataset(work: _Work, device_name: str, core: str) -> tuple[LanguageModel, Dataset]:
-    """The untrained model on its device, and its batches; what is not as one might think is said on stderr."""
-    from charwright import kernels
-    from charwright.data.sequences import make_dataset, shrink_to_fit
-    from charwright.model.language_model import LanguageModel
-    from charwright.model.machine import NO_KERNELS, choose_device, choose_precision
-    from charwright.model.recurrent import choose_core
-
-    recipe, vocabulary, device = work.recipe, work.vocabulary, choose_device(device_name)
-    ids = vocabulary.encode(work.training_text)
-    sequences, word = shrink_to_fit(len(ids), recipe.sequences)
-    if word:
-        click.echo(word, err=True)
-    dataset = make_dataset(ids, sequences, recipe.training.seed)
-    precision = choose_precision(recipe.training.precision, device)
-    choose_core(core, device, precision)  # A core that cannot work is refused before there is a folder.
-    model = LanguageModel(recipe.model, len(vocabulary), seed=recipe.training.seed, precision=precision, core=core)
-    if device.type == "cpu" and kernels.load() is None:
-        click.echo(f"note: {NO_KERNELS}", err=True)
-    return model.to(device), dataset
-
-
 class _Log:
     """Events to the run's log.jsonl."""
 
@@ -263,13 +147,13 @@ class _Log:
         pass
 
 
-def _validator(work: _Work) -> Callable[[LanguageModel], Evaluation]:
+def _validator(work: Work) -> Callable[[LanguageModel], Evaluation]:
     from charwright.evaluate import evaluate
 
     return lambda model: evaluate(model, work.vocabulary, work.validation_text)
 
 
-def _sampler(work: _Work) -> Callable[[LanguageModel], str]:
+def _sampler(work: Work) -> Callable[[LanguageModel], str]:
     """What the model writes without a prompt, by the same draws each time."""
     from charwright.generation.generator import Generator
 
@@ -325,28 +209,3 @@ def _signals() -> Iterator[Callable[[], str | None]]:
 
     with handling(("SIGINT", "SIGTERM"), note):
         yield lambda: caught[0] if caught else None
-
-
-def _free_folder(folder: Path) -> Path:
-    """The folder, or the first of folder-2, folder-3, ... that is free."""
-    number, free = 1, folder
-    while free.exists():
-        number += 1
-        free = folder.with_name(f"{folder.name}-{number}")
-    return free
-
-
-def _versions() -> dict[str, str]:
-    import platform
-
-    import numpy as np
-    import torch
-
-    from charwright import __version__
-
-    return {
-        "charwright": __version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
