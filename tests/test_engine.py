@@ -416,15 +416,18 @@ def test_scores_of_texts_of_any_length(variant: str, precision: str) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_total_nats_is_the_scores_of_each_column(variant: str) -> None:
+def test_target_nats_are_the_scores_of_each_column(variant: str) -> None:
     config = model_config("gru", units=16)
     engine = Engine(config, ramp_arrays(config, SIZE), variant=variant)
     text = random_ids(12, 70)
     inputs, targets = text[:-1], text[1:].copy()
     targets[8:, 69] = -1
     rows = [*text.T[:69].astype(np.int32), text[:9, 69].astype(np.int32)]
-    expected = -sum(float(scores.sum()) for scores in engine.scores(rows))
-    assert engine.total_nats(inputs, targets) == pytest.approx(expected, rel=1e-12)
+    nats = engine.target_nats(inputs, targets)
+    assert nats.shape == targets.shape
+    for column, scores in enumerate(engine.scores(rows)):
+        np.testing.assert_allclose(nats[: len(scores), column], -scores, rtol=1e-12)
+    assert not nats[targets < 0].any()
 
 
 # --- Long texts ---

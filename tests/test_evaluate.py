@@ -12,7 +12,7 @@ import torch
 import charwright as cw
 from charwright.data.vocabulary import ByteVocabulary, Vocabulary
 from charwright.errors import CorpusError, UsageError
-from charwright.evaluate import MOST_STREAMS, SHORTEST_STREAM, parse_protocol
+from charwright.evaluate import MOST_STREAMS, SHORTEST_STREAM, parse_protocol, standard_error_of_difference
 from ramps import fill_with_ramps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -176,3 +176,58 @@ def test_the_result_is_plain_json() -> None:
     values = cw.evaluate(make_model(3), Vocabulary("ab"), "abba").to_json()
     assert set(values) == {"nats_per_char", "bits_per_char", "chars", "unknown_chars", "protocol"}
     assert not any(isinstance(value, np.generic) for value in values.values())
+
+
+@pytest.mark.parametrize(("length", "count"), [(2, 1), (32, 1), (33, 2), (257, 16), (3005, 16), (20_011, 20)])
+def test_blocks_are_the_nats_of_equal_parts_in_order(length: int, count: int) -> None:
+    """Also where streams are fewer than blocks, so that some blocks lie inside one."""
+    vocabulary, text = Vocabulary(ALPHABET), make_text(length)
+    model = make_model(len(vocabulary))
+    ids, streams, chars = vocabulary.encode(text).tolist(), max(1, (length - 1) // SHORTEST_STREAM), length - 1
+    cuts = [chars * i // streams for i in range(streams + 1)]
+    nats = [nat for begin, end in pairwise(cuts) for nat in nats_of(model, ids[begin : end + 1])]
+    edges = [chars * i // count for i in range(count + 1)]
+    expected = [sum(nats[begin:end]) / (end - begin) for begin, end in pairwise(edges)]
+    result = cw.evaluate(model, vocabulary, text)
+    assert result.blocks == pytest.approx(expected, rel=1e-5)
+    assert np.average(result.blocks, weights=np.diff(edges)) == pytest.approx(result.nats_per_char)
+
+
+def test_blocks_of_bytes_end_with_the_characters() -> None:
+    """Models of bytes and of characters that know nothing pay for the same characters in each block."""
+    text = "aя中" * 40 + "aaa" * 40
+    by_byte = cw.LanguageModel(cw.ModelConfig(units=4, embedding=4), 257)
+    with torch.no_grad():
+        by_byte.weight("head.weight").zero_()
+    result = cw.evaluate(by_byte, ByteVocabulary(), text)
+    edges = [1 + 239 * i // 14 for i in range(15)]
+    sizes = [len(text[begin:end].encode()) / (end - begin) for begin, end in pairwise(edges)]
+    assert result.blocks == pytest.approx([size * math.log(257) for size in sizes], rel=1e-5)
+    windows = cw.evaluate(by_byte, ByteVocabulary(), text, "windows-50")
+    assert (windows.chars, len(windows.blocks)) == (233, 14)
+    assert np.mean(windows.blocks) == pytest.approx(windows.nats_per_char, rel=0.01)
+
+
+def test_unknown_characters_are_paid_for_in_their_block() -> None:
+    vocabulary = Vocabulary("ab")
+    model = cw.LanguageModel(cw.ModelConfig(units=2, embedding=2), 3)
+    with torch.no_grad():
+        model.weight("head.weight").zero_()
+    blocks = cw.evaluate(model, vocabulary, "ab" * 30 + "abλ" + "ab" * 20).blocks
+    assert len(blocks) == 6
+    dear = math.log(3) + math.log(1_114_112 - 3) / 17
+    assert blocks == pytest.approx([math.log(3)] * 3 + [dear] + [math.log(3)] * 2, rel=1e-5)
+
+
+def evaluation(*blocks: float) -> cw.Evaluation:
+    return cw.Evaluation(sum(blocks) / len(blocks), 1.0, 100, 0, "carried", blocks)
+
+
+def test_the_standard_error_is_that_of_the_paired_differences() -> None:
+    """Blocks that are hard for both say nothing about the difference."""
+    a, b = evaluation(1.0, 5.0, 2.0, 3.0), evaluation(1.1, 5.0, 2.2, 3.1)
+    assert standard_error_of_difference(a, b) == pytest.approx(np.std([0.1, 0.0, 0.2, 0.1], ddof=1) / 2)
+    assert standard_error_of_difference(a, a) == 0
+    assert standard_error_of_difference(evaluation(1.0), evaluation(2.0)) == math.inf
+    with pytest.raises(ValueError, match="same text"):
+        standard_error_of_difference(a, evaluation(1.0, 2.0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -24,34 +24,58 @@ MOST_STREAMS = 64
 SHORTEST_STREAM = 1000
 CHUNK = 128  # time steps evaluated at once, fewer where their logits would take more than 64 MB; changes no figure
 MOST_LOGITS = 2**24
+FEWEST_BLOCKS = 16
+SHORTEST_BLOCK = 16
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The code length of a text under a model, per character, and how it was measured."""
+    """The code length of a text under a model, per character, and how it was measured.
+
+    `blocks` are the nats per character of contiguous parts of the text, in order and of the same length to within one
+    character: what `standard_error_of_difference` compares. There are 16 to 64 of them, fewer for a very short text.
+    """
 
     nats_per_char: float
     bits_per_char: float
     chars: int
     unknown_chars: int
     protocol: str
+    blocks: tuple[float, ...] = field(default=(), repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return asdict(self)
+        """Plain values, ready for JSON: all but the blocks."""
+        return {name: value for name, value in asdict(self).items() if name != "blocks"}
+
+
+def standard_error_of_difference(a: Evaluation, b: Evaluation) -> float:
+    """The standard error of `a.nats_per_char - b.nats_per_char`, paired over the blocks of the text.
+
+    Blocks that are hard for one model are hard for the other, so the difference is known much better than either
+    loss. Infinite where there are fewer than two blocks: then nothing is known of it.
+
+    Raises:
+        ValueError: when the two were not measured on as many characters in the same way.
+    """
+    if (a.chars, a.protocol, len(a.blocks)) != (b.chars, b.protocol, len(b.blocks)):
+        raise ValueError("only evaluations of the same text by the same protocol can be compared")
+    if len(a.blocks) < 2:
+        return math.inf
+    differences = np.subtract(a.blocks, b.blocks)
+    return float(differences.std(ddof=1) / math.sqrt(len(differences)))
 
 
 def evaluate(model: LanguageModel, vocabulary: Vocabulary, text: str, protocol: str = "carried") -> Evaluation:
     """Measure the loss of `model` on `text`, with the arithmetic of its `precision`; see `measure`."""
-    return measure(partial(_total_nats, model), vocabulary, text, protocol)
+    return measure(partial(_target_nats, model), vocabulary, text, protocol)
 
 
-TotalNats = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], float]
-"""The sum of -ln p over targets (T, B) that are not negative, given inputs (T, B), each column from a zero state."""
+TargetNats = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], npt.NDArray[np.floating[Any]]]
+"""-ln p of each target (T, B) that is not negative, given inputs (T, B), each column from a zero state."""
 
 
-def measure(total_nats: TotalNats, vocabulary: Vocabulary, text: str, protocol: str = "carried") -> Evaluation:
-    """Measure the loss on `text` of whatever predicts it: a model, or the engine (`Engine.total_nats`).
+def measure(target_nats: TargetNats, vocabulary: Vocabulary, text: str, protocol: str = "carried") -> Evaluation:
+    """Measure the loss on `text` of whatever predicts it: a model, or the engine (`Engine.target_nats`).
 
     Protocols: `carried` is one pass with the state carried, in at most 64 contiguous streams of 1,000 ids or more;
     `windows-N` takes the text's whole windows of N, each from a zero state.
@@ -66,13 +90,33 @@ def measure(total_nats: TotalNats, vocabulary: Vocabulary, text: str, protocol: 
     if len(text) < 2:  # One character may be several bytes, but there is none after it.
         raise CorpusError("the text to evaluate on has fewer than two characters")
     inputs, targets = _carried(ids) if protocol == "carried" else _windows(ids, protocol)
-    nats = total_nats(inputs, targets)
-    counted = targets >= 0
-    unknown = int((targets == UNKNOWN_ID).sum())
-    nats += unknown * math.log(UNICODE_SIZE - len(vocabulary))
+    # In the order of the text: stream behind stream, window behind window.
+    counted = targets.T >= 0
+    nats = target_nats(inputs, targets).T[counted].astype(np.float64)
+    unknown = targets.T[counted] == UNKNOWN_ID
+    nats[unknown] += math.log(UNICODE_SIZE - len(vocabulary))
     # Bytes are fewer characters than ids; the share of the text that was predicted is the same.
-    chars = round(int(counted.sum()) * (len(text) - 1) / (len(ids) - 1))
-    return Evaluation(nats / chars, nats / chars / math.log(2), chars, unknown, protocol)
+    chars = round(len(nats) * (len(text) - 1) / (len(ids) - 1))
+    mean = float(nats.sum()) / chars
+    blocks = _blocks(nats, vocabulary, text[: chars + 1])
+    return Evaluation(mean, mean / math.log(2), chars, int(unknown.sum()), protocol, blocks)
+
+
+def _blocks(nats: npt.NDArray[np.float64], vocabulary: Vocabulary, text: str) -> tuple[float, ...]:
+    """The nats of the predicted ids, per character of each block of the text; its first character is not predicted.
+
+    Cut by the character, so that the blocks of a model of bytes are those of a model of characters. Where `carried`
+    has 16 streams or more, they are the blocks.
+    """
+    chars = len(text) - 1
+    count = max(1, min(MOST_STREAMS, max(FEWEST_BLOCKS, chars // SHORTEST_STREAM), chars // SHORTEST_BLOCK))
+    cuts = [0, *(1 + chars * i // count for i in range(1, count + 1))]
+    ends = np.cumsum([len(vocabulary.encode(text[begin:end])) for begin, end in pairwise(cuts)]) - 1
+    ends[-1] = len(nats)
+    sums = np.diff(np.concatenate([[0.0], np.cumsum(nats)[np.minimum(ends, len(nats)) - 1]]))
+    lengths = np.diff(cuts)
+    lengths[0] -= 1
+    return tuple((sums / lengths).tolist())
 
 
 def parse_protocol(protocol: str) -> int | None:
@@ -114,12 +158,14 @@ def _windows(ids: npt.NDArray[np.int32], protocol: str) -> tuple[npt.NDArray[np.
 
 
 @torch.no_grad()
-def _total_nats(model: LanguageModel, inputs: npt.NDArray[np.int64], targets: npt.NDArray[np.int64]) -> float:
-    """The sum of -ln p over all targets that are not negative; columns 64 at a time, time in chunks."""
+def _target_nats(
+    model: LanguageModel, inputs: npt.NDArray[np.int64], targets: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    """-ln p of all targets (T, B), 0 for those that are negative; columns 64 at a time, time in chunks."""
     device = model.weight("head.bias").device
     was_training = model.training
     model.eval()
-    total = 0.0
+    nats = np.empty(targets.shape, dtype=np.float32)
     chunk = max(1, min(CHUNK, MOST_LOGITS // (MOST_STREAMS * model.vocabulary_size)))
     for column in range(0, inputs.shape[1], MOST_STREAMS):
         state: State | None = None
@@ -128,9 +174,9 @@ def _total_nats(model: LanguageModel, inputs: npt.NDArray[np.int64], targets: np
             x, y = _tensor(inputs[piece], device), _tensor(targets[piece], device)
             logits, state = model(x, state)
             losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-1, reduction="none")
-            total += float(losses.cpu().double().sum())
+            nats[piece] = losses.view(y.shape).cpu().numpy()
     model.train(was_training)
-    return total
+    return nats
 
 
 def _tensor(array: npt.NDArray[np.int64], device: torch.device) -> Tensor:

@@ -54,7 +54,7 @@ def evaluate(
     if precision == "q8":
         from charwright.generation.engine import Engine
 
-        result = measure(Engine(opened.model, weights).total_nats, opened.vocabulary, text.text, protocol)
+        result = measure(Engine(opened.model, weights).target_nats, opened.vocabulary, text.text, protocol)
     else:
         from charwright.model.language_model import LanguageModel
         from charwright.model.machine import choose_device, choose_precision

@@ -181,16 +181,19 @@ class Engine:
             self._backend.advance(going, min(MOST_STEPS, *(stream.unread - 1 for stream in going)))
         return [stream.scores[1:] for stream in streams if stream.scores is not None]
 
-    def total_nats(self, inputs: npt.NDArray[np.integer], targets: npt.NDArray[np.integer]) -> float:
-        """The sum of -ln p over targets (T, B), given inputs (T, B), each column from a zero state.
+    def target_nats(self, inputs: npt.NDArray[np.integer], targets: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
+        """-ln p of each target (T, B), given inputs (T, B), each column from a zero state.
 
-        Targets of -1 at a column's end do not count; before that each target is the next input.
+        Targets of -1 at a column's end cost nothing; before that each target is the next input.
         """
         rows = [
             np.concatenate([before[:1], after[after >= 0]]) for before, after in zip(inputs.T, targets.T, strict=True)
         ]
-        together = (rows[begin : begin + MOST_STREAMS] for begin in range(0, len(rows), MOST_STREAMS))
-        return -sum(float(scores.sum()) for some in together for scores in self.scores(some))
+        nats = np.zeros(targets.shape)
+        for begin in range(0, len(rows), MOST_STREAMS):
+            for column, scores in enumerate(self.scores(rows[begin : begin + MOST_STREAMS]), begin):
+                nats[: len(scores), column] = -scores
+        return nats
 
     def _check_ids(self, ids: npt.NDArray[np.integer]) -> None:
         if ids.size and (ids.min() < 0 or ids.max() >= self.vocabulary_size):
