@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -429,7 +430,7 @@ def test_a_snapshot_is_a_copy() -> None:
         (2 / 60, {"epochs": 2}, [2, 4, 5, 7, 9, 10]),
         (1 / 60, {"epochs": 1}, [1, 2, 3, 4, 5]),
         (60, {"epochs": 2}, [5, 10]),
-        (5 / 60, {"minutes": 20 / 60}, [5, 10, 15, 20]),
+        (5 / 60, {"minutes": 9 / 60}, [2, 4, 6, 8, 9]),  # each two seconds there is a validation, inside epochs too
         (4 / 60, {"minutes": 1000 / 60}, None),  # so long that not every epoch is worth a validation
     ],
 )
@@ -457,19 +458,59 @@ def test_checkpoints_follow_the_clock(minutes: float, budget: dict[str, float], 
 
 
 def finite(snapshot: Snapshot) -> bool:
-    groups = (snapshot.weights, snapshot.optimizer, snapshot.state, snapshot.best)
+    groups = (snapshot.weights, snapshot.optimizer, snapshot.state, snapshot.average, snapshot.best)
     return all(bool(np.isfinite(array).all()) for group in groups for array in group.values())
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 @pytest.mark.parametrize("log_every", [1, 1000])
 def test_a_rate_a_million_times_too_high_is_noticed(cell: str, log_every: int) -> None:
+    """Nothing that is not finite is saved, and training ends with a good model or says that it cannot."""
     taken: list[Snapshot] = []
-    config = settings_for(epochs=20, learning_rate=0.01 * 1e6, log_every=log_every, checkpoint_minutes=1e-9)
-    with pytest.raises(DivergedError, match="learning-rate") as caught:
-        list(cw.fit(make_model(cell=cell), make_data(), config, save=taken.append))
-    assert caught.value.exit_code == 3
+    rate = 0.01 * 1e6
+    config = settings_for(
+        epochs=40, learning_rate=rate, log_every=log_every, checkpoint_minutes=1e-9, schedule="constant"
+    )
+    model = make_model(cell=cell)
+    falls = []
+    with suppress(DivergedError):
+        for event in cw.fit(model, make_data(), config, save=taken.append):
+            if isinstance(event, events.Rollback):
+                falls.append(event.learning_rate)
+        assert real_loss(model).nats_per_char < math.log(VOCABULARY)
+    assert falls == pytest.approx([rate * 0.3**fall for fall in range(1, len(falls) + 1)])
+    assert falls
     assert all(map(finite, taken))
+
+
+def test_a_rate_a_hundred_times_too_high_is_brought_down() -> None:
+    model, told = make_model(units=32), []
+    config = settings_for(epochs=60, learning_rate=1.0)
+    for event in cw.fit(model, make_data(), config):
+        told.append(event)
+    falls = [event for event in told if isinstance(event, events.Rollback)]
+    assert falls
+    assert all(event.step < event.diverged_step for event in falls)
+    assert isinstance(told[-1], events.End)
+    assert told[-1].step == 60 * STEPS, "the steps that were taken back are done again"
+    good = make_model(units=32)
+    list(cw.fit(good, make_data(), settings_for(epochs=60)))
+    assert real_loss(model).nats_per_char < real_loss(good).nats_per_char + 0.5
+
+
+class Broken:
+    """A training step that spoils a weight, at one step or from then on."""
+
+    def __init__(self, bad: float, at: int, *, always: bool = False) -> None:
+        self.bad, self.at, self.always, self.steps = bad, at, always, 0
+
+    def train_step(self, model: cw.LanguageModel, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
+        self.steps += 1
+        loss = cw.train_step(model, batch, optimizer)
+        if self.steps == self.at or (self.always and self.steps > self.at):
+            with torch.no_grad():
+                model.weight("recurrent.0.weight_hh")[0, 0] = self.bad
+        return loss
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -477,22 +518,33 @@ def test_a_rate_a_million_times_too_high_is_noticed(cell: str, log_every: int) -
 def test_a_loss_that_is_no_number_is_never_saved(bad: float, at: int) -> None:
     """At whatever step the weights break, and however far away the next line of the log is."""
     taken: list[Snapshot] = []
-    steps = 0
-
-    def breaking(model: cw.LanguageModel, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
-        nonlocal steps
-        steps += 1
-        loss = cw.train_step(model, batch, optimizer)
-        if steps == at:
-            with torch.no_grad():
-                model.weight("recurrent.0.weight_hh")[0, 0] = bad
-        return loss
-
     config = settings_for(epochs=2, log_every=1000, checkpoint_minutes=1e-9)
-    with pytest.raises(DivergedError):
-        list(cw.fit(make_model(), make_data(), config, train_step=breaking, save=taken.append))
-    assert len(taken) == at - 1
+    broken = Broken(bad, at, always=True)
+    with pytest.raises(DivergedError, match="what was saved before is whole"):
+        list(cw.fit(make_model(), make_data(), config, train_step=broken.train_step, save=taken.append))
     assert all(map(finite, taken))
+
+
+def test_what_broke_once_goes_on_from_the_last_good_state() -> None:
+    told = list(cw.fit(make_model(), make_data(), settings_for(epochs=2), train_step=Broken(math.nan, 7).train_step))
+    [fall] = [event for event in told if isinstance(event, events.Rollback)]
+    assert (fall.step, fall.diverged_step) == (0, 8)
+    assert fall.learning_rate == pytest.approx(0.003, rel=1e-6)
+    epochs = [event.step for event in told if isinstance(event, events.Epoch)]
+    assert epochs == [5, 5, 10], "the first epoch is told again"
+    assert all(math.isfinite(event.train_loss) for event in told if isinstance(event, events.Epoch))
+
+
+def test_a_resume_keeps_the_rate_that_a_fall_has_left() -> None:
+    taken: list[Snapshot] = []
+    broken = Broken(math.nan, 3)
+    config = settings_for(epochs=1, schedule="constant", log_every=1)
+    list(cw.fit(make_model(), make_data(), config, train_step=broken.train_step, save=taken.append))
+    assert taken[-1].position.rate_scale == pytest.approx(0.3)
+    more = settings_for(epochs=2, schedule="constant", log_every=1)
+    told = list(cw.fit(make_model(), make_data(), more, resume=taken[-1]))
+    rates = [event.learning_rate for event in told if isinstance(event, events.Step)]
+    assert rates == pytest.approx([0.003] * STEPS)
 
 
 def test_an_optimizer_that_remembers_no_number_is_never_saved() -> None:
@@ -511,7 +563,79 @@ def test_an_optimizer_that_remembers_no_number_is_never_saved() -> None:
 
 def test_a_validation_loss_that_is_no_number_is_noticed() -> None:
     with pytest.raises(DivergedError):
-        list(cw.fit(make_model(), make_data(), settings_for(epochs=1), validate=measured(math.nan)))
+        list(cw.fit(make_model(), make_data(), settings_for(epochs=1), validate=measured(*[math.nan] * 20)))
+
+
+# Averaging.
+
+
+def test_the_average_looks_back_on_its_share_of_the_steps() -> None:
+    """A weight that is the number of the step: the mean over the last fifth lags behind by a tenth to a fifth."""
+
+    def counting(model: cw.LanguageModel, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
+        with torch.no_grad():
+            model.weight("head.bias").add_(1.0)
+        return torch.tensor(1.0)
+
+    taken: list[Snapshot] = []
+    config = settings_for(epochs=200, averaging=0.2)
+    model = make_model()
+    list(cw.fit(model, make_data(), config, train_step=counting, save=taken.append))
+    last = taken[-1]
+    assert last.weights["head.bias"][0] == pytest.approx(1000)
+    assert 800 < last.average["head.bias"][0] < 880
+    assert np.array_equal(last.to_use["head.bias"], last.average["head.bias"])
+    assert np.array_equal(model.arrays()["head.bias"], last.average["head.bias"]), "the model is left with them"
+
+
+def test_without_averaging_the_last_weights_are_used() -> None:
+    taken: list[Snapshot] = []
+    list(cw.fit(make_model(), make_data(), settings_for(epochs=1, averaging=0.0), save=taken.append))
+    assert taken[-1].average == {}
+    assert taken[-1].to_use is taken[-1].weights
+
+
+# Stopping early.
+
+
+def blocks(loss: float, noise: float = 0.0) -> Evaluation:
+    """An evaluation whose eight blocks lie around its loss."""
+    parts = tuple(loss + (noise if i % 2 else -noise) for i in range(8))
+    return Evaluation(loss, loss / math.log(2), 100, 0, "carried", parts)
+
+
+def stop_of(losses: list[Evaluation], **options: Any) -> tuple[str, int, Snapshot]:
+    """Why and at which epoch a run of at most ten epochs ends that finds these losses."""
+    left, taken = iter(losses), []
+    config = settings_for(epochs=10, **options)
+    *_, end = cw.fit(make_model(), make_data(), config, validate=lambda _: next(left), save=taken.append)
+    assert isinstance(end, events.End)
+    return end.reason, end.step // STEPS, taken[-1]
+
+
+def test_training_stops_when_the_validation_loss_has_turned() -> None:
+    losses = [blocks(2.0), blocks(1.0), *(blocks(1.5) for _ in range(8))]
+    reason, epoch, last = stop_of(losses, patience=3)
+    assert (reason, epoch) == ("turned", 5)
+    assert (last.position.best_step, last.position.best_loss) == (2 * STEPS, 1.0)
+    assert last.best, "the weights to use are the best ones"
+
+
+def test_noise_is_no_turn() -> None:
+    """The same differences, within what the blocks differ by among themselves."""
+    losses = [blocks(2.0), blocks(1.0), *(blocks(1.05, noise=0.2) for _ in range(8))]
+    assert stop_of(losses, patience=3)[:2] == ("done", 10)
+    steady = [blocks(2.0), blocks(1.0), *(blocks(1.05) for _ in range(8))]
+    assert stop_of(steady, patience=3)[:2] == ("turned", 5)
+
+
+def test_a_better_one_in_between_begins_the_count_anew() -> None:
+    losses = [blocks(1.0), blocks(1.5), blocks(1.5), blocks(0.9), blocks(1.5), blocks(1.5), *[blocks(0.8)] * 4]
+    assert stop_of(losses, patience=3)[:2] == ("done", 10)
+
+
+def test_training_stops_at_the_loss_that_was_asked_for() -> None:
+    assert stop_of([blocks(2.0), blocks(1.2), blocks(0.9)], target_loss=1.2)[:2] == ("target", 2)
 
 
 # Stopping and going on.

@@ -154,6 +154,9 @@ class SplitConfig(Config):
     val_fraction: float = option(
         0.1, "Share of the text kept for validation; 0 trains on all of it.", minimum=0, maximum=0.5
     )
+    val_limit: int | None = option(
+        200_000, "Characters kept for validation at most; the rest is trained on.", minimum=2, none_word="none"
+    )
     val_split: str = option(
         "blocks",
         "Where the validation text lies: in 20 blocks spread evenly, or at the tail.",
@@ -188,7 +191,7 @@ class ModelConfig(Config):
     units: int = option(512, "Units in each recurrent layer.", minimum=1, maximum=16384)
     embedding: int = option(128, "Numbers that stand for one character at the input.", minimum=1, maximum=16384)
     dropout: float = option(
-        0.0, "Share of each recurrent layer's outputs that is silenced while training.", minimum=0, below=1
+        0.0, "Share of each recurrent layer's outputs that is silenced, for a whole sequence.", minimum=0, below=1
     )
     state_dropout: float = option(
         0.0,
@@ -236,19 +239,37 @@ class TrainingConfig(Config):
     epochs: int | None = option(None, "Train for so many passes over the text.", minimum=1)
     steps: int | None = option(None, "Train for so many batches.", minimum=1)
     minutes: float | None = option(None, "Train for so many minutes.", above=0, maximum=525600)
+    target_loss: float | None = option(
+        None, "Stop as soon as the validation loss is no more than so many nats per character.", above=0
+    )
+    patience: int | None = option(
+        None,
+        "Stop when so many validations in a row are worse than the best one by more than their noise.",
+        minimum=1,
+        none_word="none",
+    )
     optimizer: str = option("adamw", "The optimizer.", choices=("adam", "adamw"))
     learning_rate: float = option(4e-3, "The highest learning rate.", above=0, maximum=1e4)
     schedule: str = option("cosine", "How the learning rate goes over the budget.", choices=("constant", "cosine"))
     beta1: float = option(0.9, "Decay of Adam's mean of the gradients.", minimum=0, below=1)
     beta2: float = option(0.98, "Decay of Adam's mean of their squares.", minimum=0, below=1)
     epsilon: float = option(1e-8, "What keeps Adam from dividing by zero.", above=0, maximum=1)
-    weight_decay: float = option(0.01, "Decay of the weights, for adamw.", minimum=0, maximum=1e3)
+    weight_decay: float = option(0.1, "Decay of the weights, for adamw.", minimum=0, maximum=1e3)
     clip_norm: float | None = option(
         1.0, "Scale the gradients down to this norm when theirs is larger.", above=0, none_word="none"
     )
     zero_state: float = option(
         0.02,
         "Share of the streams that begin each batch from a zero state, as a prompt does.",
+        minimum=0,
+        maximum=1,
+    )
+    embedding_range: float = option(
+        0.5, "The embedding begins with numbers between this and its negative.", above=0, maximum=100
+    )
+    averaging: float = option(
+        0.1,
+        "Share of the steps so far that the weights to use are a mean of; 0 uses the last ones.",
         minimum=0,
         maximum=1,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -59,9 +59,14 @@ def standard_error_of_difference(a: Evaluation, b: Evaluation) -> float:
     """
     if (a.chars, a.protocol, len(a.blocks)) != (b.chars, b.protocol, len(b.blocks)):
         raise ValueError("only evaluations of the same text by the same protocol can be compared")
-    if len(a.blocks) < 2:
+    return paired_error(a.blocks, b.blocks)
+
+
+def paired_error(a: Sequence[float], b: Sequence[float]) -> float:
+    """The standard error of the mean difference between as many blocks; infinite where there are fewer than two."""
+    if min(len(a), len(b)) < 2:
         return math.inf
-    differences = np.subtract(a.blocks, b.blocks)
+    differences = np.subtract(a, b)
     return float(differences.std(ddof=1) / math.sqrt(len(differences)))
 
 
@@ -91,10 +96,15 @@ def measure(target_nats: TargetNats, vocabulary: Vocabulary, text: str, protocol
         raise CorpusError("the text to evaluate on has fewer than two characters")
     inputs, targets = _carried(ids) if protocol == "carried" else _windows(ids, protocol)
     # In the order of the text: stream behind stream, window behind window.
-    counted = targets.T >= 0
-    nats = target_nats(inputs, targets).T[counted].astype(np.float64)
-    unknown = targets.T[counted] == UNKNOWN_ID
-    nats[unknown] += math.log(UNICODE_SIZE - len(vocabulary))
+    nats = target_nats(inputs, targets).T[targets.T >= 0]
+    return evaluation_of(nats, vocabulary, text, protocol)
+
+
+def evaluation_of(nats: npt.NDArray[np.floating[Any]], vocabulary: Vocabulary, text: str, protocol: str) -> Evaluation:
+    """The evaluation behind -ln p (N,) of the first N ids of `text` after its first one."""
+    ids = vocabulary.encode(text)
+    unknown = ids[1 : len(nats) + 1] == UNKNOWN_ID
+    nats = nats + unknown * math.log(UNICODE_SIZE - len(vocabulary))
     # Bytes are fewer characters than ids; the share of the text that was predicted is the same.
     chars = round(len(nats) * (len(text) - 1) / (len(ids) - 1))
     mean = float(nats.sum()) / chars

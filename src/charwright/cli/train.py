@@ -13,7 +13,7 @@ import click
 
 from charwright.cli.options import SectionedCommand, config_options, field_names, given
 from charwright.cli.signals import handling
-from charwright.cli.work import READING, Work, model_and_dataset, new_work, resumed_work
+from charwright.cli.work import READING, Work, model_and_dataset, named_recipe, new_work, resumed_work, trained_run
 from charwright.config import (
     CorpusConfig,
     ModelConfig,
@@ -22,12 +22,13 @@ from charwright.config import (
     TrainingConfig,
     VocabularyConfig,
 )
-from charwright.errors import ConfigError, DamagedRunError, UsageError
+from charwright.errors import ConfigError, DamagedRunError, RunError, UsageError
 
 if TYPE_CHECKING:
     from charwright.evaluate import Evaluation
     from charwright.model.language_model import LanguageModel
     from charwright.run import Run
+    from charwright.storage import Arrays
     from charwright.training.snapshot import Snapshot
 
 SAMPLE_LENGTH = 160
@@ -40,6 +41,13 @@ SAMPLE_LENGTH = 160
 )
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/NAME OF THE CORPUS]")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a run that was stopped.")
+@click.option(
+    "--from",
+    "parent",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Begin with the weights and the options of a trained run, and learn the characters that it does not know.",
+)
 @click.option("--corpus", "corpus_moved", multiple=True, metavar="TEXT", help="With --resume: where the text is now.")
 @click.option("--force", is_flag=True, help="Replace the run that is in the folder.")
 @click.option(
@@ -65,6 +73,7 @@ def train(
     recipe_name: str,
     out: Path | None,
     resume: Path | None,
+    parent: Path | None,
     corpus_moved: tuple[str, ...],
     force: bool,
     validation: tuple[str, ...],
@@ -82,14 +91,19 @@ def train(
         raise UsageError("--resume finds the run's own text; if it has moved, name it with --corpus")
     if force and resume:
         raise UsageError("--force replaces a run and --resume goes on with it: choose one")
+    if parent and resume:
+        raise UsageError("--from begins another run and --resume goes on with one: choose one")
     if corpus_moved and not resume:
         raise UsageError("--corpus belongs to --resume; name the text without it")
     options = given(ctx, field_names(VocabularyConfig, SplitConfig, SequenceConfig, ModelConfig, TrainingConfig))
     if resume:
         work = resumed_work(resume, corpus_moved, options, given(ctx, ("recipe_name", "out", "validation", *READING)))
     else:
-        reading = CorpusConfig(**given(ctx, READING))
-        work = new_work(corpus, validation, reading, recipe_name, options, out, force)
+        if parent and given(ctx, ("recipe_name",)):
+            raise UsageError("--from takes the options of its run instead of a recipe's; give those to change singly")
+        begun = trained_run(parent, options, replaced=out if force else None) if parent else None
+        origin = begun or named_recipe(recipe_name, options)
+        work = new_work(origin, corpus, validation, CorpusConfig(**given(ctx, READING)), out, force)
     return _train(work, device, core, threads, tensorboard=tensorboard)
 
 
@@ -107,6 +121,8 @@ def _train(work: Work, device_name: str, core: str, threads: int | None, *, tens
     if tensorboard:
         TensorBoard.require()  # before there is a folder
     run = work.open_run()
+    if work.weights is not None:
+        _save_beginning(run, work.weights, training.keep_checkpoints)
     snapshot = _snapshot_of(run) if work.resume else None
     writers = [_Log(run), terminal_progress()]
     if tensorboard:
@@ -168,10 +184,18 @@ def _sampler(work: Work) -> Callable[[LanguageModel], str]:
 def _save(run: Run, snapshot: Snapshot, keep: int | None) -> None:
     groups = {"weights": snapshot.weights, "optimizer": snapshot.optimizer}
     groups |= {"state": snapshot.state} if snapshot.state else {}
+    groups |= {"average": snapshot.average} if snapshot.average else {}
     groups |= {"best": snapshot.best} if snapshot.best else {}
     # The checkpoint last: a resume from it takes for granted that the weights to use were written with it.
     run.write_weights(snapshot.to_use)
     run.write_checkpoint(snapshot.position.step, groups, snapshot.position.to_json(), keep)
+
+
+def _save_beginning(run: Run, weights: Arrays, keep: int | None) -> None:
+    """A checkpoint of no step, so that a resume before the first one finds the weights that the run began with."""
+    from charwright.training.snapshot import Position, Snapshot
+
+    _save(run, Snapshot(Position(), weights, optimizer={}), keep)
 
 
 def _snapshot_of(run: Run) -> Snapshot | None:
@@ -179,6 +203,9 @@ def _snapshot_of(run: Run) -> Snapshot | None:
     from charwright.training.snapshot import Position, Snapshot
 
     found = run.latest_checkpoint()
+    if found is None and run.config.parent is not None:
+        # It was stopped between its first file and the checkpoint of its beginning.
+        raise RunError(f"{run.folder} was stopped before it had weights; begin it again with --from and --force")
     if found is None:
         return None
     arrays, position = found
@@ -191,6 +218,7 @@ def _snapshot_of(run: Run) -> Snapshot | None:
         weights=arrays["weights"],
         optimizer=arrays["optimizer"],
         state=arrays.get("state", {}),
+        average=arrays.get("average", {}),
         best=arrays.get("best", {}),
     )
 

@@ -163,6 +163,8 @@ def split_corpus(text: str, config: SplitConfig) -> tuple[str, str]:
     """
     # The published split of tiny shakespeare rounds the training part down, not the validation part.
     cut = int(len(text) * (1 - config.val_fraction))
+    if config.val_limit is not None:
+        cut = max(cut, len(text) - config.val_limit)
     wanted = len(text) - cut
     if wanted < 2 or cut < 2:
         return text, ""

@@ -34,13 +34,14 @@ class LanguageModel(nn.Module):
         vocabulary_size: int,
         *,
         seed: int = 1,
+        embedding_range: float = 0.05,
         precision: torch.dtype = torch.float32,
         core: str = "auto",
     ) -> None:
         """Make the weights and fill them as Keras would, from `seed`.
 
-        `precision` is the type of the matrix products; the weights themselves stay in float32. `core` is one of
-        `charwright.model.recurrent.CORES`.
+        The embedding begins between `-embedding_range` and `embedding_range`. `precision` is the type of the matrix
+        products; the weights themselves stay in float32. `core` is one of `charwright.model.recurrent.CORES`.
         """
         super().__init__()
         self.config, self.vocabulary_size = config, vocabulary_size
@@ -48,7 +49,7 @@ class LanguageModel(nn.Module):
         self.weights = nn.ParameterDict(
             {_key(name): torch.empty(shape) for name, shape in config.weight_shapes(vocabulary_size).items()}
         )
-        self._initialise(torch.Generator().manual_seed(seed))
+        self._initialise(torch.Generator().manual_seed(seed), embedding_range)
 
     def forward(
         self, ids: Tensor, state: State | None = None, *, generator: torch.Generator | None = None
@@ -153,12 +154,12 @@ class LanguageModel(nn.Module):
         )
 
     @torch.no_grad()
-    def _initialise(self, generator: torch.Generator) -> None:
+    def _initialise(self, generator: torch.Generator, embedding_range: float) -> None:
         """Keras's defaults: uniform embedding, Glorot input and head, orthogonal recurrence, zero biases."""
         for name in self.config.weight_shapes(self.vocabulary_size):
             weight = self.weight(name)
             if name == "embedding.weight":
-                weight.uniform_(-0.05, 0.05, generator=generator)
+                weight.uniform_(-embedding_range, embedding_range, generator=generator)
             elif name.endswith("weight_hh"):
                 nn.init.orthogonal_(weight, generator=generator)
             elif name.endswith("weight_ih") or name == "head.weight":
@@ -184,8 +185,8 @@ class Noise:
         self._config, self._generator = config, generator
 
     def outputs(self, x: Tensor) -> Tensor:
-        """A layer's outputs (T, B, H), each number by itself (Srivastava et al., 2014)."""
-        mask = self._mask(x, self._config.dropout)
+        """A layer's outputs (T, B, H), one mask for a row's whole sequence (Gal & Ghahramani, 2016)."""
+        mask = self._mask(x[:1], self._config.dropout)
         return x if mask is None else x * mask
 
     def state(self, h: Tensor) -> Tensor | None:

@@ -69,6 +69,27 @@ class Epoch(Event):
 
 
 @dataclass(frozen=True)
+class Validation(Event):
+    """The model is measured inside an epoch, which may be longer than the whole budget; losses as for `Epoch`."""
+
+    name: ClassVar[str] = "validation"
+    epoch: int
+    train_loss: float
+    validation_loss: float | None
+    bits_per_char: float | None
+    best: bool
+
+
+@dataclass(frozen=True)
+class Rollback(Event):
+    """Training diverged and goes on from `step`, the last good state, with a lower learning rate."""
+
+    name: ClassVar[str] = "rollback"
+    diverged_step: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
 class Sample(Event):
     """What the model writes now."""
 
@@ -85,7 +106,11 @@ class Checkpoint(Event):
 
 @dataclass(frozen=True)
 class End(Event):
-    """Training ends; `reason` is done, or the name of the signal that stopped it."""
+    """Training ends.
+
+    `reason` is done (the budget is spent), target (the loss that was asked for is reached), turned (the validation loss
+    has turned), or the name of the signal that stopped it.
+    """
 
     name: ClassVar[str] = "end"
     reason: str

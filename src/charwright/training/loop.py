@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,12 +15,25 @@ from torch import Tensor
 from charwright.config import TrainingConfig
 from charwright.data.sequences import Dataset, Pair, prefetch
 from charwright.errors import DivergedError
-from charwright.evaluate import Evaluation
+from charwright.evaluate import Evaluation, paired_error
 from charwright.model.cells import State
 from charwright.model.language_model import Arrays, LanguageModel
 from charwright.model.machine import keep_memory
 from charwright.model.recurrent import choose_core
-from charwright.training.events import Checkpoint, End, Epoch, Event, Resume, Sample, Start, Step
+from charwright.training.averaging import Average
+from charwright.training.divergence import LOWER, MOST_FALLS, Watch
+from charwright.training.events import (
+    Checkpoint,
+    End,
+    Epoch,
+    Event,
+    Resume,
+    Rollback,
+    Sample,
+    Start,
+    Step,
+    Validation,
+)
 from charwright.training.pace import Pace
 from charwright.training.snapshot import (
     Position,
@@ -31,6 +44,8 @@ from charwright.training.snapshot import (
     optimizer_arrays,
     state_arrays,
 )
+
+GOOD_EVERY = 250  # steps between two states that are kept in memory to go back to
 
 
 @dataclass
@@ -87,60 +102,55 @@ def fit(
     resume: Snapshot | None = None,
     should_stop: Callable[[], str | None] = lambda: None,
     clock: Callable[[], float] = time.monotonic,
+    spent_s: float = 0.0,
 ) -> Iterator[Event]:
     """Train `model` on `dataset` until the budget of `config` is spent; yields events and prints nothing.
 
+    A run whose loss is no number any more, or forgets half of what was learned, goes back to its last good state and on
+    from there with a lower learning rate.
+
     Args:
-        model: trained in place; its last weights stay in it, the best ones go to `save`.
+        model: trained in place; in the end it holds its last weights (averaged, where they are), and the best ones
+            have gone to `save`.
         dataset: where batches come from.
         config: the budget and how to spend it.
         train_step: what is done with a batch; gradients are clipped whenever it calls `optimizer.step()`.
         optimizer: one of your own; its learning rates follow the schedule in proportion.
-        validate: measures the model at the end of an epoch.
-        sample: lets the model write at the end of an epoch.
+        validate: measures the model at the end of an epoch, and inside one that is long.
+        sample: lets the model write at the same time.
         save: keeps a snapshot, at the end of each epoch and every `checkpoint_minutes`.
         resume: a snapshot to go on from; the same bits come out as if training had never stopped.
         should_stop: asked after each step; a reason ends training, with everything saved.
         clock: seconds from anywhere.
+        spent_s: seconds of the budget that were gone before: for reading the text, say.
 
     Raises:
         UsageError: when the configuration has no budget.
-        DivergedError: when the loss is no longer a finite number.
+        DivergedError: when training diverges whatever the learning rate.
     """
     keep_memory()
-    loop = _Loop(model, dataset, config, train_step, optimizer, resume, clock)
-    pace, position = loop.pace, loop.position
+    loop = _Loop(model, dataset, config, train_step, optimizer, resume, clock, spent_s)
+    helpers = _Helpers(validate, sample, save)
+    position = loop.position
     yield loop.started(resumed=resume is not None)
-    stopped = None
+    reason = None
     with loop.clipping():
-        while not (stopped or position.done):
-            # The batches of an epoch, until the budget is spent or somebody asks to stop.
-            for pair in loop.remaining_pairs():
-                loop.step(pair)
-                if position.step % config.log_every == 0:
-                    yield loop.stepped()
-                stopped = should_stop()
-                if stopped or pace.fraction >= 1:
-                    break
-                if loop.inside_epoch and pace.checkpoint_due:
-                    yield from loop.checkpoint(save)
-            if stopped:  # The epoch is finished and told by the resume.
-                yield from loop.checkpoint(save)
-                break
+        while not (reason or position.done):
+            try:
+                reason = yield from loop.train_epoch(helpers, should_stop)
+            except DivergedError as error:
+                yield loop.roll_back(error)
+    loop.leave_average()
+    yield End(position.step, loop.pace.time_s, reason or "done", position.best_loss, position.best_step)
 
-            # Its end: measure, let the model write, save.
-            done = pace.fraction >= 1
-            report = done or pace.report_due
-            yield loop.end_epoch(validate if report else None)
-            if report and sample:
-                yield Sample(position.step, pace.time_s, sample(model))
-            position.done = done
-            stopped = should_stop()
-            if stopped or report or pace.checkpoint_due:
-                yield from loop.checkpoint(save)
-            if report:
-                pace.reported()
-    yield End(position.step, pace.time_s, stopped or "done", position.best_loss, position.best_step)
+
+@dataclass(frozen=True)
+class _Helpers:
+    """What `fit` was given to measure, to let write and to save with."""
+
+    validate: Callable[[LanguageModel], Evaluation] | None
+    sample: Callable[[LanguageModel], str] | None
+    save: Callable[[Snapshot], None] | None
 
 
 class _Loop:
@@ -155,6 +165,7 @@ class _Loop:
         optimizer: torch.optim.Optimizer | None,
         resume: Snapshot | None,
         clock: Callable[[], float],
+        spent_s: float,
     ) -> None:
         self.model, self.dataset, self.config, self.train_step = model, dataset, config, train_step
         self.device = model.weight("head.bias").device
@@ -164,15 +175,22 @@ class _Loop:
         self.position = Position()
         self.state: State | None = None
         self.best: Arrays = {}
+        self.average = Average(model, config.averaging) if config.averaging else None
         if resume is not None:
+            self.best = resume.best
+            self.position = copy.copy(resume.position)
             self._load(resume)
-        self.pace = Pace(config, self.position, dataset.steps_per_epoch, clock)
+        self.pace = Pace(config, self.position, dataset.steps_per_epoch, clock, spent_s)
         # A finished run goes on when its budget has been raised; one whose budget was cut has nothing left to tell,
         # unless it stands in the middle of an epoch.
         told = self.position.done or self.position.loss_count == 0
         self.position.done = resume is not None and told and self.pace.spent_before()
         self.pending: list[Tensor] = []  # losses not yet read back from the device
         self.unsaid: list[float] = []  # losses that no step event has told yet
+        self.watch = Watch(model.vocabulary_size)
+        self.falls = 0
+        self.reason: str | None = None
+        self.good = self.snapshot()
 
     @contextmanager
     def clipping(self) -> Iterator[None]:
@@ -186,6 +204,52 @@ class _Loop:
         finally:
             hook.remove()
 
+    def train_epoch(
+        self, helpers: _Helpers, should_stop: Callable[[], str | None]
+    ) -> Generator[Event, None, str | None]:
+        """The rest of the current epoch and what is due at its end; returns why training stops, if it does."""
+        pace, position = self.pace, self.position
+        for pair in self.remaining_pairs():
+            self.step(pair)
+            if position.step % self.config.log_every == 0:
+                yield self.stepped()
+            if position.step % GOOD_EVERY == 0:
+                self._keep_if_good()
+            if stopped := should_stop():  # The epoch is finished and told by the resume.
+                yield from self.checkpoint(helpers.save)
+                return stopped
+            if pace.fraction >= 1:
+                break
+            if self.inside_epoch and pace.report_due_inside:
+                yield from self.report(helpers)
+                if self.reason:
+                    break
+            elif self.inside_epoch and pace.checkpoint_due:
+                yield from self.checkpoint(helpers.save)
+
+        position.done = pace.fraction >= 1
+        if position.done:
+            position.done_minutes = self.config.minutes
+        if position.done or pace.report_due:
+            yield from self.report(helpers, epoch_ends=True)
+            return self.reason or should_stop()
+        yield self.end_epoch(None)
+        stopped = should_stop()
+        if stopped or pace.checkpoint_due:
+            yield from self.checkpoint(helpers.save)
+        return stopped
+
+    def report(self, helpers: _Helpers, *, epoch_ends: bool = False) -> Iterator[Event]:
+        """Measure, let the model write, save; all of it with the averaged weights, where they are averaged."""
+        began_s = self.pace.time_s
+        with self.averaged():
+            yield self.end_epoch(helpers.validate) if epoch_ends else self.measured(helpers.validate)
+            if helpers.sample:
+                yield Sample(self.position.step, self.pace.time_s, helpers.sample(self.model))
+        self.reason = self._why_to_stop()
+        yield from self.checkpoint(helpers.save)
+        self.pace.reported(began_s)
+
     def remaining_pairs(self) -> Iterator[Pair]:
         """The batches of this epoch that are still to do, made ahead by a thread."""
         self.pace.begin_epoch()
@@ -196,7 +260,7 @@ class _Loop:
     def step(self, pair: Pair) -> None:
         """One batch: set the rate, train, count."""
         self.model.train()
-        factor = self.pace.learning_rate_factor
+        factor = self.pace.learning_rate_factor * self.position.rate_scale
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         generator = torch.Generator(self.device).manual_seed(_mixed(self.config.seed, self.position.step))
@@ -207,6 +271,8 @@ class _Loop:
         carried = batch.state if self.dataset.carries else None
         self.state = None if carried is None else tuple(part.detach() for part in carried)
         self.pace.count_step()
+        if self.average is not None:
+            self.average.count_step(self.position.step)
 
     def _begun(self, generator: torch.Generator) -> State | None:
         """The state that a batch goes on from, with some of its rows begun anew.
@@ -263,16 +329,11 @@ class _Loop:
 
     def end_epoch(self, validate: Callable[[LanguageModel], Evaluation] | None) -> Epoch:
         """Measure, keep the weights if they are the best so far, and begin the next epoch."""
-        self._read_losses()
         position = self.position
+        self._read_losses()
         self.pace.count_time()  # A GPU has done its work only now.
         result = validate(self.model) if validate else None
-        if result is not None and not math.isfinite(result.nats_per_char):
-            raise DivergedError(self._diverged_message())
-        best = result is not None and (position.best_loss is None or result.nats_per_char < position.best_loss)
-        if best and result is not None:
-            position.best_loss, position.best_step = result.nats_per_char, position.step
-            self.best = self.model.arrays()
+        best = result is not None and self._judge(result)
         characters = position.loss_count * self.dataset.batch * self.dataset.seq_length
         event = Epoch(
             step=position.step,
@@ -292,6 +353,60 @@ class _Loop:
         position.loss_sum, position.loss_count, position.epoch_s = 0.0, 0, 0.0
         return event
 
+    def measured(self, validate: Callable[[LanguageModel], Evaluation] | None) -> Validation:
+        """The same inside an epoch, which goes on."""
+        self._read_losses()
+        result = validate(self.model) if validate else None
+        best = result is not None and self._judge(result)
+        return Validation(
+            step=self.position.step,
+            time_s=self.pace.time_s,
+            epoch=self.position.epoch,
+            train_loss=self.watch.smoothed,
+            validation_loss=result.nats_per_char if result else None,
+            bits_per_char=result.bits_per_char if result else None,
+            best=best,
+        )
+
+    def _judge(self, result: Evaluation) -> bool:
+        """Whether the model as it is now is the best so far, and is kept as such.
+
+        Raises:
+            DivergedError: when its loss is no finite number.
+        """
+        position, loss = self.position, result.nats_per_char
+        if not math.isfinite(loss):
+            raise DivergedError(self._diverged_message())
+        if position.best_loss is None or loss < position.best_loss:
+            position.best_loss, position.best_step = loss, position.step
+            position.best_blocks, position.worse = result.blocks, 0
+            self.best = self.model.arrays()
+            return True
+        noise = paired_error(result.blocks, position.best_blocks)
+        position.worse = position.worse + 1 if loss - position.best_loss > 2 * noise else 0
+        return False
+
+    def _why_to_stop(self) -> str | None:
+        """The reason to stop before the budget is spent, after a validation."""
+        config, position = self.config, self.position
+        if config.target_loss is not None and (position.best_loss or math.inf) <= config.target_loss:
+            return "target"
+        if config.patience is not None and position.worse >= config.patience:
+            position.worse = 0  # Whoever resumes this run wants it to go on.
+            return "turned"
+        return None
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the model holds the averaged weights, if there are any."""
+        with self.average.in_place() if self.average else nullcontext():
+            yield
+
+    def leave_average(self) -> None:
+        """Training is over: the model keeps the weights that are for use."""
+        if self.average is not None:
+            self.average.swap()
+
     def snapshot(self) -> Snapshot:
         """Everything that a resume needs, copied.
 
@@ -305,35 +420,66 @@ class _Loop:
             weights=self.model.arrays(),
             optimizer=optimizer_arrays(self.model, self.optimizer),
             state=state_arrays(self.state),
+            average=self.average.arrays() if self.average else {},
             best=self.best,
         )
-        if not all(map(all_finite, (snapshot.weights, snapshot.optimizer, snapshot.state))):
+        kept = (snapshot.weights, snapshot.optimizer, snapshot.state, snapshot.average)
+        if not all(map(all_finite, kept)):
             raise DivergedError(self._diverged_message())
         return snapshot
 
+    def roll_back(self, error: DivergedError) -> Rollback:
+        """Go back to the last good state, with a lower learning rate from now on.
+
+        Raises:
+            DivergedError: the one that was given, when that has been tried often enough.
+        """
+        self.falls += 1
+        if self.falls > MOST_FALLS:
+            raise error
+        position, good = self.position, self.good.position
+        fallen = position.step
+        for name in ("epoch", "step_in_epoch", "step", "loss_sum", "loss_count", "epoch_s"):
+            setattr(position, name, getattr(good, name))
+        position.rate_scale *= LOWER
+        position.done = False
+        self.pending, self.unsaid = [], []
+        self.watch = Watch(self.model.vocabulary_size)
+        self.optimizer.state.clear()  # It may have been good before it remembered anything.
+        self._load(self.good)
+        rate = self.config.learning_rate * self.pace.learning_rate_factor * position.rate_scale
+        return Rollback(position.step, self.pace.time_s, diverged_step=fallen, learning_rate=rate)
+
+    def _keep_if_good(self) -> None:
+        """Remember the state of now as one to go back to."""
+        self._read_losses()
+        if self.watch.healthy:
+            self.good = self.snapshot()
+
     def _load(self, snapshot: Snapshot) -> None:
+        """Take the weights and all that goes with them; the position is the caller's."""
         self.model.load_arrays(snapshot.weights)
         load_optimizer(self.model, self.optimizer, snapshot.optimizer)
         self.state = load_state(snapshot.state, self.device)
-        self.best = snapshot.best
-        self.position = copy.copy(snapshot.position)
+        if self.average is not None:
+            self.average.load(snapshot.average or snapshot.weights)
 
     def _read_losses(self) -> None:
-        """Fetch the losses since the last call, add them to the epoch's, and see that they are numbers."""
+        """Fetch the losses since the last call, add them to the epoch's, and see that they are no fall."""
         losses = [float(loss) for loss in self.pending]
         self.pending = []
         self.unsaid += losses
         for loss in losses:
             self.position.loss_sum += loss
             self.position.loss_count += 1
-        if not all(map(math.isfinite, losses)):
-            raise DivergedError(self._diverged_message())
+            if self.watch.lost(loss):
+                raise DivergedError(self._diverged_message())
 
     def _diverged_message(self) -> str:
         rate = self.optimizer.param_groups[0]["lr"]
         return (
-            f"training diverged near step {self.position.step:,}: the loss is no longer a number (learning rate "
-            f"{rate:.2g}); what was saved before is whole; try a smaller --learning-rate"
+            f"training diverges near step {self.position.step:,} whatever the learning rate (the last was {rate:.2g}); "
+            "what was saved before is whole; try a much smaller --learning-rate"
         )
 
     def _clip(self, *_: object) -> None:

@@ -9,6 +9,9 @@ from charwright.config import TrainingConfig
 from charwright.errors import UsageError
 from charwright.training.snapshot import Position
 
+REPORT_EVERY = 0.02  # of the budget, at most
+REPORT_COST = 0.03  # of the time, at most: on a short budget validation would take a tenth of it
+
 
 class Pace:
     """Steps and seconds of one training run, over all its sessions.
@@ -17,9 +20,14 @@ class Pace:
     """
 
     def __init__(
-        self, config: TrainingConfig, position: Position, steps_per_epoch: int, clock: Callable[[], float]
+        self,
+        config: TrainingConfig,
+        position: Position,
+        steps_per_epoch: int,
+        clock: Callable[[], float],
+        spent_s: float = 0.0,
     ) -> None:
-        """Go on from `position`, which is counted on in place.
+        """Go on from `position`, which is counted on in place; `spent_s` of the time were gone before.
 
         Raises:
             UsageError: when the configuration has no budget.
@@ -29,8 +37,9 @@ class Pace:
         self.config, self.position, self.clock = config, position, clock
         self.steps = config.steps or (config.epochs or 1) * steps_per_epoch
         self._began = clock()
-        self._before_s = position.elapsed_s
+        self._before_s = position.elapsed_s + spent_s
         self._saved_s = self._reported_s = self.time_s
+        self._report_cost_s: float | None = None
         self.begin_epoch()
 
     @property
@@ -42,13 +51,22 @@ class Pace:
     def fraction(self) -> float:
         """How much of the budget is spent, from 0 to 1 and a little beyond."""
         if self.config.minutes is not None:
-            return self.time_s / (self.config.minutes * 60)
+            return self.time_s / self._training_s
         return self.position.step / self.steps
+
+    @property
+    def _training_s(self) -> float:
+        """The budget's seconds without those that the last validation and the last checkpoint will take."""
+        budget_s = (self.config.minutes or 0) * 60
+        reserved_s = 0.0 if self._report_cost_s is None else self._report_cost_s
+        return max(0.5 * budget_s, budget_s - reserved_s)
 
     def spent_before(self) -> bool:
         """Whether the budget was spent already when this position was reached."""
         if self.config.minutes is not None:
-            return self.position.elapsed_s >= self.config.minutes * 60
+            # Training ends a little before its time, so that the last checkpoint ends with it.
+            done = self.position.done_minutes is not None and self.config.minutes <= self.position.done_minutes
+            return done or self.position.elapsed_s >= self.config.minutes * 60
         return self.position.step >= self.steps
 
     @property
@@ -83,7 +101,7 @@ class Pace:
     def remaining_s(self, seconds_per_step: float) -> float | None:
         """The time left: of the budget's minutes, or for its steps at this speed."""
         if self.config.minutes is not None:
-            return max(0.0, self.config.minutes * 60 - self.time_s)
+            return max(0.0, self._training_s - self.time_s)
         return max(0, self.steps - self.position.step) * seconds_per_step if seconds_per_step > 0 else None
 
     @property
@@ -101,9 +119,17 @@ class Pace:
 
         With a budget in epochs or steps the answer is always yes, so that it depends on no clock.
         """
-        minutes = self.config.minutes
-        return minutes is None or self.time_s - self._reported_s >= max(2.0, 0.02 * minutes * 60)
+        if self.config.minutes is None:
+            return True
+        cost_s = self._report_cost_s or 0.0
+        return self.time_s - self._reported_s >= max(2.0, REPORT_EVERY * self.config.minutes * 60, cost_s / REPORT_COST)
 
-    def reported(self) -> None:
-        """Validation, sample and checkpoint were made just now."""
+    @property
+    def report_due_inside(self) -> bool:
+        """Whether an epoch that is not over yet is too long to wait for; never with a budget that knows no clock."""
+        return self.config.minutes is not None and self.report_due
+
+    def reported(self, began_s: float) -> None:
+        """Validation, sample and checkpoint were made, from the training time `began_s` until now."""
         self._reported_s = self.time_s
+        self._report_cost_s = self._reported_s - began_s

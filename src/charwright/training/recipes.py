@@ -20,6 +20,8 @@ TUTORIAL = Recipe(
         epsilon=1e-7,
         clip_norm=None,
         zero_state=0.0,
+        embedding_range=0.05,
+        averaging=0.0,
     ),
 )
 """TensorFlow's tutorial "Text generation with an RNN", option for option."""

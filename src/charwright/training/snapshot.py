@@ -29,7 +29,11 @@ class Position(Config):
     epoch_s: float = 0.0
     best_loss: float | None = None
     best_step: int | None = None
+    best_blocks: tuple[float, ...] = ()
+    worse: int = 0  # validations in a row that were worse than the best by more than their noise
+    rate_scale: float = 1.0  # what diverging has left of the learning rate
     done: bool = False
+    done_minutes: float | None = None  # the budget that was spent when training was done
 
     def __post_init__(self) -> None:
         """Nothing to check: it changes with each step."""
@@ -43,12 +47,13 @@ class Snapshot:
     weights: Arrays
     optimizer: Arrays
     state: Arrays = field(default_factory=dict)
+    average: Arrays = field(default_factory=dict)
     best: Arrays = field(default_factory=dict)
 
     @property
     def to_use(self) -> Arrays:
-        """The weights to generate with: the best by validation loss, or the last."""
-        return self.best or self.weights
+        """The weights to generate with: the best by validation loss, or the last, averaged where they are averaged."""
+        return self.best or self.average or self.weights
 
 
 def optimizer_arrays(model: LanguageModel, optimizer: torch.optim.Optimizer) -> Arrays:

@@ -1,0 +1,116 @@
+"""The texts of the experiments: several scripts, kinds and sizes, all of them at hand on a Debian machine.
+
+Each is made the same way every time from Python's standard library and from the manual pages of the packages
+manpages-ru and manpages-zh; tiny shakespeare is found in the folder that CHARWRIGHT_DATA names.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import random
+import re
+import sysconfig
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+MAN = Path("/usr/share/man")
+KB, MB = 1_000, 1_000_000
+
+
+def shakespeare() -> str:
+    """The tutorial's text without its last tenth, which is for reporting alone."""
+    for path in Path(os.environ.get("CHARWRIGHT_DATA", ".")).glob("*.txt"):
+        if path.stat().st_size == 1_115_394:
+            text = path.read_text(encoding="utf-8")
+            return text[: int(len(text) * 0.9)]
+    raise SystemExit("tiny shakespeare is not there; set CHARWRIGHT_DATA to the folder that holds it")
+
+
+def _library_files() -> Iterator[Path]:
+    """The standard library's source files in an order that mixes the packages, but is always the same."""
+    root = Path(sysconfig.get_path("stdlib"))
+    files = sorted(path for path in root.rglob("*.py") if "site-packages" not in path.parts)
+    random.Random(1).shuffle(files)
+    return iter(files)
+
+
+@cache
+def source_code() -> str:
+    """About 30 MB of Python."""
+    return "\n".join(path.read_text(encoding="utf-8", errors="ignore") for path in _library_files())
+
+
+@cache
+def documentation() -> str:
+    """The docstrings and comments of the library, as paragraphs: English prose of a kind."""
+    blocks = re.findall(r'"""(.+?)"""', source_code(), re.DOTALL)
+    prose = ("\n".join(line.strip() for line in block.strip().splitlines()) for block in blocks)
+    return "\n\n".join(block for block in prose if len(block) > 80)
+
+
+@cache
+def words() -> str:
+    """Every word of the documentation once, one a line."""
+    found = sorted(set(re.findall(r"[a-z]{3,16}", documentation().lower())))
+    random.Random(1).shuffle(found)
+    return "\n".join(found) + "\n"
+
+
+def _manual(language: str) -> str:
+    """All manual pages in a language, without the markup of troff."""
+    pages = []
+    for path in sorted((MAN / language).rglob("*.gz")):
+        text = gzip.decompress(path.read_bytes()).decode("utf-8", errors="ignore")
+        lines = (re.sub(r"\\f[A-Z]|\\[&-]|^\.\w+ ?", "", line) for line in text.splitlines())
+        pages.append("\n".join(line for line in lines if line and not line.startswith((".", "'"))))
+    if not pages:
+        raise SystemExit(f"no manual pages in {MAN / language}: apt-get install manpages-ru manpages-zh")
+    return "\n\n".join(pages)
+
+
+@cache
+def russian() -> str:
+    """Manual pages in Russian: Cyrillic among Latin."""
+    return _manual("ru")
+
+
+@cache
+def chinese() -> str:
+    """Manual pages in Chinese, simplified and traditional: thousands of characters."""
+    return _manual("zh_CN") + _manual("zh_TW")
+
+
+TEXTS: dict[str, Callable[[], str]] = {
+    "shakespeare": shakespeare,
+    "code-20k": lambda: source_code()[: 20 * KB],
+    "code-200k": lambda: source_code()[: 200 * KB],
+    "code-2m": lambda: source_code()[: 2 * MB],
+    "code-20m": lambda: source_code()[: 20 * MB],
+    "docs-20k": lambda: documentation()[: 20 * KB],
+    "docs-200k": lambda: documentation()[: 200 * KB],
+    "docs-2m": lambda: documentation()[: 2 * MB],
+    "russian-200k": lambda: russian()[: 200 * KB],
+    "russian": russian,
+    "chinese-200k": lambda: chinese()[: 200 * KB],
+    "chinese": chinese,
+    "words": words,
+}
+
+
+def main() -> None:
+    """Write every text into a folder, or say how long they are."""
+    import sys
+
+    for name, make in TEXTS.items():
+        text = make()
+        print(f"{name:14} {len(text):>12,} characters, {len(set(text)):>5,} different")
+        if len(sys.argv) > 1:
+            folder = Path(sys.argv[1])
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Trials of training options on many texts, kept in a ledger: what the planner's rule is fitted to.
+
+    python experiments/sweep.py --corpus shakespeare,code-20k --minutes 0.5,2 units=384,512 weight_decay=0.1,0.3
+
+runs every combination that the ledger does not hold yet, and adds a line to it for each. A trial is measured on text
+that it did not see, a tenth of the training text; the validation text that results are reported on plays no part.
+A budget is given in minutes of the reference machine, and spent in steps at the speeds below: whatever else this
+machine is doing meanwhile changes no result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from corpora import TEXTS
+
+import charwright as cw
+from charwright.config import Recipe
+from charwright.data.corpus import split_corpus
+from charwright.data.sequences import make_dataset, shrink_to_fit
+from charwright.model.machine import choose_precision
+from charwright.training import events
+
+LEDGER = Path(__file__).with_name("ledger.jsonl")
+
+# Characters a second of the reference machine (two cores of an AMD EPYC with AVX-512 bf16), by units, in one layer
+# with a small vocabulary. Between two of them the time of a character is interpolated.
+SPEEDS = {64: 400e3, 128: 350e3, 256: 220e3, 384: 150e3, 512: 100e3, 640: 74e3, 768: 59e3, 1024: 39e3, 1536: 18e3}
+USABLE = 0.93  # of a short budget: the rest goes to starting, measuring and saving
+
+
+def seconds_per_character(recipe: Recipe, vocabulary_size: int) -> float:
+    """What the reference machine takes: the recurrent layers by their size, and the head by its number of weights."""
+    model, widths = recipe.model, sorted(SPEEDS)
+    at = min(max(model.units, widths[0]), widths[-1])
+    above = next(width for width in widths if width >= at)
+    below = max(width for width in widths if width <= at)
+    share = 0.0 if above == below else (at - below) / (above - below)
+    layer = (1 - share) / SPEEDS[below] + share / SPEEDS[above]
+    cell = {"gru": 1.0, "lstm": 1.2, "rnn": 0.4}[model.cell]
+    head = max(0, vocabulary_size - 128) * (model.units + model.embedding) * 6 / 300e9
+    small_batches = {8: 1.9, 16: 1.25, 32: 1.0, 64: 0.93}.get(recipe.sequences.batch, 1.0)
+    return (layer * cell * (1 + 1.15 * (model.layers - 1)) + head) * small_batches
+
+
+def run_trial(corpus: str, minutes: float, options: dict[str, Any]) -> dict[str, Any]:
+    """Train one model on a part of a text and measure it on the rest; the ledger's line."""
+    recipe = Recipe().with_options({"val_limit": 100_000, "val_split": "tail", **options})
+    if corpus != "shakespeare":
+        recipe = recipe.with_options({"val_split": "blocks"})
+    # The part that a user would validate on is put aside first.
+    rest, _ = split_corpus(TEXTS[corpus](), recipe.split) if corpus != "shakespeare" else (TEXTS[corpus](), "")
+    training, held_out = split_corpus(rest, recipe.split)
+    vocabulary = cw.Vocabulary.from_text(rest)
+    ids = vocabulary.encode(training)
+    sequences, _ = shrink_to_fit(len(ids), recipe.sequences)
+    characters = minutes * 60 * USABLE / seconds_per_character(recipe, len(vocabulary))
+    steps = max(20, int(characters / (sequences.batch * sequences.seq_length)))
+    settings = recipe.with_options({"steps": steps}).training
+    model = cw.LanguageModel(
+        recipe.model,
+        len(vocabulary),
+        seed=settings.seed,
+        embedding_range=settings.embedding_range,
+        precision=choose_precision("auto", torch.device("cpu")),
+    )
+    began = time.monotonic()
+    trained = 0.0
+    for event in cw.fit(model, make_dataset(ids, sequences, settings.seed), settings):
+        if isinstance(event, events.Epoch):
+            trained = event.train_loss
+        if isinstance(event, events.Rollback):
+            trained = float("nan")
+    seconds = time.monotonic() - began
+    carried = cw.evaluate(model, vocabulary, held_out)
+    windows = cw.evaluate(model, vocabulary, held_out, "windows-256").nats_per_char if len(held_out) > 300 else None
+    return {
+        "corpus": corpus,
+        "characters": len(training),
+        "vocabulary": len(vocabulary),
+        "minutes": minutes,
+        "options": options,
+        "steps": steps,
+        "passes": round(steps * sequences.batch * sequences.seq_length / len(ids), 2),
+        "train": round(trained, 4),
+        "carried": round(carried.nats_per_char, 4),
+        "windows": None if windows is None else round(windows, 4),
+        "seconds": round(seconds, 1),
+    }
+
+
+def key_of(line: dict[str, Any]) -> str:
+    """What makes two trials the same."""
+    return json.dumps([line["corpus"], line["minutes"], line["options"]], sort_keys=True)
+
+
+def read_ledger(path: Path) -> list[dict[str, Any]]:
+    """All trials so far."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _values(text: str) -> list[Any]:
+    return [_value(part) for part in text.split(",")]
+
+
+def _value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def main() -> None:
+    """Run what the ledger lacks of a grid."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", required=True, help="names from corpora.py, with commas")
+    parser.add_argument("--minutes", required=True, help="budgets, with commas")
+    parser.add_argument("--ledger", type=Path, default=LEDGER)
+    parser.add_argument("--threads", type=int, default=1, help="two trials of one thread are quicker than one of two")
+    parser.add_argument("grid", nargs="*", metavar="OPTION=VALUE,VALUE")
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    names = [item.partition("=")[0] for item in asked.grid]
+    values = [_values(item.partition("=")[2]) for item in asked.grid]
+    for corpus, minutes, *chosen in itertools.product(asked.corpus.split(","), _values(asked.minutes), *values):
+        options = dict(zip(names, chosen, strict=True))
+        known = {key_of(line) for line in read_ledger(asked.ledger)}
+        if key_of({"corpus": corpus, "minutes": minutes, "options": options}) in known:
+            continue
+        line = run_trial(corpus, minutes, options)
+        with asked.ledger.open("a") as ledger:
+            ledger.write(json.dumps(line) + "\n")
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
