@@ -26,6 +26,7 @@ RANKS = {
     "evaluate": 2,
     "run": 2,
     "generation": 2,
+    "dynamic": 3,
     "training": 3,
     "interop": 4,
     "serve": 4,

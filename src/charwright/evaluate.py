@@ -104,11 +104,11 @@ def evaluation_of(nats: npt.NDArray[np.floating[Any]], vocabulary: Vocabulary, t
     """The evaluation behind -ln p (N,) of the first N ids of `text` after its first one."""
     ids = vocabulary.encode(text)
     unknown = ids[1 : len(nats) + 1] == UNKNOWN_ID
-    nats = nats + unknown * math.log(UNICODE_SIZE - len(vocabulary))
+    exact = nats.astype(np.float64) + unknown * math.log(UNICODE_SIZE - len(vocabulary))
     # Bytes are fewer characters than ids; the share of the text that was predicted is the same.
-    chars = round(len(nats) * (len(text) - 1) / (len(ids) - 1))
-    mean = float(nats.sum()) / chars
-    blocks = _blocks(nats, vocabulary, text[: chars + 1])
+    chars = round(len(exact) * (len(text) - 1) / (len(ids) - 1))
+    mean = float(exact.sum()) / chars
+    blocks = _blocks(exact, vocabulary, text[: chars + 1])
     return Evaluation(mean, mean / math.log(2), chars, int(unknown.sum()), protocol, blocks)
 
 

@@ -1,0 +1,186 @@
+"""Dynamic evaluation, against the paper's rule written out, and against what must be true of any honest figure."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import charwright as cw
+from charwright import dynamic
+from charwright.data.vocabulary import ByteVocabulary, Vocabulary
+from charwright.dynamic import evaluate_dynamically
+from charwright.errors import CorpusError, DivergedError
+from ramps import fill_with_ramps
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ALPHABET = "abcdefghij"
+VOCABULARY = Vocabulary(ALPHABET)
+
+
+def make_model(**options: object) -> cw.LanguageModel:
+    return fill_with_ramps(cw.LanguageModel(cw.ModelConfig(**{"units": 6, "embedding": 4, **options}), 11))
+
+
+def make_text(length: int) -> str:
+    return "".join(ALPHABET[i * i % 7 + i % 4] for i in range(length))
+
+
+def random_text(length: int, seed: int = 1) -> str:
+    return "".join(np.random.default_rng(seed).choice(list(ALPHABET), length))
+
+
+class Reference:
+    """The rule of the paper, section 3, one tensor and one segment at a time."""
+
+    def __init__(self, model: cw.LanguageModel) -> None:
+        self.model = cw.LanguageModel(model.config, 11, core="plain").eval()
+        self.model.load_arrays(model.arrays())
+        self.state: tuple[torch.Tensor, ...] | None = None
+
+    def score(self, ids: list[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        row = torch.tensor(ids)[:, None]
+        logits, state = self.model(row[:-1], self.state)
+        self.state = tuple(part.detach() for part in state)
+        losses = F.cross_entropy(logits[:, 0], row[1:, 0], reduction="none")
+        return losses.detach(), list(torch.autograd.grad(losses.mean(), list(self.model.parameters())))
+
+    def run(self, training: list[list[int]], segments: list[list[int]], rate: float, decay: float) -> list[float]:
+        weights = list(self.model.parameters())
+        trained = [weight.detach().clone() for weight in weights]
+        gradients = [self.score(ids)[1] for ids in training]
+        sizes = [torch.stack(some).square().mean(0).sqrt() for some in zip(*gradients, strict=True)]
+        mean = torch.cat([size.flatten() for size in sizes]).mean()
+        self.state, nats = None, []
+        for ids in segments:
+            losses, gradient = self.score(ids)
+            nats += losses.tolist()
+            with torch.no_grad():
+                for weight, g, theta, size in zip(weights, gradient, trained, sizes, strict=True):
+                    back = (decay * size / mean).clamp(max=1)
+                    weight.copy_(weight + back * (theta - weight) - rate * g / (size + dynamic.EPSILON * mean))
+        return nats
+
+
+def pieces(text: str) -> list[list[int]]:
+    ids = VOCABULARY.encode(text).tolist()
+    return [ids[i : i + dynamic.SEGMENT + 1] for i in range(0, len(ids) - 1, dynamic.SEGMENT)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"cell": "gru", "layers": 2}, {"cell": "lstm", "dropout": 0.5}, {"cell": "rnn", "tied": True, "embedding": 6}],
+)
+def test_it_is_the_rule_of_the_paper(options: dict[str, object]) -> None:
+    model, rate, decay = make_model(**options), 0.01, 0.7
+    training = random_text(dynamic.SEGMENT * (dynamic.WARM_UP + 2) + 1)
+    text = make_text(400)
+    expected = Reference(model).run(pieces(training), pieces(text), rate, decay)
+    result = evaluate_dynamically(model, VOCABULARY, text, training, rate=rate, decay=decay)
+    assert result.nats_per_char == pytest.approx(np.mean(expected), rel=1e-5)
+    assert result.blocks[-1] == pytest.approx(np.mean(expected[-(399 - 399 * 15 // 16) :]), rel=1e-4)
+    assert (result.chars, result.protocol) == (399, "dynamic")
+    assert abs(result.nats_per_char - cw.evaluate(model, VOCABULARY, text).nats_per_char) > 0.01
+
+
+def test_a_long_training_text_is_sampled_over_its_whole_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text whose halves differ gives other sizes than its first half; each span begins with a zero state."""
+    monkeypatch.setattr(dynamic, "SPANS", 2)
+    monkeypatch.setattr(dynamic, "SEGMENTS_PER_SPAN", 40)
+    span = 40 * dynamic.SEGMENT + 1
+    first, second = make_text(span), random_text(span)
+    model, text = make_model(), make_text(200)
+    found = evaluate_dynamically(model, VOCABULARY, text, first + "a" * 5000 + second * 2, rate=0.01)
+    reference = Reference(model)
+    scored = reference.score
+    counted: list[int] = []
+
+    def score(ids: list[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        counted.append(len(ids))
+        if len(counted) == 41:
+            reference.state = None
+        return scored(ids)
+
+    reference.score = score  # type: ignore[method-assign]
+    middle = (first + "a" * 5000 + second * 2)[(3 * span + 5000) // 2 :][:span]
+    expected = reference.run(pieces(first) + pieces(middle), pieces(text), 0.01, dynamic.DECAY)
+    assert found.nats_per_char == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+def test_without_a_training_text_it_first_looks_and_then_learns() -> None:
+    model, warm = make_model(), dynamic.SEGMENT * dynamic.WARM_UP
+    text = make_text(warm + 5 * dynamic.SEGMENT + 1)
+    still = evaluate_dynamically(model, VOCABULARY, text, rate=0)
+    for training in ("", make_text(1)):
+        along = evaluate_dynamically(model, VOCABULARY, text, training, rate=0.01)
+        assert along.blocks[:14] == still.blocks[:14]
+        assert along.blocks[-1] < still.blocks[-1] - 0.01
+    sooner = evaluate_dynamically(model, VOCABULARY, text, make_text(warm // 2 + 1), rate=0.01)
+    assert sooner.blocks[:7] == still.blocks[:7]
+    assert sooner.blocks[9] < still.blocks[9]
+
+
+def test_a_rate_of_zero_is_one_carried_stream() -> None:
+    model, text = make_model(cell="lstm", layers=2), make_text(1900)
+    static = cw.evaluate(model, VOCABULARY, text)
+    found = evaluate_dynamically(model, VOCABULARY, text, make_text(4000), rate=0)
+    assert found.nats_per_char == pytest.approx(static.nats_per_char, rel=1e-6)
+    assert found.blocks == pytest.approx(static.blocks, rel=1e-5)
+
+
+def test_what_cannot_be_predicted_is_not_predicted() -> None:
+    """Whoever looks ahead would do better than ln 10 on dice."""
+    text = random_text(6000, seed=2)
+    found = evaluate_dynamically(make_model(), VOCABULARY, text, random_text(6000), rate=0.01)
+    assert found.nats_per_char > math.log(10) - 0.01
+
+
+def test_a_habit_of_the_text_is_learned() -> None:
+    model, text = make_model(), "abcdefghij" * 150
+    found = evaluate_dynamically(model, VOCABULARY, text, make_text(4000), rate=0.01)
+    assert found.blocks[-1] < 0.7 * found.blocks[0]
+    assert found.nats_per_char < cw.evaluate(model, VOCABULARY, text).nats_per_char
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_stays_as_it_is(training: bool) -> None:
+    model = make_model(dropout=0.5).train(training)
+    before = model.arrays()
+    with torch.no_grad():
+        first, second = (
+            evaluate_dynamically(model, VOCABULARY, make_text(300), make_text(3000), rate=0.01) for _ in range(2)
+        )
+    assert first == second
+    assert model.training is training
+    assert all(weight.grad is None for weight in model.parameters())
+    assert all((before[name] == array).all() for name, array in model.arrays().items())
+
+
+def test_unknown_characters_and_bytes_are_counted_as_ever() -> None:
+    text = make_text(100) + "λ" + make_text(100)
+    found = evaluate_dynamically(make_model(), VOCABULARY, text, rate=0)
+    assert found.unknown_chars == 1
+    assert found.nats_per_char == pytest.approx(cw.evaluate(make_model(), VOCABULARY, text).nats_per_char, rel=1e-6)
+    by_byte = cw.LanguageModel(cw.ModelConfig(units=4, embedding=4), 257)
+    assert evaluate_dynamically(by_byte, ByteVocabulary(), "слово" * 21, rate=0).chars == 104
+
+
+def test_progress_ends_with_the_text() -> None:
+    told: list[float] = []
+    evaluate_dynamically(make_model(), VOCABULARY, make_text(70), progress=told.append)
+    assert told == pytest.approx([32 / 69, 64 / 69, 1])
+
+
+def test_a_model_that_comes_apart_is_said_to() -> None:
+    with pytest.raises(DivergedError, match="--dynamic-rate"):
+        evaluate_dynamically(make_model(), VOCABULARY, make_text(2000), make_text(3000), rate=1e38)
+
+
+@pytest.mark.parametrize("text", ["", "a"])
+def test_too_short_a_text_is_refused(text: str) -> None:
+    with pytest.raises(CorpusError, match="fewer than two"):
+        evaluate_dynamically(make_model(), VOCABULARY, text)
