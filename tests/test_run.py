@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -20,7 +21,7 @@ from charwright.config import CorpusConfig, ModelConfig, Recipe, SequenceConfig
 from charwright.data.corpus import Corpus, Source
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import CharwrightError, DamagedRunError, RunError, RunExistsError, RunNotFoundError
-from charwright.run import Run, RunConfig
+from charwright.run import Parent, Run, RunConfig
 from charwright.storage import read_arrays, write_arrays, write_json
 
 MODEL = ModelConfig(cell="gru", layers=1, units=3, embedding=2)
@@ -91,6 +92,33 @@ def test_save_keeps_a_model_that_was_trained_by_hand(tmp_path: Path) -> None:
     assert (again.model, again.config.characters, again.config.sha256) == (MODEL, 6, corpus.sha256)
     assert again.weights().keys() == weights().keys()
     assert Run.open(Run.save(tmp_path / "plain", MODEL, weights(), VOCABULARY).folder).config.sources == ()
+
+
+def test_a_run_knows_the_one_it_goes_on_from(tmp_path: Path) -> None:
+    for step in (7, None):
+        parent = Parent("runs/\udce9中", step, 9, "ef" * 32)
+        made = Run.create(tmp_path / f"{step}", dataclasses.replace(run_config(), parent=parent), VOCABULARY)
+        assert Run.open(made.folder).config.parent == parent
+
+
+def test_the_step_of_the_weights_to_use(run: Run) -> None:
+    assert run.weights_step() is None
+    run.append_log({"event": "checkpoint", "step": 5, "time_s": 1.0})
+    assert run.weights_step() == 5
+    for step, best in ((10, True), (20, True), (30, False)):
+        run.append_log({"event": "epoch", "step": step, "time_s": 1.0, "best": best})
+        run.append_log({"event": "checkpoint", "step": step, "time_s": 1.0})
+    assert run.weights_step() == 20
+
+
+def test_a_run_lies_in_its_folder_and_in_those_around_it(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(run.folder, target_is_directory=True)
+    (tmp_path / "beside").mkdir()
+    for folder in (run.folder, tmp_path, tmp_path / "link", tmp_path / "beside" / ".." / "run"):
+        assert run.lies_in(folder)
+    assert Run.open(tmp_path / "link").lies_in(run.folder)
+    for folder in (tmp_path / "beside", tmp_path / "run-2", run.folder / "checkpoints"):
+        assert not run.lies_in(folder)
 
 
 def test_golden_bytes(run: Run) -> None:
@@ -223,6 +251,9 @@ def put(path: str, value: object) -> Callable[[dict[str, Any]], None]:
         (put("corpus.validation", [1]), "corpus.validation[0]"),
         (put("corpus.surprise", 3), "surprise"),
         (put("versions", []), "versions"),
+        (put("from", None), "from"),
+        (put("from", {"run": "x", "step": 1, "characters": 2}), "sha256"),
+        (put("from", {"run": "x", "step": "1", "characters": 2, "sha256": ""}), "from.step"),
         (put("format", "one"), "format"),
         (put("format", 0), "format"),
         (lambda values: [], "object"),

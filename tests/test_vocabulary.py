@@ -98,6 +98,35 @@ def test_counts_do_not_depend_on_how_the_text_is_cut(text, least):
     assert Vocabulary.from_text(text, VocabularyConfig(min_count=least)).characters == "".join(wanted)
 
 
+@given(known=texts, text=strings, least=st.integers(1, 3))
+@example(known="zb", text="ab中a\ud800", least=1)
+def test_a_vocabulary_grows_at_its_end(known, text, least):
+    old = Vocabulary(Vocabulary.from_text(known).characters[::-1])  # the order of the old ones is theirs
+    grown = old.grown(text, VocabularyConfig(min_count=least))
+    added = grown.characters.removeprefix(old.characters)
+    assert grown.characters == old.characters + added
+    own = Vocabulary.from_text(text, VocabularyConfig(min_count=least)).characters
+    assert added == "".join(c for c in own if c not in old.characters)
+    assert grown.encode(known).tolist() == old.encode(known).tolist()
+    assert grown.encode(text).tolist() == plain_encode(grown, text)
+    assert Vocabulary.from_json(grown.to_json()) == grown
+
+
+def test_growing_past_the_size_of_a_byte():
+    old = Vocabulary("".join(map(chr, range(255))))
+    grown = old.grown("中a")
+    assert grown.encode("a中ÿ").tolist() == [98, 256, 0]
+    assert old.grown("abc") == old
+
+
+def test_bytes_need_not_grow_and_units_do_not_mix():
+    assert ByteVocabulary().grown("中") == ByteVocabulary()
+    assert Vocabulary("a").grown("b", VocabularyConfig()).characters == "ab"
+    for vocabulary, unit in ((ByteVocabulary(), "character"), (Vocabulary("a"), "byte")):
+        with pytest.raises(VocabularyError, match=f"one of the unit {unit}"):
+            vocabulary.grown("中", VocabularyConfig(unit=unit))
+
+
 def test_a_text_longer_than_one_part_is_counted_whole():
     half = module.PART
     text = "é" + "a" * half + "中b" + "a" * half + "中é"

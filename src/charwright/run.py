@@ -55,10 +55,44 @@ from charwright.storage import (
 
 
 @dataclass(frozen=True)
+class Parent:
+    """The run that another one went on from: `from` in config.json.
+
+    `folder` is as it was given; `step` is that of the weights, None where the parent does not know it; `characters` and
+    `sha256` are those of the parent's corpus.
+    """
+
+    folder: str
+    step: int | None
+    characters: int
+    sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {"run": self.folder, "step": self.step, "characters": self.characters, "sha256": self.sha256}
+
+    @classmethod
+    def from_json(cls, values: Any, where: str) -> Parent:
+        """Read what `to_json` wrote.
+
+        Raises:
+            DamagedRunError: naming the key that is missing, unknown or wrong.
+        """
+        entry = exact_object(values, {"run", "step", "characters", "sha256"}, where)
+        return cls(
+            folder=checked(entry["run"], str, f"{where}.run"),
+            step=None if entry["step"] is None else checked(entry["step"], int, f"{where}.step"),
+            characters=checked(entry["characters"], int, f"{where}.characters"),
+            sha256=checked(entry["sha256"], str, f"{where}.sha256"),
+        )
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """What `config.json` holds.
 
-    `corpus` says where the text came from and what it was: None for a model that was saved without one.
+    `corpus` says where the text came from and what it was: None for a model that was saved without one. `parent` is the
+    run whose weights this one began with, None where it began with nothing.
     """
 
     recipe: Recipe
@@ -69,11 +103,13 @@ class RunConfig:
     sha256: str
     validation: tuple[Source, ...]
     versions: Mapping[str, str]
+    parent: Parent | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return {
             "format": FORMAT,
+            **({"from": self.parent.to_json()} if self.parent else {}),
             "recipe_name": self.recipe_name,
             "recipe": self.recipe.to_json(),
             "corpus": {
@@ -93,7 +129,9 @@ class RunConfig:
         Raises:
             DamagedRunError: naming the key that is missing, unknown or wrong.
         """
-        top = exact_object(values, {"format", "recipe_name", "recipe", "corpus", "versions"}, where)
+        keys = {"format", "recipe_name", "recipe", "corpus", "versions"}
+        keys |= {"from"} & set(values if isinstance(values, dict) else ())
+        top = exact_object(values, keys, where)
         corpus = exact_object(
             top["corpus"], {"characters", "sha256", "reading", "sources", "validation"}, f"{where}: corpus"
         )
@@ -107,6 +145,7 @@ class RunConfig:
                 sha256=checked(corpus["sha256"], str, f"{where}: corpus.sha256"),
                 validation=_sources(corpus["validation"], f"{where}: corpus.validation"),
                 versions=checked(top["versions"], dict, f"{where}: versions"),
+                parent=Parent.from_json(top["from"], f"{where}: from") if "from" in top else None,
             )
         except ConfigError as error:
             raise DamagedRunError(str(error)) from error
@@ -187,6 +226,11 @@ class Run:
             if not (force and is_run):
                 raise RunExistsError(_exists_message(path, is_run))
 
+    def lies_in(self, folder: str | os.PathLike[str]) -> bool:
+        """Whether this run is that folder or is inside it, so that replacing the folder would take it away."""
+        place = self.folder.resolve()
+        return Path(folder).exists() and any(Path(folder).samefile(outer) for outer in (place, *place.parents))
+
     @classmethod
     def save(
         cls,
@@ -232,6 +276,15 @@ class Run:
         arrays = read_arrays(path)
         self.check_weights(arrays, path)
         return arrays
+
+    def weights_step(self) -> int | None:
+        """The step whose weights are the ones to use, by the log: the best one's or the last that was saved."""
+        best, saved = None, None
+        for event in self.log():
+            if type(event.get("step")) is int:
+                best = event["step"] if event.get("best") is True else best
+                saved = event["step"] if event.get("event") == "checkpoint" else saved
+        return saved if best is None else best
 
     def check_weights(self, arrays: Arrays, path: Path) -> None:
         """See that arrays are this run's weights; `path` names them in messages."""

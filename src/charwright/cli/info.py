@@ -110,6 +110,10 @@ def _print_corpus(run: Run) -> None:
     click.echo(f"\nCorpus: {places or 'not recorded'}{more}")
     if config.characters:
         click.echo(f"{config.characters:,} characters, SHA-256 {config.sha256}")
+    if config.parent:
+        step = "" if config.parent.step is None else f" at step {config.parent.step:,}"
+        learned = f", which had {config.parent.characters:,} characters" if config.parent.characters else ""
+        click.echo(f"Goes on from {config.parent.folder}{step}{learned}")
     click.echo(f"Vocabulary: {len(run.vocabulary):,} tokens, unit {run.vocabulary.unit}. Recipe: {config.recipe_name}")
 
 

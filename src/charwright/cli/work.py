@@ -11,17 +11,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from charwright.cli.options import field_names
-from charwright.config import BUDGETS, CorpusConfig, Recipe
+from charwright.config import BUDGETS, CorpusConfig, Recipe, SplitConfig, flag
 from charwright.errors import UsageError
 
 if TYPE_CHECKING:
     from charwright.data.sequences import Dataset
     from charwright.data.vocabulary import Vocabulary
     from charwright.model.language_model import LanguageModel
-    from charwright.run import Run
+    from charwright.run import Parent, Run, RunConfig
+    from charwright.storage import Arrays
 
 # What a resume may change: how long, and what is kept on the way. The rest belongs to the run.
 RESUMABLE = (*BUDGETS, "log_every", "checkpoint_minutes", "keep_checkpoints")
+
+# What a run that goes on from another takes over as it is: the network, which did not begin by chance.
+SHAPE = ("cell", "layers", "units", "embedding", "tied", "embedding_range")
 
 READING = tuple(field_names(CorpusConfig))
 
@@ -36,28 +40,98 @@ class Work:
     validation_text: str
     open_run: Callable[[], Run]
     resume: bool
+    weights: Arrays | None = None  # what a new run begins with, where it is not chance
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a new run begins with: its options and, where it goes on from another, that one and its weights."""
+
+    recipe: Recipe
+    recipe_name: str
+    run: Run | None = None
+    weights: Arrays | None = None
+
+    def vocabulary(self, text: str) -> Vocabulary:
+        """The characters of the text, behind those that are known already."""
+        from charwright.data.vocabulary import Vocabulary
+
+        config = self.recipe.vocabulary
+        return self.run.vocabulary.grown(text, config) if self.run else Vocabulary.from_text(text, config)
+
+    def grown_weights(self, vocabulary: Vocabulary, text: str) -> Arrays | None:
+        """The weights with rows for a vocabulary that has grown, `text` being what will be learned."""
+        import numpy as np
+
+        from charwright.model.grow import grow_arrays
+
+        if self.weights is None:
+            return None
+        counts = np.bincount(vocabulary.encode(text), minlength=len(vocabulary))
+        key = np.array([self.recipe.training.seed, 0], dtype=np.uint64)
+        return grow_arrays(self.weights, counts, np.random.Generator(np.random.Philox(key=key)))
+
+    def parent(self) -> Parent | None:
+        """What the new run remembers of the one that it goes on from."""
+        from charwright.run import Parent
+
+        if self.run is None:
+            return None
+        config = self.run.config
+        return Parent(str(self.run.folder), self.run.weights_step(), config.characters, config.sha256)
+
+
+def named_recipe(name: str, options: dict[str, Any]) -> Origin:
+    """A run that begins with nothing."""
+    from charwright.training.recipes import find_recipe
+
+    return Origin(find_recipe(name).with_options(options), name)
+
+
+def trained_run(folder: Path, options: dict[str, Any], *, replaced: Path | None) -> Origin:
+    """A run that goes on from the weights of another; `replaced` is the folder that will be put aside for it."""
+    from charwright.run import Run
+
+    for name in options:
+        if name in SHAPE:
+            raise UsageError(f"{flag(name)} is as in the run that --from names; start a new run to change it")
+    run = Run.open(folder)
+    if replaced is not None and run.lies_in(replaced):
+        raise UsageError(f"--force would take {folder} away, which --from goes on from; choose another --out")
+    unit = run.vocabulary.unit
+    if options.get("unit", unit) != unit:
+        raise UsageError(f"--unit cannot change: one token of {folder} is a {unit}")
+    return Origin(_recipe_after(run.config, options | {"unit": unit}), run.config.recipe_name, run, run.weights())
+
+
+def _recipe_after(config: RunConfig, options: dict[str, Any]) -> Recipe:
+    """The options of a run, with the budget of the command, for a run that goes on from it with another text."""
+    from charwright.training.recipes import DEFAULT
+
+    defaults: dict[str, Any] = {"target_loss": None}  # That was one for the other text.
+    if not any(options.get(name) for name in BUDGETS):
+        defaults["minutes"] = DEFAULT.training.minutes
+    if config.validation:  # It kept nothing of its corpus, having a text of its own to measure on.
+        defaults["val_fraction"] = SplitConfig().val_fraction
+    return config.recipe.with_options(defaults | options)
 
 
 def new_work(
+    origin: Origin,
     corpus: tuple[str, ...],
     validation: tuple[str, ...],
     reading: CorpusConfig,
-    recipe_name: str,
-    options: dict[str, Any],
     out: Path | None,
     force: bool,
 ) -> Work:
     """Read the texts and decide on the options; nothing is written yet."""
     from charwright.cli.download import user_places
     from charwright.data.corpus import STDIN_PATH, read_corpus, split_corpus
-    from charwright.data.vocabulary import Vocabulary
     from charwright.run import Run, RunConfig
-    from charwright.training.recipes import find_recipe
 
     if not corpus:
         raise UsageError("name a text to learn from: a file, a folder, -, an address, shakespeare or python-docs")
-    recipe = find_recipe(recipe_name).with_options(options)
-    places = user_places()
+    recipe, places = origin.recipe, user_places()
     if out is not None:
         Run.check_place(out, force=force)
     text = read_corpus(corpus, reading, places)
@@ -71,15 +145,18 @@ def new_work(
     training_text, validation_text = split_corpus(text.text, recipe.split)
     config = RunConfig(
         recipe=recipe,
-        recipe_name=recipe_name,
+        recipe_name=origin.recipe_name,
         sources=text.sources,
         corpus=reading,
         characters=len(text.text),
         sha256=text.sha256,
         validation=measured.sources if measured else (),
         versions=_versions(),
+        parent=origin.parent(),
     )
-    vocabulary = Vocabulary.from_text(text.text, recipe.vocabulary)
+    vocabulary = origin.vocabulary(text.text)
+    if origin.run is not None:
+        click.echo(f"goes on from {origin.run.folder} ({_growth(origin.run.vocabulary, vocabulary)})", err=True)
 
     def make() -> Run:
         run = Run.create(out, config, vocabulary, force=force)
@@ -88,13 +165,29 @@ def new_work(
                 run.keep_text(STDIN_PATH, read.unrepeatable)
         return run
 
-    return Work(recipe, vocabulary, training_text, measured.text if measured else validation_text, make, resume=False)
+    weights = origin.grown_weights(vocabulary, training_text)
+    if measured is not None:
+        validation_text = measured.text
+    return Work(recipe, vocabulary, training_text, validation_text, make, resume=False, weights=weights)
+
+
+SHOWN = 20
+"""New characters that are named, at most."""
+
+
+def _growth(old: Vocabulary, new: Vocabulary) -> str:
+    """How many characters are known, and how many and which are new, in words."""
+    if old.unit == "byte":
+        return "bytes, as before"
+    added = new.characters[len(old.characters) :]
+    known = f"{len(old.characters):,} characters known, {len(added) or 'none':{',' if added else ''}} new"
+    named = " ".join(c if c.isprintable() and not c.isspace() else repr(c) for c in added[:SHOWN])
+    return f"{known}{': ' if added else ''}{named}{' ...' if len(added) > SHOWN else ''}"
 
 
 def resumed_work(folder: Path, moved: tuple[str, ...], options: dict[str, Any], refused: dict[str, Any]) -> Work:
     """Open the run, find its texts again, and apply what a resume may change."""
     from charwright.cli.corpora import texts_again
-    from charwright.config import flag
     from charwright.run import Run
 
     for name in (*refused, *options):
@@ -110,7 +203,7 @@ def resumed_work(folder: Path, moved: tuple[str, ...], options: dict[str, Any], 
 
 
 def model_and_dataset(work: Work, device_name: str, core: str) -> tuple[LanguageModel, Dataset]:
-    """The untrained model on its device, and its batches; what is not as one might think is said on stderr."""
+    """The model on its device, before its first step, and its batches; what may surprise is said on stderr."""
     from charwright import kernels
     from charwright.data.sequences import make_dataset, shrink_to_fit
     from charwright.model.language_model import LanguageModel
@@ -125,7 +218,17 @@ def model_and_dataset(work: Work, device_name: str, core: str) -> tuple[Language
     dataset = make_dataset(ids, sequences, recipe.training.seed)
     precision = choose_precision(recipe.training.precision, device)
     choose_core(core, device, precision)  # A core that cannot work is refused before there is a folder.
-    model = LanguageModel(recipe.model, len(vocabulary), seed=recipe.training.seed, precision=precision, core=core)
+    training = recipe.training
+    model = LanguageModel(
+        recipe.model,
+        len(vocabulary),
+        seed=training.seed,
+        embedding_range=training.embedding_range,
+        precision=precision,
+        core=core,
+    )
+    if work.weights is not None:
+        model.load_arrays(work.weights)
     if device.type == "cpu" and kernels.load() is None:
         click.echo(f"note: {NO_KERNELS}", err=True)
     return model.to(device), dataset

@@ -36,7 +36,7 @@ class StreamDecoder(Protocol):
 
 
 class Vocabulary:
-    """The sorted unique characters of a text behind [UNK]: character i has id i + 1.
+    """The unique characters of a text behind [UNK], sorted by `from_text`: character i has id i + 1.
 
     >>> vocabulary = Vocabulary.from_text("banana")
     >>> vocabulary.characters
@@ -74,8 +74,24 @@ class Vocabulary:
         config = config or VocabularyConfig()
         if config.unit == "byte":
             return ByteVocabulary()
-        kept = np.flatnonzero(_counts(text) >= config.min_count)
-        return Vocabulary("".join(chr(code) for code in kept if not 0xD800 <= code <= 0xDFFF))
+        return Vocabulary(_frequent(text, config.min_count))
+
+    def grown(self, text: str, config: VocabularyConfig | None = None) -> Vocabulary:
+        """A larger vocabulary: the characters of another text behind these, whose ids stay as they are.
+
+        The new ones come in the order of their code points; `min_count` holds for them alone.
+
+        >>> Vocabulary.from_text("banana").grown("a bad coda").characters
+        'abn cdo'
+
+        Raises:
+            VocabularyError: when the unit is another.
+        """
+        config = config or VocabularyConfig(unit=self.unit)
+        if config.unit != self.unit:
+            raise VocabularyError(f"a vocabulary of the unit {self.unit} cannot grow by one of the unit {config.unit}")
+        known = set(self.characters)
+        return Vocabulary(self.characters + "".join(c for c in _frequent(text, config.min_count) if c not in known))
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -178,6 +194,16 @@ class ByteVocabulary(Vocabulary):
         decoder = self.decoder()
         return "".join([decoder.feed(i) for i in self._checked(ids).tolist()]) + decoder.flush()
 
+    def grown(self, text: str, config: VocabularyConfig | None = None) -> Vocabulary:  # noqa: ARG002
+        """Bytes are all there already.
+
+        Raises:
+            VocabularyError: when the unit is another.
+        """
+        if config is not None and config.unit != self.unit:
+            raise VocabularyError(f"a vocabulary of the unit {self.unit} cannot grow by one of the unit {config.unit}")
+        return self
+
     def decoder(self) -> StreamDecoder:
         """A decoder for ids that come one at a time."""
         return _ByteDecoder()
@@ -214,6 +240,12 @@ class _ByteDecoder:
 
     def flush(self) -> str:
         return self._decoder.decode(b"", final=True)
+
+
+def _frequent(text: str, min_count: int) -> str:
+    """The characters that occur so often or more, in the order of their code points."""
+    codes = np.flatnonzero(_counts(text) >= min_count)
+    return "".join(chr(code) for code in codes if not 0xD800 <= code <= 0xDFFF)
 
 
 def _counts(text: str) -> npt.NDArray[np.int64]:
