@@ -44,6 +44,7 @@ from charwright.training.snapshot import (
     optimizer_arrays,
     state_arrays,
 )
+from charwright.training.threads import Threads
 
 GOOD_EVERY = 250  # steps between two states that are kept in memory to go back to
 
@@ -134,7 +135,7 @@ def fit(
     position = loop.position
     yield loop.started(resumed=resume is not None)
     reason = None
-    with loop.clipping():
+    with loop.clipping(), loop.own_threads():
         while not (reason or position.done):
             try:
                 reason = yield from loop.train_epoch(helpers, should_stop)
@@ -188,6 +189,9 @@ class _Loop:
         self.pending: list[Tensor] = []  # losses not yet read back from the device
         self.unsaid: list[float] = []  # losses that no step event has told yet
         self.watch = Watch(model.vocabulary_size)
+        # With a budget in epochs or steps, no bit of the weights depends on the clock.
+        by_clock = config.minutes is not None and self.device.type == "cpu"
+        self.threads = Threads(clock) if by_clock else None
         self.falls = 0
         self.reason: str | None = None
         self.good = self.snapshot()
@@ -203,6 +207,15 @@ class _Loop:
             yield
         finally:
             hook.remove()
+
+    @contextmanager
+    def own_threads(self) -> Iterator[None]:
+        """Inside, training may use fewer threads than PyTorch was told to."""
+        try:
+            yield
+        finally:
+            if self.threads is not None:
+                self.threads.give_back()
 
     def train_epoch(
         self, helpers: _Helpers, should_stop: Callable[[], str | None]
@@ -266,6 +279,7 @@ class _Loop:
         generator = torch.Generator(self.device).manual_seed(_mixed(self.config.seed, self.position.step))
         inputs, targets = (torch.from_numpy(array).to(self.device, non_blocking=True) for array in pair)
         batch = Batch(inputs, targets, self._begun(generator), generator)
+        began = self.pace.clock()
         # Whoever wrote the step need not know that a graph which is kept keeps all its memory.
         self.pending.append(self.train_step(self.model, batch, self.optimizer).detach())
         carried = batch.state if self.dataset.carries else None
@@ -273,6 +287,8 @@ class _Loop:
         self.pace.count_step()
         if self.average is not None:
             self.average.count_step(self.position.step)
+        if self.threads is not None:
+            self.threads.step_took(self.pace.clock() - began)
 
     def _begun(self, generator: torch.Generator) -> State | None:
         """The state that a batch goes on from, with some of its rows begun anew.
