@@ -46,7 +46,7 @@ SAMPLE_LENGTH = 160
     "parent",
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="Begin with the weights and the options of a trained run, and learn the characters that it does not know.",
+    help="Begin with the weights and options of a trained run; characters that it does not know are added.",
 )
 @click.option("--corpus", "corpus_moved", multiple=True, metavar="TEXT", help="With --resume: where the text is now.")
 @click.option("--force", is_flag=True, help="Replace the run that is in the folder.")
