@@ -37,7 +37,12 @@ SAMPLE_LENGTH = 160
 @click.command(cls=SectionedCommand, short_help="Learn to write like a text.")
 @click.argument("corpus", nargs=-1)
 @click.option(
-    "--recipe", "recipe_name", default="default", show_default=True, help="Named set of options to start from."
+    "--recipe",
+    "recipe_name",
+    default="default",
+    show_default=True,
+    metavar="NAME|FILE",
+    help="Set of options to start from: default, tutorial, a JSON file of options, or an earlier run.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/NAME OF THE CORPUS]")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a run that was stopped.")

@@ -83,9 +83,9 @@ class Origin:
 
 def named_recipe(name: str, options: dict[str, Any]) -> Origin:
     """A run that begins with nothing."""
-    from charwright.training.recipes import find_recipe
+    from charwright.training.recipe_file import recipe_of
 
-    return Origin(find_recipe(name).with_options(options), name)
+    return Origin(recipe_of(name).with_options(options), name)
 
 
 def trained_run(folder: Path, options: dict[str, Any], *, replaced: Path | None) -> Origin:
