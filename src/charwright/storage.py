@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping, Set
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -55,6 +56,38 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Hold a lock file meanwhile; False where another process holds it.
+
+    The system lets go of it with the process, however that ends, so that a lock which is left behind does not exist.
+
+    Raises:
+        RunError: when the file cannot be made.
+    """
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}") from error
+    with file:
+        yield _lock(file)
+
+
+def _lock(file: BinaryIO) -> bool:
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 # Arrays.
@@ -150,6 +183,13 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(values, dict):
                 yield values
+
+
+def drop_cut_line(path: Path) -> None:
+    """Take the last line of a file away where a kill cut it off; for files that others add lines to."""
+    data = path.read_bytes() if path.is_file() else b""
+    if data and not data.endswith(b"\n"):
+        write_file(path, data[: data.rfind(b"\n") + 1])
 
 
 def _ends_with_newline(file: BinaryIO) -> bool:
