@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -83,11 +84,15 @@ def test_options_that_may_change_and_those_that_stay(
     assert run.vocabulary.characters == old.vocabulary.characters + "à"
 
 
-def test_without_a_budget_there_are_five_minutes(trained: Path) -> None:
+def test_without_a_budget_there_are_five_minutes_and_no_mark_of_the_other_text(copy: Path) -> None:
     from charwright.cli.work import trained_run
 
-    training = trained_run(trained, {}, replaced=None).recipe.training
-    assert (training.minutes, training.epochs, training.steps) == (5.0, None, None)
+    old = Run.open(copy)
+    recipe = old.config.recipe.with_options({"target_loss": 1.5, "learning_rate": 0.003})
+    old.rewrite_config(dataclasses.replace(old.config, recipe=recipe))
+    training = trained_run(copy, {}, replaced=None).recipe.training
+    assert (training.minutes, training.epochs, training.steps, training.target_loss) == (5.0, None, None, None)
+    assert training.learning_rate == 0.003
 
 
 def test_a_run_with_a_validation_text_of_its_own_hands_on_the_usual_split(
