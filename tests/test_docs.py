@@ -158,6 +158,10 @@ def test_tutorial_runs(tmp_path: Path, shared: Path) -> None:
     run_blocks("docs/tutorial.md", tmp_path, CHARWRIGHT_DATA=str(shared / "data"))
 
 
+def test_measuring_page_runs(tmp_path: Path) -> None:
+    run_blocks("docs/how-to/evaluate.md", tmp_path)
+
+
 @pytest.mark.parametrize(("english", "chinese"), TRANSLATED)
 def test_translations_have_the_same_code(english: str, chinese: str) -> None:
     def code(name: str) -> list[str]:
