@@ -43,7 +43,7 @@ MAY_OPEN = {"data/corpus.py", "data/named.py", "storage.py"}
 OPENS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "fdopen", "load_file", "save_file", "fromfile"}
 OPENS |= {"tofile", "memmap", "loadtxt", "savez", "mkstemp", "NamedTemporaryFile"}
 
-HEAVY = {"torch", "numpy", "safetensors", "pooch", "matplotlib", "rich", "tensorboard", "prompt_toolkit"}
+HEAVY = {"torch", "numpy", "safetensors", "pooch", "matplotlib", "rich", "tensorboard", "prompt_toolkit", "optuna"}
 WITHOUT_TORCH = ("errors", "config", "data", "storage", "run", "generation", "kernels")
 
 

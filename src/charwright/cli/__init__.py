@@ -19,7 +19,7 @@ import click
 from charwright import __version__
 from charwright.errors import CharwrightError
 
-COMMANDS = ("train", "generate", "compose", "evaluate", "compare", "inspect", "info")
+COMMANDS = ("train", "tune", "generate", "compose", "evaluate", "compare", "inspect", "info")
 ALIASES = {"chat": "compose"}
 
 HELP = """Teach a small recurrent network to write like any text, one character at a time.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,3 +28,22 @@ def handling(names: Sequence[str], handler: Handler) -> Iterator[dict[int, Any]]
     finally:
         for number, before in former.items():
             signal.signal(number, before)
+
+
+@contextmanager
+def stop_asked(word: bytes) -> Iterator[Callable[[], str | None]]:
+    """Gives a function that tells the name of the signal by which Ctrl-C or SIGTERM asked for a stop, if one did.
+
+    `word` goes to the terminal then; a second signal does not wait.
+    """
+    caught: list[str] = []
+
+    def note(number: int, _: Any) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(signal.Signals(number).name)
+        # Not print: the signal may have come in the middle of one, which allows no second inside it.
+        os.write(2, word)
+
+    with handling(("SIGINT", "SIGTERM"), note):
+        yield lambda: caught[0] if caught else None
