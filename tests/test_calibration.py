@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from charwright.config import SequenceConfig
-from charwright.training.calibration import measure_speeds, speed_at
+from charwright.training.calibration import measure_speeds
+from charwright.training.recipes import speed_at
 from charwright.training.threads import Threads
 
 

@@ -92,7 +92,8 @@ class RunConfig:
     """What `config.json` holds.
 
     `corpus` says where the text came from and what it was: None for a model that was saved without one. `parent` is the
-    run whose weights this one began with, None where it began with nothing.
+    run whose weights this one began with, None where it began with nothing. `plan` tells what the recipe was made from,
+    where it was made for this text.
     """
 
     recipe: Recipe
@@ -104,6 +105,7 @@ class RunConfig:
     validation: tuple[Source, ...]
     versions: Mapping[str, str]
     parent: Parent | None = None
+    plan: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -119,6 +121,7 @@ class RunConfig:
                 "sources": [asdict(source) for source in self.sources],
                 "validation": [asdict(source) for source in self.validation],
             },
+            **({"plan": dict(self.plan)} if self.plan else {}),
             "versions": dict(self.versions),
         }
 
@@ -130,7 +133,7 @@ class RunConfig:
             DamagedRunError: naming the key that is missing, unknown or wrong.
         """
         keys = {"format", "recipe_name", "recipe", "corpus", "versions"}
-        keys |= {"from"} & set(values if isinstance(values, dict) else ())
+        keys |= {"from", "plan"} & set(values if isinstance(values, dict) else ())
         top = exact_object(values, keys, where)
         corpus = exact_object(
             top["corpus"], {"characters", "sha256", "reading", "sources", "validation"}, f"{where}: corpus"
@@ -146,6 +149,7 @@ class RunConfig:
                 validation=_sources(corpus["validation"], f"{where}: corpus.validation"),
                 versions=checked(top["versions"], dict, f"{where}: versions"),
                 parent=Parent.from_json(top["from"], f"{where}: from") if "from" in top else None,
+                plan=checked(top["plan"], dict, f"{where}: plan") if "plan" in top else None,
             )
         except ConfigError as error:
             raise DamagedRunError(str(error)) from error

@@ -48,14 +48,20 @@ class _WordOr(click.ParamType[Any]):
         return None if value == self.word else self.inner.convert(value, param, ctx)
 
 
-def config_options(config: Any, section: str, *, only: Iterable[str] | None = None) -> Callable[[Command], Command]:
-    """Give a command an option for each field of `config`, an instance whose values are shown as the defaults."""
+def config_options(
+    config: Any, section: str, *, only: Iterable[str] | None = None, planned: Iterable[str] = ()
+) -> Callable[[Command], Command]:
+    """Give a command an option for each field of `config`, an instance whose values are shown as the defaults.
+
+    Those that are `planned` have no default of their own.
+    """
     kinds = option_types(type(config))
     names = [item for item in dataclasses.fields(config) if only is None or item.name in set(only)]
 
     def decorate(command: Command) -> Command:
         for item in reversed(names):
-            command = _option(item, kinds[item.name][0], getattr(config, item.name), section)(command)
+            default = "planned" if item.name in set(planned) else getattr(config, item.name)
+            command = _option(item, kinds[item.name][0], default, section)(command)
         return command
 
     return decorate

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from charwright.cli.options import SectionedCommand, config_options, field_names, given
+from charwright.cli.planning import Planner
 from charwright.cli.signals import handling
 from charwright.cli.work import READING, Work, model_and_dataset, named_recipe, new_work, resumed_work, trained_run
 from charwright.config import (
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from charwright.training.snapshot import Snapshot
 
 SAMPLE_LENGTH = 160
+PLANNED_OPTIONS = ("units", "learning_rate", "dropout", "state_dropout", "weight_decay", "patience")
+"""Those that depend on the text, the machine or the budget; what a plan says of the others is the same for all."""
 
 
 @click.command(cls=SectionedCommand, short_help="Learn to write like a text.")
@@ -44,6 +48,7 @@ SAMPLE_LENGTH = 160
     metavar="NAME|FILE",
     help="Set of options to start from: default, tutorial, a JSON file of options, or an earlier run.",
 )
+@click.option("--explain-plan", is_flag=True, help="Say what would be chosen for this text and why; train nothing.")
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/NAME OF THE CORPUS]")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a run that was stopped.")
 @click.option(
@@ -64,9 +69,9 @@ SAMPLE_LENGTH = 160
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the CPU to use.  [default: all cores]")
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard files into the run's folder too.")
-@config_options(TrainingConfig(minutes=5.0), "Training")
-@config_options(ModelConfig(), "Model")
-@config_options(SequenceConfig(), "Sequences")
+@config_options(TrainingConfig(minutes=5.0), "Training", planned=PLANNED_OPTIONS)
+@config_options(ModelConfig(), "Model", planned=PLANNED_OPTIONS)
+@config_options(SequenceConfig(), "Sequences", planned=PLANNED_OPTIONS)
 @config_options(SplitConfig(), "Validation")
 @config_options(VocabularyConfig(), "Vocabulary")
 @config_options(CorpusConfig(), "Reading the corpus")
@@ -86,12 +91,14 @@ def train(
     core: str,
     threads: int | None,
     tensorboard: bool,
+    explain_plan: bool,
     **_: Any,
 ) -> int:
     """Learn to write like CORPUS: files, folders, - for standard input, addresses, or names.
 
     Names are shakespeare, python-docs and python-code.
     """
+    began_s = time.monotonic()  # The budget is for all that the user waits for.
     if corpus and resume:
         raise UsageError("--resume finds the run's own text; if it has moved, name it with --corpus")
     if force and resume:
@@ -102,25 +109,26 @@ def train(
         raise UsageError("--corpus belongs to --resume; name the text without it")
     options = given(ctx, field_names(VocabularyConfig, SplitConfig, SequenceConfig, ModelConfig, TrainingConfig))
     if resume:
+        _use_threads(threads)
         work = resumed_work(resume, corpus_moved, options, given(ctx, ("recipe_name", "out", "validation", *READING)))
     else:
+        _use_threads(threads)
         if parent and given(ctx, ("recipe_name",)):
             raise UsageError("--from takes the options of its run instead of a recipe's; give those to change singly")
         begun = trained_run(parent, options, replaced=out if force else None) if parent else None
-        origin = begun or named_recipe(recipe_name, options)
+        planner = Planner(options, device, core, explain=explain_plan)
+        origin = begun or named_recipe(recipe_name, planner)
+        if explain_plan and origin.planner is None:
+            raise UsageError("--explain-plan explains the plan of the default recipe; here the options are given")
         work = new_work(origin, corpus, validation, CorpusConfig(**given(ctx, READING)), out, force)
-    return _train(work, device, core, threads, tensorboard=tensorboard)
+    return _train(work, device, core, began_s, tensorboard=tensorboard)
 
 
-def _train(work: Work, device_name: str, core: str, threads: int | None, *, tensorboard: bool) -> int:
-    """Make the model and the dataset, open the run, and let `fit` work."""
-    import torch
-
+def _train(work: Work, device_name: str, core: str, began_s: float, *, tensorboard: bool) -> int:
+    """Make the model and the dataset, open the run, and let `fit` work; the command began at `began_s`."""
     from charwright.training.loop import fit
     from charwright.training.progress import TensorBoard, Writers, terminal_progress
 
-    if threads is not None:
-        torch.set_num_threads(threads)
     training = work.recipe.training
     model, dataset = model_and_dataset(work, device_name, core)
     if tensorboard:
@@ -143,16 +151,32 @@ def _train(work: Work, device_name: str, core: str, threads: int | None, *, tens
             save=lambda taken: _save(run, taken, training.keep_checkpoints),
             resume=snapshot,
             should_stop=should_stop,
+            spent_s=time.monotonic() - began_s,
         ):
             writer.write(event)
             reason, step = getattr(event, "reason", reason), event.step
-    if reason != "done":
+    if reason in ENDS_EARLY:
+        click.echo(ENDS_EARLY[reason], err=True)
+    elif reason != "done":
         click.echo(f"stopped and saved; go on with: charwright train --resume {run.folder}", err=True)
         return 128 + int(signal.Signals[reason])
     if snapshot is not None and snapshot.position.step == step:
         click.echo("its budget was spent already; to train on, raise it with --epochs, --steps or --minutes", err=True)
     click.echo(f"saved {run.folder}; write with: charwright generate {run.folder}", err=True)
     return 0
+
+
+ENDS_EARLY = {
+    "target": "the validation loss that was asked for is reached",
+    "turned": "the validation loss has turned: training ends here, with the best weights",
+}
+
+
+def _use_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
 
 
 class _Log:

@@ -15,6 +15,7 @@ from charwright.config import BUDGETS, CorpusConfig, Recipe, SplitConfig, flag
 from charwright.errors import UsageError
 
 if TYPE_CHECKING:
+    from charwright.cli.planning import Planner
     from charwright.data.sequences import Dataset
     from charwright.data.vocabulary import Vocabulary
     from charwright.model.language_model import LanguageModel
@@ -51,6 +52,7 @@ class Origin:
     recipe_name: str
     run: Run | None = None
     weights: Arrays | None = None
+    planner: Planner | None = None  # of a recipe that is made for its text
 
     def vocabulary(self, text: str) -> Vocabulary:
         """The characters of the text, behind those that are known already."""
@@ -81,11 +83,13 @@ class Origin:
         return Parent(str(self.run.folder), self.run.weights_step(), config.characters, config.sha256)
 
 
-def named_recipe(name: str, options: dict[str, Any]) -> Origin:
-    """A run that begins with nothing."""
+def named_recipe(name: str, planner: Planner) -> Origin:
+    """A run that begins with nothing; the planner makes its recipe where that is to be made for the text."""
     from charwright.training.recipe_file import recipe_of
+    from charwright.training.recipes import PLANNED
 
-    return Origin(recipe_of(name).with_options(options), name)
+    recipe = recipe_of(name).with_options(planner.options)
+    return Origin(recipe, name, planner=planner if name == PLANNED else None)
 
 
 def trained_run(folder: Path, options: dict[str, Any], *, replaced: Path | None) -> Origin:
@@ -143,6 +147,12 @@ def new_work(
     if measured is not None:
         recipe = recipe.with_options({"val_fraction": 0.0})
     training_text, validation_text = split_corpus(text.text, recipe.split)
+    vocabulary = origin.vocabulary(text.text)
+    plan = origin.planner.plan(training_text, vocabulary) if origin.planner else None
+    if plan is not None:
+        recipe = dataclasses.replace(plan.recipe, split=recipe.split)
+    if recipe.training.target_loss is not None and not (validation_text or measured):
+        raise UsageError("--target-loss is measured on validation text, and there is none: raise --val-fraction")
     config = RunConfig(
         recipe=recipe,
         recipe_name=origin.recipe_name,
@@ -153,8 +163,8 @@ def new_work(
         validation=measured.sources if measured else (),
         versions=_versions(),
         parent=origin.parent(),
+        plan=plan.to_json() if plan else None,
     )
-    vocabulary = origin.vocabulary(text.text)
     if origin.run is not None:
         click.echo(f"goes on from {origin.run.folder} ({_growth(origin.run.vocabulary, vocabulary)})", err=True)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 
 import torch
 
@@ -96,20 +94,3 @@ def _speed(
         float(train_step(model, batch, optimizer))
         steps += 1
     return steps * sequences.batch * sequences.seq_length / max(clock() - began, 1e-9)
-
-
-def speed_at(speeds: Mapping[int, float], units: int) -> float:
-    """Characters a second at any width: between two that were measured, and beyond them by the square of the width.
-
-    Interpolated where the logarithms of both lie on a straight line.
-    """
-    widths = sorted(speeds)
-    if units in speeds:
-        return speeds[units]
-    if units > widths[-1]:
-        return speeds[widths[-1]] * (widths[-1] / units) ** 2
-    if units < widths[0]:
-        return speeds[widths[0]]
-    below, above = next(pair for pair in pairwise(widths) if pair[0] < units < pair[1])
-    share = math.log(units / below) / math.log(above / below)
-    return math.exp((1 - share) * math.log(speeds[below]) + share * math.log(speeds[above]))

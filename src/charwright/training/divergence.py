@@ -36,6 +36,8 @@ class Watch:
         """Take the loss of one step; whether the run is lost."""
         if not math.isfinite(loss):
             return True
+        if not self._count:  # A model that goes on with another text may begin far above guessing.
+            self._guessing = self._lowest = max(self._guessing, loss)
         keep = 1 - 1 / MEMORY
         self._sum, self._count = keep * self._sum + loss, keep * self._count + 1
         if self._count < MEMORY / 10:  # Too few to tell a bad beginning from bad luck.

@@ -1,10 +1,20 @@
-"""Named sets of options: what `--recipe` takes."""
+"""Recipes: the ones that have a name, and the plan that is made for a text, a machine and a time.
+
+What the rule below knows, it knows from trials: `experiments/` holds them, docs/explanation/recipes.md tells of them.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import math
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from charwright.config import ModelConfig, Recipe, SequenceConfig, SplitConfig, TrainingConfig
+from charwright.config import ModelConfig, Recipe, SequenceConfig, SplitConfig, TrainingConfig, flag
 from charwright.errors import UsageError
 
 TUTORIAL = Recipe(
@@ -27,9 +37,12 @@ TUTORIAL = Recipe(
 """TensorFlow's tutorial "Text generation with an RNN", option for option."""
 
 DEFAULT = Recipe(training=TrainingConfig(minutes=5.0))
-"""What the dataclasses say, for five minutes."""
+"""What the dataclasses say, for five minutes: what a plan starts from."""
 
-RECIPES = {"default": DEFAULT, "tutorial": TUTORIAL}
+PLANNED = "default"
+"""The name of the recipe that is planned for its text."""
+
+RECIPES = {PLANNED: DEFAULT, "tutorial": TUTORIAL}
 
 
 def find_recipe(name: str) -> Recipe:
@@ -43,3 +56,207 @@ def find_recipe(name: str) -> Recipe:
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(RECIPES)}"
         raise UsageError(f"there is no recipe {name!r}; {hint}")
     return RECIPES[name]
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a plan has to know of a text: the characters that are trained on, how many differ, and their script."""
+
+    characters: int
+    vocabulary: int
+    script: str
+
+    @classmethod
+    def of(cls, training_text: str, vocabulary: int) -> Text:
+        """Look at a text."""
+        return cls(len(training_text), vocabulary, script_of(training_text))
+
+
+def script_of(text: str) -> str:
+    """The script of most letters, as Unicode names it: Latin, Cyrillic, CJK, ..."""
+    looked_at = text[:: max(1, len(text) // 20_000)]
+    names = Counter(unicodedata.name(c, "unknown").split()[0] for c in looked_at if c.isalpha())
+    if not names:
+        return "no letters"
+    [(name, _)] = names.most_common(1)
+    return name if name == "CJK" else name.capitalize()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe for one text, one machine and one time, and why it is as it is.
+
+    `passes` is how often the text will be read; `speeds` are the measured characters a second, by units, of one GRU
+    layer, empty where none had to be measured; `reasons` go by option.
+    """
+
+    recipe: Recipe
+    text: Text
+    passes: float
+    speeds: Mapping[int, float]
+    reasons: Mapping[str, str]
+
+    def summary(self) -> tuple[str, str]:
+        """Two lines: what was chosen, and why."""
+        model, training = self.recipe.model, self.recipe.training
+        budget = next(f"{getattr(training, name):g} {name}" for name in BUDGET_WORDS if getattr(training, name))
+        layers = "a layer" if model.layers == 1 else f"{model.layers} layers"
+        against = f"dropout {model.dropout:g} and {model.state_dropout:g}, weight decay {training.weight_decay:g}"
+        return (
+            f"plan: {layers} of {model.units} {model.cell.upper()} units for {budget}, rate "
+            f"{training.learning_rate:g}, {against}",
+            f"plan: because {self.text.characters:,} characters ({self.text.script}, "
+            f"{self.text.vocabulary:,} different) will be read {_times(self.passes)}{self._speed_words()}",
+        )
+
+    def _speed_words(self) -> str:
+        if not self.speeds:
+            return ""
+        speed = speed_at(self.speeds, self.recipe.model.units)
+        return f" at {float(f'{speed:.2g}'):,.0f} characters/s, as measured"
+
+    def explanation(self) -> list[tuple[str, str, str]]:
+        """Every option that was thought about: its flag, its value and the reason."""
+        values = {
+            item.name: getattr(part, item.name)
+            for part in (self.recipe.sequences, self.recipe.model, self.recipe.training)
+            for item in dataclasses.fields(part)
+        }
+        return [(flag(name), f"{values[name]}", reason) for name, reason in self.reasons.items()]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {
+            "characters": self.text.characters,
+            "vocabulary": self.text.vocabulary,
+            "script": self.text.script,
+            "passes": round(self.passes, 3),
+            "speeds": {str(units): round(speed) for units, speed in self.speeds.items()},
+            "reasons": dict(self.reasons),
+        }
+
+
+BUDGET_WORDS = ("minutes", "epochs", "steps")
+
+
+def _times(passes: float) -> str:
+    return f"{passes:.0f} times" if passes >= 9.5 else f"{passes:.1f} times"
+
+
+def speed_at(speeds: Mapping[int, float], units: int) -> float:
+    """Characters a second at any width: on a straight line between the logarithms of those that were measured.
+
+    Beyond them, the time goes with the square of the width.
+    """
+    if units in speeds:
+        return speeds[units]
+    widths = sorted(speeds)
+    if units > widths[-1]:
+        return speeds[widths[-1]] * (widths[-1] / units) ** 2
+    if units < widths[0]:
+        return speeds[widths[0]]
+    above = next(width for width in widths if width > units)
+    below = max(width for width in widths if width < units)
+    share = math.log(units / below) / math.log(above / below)
+    return math.exp((1 - share) * math.log(speeds[below]) + share * math.log(speeds[above]))
+
+
+WIDTHS = (64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 2048)
+USABLE = 0.93  # of the time: the rest goes to starting, measuring and saving
+
+
+def make_plan(text: Text, options: Mapping[str, Any], speeds: Mapping[int, float]) -> Plan:
+    """The recipe for a text; `options` are those that were given by hand, which stand as they are.
+
+    `speeds` are the characters a second of one GRU layer by its units, as measured on the machine; they are needed
+    for a budget in minutes alone, and with any other the plan depends on no clock.
+    """
+    rule = _Rule(text, DEFAULT.with_options(options), options, speeds)
+    chosen = rule.choose()
+    recipe = rule.start.with_options({name: value for name, (value, _) in chosen.items() if name not in options})
+    given = {name: "given by hand" for name in chosen if name in options}
+    reasons = {name: reason for name, (_, reason) in chosen.items()} | given
+    return Plan(recipe, text, rule.passes(recipe), dict(speeds), reasons)
+
+
+class _Rule:
+    """What the trials taught, as formulas in the length of the text and the times that it will be read."""
+
+    def __init__(self, text: Text, start: Recipe, options: Mapping[str, Any], speeds: Mapping[int, float]) -> None:
+        self.text, self.start, self.options, self.speeds = text, start, options, speeds
+
+    def choose(self) -> dict[str, tuple[Any, str]]:
+        """Each option that depends on the text or the time: its value and the reason."""
+        units, why = self._units()
+        model = dataclasses.replace(self.start.model, units=self.options.get("units", units))
+        passes = self.passes(dataclasses.replace(self.start, model=model))
+        strain = self._strain(passes)
+        read = f"the text is read {_times(passes)}"
+        chosen: dict[str, tuple[Any, str]] = {
+            "cell": ("gru", "a GRU learns more in a minute than an LSTM, on every text tried"),
+            "layers": (1, "one wide layer beats two narrow ones of the same speed"),
+            "units": (units, why),
+            "embedding": (128, "more characters in a vector change little"),
+            "batch": (32, "fewer characters are slower, more make too few steps"),
+            "seq_length": (64, "longer sequences make too few steps, shorter ones remember too little"),
+            "learning_rate": (self._learning_rate(model.units), "wider layers want smaller steps"),
+            "dropout": (
+                _rounded(0.1 * strain, most=0.5),
+                f"{read}: outputs that are silenced keep it from being learned by heart",
+            ),
+            "state_dropout": (_rounded(0.08 * strain, most=0.35), f"{read}: so does silence inside the state"),
+            "weight_decay": (
+                _rounded(0.2 * max(0.5, strain), most=4.0),
+                f"{read}: weights forget what is not seen again",
+            ),
+            "averaging": (0.1, "the mean over the last tenth of the steps is steadier than the last step"),
+            "schedule": ("cosine", "the rate falls to nothing as the budget ends"),
+            "zero_state": (0.02, "some streams begin anew in each batch, as a prompt does"),
+            "patience": (8, "a validation loss that has turned does not come back"),
+        }
+        return chosen
+
+    def _units(self) -> tuple[int, str]:
+        """The widest layer that this text can fill and this time can train."""
+        fits = [units for units in WIDTHS if units <= self._widest()] or [WIDTHS[0]]
+        if not self.speeds:
+            return min(512, fits[-1]), f"what a text of {self.text.characters:,} characters can fill"
+        trained = [units for units in fits if self._steps(units) >= 2800 * (units / 512) ** 2]
+        units = trained[-1] if trained else WIDTHS[0]
+        if units == fits[-1]:
+            return units, f"what a text of {self.text.characters:,} characters can fill"
+        return units, f"the widest that can be trained in this time: {self._steps(units):,.0f} steps"
+
+    def _widest(self) -> float:
+        return 256 * math.pow(self.text.characters / 16_000, 0.33)
+
+    def _learning_rate(self, units: int) -> float:
+        return _rounded(4e-3 * min(1.0, math.sqrt(640 / units)), most=1.0)
+
+    def _strain(self, passes: float) -> float:
+        """How hard it is not to learn the text by heart: 1 where it is read about seven times."""
+        return math.sqrt(passes / 7)
+
+    def _speed(self, units: int) -> float:
+        """Characters a second of a model as wide as that."""
+        model = self.start.model
+        cell = {"gru": 1.0, "lstm": 1.2, "rnn": 0.4}[model.cell]
+        return speed_at(self.speeds, units) / (cell * (1 + 1.15 * (model.layers - 1)))
+
+    def _steps(self, units: int) -> float:
+        sequences = self.start.sequences
+        seconds = (self.start.training.minutes or 0) * 60 * USABLE
+        return self._speed(units) * seconds / (sequences.batch * sequences.seq_length)
+
+    def passes(self, recipe: Recipe) -> float:
+        """How often the text will be read."""
+        training, sequences = recipe.training, recipe.sequences
+        if training.epochs is not None:
+            return float(training.epochs)
+        steps = training.steps if training.steps is not None else self._steps(recipe.model.units)
+        return steps * sequences.batch * sequences.seq_length / max(1, self.text.characters)
+
+
+def _rounded(value: float, *, most: float) -> float:
+    """Two digits: more would pretend to a knowledge that nobody has."""
+    return float(f"{min(value, most):.2g}")

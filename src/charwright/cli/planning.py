@@ -1,0 +1,67 @@
+"""The plan of a training run: made for its text and this machine, said in two lines, explained when asked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from charwright.config import SequenceConfig
+
+if TYPE_CHECKING:
+    from charwright.data.vocabulary import Vocabulary
+    from charwright.training.recipes import Plan
+
+
+@dataclass(frozen=True)
+class Planner:
+    """What a plan is made with: the options given by hand, and where training will take place."""
+
+    options: Mapping[str, Any]
+    device: str = "auto"
+    core: str = "auto"
+    explain: bool = False
+
+    def plan(self, training_text: str, vocabulary: Vocabulary) -> Plan:
+        """Measure the machine, if the budget is in minutes, and plan; the plan is said on stderr.
+
+        Raises:
+            click.exceptions.Exit: when the plan was only to be explained.
+        """
+        from charwright.training.recipes import DEFAULT, Text, make_plan
+
+        recipe = DEFAULT.with_options(self.options)
+        minutes = recipe.training.minutes
+        speeds = {} if minutes is None else self._speeds(len(vocabulary), recipe.sequences, minutes * 60)
+        plan = make_plan(Text.of(training_text, len(vocabulary)), self.options, speeds)
+        if self.explain:
+            click.echo(explanation(plan))
+            raise click.exceptions.Exit(0)
+        for line in plan.summary():
+            click.echo(line, err=True)
+        return plan
+
+    def _speeds(self, vocabulary_size: int, sequences: SequenceConfig, budget_s: float) -> dict[int, float]:
+        from charwright.model.machine import choose_device, choose_precision
+        from charwright.model.recurrent import choose_core
+        from charwright.training.calibration import measure_speeds
+
+        device = choose_device(self.device)
+        precision = choose_precision(self.options.get("precision", "auto"), device)
+        core = choose_core(self.core, device, precision)
+        return measure_speeds(
+            vocabulary_size, sequences, budget_s, device=device, precision=precision, core=core, clock=time.monotonic
+        )
+
+
+def explanation(plan: Plan) -> str:
+    """All of a plan, for people: its two lines, what was measured, and each option with its reason."""
+    rows = plan.explanation()
+    names, values = (max(len(row[column]) for row in rows) for column in (0, 1))
+    speeds = "  ".join(f"{units} units {speed:,.0f}" for units, speed in plan.speeds.items())
+    measured = [f"measured on this machine, in characters/s: {speeds}"] if speeds else []
+    table = [f"  {name:{names}}  {value:>{values}}  {reason}" for name, value, reason in rows]
+    return "\n".join([*plan.summary(), *measured, "", *table])
