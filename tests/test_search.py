@@ -27,7 +27,7 @@ from charwright.training import trial as trial_module
 from charwright.training.events import Epoch, Event, Validation
 from charwright.training.loop import fit
 from charwright.training.recipe_file import read_recipe
-from charwright.training.recipes import DEFAULT
+from charwright.training.recipes import DEFAULT, Text, make_plan
 from charwright.training.search import (
     Hopeless,
     Limits,
@@ -39,7 +39,7 @@ from charwright.training.search import (
     space,
     starting_recipe,
 )
-from charwright.training.trial import MARKS, PROBE_CHARACTERS, Curve, Outcome, Task, probe, run_trial
+from charwright.training.trial import MARKS, PROBE_LENGTH, PROBE_PIECES, Curve, Outcome, Task, probe, run_trial
 from commands import TEXT
 
 START = DEFAULT.with_options({"minutes": 2.0})
@@ -137,8 +137,14 @@ def test_a_tied_embedding_stays_as_wide_as_the_units() -> None:
     assert recipe_of_trial(tied, nearest(tied) | {"units": 256}).model.embedding == 256
 
 
-def test_the_starting_recipe_has_the_minutes_and_the_options() -> None:
+def test_the_starting_recipe_is_planned_for_the_text_and_the_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds = {128: 90_000.0, 512: 20_000.0}
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(search_module, "measure_speeds", lambda *asking, **_: asked.append(asking) or speeds)
     recipe = starting_recipe(task(), {"min_count": 3, "seed": 7})
+    assert asked == [(len(task().vocabulary), SequenceConfig(), 60 * task().minutes)]
+    text = Text.of(task().training_text, len(task().vocabulary))
+    assert recipe == make_plan(text, {"minutes": task().minutes, "min_count": 3, "seed": 7}, speeds).recipe
     assert (recipe.training.minutes, recipe.vocabulary.min_count, recipe.training.seed) == (task().minutes, 3, 7)
 
 
@@ -208,7 +214,7 @@ def test_a_trial_is_given_up_when_most_were_better_at_the_same_mark(folder: Path
 # When it ends.
 
 
-@pytest.mark.parametrize(("seconds", "made"), [(120, 1), (239, 1), (601, 5), (719, 5)])
+@pytest.mark.parametrize(("seconds", "made"), [(120, 1), (239, 1), (257, 1), (259, 2), (619, 5)])
 def test_a_trial_that_would_not_fit_is_not_begun(folder: Path, seconds: float, made: int) -> None:
     bench = Bench(Clock())
     with search_in(folder, lambda: START, PROTOCOL) as search:
@@ -225,7 +231,7 @@ def test_a_trial_that_took_long_is_a_warning(folder: Path) -> None:
 
 def test_the_limits_hold_for_all_sessions_together(folder: Path) -> None:
     bench = Bench(Clock())
-    for limits, made in ((Limits(trials=2), 2), (Limits(trials=3), 1), (Limits(trials=3), 0), (Limits(480), 1)):
+    for limits, made in ((Limits(trials=2), 2), (Limits(trials=3), 1), (Limits(trials=3), 0), (Limits(500), 1)):
         with search_in(folder, lambda: START, PROTOCOL) as search:
             assert len(list(search.run(bench, limits, clock=bench.clock))) == made
             assert search.spent_s == bench.clock.now
@@ -394,15 +400,17 @@ def test_a_trial_that_turns_is_judged_by_its_best_weights(monkeypatch: pytest.Mo
     """They are chosen by a part of the validation text and measured on the whole of it."""
     measured: list[tuple[int, float]] = []
 
-    def turning(model: Any, vocabulary: Vocabulary, text: str) -> Any:
+    def turning(model: Any, vocabulary: Vocabulary, text: str, protocol: str = "carried") -> Any:
         measured.append((len(text), float(model.arrays()["head.weight"].sum())))
-        return dataclasses.replace(evaluate(model, vocabulary, text), nats_per_char=3.0 + abs(len(measured) - 3))
+        return dataclasses.replace(
+            evaluate(model, vocabulary, text), nats_per_char=3.0 + abs(len(measured) - 3), blocks=()
+        )
 
     monkeypatch.setattr(trial_module, "evaluate", turning)
     long = task(text=TEXT * 50)
     assert run_trial(long, TINY, never, clock=Clock(0.05)).kind == "complete"
     (*seen, (length, weights)) = measured
-    assert {length for length, _ in seen} == {PROBE_CHARACTERS}
+    assert {length for length, _ in seen} == {PROBE_PIECES * PROBE_LENGTH + 1}
     assert length == len(long.validation_text)
     assert [weight == weights for _, weight in seen] == [False, False, True] + [False] * (len(seen) - 3)
 
@@ -479,12 +487,15 @@ def test_nothing_is_known_of_marks_before_the_first_loss() -> None:
 
 def test_a_probe_is_spread_over_the_text() -> None:
     text = "".join(chr(0x4E00 + i // 100) for i in range(500_000))
-    seen = probe(text)
-    assert len(seen) == PROBE_CHARACTERS
+    seen, protocol = probe(text)
+    assert protocol == f"windows-{PROBE_LENGTH}"
+    assert (len(seen) - 1) // PROBE_LENGTH == PROBE_PIECES
     assert seen[0] == text[0]
     assert seen[-1] == text[-1]
-    assert len(set(seen)) >= 200
-    assert probe("short") == "short"
+    assert len(set(seen)) >= 3 * PROBE_PIECES
+    for short in ("short", text[: 2 * PROBE_LENGTH]):
+        assert probe(short) == (short, "carried")
+    assert probe(text[:5000]) == (text[:5000], protocol)
 
 
 def test_too_little_text_is_refused_before_anything() -> None:

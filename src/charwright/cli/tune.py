@@ -176,9 +176,9 @@ def _search(search: Search, task: Task, limits: Limits, shown: _Shown) -> str | 
     """Make the trials; the name of the signal that stopped them, or None."""
     from charwright.training.trial import run_trial
 
-    shown.begin(search)
     made = 0
     with stop_asked(b"\nstopping after this step; once more to stop at once\n") as should_stop:
+        shown.begin(search)
 
         def measure(recipe: Recipe, hopeless: Hopeless) -> Outcome:
             return run_trial(task, recipe, hopeless, should_stop=should_stop, listen=shown.hear)

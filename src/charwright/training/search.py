@@ -27,21 +27,36 @@ from optuna.trial import FrozenTrial, TrialState
 
 from charwright.config import Recipe
 from charwright.errors import DamagedRunError, RunError, UsageError
+from charwright.model.machine import choose_precision
+from charwright.model.recurrent import choose_core
 from charwright.storage import FORMAT, drop_cut_line, locked, write_file, write_json
+from charwright.training.calibration import measure_speeds
 from charwright.training.recipe_file import write_recipe
-from charwright.training.recipes import DEFAULT
+from charwright.training.recipes import DEFAULT, Text, make_plan
 from charwright.training.trial import Hopeless, Outcome, Task
 
 JOURNAL = "journal.jsonl"
 NAME = "search"
 STARTUP = 10  # trials at random before the estimator has enough to learn from
+MARGIN = 1.15  # what a trial may take of its minutes, measuring included, as long as none was seen to take longer
 COMPARED = 5  # trials to the end before one is given up for being worse than their median
 LOST = 2  # times that a trial may take its process down with it before it is left alone
 
 
 def starting_recipe(task: Task, options: Mapping[str, Any]) -> Recipe:
-    """The recipe that `train` would take for this text and these minutes, with the options that were given by hand."""
-    return DEFAULT.with_options({"minutes": task.minutes, **options})
+    """The recipe that `train` would take for this text and these minutes: a plan, with the options given by hand."""
+    options = {"minutes": task.minutes, **options}
+    usual = DEFAULT.with_options(options)
+    precision = choose_precision(usual.training.precision, task.device)
+    speeds = measure_speeds(
+        len(task.vocabulary),
+        usual.sequences,
+        task.minutes * 60,
+        device=task.device,
+        precision=precision,
+        core=choose_core(task.core, task.device, precision),
+    )
+    return make_plan(Text.of(task.training_text, len(task.vocabulary)), options, speeds).recipe
 
 
 # What is searched.
@@ -236,9 +251,9 @@ class Search:
         if limits.seconds is None:
             return True
         trial_s = 60 * float(self.protocol["--minutes-per-trial"])
-        longest_s = max([trial_s, *(trial.outcome.seconds for trial in tried)])
-        # What reading the journal took must not keep the only trial of a short search from being begun.
-        return spent_s + longest_s <= limits.seconds + (0.0 if tried else 0.01 * trial_s)
+        # The first one is begun if its minutes are there: a search without any would be none.
+        needed_s = trial_s * (MARGIN if tried else 0.99)
+        return spent_s + max([needed_s, *(trial.outcome.seconds for trial in tried)]) <= limits.seconds
 
     def _one(self, measure: Measure) -> Outcome:
         """Ask for a point, measure it, and tell what came out."""

@@ -23,8 +23,8 @@ MARKS = (0.3, 0.5, 0.7)
 """Shares of the budget at which trials are compared. The learning rate falls over the whole of it, so that two losses
 say something about each other at the same share alone."""
 
-PROBE_CHARACTERS = 20_000
-PROBE_PIECES = 20
+PROBE_PIECES = 64
+PROBE_LENGTH = 300
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class _Training:
         # Only the minutes end a trial: one that stopped at a target would be no better than those behind it.
         budget = {"epochs": None, "steps": None, "minutes": task.minutes, "target_loss": None, "patience": None}
         self.recipe = recipe.with_options(budget)
-        self.probe = probe(task.validation_text)
+        self.probe, self.protocol = probe(task.validation_text)
         self.curve = Curve()
         self.given_up = False
 
@@ -181,7 +181,7 @@ class _Training:
             model,
             dataset,
             self.recipe.training,
-            validate=lambda model: evaluate(model, self.task.vocabulary, self.probe),
+            validate=lambda model: evaluate(model, self.task.vocabulary, self.probe, self.protocol),
             should_stop=lambda: "given up" if self.given_up else self.should_stop(),
             clock=self.clock,
         )
@@ -217,10 +217,17 @@ class Curve:
         return found
 
 
-def probe(text: str) -> str:
-    """Pieces of a text, spread evenly: enough to see how a trial goes, and quick to measure even for a large model."""
-    if len(text) <= PROBE_CHARACTERS:
-        return text
-    length = PROBE_CHARACTERS // PROBE_PIECES
-    begins = [(len(text) - length) * piece // (PROBE_PIECES - 1) for piece in range(PROBE_PIECES)]
-    return "".join(text[begin : begin + length] for begin in begins)
+def probe(text: str) -> tuple[str, str]:
+    """A part of a validation text, and how to measure it: enough to see how a trial goes, soon and at little cost.
+
+    Many short pieces at once are quick even for a large model: it has few steps to take, and wide ones. They are spread
+    evenly over the text. A text that is no longer than a few of them is measured as it is.
+    """
+    if len(text) <= 2 * PROBE_LENGTH:
+        return text, "carried"
+    protocol = f"windows-{PROBE_LENGTH}"
+    if len(text) <= PROBE_PIECES * PROBE_LENGTH:
+        return text, protocol
+    begins = [(len(text) - PROBE_LENGTH) * piece // (PROBE_PIECES - 1) for piece in range(PROBE_PIECES)]
+    # One more character, for the last piece has to be predicted to its end too.
+    return "".join(text[begin : begin + PROBE_LENGTH] for begin in begins) + text[-1], protocol
