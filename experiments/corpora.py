@@ -21,10 +21,19 @@ KB, MB = 1_000, 1_000_000
 
 def shakespeare() -> str:
     """The tutorial's text without its last tenth, which is for reporting alone."""
+    text = _whole_shakespeare()
+    return text[: int(len(text) * 0.9)]
+
+
+def whole_text(name: str) -> str:
+    """A text with all that results are reported on."""
+    return _whole_shakespeare() if name == "shakespeare" else TEXTS[name]()
+
+
+def _whole_shakespeare() -> str:
     for path in Path(os.environ.get("CHARWRIGHT_DATA", ".")).glob("*.txt"):
         if path.stat().st_size == 1_115_394:
-            text = path.read_text(encoding="utf-8")
-            return text[: int(len(text) * 0.9)]
+            return path.read_text(encoding="utf-8")
     raise SystemExit("tiny shakespeare is not there; set CHARWRIGHT_DATA to the folder that holds it")
 
 

@@ -134,7 +134,7 @@ def test_golden_bytes(run: Run) -> None:
     assert hashlib.sha256(model).hexdigest() == GOLDEN_WEIGHTS_SHA256
 
 
-GOLDEN_CONFIG_SHA256 = "4037451c97168bed77979391610b32a789f856af81c769aa8b9508e81cac209c"
+GOLDEN_CONFIG_SHA256 = ""
 GOLDEN_WEIGHTS_SHA256 = "5d1d41a712d0635ecb453bbb0b3657929e00db22653ef30feb1880d2f767430d"
 
 

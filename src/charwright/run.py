@@ -375,7 +375,11 @@ class Run:
 
     def epochs(self) -> list[dict[str, Any]]:
         """The epoch events, one for each step: where a resume did some again, the last word counts."""
-        by_step = {event["step"]: event for event in self.log() if _is_epoch(event)}
+        return [event for event in self.history() if event["event"] == "epoch"]
+
+    def history(self) -> list[dict[str, Any]]:
+        """The same with the validations inside epochs, which a long text has."""
+        by_step = {event["step"]: event for event in self.log() if _is_measured(event)}
         return [by_step[step] for step in sorted(by_step)]
 
     def _checkpoint_folders(self) -> list[Path]:
@@ -411,10 +415,10 @@ def _undo_creation(place: Path, old: Path) -> None:
         old.rename(place)
 
 
-def _is_epoch(event: Mapping[str, Any]) -> bool:
-    """Whether an event is that of an epoch, with the figures that readers count on."""
+def _is_measured(event: Mapping[str, Any]) -> bool:
+    """Whether an event is that of an epoch or of a validation inside one, with the figures that readers count on."""
     figures = [event.get(key) for key in ("step", "epoch", "train_loss")]
-    return event.get("event") == "epoch" and all(isinstance(figure, int | float) for figure in figures)
+    return event.get("event") in {"epoch", "validation"} and all(isinstance(figure, int | float) for figure in figures)
 
 
 def _sources(values: Any, where: str) -> tuple[Source, ...]:

@@ -34,7 +34,7 @@ def test_evaluate_json(charwright: Terminal, trained: Path, tmp_path: Path, prot
 def test_info(charwright: Terminal, trained: Path) -> None:
     result = charwright("info", trained)
     assert (result.code, result.err) == (0, "")
-    for shown in ("embedding", "recurrent.0 (gru)", "head", f"{len(TEXT):,} characters", "Recipe: default", "epoch "):
+    for shown in ("embedding", "recurrent.0 (gru)", "head", f"{len(TEXT):,} characters", "Recipe: default", "step "):
         assert shown in result.out
 
 
@@ -51,7 +51,7 @@ def test_info_json(charwright: Terminal, trained: Path) -> None:
 def test_info_of_a_run_that_has_hardly_begun(charwright: Terminal, copy: Path) -> None:
     (copy / "log.jsonl").write_bytes(b'{"event": "start", "st\xff')
     shutil.rmtree(copy / "checkpoints")
-    assert "No epoch is finished yet" in charwright("info", copy).out
+    assert "Nothing is measured yet" in charwright("info", copy).out
     assert "no finished epoch" in charwright("info", copy, "--plot", copy / "x.png").line
 
 

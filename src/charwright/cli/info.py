@@ -81,7 +81,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "layers": layers,
         "vocabulary": len(run.vocabulary),
         "unit": run.vocabulary.unit,
-        "history": run.epochs(),
+        "history": run.history(),
         **run.config.to_json(),
     }
 
@@ -114,18 +114,23 @@ def _print_corpus(run: Run) -> None:
         step = "" if config.parent.step is None else f" at step {config.parent.step:,}"
         learned = f", which had {config.parent.characters:,} characters" if config.parent.characters else ""
         click.echo(f"Goes on from {config.parent.folder}{step}{learned}")
+    if config.plan:
+        read = (
+            f"{config.plan['characters']:,} characters ({config.plan['script']}) read {config.plan['passes']:g} times"
+        )
+        click.echo(f"Planned for {read}")
     click.echo(f"Vocabulary: {len(run.vocabulary):,} tokens, unit {run.vocabulary.unit}. Recipe: {config.recipe_name}")
 
 
 def _print_history(run: Run) -> None:
-    epochs = run.epochs()
+    epochs = run.history()
     if not epochs:
-        click.echo("No epoch is finished yet.")
+        click.echo("Nothing is measured yet.")
         return
     validated = [epoch for epoch in epochs if epoch.get("validation_loss") is not None]
     key, shown = ("validation_loss", validated) if validated else ("train_loss", epochs)
     click.echo(f"\n{key.replace('_', ' ').capitalize()}, nats per {'character' if validated else 'token'}:")
-    for line in chart([(epoch["epoch"], epoch[key]) for epoch in shown]):
+    for line in chart([(epoch["step"], epoch[key]) for epoch in shown]):
         click.echo(line)
 
 
@@ -136,8 +141,8 @@ def chart(points: list[tuple[int, float]], rows: int = 16, width: int = 40) -> l
     values = [value for _, value in points]
     low, high = min(values) * 0.9, max(values)
     return [
-        f"  epoch {epoch:>5}  {value:.4f}  " + "█" * max(1, round(width * (value - low) / max(high - low, 1e-9)))
-        for epoch, value in points
+        f"  step {step:>9,}  {value:.4f}  " + "█" * max(1, round(width * (value - low) / max(high - low, 1e-9)))
+        for step, value in points
     ]
 
 
@@ -149,7 +154,7 @@ def _plot(run: Run, path: Path) -> None:
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    epochs = run.epochs()
+    epochs = run.history()
     if not epochs:
         raise RunError(f"{run.folder} has no finished epoch to draw yet")
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")

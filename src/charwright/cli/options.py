@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import click
@@ -95,6 +96,12 @@ def given(ctx: click.Context, names: Iterable[str]) -> dict[str, Any]:
     """Those of the named options that the user gave."""
     default = (ParameterSource.DEFAULT, None)
     return {name: ctx.params[name] for name in names if ctx.get_parameter_source(name) not in default}
+
+
+def say(line: str) -> None:
+    """A word to the person at the terminal, on stderr; the work goes on when nobody listens."""
+    with suppress(BrokenPipeError):
+        click.echo(line, err=True)
 
 
 def fresh_seed(below: int = 2**32) -> int:

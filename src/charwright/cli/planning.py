@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from charwright.cli.options import say
 from charwright.config import SequenceConfig
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Planner:
             click.echo(explanation(plan))
             raise click.exceptions.Exit(0)
         for line in plan.summary():
-            click.echo(line, err=True)
+            say(line)
         return plan
 
     def _speeds(self, vocabulary_size: int, sequences: SequenceConfig, budget_s: float) -> dict[int, float]:

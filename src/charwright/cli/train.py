@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from charwright.cli.options import SectionedCommand, config_options, field_names, given
+from charwright.cli.options import SectionedCommand, config_options, field_names, given, say
 from charwright.cli.planning import Planner
 from charwright.cli.signals import handling
 from charwright.cli.work import READING, Work, model_and_dataset, named_recipe, new_work, resumed_work, trained_run
@@ -107,6 +107,10 @@ def train(
         raise UsageError("--from begins another run and --resume goes on with one: choose one")
     if corpus_moved and not resume:
         raise UsageError("--corpus belongs to --resume; name the text without it")
+    if tensorboard:
+        from charwright.training.progress import TensorBoard
+
+        TensorBoard.require()  # before anything is measured or made
     options = given(ctx, field_names(VocabularyConfig, SplitConfig, SequenceConfig, ModelConfig, TrainingConfig))
     if resume:
         _use_threads(threads)
@@ -131,8 +135,6 @@ def _train(work: Work, device_name: str, core: str, began_s: float, *, tensorboa
 
     training = work.recipe.training
     model, dataset = model_and_dataset(work, device_name, core)
-    if tensorboard:
-        TensorBoard.require()  # before there is a folder
     run = work.open_run()
     if work.weights is not None:
         _save_beginning(run, work.weights, training.keep_checkpoints)
@@ -156,13 +158,13 @@ def _train(work: Work, device_name: str, core: str, began_s: float, *, tensorboa
             writer.write(event)
             reason, step = getattr(event, "reason", reason), event.step
     if reason in ENDS_EARLY:
-        click.echo(ENDS_EARLY[reason], err=True)
+        say(ENDS_EARLY[reason])
     elif reason != "done":
-        click.echo(f"stopped and saved; go on with: charwright train --resume {run.folder}", err=True)
+        say(f"stopped and saved; go on with: charwright train --resume {run.folder}")
         return 128 + int(signal.Signals[reason])
     if snapshot is not None and snapshot.position.step == step:
-        click.echo("its budget was spent already; to train on, raise it with --epochs, --steps or --minutes", err=True)
-    click.echo(f"saved {run.folder}; write with: charwright generate {run.folder}", err=True)
+        say("its budget was spent already; to train on, raise it with --epochs, --steps or --minutes")
+    say(f"saved {run.folder}; write with: charwright generate {run.folder}")
     return 0
 
 

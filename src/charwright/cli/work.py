@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from charwright.cli.options import field_names
+from charwright.cli.options import field_names, say
 from charwright.config import BUDGETS, CorpusConfig, Recipe, SplitConfig, flag
 from charwright.errors import UsageError
 
@@ -141,18 +139,18 @@ def new_work(
     text = read_corpus(corpus, reading, places)
     measured = read_corpus(validation, reading, places) if validation else None
     for note in (*text.notes, *(measured.notes if measured else ())):
-        click.echo(note, err=True)
+        say(note)
     if out is None:
         out = _free_folder(Path("runs") / text.name)
     if measured is not None:
         recipe = recipe.with_options({"val_fraction": 0.0})
     training_text, validation_text = split_corpus(text.text, recipe.split)
+    if recipe.training.target_loss is not None and not (validation_text or measured):
+        raise UsageError("--target-loss is measured on validation text, and there is none: raise --val-fraction")
     vocabulary = origin.vocabulary(text.text)
     plan = origin.planner.plan(training_text, vocabulary) if origin.planner else None
     if plan is not None:
         recipe = dataclasses.replace(plan.recipe, split=recipe.split)
-    if recipe.training.target_loss is not None and not (validation_text or measured):
-        raise UsageError("--target-loss is measured on validation text, and there is none: raise --val-fraction")
     config = RunConfig(
         recipe=recipe,
         recipe_name=origin.recipe_name,
@@ -166,7 +164,7 @@ def new_work(
         plan=plan.to_json() if plan else None,
     )
     if origin.run is not None:
-        click.echo(f"goes on from {origin.run.folder} ({_growth(origin.run.vocabulary, vocabulary)})", err=True)
+        say(f"goes on from {origin.run.folder} ({_growth(origin.run.vocabulary, vocabulary)})")
 
     def make() -> Run:
         run = Run.create(out, config, vocabulary, force=force)
@@ -224,7 +222,7 @@ def model_and_dataset(work: Work, device_name: str, core: str) -> tuple[Language
     ids = vocabulary.encode(work.training_text)
     sequences, word = shrink_to_fit(len(ids), recipe.sequences)
     if word:
-        click.echo(word, err=True)
+        say(word)
     dataset = make_dataset(ids, sequences, recipe.training.seed)
     precision = choose_precision(recipe.training.precision, device)
     choose_core(core, device, precision)  # A core that cannot work is refused before there is a folder.
@@ -240,7 +238,7 @@ def model_and_dataset(work: Work, device_name: str, core: str) -> tuple[Language
     if work.weights is not None:
         model.load_arrays(work.weights)
     if device.type == "cpu" and kernels.load() is None:
-        click.echo(f"note: {NO_KERNELS}", err=True)
+        say(f"note: {NO_KERNELS}")
     return model.to(device), dataset
 
 

@@ -9,7 +9,18 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
 from charwright.errors import MissingExtraError
-from charwright.training.events import Checkpoint, End, Epoch, Event, Resume, Sample, Start, Step
+from charwright.training.events import (
+    Checkpoint,
+    End,
+    Epoch,
+    Event,
+    Resume,
+    Rollback,
+    Sample,
+    Start,
+    Step,
+    Validation,
+)
 
 PLAIN_LINE_EVERY_S = 10.0
 EPOCH_LINE_EVERY_S = 1.0  # of epochs that nothing was measured in: a tiny text has hundreds a minute
@@ -71,6 +82,23 @@ def describe_epoch(event: Epoch) -> str:
     return line + f"  {event.chars_per_s:,.0f} chars/s  {format_seconds(event.elapsed_s)}"
 
 
+def describe_validation(event: Validation) -> str:
+    """One line about a validation inside an epoch."""
+    line = f"step {event.step:,}  loss {event.train_loss:.4f}"
+    if event.validation_loss is not None:
+        line += f"  validation {event.validation_loss:.4f} ({event.bits_per_char:.3f} bits/char)"
+        line += "  best so far" if event.best else ""
+    return line
+
+
+def describe_rollback(event: Rollback) -> str:
+    """One line about a fall."""
+    return (
+        f"diverged near step {event.diverged_step:,}: going on from step {event.step:,} with a learning rate of "
+        f"{event.learning_rate:.2g}"
+    )
+
+
 def format_seconds(seconds: float | None) -> str:
     """Seconds as people say them: 8 s, 2:05, 1:02:03."""
     if seconds is None:
@@ -120,6 +148,10 @@ class PlainProgress:
                 )
             case Epoch() if self.epochs.worth_a_line(event):
                 self._line(describe_epoch(event))
+            case Validation():
+                self._line(describe_validation(event))
+            case Rollback():
+                self._line(describe_rollback(event))
             case Sample():
                 self._line("\n".join("    " + line for line in event.text.splitlines()))
             case _:
@@ -167,6 +199,10 @@ class BarProgress:
                 self.bar.update(self.task, completed=event.fraction, epoch=event.epoch, note=note)
             case Epoch() if self.epochs.worth_a_line(event):
                 self._print(describe_epoch(event), "bold")
+            case Validation():
+                self._print(describe_validation(event), "bold")
+            case Rollback():
+                self._print(describe_rollback(event), "yellow")
             case Sample():
                 self._print("\n".join("  " + line for line in event.text.splitlines()) + "\n", "dim")
             case End():
@@ -215,6 +251,8 @@ class TensorBoard:
                 self.writer.add_scalar("epoch/train_loss", event.train_loss, event.step)
                 if event.validation_loss is not None:
                     self.writer.add_scalar("epoch/validation_loss", event.validation_loss, event.step)
+            case Validation() if event.validation_loss is not None:
+                self.writer.add_scalar("epoch/validation_loss", event.validation_loss, event.step)
             case Sample():
                 self.writer.add_text("sample", event.text, event.step)
             case Checkpoint():

@@ -206,13 +206,13 @@ class _Rule:
             ),
             "state_dropout": (_rounded(0.08 * strain, most=0.35), f"{read}: so does silence inside the state"),
             "weight_decay": (
-                _rounded(0.2 * max(0.5, strain), most=4.0),
+                _rounded(0.2 * max(0.5, strain), most=1.2),
                 f"{read}: weights forget what is not seen again",
             ),
             "averaging": (0.1, "the mean over the last tenth of the steps is steadier than the last step"),
             "schedule": ("cosine", "the rate falls to nothing as the budget ends"),
             "zero_state": (0.02, "some streams begin anew in each batch, as a prompt does"),
-            "patience": (8, "a validation loss that has turned does not come back"),
+            "patience": (10, "a validation loss that has turned does not come back"),
         }
         return chosen
 
@@ -228,7 +228,7 @@ class _Rule:
         return units, f"the widest that can be trained in this time: {self._steps(units):,.0f} steps"
 
     def _widest(self) -> float:
-        return 256 * math.pow(self.text.characters / 16_000, 0.33)
+        return 256 * math.pow(self.text.characters / 16_000, 0.34)
 
     def _learning_rate(self, units: int) -> float:
         return _rounded(4e-3 * min(1.0, math.sqrt(640 / units)), most=1.0)

@@ -1,0 +1,117 @@
+"""How well a model writes after so many minutes: the planned recipe beside the tutorial's, in one run.
+
+    python benchmarks/quality.py --minutes 2                       # tiny shakespeare, three seeds of each
+    python benchmarks/quality.py --minutes 2 --texts all --seeds 1 # every text of the experiments
+
+Both sides are whole commands, `charwright train`, in turn; the wall time is that of the command, from its start to its
+end. Every loss is that of the saved model on the text's last tenth (tiny shakespeare) or on the blocks kept for
+validation (all others), which neither side trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import charwright as cw
+from charwright.data.corpus import split_corpus
+from machine import describe_machine
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
+
+from corpora import TEXTS, whole_text
+
+SIDES = {"planned": [], "tutorial": ["--recipe", "tutorial", "--val-fraction", "0.1"]}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One command: the loss of its model in two ways, its seconds, and what it trained."""
+
+    carried: float
+    windows: float
+    wall_s: float
+    units: int
+    diverged: bool
+
+
+def train(text: Path, side: str, minutes: float, seed: int, split: str, folder: Path) -> Result:
+    """Run one `charwright train` and measure what it saved."""
+    run = folder / f"{text.stem}-{side}-{minutes:g}-{seed}"
+    command = [sys.executable, "-m", "charwright", "train", str(text), "--minutes", f"{minutes:g}"]
+    command += ["--val-split", split, "--seed", str(seed), "--out", str(run), "--force", *SIDES[side]]
+    began = time.monotonic()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    wall_s = time.monotonic() - began
+    return measure(run, text, wall_s)
+
+
+def measure(folder: Path, text: Path, wall_s: float) -> Result:
+    """The losses of a run on the text that was kept from it."""
+    run = cw.Run.open(folder)
+    _, validation = split_corpus(text.read_text(encoding="utf-8"), run.config.recipe.split)
+    model = cw.LanguageModel.from_arrays(run.model, run.weights())
+    carried = cw.evaluate(model, run.vocabulary, validation).nats_per_char
+    windows = cw.evaluate(model, run.vocabulary, validation, "windows-256").nats_per_char
+    events = [json.loads(line)["event"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    return Result(carried, windows, wall_s, run.model.units, "rollback" in events)
+
+
+def row(name: str, minutes: float, side: str, results: list[Result]) -> str:
+    """A line of the table: the median, and the least and greatest where there are several."""
+    losses = [result.carried for result in results]
+    spread = f" ({min(losses):.4f} to {max(losses):.4f})" if len(losses) > 1 else ""
+    windows = statistics.median(result.windows for result in results)
+    longest = max(result.wall_s for result in results)
+    widths = "/".join(str(units) for units in sorted({result.units for result in results}))
+    return (
+        f"| {name} | {minutes:g} | {side} | {statistics.median(losses):.4f}{spread} | {windows:.4f} | {widths} "
+        f"| {longest:.1f} s |"
+    )
+
+
+def compare(name: str, minutes: float, seeds: list[int], sides: list[str], folder: Path) -> None:
+    """Train both sides in turn, seed by seed, and print their lines and the difference."""
+    text = folder / f"{name}.txt"
+    text.write_text(whole_text(name), encoding="utf-8")
+    split = "tail" if name == "shakespeare" else "blocks"
+    results: dict[str, list[Result]] = {side: [] for side in sides}
+    for seed in seeds:
+        for side in sides:
+            results[side].append(train(text, side, minutes, seed, split, folder))
+    for side in sides:
+        print(row(name, minutes, side, results[side]), flush=True)
+        if any(result.diverged for result in results[side]):
+            print(f"|   | | {side} | went back after diverging | | | |", flush=True)
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, nargs="+", default=[2.0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--texts", nargs="+", default=["shakespeare"], choices=[*TEXTS, "all"])
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
+    parser.add_argument("--keep", type=Path, help="a folder for the runs; without it they are thrown away")
+    asked = parser.parse_args()
+    print(f"{describe_machine()}; losses in nats per character\n")
+    print("| text | minutes | recipe | carried | windows of 256 | units | longest command |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    names = list(TEXTS) if "all" in asked.texts else asked.texts
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = asked.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            for minutes in asked.minutes:
+                compare(name, minutes, asked.seeds, asked.sides, folder)
+
+
+if __name__ == "__main__":
+    main()

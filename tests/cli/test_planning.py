@@ -1,0 +1,107 @@
+"""`charwright train` without options: a plan that is said, kept and explained, and a budget that is met."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from charwright.run import Run
+from commands import SMALL, TEXT, Terminal
+
+
+@pytest.fixture
+def longer(tmp_path: Path) -> Path:
+    path = tmp_path / "hamlet.txt"
+    path.write_text(TEXT * 5, encoding="utf-8")
+    return path
+
+
+def test_a_plan_is_said_in_two_lines_and_kept(charwright: Terminal, longer: Path, tmp_path: Path) -> None:
+    result = charwright("train", longer, "--out", tmp_path / "run", "--minutes", "0.05", "--units", "16")
+    assert result.code == 0
+    plan = [line for line in result.err.splitlines() if line.startswith("plan: ")]
+    assert len(plan) == 2
+    assert "16 GRU units for 0.05 minutes" in plan[0]
+    config = Run.open(tmp_path / "run").config
+    assert config.plan is not None
+    assert config.plan["script"] == "Latin"
+    assert config.plan["reasons"]["units"] == "given by hand"
+    assert config.plan["speeds"], "the machine was measured"
+    assert config.recipe.model.units == 16
+    assert config.recipe.training.patience == 10
+    shown = charwright("info", tmp_path / "run")
+    assert "Planned for" in shown.out
+
+
+def test_explain_plan_says_all_and_trains_nothing(charwright: Terminal, longer: Path, tmp_path: Path) -> None:
+    result = charwright("train", longer, "--out", tmp_path / "run", "--epochs", "3", "--explain-plan", "--batch", "8")
+    assert result.code == 0
+    assert not (tmp_path / "run").exists()
+    lines = result.out.splitlines()
+    assert any(line.split()[:2] == ["--batch", "8"] and line.endswith("given by hand") for line in lines)
+    assert any(line.split()[0] == "--dropout" and "3.0 times" in line for line in lines if line)
+
+
+def test_explain_plan_belongs_to_the_planned_recipe(charwright: Terminal, longer: Path) -> None:
+    for words in (["--recipe", "tutorial"], ["--from", "nowhere"]):
+        result = charwright("train", longer, "--explain-plan", *words)
+        assert result.code in (1, 2)
+        assert result.err.count("\n") == 1
+
+
+def test_other_recipes_are_not_planned(charwright: Terminal, longer: Path, tmp_path: Path) -> None:
+    words = ["--recipe", "tutorial", "--steps", "1", "--units", "8", "--embedding", "4"]
+    result = charwright("train", longer, "--out", tmp_path / "run", *words)
+    assert "plan:" not in result.err
+    assert Run.open(tmp_path / "run").config.plan is None
+
+
+def test_a_budget_of_minutes_is_the_time_of_the_whole_command(
+    charwright: Terminal, longer: Path, tmp_path: Path
+) -> None:
+    """Measuring, training, validating and saving; with a second for a machine that is busy with other things."""
+    began = time.monotonic()
+    words = ["--minutes", "0.1", "--units", "16", "--embedding", "8"]
+    assert charwright("train", longer, "--out", tmp_path / "run", *words).code == 0
+    assert 5.0 < time.monotonic() - began < 9.0
+    log = list(Run.open(tmp_path / "run").log())
+    rates = [event["learning_rate"] for event in log if event["event"] == "step"]
+    assert rates[-1] < 0.02 * rates[0], "the rate has come down when the time is over"
+    assert log[-1]["reason"] == "done"
+    again = charwright("train", "--resume", tmp_path / "run")
+    assert "budget was spent already" in again.err
+
+
+def test_a_text_shorter_than_a_batch(charwright: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("道可道，非常道。", encoding="utf-8")
+    assert charwright("train", tmp_path / "short.txt", "--out", tmp_path / "run", "--minutes", "0.03").code == 0
+    plan = Run.open(tmp_path / "run").config.plan
+    assert plan is not None
+    assert plan["script"] == "CJK"
+
+
+def test_a_loss_to_be_reached(charwright: Terminal, longer: Path, tmp_path: Path) -> None:
+    words = ["--out", tmp_path / "run", "--epochs", "30", *SMALL, "--target-loss", "2.9"]
+    result = charwright("train", longer, *words)
+    assert result.code == 0
+    assert "that was asked for is reached" in result.err
+    losses = [event["validation_loss"] for event in Run.open(tmp_path / "run").epochs()]
+    assert losses[-1] <= 2.9
+    assert all(loss > 2.9 for loss in losses[:-1])
+    nothing = charwright("train", longer, "--out", tmp_path / "none", "--target-loss", "1", "--val-fraction", "0")
+    assert nothing.code == 2
+    assert "--val-fraction" in nothing.line
+
+
+def test_a_rate_a_hundred_times_too_high_ends_well(charwright: Terminal, longer: Path, tmp_path: Path) -> None:
+    words = ["--out", tmp_path / "run", "--epochs", "30", *SMALL, "--learning-rate", "1"]
+    result = charwright("train", longer, *words)
+    assert result.code == 0
+    log = list(Run.open(tmp_path / "run").log())
+    assert "diverged near step" in result.err
+    assert [event for event in log if event["event"] == "rollback"]
+    assert min(event["validation_loss"] for event in log if event["event"] == "epoch") < 3
+    assert all(json.dumps(event, allow_nan=False) for event in log)
