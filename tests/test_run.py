@@ -134,7 +134,7 @@ def test_golden_bytes(run: Run) -> None:
     assert hashlib.sha256(model).hexdigest() == GOLDEN_WEIGHTS_SHA256
 
 
-GOLDEN_CONFIG_SHA256 = ""
+GOLDEN_CONFIG_SHA256 = "91460b02768c2e37164ed2d558e18f67f02f3e0a67844ee7926b32380da23d4a"
 GOLDEN_WEIGHTS_SHA256 = "5d1d41a712d0635ecb453bbb0b3657929e00db22653ef30feb1880d2f767430d"
 
 
