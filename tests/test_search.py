@@ -16,7 +16,6 @@ import torch
 pytest.importorskip("optuna")
 
 from optuna.distributions import CategoricalDistribution
-from optuna.trial import TrialState
 
 from charwright.config import ModelConfig, Recipe, SequenceConfig, TrainingConfig
 from charwright.data.vocabulary import Vocabulary
@@ -266,28 +265,28 @@ def test_a_trial_that_was_torn_off_is_begun_again(folder: Path, error: type[Base
     assert bench.recipes[1] == bench.recipes[2] == tried[1].recipe
 
 
-def test_a_trial_that_a_kill_cut_off_is_begun_again_once(folder: Path) -> None:
-    _, bench = searched(folder, 1)
+def killed_in_a_trial(folder: Path) -> Recipe:
+    """Begin a trial, of which nothing is heard any more; the recipe of it."""
     with search_in(folder, lambda: START, PROTOCOL) as search:
-        cut_off = search.study.ask(space(START))
-    again, _ = searched(folder, 2, bench)
-    assert again[1].recipe == recipe_of_trial(START, cut_off.params)
-    with search_in(folder, lambda: START, PROTOCOL) as search:
-        first = search.study.ask(space(START))
-    with search_in(folder, lambda: START, PROTOCOL) as search:
-        search._enqueue_what_was_lost()
-        second = search.study.ask(space(START))
-        assert second.params == first.params
-    with search_in(folder, lambda: START, PROTOCOL) as search:
-        search._enqueue_what_was_lost()
-        assert not search.study.get_trials(states=(TrialState.WAITING, TrialState.RUNNING))
+        search._clear_up()
+        search.study.sampler = search._sampler()
+        trial = search.study.ask(space(START))
+        return START if "first" in trial.user_attrs else recipe_of_trial(START, trial.params)
+
+
+def test_a_trial_that_a_kill_cut_off_is_begun_again_but_not_for_ever(folder: Path) -> None:
+    searched(folder, 1)
+    cut_off = [killed_in_a_trial(folder) for _ in range(4)]
+    assert cut_off[0] == cut_off[1]
+    assert cut_off[1] != cut_off[2]
+    assert cut_off[2] == cut_off[3]
+    tried, _ = searched(folder, 3)
+    assert [trial.outcome.kind for trial in tried] == ["complete"] * 3
+    assert tried[1].recipe not in cut_off
 
 
 def test_the_first_recipe_is_tried_even_if_it_was_cut_off(folder: Path) -> None:
-    for _ in range(3):
-        with search_in(folder, lambda: START, PROTOCOL) as search:
-            search._enqueue_what_was_lost()
-            search.study.ask(space(START))
+    assert [killed_in_a_trial(folder) for _ in range(3)] == [START] * 3
     tried, _ = searched(folder, 1)
     assert tried[0].first
     assert tried[0].recipe == START
@@ -466,7 +465,9 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
 
 def test_a_budget_of_the_recipe_does_not_count() -> None:
     short = TINY.with_options({"steps": 2, "target_loss": 100.0, "patience": 1})
-    assert run_trial(task(), short, never, clock=Clock(0.05)).steps > 50
+    outcome = run_trial(task(), short, never, clock=Clock(0.05))
+    assert outcome.kind == "complete"
+    assert outcome.steps > 50
 
 
 def test_losses_are_compared_at_the_marks() -> None:

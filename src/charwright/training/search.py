@@ -40,7 +40,7 @@ NAME = "search"
 STARTUP = 10  # trials at random before the estimator has enough to learn from
 MARGIN = 1.15  # what a trial may take of its minutes, measuring included, as long as none was seen to take longer
 COMPARED = 5  # trials to the end before one is given up for being worse than their median
-LOST = 2  # times that a trial may take its process down with it before it is left alone
+KILLS = 2  # of the process in the middle of a trial, until another trial is proposed instead
 
 
 def starting_recipe(task: Task, options: Mapping[str, Any]) -> Recipe:
@@ -208,7 +208,7 @@ class Search:
 
         A trial for which the time would not do is not begun: a shorter one could not be compared with the others.
         """
-        self._enqueue_what_was_lost()
+        self._clear_up()
         began, before_s = clock(), self.spent_s
         while not should_stop() and self._room_for_another(limits, before_s + clock() - began):
             try:
@@ -274,10 +274,9 @@ class Search:
         return outcome
 
     def _tell(self, trial: optuna.Trial, outcome: Outcome) -> None:
-        """Write down how a trial ended; one that was stopped will be begun again."""
+        """Write down how a trial ended; one that was stopped counts for nothing and so will be proposed again."""
         if outcome.kind == "stopped":
             self.study.tell(trial, state=TrialState.FAIL)
-            self.study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
             return
         trial.set_user_attr("outcome", vars(outcome))
         if outcome.kind == "complete":
@@ -285,25 +284,23 @@ class Search:
         else:
             self.study.tell(trial, state=TrialState.PRUNED if outcome.kind == "pruned" else TrialState.FAIL)
 
-    def _enqueue_what_was_lost(self) -> None:
-        """Begin a trial again that a kill or a lost machine cut off, and the first one if there is none yet.
-
-        One that was cut off twice is left alone: it may be what the machine cannot bear.
-        """
-        for lost in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            self.study.tell(lost.number, state=TrialState.FAIL)
-            times = int(lost.user_attrs.get("lost", 0)) + 1
-            known = set(lost.params) == set(space(self.start)) and "first" not in lost.user_attrs
-            if known and times < LOST:
-                self.study.enqueue_trial(lost.params, user_attrs=lost.user_attrs | {"lost": times})
-        trials = self.study.get_trials(deepcopy=False)
-        firsts = [trial for trial in trials if "first" in trial.user_attrs]
+    def _clear_up(self) -> None:
+        """End the trial that a kill or a lost machine has cut off, and let the first recipe be tried if it was not."""
+        for cut_off in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self.study.tell(cut_off.number, state=TrialState.FAIL)
+            self.study.set_user_attr("kills", int(self.study.user_attrs.get("kills", 0)) + 1)
+        firsts = [trial for trial in self.study.get_trials(deepcopy=False) if "first" in trial.user_attrs]
         if not any("outcome" in trial.user_attrs or trial.state == TrialState.WAITING for trial in firsts):
             self.study.enqueue_trial(nearest(self.start), user_attrs={"first": True})
 
     def _sampler(self) -> optuna.samplers.BaseSampler:
-        """A sampler for the next trial alone: it proposes the same whether or not the search was stopped before."""
-        seed = np.random.SeedSequence([int(self.protocol["--seed"]), len(self.tried())]).generate_state(1)[0]
+        """A sampler for the next trial alone: it proposes the same whether or not the search was stopped before.
+
+        What took its process down with it more than once is proposed no more: the machine may not bear it.
+        """
+        given_up = int(self.study.user_attrs.get("kills", 0)) // KILLS
+        numbers = [int(self.protocol["--seed"]), len(self.tried()), given_up]
+        seed = np.random.SeedSequence(numbers).generate_state(1)[0]
         return optuna.samplers.TPESampler(seed=int(seed), multivariate=True, n_startup_trials=STARTUP)
 
     def _recipe(self, params: Mapping[str, Any], attributes: Mapping[str, Any]) -> Recipe:
