@@ -13,6 +13,7 @@ import argparse
 import ast
 import dataclasses
 import inspect
+import json
 import shlex
 import subprocess
 import sys
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "charwright"
 READMES = ("README.md", "README.zh-TW.md")
+RECIPES = "docs/explanation/recipes.md"
 WIDTH = 100
 SUFFIXES = (".py", ".c", ".h")
 ROOMS = ("data", "model", "kernels", "training", "generation", "interop", "serve", "cli")
@@ -65,6 +67,7 @@ def generated_pages() -> Page:
     return {
         "docs/reference/cli.md": cli_page(),
         "docs/reference/python.md": python_page(),
+        RECIPES: with_blocks(read(RECIPES), {"trials": trials("ledger"), "early": trials("early_trials")}),
         **{name: with_blocks(read(name), {"tree": fenced(tree())}) for name in READMES},
     }
 
@@ -80,7 +83,7 @@ def with_blocks(text: str, blocks: Mapping[str, str]) -> str:
     for name, content in blocks.items():
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         if text.count(begin) != 1 or text.count(end) != 1:
-            raise SystemExit(f"a README must hold {begin} and {end} once each")
+            raise SystemExit(f"a page must hold {begin} and {end} once each")
         before, rest = text.split(begin)
         text = f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
     return text
@@ -91,6 +94,33 @@ def fenced(text: str, language: str = "text") -> str:
     if "```" in text:
         raise SystemExit("a text with ``` in it cannot stand in a code block; take another seed")
     return f"```{language}\n{text}\n```"
+
+
+# The experiments.
+
+
+def trials(ledger: str) -> str:
+    """A ledger of the experiments as a table, text by text and budget by budget, the best first."""
+    path = ROOT / "experiments" / f"{ledger}.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines.sort(key=lambda line: (line["corpus"], line["minutes"], line["carried"]))
+    table = [
+        "| text | minutes | options | passes | training | carried | windows of 256 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for line in lines:
+        options = ", ".join(f"{name} {value:g}" if name != "cell" else value for name, value in _plain(line["options"]))
+        figures = " | ".join(
+            f"{line[key]:.4f}" if line[key] is not None else "" for key in ("train", "carried", "windows")
+        )
+        table.append(f"| {line['corpus']} | {line['minutes']:g} | {options} | {line['passes']:.1f} | {figures} |")
+    return "\n".join(table)
+
+
+def _plain(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The options of a trial, those that are words as `cell`: they need no name."""
+    for name, value in options.items():
+        yield ("cell", value) if isinstance(value, str) else (name.replace("_", " "), value)
 
 
 # The command line.
