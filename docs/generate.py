@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "charwright"
 READMES = ("README.md", "README.zh-TW.md")
+SAMPLE_LENGTH = 400
+NOVELTY_LENGTH = 10_000
 RECIPES = "docs/explanation/recipes.md"
 WIDTH = 100
 SUFFIXES = (".py", ".c", ".h")
@@ -343,25 +345,27 @@ def sample_blocks(folder: Path, prompt: str, seed: int, machine: str, readme: st
     from charwright.run import Run
 
     run = Run.open(folder)
-    options = ["--prompt", prompt, "--length", "200", "--seed", str(seed)]
-    written = subprocess.run(
-        [sys.executable, "-m", "charwright", "generate", str(folder), *options],
-        stdout=subprocess.PIPE,
-        check=True,
-        encoding="utf-8",
-    ).stdout
+    options = ["--prompt", prompt, "--length", str(SAMPLE_LENGTH), "--seed", str(seed)]
+    written = _generate(folder, *options)
     shown = f'--prompt "{prompt}" {shlex.join(options[2:])}'
     commands = f"{train_command(run)}\ncharwright generate {folder.as_posix()} {shown}"
     sample = f"{fenced(commands, 'sh')}\n\n{fenced(written.removesuffix(chr(10)))}"
     return {"sample": sample, "figures": figures(run, machine, readme)}
 
 
+def _generate(folder: Path, *options: str) -> str:
+    command = [sys.executable, "-m", "charwright", "generate", str(folder), *options]
+    return subprocess.run(command, stdout=subprocess.PIPE, check=True, encoding="utf-8").stdout
+
+
 def train_command(run: Run) -> str:
     """The command that makes such a run: what it was given beyond its recipe."""
     from charwright.config import flag
-    from charwright.training.recipes import find_recipe
+    from charwright.training.recipe_file import recipe_of
 
-    base = find_recipe(run.config.recipe_name)
+    base = recipe_of(run.config.recipe_name)
+    reasons = (run.config.plan or {}).get("reasons", {})
+    planned = {name for name, reason in reasons.items() if reason != "given by hand"}
     words = ["charwright", "train", *(source.location for source in run.config.sources)]
     if run.config.recipe_name != "default":
         words += ["--recipe", run.config.recipe_name]
@@ -369,7 +373,7 @@ def train_command(run: Run) -> str:
         usual, taken = getattr(base, part.name), getattr(run.config.recipe, part.name)
         for item in dataclasses.fields(usual):
             value = getattr(taken, item.name)
-            if value == getattr(usual, item.name) or value is None:
+            if value == getattr(usual, item.name) or value is None or item.name in planned:
                 continue
             words += [flag(item.name), f"{value:g}" if isinstance(value, float) else str(value)]
     return shlex.join([*words, "--out", run.folder.as_posix()])
@@ -384,8 +388,10 @@ _LABELS = {
         "minutes": "training time",
         "validation": "validation loss, carried",
         "train": "training loss, last epoch",
+        "novelty": "copied word for word, of 10,000 characters",
         "machine": "trained on",
-        "values": "{:.1f} MB|{:.1f} minutes|{:.3f} nats ({:.3f} bits) per character|{:.3f} nats per token",
+        "values": "{:.1f} MB|{:.1f} minutes|{:.3f} nats ({:.3f} bits) per character|{:.3f} nats per token"
+        "|{:.1f} % in passages of 20 and more; the longest has {}",
     },
     "README.zh-TW.md": {
         "what": "項目",
@@ -395,8 +401,10 @@ _LABELS = {
         "minutes": "訓練時間",
         "validation": "驗證損失（carried）",
         "train": "訓練損失（最後一個 epoch）",
+        "novelty": "一萬個字元中照抄原文的部分",
         "machine": "訓練用的機器",
-        "values": "{:.1f} MB|{:.1f} 分鐘|每字元 {:.3f} nats（{:.3f} bits）|每個 token {:.3f} nats",
+        "values": "{:.1f} MB|{:.1f} 分鐘|每字元 {:.3f} nats（{:.3f} bits）|每個 token {:.3f} nats"
+        "|{:.1f} % 在 20 個字元以上的段落裡；最長 {} 個字元",
     },
 }
 
@@ -404,7 +412,7 @@ _LABELS = {
 def figures(run: Run, machine: str, readme: str) -> str:
     """A table of what the run is and what it took, from its own files."""
     words = _LABELS[readme]
-    size, minutes, validation, train = words["values"].split("|")
+    size, minutes, validation, train, novelty = words["values"].split("|")
     start = next(event for event in run.log() if event["event"] in ("start", "resume"))
     epochs, ended = run.epochs(), max(event["time_s"] for event in run.log())
     rows = {
@@ -418,10 +426,22 @@ def figures(run: Run, machine: str, readme: str) -> str:
         rows["validation"] = validation.format(best["validation_loss"], best["bits_per_char"])
     elif epochs:
         rows["train"] = train.format(epochs[-1]["train_loss"])
+    copied, longest = _copied(run)
+    rows["novelty"] = novelty.format(100 * copied, longest)
     if machine:
         rows["machine"] = machine
     lines = [f"| {words['what']} | {words['figure']} |", "|---|---|"]
     return "\n".join([*lines, *(f"| {words[key]} | {value} |" for key, value in rows.items())])
+
+
+def _copied(run: Run) -> tuple[float, int]:
+    """The share of a long sample that stands in the training text, and the length of the longest such passage."""
+    from charwright.cli.corpora import training_text
+    from charwright.generation.novelty import measure
+
+    written = _generate(run.folder, "--length", str(NOVELTY_LENGTH), "--seed", "1")
+    found = measure(training_text(run, ()), written)
+    return found.copied_share, len(found.longest)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ SHOWN = 250
 
 @click.command(cls=SectionedCommand, short_help="Look at a text as the model will.")
 @click.argument("corpus", nargs=-1, required=True)
-@click.option("--recipe", "recipe_name", default="tutorial", show_default=True, help="Named set of options.")
+@click.option(
+    "--recipe", "recipe_name", default="tutorial", show_default=True, metavar="NAME|FILE", help="Set of options."
+)
 @click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Seed of order and weights.")
 @config_options(ModelConfig(units=1024, embedding=256), "Model")
 @config_options(SequenceConfig(order="windows", batch=64, seq_length=100), "Sequences")
@@ -31,10 +33,10 @@ def inspect(ctx: click.Context, /, corpus: tuple[str, ...], recipe_name: str, se
     from charwright.data.corpus import read_corpus
     from charwright.data.sequences import make_dataset, shrink_to_fit
     from charwright.data.vocabulary import Vocabulary
-    from charwright.training.recipes import find_recipe
+    from charwright.training.recipe_file import recipe_of
 
     options = given(ctx, field_names(VocabularyConfig, SequenceConfig, ModelConfig))
-    recipe = find_recipe(recipe_name).with_options(options)
+    recipe = recipe_of(recipe_name).with_options(options)
     reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
     text = read_corpus(corpus, reading, user_places())
     vocabulary = Vocabulary.from_text(text.text, recipe.vocabulary)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +12,7 @@ import click
 
 from charwright.cli.options import SectionedCommand, config_options, field_names, given, say
 from charwright.cli.planning import Planner
-from charwright.cli.signals import handling
+from charwright.cli.signals import stop_asked
 from charwright.cli.work import READING, Work, model_and_dataset, named_recipe, new_work, resumed_work, trained_run
 from charwright.config import (
     CorpusConfig,
@@ -34,6 +32,7 @@ if TYPE_CHECKING:
     from charwright.training.snapshot import Snapshot
 
 SAMPLE_LENGTH = 160
+STOPPING = b"\nstopping after this step; once more to stop at once\n"
 PLANNED_OPTIONS = ("units", "learning_rate", "dropout", "state_dropout", "weight_decay", "patience")
 """Those that depend on the text, the machine or the budget; what a plan says of the others is the same for all."""
 
@@ -143,7 +142,7 @@ def _train(work: Work, device_name: str, core: str, began_s: float, *, tensorboa
     if tensorboard:
         writers.append(TensorBoard(run.folder / "tensorboard"))
     reason, step = "done", -1
-    with Writers(*writers) as writer, _signals() as should_stop:
+    with Writers(*writers) as writer, stop_asked(STOPPING) as should_stop:
         for event in fit(
             model,
             dataset,
@@ -252,19 +251,3 @@ def _snapshot_of(run: Run) -> Snapshot | None:
         average=arrays.get("average", {}),
         best=arrays.get("best", {}),
     )
-
-
-@contextmanager
-def _signals() -> Iterator[Callable[[], str | None]]:
-    """Ctrl-C and SIGTERM ask for a stop; a second one does not wait for it."""
-    caught: list[str] = []
-
-    def note(number: int, _: Any) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(signal.Signals(number).name)
-        # Not print: the signal may have come in the middle of one, which allows no second inside it.
-        os.write(2, b"\nstopping after this step; once more to stop at once\n")
-
-    with handling(("SIGINT", "SIGTERM"), note):
-        yield lambda: caught[0] if caught else None
