@@ -45,7 +45,7 @@ def make_model(**options: Any) -> cw.LanguageModel:
 
 
 def settings_for(**options: Any) -> cw.TrainingConfig:
-    return cw.TrainingConfig(**({"learning_rate": 0.01, "log_every": 2} | options))
+    return cw.TrainingConfig(**({"learning_rate": 0.01, "log_every": 2, "warmup": 0} | options))
 
 
 class Clock:
@@ -306,6 +306,15 @@ def test_a_budget_of_minutes_does_not_spend_itself_on_validation() -> None:
     list(cw.fit(make_model(), make_data(), config, train_step=clock.train_step, clock=clock, validate=slow))
     assert len(calls) < 60, "there were 120 epochs"
     assert calls[-1] == 1600.0, "and the last word is a measured one"
+
+
+def test_a_step_is_done_even_where_starting_took_all_the_time() -> None:
+    clock = Clock()
+    settings = settings_for(minutes=0.05)
+    seen = list(cw.fit(make_model(), make_data(), settings, train_step=clock.train_step, clock=clock, spent_s=4.0))
+    [epoch] = [event for event in seen if isinstance(event, events.Epoch)]
+    assert epoch.step == 1
+    assert epoch.train_loss > 0, "a loss that was seen, not the sum of none"
 
 
 def test_without_a_budget_there_is_no_training() -> None:
@@ -636,6 +645,32 @@ def test_a_better_one_in_between_begins_the_count_anew() -> None:
 
 def test_training_stops_at_the_loss_that_was_asked_for() -> None:
     assert stop_of([blocks(2.0), blocks(1.2), blocks(0.9)], target_loss=1.2)[:2] == ("target", 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason", "step"), [({"target_loss": 1.2}, "target", 4), ({"patience": 2}, "turned", 8)]
+)
+def test_training_stops_inside_an_epoch_too(options: dict[str, Any], reason: str, step: int) -> None:
+    """Each two seconds there is a validation, and an epoch takes five."""
+    clock, taken = Clock(), []
+    left = iter([blocks(2.0), blocks(1.0), *(blocks(1.5) for _ in range(20))])
+    seen = list(
+        cw.fit(
+            make_model(),
+            make_data(),
+            settings_for(minutes=1.0, **options),
+            train_step=clock.train_step,
+            clock=clock,
+            validate=lambda _: next(left),
+            save=taken.append,
+        )
+    )
+    end = seen[-1]
+    assert isinstance(end, events.End)
+    assert (end.reason, end.step, end.best_step) == (reason, step, 4)
+    assert taken[-1].position.step == step, "a resume goes on from where it ended"
+    last = [event for event in seen if isinstance(event, events.Epoch | events.Validation)][-1]
+    assert (last.step, last.validation_loss is None) == (step, False)
 
 
 # Stopping and going on.

@@ -52,6 +52,22 @@ def test_explain_plan_belongs_to_the_planned_recipe(charwright: Terminal, longer
         assert result.err.count("\n") == 1
 
 
+def test_explain_plan_does_not_go_on_with_a_run(charwright: Terminal, longer: Path, tmp_path: Path) -> None:
+    charwright("train", longer, "--out", tmp_path / "run", "--steps", "1", *SMALL)
+    before = (tmp_path / "run" / "log.jsonl").read_bytes()
+    result = charwright("train", "--resume", tmp_path / "run", "--explain-plan")
+    assert result.code == 2
+    assert "--explain-plan" in result.err
+    assert (tmp_path / "run" / "log.jsonl").read_bytes() == before
+
+
+def test_a_time_that_starting_takes_up_is_told(charwright: Terminal, longer: Path, tmp_path: Path) -> None:
+    result = charwright("train", longer, "--out", tmp_path / "run", "--minutes", "0.0001", "--units", "16")
+    assert result.code == 0
+    assert "raise --minutes" in result.err
+    assert "loss 0.0000" not in result.err
+
+
 def test_other_recipes_are_not_planned(charwright: Terminal, longer: Path, tmp_path: Path) -> None:
     words = ["--recipe", "tutorial", "--steps", "1", "--units", "8", "--embedding", "4"]
     result = charwright("train", longer, "--out", tmp_path / "run", *words)

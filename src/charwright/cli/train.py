@@ -104,6 +104,8 @@ def train(
         raise UsageError("--force replaces a run and --resume goes on with it: choose one")
     if parent and resume:
         raise UsageError("--from begins another run and --resume goes on with one: choose one")
+    if explain_plan and resume:
+        raise UsageError("--explain-plan is for a new run; `charwright info RUN --json` has the plan of an old one")
     if corpus_moved and not resume:
         raise UsageError("--corpus belongs to --resume; name the text without it")
     if tensorboard:
@@ -141,6 +143,9 @@ def _train(work: Work, device_name: str, core: str, began_s: float, *, tensorboa
     writers = [_Log(run), terminal_progress()]
     if tensorboard:
         writers.append(TensorBoard(run.folder / "tensorboard"))
+    spent_s = time.monotonic() - began_s
+    if not work.resume and training.minutes is not None and spent_s >= training.minutes * 60:
+        say(f"starting took {spent_s:.1f} s, which was all the time: the model has learned nothing; raise --minutes")
     reason, step = "done", -1
     with Writers(*writers) as writer, stop_asked(STOPPING) as should_stop:
         for event in fit(
@@ -152,7 +157,7 @@ def _train(work: Work, device_name: str, core: str, began_s: float, *, tensorboa
             save=lambda taken: _save(run, taken, training.keep_checkpoints),
             resume=snapshot,
             should_stop=should_stop,
-            spent_s=time.monotonic() - began_s,
+            spent_s=spent_s,
         ):
             writer.write(event)
             reason, step = getattr(event, "reason", reason), event.step

@@ -235,8 +235,8 @@ class _Loop:
                 break
             if self.inside_epoch and pace.report_due_inside:
                 yield from self.report(helpers)
-                if self.reason:
-                    break
+                if self.reason:  # Saved as it is; a resume goes on inside the epoch.
+                    return self.reason
             elif self.inside_epoch and pace.checkpoint_due:
                 yield from self.checkpoint(helpers.save)
 
@@ -266,7 +266,9 @@ class _Loop:
     def remaining_pairs(self) -> Iterator[Pair]:
         """The batches of this epoch that are still to do, made ahead by a thread."""
         self.pace.begin_epoch()
-        if self.pace.spent_before():  # Stopped after the budget's last step, before the end of its epoch was told.
+        # Stopped after the budget's last step, before the end of its epoch was told. Without any step there would be no
+        # loss to tell: one is done, even where starting took all the time.
+        if self.position.step and self.pace.spent_before():
             return iter(())
         return prefetch(self.dataset.batches(self.position.epoch, self.position.step_in_epoch))
 
