@@ -544,6 +544,18 @@ def test_what_broke_once_goes_on_from_the_last_good_state() -> None:
     assert all(math.isfinite(event.train_loss) for event in told if isinstance(event, events.Epoch))
 
 
+def test_what_is_learned_again_after_a_fall_is_no_turn() -> None:
+    """It goes back to the beginning from behind the best validation, at step 10, so that the next one is worse."""
+    losses = [blocks(loss) for loss in (2.0, 1.0, 2.0, 1.9, 1.8, 1.7, 1.6)]
+    left, broken = iter(losses), Broken(math.nan, at=12)
+    settings = settings_for(steps=4 * STEPS, patience=3)
+    fit = cw.fit(make_model(), make_data(), settings, train_step=broken.train_step, validate=lambda _: next(left))
+    *told, end = fit
+    assert any(isinstance(event, events.Rollback) for event in told)
+    assert isinstance(end, events.End)
+    assert (end.reason, end.step) == ("done", 4 * STEPS)
+
+
 def test_a_resume_keeps_the_rate_that_a_fall_has_left() -> None:
     taken: list[Snapshot] = []
     broken = Broken(math.nan, 3)
@@ -573,6 +585,30 @@ def test_an_optimizer_that_remembers_no_number_is_never_saved() -> None:
 def test_a_validation_loss_that_is_no_number_is_noticed() -> None:
     with pytest.raises(DivergedError):
         list(cw.fit(make_model(), make_data(), settings_for(epochs=1), validate=measured(*[math.nan] * 20)))
+
+
+def test_a_bad_beginning_is_no_fall() -> None:
+    """Adam's first steps may throw a wide model far off; it comes back by itself."""
+    bumpy = iter([2.4, 2.3, 6.5, 6.0, 4.5, 4.0, 3.5, 3.0, 2.9, 2.8, 2.7, *[2.4] * 90])
+    train = lambda model, batch, optimizer: torch.tensor(next(bumpy))  # noqa: E731
+    told = list(cw.fit(make_model(), make_data(), settings_for(steps=100), train_step=train))
+    assert not [event for event in told if isinstance(event, events.Rollback)]
+
+
+def test_what_forgets_half_of_what_it_learned_has_fallen() -> None:
+    losses = iter([*[2.4] * 50, *[0.5] * 300, *[2.3] * 200, *[0.5] * 1000])
+    train = lambda model, batch, optimizer: torch.tensor(next(losses))  # noqa: E731
+    told = list(cw.fit(make_model(), make_data(), settings_for(steps=600), train_step=train))
+    [fall] = [event for event in told if isinstance(event, events.Rollback)]
+    assert fall.step == 250, "the last state that was kept before"
+    assert 350 < fall.diverged_step <= 500
+
+
+def test_the_rate_rises_at_first() -> None:
+    config = settings_for(epochs=2, warmup=3, schedule="constant", log_every=1)
+    told = cw.fit(make_model(), make_data(), config)
+    rates = [event.learning_rate for event in told if isinstance(event, events.Step)]
+    assert rates == pytest.approx([0.0025, 0.005, 0.0075, *[0.01] * 7])
 
 
 # Averaging.

@@ -107,9 +107,18 @@ def test_a_loss_to_be_reached(charwright: Terminal, longer: Path, tmp_path: Path
     losses = [event["validation_loss"] for event in Run.open(tmp_path / "run").epochs()]
     assert losses[-1] <= 2.9
     assert all(loss > 2.9 for loss in losses[:-1])
+    further = charwright("train", "--resume", tmp_path / "run", "--target-loss", "2.7")
+    assert further.code == 0
+    assert "that was asked for is reached" in further.err
+    assert Run.open(tmp_path / "run").epochs()[-1]["validation_loss"] <= 2.7
     nothing = charwright("train", longer, "--out", tmp_path / "none", "--target-loss", "1", "--val-fraction", "0")
     assert nothing.code == 2
     assert "--val-fraction" in nothing.line
+    unmeasured = ["--out", tmp_path / "all", "--steps", "1", *SMALL, "--val-fraction", "0"]
+    assert charwright("train", longer, *unmeasured).code == 0
+    never = charwright("train", "--resume", tmp_path / "all", "--steps", "2", "--target-loss", "1")
+    assert never.code == 2
+    assert "--target-loss is measured" in never.line
 
 
 def test_a_rate_a_hundred_times_too_high_ends_well(charwright: Terminal, longer: Path, tmp_path: Path) -> None:

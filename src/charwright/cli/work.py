@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from charwright.storage import Arrays
 
 # What a resume may change: how long, and what is kept on the way. The rest belongs to the run.
-RESUMABLE = (*BUDGETS, "log_every", "checkpoint_minutes", "keep_checkpoints")
+RESUMABLE = (*BUDGETS, "target_loss", "patience", "log_every", "checkpoint_minutes", "keep_checkpoints")
 
 # What a run that goes on from another takes over as it is: the network, which did not begin by chance.
 SHAPE = ("cell", "layers", "units", "embedding", "tied", "embedding_range")
@@ -145,8 +145,8 @@ def new_work(
     if measured is not None:
         recipe = recipe.with_options({"val_fraction": 0.0})
     training_text, validation_text = split_corpus(text.text, recipe.split)
-    if recipe.training.target_loss is not None and not (validation_text or measured):
-        raise UsageError("--target-loss is measured on validation text, and there is none: raise --val-fraction")
+    if not (validation_text or measured):
+        _check_unmeasured(recipe, "raise --val-fraction")
     vocabulary = origin.vocabulary(text.text)
     plan = origin.planner.plan(training_text, vocabulary) if origin.planner else None
     if plan is not None:
@@ -179,6 +179,12 @@ def new_work(
     return Work(recipe, vocabulary, training_text, validation_text, make, resume=False, weights=weights)
 
 
+def _check_unmeasured(recipe: Recipe, advice: str) -> None:
+    """See that a run without validation text has no aim that is measured on one."""
+    if recipe.training.target_loss is not None:
+        raise UsageError(f"--target-loss is measured on validation text, and there is none: {advice}")
+
+
 SHOWN = 20
 """New characters that are named, at most."""
 
@@ -205,6 +211,8 @@ def resumed_work(folder: Path, moved: tuple[str, ...], options: dict[str, Any], 
     run = Run.open(folder)
     recipe = run.config.recipe.with_options(options)
     training_text, validation_text = texts_again(run, moved)
+    if not validation_text:
+        _check_unmeasured(recipe, "start a new run for that")
     if recipe != run.config.recipe:
         run.rewrite_config(dataclasses.replace(run.config, recipe=recipe))
     return Work(recipe, run.vocabulary, training_text, validation_text, lambda: run, resume=True)

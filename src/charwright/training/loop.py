@@ -401,7 +401,9 @@ class _Loop:
             self.best = self.model.arrays()
             return True
         noise = paired_error(result.blocks, position.best_blocks)
-        position.worse = position.worse + 1 if loss - position.best_loss > 2 * noise else 0
+        # After a fall the best one may lie ahead still: on the way there being worse is no turn.
+        behind = position.step <= (position.best_step or 0)
+        position.worse = position.worse + 1 if loss - position.best_loss > 2 * noise and not behind else 0
         return False
 
     def _why_to_stop(self) -> str | None:
@@ -460,7 +462,7 @@ class _Loop:
         for name in ("epoch", "step_in_epoch", "step", "loss_sum", "loss_count", "epoch_s"):
             setattr(position, name, getattr(good, name))
         position.rate_scale *= LOWER
-        position.done = False
+        position.worse, position.done = 0, False
         self.pending, self.unsaid = [], []
         self.watch = Watch(self.model.vocabulary_size)
         self.optimizer.state.clear()  # It may have been good before it remembered anything.
