@@ -2,6 +2,7 @@
 
     python benchmarks/quality.py --minutes 2                       # tiny shakespeare, three seeds of each
     python benchmarks/quality.py --minutes 2 --texts all --seeds 1 # every text of the experiments
+    python benchmarks/quality.py --minutes 2 --texts all --seeds 1 --cpus 0   # on one core, the other being busy
 
 Both sides are whole commands, `charwright train`, in turn; the wall time is that of the command, from its start to its
 end. Every loss is that of the saved model on the text's last tenth (tiny shakespeare) or on the blocks kept for
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -99,8 +101,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--texts", nargs="+", default=["shakespeare"], choices=[*TEXTS, "all"])
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
+    parser.add_argument("--cpus", type=int, nargs="+", help="cores to train on; without it all of them (Linux)")
     parser.add_argument("--keep", type=Path, help="a folder for the runs; without it they are thrown away")
     asked = parser.parse_args()
+    if asked.cpus:
+        os.sched_setaffinity(0, asked.cpus)
     print(f"{describe_machine()}; losses in nats per character\n")
     print("| text | minutes | recipe | carried | windows of 256 | units | longest command |")
     print("|---|---|---|---|---|---|---|", flush=True)

@@ -251,6 +251,7 @@ class TrainingConfig(Config):
     optimizer: str = option("adamw", "The optimizer.", choices=("adam", "adamw"))
     learning_rate: float = option(4e-3, "The highest learning rate.", above=0, maximum=1e4)
     schedule: str = option("cosine", "How the learning rate goes over the budget.", choices=("constant", "cosine"))
+    warmup: int = option(20, "Steps in which the learning rate rises to its highest; 0 begins with it.", minimum=0)
     beta1: float = option(0.9, "Decay of Adam's mean of the gradients.", minimum=0, below=1)
     beta2: float = option(0.98, "Decay of Adam's mean of their squares.", minimum=0, below=1)
     epsilon: float = option(1e-8, "What keeps Adam from dividing by zero.", above=0, maximum=1)

@@ -20,6 +20,7 @@ class Watch:
         """Nothing is seen yet of a model of so many characters."""
         self._guessing = math.log(max(2, vocabulary_size))
         self._sum = self._count = 0.0
+        self._steps = 0
         self._lowest = self._guessing
 
     @property
@@ -40,8 +41,9 @@ class Watch:
             self._guessing = self._lowest = max(self._guessing, loss)
         keep = 1 - 1 / MEMORY
         self._sum, self._count = keep * self._sum + loss, keep * self._count + 1
-        if self._count < MEMORY / 10:  # Too few to tell a bad beginning from bad luck.
-            return False
+        self._steps += 1
+        if self._steps < MEMORY:  # A bad beginning is nothing unusual, as long as it has bounds.
+            return self._steps >= 10 and self.smoothed > 3 * self._guessing
         forgotten = self.smoothed > self._lowest + max(0.5, 0.5 * (self._guessing - self._lowest))
         self._lowest = min(self._lowest, self.smoothed)
         return forgotten

@@ -72,9 +72,10 @@ class Pace:
     @property
     def learning_rate_factor(self) -> float:
         """What the schedule makes of the highest learning rate now."""
+        risen = min(1.0, (self.position.step + 1) / (self.config.warmup + 1))
         if self.config.schedule == "constant":
-            return 1.0
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, self.fraction)))
+            return risen
+        return risen * 0.5 * (1 + math.cos(math.pi * min(1.0, self.fraction)))
 
     def begin_epoch(self) -> None:
         """Batches are about to come: those of a new epoch, or the rest of one that was stopped."""

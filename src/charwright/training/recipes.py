@@ -26,6 +26,7 @@ TUTORIAL = Recipe(
         optimizer="adam",
         learning_rate=1e-3,
         schedule="constant",
+        warmup=0,
         beta2=0.999,
         epsilon=1e-7,
         clip_norm=None,
@@ -211,6 +212,7 @@ class _Rule:
             ),
             "averaging": (0.1, "the mean over the last tenth of the steps is steadier than the last step"),
             "schedule": ("cosine", "the rate falls to nothing as the budget ends"),
+            "warmup": (20, "Adam's first steps are too long for a wide layer"),
             "zero_state": (0.02, "some streams begin anew in each batch, as a prompt does"),
             "patience": (10, "a validation loss that has turned does not come back"),
         }
