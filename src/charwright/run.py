@@ -223,8 +223,12 @@ class Run:
 
         Raises:
             RunExistsError: when there is something in that place, and it is no run or `force` is not given.
+            RunError: when there can be no folder in that place.
         """
         path = Path(folder)
+        above = next((parent for parent in path.absolute().parents if parent.exists()), path)
+        if not above.is_dir():
+            raise RunError(f"cannot make the run folder {path}: {above} is no folder; choose another with --out")
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             is_run = (path / "config.json").is_file() and (path / "vocabulary.json").is_file()
             if not (force and is_run):
