@@ -10,7 +10,8 @@ import torch
 
 from charwright.config import ModelConfig, SequenceConfig, TrainingConfig
 from charwright.model.language_model import LanguageModel
-from charwright.training.loop import Batch, make_optimizer, train_step
+from charwright.training.loop import make_optimizer, train_step
+from charwright.training.trainer import Batch
 
 WIDTHS = (128, 256, 512, 1024, 2048)
 LONGEST_S = 3.0
