@@ -37,6 +37,17 @@ def test_there_is_a_plan_for_everything(characters: int, vocabulary: int, minute
     assert all("\n" not in line for line in made.summary())
 
 
+def test_the_speed_that_is_said_is_that_of_the_model() -> None:
+    """Two LSTM layers are slower than the GRU layer that was measured."""
+    assert "at 100,000 characters/s" in plan(units=512).summary()[1]
+    assert "at 39,000 characters/s" in plan(units=512, cell="lstm", layers=2).summary()[1]
+
+
+def test_one_of_something_is_one() -> None:
+    assert "for 1 minute," in plan(minutes=1.0).summary()[0]
+    assert "for 1 epoch," in make_plan(SHAKESPEARE, {"epochs": 1}, {}).summary()[0]
+
+
 @given(minutes=st.floats(0.1, 1_000), times=st.floats(1, 100))
 def test_more_time_makes_no_model_smaller_and_no_silence_less(minutes: float, times: float) -> None:
     short, long = plan(minutes=minutes).recipe, plan(minutes=minutes * times).recipe

@@ -100,7 +100,8 @@ class Plan:
     def summary(self) -> tuple[str, str]:
         """Two lines: what was chosen, and why."""
         model, training = self.recipe.model, self.recipe.training
-        budget = next(f"{getattr(training, name):g} {name}" for name in BUDGET_WORDS if getattr(training, name))
+        amount, name = next((value, name) for name in BUDGET_WORDS if (value := getattr(training, name)))
+        budget = f"{amount:g} {name.removesuffix('s') if amount == 1 else name}"
         layers = "a layer" if model.layers == 1 else f"{model.layers} layers"
         against = f"dropout {model.dropout:g} and {model.state_dropout:g}, weight decay {training.weight_decay:g}"
         return (
@@ -113,7 +114,8 @@ class Plan:
     def _speed_words(self) -> str:
         if not self.speeds:
             return ""
-        speed = speed_at(self.speeds, self.recipe.model.units)
+        # That of this very model, which may be no GRU and have more layers than those that were measured.
+        speed = self.passes * self.text.characters / (USABLE * 60 * (self.recipe.training.minutes or 1))
         return f" at {float(f'{speed:.2g}'):,.0f} characters/s, as measured"
 
     def explanation(self) -> list[tuple[str, str, str]]:
