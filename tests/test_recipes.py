@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charwright.config import ModelConfig, SequenceConfig, TrainingConfig
-from charwright.training.recipes import DEFAULT, Plan, Text, make_plan, script_of
+from charwright.config import ModelConfig, SequenceConfig, TrainingConfig, VocabularyConfig
+from charwright.data.vocabulary import Vocabulary
+from charwright.training.recipes import DEFAULT, Plan, Text, make_plan, script_of, speed_at
 
 SPEEDS = {128: 350e3, 256: 220e3, 512: 100e3, 1024: 39e3}
-SHAKESPEARE = Text(1_003_854, 66, "Latin")
+SHAKESPEARE = Text(1_003_854, 66, "Latin", 1_003_854)
 
 
 def plan(text: Text = SHAKESPEARE, speeds: dict[int, float] | None = None, **options: Any) -> Plan:
@@ -27,7 +28,7 @@ def plan(text: Text = SHAKESPEARE, speeds: dict[int, float] | None = None, **opt
     speed=st.floats(10, 1e8),
 )
 def test_there_is_a_plan_for_everything(characters: int, vocabulary: int, minutes: float, speed: float) -> None:
-    made = plan(Text(characters, vocabulary, "Latin"), {128: speed, 256: speed / 3}, minutes=minutes)
+    made = plan(Text(characters, vocabulary, "Latin", characters), {128: speed, 256: speed / 3}, minutes=minutes)
     assert made.recipe.training.minutes == minutes
     assert made.recipe.model.units <= 2048
     assert made.recipe.training.learning_rate <= DEFAULT.training.learning_rate
@@ -64,7 +65,10 @@ def test_a_faster_machine_trains_a_wider_model() -> None:
 
 
 def test_a_small_text_gets_a_small_model_and_much_silence() -> None:
-    small, large = plan(Text(20_000, 60, "Latin")).recipe, plan(Text(20_000_000, 60, "Latin")).recipe
+    small, large = (
+        plan(Text(20_000, 60, "Latin", 20_000)).recipe,
+        plan(Text(20_000_000, 60, "Latin", 20_000_000)).recipe,
+    )
     assert small.model.units < large.model.units
     assert small.model.dropout > 3 * large.model.dropout
     assert small.training.weight_decay > large.training.weight_decay
@@ -85,6 +89,29 @@ def test_a_width_by_hand_changes_what_follows_from_it() -> None:
     assert plan(units=128).passes > 3 * plan(units=1024).passes
     assert plan(units=128).recipe.model.dropout > plan(units=1024).recipe.model.dropout
     assert plan(units=1024).recipe.training.learning_rate < plan(units=128).recipe.training.learning_rate
+
+
+def test_tied_weights_bring_their_width_along() -> None:
+    free, fixed = plan(tied=True).recipe.model, plan(tied=True, embedding=200).recipe.model
+    assert free.embedding == free.units
+    assert (fixed.embedding, fixed.units) == (200, 200)
+
+
+def test_bytes_are_counted_as_what_is_read() -> None:
+    """Three bytes a character: the same steps read the text a third as often."""
+    text = "道可道，非常道。" * 1000
+    of_characters = Text.of(text, Vocabulary.from_text(text, VocabularyConfig()))
+    of_bytes = Text.of(text, Vocabulary.from_text(text, VocabularyConfig(unit="byte")))
+    assert of_bytes.tokens == 3 * of_characters.tokens
+    assert plan(of_bytes, units=64).passes == pytest.approx(plan(of_characters, units=64).passes / 3)
+
+
+def test_a_single_measured_width_is_enough_for_the_others() -> None:
+    """A machine half as fast as that of the trials, of which only the narrowest width was measured."""
+    for units in (128, 256, 512, 1024):
+        assert speed_at({128: 175e3}, units) == pytest.approx(SPEEDS[units] / 2)
+    assert speed_at({128: 175e3}, 2048) == pytest.approx(SPEEDS[1024] / 8)
+    assert speed_at(SPEEDS, 16) == pytest.approx(400e3)
 
 
 @pytest.mark.parametrize("budget", [{"epochs": 7}, {"steps": 3430}])

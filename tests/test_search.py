@@ -138,11 +138,9 @@ def test_a_tied_embedding_stays_as_wide_as_the_units() -> None:
 
 def test_the_starting_recipe_is_planned_for_the_text_and_the_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     speeds = {128: 90_000.0, 512: 20_000.0}
-    asked: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(search_module, "measure_speeds", lambda *asking, **_: asked.append(asking) or speeds)
+    monkeypatch.setattr(search_module, "plan_here", lambda text, options, **_: make_plan(text, options, speeds))
     recipe = starting_recipe(task(), {"min_count": 3, "seed": 7})
-    assert asked == [(len(task().vocabulary), SequenceConfig(), 60 * task().minutes)]
-    text = Text.of(task().training_text, len(task().vocabulary))
+    text = Text.of(task().training_text, task().vocabulary)
     assert recipe == make_plan(text, {"minutes": task().minutes, "min_count": 3, "seed": 7}, speeds).recipe
     assert (recipe.training.minutes, recipe.vocabulary.min_count, recipe.training.seed) == (task().minutes, 3, 7)
 

@@ -149,7 +149,7 @@ class RunConfig:
                 validation=_sources(corpus["validation"], f"{where}: corpus.validation"),
                 versions=checked(top["versions"], dict, f"{where}: versions"),
                 parent=Parent.from_json(top["from"], f"{where}: from") if "from" in top else None,
-                plan=checked(top["plan"], dict, f"{where}: plan") if "plan" in top else None,
+                plan=_plan(top["plan"], f"{where}: plan") if "plan" in top else None,
             )
         except ConfigError as error:
             raise DamagedRunError(str(error)) from error
@@ -423,6 +423,14 @@ def _is_measured(event: Mapping[str, Any]) -> bool:
     """Whether an event is that of an epoch or of a validation inside one, with the figures that readers count on."""
     figures = [event.get(key) for key in ("step", "epoch", "train_loss")]
     return event.get("event") in {"epoch", "validation"} and all(isinstance(figure, int | float) for figure in figures)
+
+
+def _plan(values: Any, where: str) -> dict[str, Any]:
+    """What a plan was made from, as `training.recipes.Plan.to_json` wrote it."""
+    kinds: dict[str, type] = {"characters": int, "tokens": int, "vocabulary": int, "script": str, "passes": float}
+    kinds |= {"speeds": dict, "reasons": dict}
+    plan = exact_object(values, set(kinds), where)
+    return {name: checked(plan[name], kind, f"{where}.{name}") for name, kind in kinds.items()}
 
 
 def _sources(values: Any, where: str) -> tuple[Source, ...]:

@@ -216,7 +216,13 @@ def checked(value: Any, kind: type[Checked], where: str) -> Checked:
     return value
 
 
-_KINDS: dict[type, str] = {str: "a string", int: "a whole number", dict: "an object", list: "a list"}
+_KINDS: dict[type, str] = {
+    str: "a string",
+    int: "a whole number",
+    float: "a number with a point",
+    dict: "an object",
+    list: "a list",
+}
 
 
 def check_format(values: Any, where: str) -> None:

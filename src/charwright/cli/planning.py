@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from charwright.cli.options import say
-from charwright.config import SequenceConfig
 
 if TYPE_CHECKING:
     from charwright.data.vocabulary import Vocabulary
@@ -32,30 +30,18 @@ class Planner:
         Raises:
             click.exceptions.Exit: when the plan was only to be explained.
         """
-        from charwright.training.recipes import DEFAULT, Text, make_plan
+        from charwright.model.machine import choose_device
+        from charwright.training.calibration import plan_here
+        from charwright.training.recipes import Text
 
-        recipe = DEFAULT.with_options(self.options)
-        minutes = recipe.training.minutes
-        speeds = {} if minutes is None else self._speeds(len(vocabulary), recipe.sequences, minutes * 60)
-        plan = make_plan(Text.of(training_text, len(vocabulary)), self.options, speeds)
+        device = choose_device(self.device)
+        plan = plan_here(Text.of(training_text, vocabulary), self.options, device=device, core=self.core)
         if self.explain:
             click.echo(explanation(plan))
             raise click.exceptions.Exit(0)
         for line in plan.summary():
             say(line)
         return plan
-
-    def _speeds(self, vocabulary_size: int, sequences: SequenceConfig, budget_s: float) -> dict[int, float]:
-        from charwright.model.machine import choose_device, choose_precision
-        from charwright.model.recurrent import choose_core
-        from charwright.training.calibration import measure_speeds
-
-        device = choose_device(self.device)
-        precision = choose_precision(self.options.get("precision", "auto"), device)
-        core = choose_core(self.core, device, precision)
-        return measure_speeds(
-            vocabulary_size, sequences, budget_s, device=device, precision=precision, core=core, clock=time.monotonic
-        )
 
 
 def explanation(plan: Plan) -> str:

@@ -84,10 +84,11 @@ class Origin:
 def named_recipe(name: str, planner: Planner) -> Origin:
     """A run that begins with nothing; the planner makes its recipe where that is to be made for the text."""
     from charwright.training.recipe_file import recipe_of
-    from charwright.training.recipes import PLANNED
+    from charwright.training.recipes import PLANNED, start_of_plan
 
-    recipe = recipe_of(name).with_options(planner.options)
-    return Origin(recipe, name, planner=planner if name == PLANNED else None)
+    if name == PLANNED:
+        return Origin(start_of_plan(planner.options), name, planner=planner)
+    return Origin(recipe_of(name).with_options(planner.options), name)
 
 
 def trained_run(folder: Path, options: dict[str, Any], *, replaced: Path | None) -> Origin:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from charwright.config import ModelConfig, SequenceConfig, TrainingConfig
 from charwright.model.language_model import LanguageModel
+from charwright.model.machine import choose_precision
+from charwright.model.recurrent import choose_core
 from charwright.training.loop import make_optimizer, train_step
+from charwright.training.recipes import Plan, Text, make_plan, start_of_plan
 from charwright.training.trainer import Batch
 
 WIDTHS = (128, 256, 512, 1024, 2048)
@@ -51,6 +55,32 @@ def measure_speeds(
                 break
             speeds[width] = speed(width)
     return speeds
+
+
+def plan_here(
+    text: Text,
+    options: Mapping[str, Any],
+    *,
+    device: torch.device,
+    core: str = "auto",
+    clock: Callable[[], float] = time.monotonic,
+) -> Plan:
+    """Plan for this machine: it is measured where the budget is in minutes."""
+    start = start_of_plan(options)
+    minutes = start.training.minutes
+    if minutes is None:
+        return make_plan(text, options, {})
+    precision = choose_precision(start.training.precision, device)
+    speeds = measure_speeds(
+        text.vocabulary,
+        start.sequences,
+        minutes * 60,
+        device=device,
+        precision=precision,
+        core=choose_core(core, device, precision),
+        clock=clock,
+    )
+    return make_plan(text, options, speeds)
 
 
 @contextmanager

@@ -82,7 +82,7 @@ class Validation(Event):
 
 @dataclass(frozen=True)
 class Rollback(Event):
-    """Training diverged and goes on from `step`, the last good state, with a lower learning rate."""
+    """Training diverged and goes on from `step`, the last good state; `learning_rate` is the highest from now on."""
 
     name: ClassVar[str] = "rollback"
     diverged_step: int

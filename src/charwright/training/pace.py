@@ -10,6 +10,7 @@ from charwright.errors import UsageError
 from charwright.training.snapshot import Position
 
 REPORT_EVERY = 0.02  # of the budget, at most
+LEAVING_S = 0.5  # for a process to end, once all is saved
 REPORT_COST = 0.03  # of the time, at most: on a short budget validation would take a tenth of it
 
 
@@ -36,6 +37,8 @@ class Pace:
             raise UsageError("training needs a budget: --epochs, --steps or --minutes")
         self.config, self.position, self.clock = config, position, clock
         self.steps = config.steps or (config.epochs or 1) * steps_per_epoch
+        # Where all steps are few, a tenth of them is enough to begin with.
+        self.warmup = config.warmup if config.minutes is not None else min(config.warmup, self.steps // 10)
         self._began = clock()
         self._before_s = position.elapsed_s + spent_s
         self._saved_s = self._reported_s = self.time_s
@@ -58,7 +61,7 @@ class Pace:
     def _training_s(self) -> float:
         """The budget's seconds without those that the last validation and the last checkpoint will take."""
         budget_s = (self.config.minutes or 0) * 60
-        reserved_s = 0.0 if self._report_cost_s is None else self._report_cost_s
+        reserved_s = min(LEAVING_S, 0.01 * budget_s) + 1.1 * (self._report_cost_s or 0.0)
         return max(0.5 * budget_s, budget_s - reserved_s)
 
     def spent_before(self) -> bool:
@@ -72,7 +75,7 @@ class Pace:
     @property
     def learning_rate_factor(self) -> float:
         """What the schedule makes of the highest learning rate now."""
-        risen = min(1.0, (self.position.step + 1) / (self.config.warmup + 1))
+        risen = min(1.0, (self.position.step + 1) / (self.warmup + 1))
         if self.config.schedule == "constant":
             return risen
         return risen * 0.5 * (1 + math.cos(math.pi * min(1.0, self.fraction)))

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from charwright.config import ModelConfig, Recipe, SequenceConfig, SplitConfig, TrainingConfig, flag
+from charwright.data.sequences import shrink_to_fit
+from charwright.data.vocabulary import Vocabulary
 from charwright.errors import UsageError
 
 TUTORIAL = Recipe(
@@ -61,16 +63,21 @@ def find_recipe(name: str) -> Recipe:
 
 @dataclass(frozen=True)
 class Text:
-    """What a plan has to know of a text: the characters that are trained on, how many differ, and their script."""
+    """What a plan has to know of a text: the characters that are trained on, how many differ, and their script.
+
+    `tokens` are the ids that they make, which are more where an id is a byte.
+    """
 
     characters: int
     vocabulary: int
     script: str
+    tokens: int
 
     @classmethod
-    def of(cls, training_text: str, vocabulary: int) -> Text:
+    def of(cls, training_text: str, vocabulary: Vocabulary) -> Text:
         """Look at a text."""
-        return cls(len(training_text), vocabulary, script_of(training_text))
+        tokens = len(vocabulary.encode(training_text))
+        return cls(len(training_text), len(vocabulary), script_of(training_text), tokens)
 
 
 def script_of(text: str) -> str:
@@ -125,12 +132,14 @@ class Plan:
             for part in (self.recipe.sequences, self.recipe.model, self.recipe.training)
             for item in dataclasses.fields(part)
         }
-        return [(flag(name), f"{values[name]}", reason) for name, reason in self.reasons.items()]
+        shown = {name: "none" if value is None else str(value) for name, value in values.items()}
+        return [(flag(name), shown[name], reason) for name, reason in self.reasons.items()]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return {
             "characters": self.text.characters,
+            "tokens": self.text.tokens,
             "vocabulary": self.text.vocabulary,
             "script": self.text.script,
             "passes": round(self.passes, 3),
@@ -143,23 +152,33 @@ BUDGET_WORDS = ("minutes", "epochs", "steps")
 
 
 def _times(passes: float) -> str:
-    return f"{passes:.0f} times" if passes >= 9.5 else f"{passes:.1f} times"
+    return f"{passes:,.0f} times" if passes >= 9.5 else f"{passes:.1f} times"
+
+
+SHAPE = {64: 400.0, 128: 350.0, 256: 220.0, 512: 100.0, 1024: 39.0}
+"""How the speed goes with the width: thousands of characters a second on the machine that the trials were made on."""
 
 
 def speed_at(speeds: Mapping[int, float], units: int) -> float:
     """Characters a second at any width: on a straight line between the logarithms of those that were measured.
 
-    Beyond them, the time goes with the square of the width.
+    Beyond them it goes as on the machine of the trials, and wider than that, with the square of the width.
     """
+    nearest = min(max(units, min(speeds)), max(speeds))
+    return _between(speeds, nearest) * _shape(units) / _shape(nearest)
+
+
+def _shape(units: int) -> float:
+    widest, narrowest = max(SHAPE), min(SHAPE)
+    return _between(SHAPE, min(max(units, narrowest), widest)) * min(1.0, widest / units) ** 2
+
+
+def _between(speeds: Mapping[int, float], units: int) -> float:
+    """The speed at a width that is none of the outermost's beyond."""
     if units in speeds:
         return speeds[units]
-    widths = sorted(speeds)
-    if units > widths[-1]:
-        return speeds[widths[-1]] * (widths[-1] / units) ** 2
-    if units < widths[0]:
-        return speeds[widths[0]]
-    above = next(width for width in widths if width > units)
-    below = max(width for width in widths if width < units)
+    above = min(width for width in speeds if width > units)
+    below = max(width for width in speeds if width < units)
     share = math.log(units / below) / math.log(above / below)
     return math.exp((1 - share) * math.log(speeds[below]) + share * math.log(speeds[above]))
 
@@ -174,12 +193,23 @@ def make_plan(text: Text, options: Mapping[str, Any], speeds: Mapping[int, float
     `speeds` are the characters a second of one GRU layer by its units, as measured on the machine; they are needed
     for a budget in minutes alone, and with any other the plan depends on no clock.
     """
-    rule = _Rule(text, DEFAULT.with_options(options), options, speeds)
+    if options.get("tied") and "embedding" in options:
+        options = {"units": options["embedding"], **options}
+    rule = _Rule(text, start_of_plan(options), options, speeds)
     chosen = rule.choose()
-    recipe = rule.start.with_options({name: value for name, (value, _) in chosen.items() if name not in options})
+    recipe = DEFAULT.with_options({name: value for name, (value, _) in chosen.items()} | dict(options))
     given = {name: "given by hand" for name in chosen if name in options}
     reasons = {name: reason for name, (_, reason) in chosen.items()} | given
     return Plan(recipe, text, rule.passes(recipe), dict(speeds), reasons)
+
+
+def start_of_plan(options: Mapping[str, Any]) -> Recipe:
+    """The recipe that a plan starts from: the defaults and what was given by hand, still without tied weights.
+
+    Raises:
+        ConfigError: when what was given is out of bounds or contradicts itself.
+    """
+    return DEFAULT.with_options({name: value for name, value in options.items() if name != "tied"})
 
 
 class _Rule:
@@ -187,6 +217,8 @@ class _Rule:
 
     def __init__(self, text: Text, start: Recipe, options: Mapping[str, Any], speeds: Mapping[int, float]) -> None:
         self.text, self.start, self.options, self.speeds = text, start, options, speeds
+        # A text shorter than a batch is trained on in smaller ones.
+        self.sequences, _ = shrink_to_fit(max(2, text.tokens), start.sequences)
 
     def choose(self) -> dict[str, tuple[Any, str]]:
         """Each option that depends on the text or the time: its value and the reason."""
@@ -199,7 +231,7 @@ class _Rule:
             "cell": ("gru", "a GRU learns more in a minute than an LSTM, on every text tried"),
             "layers": (1, "one wide layer beats two narrow ones of the same speed"),
             "units": (units, why),
-            "embedding": (128, "more characters in a vector change little"),
+            "embedding": self._embedding(model.units),
             "batch": (32, "fewer characters are slower, more make too few steps"),
             "seq_length": (64, "longer sequences make too few steps, shorter ones remember too little"),
             "learning_rate": (self._learning_rate(model.units), "wider layers want smaller steps"),
@@ -231,6 +263,11 @@ class _Rule:
             return units, f"what a text of {self.text.characters:,} characters can fill"
         return units, f"the widest that can be trained in this time: {self._steps(units):,.0f} steps"
 
+    def _embedding(self, units: int) -> tuple[int, str]:
+        if self.options.get("tied"):
+            return units, "tied weights have the width of the layer"
+        return 128, "longer vectors change little"
+
     def _widest(self) -> float:
         return 256 * math.pow(self.text.characters / 16_000, 0.34)
 
@@ -248,17 +285,17 @@ class _Rule:
         return speed_at(self.speeds, units) / (cell * (1 + 1.15 * (model.layers - 1)))
 
     def _steps(self, units: int) -> float:
-        sequences = self.start.sequences
+        sequences = self.sequences
         seconds = (self.start.training.minutes or 0) * 60 * USABLE
         return self._speed(units) * seconds / (sequences.batch * sequences.seq_length)
 
     def passes(self, recipe: Recipe) -> float:
         """How often the text will be read."""
-        training, sequences = recipe.training, recipe.sequences
+        training, sequences = recipe.training, self.sequences
         if training.epochs is not None:
             return float(training.epochs)
         steps = training.steps if training.steps is not None else self._steps(recipe.model.units)
-        return steps * sequences.batch * sequences.seq_length / max(1, self.text.characters)
+        return steps * sequences.batch * sequences.seq_length / max(1, self.text.tokens)
 
 
 def _rounded(value: float, *, most: float) -> float:

@@ -27,12 +27,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from charwright.config import Recipe
 from charwright.errors import DamagedRunError, RunError, UsageError
-from charwright.model.machine import choose_precision
-from charwright.model.recurrent import choose_core
 from charwright.storage import FORMAT, drop_cut_line, locked, write_file, write_json
-from charwright.training.calibration import measure_speeds
+from charwright.training.calibration import plan_here
 from charwright.training.recipe_file import write_recipe
-from charwright.training.recipes import DEFAULT, Text, make_plan
+from charwright.training.recipes import Text
 from charwright.training.trial import Hopeless, Outcome, Task
 
 JOURNAL = "journal.jsonl"
@@ -45,18 +43,8 @@ KILLS = 2  # of the process in the middle of a trial, until another trial is pro
 
 def starting_recipe(task: Task, options: Mapping[str, Any]) -> Recipe:
     """The recipe that `train` would take for this text and these minutes: a plan, with the options given by hand."""
-    options = {"minutes": task.minutes, **options}
-    usual = DEFAULT.with_options(options)
-    precision = choose_precision(usual.training.precision, task.device)
-    speeds = measure_speeds(
-        len(task.vocabulary),
-        usual.sequences,
-        task.minutes * 60,
-        device=task.device,
-        precision=precision,
-        core=choose_core(task.core, task.device, precision),
-    )
-    return make_plan(Text.of(task.training_text, len(task.vocabulary)), options, speeds).recipe
+    text = Text.of(task.training_text, task.vocabulary)
+    return plan_here(text, {"minutes": task.minutes, **options}, device=task.device, core=task.core).recipe
 
 
 # What is searched.

@@ -177,6 +177,7 @@ class Trainer:
             yield self.end_epoch(helpers.validate) if epoch_ends else self.measured(helpers.validate)
             if helpers.sample:
                 yield Sample(self.position.step, self.pace.time_s, helpers.sample(self.model))
+        self._keep_if_good()
         self.reason = self._why_to_stop()
         yield from self.checkpoint(helpers.save)
         self.pace.reported(began_s)
@@ -385,7 +386,7 @@ class Trainer:
         self.watch = Watch(self.model.vocabulary_size)
         self.optimizer.state.clear()  # It may have been good before it remembered anything.
         self._load(self.good)
-        rate = self.config.learning_rate * self.pace.learning_rate_factor * position.rate_scale
+        rate = self.config.learning_rate * position.rate_scale
         return Rollback(position.step, self.pace.time_s, diverged_step=fallen, learning_rate=rate)
 
     def _keep_if_good(self) -> None:
