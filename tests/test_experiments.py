@@ -1,0 +1,37 @@
+"""The ledger of the experiments: whole, without doubles, and of options that there are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from charwright.config import Recipe
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+
+
+def lines_of(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (EXPERIMENTS / name).read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("line", lines_of("ledger.jsonl"), ids=lambda line: f"{line['corpus']}-{line['minutes']:g}")
+def test_a_trial_can_be_made_again(line: dict[str, Any]) -> None:
+    assert Recipe().with_options(line["options"])
+    assert 0 < line["train"] < 10
+    assert 0 < line["carried"] < 10
+    assert line["steps"] > 0
+    assert line["passes"] > 0
+
+
+def test_no_trial_stands_twice() -> None:
+    keys = [json.dumps([line[key] for key in ("corpus", "minutes", "options")]) for line in lines_of("ledger.jsonl")]
+    assert len(keys) == len(set(keys))
+
+
+def test_the_early_trials_have_the_same_figures() -> None:
+    assert {"corpus", "minutes", "options", "steps", "passes", "train", "carried", "windows"} <= set(
+        lines_of("early_trials.jsonl")[0]
+    )
