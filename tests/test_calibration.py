@@ -87,9 +87,9 @@ def test_speeds_are_measured_within_their_time() -> None:
     arguments = (9, sequences, 60.0)
     device, precision = torch.device("cpu"), torch.float32
     slow = measure_speeds(*arguments, device=device, precision=precision, clock=lambda: float(next(ticks)))
-    assert list(slow) == [128]
+    assert list(slow) == [256]
     still = measure_speeds(9, sequences, 1e9, device=device, precision=precision)
-    assert list(still)[:2] == [128, 256]
+    assert list(still)[:2] == [256, 512]
     assert all(speed > 0 for speed in still.values())
     assert torch.get_num_threads() == 2
 
