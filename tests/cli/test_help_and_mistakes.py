@@ -77,7 +77,7 @@ def test_what_is_quick_never_imports_torch(trained: Path, arguments: list[str]) 
         (["train", "TEXT", "--epochs", "0"], "--epochs must be at least 1"),
         (["train", "TEXT", "--epochs", "1", "--minutes", "1"], "one budget at a time"),
         (["train", "TEXT", "--cell", "transformer"], "'transformer'"),
-        (["train", "TEXT", "--tied", "--units", "5"], "--tied needs"),
+        (["train", "TEXT", "--tied", "--units", "5", "--embedding", "6"], "--tied needs"),
         (["train", "TEXT", "--recipe", "tutoral"], "did you mean tutorial?"),
         (["train", "TEXT", "--device", "tpu9"], "--device"),
         (["train", "TEXT", "--core", "fast"], "--core"),
@@ -172,7 +172,18 @@ def test_debug_ends_with_its_command(charwright: Terminal) -> None:
 
 
 def test_a_training_that_diverges_is_3(charwright: Terminal, corpus: Path, tmp_path: Path) -> None:
-    wild = ["--learning-rate", "10000", "--schedule", "constant", "--clip-norm", "none", "--epochs", "9"]
+    wild = [
+        "--learning-rate",
+        "10000",
+        "--schedule",
+        "constant",
+        "--clip-norm",
+        "none",
+        "--warmup",
+        "0",
+        "--epochs",
+        "9",
+    ]
     result = charwright("train", corpus, "--out", tmp_path / "wild", *SMALL, *wild)
     assert result.code == 3
     assert "--learning-rate" in result.err.splitlines()[-1]

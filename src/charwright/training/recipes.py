@@ -204,12 +204,16 @@ def make_plan(text: Text, options: Mapping[str, Any], speeds: Mapping[int, float
 
 
 def start_of_plan(options: Mapping[str, Any]) -> Recipe:
-    """The recipe that a plan starts from: the defaults and what was given by hand, still without tied weights.
+    """The recipe that a plan starts from: the defaults and what was given by hand.
+
+    Tied weights come in with the plan, where one of the two widths that they need alike is still to be chosen.
 
     Raises:
         ConfigError: when what was given is out of bounds or contradicts itself.
     """
-    return DEFAULT.with_options({name: value for name, value in options.items() if name != "tied"})
+    follows = "units" not in options or "embedding" not in options
+    kept = {name: value for name, value in options.items() if name != "tied" or not follows}
+    return DEFAULT.with_options(kept)
 
 
 class _Rule:
