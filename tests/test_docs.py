@@ -170,7 +170,7 @@ def test_translations_have_the_same_code(english: str, chinese: str) -> None:
     assert code(english) == code(chinese)
 
 
-def test_readme_sample_has_200_characters_and_its_command() -> None:
+def test_readme_sample_has_400_characters_and_its_command() -> None:
     for name in ("README.md", "README.zh-TW.md"):
         text = (ROOT / name).read_text(encoding="utf-8")
         sample = text.split("<!-- sample:begin -->")[1].split("<!-- sample:end -->")[0]
@@ -180,7 +180,7 @@ def test_readme_sample_has_200_characters_and_its_command() -> None:
         assert shell == "sh"
         assert generate[:2] == ["charwright", "generate"]
         assert written.startswith(prompt)
-        assert len(written) == len(prompt) + 200 + 1  # and the newline before the fence
+        assert len(written) == len(prompt) + 400 + 1  # and the newline before the fence
 
 
 def test_changelog_begins_with_this_version() -> None:

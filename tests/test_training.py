@@ -290,9 +290,10 @@ def test_budget_of_minutes_follows_the_clock() -> None:
     told = list(cw.fit(make_model(), make_data(), config, train_step=clock.train_step, clock=clock))
     assert told[-1].step == 30, "half a minute, a step each second"
     steps = [event for event in told if isinstance(event, events.Step)]
-    assert [event.remaining_s for event in steps] == pytest.approx([29.0 - i for i in range(30)])
+    assert [event.remaining_s for event in steps] == pytest.approx([max(0, 28.7 - i) for i in range(30)], abs=0.01)
     rates = [event.learning_rate for event in steps]
-    assert rates == pytest.approx([0.005 * (1 + math.cos(math.pi * i / 30)) for i in range(30)])
+    # The last 0.3 s of the budget are left for the process to end.
+    assert rates == pytest.approx([0.005 * (1 + math.cos(math.pi * i / 29.7)) for i in range(30)])
 
 
 def test_a_budget_of_minutes_does_not_spend_itself_on_validation() -> None:
@@ -537,10 +538,10 @@ def test_a_loss_that_is_no_number_is_never_saved(bad: float, at: int) -> None:
 def test_what_broke_once_goes_on_from_the_last_good_state() -> None:
     told = list(cw.fit(make_model(), make_data(), settings_for(epochs=2), train_step=Broken(math.nan, 7).train_step))
     [fall] = [event for event in told if isinstance(event, events.Rollback)]
-    assert (fall.step, fall.diverged_step) == (0, 8)
+    assert (fall.step, fall.diverged_step) == (5, 8)
     assert fall.learning_rate == pytest.approx(0.003, rel=1e-6)
     epochs = [event.step for event in told if isinstance(event, events.Epoch)]
-    assert epochs == [5, 5, 10], "the first epoch is told again"
+    assert epochs == [5, 10], "it goes back to the end of the first epoch"
     assert all(math.isfinite(event.train_loss) for event in told if isinstance(event, events.Epoch))
 
 
@@ -600,15 +601,14 @@ def test_what_forgets_half_of_what_it_learned_has_fallen() -> None:
     train = lambda model, batch, optimizer: torch.tensor(next(losses))  # noqa: E731
     told = list(cw.fit(make_model(), make_data(), settings_for(steps=600), train_step=train))
     [fall] = [event for event in told if isinstance(event, events.Rollback)]
-    assert fall.step == 250, "the last state that was kept before"
-    assert 350 < fall.diverged_step <= 500
+    assert 350 <= fall.step < fall.diverged_step <= 500, "the last state that was kept while all was well"
 
 
 def test_the_rate_rises_at_first() -> None:
-    config = settings_for(epochs=2, warmup=3, schedule="constant", log_every=1)
+    config = settings_for(epochs=6, warmup=3, schedule="constant", log_every=1)
     told = cw.fit(make_model(), make_data(), config)
     rates = [event.learning_rate for event in told if isinstance(event, events.Step)]
-    assert rates == pytest.approx([0.0025, 0.005, 0.0075, *[0.01] * 7])
+    assert rates == pytest.approx([0.0025, 0.005, 0.0075, *[0.01] * 27])
 
 
 # Averaging.

@@ -144,7 +144,7 @@ def test_a_resume_equals_never_stopping(trained: Path, more: Path, tmp_path: Pat
     """Stopped at its beginning, by a kill, or in the middle: the same bits."""
     words = ["--from", trained, "--steps", "120", "--threads", "1"]
     assert process("train", more, "--out", tmp_path / "whole", *words).code == 0
-    killed = "import charwright.training.loop as loop; loop._Loop.step = lambda *_: os._exit(9)"
+    killed = "import charwright.training.trainer as trainer; trainer.Trainer.step = lambda *_: os._exit(9)"
     assert process("train", more, "--out", tmp_path / "begun", *words, prelude=f"import os; {killed}").code == 9
     run = Run.open(tmp_path / "begun")
     found = run.latest_checkpoint()
@@ -152,8 +152,8 @@ def test_a_resume_equals_never_stopping(trained: Path, more: Path, tmp_path: Pat
     assert found[1]["step"] == 0
     assert len(run.weights()["head.bias"]) == len(run.vocabulary)
     after = (
-        "import signal, charwright.training.loop as loop; step = loop._Loop.step; "
-        "loop._Loop.step = lambda self, pair: (step(self, pair), "
+        "import signal, charwright.training.trainer as trainer; step = trainer.Trainer.step; "
+        "trainer.Trainer.step = lambda self, pair: (step(self, pair), "
         "self.position.step == 45 and signal.raise_signal(signal.SIGINT))"
     )
     assert process("train", "--resume", run.folder, "--threads", "1", prelude=after).code == 130
