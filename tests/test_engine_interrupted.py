@@ -16,6 +16,7 @@ from charwright.errors import UsageError
 from charwright.generation.engine import Engine, Stream
 from charwright.generation.generator import Generator
 from charwright.generation.session import Session
+from charwright.kernels import load
 
 VOCABULARY = Vocabulary("\n abcdefgh")
 CONFIG = ModelConfig(units=64, embedding=16)
@@ -34,8 +35,15 @@ def writer() -> Generator:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no forks")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks beside threads: ours is what is tested
-def test_a_fork_writes_on_with_threads_of_its_own(writer: Generator) -> None:
+@pytest.mark.parametrize("threads", ["of our own", "of PyTorch"])
+def test_a_fork_writes_on_with_threads_of_its_own(writer: Generator, threads: str) -> None:
     """A child has none of its parent's threads, and its locks may be in any state."""
+    if threads == "of PyTorch":  # as after a training in the same process
+        native = pytest.importorskip("charwright.model.native")
+        kernels = load()
+        if kernels is None:
+            pytest.skip("no kernels were built")
+        native.share_threads(kernels)
     expected = writer.generate("ab", length=400, seed=1)[0].continuation
     time.sleep(0.05)  # the other thread sleeps now, and waits to be woken
     for _ in range(3):

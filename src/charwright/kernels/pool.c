@@ -76,10 +76,29 @@ void cw_meet(cw_barrier *meeting) {
 static void (*openmp_parallel)(void (*)(void *), void *, unsigned, unsigned);
 static int (*openmp_thread)(void), (*openmp_threads)(void);
 
+#if defined(_WIN32)
+static void watch_forks(void) {}
+#else
+/* A fork has none of the threads, neither ours nor a runtime's, and of the locks only what they were at that moment. */
+static void begin_anew(void) {
+    const lock_t free_lock = LOCK_READY;
+    const signal_t quiet = SIGNAL_READY;
+    one_job = lock = free_lock;
+    begin = end = quiet;
+    started = 0;
+    openmp_parallel = NULL; /* It would wait for its threads for ever; ours are started anew. */
+}
+static void watch_forks(void) {
+    static int watching;
+    if (!watching) watching = pthread_atfork(NULL, NULL, begin_anew) == 0;
+}
+#endif
+
 void cw_use_openmp(void *parallel, void *thread_number, void *thread_count) {
     openmp_parallel = (void (*)(void (*)(void *), void *, unsigned, unsigned))parallel;
     openmp_thread = (int (*)(void))thread_number;
     openmp_threads = (int (*)(void))thread_count;
+    watch_forks();
 }
 
 typedef struct {
@@ -129,20 +148,7 @@ static int start_thread(int index) {
     CloseHandle(handle);
     return 1;
 }
-static void watch_forks(void) {}
 #else
-/* A fork has none of the threads, and of the locks only what they were at that moment. */
-static void begin_anew(void) {
-    const lock_t free_lock = LOCK_READY;
-    const signal_t quiet = SIGNAL_READY;
-    one_job = lock = free_lock;
-    begin = end = quiet;
-    started = 0;
-}
-static void watch_forks(void) {
-    static int watching;
-    if (!watching) watching = pthread_atfork(NULL, NULL, begin_anew) == 0;
-}
 static void *enter(void *index) {
     help((int)(long)index);
     return NULL;

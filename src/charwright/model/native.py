@@ -24,7 +24,7 @@ SLOTS = {"gru": 4, "lstm": 4, "rnn": 1}
 
 
 @cache
-def _share_threads(kernels: Kernels) -> None:
+def share_threads(kernels: Kernels) -> None:
     """Let the kernels run on PyTorch's own OpenMP threads, where that runtime can be found.
 
     Its threads watch for work for some milliseconds after each of PyTorch's operations; threads of our own would share
@@ -54,7 +54,7 @@ def native_layer(
 
     Returns outputs (T, B, H) in `dtype` and the last state in float32.
     """
-    _share_threads(kernels)
+    share_threads(kernels)
     units = weights.weight_hh.shape[1]
     spare = -units % UNITS_MULTIPLE
     gates = len(weights.weight_hh) // units
