@@ -24,6 +24,7 @@ RANKS = {
     "kernels": 1,
     "storage": 1,
     "evaluate": 2,
+    "run_config": 2,
     "run": 2,
     "generation": 2,
     "dynamic": 3,
@@ -35,16 +36,16 @@ RANKS = {
     "__init__": 6,
 }
 # Rooms of one rank are siblings and do not know each other, with these exceptions.
-SIBLINGS = {("config", "errors"), ("model", "kernels"), ("__main__", "cli")}
+SIBLINGS = {("config", "errors"), ("model", "kernels"), ("run", "run_config"), ("__main__", "cli")}
 # Training is given what saves and what writes; it does not look for them.
-FORBIDDEN = {("training", "run"), ("data", "kernels")}
+FORBIDDEN = {("training", "run"), ("training", "run_config"), ("data", "kernels")}
 
 MAY_OPEN = {"data/corpus.py", "data/named.py", "storage.py"}
 OPENS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "fdopen", "load_file", "save_file", "fromfile"}
 OPENS |= {"tofile", "memmap", "loadtxt", "savez", "mkstemp", "NamedTemporaryFile"}
 
 HEAVY = {"torch", "numpy", "safetensors", "pooch", "matplotlib", "rich", "tensorboard", "prompt_toolkit", "optuna"}
-WITHOUT_TORCH = ("errors", "config", "data", "storage", "run", "generation", "kernels")
+WITHOUT_TORCH = ("errors", "config", "data", "storage", "run_config", "run", "generation", "kernels")
 
 
 def room_of(path: str) -> str:

@@ -19,7 +19,8 @@ from charwright.data.vocabulary import ByteVocabulary, Vocabulary
 from charwright.errors import ConfigError, CorpusError, RunError, VocabularyError
 from charwright.generation import novelty
 from charwright.generation.novelty import CopyGuard, Novelty, measure
-from charwright.run import Run, RunConfig
+from charwright.run import Run
+from charwright.run_config import RunConfig
 
 # With two letters matches abound; the others take one, two and four bytes a character.
 TEXTS = st.sampled_from(["ab", "abc", "aéβ", "的一是", "aя的😀𝒳"]).flatmap(

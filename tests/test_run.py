@@ -21,7 +21,8 @@ from charwright.config import CorpusConfig, ModelConfig, Recipe, SequenceConfig
 from charwright.data.corpus import Corpus, Source
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import CharwrightError, DamagedRunError, RunError, RunExistsError, RunNotFoundError
-from charwright.run import Parent, Run, RunConfig
+from charwright.run import Run
+from charwright.run_config import Parent, RunConfig
 from charwright.storage import read_arrays, write_arrays, write_json
 
 MODEL = ModelConfig(cell="gru", layers=1, units=3, embedding=2)

@@ -20,9 +20,9 @@ from charwright.data.sequences import Dataset, make_dataset
 from charwright.errors import DivergedError, UsageError
 from charwright.evaluate import Evaluation
 from charwright.training import events
+from charwright.training.batch import Batch
 from charwright.training.recipes import find_recipe
 from charwright.training.snapshot import Snapshot
-from charwright.training.trainer import Batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from charwright.generation.session import Draft, Session
     from charwright.model.language_model import LanguageModel
     from charwright.run import Run
+    from charwright.training.batch import Batch
     from charwright.training.loop import fit, make_optimizer, train_step
     from charwright.training.recipes import RECIPES
-    from charwright.training.trainer import Batch
 
 # Each public name and its module: imported when first asked for, so that the terminal never waits for PyTorch.
 _HOMES = {
@@ -66,7 +66,7 @@ _HOMES = {
     "Session": "generation.session",
     "LanguageModel": "model.language_model",
     "Run": "run",
-    "Batch": "training.trainer",
+    "Batch": "training.batch",
     "fit": "training.loop",
     "make_optimizer": "training.loop",
     "train_step": "training.loop",

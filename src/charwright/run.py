@@ -18,31 +18,28 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from charwright.config import CorpusConfig, ModelConfig, Recipe
-from charwright.data.corpus import Corpus, Source
+from charwright.data.corpus import Corpus
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import (
-    ConfigError,
     DamagedRunError,
     RunError,
     RunExistsError,
     RunNotFoundError,
     VocabularyError,
 )
+from charwright.run_config import RunConfig
 from charwright.storage import (
-    FORMAT,
     Arrays,
     append_json_line,
     check_format,
     check_manifest,
     checked,
-    exact_object,
     read_arrays,
     read_json,
     read_json_lines,
@@ -52,107 +49,6 @@ from charwright.storage import (
     write_json,
     write_manifest,
 )
-
-
-@dataclass(frozen=True)
-class Parent:
-    """The run that another one went on from: `from` in config.json.
-
-    `folder` is as it was given; `step` is that of the weights, None where the parent does not know it; `characters` and
-    `sha256` are those of the parent's corpus.
-    """
-
-    folder: str
-    step: int | None
-    characters: int
-    sha256: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return {"run": self.folder, "step": self.step, "characters": self.characters, "sha256": self.sha256}
-
-    @classmethod
-    def from_json(cls, values: Any, where: str) -> Parent:
-        """Read what `to_json` wrote.
-
-        Raises:
-            DamagedRunError: naming the key that is missing, unknown or wrong.
-        """
-        entry = exact_object(values, {"run", "step", "characters", "sha256"}, where)
-        return cls(
-            folder=checked(entry["run"], str, f"{where}.run"),
-            step=None if entry["step"] is None else checked(entry["step"], int, f"{where}.step"),
-            characters=checked(entry["characters"], int, f"{where}.characters"),
-            sha256=checked(entry["sha256"], str, f"{where}.sha256"),
-        )
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """What `config.json` holds.
-
-    `corpus` says where the text came from and what it was: None for a model that was saved without one. `parent` is the
-    run whose weights this one began with, None where it began with nothing. `plan` tells what the recipe was made from,
-    where it was made for this text.
-    """
-
-    recipe: Recipe
-    recipe_name: str
-    sources: tuple[Source, ...]
-    corpus: CorpusConfig
-    characters: int
-    sha256: str
-    validation: tuple[Source, ...]
-    versions: Mapping[str, str]
-    parent: Parent | None = None
-    plan: Mapping[str, Any] | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return {
-            "format": FORMAT,
-            **({"from": self.parent.to_json()} if self.parent else {}),
-            "recipe_name": self.recipe_name,
-            "recipe": self.recipe.to_json(),
-            "corpus": {
-                "characters": self.characters,
-                "sha256": self.sha256,
-                "reading": self.corpus.to_json(),
-                "sources": [asdict(source) for source in self.sources],
-                "validation": [asdict(source) for source in self.validation],
-            },
-            **({"plan": dict(self.plan)} if self.plan else {}),
-            "versions": dict(self.versions),
-        }
-
-    @classmethod
-    def from_json(cls, values: Any, where: str) -> RunConfig:
-        """Read what `to_json` wrote.
-
-        Raises:
-            DamagedRunError: naming the key that is missing, unknown or wrong.
-        """
-        keys = {"format", "recipe_name", "recipe", "corpus", "versions"}
-        keys |= {"from", "plan"} & set(values if isinstance(values, dict) else ())
-        top = exact_object(values, keys, where)
-        corpus = exact_object(
-            top["corpus"], {"characters", "sha256", "reading", "sources", "validation"}, f"{where}: corpus"
-        )
-        try:
-            return cls(
-                recipe=Recipe.from_json(top["recipe"], f"{where}: recipe"),
-                recipe_name=checked(top["recipe_name"], str, f"{where}: recipe_name"),
-                sources=_sources(corpus["sources"], f"{where}: corpus.sources"),
-                corpus=CorpusConfig.from_json(corpus["reading"], f"{where}: corpus.reading"),
-                characters=checked(corpus["characters"], int, f"{where}: corpus.characters"),
-                sha256=checked(corpus["sha256"], str, f"{where}: corpus.sha256"),
-                validation=_sources(corpus["validation"], f"{where}: corpus.validation"),
-                versions=checked(top["versions"], dict, f"{where}: versions"),
-                parent=Parent.from_json(top["from"], f"{where}: from") if "from" in top else None,
-                plan=_plan(top["plan"], f"{where}: plan") if "plan" in top else None,
-            )
-        except ConfigError as error:
-            raise DamagedRunError(str(error)) from error
 
 
 class Run:
@@ -423,29 +319,6 @@ def _is_measured(event: Mapping[str, Any]) -> bool:
     """Whether an event is that of an epoch or of a validation inside one, with the figures that readers count on."""
     figures = [event.get(key) for key in ("step", "epoch", "train_loss")]
     return event.get("event") in {"epoch", "validation"} and all(isinstance(figure, int | float) for figure in figures)
-
-
-def _plan(values: Any, where: str) -> dict[str, Any]:
-    """What a plan was made from, as `training.recipes.Plan.to_json` wrote it."""
-    kinds: dict[str, type] = {"characters": int, "tokens": int, "vocabulary": int, "script": str, "passes": float}
-    kinds |= {"speeds": dict, "reasons": dict}
-    plan = exact_object(values, set(kinds), where)
-    return {name: checked(plan[name], kind, f"{where}.{name}") for name, kind in kinds.items()}
-
-
-def _sources(values: Any, where: str) -> tuple[Source, ...]:
-    listed = checked(values, list, where)
-    return tuple(_source(value, f"{where}[{index}]") for index, value in enumerate(listed))
-
-
-def _source(values: Any, where: str) -> Source:
-    entry = exact_object(values, {"kind", "location", "sha256", "characters"}, where)
-    return Source(
-        kind=checked(entry["kind"], str, f"{where}.kind"),
-        location=checked(entry["location"], str, f"{where}.location"),
-        sha256=checked(entry["sha256"], str, f"{where}.sha256"),
-        characters=checked(entry["characters"], int, f"{where}.characters"),
-    )
 
 
 def _no_run_message(path: Path) -> str:

@@ -20,7 +20,8 @@ from charwright.data.corpus import read_corpus, split_corpus
 from charwright.data.vocabulary import ByteVocabulary, Vocabulary
 from charwright.generation.generator import Generator
 from charwright.generation.novelty import measure
-from charwright.run import Run, RunConfig
+from charwright.run import Run
+from charwright.run_config import RunConfig
 from commands import TEXT, Result, Terminal, process
 from writers import LETTERS, weights_of
 

@@ -1,4 +1,4 @@
-"""The texts of a run, found again as they were when it was trained."""
+"""The texts of a run: read for a new one, found again as they were for an old one."""
 
 from __future__ import annotations
 
@@ -6,10 +6,26 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from charwright.cli.options import say
+from charwright.config import CorpusConfig
 from charwright.errors import RunError
 
 if TYPE_CHECKING:
+    from charwright.data.corpus import Corpus
     from charwright.run import Run
+
+
+def read_texts(corpus: Sequence[str], validation: Sequence[str], reading: CorpusConfig) -> tuple[Corpus, Corpus | None]:
+    """The text to learn, and that to measure on where one was named; what may surprise is said on stderr."""
+    from charwright.cli.download import user_places
+    from charwright.data.corpus import read_corpus
+
+    places = user_places()
+    text = read_corpus(corpus, reading, places)
+    measured = read_corpus(validation, reading, places) if validation else None
+    for note in (*text.notes, *(measured.notes if measured else ())):
+        say(note)
+    return text, measured
 
 
 def training_text(run: Run, moved: Sequence[str]) -> str:

@@ -98,6 +98,15 @@ def given(ctx: click.Context, names: Iterable[str]) -> dict[str, Any]:
     return {name: ctx.params[name] for name in names if ctx.get_parameter_source(name) not in default}
 
 
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+core_option = click.option(
+    "--core", default="auto", show_default=True, help="The recurrent core: auto, native, fused, torch or plain."
+)
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), help="Threads of the CPU to use.  [default: all cores]"
+)
+
+
 def say(line: str) -> None:
     """A word to the person at the terminal, on stderr; the work goes on when nobody listens."""
     with suppress(BrokenPipeError):

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from charwright.cli.options import SectionedCommand, config_options, field_names, given, say
+from charwright.cli.options import (
+    SectionedCommand,
+    config_options,
+    core_option,
+    device_option,
+    field_names,
+    given,
+    say,
+    threads_option,
+)
 from charwright.cli.planning import Planner
 from charwright.cli.signals import stop_asked
 from charwright.cli.work import READING, Work, model_and_dataset, named_recipe, new_work, resumed_work, trained_run
@@ -62,11 +71,9 @@ PLANNED_OPTIONS = ("units", "learning_rate", "dropout", "state_dropout", "weight
 @click.option(
     "--validation", multiple=True, metavar="TEXT", help="Measure on this text instead of a part of the corpus."
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
-@click.option(
-    "--core", default="auto", show_default=True, help="The recurrent core: auto, native, fused, torch or plain."
-)
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of the CPU to use.  [default: all cores]")
+@device_option
+@core_option
+@threads_option
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard files into the run's folder too.")
 @config_options(TrainingConfig(minutes=5.0), "Training", planned=PLANNED_OPTIONS)
 @config_options(ModelConfig(), "Model", planned=PLANNED_OPTIONS)
@@ -113,11 +120,10 @@ def train(
 
         TensorBoard.require()  # before anything is measured or made
     options = given(ctx, field_names(VocabularyConfig, SplitConfig, SequenceConfig, ModelConfig, TrainingConfig))
+    _use_threads(threads)
     if resume:
-        _use_threads(threads)
         work = resumed_work(resume, corpus_moved, options, given(ctx, ("recipe_name", "out", "validation", *READING)))
     else:
-        _use_threads(threads)
         if parent and given(ctx, ("recipe_name",)):
             raise UsageError("--from takes the options of its run instead of a recipe's; give those to change singly")
         begun = trained_run(parent, options, replaced=out if force else None) if parent else None

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from charwright.cli.options import SectionedCommand, config_options, field_names, given
+from charwright.cli.options import (
+    SectionedCommand,
+    config_options,
+    core_option,
+    device_option,
+    field_names,
+    given,
+    threads_option,
+)
 from charwright.cli.signals import stop_asked
 from charwright.config import CorpusConfig, Recipe, SplitConfig, VocabularyConfig, flag
 from charwright.errors import MissingExtraError, RunError, UsageError
@@ -46,11 +54,9 @@ LONGER = 10  # times the minutes of a trial that the last line proposes to train
     show_default=True,
     help="Seed of the proposals, and of the weights and the order in every trial.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
-@click.option(
-    "--core", default="auto", show_default=True, help="The recurrent core: auto, native, fused, torch or plain."
-)
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of the CPU to use.  [default: all cores]")
+@device_option
+@core_option
+@threads_option
 @config_options(SplitConfig(), "Validation")
 @config_options(VocabularyConfig(), "Vocabulary")
 @config_options(CorpusConfig(), "Reading the corpus")
@@ -79,6 +85,7 @@ def tune(
     _require_optuna()
     import torch
 
+    from charwright.cli.corpora import read_texts
     from charwright.training.search import Limits, check_place, search_in, starting_recipe
 
     if out is not None:
@@ -87,7 +94,7 @@ def tune(
         torch.set_num_threads(threads)
     options = given(ctx, field_names(SplitConfig, VocabularyConfig)) | {"seed": seed}
     reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
-    text, measured = _texts(corpus, validation, reading)
+    text, measured = read_texts(corpus, validation, reading)
     task = _task(text, measured, options, minutes, device, core)
     place = out if out is not None else Path("tune") / text.name
     protocol = _protocol(text, measured, task, seed, Recipe().with_options(options))
@@ -121,19 +128,6 @@ def _require_optuna() -> None:
         import optuna  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("charwright tune", "tune") from error
-
-
-def _texts(corpus: tuple[str, ...], validation: tuple[str, ...], reading: CorpusConfig) -> tuple[Corpus, Corpus | None]:
-    """The text to learn, and that to measure on where one was named."""
-    from charwright.cli.download import user_places
-    from charwright.data.corpus import read_corpus
-
-    places = user_places()
-    text = read_corpus(corpus, reading, places)
-    measured = read_corpus(validation, reading, places) if validation else None
-    for note in (*text.notes, *(measured.notes if measured else ())):
-        click.echo(note, err=True)
-    return text, measured
 
 
 def _task(

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from charwright.data.sequences import Dataset
     from charwright.data.vocabulary import Vocabulary
     from charwright.model.language_model import LanguageModel
-    from charwright.run import Parent, Run, RunConfig
+    from charwright.run import Run
+    from charwright.run_config import Parent, RunConfig
     from charwright.storage import Arrays
 
 # What a resume may change: how long, and what is kept on the way. The rest belongs to the run.
@@ -73,7 +74,7 @@ class Origin:
 
     def parent(self) -> Parent | None:
         """What the new run remembers of the one that it goes on from."""
-        from charwright.run import Parent
+        from charwright.run_config import Parent
 
         if self.run is None:
             return None
@@ -128,19 +129,17 @@ def new_work(
     force: bool,
 ) -> Work:
     """Read the texts and decide on the options; nothing is written yet."""
-    from charwright.cli.download import user_places
-    from charwright.data.corpus import STDIN_PATH, read_corpus, split_corpus
-    from charwright.run import Run, RunConfig
+    from charwright.cli.corpora import read_texts
+    from charwright.data.corpus import STDIN_PATH, split_corpus
+    from charwright.run import Run
+    from charwright.run_config import RunConfig
 
     if not corpus:
         raise UsageError("name a text to learn from: a file, a folder, -, an address, shakespeare or python-docs")
-    recipe, places = origin.recipe, user_places()
+    recipe = origin.recipe
     if out is not None:
         Run.check_place(out, force=force)
-    text = read_corpus(corpus, reading, places)
-    measured = read_corpus(validation, reading, places) if validation else None
-    for note in (*text.notes, *(measured.notes if measured else ())):
-        say(note)
+    text, measured = read_texts(corpus, validation, reading)
     if out is None:
         out = _free_folder(Path("runs") / text.name)
     if measured is not None:

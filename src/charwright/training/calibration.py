@@ -13,9 +13,9 @@ from charwright.config import ModelConfig, SequenceConfig, TrainingConfig
 from charwright.model.language_model import LanguageModel
 from charwright.model.machine import choose_precision, keep_memory
 from charwright.model.recurrent import choose_core
+from charwright.training.batch import Batch
 from charwright.training.loop import make_optimizer, train_step
 from charwright.training.recipes import Plan, Text, make_plan, start_of_plan
-from charwright.training.trainer import Batch
 
 WIDTHS = (256, 512, 1024, 2048)
 LONGEST_S = 3.0

@@ -55,22 +55,8 @@ class Step(Event):
 
 
 @dataclass(frozen=True)
-class Epoch(Event):
-    """A pass over the text is done, or what the budget left of one; losses in nats per id."""
-
-    name: ClassVar[str] = "epoch"
-    epoch: int
-    train_loss: float
-    validation_loss: float | None
-    bits_per_char: float | None
-    chars_per_s: float
-    elapsed_s: float
-    best: bool
-
-
-@dataclass(frozen=True)
 class Validation(Event):
-    """The model is measured inside an epoch, which may be longer than the whole budget; losses as for `Epoch`."""
+    """The model is measured, here inside an epoch, which may be longer than the whole budget; losses in nats per id."""
 
     name: ClassVar[str] = "validation"
     epoch: int
@@ -78,6 +64,15 @@ class Validation(Event):
     validation_loss: float | None
     bits_per_char: float | None
     best: bool
+
+
+@dataclass(frozen=True)
+class Epoch(Validation):
+    """A pass over the text is done, or what the budget left of one; it may have been measured or not."""
+
+    name: ClassVar[str] = "epoch"
+    chars_per_s: float
+    elapsed_s: float
 
 
 @dataclass(frozen=True)

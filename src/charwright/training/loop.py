@@ -14,6 +14,7 @@ from charwright.errors import DivergedError
 from charwright.evaluate import Evaluation
 from charwright.model.language_model import LanguageModel
 from charwright.model.machine import keep_memory
+from charwright.training.batch import Batch, TrainStep
 from charwright.training.events import (
     End,
     Event,
@@ -21,7 +22,7 @@ from charwright.training.events import (
 from charwright.training.snapshot import (
     Snapshot,
 )
-from charwright.training.trainer import Batch, Helpers, Trainer, TrainStep
+from charwright.training.trainer import Helpers, Trainer
 
 
 def train_step(model: LanguageModel, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:

@@ -75,16 +75,17 @@ def describe_start(event: Start) -> str:
 
 def describe_epoch(event: Epoch) -> str:
     """One line about an epoch."""
-    line = f"epoch {event.epoch}  loss {event.train_loss:.4f}"
-    if event.validation_loss is not None:
-        line += f"  validation {event.validation_loss:.4f} ({event.bits_per_char:.3f} bits/char)"
-        line += "  best so far" if event.best else ""
+    line = f"epoch {event.epoch}  {_losses(event)}"
     return line + f"  {event.chars_per_s:,.0f} chars/s  {format_seconds(event.elapsed_s)}"
 
 
 def describe_validation(event: Validation) -> str:
     """One line about a validation inside an epoch."""
-    line = f"step {event.step:,}  loss {event.train_loss:.4f}"
+    return f"step {event.step:,}  {_losses(event)}"
+
+
+def _losses(event: Validation) -> str:
+    line = f"loss {event.train_loss:.4f}"
     if event.validation_loss is not None:
         line += f"  validation {event.validation_loss:.4f} ({event.bits_per_char:.3f} bits/char)"
         line += "  best so far" if event.best else ""
@@ -146,8 +147,9 @@ class PlainProgress:
                     f"epoch {event.epoch}  step {event.step:,}  loss {event.loss:.4f}  "
                     f"{event.chars_per_s:,.0f} chars/s  {format_seconds(event.remaining_s)} left"
                 )
-            case Epoch() if self.epochs.worth_a_line(event):
-                self._line(describe_epoch(event))
+            case Epoch():
+                if self.epochs.worth_a_line(event):
+                    self._line(describe_epoch(event))
             case Validation():
                 self._line(describe_validation(event))
             case Rollback():
@@ -197,8 +199,9 @@ class BarProgress:
                     f"{format_seconds(event.remaining_s)} left"
                 )
                 self.bar.update(self.task, completed=event.fraction, epoch=event.epoch, note=note)
-            case Epoch() if self.epochs.worth_a_line(event):
-                self._print(describe_epoch(event), "bold")
+            case Epoch():
+                if self.epochs.worth_a_line(event):
+                    self._print(describe_epoch(event), "bold")
             case Validation():
                 self._print(describe_validation(event), "bold")
             case Rollback():
@@ -247,12 +250,11 @@ class TensorBoard:
                 self.writer.add_scalar("train/loss", event.loss, event.step)
                 self.writer.add_scalar("train/learning_rate", event.learning_rate, event.step)
                 self.writer.add_scalar("train/chars_per_s", event.chars_per_s, event.step)
-            case Epoch():
-                self.writer.add_scalar("epoch/train_loss", event.train_loss, event.step)
+            case Validation():
+                if isinstance(event, Epoch):
+                    self.writer.add_scalar("epoch/train_loss", event.train_loss, event.step)
                 if event.validation_loss is not None:
                     self.writer.add_scalar("epoch/validation_loss", event.validation_loss, event.step)
-            case Validation() if event.validation_loss is not None:
-                self.writer.add_scalar("epoch/validation_loss", event.validation_loss, event.step)
             case Sample():
                 self.writer.add_text("sample", event.text, event.step)
             case Checkpoint():

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,11 +15,12 @@ from torch import Tensor
 from charwright.config import TrainingConfig
 from charwright.data.sequences import Dataset, Pair, prefetch
 from charwright.errors import DivergedError
-from charwright.evaluate import Evaluation, paired_error
+from charwright.evaluate import Evaluation
 from charwright.model.cells import State
 from charwright.model.language_model import Arrays, LanguageModel
 from charwright.model.recurrent import choose_core
 from charwright.training.averaging import Average
+from charwright.training.batch import Batch, TrainStep, batch_generator
 from charwright.training.divergence import LOWER, MOST_FALLS, Watch
 from charwright.training.events import (
     Checkpoint,
@@ -42,25 +44,9 @@ from charwright.training.snapshot import (
     state_arrays,
 )
 from charwright.training.threads import Threads
+from charwright.training.verdict import judge, why_to_stop
 
 GOOD_EVERY = 250  # steps between two states that are kept in memory to go back to
-
-
-@dataclass
-class Batch:
-    """One batch for `train_step`.
-
-    `state` is what the batch starts from (None is zero); a step that wants it carried on leaves the last state here.
-    `generator` is this batch's own randomness, for dropout and the like: a function of the seed and the step alone.
-    """
-
-    inputs: Tensor  # (T, B) int64
-    targets: Tensor  # (T, B) int64
-    state: State | None
-    generator: torch.Generator
-
-
-TrainStep = Callable[[LanguageModel, Batch, torch.optim.Optimizer], Tensor]
 
 
 @dataclass(frozen=True)
@@ -111,7 +97,6 @@ class Trainer:
         by_clock = config.minutes is not None and self.device.type == "cpu"
         self.threads = Threads(clock) if by_clock else None
         self.falls = 0
-        self.reason: str | None = None
         self.good = self.snapshot()
 
     @contextmanager
@@ -152,9 +137,8 @@ class Trainer:
             if pace.fraction >= 1:
                 break
             if self.inside_epoch and pace.report_due_inside:
-                yield from self.report(helpers)
-                if self.reason:  # Saved as it is; a resume goes on inside the epoch.
-                    return self.reason
+                if reason := (yield from self.report(helpers)):  # Saved; a resume goes on inside the epoch.
+                    return reason
             elif self.inside_epoch and pace.checkpoint_due:
                 yield from self.checkpoint(helpers.save)
 
@@ -162,25 +146,25 @@ class Trainer:
         if position.done:
             position.done_minutes = self.config.minutes
         if position.done or pace.report_due:
-            yield from self.report(helpers, epoch_ends=True)
-            return self.reason or should_stop()
+            return (yield from self.report(helpers, epoch_ends=True)) or should_stop()
         yield self.end_epoch(None)
         stopped = should_stop()
         if stopped or pace.checkpoint_due:
             yield from self.checkpoint(helpers.save)
         return stopped
 
-    def report(self, helpers: Helpers, *, epoch_ends: bool = False) -> Iterator[Event]:
-        """Measure, let the model write, save; all of it with the averaged weights, where they are averaged."""
+    def report(self, helpers: Helpers, *, epoch_ends: bool = False) -> Generator[Event, None, str | None]:
+        """Measure and let write the averaged weights, and save all; returns why training stops, if it does."""
         began_s = self.pace.time_s
         with self.averaged():
             yield self.end_epoch(helpers.validate) if epoch_ends else self.measured(helpers.validate)
             if helpers.sample:
                 yield Sample(self.position.step, self.pace.time_s, helpers.sample(self.model))
         self._keep_if_good()
-        self.reason = self._why_to_stop()
+        reason = why_to_stop(self.position, self.config)
         yield from self.checkpoint(helpers.save)
         self.pace.reported(began_s)
+        return reason
 
     def remaining_pairs(self) -> Iterator[Pair]:
         """The batches of this epoch that are still to do, made ahead by a thread."""
@@ -197,7 +181,7 @@ class Trainer:
         factor = self.pace.learning_rate_factor * self.position.rate_scale
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        generator = torch.Generator(self.device).manual_seed(_mixed(self.config.seed, self.position.step))
+        generator = batch_generator(self.config.seed, self.position.step, self.device)
         inputs, targets = (torch.from_numpy(array).to(self.device, non_blocking=True) for array in pair)
         batch = Batch(inputs, targets, self._begun(generator), generator)
         began = self.pace.clock()
@@ -269,19 +253,14 @@ class Trainer:
         position = self.position
         self._read_losses()
         self.pace.count_time()  # A GPU has done its work only now.
-        result = validate(self.model) if validate else None
-        best = result is not None and self._judge(result)
         characters = position.loss_count * self.dataset.batch * self.dataset.seq_length
         event = Epoch(
             step=position.step,
-            time_s=self.pace.time_s,
             epoch=position.epoch,
             train_loss=position.loss_sum / max(1, position.loss_count),
-            validation_loss=result.nats_per_char if result else None,
-            bits_per_char=result.bits_per_char if result else None,
+            **self._validated(validate),
             chars_per_s=characters / max(position.epoch_s, 1e-9),
             elapsed_s=position.epoch_s,
-            best=best,
         )
         if position.step_in_epoch >= self.dataset.steps_per_epoch:
             position.epoch += 1
@@ -293,47 +272,31 @@ class Trainer:
     def measured(self, validate: Callable[[LanguageModel], Evaluation] | None) -> Validation:
         """The same inside an epoch, which goes on."""
         self._read_losses()
-        result = validate(self.model) if validate else None
-        best = result is not None and self._judge(result)
         return Validation(
             step=self.position.step,
-            time_s=self.pace.time_s,
             epoch=self.position.epoch,
             train_loss=self.watch.smoothed,
-            validation_loss=result.nats_per_char if result else None,
-            bits_per_char=result.bits_per_char if result else None,
-            best=best,
+            **self._validated(validate),
         )
 
-    def _judge(self, result: Evaluation) -> bool:
-        """Whether the model as it is now is the best so far, and is kept as such.
+    def _validated(self, validate: Callable[[LanguageModel], Evaluation] | None) -> dict[str, Any]:
+        """What an event tells of the model as it is now; the best one so far is kept.
 
         Raises:
             DivergedError: when its loss is no finite number.
         """
-        position, loss = self.position, result.nats_per_char
-        if not math.isfinite(loss):
+        result = validate(self.model) if validate else None
+        if result is not None and not math.isfinite(result.nats_per_char):
             raise DivergedError(self._diverged_message())
-        if position.best_loss is None or loss < position.best_loss:
-            position.best_loss, position.best_step = loss, position.step
-            position.best_blocks, position.worse = result.blocks, 0
+        best = result is not None and judge(self.position, result)
+        if best:
             self.best = self.model.arrays()
-            return True
-        noise = paired_error(result.blocks, position.best_blocks)
-        # After a fall the best one may lie ahead still: on the way there being worse is no turn.
-        behind = position.step <= (position.best_step or 0)
-        position.worse = position.worse + 1 if loss - position.best_loss > 2 * noise and not behind else 0
-        return False
-
-    def _why_to_stop(self) -> str | None:
-        """The reason to stop before the budget is spent, after a validation."""
-        config, position = self.config, self.position
-        if config.target_loss is not None and (position.best_loss or math.inf) <= config.target_loss:
-            return "target"
-        if config.patience is not None and position.worse >= config.patience:
-            position.worse = 0  # Whoever resumes this run wants it to go on.
-            return "turned"
-        return None
+        return {
+            "time_s": self.pace.time_s,
+            "validation_loss": result.nats_per_char if result else None,
+            "bits_per_char": result.bits_per_char if result else None,
+            "best": best,
+        }
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -424,11 +387,3 @@ class Trainer:
     def _clip(self, *_: object) -> None:
         """Before each optimizer step: scale the gradients down to the norm (Pascanu et al., 2013)."""
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm or math.inf)
-
-
-def _mixed(seed: int, step: int) -> int:
-    """One 63-bit seed from two numbers (the finalizer of splitmix64), so that neighbours have nothing in common."""
-    mixed = (seed * 0x9E3779B97F4A7C15 + step + 1) & (2**64 - 1)
-    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
-    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
-    return (mixed ^ (mixed >> 31)) >> 1

@@ -16,7 +16,7 @@ from charwright.errors import CorpusError, DivergedError, UsageError
 from charwright.evaluate import evaluate
 from charwright.model.language_model import LanguageModel
 from charwright.model.machine import choose_precision
-from charwright.training.events import End, Epoch, Event, Validation
+from charwright.training.events import End, Event, Validation
 from charwright.training.loop import fit
 
 MARKS = (0.3, 0.5, 0.7)
@@ -140,7 +140,7 @@ class _Training:
         best, seen, end = model.arrays(), None, None
         for event in self._events(model, dataset):
             self.listen(event)
-            if isinstance(event, Epoch | Validation) and event.validation_loss is not None:
+            if isinstance(event, Validation) and event.validation_loss is not None:
                 seen = event.validation_loss
                 if event.best:  # The model holds its averaged weights as long as this event is looked at.
                     best = model.arrays()
