@@ -25,6 +25,7 @@ from charwright.config import Recipe
 from charwright.data.corpus import split_corpus
 from charwright.data.sequences import make_dataset, shrink_to_fit
 from charwright.model.machine import choose_precision
+from charwright.storage import drop_cut_line
 from charwright.training import events
 
 LEDGER = Path(__file__).with_name("ledger.jsonl")
@@ -128,6 +129,7 @@ def main() -> None:
     parser.add_argument("grid", nargs="*", metavar="OPTION=VALUE,VALUE")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
+    drop_cut_line(asked.ledger)  # It is one trial that is done again.
     names = [item.partition("=")[0] for item in asked.grid]
     values = [_values(item.partition("=")[2]) for item in asked.grid]
     for corpus, minutes, *chosen in itertools.product(asked.corpus.split(","), _values(asked.minutes), *values):

@@ -119,6 +119,9 @@ def test_a_loss_to_be_reached(charwright: Terminal, longer: Path, tmp_path: Path
     never = charwright("train", "--resume", tmp_path / "all", "--steps", "2", "--target-loss", "1")
     assert never.code == 2
     assert "--target-loss is measured" in never.line
+    turning = charwright("train", "--resume", tmp_path / "all", "--steps", "2", "--patience", "3")
+    assert turning.code == 0
+    assert "--patience has no effect without validation text: start a new run for that" in turning.err
 
 
 def test_a_rate_ten_thousand_times_too_high_ends_well(charwright: Terminal, longer: Path, tmp_path: Path) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charwright.cli.options import field_names, say
-from charwright.config import BUDGETS, CorpusConfig, Recipe, SplitConfig, flag
+from charwright.config import BUDGETS, CorpusConfig, Recipe, SplitConfig, TrainingConfig, flag
 from charwright.errors import UsageError
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def new_work(
 ) -> Work:
     """Read the texts and decide on the options; nothing is written yet."""
     from charwright.cli.corpora import read_texts
-    from charwright.data.corpus import STDIN_PATH, split_corpus
+    from charwright.data.corpus import split_corpus
     from charwright.run import Run
     from charwright.run_config import RunConfig
 
@@ -140,13 +141,12 @@ def new_work(
     if out is not None:
         Run.check_place(out, force=force)
     text, measured = read_texts(corpus, validation, reading)
-    if out is None:
-        out = _free_folder(Path("runs") / text.name)
     if measured is not None:
         recipe = recipe.with_options({"val_fraction": 0.0})
-    training_text, validation_text = split_corpus(text.text, recipe.split)
-    if not (validation_text or measured):
-        _check_unmeasured(recipe, "raise --val-fraction")
+    training_text, kept = split_corpus(text.text, recipe.split)
+    validation_text = kept if measured is None else measured.text
+    if not validation_text:
+        _check_unmeasured(recipe.training, "raise --val-fraction")
     vocabulary = origin.vocabulary(text.text)
     plan = origin.planner.plan(training_text, vocabulary) if origin.planner else None
     if plan is not None:
@@ -165,24 +165,30 @@ def new_work(
     )
     if origin.run is not None:
         say(f"goes on from {origin.run.folder} ({_growth(origin.run.vocabulary, vocabulary)})")
-
-    def make() -> Run:
-        run = Run.create(out, config, vocabulary, force=force)
-        for read in (text, measured):
-            if read is not None and read.unrepeatable:
-                run.keep_text(STDIN_PATH, read.unrepeatable)
-        return run
-
+    place = out or _free_folder(Path("runs") / text.name)
+    unrepeatable = [read.unrepeatable for read in (text, measured) if read is not None and read.unrepeatable]
+    make = partial(_make_run, place, config, vocabulary, unrepeatable, force)
     weights = origin.grown_weights(vocabulary, training_text)
-    if measured is not None:
-        validation_text = measured.text
     return Work(recipe, vocabulary, training_text, validation_text, make, resume=False, weights=weights)
 
 
-def _check_unmeasured(recipe: Recipe, advice: str) -> None:
+def _make_run(place: Path, config: RunConfig, vocabulary: Vocabulary, unrepeatable: list[str], force: bool) -> Run:
+    """The folder of a new run, with the text in it that cannot be read again."""
+    from charwright.data.corpus import STDIN_PATH
+    from charwright.run import Run
+
+    run = Run.create(place, config, vocabulary, force=force)
+    for text in unrepeatable:
+        run.keep_text(STDIN_PATH, text)
+    return run
+
+
+def _check_unmeasured(asked: TrainingConfig, advice: str) -> None:
     """See that a run without validation text has no aim that is measured on one."""
-    if recipe.training.target_loss is not None:
+    if asked.target_loss is not None:
         raise UsageError(f"--target-loss is measured on validation text, and there is none: {advice}")
+    if asked.patience is not None:
+        say(f"--patience has no effect without validation text: {advice}")
 
 
 SHOWN = 20
@@ -212,7 +218,8 @@ def resumed_work(folder: Path, moved: tuple[str, ...], options: dict[str, Any], 
     recipe = run.config.recipe.with_options(options)
     training_text, validation_text = texts_again(run, moved)
     if not validation_text:
-        _check_unmeasured(recipe, "start a new run for that")
+        asked = dataclasses.replace(recipe.training, patience=options.get("patience"))  # A plan always has some.
+        _check_unmeasured(asked, "start a new run for that")
     if recipe != run.config.recipe:
         run.rewrite_config(dataclasses.replace(run.config, recipe=recipe))
     return Work(recipe, run.vocabulary, training_text, validation_text, lambda: run, resume=True)
