@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-slow lint types tests kernels sanitize install-test format docs clean
+.PHONY: help setup demo test test-slow lint types tests tensorflow-test kernels sanitize install-test format docs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,17 @@ tests: $(READY)
 
 test-slow: $(READY)  ## the tests that take minutes
 	$(BIN)/pytest -m slow
+
+# TensorFlow never shares an environment with the package's own tools; charwright is found there by its path.
+TENSORFLOW := .peers/tensorflow-tests/bin/python
+
+$(TENSORFLOW): constraints.txt
+	$(PYTHON) -m venv .peers/tensorflow-tests
+	PIP_CONSTRAINT=constraints.txt $(TENSORFLOW) -m pip install --quiet tensorflow-cpu==2.21.0 click platformdirs pooch safetensors
+	@touch $@
+
+tensorflow-test: $(READY) $(TENSORFLOW)  ## what is exchanged with TensorFlow, which gets an environment of its own
+	CHARWRIGHT_TENSORFLOW=$(TENSORFLOW) $(BIN)/pytest tests/test_tensorflow.py
 
 kernels:  ## the C kernels against plain equations, without Python
 	tests/kernels/run.sh native

@@ -41,11 +41,13 @@ SIBLINGS = {("config", "errors"), ("model", "kernels"), ("run", "run_config"), (
 FORBIDDEN = {("training", "run"), ("training", "run_config"), ("data", "kernels")}
 
 MAY_OPEN = {"data/corpus.py", "data/named.py", "storage.py"}
+MAY_OPEN |= {"interop/keras_files.py", "interop/tensorflow_files.py", "interop/numpy_file.py"}
 OPENS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "fdopen", "load_file", "save_file", "fromfile"}
 OPENS |= {"tofile", "memmap", "loadtxt", "savez", "mkstemp", "NamedTemporaryFile"}
 
 HEAVY = {"torch", "numpy", "safetensors", "pooch", "matplotlib", "rich", "tensorboard", "prompt_toolkit", "optuna"}
-WITHOUT_TORCH = ("errors", "config", "data", "storage", "run_config", "run", "generation", "kernels")
+HEAVY |= {"h5py", "tensorflow", "onnx", "onnxruntime", "google"}
+WITHOUT_TORCH = ("errors", "config", "data", "storage", "run_config", "run", "generation", "kernels", "interop")
 
 
 def room_of(path: str) -> str:

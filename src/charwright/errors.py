@@ -12,6 +12,7 @@
     │   ├── RunNotFoundError        no run there
     │   ├── RunExistsError          a run there already
     │   └── DamagedRunError         a file in it that is not what it should be
+    ├── ForeignModelError       a model of another program that cannot be read, or not written for it
     ├── DivergedError           the loss is no longer a number
     └── MissingExtraError       an optional package that is not installed
 
@@ -73,6 +74,10 @@ class RunExistsError(RunError):
 
 class DamagedRunError(RunError):
     """A file of a run is not what it should be."""
+
+
+class ForeignModelError(CharwrightError):
+    """A model of another program that cannot be read, or one of ours that cannot be written for it."""
 
 
 class DivergedError(CharwrightError):

@@ -144,12 +144,13 @@ class Run:
         vocabulary: Vocabulary,
         *,
         corpus: Corpus | None = None,
+        recipe_name: str = "by hand",
         force: bool = False,
     ) -> Run:
         """Keep a model that was trained by hand: `Run.save("runs/mine", model.config, model.arrays(), vocabulary)`."""
         config = RunConfig(
             recipe=Recipe(model=model),
-            recipe_name="by hand",
+            recipe_name=recipe_name,
             sources=corpus.sources if corpus else (),
             corpus=CorpusConfig(),
             characters=len(corpus.text) if corpus else 0,
@@ -166,6 +167,11 @@ class Run:
         write_json(self.folder / "config.json", config.to_json())
         self.config = config
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether there are weights to use, whole or not."""
+        return (self.folder / "model.safetensors").is_file()
+
     def weights(self) -> Arrays:
         """The weights to use, checked: every name and shape as the model has them, every number finite.
 
@@ -173,7 +179,7 @@ class Run:
             DamagedRunError: naming the file and the weight that is wrong.
         """
         path = self.folder / "model.safetensors"
-        if not path.is_file():
+        if not self.has_weights:
             raise RunError(
                 f"{self.folder} has no trained weights yet; train on with: charwright train --resume {self.folder}"
             )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
@@ -45,6 +46,32 @@ def write_file(path: Path, data: bytes) -> None:
         with suppress(OSError):
             temporary.unlink()
     sync_folder(path.parent)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which stands in its place only once it is filled; what stood there before goes then.
+
+    Raises:
+        RunError: when the system refuses; what stood there before is untouched.
+    """
+    new, old = (path.with_name(f".{path.name}.{os.getpid()}.{ending}") for ending in ("new", "old"))
+    try:
+        new.mkdir()
+        yield new
+        for folder in (new, *(inner for inner in new.rglob("*") if inner.is_dir())):
+            sync_folder(folder)
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

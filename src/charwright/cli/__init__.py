@@ -19,8 +19,10 @@ import click
 from charwright import __version__
 from charwright.errors import CharwrightError
 
-COMMANDS = ("train", "tune", "generate", "compose", "evaluate", "compare", "inspect", "info")
+COMMANDS = ("train", "tune", "generate", "compose", "evaluate", "compare", "inspect", "info", "import", "export")
 ALIASES = {"chat": "compose"}
+FILES = {"import": "import_model"}
+"""The file and function of a command whose name is a word of Python."""
 
 HELP = """Teach a small recurrent network to write like any text, one character at a time.
 
@@ -64,7 +66,8 @@ class _Commands(click.Group):
         name = ALIASES.get(name, name)
         if name not in COMMANDS:
             return None
-        command = getattr(importlib.import_module(f"charwright.cli.{name}"), name)
+        file = FILES.get(name, name)
+        command = getattr(importlib.import_module(f"charwright.cli.{file}"), file)
         assert isinstance(command, click.Command)
         # People add it behind the command that failed.
         if not any("--debug" in parameter.opts for parameter in command.params):

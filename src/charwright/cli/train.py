@@ -247,6 +247,11 @@ def _snapshot_of(run: Run) -> Snapshot | None:
     if found is None and run.config.parent is not None:
         # It was stopped between its first file and the checkpoint of its beginning.
         raise RunError(f"{run.folder} was stopped before it had weights; begin it again with --from and --force")
+    if found is None and run.has_weights and not any(run.log()):
+        raise RunError(
+            f"{run.folder} was not trained here, so there is no training to resume; go on with: charwright "
+            f"train TEXT --from {run.folder}"
+        )
     if found is None:
         return None
     arrays, position = found

@@ -1,0 +1,37 @@
+"""Write with exported ONNX graphs, with onnxruntime and numpy alone: no charwright here.
+
+    charwright export runs/novel --to onnx
+    python examples/exported/write_with_onnx.py novel-onnx "ROMEO:" 1000
+
+Both graphs are used: `generate.onnx` writes in one call, `step.onnx` in a loop of one's own.
+"""
+
+import json
+import sys
+
+import numpy as np
+import onnxruntime
+
+folder, prompt, length = sys.argv[1], sys.argv[2], int(sys.argv[3])
+generate = onnxruntime.InferenceSession(f"{folder}/generate.onnx")
+step = onnxruntime.InferenceSession(f"{folder}/step.onnx")
+
+tokens = json.loads(step.get_modelmeta().custom_metadata_map["vocabulary"])
+ids_of = {token: number for number, token in enumerate(tokens)}
+ids = np.array([[ids_of.get(character, 0) for character in prompt]], dtype=np.int64)
+random = np.random.default_rng(1)
+
+uniform = random.random((1, length), dtype=np.float32)
+(drawn,) = generate.run(["ids"], {"prompt": ids, "temperature": np.array(0.8, dtype=np.float32), "uniform": uniform})
+print(prompt + "".join(tokens[number] for number in drawn[0]))
+
+print("\n--- and step by step, the likeliest character each time:")
+layers, arrays, _, units = step.get_inputs()[1].shape
+state = np.zeros((layers, arrays, 1, units), dtype=np.float32)
+text = prompt
+for _ in range(100):
+    logits, state = step.run(["logits", "next_state"], {"ids": ids, "state": state})
+    best = 1 + int(logits[0, -1, 1:].argmax())  # id 0 is [UNK]
+    text += tokens[best]
+    ids = np.array([[best]], dtype=np.int64)
+print(text)

@@ -1,0 +1,114 @@
+"""`charwright import`: a model of another program becomes a run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from charwright.cli.options import SectionedCommand, config_options, field_names, given, say
+from charwright.config import CorpusConfig
+from charwright.errors import UsageError
+
+if TYPE_CHECKING:
+    from charwright.data.corpus import Corpus
+    from charwright.data.vocabulary import Vocabulary
+    from charwright.interop.imported import Imported
+    from charwright.run import Run
+
+MEASURED = 2000  # characters
+
+
+@click.command("import", cls=SectionedCommand, short_help="Make a run of a model from Keras or TensorFlow.")
+@click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="RUN", help="The run folder to make.")
+@click.option("--corpus", multiple=True, metavar="NAME|FILE", help="The text that the model learned from.")
+@click.option(
+    "--vocabulary",
+    "vocabulary_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Its characters: a JSON list in the order of their ids, or a run's vocabulary.json.",
+)
+@click.option("--force", is_flag=True, help="Put the run in the place of an older one.")
+@config_options(CorpusConfig(), "Reading the corpus")
+@click.pass_context
+def import_model(
+    ctx: click.Context,
+    /,
+    source: Path,
+    out: Path,
+    corpus: tuple[str, ...],
+    vocabulary_file: Path | None,
+    force: bool,
+    **_: Any,
+) -> None:
+    """Make RUN of SRC: a .weights.h5, .h5 or .keras file, a TensorFlow checkpoint or the folder of a SavedModel.
+
+    The model is an embedding, GRU, LSTM or simple recurrent layers, and a dense layer, as in TensorFlow's tutorial.
+    Nothing in SRC is executed. Weights alone do not tell which characters they are for: name the text with --corpus, or
+    the characters with --vocabulary.
+    """
+    from charwright.cli.corpora import read_texts
+    from charwright.interop.imported import fit_rows, read_model
+    from charwright.run import Run
+
+    if corpus and vocabulary_file is not None:
+        raise UsageError("--corpus and --vocabulary both say which characters there are; give one of them")
+    Run.check_place(out, force=force)
+    model = read_model(source)
+    reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
+    text = read_texts(corpus, (), reading)[0] if corpus else None
+    tokens, told = _tokens(model, source, text, vocabulary_file)
+    vocabulary, weights, done = fit_rows(model, tokens, told)
+    if done:
+        say(done)
+    run = Run.save(
+        out, model.config, weights, vocabulary, corpus=text, recipe_name=f"imported from {source}", force=force
+    )
+    _tell(run, vocabulary)
+    if text is not None:
+        _check_on(run, text)
+
+
+def _tokens(
+    model: Imported, source: Path, text: Corpus | None, file: Path | None
+) -> tuple[Vocabulary | list[str], str]:
+    """The characters in the order of their ids, and what told them."""
+    from charwright.data.vocabulary import Vocabulary
+    from charwright.interop.imported import read_vocabulary
+
+    if file is not None:
+        return read_vocabulary(file), str(file)
+    if model.characters is not None:
+        return list(model.characters), str(source)
+    if text is not None:
+        return list(Vocabulary.from_text(text.text).characters), text.name
+    raise UsageError(
+        f"{source} does not tell which characters its {model.tokens:,} tokens are: name the text that it learned from "
+        "with --corpus NAME|FILE, or list them with --vocabulary FILE"
+    )
+
+
+def _tell(run: Run, vocabulary: Vocabulary) -> None:
+    model = run.model
+    count = sum(map(math.prod, model.weight_shapes(len(vocabulary)).values()))
+    layers = "one layer" if model.layers == 1 else f"{model.layers} layers"
+    say(f"{run.folder}: {model.cell.upper()}, {layers} of {model.units:,} units, {count:,} parameters")
+
+
+def _check_on(run: Run, text: Corpus) -> None:
+    """Measure the beginning of the text: a model that is told the wrong characters does worse than any guess."""
+    from charwright.generation.engine import Engine
+
+    size = len(run.vocabulary)
+    ids = run.vocabulary.encode(text.text[:MEASURED])
+    if len(ids) < 2:
+        return
+    nats = float(-Engine(run.model, run.weights(), precision="f32").scores([ids])[0].mean())
+    say(f"the first {len(ids):,} characters of {text.name}: {nats:.4f} nats per character")
+    if nats > math.log(size):
+        guess = f"guessing among {size:,} tokens ({math.log(size):.2f})"
+        say(f"that is worse than {guess}: {text.name} may not be the text that this model learned from")

@@ -1,0 +1,364 @@
+"""Keras's files as plain data: `.weights.h5` and `.keras` of Keras 3, `.h5` of Keras 2, read with h5py alone.
+
+No class is looked up and nothing is executed. Of an HDF5 file only what lies in the file itself is read: links to other
+files, data kept elsewhere and shapes that promise more than the file holds are refused.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from charwright.errors import ForeignModelError, MissingExtraError
+from charwright.interop.keras_layout import Array, KerasLayer
+
+if TYPE_CHECKING:
+    import h5py
+
+DEEPEST = 20  # groups inside groups
+MOST_GROUPS = 20_000
+LARGEST_CONFIG = 16 << 20  # bytes
+PLAIN = {"InputLayer", "Embedding", "GRU", "LSTM", "SimpleRNN", "Dense", "Dropout"}
+"""The layers that a `.keras` file may name; the first and the last of them have no weights."""
+WEIGHTLESS = {"InputLayer", "Dropout"}
+DEFAULTS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "GRU": {"activation": ("tanh",), "recurrent_activation": ("sigmoid",), "go_backwards": (False,)},
+    "LSTM": {"activation": ("tanh",), "recurrent_activation": ("sigmoid",), "go_backwards": (False,)},
+    "SimpleRNN": {"activation": ("tanh",), "go_backwards": (False,)},
+    "Dense": {"activation": ("linear", "softmax", None)},
+}
+"""What a layer's options must be; a softmax behind the dense layer changes no probability."""
+ORDER = {
+    "embedding": ("embeddings",),
+    "recurrent": ("kernel", "recurrent_kernel", "bias"),
+    "dense": ("kernel", "bias"),
+}
+"""The names of the arrays that Keras 3 only counts."""
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether a file begins as HDF5 files do."""
+    return _begins(path, b"\x89HDF\r\n\x1a\n")
+
+
+def is_zip(path: Path) -> bool:
+    """Whether a file begins as zip files do, `.keras` files among them."""
+    return _begins(path, b"PK\x03\x04")
+
+
+def _begins(path: Path, signature: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(signature)) == signature
+
+
+def read_h5(path: Path) -> list[KerasLayer]:
+    """The layers of a `.weights.h5` (Keras 3) or of an `.h5` file with weights or a whole model (Keras 2).
+
+    Raises:
+        ForeignModelError: when it is damaged or none of these.
+    """
+    with path.open("rb") as file:
+        return _layers_of(file, str(path), path.stat().st_size)
+
+
+def read_keras(path: Path) -> list[KerasLayer]:
+    """The layers of a `.keras` file whose configuration names only layers that are known here.
+
+    Raises:
+        ForeignModelError: when it is damaged, or is any other model.
+    """
+    where = str(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if PurePosixPath(name).is_absolute() or ".." in re.split(r"[/\\]", name) or ":" in name:
+                    raise ForeignModelError(f"{where} has a member {name!r}, which leads out of it; nothing was read")
+            config = _json_member(archive, "config.json", where)
+            weights = _member(archive, "model.weights.h5", where, path.stat().st_size)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+        raise ForeignModelError(f"{where} is damaged: {error}") from error
+    kinds = _layer_kinds(config, where)
+    layers = _layers_of(io.BytesIO(weights), where, len(weights))
+    recurrent = [layer for layer in layers if layer.kind == "recurrent"]
+    if kinds is not None and len(recurrent) != sum(kind in {"GRU", "LSTM", "SimpleRNN"} for kind in kinds):
+        raise ForeignModelError(f"{where}: its weights are not those of the layers that its config.json names")
+    return layers
+
+
+def weights_h5_bytes(layers: Sequence[KerasLayer]) -> bytes:
+    """A `.weights.h5` file as Keras 3 saves a model that has these layers as attributes of these names."""
+    h5py = _h5py("writing Keras's files")
+    memory = io.BytesIO()
+    with h5py.File(memory, "w") as file:
+        file.create_group("vars").attrs["name"] = "my_model"
+        for layer in layers:
+            group, name = file.create_group(layer.name), layer.name
+            if layer.kind == "recurrent":
+                group.create_group("vars").attrs["name"] = name
+                group, name = group.create_group("cell"), f"{layer.name.split('_')[0]}_cell"
+            variables = group.create_group("vars")
+            variables.attrs["name"] = name
+            for index, name in enumerate(ORDER[layer.kind]):
+                variables.create_dataset(str(index), data=layer.arrays[name])
+    return memory.getvalue()
+
+
+def natural(text: str) -> list[tuple[int, str]]:
+    """A sorting key by which gru_2 comes before gru_10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
+
+
+# .keras
+
+
+def _member(archive: zipfile.ZipFile, name: str, where: str, most: int) -> bytes:
+    """A member's bytes; Keras stores them as they are, so that none is larger than its file."""
+    try:
+        entry = archive.getinfo(name)
+    except KeyError as error:
+        raise ForeignModelError(f"{where} is no Keras model: it has no {name}") from error
+    if entry.file_size > most:
+        raise ForeignModelError(f"{where}: {name} claims to be {entry.file_size:,} bytes, more than there can be")
+    return archive.read(entry)
+
+
+def _json_member(archive: zipfile.ZipFile, name: str, where: str) -> dict[str, Any]:
+    try:
+        values = json.loads(_member(archive, name, where, LARGEST_CONFIG))
+    except (ValueError, RecursionError) as error:
+        raise ForeignModelError(f"{where}: {name} is no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ForeignModelError(f"{where}: {name} is no object")
+    return values
+
+
+def _layer_kinds(config: Mapping[str, Any], where: str) -> list[str] | None:
+    """The kinds of a model's layers, in their order; None for a class of somebody's own, which tells none.
+
+    Raises:
+        ForeignModelError: at a layer that is not known here, or one with other options.
+    """
+    inner = config.get("config")
+    inner = inner if isinstance(inner, dict) else {}
+    if config.get("class_name") not in {"Sequential", "Functional", "Model"}:
+        for entry in _described(inner):
+            _check_layer(entry, where)
+        return None
+    layers = inner.get("layers")
+    if not isinstance(layers, list) or not all(isinstance(entry, dict) for entry in layers):
+        raise ForeignModelError(f"{where}: config.json names no layers")
+    for entry in layers:
+        _check_layer(entry, where)
+    if config["class_name"] != "Sequential":
+        _check_chain(layers, where)
+    return [str(entry["class_name"]) for entry in layers]
+
+
+def _described(value: Any) -> Iterator[dict[str, Any]]:
+    """The layers that stand anywhere inside of a configuration."""
+    if isinstance(value, dict):
+        if "class_name" in value and str(value.get("module", "")).startswith("keras.layers"):
+            yield value
+        for inner in value.values():
+            yield from _described(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _described(inner)
+
+
+def _check_layer(entry: Mapping[str, Any], where: str) -> None:
+    kind, options = str(entry.get("class_name")), entry.get("config")
+    options = options if isinstance(options, dict) else {}
+    if kind not in PLAIN or entry.get("registered_name") not in {None, kind}:
+        known = ", ".join(sorted(PLAIN))
+        raise ForeignModelError(f"{where} has a layer of the class {kind}; known are {known}, and no code is run")
+    if options.get("reset_after") is False:
+        raise ForeignModelError(f"{where}: {options.get('name')} is a GRU with reset_after=False, another network")
+    for name, allowed in DEFAULTS.get(kind, {}).items():
+        if (value := options.get(name, allowed[0])) not in allowed:
+            raise ForeignModelError(f"{where}: the {kind} layer {options.get('name')} has {name}={value!r}")
+
+
+def _check_chain(layers: Sequence[Mapping[str, Any]], where: str) -> None:
+    """See that each layer reads the one before it and nothing else."""
+    before: str | None = None
+    for entry in layers:
+        options = entry.get("config")
+        name = str(entry.get("name", options.get("name") if isinstance(options, dict) else None))
+        if set(_sources(entry.get("inbound_nodes"))) != ({before} if before is not None else set()):
+            raise ForeignModelError(f"{where}: the layer {name} does not read the one before it alone")
+        before = name
+
+
+def _sources(value: Any) -> Iterator[str]:
+    """The names of the layers whose outputs are the inputs of a node, wherever they stand in it."""
+    if isinstance(value, dict):
+        history = value.get("keras_history")
+        if isinstance(history, list) and history:
+            yield str(history[0])
+        for inner in value.values():
+            yield from _sources(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _sources(inner)
+
+
+# HDF5
+
+
+def _h5py(purpose: str) -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        raise MissingExtraError(purpose, "keras") from error
+    return h5py
+
+
+def _layers_of(file: Any, where: str, size: int) -> list[KerasLayer]:
+    h5py = _h5py("reading Keras's files")
+    try:
+        with h5py.File(file, "r") as opened:
+            reader = _Reader(where, size)
+            root = reader.item(opened, "model_weights") if "model_weights" in opened else opened
+            if "layer_names" in root.attrs:
+                _check_old_config(opened, where)
+                return reader.keras_2(root)
+            return reader.keras_3(root)
+    except (OSError, KeyError, ValueError, RuntimeError, TypeError, UnicodeDecodeError) as error:
+        raise ForeignModelError(f"{where} is damaged or no file of Keras: {error}") from error
+
+
+def _check_old_config(opened: h5py.File, where: str) -> None:
+    """See that a whole model of Keras 2 has no layer that is not known here."""
+    if "model_config" in opened.attrs:
+        config = json.loads(_text(opened.attrs["model_config"]))
+        inner = config.get("config") if isinstance(config, dict) else None
+        layers = inner.get("layers", []) if isinstance(inner, dict) else inner
+        for entry in layers if isinstance(layers, list) else []:
+            _check_layer(entry if isinstance(entry, dict) else {}, where)
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A layer of a file of Keras 3: where it stands, and the name that it had itself."""
+
+    path: tuple[str, ...]
+    given: str
+    layer: KerasLayer
+
+
+def _in_order(recurrent: list[_Found], where: str) -> list[_Found]:
+    """Recurrent layers as the text goes through them.
+
+    The file sorts attributes by their names. But Keras numbers the layers that got no name in the order in which they
+    were made, and the layers of one list or of a Sequential model keep their order.
+    """
+    if len(recurrent) < 2:
+        return recurrent
+    if all(re.fullmatch(r"(gru|lstm|simple_rnn)(_\d+)?", found.given) for found in recurrent):
+        return sorted(recurrent, key=lambda found: natural(found.given))
+    if len({found.path[:-2] for found in recurrent}) == 1 and len(recurrent[0].path) > 2:
+        return sorted(recurrent, key=lambda found: natural("/".join(found.path)))
+    # Only the first layer reads an embedding, which shows where that is not as wide as a layer.
+    wide = [len(found.layer.arrays["kernel"]) == len(found.layer.arrays["recurrent_kernel"]) for found in recurrent]
+    if sorted(wide) != [False, True]:
+        names = ", ".join(found.layer.name for found in recurrent)
+        raise ForeignModelError(
+            f"{where} does not tell which of the recurrent layers {names} comes first; save a Sequential model of the "
+            "same layers"
+        )
+    return recurrent[:: -1 if wide[0] else 1]
+
+
+class _Reader:
+    """Groups and arrays of one HDF5 file, each looked at before it is read."""
+
+    def __init__(self, where: str, size: int) -> None:
+        self.where, self.size, self.groups = where, size, 0
+
+    def keras_2(self, root: h5py.Group) -> list[KerasLayer]:
+        """The layers in the order that the file gives, each with its weights by name."""
+        layers = []
+        for name in map(_text, root.attrs["layer_names"]):
+            group = self.item(root, name)
+            arrays = {}
+            for weight in map(_text, group.attrs["weight_names"]):
+                arrays[weight.rsplit("/", 1)[-1].removesuffix(":0")] = self.array(group, weight)
+            if arrays:
+                layers.append(KerasLayer(name, arrays))
+        return layers
+
+    def keras_3(self, root: h5py.Group) -> list[KerasLayer]:
+        """The layers, recurrent ones in the order in which the text goes through them."""
+        found = list(self._variables(root, (), ""))
+        recurrent = [entry for entry in found if entry.layer.kind == "recurrent"]
+        others = [entry for entry in found if entry.layer.kind != "recurrent"]
+        return [entry.layer for entry in [*others, *_in_order(recurrent, self.where)]]
+
+    def _variables(self, group: h5py.Group, path: tuple[str, ...], given: str) -> Iterator[_Found]:
+        """All groups with variables; `given` is the name of the layer that they stand in."""
+        self.groups += 1
+        if self.groups > MOST_GROUPS or len(path) > DEEPEST:
+            raise ForeignModelError(f"{self.where} is no file of Keras: its groups go on without end")
+        own = self.item(group, "vars") if "vars" in group else None
+        if own is not None and not (path and path[-1] == "cell"):
+            given = _text(own.attrs.get("name", ""))
+        if own is not None and len(own):
+            yield _Found(path, given, self._layer(own, path, given))
+        for name in group:
+            if name not in {"vars", "seed_generator"} and not (not path and name == "optimizer"):
+                inner = self.item(group, name)
+                if hasattr(inner, "keys"):
+                    yield from self._variables(inner, (*path, name), given)
+
+    def _layer(self, variables: h5py.Group, path: tuple[str, ...], given: str) -> KerasLayer:
+        arrays = [self.array(variables, name) for name in sorted(variables, key=natural)]
+        within_cell = bool(path) and path[-1] == "cell"
+        names = ORDER["recurrent" if within_cell else _kind(arrays, (*path, given))]
+        if len(arrays) > len(names) or {"forward_layer", "backward_layer"} & set(path):
+            names = tuple(f"variable {index}" for index in range(len(arrays)))  # of no layer that is known
+        place = "/".join(path[:-1] if within_cell else path) or "the model itself"
+        return KerasLayer(place, dict(zip(names, arrays, strict=False)))
+
+    def item(self, group: h5py.Group, name: str) -> Any:
+        """A member that lies in this file."""
+        import h5py
+
+        here = group
+        for part in name.split("/"):
+            if not isinstance(here.get(part, getlink=True), h5py.HardLink):
+                raise ForeignModelError(f"{self.where}: {part!r} is a link to somewhere else, which is not followed")
+            here = here[part]
+        return here
+
+    def array(self, group: h5py.Group, name: str) -> Array:
+        """A dataset whose numbers lie in this file, as float32."""
+        data = self.item(group, name)
+        told = f"{self.where}: {data.name}"
+        if data.is_virtual or data.external:
+            raise ForeignModelError(f"{told} keeps its numbers in another file, which is not read")
+        if data.dtype.kind != "f":
+            raise ForeignModelError(f"{told} is of the type {data.dtype}, not of numbers with a fraction")
+        needed = int(np.prod(data.shape, dtype=object)) * data.dtype.itemsize
+        if needed > self.size or data.id.get_storage_size() < needed:
+            raise ForeignModelError(f"{told} claims the shape {data.shape}, and the file does not hold so much")
+        return np.asarray(data[()], dtype=np.float32)
+
+
+def _kind(arrays: Sequence[Array], names: Sequence[str]) -> str:
+    """What a layer is whose arrays are only counted."""
+    if len(arrays) == 1 and not any(name.startswith("dense") for name in names):
+        return "embedding"
+    return "dense"

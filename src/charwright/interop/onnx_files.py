@@ -1,0 +1,346 @@
+"""`--to onnx`: two graphs, each with the weights inside.
+
+    step.onnx       ids (B, T) int64, state (L, S, B, H) -> logits (B, T, V), next_state (L, S, B, H)
+    generate.onnx   prompt (B, T) int64, temperature (), uniform (B, N) -> ids (B, N) int64
+
+B and T and N are free. The generator has the loop, the mask of [UNK] and the draw inside, so that one call writes text;
+all numbers but ids are float32. A temperature of 0 takes the likeliest token. S is 2 for an LSTM (h and c), else 1.
+
+The graphs are built node by node, because what is easily got wrong is an attribute: a GRU whose reset gate is applied
+after the recurrent product, as it is here, in Keras and in cuDNN, has `linear_before_reset=1`. What was built is run
+and compared before anything is written.
+
+V is the number of tokens, E the embedding, H the units, G the gates, L the layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from charwright.config import GATES, STATES, ModelConfig
+from charwright.data.vocabulary import UNKNOWN_ID
+from charwright.errors import ForeignModelError, MissingExtraError
+from charwright.generation.engine import Engine
+from charwright.interop.card import as_json
+from charwright.run import Run
+
+OPSET = 17
+IR_VERSION = 8
+TOLERANCE = 1e-4
+"""How far an exported graph's logits and states may be from the model's."""
+LARGEST = (1 << 31) - 1  # bytes of a graph that holds its weights
+ORDERS = {"gru": (1, 0, 2), "lstm": (0, 3, 1, 2), "rnn": (0,)}
+"""ONNX's gates (z, r, n and i, o, f, g) by their places among ours (r, z, n and i, f, g, o)."""
+SIZES = ((1, 1), (3, 7), (2, 40))
+"""Batches and times that the step is tried at."""
+DRAWN = 40
+"""How many ids the generator is tried with."""
+
+Array = npt.NDArray[np.float32]
+
+
+def onnx_graphs(run: Run, card: Mapping[str, Any]) -> dict[str, bytes]:
+    """The two files by their names, after both have been run beside the model.
+
+    Raises:
+        ForeignModelError: when a graph does not do what the model does, or would be larger than the format allows.
+        MissingExtraError: when onnx or onnxruntime is not installed.
+    """
+    weights = run.weights()
+    network = _Network(run.model, weights)
+    about = {
+        "vocabulary": as_json(run.vocabulary.tokens),
+        "unit": run.vocabulary.unit,
+        "card": as_json(card),
+    }
+    files = {"step.onnx": network.step(about), "generate.onnx": network.generate(about)}
+    check_graphs(files, run.model, weights)
+    return files
+
+
+def check_graphs(files: Mapping[str, bytes], config: ModelConfig, weights: Mapping[str, Array]) -> None:
+    """Run both graphs with onnxruntime, at several sizes, beside the engine in float32.
+
+    Raises:
+        ForeignModelError: when a logit or state differs by more than `TOLERANCE`, or an id was not to be drawn.
+        MissingExtraError: when onnxruntime is not installed.
+    """
+    engine = Engine(config, weights, precision="f32")
+    random = np.random.Generator(np.random.Philox(key=np.array([0, 0], dtype=np.uint64)))
+    step, generate = (_session(files[name]) for name in ("step.onnx", "generate.onnx"))
+    worst = max(_step_error(step, engine, config, random, *sizes) for sizes in SIZES)
+    if not worst <= TOLERANCE:
+        raise ForeignModelError(f"the ONNX step differs from the model by {worst:.2g}")
+    for temperature in (0.0, 0.8):
+        worst = _draw_error(generate, engine, random, temperature)
+        if not worst <= TOLERANCE:
+            raise ForeignModelError(
+                f"the ONNX generator draws what the model does not, by {worst:.2g}; nothing written"
+            )
+
+
+def _session(graph: bytes) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError("exporting to ONNX", "onnx") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def _step_error(
+    session: Any, engine: Engine, config: ModelConfig, random: np.random.Generator, batch: int, time: int
+) -> float:
+    """The largest difference of a logit or a state after ids (batch, time) from a state that is not zero."""
+    ids = random.integers(0, engine.vocabulary_size, (batch, time))
+    state = engine.zero_state(batch)  # (B, L, S, H and what fills it up)
+    state[..., : config.units] = random.uniform(-0.9, 0.9, (*state.shape[:3], config.units))
+    given = np.ascontiguousarray(state[..., : config.units].transpose(1, 2, 0, 3))
+    logits, after = session.run(["logits", "next_state"], {"ids": ids, "state": given})
+    expected = np.stack([engine.step(column, state) for column in ids.T], axis=1)  # (B, T, V)
+    states = np.abs(after - state[..., : config.units].transpose(1, 2, 0, 3)).max()
+    return float(max(np.abs(logits - expected).max(), states))
+
+
+def _draw_error(session: Any, engine: Engine, random: np.random.Generator, temperature: float) -> float:
+    """How far a draw is from what its random number says, given the engine's logits for what was drawn before."""
+    prompt = random.integers(1, engine.vocabulary_size, (2, 5))
+    uniform = random.random((2, DRAWN), dtype=np.float32)
+    (ids,) = session.run(
+        ["ids"], {"prompt": prompt, "temperature": np.array(temperature, dtype=np.float32), "uniform": uniform}
+    )
+    worst = 0.0
+    state = engine.zero_state(2)
+    for column in prompt.T:
+        logits = engine.step(column, state)
+    for column, numbers in zip(ids.T, uniform.T, strict=True):
+        for stream, (drawn, number) in enumerate(zip(column, numbers, strict=True)):
+            worst = max(worst, _missed(logits[stream], int(drawn), float(number), temperature))
+        logits = engine.step(column, state)
+    return worst
+
+
+def _missed(logits: npt.NDArray[np.float64], drawn: int, number: float, temperature: float) -> float:
+    """How far the number lies outside of the part of 0 to 1 that belongs to the id; for greedy draws, in logits."""
+    scores = logits.copy()
+    scores[UNKNOWN_ID] = -np.inf
+    if temperature == 0:
+        return float(scores.max() - scores[drawn])
+    chances = np.exp((scores - scores.max()) / temperature)
+    ends = np.cumsum(chances) / chances.sum()
+    return float(max(ends[drawn] - chances[drawn] / chances.sum() - number, number - ends[drawn], 0.0))
+
+
+@dataclass
+class _Graph:
+    """Nodes as they are added, and names for what they give."""
+
+    helper: Any
+    prefix: str = ""  # of all names, so that a graph inside of another has its own
+    nodes: list[Any] = field(default_factory=list)
+
+    def add(self, operation: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any) -> Any:
+        """A node; returns the name of its output, or names where there are several."""
+        names = [f"{self.prefix}{operation}_{len(self.nodes)}_{index}" for index in range(outputs)]
+        self.nodes.append(self.helper.make_node(operation, list(inputs), names, **attributes))
+        return names[0] if outputs == 1 else names
+
+    def call(self, name: str, operation: str, inputs: Sequence[str], **attributes: Any) -> None:
+        """A node whose output is the graph's own, under that name."""
+        self.nodes.append(self.helper.make_node(operation, list(inputs), [name], **attributes))
+
+
+class _Network:
+    """Builds the graphs of one model."""
+
+    def __init__(self, config: ModelConfig, weights: Mapping[str, Array]) -> None:
+        try:
+            import onnx
+        except ImportError as error:
+            raise MissingExtraError("exporting to ONNX", "onnx") from error
+        self.onnx, self.helper, self.config = onnx, onnx.helper, config
+        self.tokens = len(weights["head.bias"])
+        self.constants: dict[str, npt.NDArray[Any]] = {"embedding": weights["embedding.weight"]}
+        for layer in range(config.layers):
+            self.constants |= _layer_constants(config, weights, layer)
+        head = weights["embedding.weight" if config.tied else "head.weight"]
+        self.constants["head"], self.constants["head_bias"] = np.ascontiguousarray(head.T), weights["head.bias"]
+        for number in range(-1, 3):
+            self.constants[f"number_{number}"] = np.array([number], dtype=np.int64)
+
+    def step(self, about: Mapping[str, str]) -> bytes:
+        """The graph of so many steps: logits at each position, and the state behind the last."""
+        graph = _Graph(self.helper)
+        by_time = graph.add("Transpose", ["ids"], perm=[1, 0])
+        logits, state = self._steps(graph, by_time, "state")  # (T, B, V)
+        graph.call("logits", "Transpose", [logits], perm=[1, 0, 2])
+        graph.call("next_state", "Identity", [state])
+        inputs = [self._value("ids", np.int64, "B", "T"), self._state("state")]
+        outputs = [self._value("logits", np.float32, "B", "T", self.tokens), self._state("next_state")]
+        return self._model("step", graph, inputs, outputs, about)
+
+    def generate(self, about: Mapping[str, str]) -> bytes:
+        """The graph that reads a prompt and draws ids, one from each column of random numbers."""
+        graph = _Graph(self.helper)
+        batch = graph.add("Gather", [graph.add("Shape", ["prompt"]), "number_0"])
+        units = [self.config.layers, STATES[self.config.cell], self.config.units]
+        self.constants["layers_and_states"] = np.array(units[:2], dtype=np.int64)
+        self.constants["units"] = np.array(units[2:], dtype=np.int64)
+        self.constants["hidden"] = _hidden(self.tokens)
+        self.constants["places"] = np.arange(self.tokens, dtype=np.int64)
+        self.constants["zero"] = np.array(0, dtype=np.float32)
+        self.constants["one"] = np.array(1, dtype=np.float32)
+        shape = graph.add("Concat", ["layers_and_states", batch, "units"], axis=0)
+        zeros = graph.add("ConstantOfShape", [shape])
+        by_time = graph.add("Transpose", ["prompt"], perm=[1, 0])
+        logits, state = self._steps(graph, by_time, zeros)
+        last = graph.add("Squeeze", [graph.add("Gather", [logits, "number_-1"], axis=0), "number_0"])  # (B, V)
+        greedy = graph.add("Equal", ["temperature", "zero"])
+        divisor = graph.add("Where", [greedy, "one", "temperature"])
+        count = graph.add("Squeeze", [graph.add("Gather", [graph.add("Shape", ["uniform"]), "number_1"]), "number_0"])
+        drawn = graph.add("Loop", [count, "", last, state], outputs=3, body=self._body(greedy, divisor))[2]  # (N, B)
+        graph.call("ids", "Transpose", [drawn], perm=[1, 0])
+        inputs = [
+            self._value("prompt", np.int64, "B", "T"),
+            self._value("temperature", np.float32),
+            self._value("uniform", np.float32, "B", "N"),
+        ]
+        return self._model("generate", graph, inputs, [self._value("ids", np.int64, "B", "N")], about)
+
+    def _steps(self, graph: _Graph, ids: str, state: str) -> tuple[str, str]:
+        """Logits (T, B, V) for ids (T, B) from a state (L, S, B, H), and the state behind the last."""
+        config = self.config
+        values = graph.add("Gather", ["embedding", ids])  # (T, B, E)
+        states = []
+        for layer in range(config.layers):
+            before = graph.add("Gather", [state, self._number(layer)], axis=0)  # (1, S, B, H)
+            before = graph.add("Squeeze", [before, "number_0"])
+            parts = [graph.add("Gather", [before, self._number(part)], axis=0) for part in range(STATES[config.cell])]
+            weights = [f"{name}_{layer}" for name in ("inputs", "recurrent", "biases")]
+            attributes: dict[str, Any] = {"hidden_size": config.units}
+            if config.cell == "gru":
+                attributes["linear_before_reset"] = 1
+            # Each part is (1, B, H), as the operators want it: they have a place for the direction in front.
+            outputs = 1 + len(parts)
+            found = graph.add(config.cell.upper(), [values, *weights, "", *parts], outputs=outputs, **attributes)
+            values = graph.add("Squeeze", [found[0], "number_1"])  # (T, B, H)
+            states.append(graph.add("Unsqueeze", [graph.add("Concat", found[1:], axis=0), "number_0"]))
+        product = graph.add("MatMul", [values, "head"])
+        return graph.add("Add", [product, "head_bias"]), graph.add("Concat", states, axis=0)
+
+    def _number(self, number: int) -> str:
+        name = f"number_{number}"
+        self.constants[name] = np.array([number], dtype=np.int64)
+        return name
+
+    def _body(self, greedy: str, divisor: str) -> Any:
+        """One turn of the loop: draw an id from the logits, then read it."""
+        graph = _Graph(self.helper, "turn_")
+        drawn = self._draw(graph, greedy, divisor)  # (B)
+        logits, state = self._steps(graph, graph.add("Unsqueeze", [drawn, "number_0"]), "state_before")
+        graph.call("going_on", "Identity", ["going"])
+        graph.call("logits_after", "Squeeze", [logits, "number_0"])
+        graph.call("state_after", "Identity", [state])
+        graph.call("drawn", "Identity", [drawn])
+        inputs = [
+            self._value("turn", np.int64),
+            self._value("going", np.bool_),
+            self._value("logits_before", np.float32, "B", self.tokens),
+            self._state("state_before"),
+        ]
+        outputs = [
+            self._value("going_on", np.bool_),
+            self._value("logits_after", np.float32, "B", self.tokens),
+            self._state("state_after"),
+            self._value("drawn", np.int64, "B"),
+        ]
+        return self.helper.make_graph(graph.nodes, "turn", inputs, outputs)
+
+    def _draw(self, graph: _Graph, greedy: str, divisor: str) -> str:
+        """The first id whose running sum of probabilities passes the random number, [UNK] having none (B)."""
+        scores = graph.add("Add", ["logits_before", "hidden"])
+        likeliest = graph.add("ArgMax", [scores], axis=1, keepdims=0)
+        chances = graph.add("Softmax", [graph.add("Div", [scores, divisor])], axis=1)
+        sums = graph.add("CumSum", [chances, "number_1"])  # (B, V)
+        number = graph.add("Unsqueeze", [graph.add("Gather", ["uniform", "turn"], axis=1), "number_1"])  # (B, 1)
+        total = graph.add("Gather", [sums, "number_-1"], axis=1)
+        passed = graph.add("Greater", [sums, graph.add("Mul", [number, total])])
+        # Where rounding lets no sum pass, the last id that can be drawn is.
+        first = graph.add("ArgMax", [graph.add("Cast", [passed], to=self._kind(np.float32))], axis=1, keepdims=0)
+        possible = graph.add("Greater", [chances, "zero"])
+        places = graph.add("Where", [possible, "places", "number_0"])
+        last = graph.add("ReduceMax", [places], axes=[1], keepdims=0)
+        any_passed = graph.add(
+            "ReduceMax", [graph.add("Cast", [passed], to=self._kind(np.int64))], axes=[1], keepdims=0
+        )
+        found = graph.add("Where", [graph.add("Cast", [any_passed], to=self._kind(np.bool_)), first, last])
+        drawn: str = graph.add("Where", [greedy, likeliest, found])
+        return drawn
+
+    def _state(self, name: str) -> Any:
+        config = self.config
+        return self._value(name, np.float32, config.layers, STATES[config.cell], "B", config.units)
+
+    def _value(self, name: str, kind: type, *shape: int | str) -> Any:
+        return self.helper.make_tensor_value_info(name, self._kind(kind), shape)
+
+    def _kind(self, kind: type) -> int:
+        return int(self.helper.np_dtype_to_tensor_dtype(np.dtype(kind)))
+
+    def _model(
+        self, name: str, graph: _Graph, inputs: list[Any], outputs: list[Any], about: Mapping[str, str]
+    ) -> bytes:
+        used = {name for node in graph.nodes for name in _names_in(node)}
+        constants = [
+            self.onnx.numpy_helper.from_array(array, name) for name, array in self.constants.items() if name in used
+        ]
+        if sum(array.nbytes for array in self.constants.values()) > LARGEST:
+            raise ForeignModelError("the model is too large for an ONNX file, which ends at 2 GiB")
+        made = self.helper.make_graph(graph.nodes, f"charwright_{name}", inputs, outputs, constants)
+        model = self.helper.make_model(
+            made,
+            opset_imports=[self.helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+            producer_name="charwright",
+        )
+        self.helper.set_model_props(model, dict(about))
+        self.onnx.checker.check_model(model, full_check=True)
+        data: bytes = model.SerializeToString()
+        return data
+
+
+def _names_in(node: Any) -> list[str]:
+    """The names that a node takes in, and those that the graphs inside of it do."""
+    inner = [name for attribute in node.attribute for held in attribute.g.node for name in _names_in(held)]
+    return [*node.input, *inner]
+
+
+def _hidden(tokens: int) -> Array:
+    """What is added to logits (V): minus infinity for [UNK]."""
+    hidden = np.zeros(tokens, dtype=np.float32)
+    hidden[UNKNOWN_ID] = -np.inf
+    return hidden
+
+
+def _layer_constants(config: ModelConfig, weights: Mapping[str, Array], layer: int) -> dict[str, Array]:
+    """A layer's weights for the operators: inputs (1, G * H, E), recurrent (1, G * H, H) and biases (1, 2 * G * H)."""
+    named = {name: weights[f"recurrent.{layer}.{name}"] for name in ("weight_ih", "weight_hh", "bias_ih")}
+    second = weights.get(f"recurrent.{layer}.bias_hh", np.zeros_like(named["bias_ih"]))
+    biases = np.concatenate([_in_order(config.cell, named["bias_ih"]), _in_order(config.cell, second)])
+    return {
+        f"inputs_{layer}": _in_order(config.cell, named["weight_ih"])[None],
+        f"recurrent_{layer}": _in_order(config.cell, named["weight_hh"])[None],
+        f"biases_{layer}": biases[None],
+    }
+
+
+def _in_order(cell: str, rows: Array) -> Array:
+    """Gates (G * H, ...) from our order to ONNX's."""
+    blocks = rows.reshape(GATES[cell], -1, *rows.shape[1:])
+    return np.ascontiguousarray(blocks[list(ORDERS[cell])]).reshape(rows.shape)

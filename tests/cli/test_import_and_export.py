@@ -1,0 +1,193 @@
+"""`charwright import` and `charwright export`, as people use them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from charwright.config import ModelConfig
+from charwright.data.vocabulary import ByteVocabulary
+from charwright.run import Run
+from commands import Terminal
+from writers import LETTERS, weights_of
+
+pytest.importorskip("h5py")
+
+MODEL = ModelConfig(cell="lstm", layers=2, units=12, embedding=8)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run.save(tmp_path / "run", MODEL, weights_of(MODEL, len(LETTERS)), LETTERS)
+
+
+class TestImport:
+    @pytest.fixture
+    def keras_file(self, shared: Path) -> Path:
+        return shared / "fixtures" / "tutorial-small" / "ckpt_1.weights.h5"
+
+    def test_the_tutorials_model_goes_on_here(
+        self, charwright: Terminal, shared: Path, keras_file: Path, tmp_path: Path
+    ) -> None:
+        corpus, out = shared / "data" / "tinyshakespeare.txt", tmp_path / "run"
+        result = charwright("import", keras_file, "--out", out, "--corpus", corpus)
+        assert result.code == 0
+        assert "GRU, one layer of 64 units, 25,218 parameters" in result.err
+        assert "the first 2,000 characters of tinyshakespeare: 2.5539 nats" in result.err
+        assert len(charwright("generate", out, "--prompt", "ROMEO:", "--length", "50").out) >= 50
+        measured = json.loads(charwright("evaluate", out, corpus, "--json").out)
+        assert 2.4 < measured["nats_per_char"] < 2.7
+        assert f"Recipe: imported from {keras_file}" in charwright("info", out).out
+        further = charwright("train", corpus, "--from", out, "--steps", "2", "--out", tmp_path / "more")
+        assert further.code == 0
+        assert "65 characters known, none new" in further.err
+
+    def test_it_cannot_be_resumed(self, charwright: Terminal, run: Run) -> None:
+        result = charwright("train", "--resume", run.folder, "--corpus", run.folder / "vocabulary.json")
+        assert result.code == 1
+        assert np.array_equal(run.weights()["head.bias"], weights_of(MODEL, len(LETTERS))["head.bias"])
+
+    def test_a_text_it_did_not_learn_from(self, charwright: Terminal, keras_file: Path, tmp_path: Path) -> None:
+        other = tmp_path / "other.txt"
+        other.write_text("".join(chr(0x410 + number % 65) for number in range(3000)), encoding="utf-8")
+        result = charwright("import", keras_file, "--out", tmp_path / "run", "--corpus", other)
+        assert result.code == 0
+        assert "worse than guessing among 66 tokens (4.19): other may not be the text" in result.err
+
+    def test_mistakes_are_one_line_and_leave_nothing(
+        self, charwright: Terminal, keras_file: Path, tmp_path: Path
+    ) -> None:
+        out, short = tmp_path / "run", tmp_path / "short.txt"
+        short.write_text("abc\n", encoding="utf-8")
+        place = ["--out", out]
+        (tmp_path / "cut.h5").write_bytes(keras_file.read_bytes()[:5000])
+        (tmp_path / "tokens.json").write_text('["[UNK]", "a"]', encoding="utf-8")
+        for words, complaint in (
+            ([keras_file, *place], "name the text that it learned from with --corpus NAME|FILE"),
+            ([keras_file, *place, "--corpus", short], "has 66 tokens and short has 4 characters"),
+            ([keras_file, *place, "--vocabulary", tmp_path / "tokens.json"], "tokens.json has 2 tokens"),
+            ([keras_file, *place, "--vocabulary", tmp_path / "none.json"], "none.json is missing"),
+            ([keras_file, *place, "--corpus", "shakespear"], "shakespear"),
+            ([keras_file, *place, "--vocabulary", short, "--corpus", short], "give one of them"),
+            ([tmp_path / "cut.h5", *place, "--corpus", short], "is damaged"),
+            ([tmp_path / "none.h5", *place, "--corpus", short], "there is no"),
+            ([tmp_path, *place, "--corpus", short], "is no SavedModel and has no checkpoint"),
+            ([short, *place, "--corpus", short], "is no model that can be imported"),
+        ):
+            result = charwright("import", *words)
+            assert result.code in {1, 2}
+            assert complaint in result.line
+            assert not out.exists()
+
+    def test_an_older_run_stays(self, charwright: Terminal, keras_file: Path, run: Run) -> None:
+        before = (run.folder / "model.safetensors").read_bytes()
+        result = charwright("import", keras_file, "--out", run.folder, "--corpus", "shakespeare")
+        assert "holds a run already" in result.line
+        assert (run.folder / "model.safetensors").read_bytes() == before
+
+    @pytest.mark.parametrize(("package", "extra"), [("h5py", "keras"), ("tensorflow", "tensorflow")])
+    def test_a_missing_extra(
+        self,
+        charwright: Terminal,
+        shared: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        package: str,
+        extra: str,
+    ) -> None:
+        monkeypatch.setitem(sys.modules, package, None)
+        name = {"h5py": "weights_keras2.h5", "tensorflow": "ckpt_1"}[package]
+        source = shared / "fixtures" / "keras2-gru" / name
+        result = charwright("import", source, "--out", tmp_path / "run", "--corpus", "shakespeare")
+        assert f"pip install 'charwright[{extra}]'" in result.line
+        assert not (tmp_path / "run").exists()
+
+
+class TestExport:
+    @pytest.mark.parametrize(("to", "name"), [("onnx", "run-onnx"), ("keras", "run.weights.h5"), ("numpy", "run.npz")])
+    def test_a_run_becomes_a_file(
+        self, charwright: Terminal, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str, name: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        result = charwright("export", run.folder, "--to", to)
+        assert result.code == 0
+        assert result.err.startswith(f"wrote {name} (")
+        assert (tmp_path / name).exists()
+        again = charwright("export", run.folder, "--to", to)
+        assert f"{name} exists; choose another place with --out, or replace it with --force" in again.line
+        assert charwright("export", run.folder, "--to", to, "--force").code == 0
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["run", name])
+
+    def test_the_way_there_and_back_changes_no_weight(self, charwright: Terminal, run: Run, tmp_path: Path) -> None:
+        file, back = tmp_path / "model.weights.h5", tmp_path / "back"
+        assert charwright("export", run.folder, "--to", "keras", "--out", file).code == 0
+        words = ["import", file, "--out", back, "--vocabulary", run.folder / "vocabulary.json"]
+        assert charwright(*words).code == 0
+        again = Run.open(back)
+        assert again.vocabulary == run.vocabulary
+        assert again.model == run.model
+        assert all(np.array_equal(again.weights()[name], array) for name, array in run.weights().items())
+
+    def test_plain_arrays(self, charwright: Terminal, run: Run, tmp_path: Path) -> None:
+        assert charwright("export", run.folder, "--to", "numpy", "--out", tmp_path / "x.npz").code == 0
+        with np.load(tmp_path / "x.npz") as file:
+            assert set(file) == {*run.weights(), "characters", "card"}
+            assert all(np.array_equal(file[name], array) for name, array in run.weights().items())
+            assert "".join(map(chr, file["characters"])) == run.vocabulary.characters
+            assert json.loads(str(file["card"]))["model"]["cell"] == "lstm"
+
+    def test_bytes_are_exported_too(self, charwright: Terminal, tmp_path: Path) -> None:
+        vocabulary = ByteVocabulary()
+        run = Run.save(tmp_path / "run", MODEL, weights_of(MODEL, len(vocabulary)), vocabulary)
+        file, back = tmp_path / "x.weights.h5", tmp_path / "back"
+        assert charwright("export", run.folder, "--to", "keras", "--out", file).code == 0
+        words = ["import", file, "--out", back, "--vocabulary", run.folder / "vocabulary.json"]
+        assert charwright(*words).code == 0
+        assert Run.open(back).vocabulary == vocabulary
+
+    def test_mistakes_are_one_line_and_leave_all_as_it_was(
+        self, charwright: Terminal, run: Run, tmp_path: Path
+    ) -> None:
+        (tmp_path / "kept").mkdir()
+        (tmp_path / "kept" / "letter.txt").write_text("dear", encoding="utf-8")
+        for words, complaint in (
+            ([tmp_path / "none", "--to", "numpy"], "there is no run"),
+            ([run.folder, "--to", "pdf"], "'pdf' is not one of"),
+            ([run.folder], "Missing option '--to'"),
+            ([run.folder, "--to", "numpy", "--out", tmp_path / "no" / "x.npz"], "there is no folder"),
+            ([run.folder, "--to", "onnx", "--out", tmp_path / "kept", "--force"], "other things in it"),
+            ([run.folder, "--to", "onnx", "--out", run.folder, "--force"], "other things in it"),
+        ):
+            result = charwright("export", *words)
+            assert result.code in {1, 2}
+            assert complaint in result.line
+        assert (tmp_path / "kept" / "letter.txt").read_text(encoding="utf-8") == "dear"
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "run"]
+
+    @pytest.mark.parametrize(
+        ("to", "package", "extra"),
+        [
+            ("onnx", "onnx", "onnx"),
+            ("onnx", "onnxruntime", "onnx"),
+            ("keras", "h5py", "keras"),
+            ("saved-model", "tensorflow", "tensorflow"),
+        ],
+    )
+    def test_a_missing_extra(
+        self,
+        charwright: Terminal,
+        run: Run,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        to: str,
+        package: str,
+        extra: str,
+    ) -> None:
+        monkeypatch.setitem(sys.modules, package, None)
+        result = charwright("export", run.folder, "--to", to, "--out", tmp_path / "x")
+        assert f"pip install 'charwright[{extra}]'" in result.line
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]

@@ -1,0 +1,117 @@
+"""Run by `test_tensorflow.py` where TensorFlow is: commands of charwright, and what TensorFlow makes of their files.
+
+Reads a list of tasks as JSON from standard input, [kind, arguments]; writes a list of results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+from typing import Any
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
+
+
+def charwright(*words: str) -> dict[str, Any]:
+    """A command: its code and what it printed."""
+    from charwright import cli
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.run(list(words))
+    return {"code": code, "out": out.getvalue(), "err": err.getvalue()}
+
+
+def reference(golden: str) -> Any:
+    """The tutorial's own classes, as far as they say what a prediction is."""
+    import numpy as np
+    import tensorflow as tf
+
+    class MyModel(tf.keras.Model):  # type: ignore[misc]
+        """The tutorial's model."""
+
+        def __init__(self, vocab_size: int, embedding_dim: int, rnn_units: int) -> None:
+            super().__init__()
+            self.embedding = tf.keras.layers.Embedding(vocab_size, embedding_dim)
+            self.gru = tf.keras.layers.GRU(rnn_units, return_sequences=True, return_state=True)
+            self.dense = tf.keras.layers.Dense(vocab_size)
+
+        def call(self, inputs: Any, states: Any = None, return_state: bool = False, training: bool = False) -> Any:
+            """Logits, and the state if it is asked for."""
+            x = self.embedding(inputs, training=training)
+            if states is None:
+                states = self.gru.get_initial_state(tf.shape(x)[0])
+            x, states = self.gru(x, initial_state=states, training=training)
+            x = self.dense(x, training=training)
+            return (x, states) if return_state else x
+
+    told = np.load(golden)
+    model = MyModel(len(told["vocabulary"]), told["embedding"].shape[1], told["gru_recurrent_kernel"].shape[0])
+    model(told["ids"])
+    return model, told
+
+
+def my_model(weights: str, golden: str) -> dict[str, Any]:
+    """The tutorial's MyModel loads exported weights: how far its logits are from the golden ones."""
+    import numpy as np
+
+    model, told = reference(golden)
+    model.load_weights(weights)
+    return {"error": float(np.abs(model(told["ids"]).numpy() - told["logits"]).max())}
+
+
+def one_step(exported: str, original: str, golden: str) -> dict[str, Any]:
+    """An exported SavedModel beside the tutorial's own: the same states, and draws as logits and temperature say."""
+    import numpy as np
+    import tensorflow as tf
+
+    told = np.load(golden)
+    mine, theirs = tf.saved_model.load(exported), tf.saved_model.load(original)
+    states = []
+    for loaded in (mine, theirs):
+        character, first = loaded.generate_one_step(tf.constant(["ROMEO: \u00e9"]), states=None)
+        assert character.shape == (1,)
+        assert character.dtype == tf.string
+        states.append(loaded.generate_one_step(tf.constant(["x"]), states=first)[1].numpy())
+    logits, state = mine.logits(tf.constant(told["ids"]), None)
+
+    mine.temperature.assign(0.5)
+    text = "".join(told["vocabulary"][i] for i in told["ids"][0])
+    drawn = mine.generate_one_step(tf.constant([text] * 20_000))[0].numpy()
+    chances = np.exp(told["logits"][0, -1].astype(np.float64) / 0.5)
+    chances[0] = 0
+    counts = np.array([(drawn == token.encode()).sum() for token in told["vocabulary"]])
+    expected = chances / chances.sum() * len(drawn)
+    often = expected > 5
+    return {
+        "states": float(np.abs(states[0] - states[1]).max()),
+        "logits": float(np.abs(logits.numpy() - told["logits"]).max()),
+        "state": float(np.abs(state.numpy() - told["state"]).max()),
+        "chi_square": float(((counts - expected)[often] ** 2 / expected[often]).sum()),
+        "kinds": int(often.sum()),
+        "unknown": int(counts[0]),
+    }
+
+
+def writes(exported: str, prompt: str, length: str) -> dict[str, Any]:
+    """A SavedModel writes on from a prompt."""
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(exported)
+    states, text = None, [tf.constant([prompt])]
+    for _ in range(int(length)):
+        character, states = loaded.generate_one_step(text[-1], states=states)
+        text.append(character)
+    return {"bytes": list(tf.strings.join(text)[0].numpy())}
+
+
+TASKS = {"charwright": charwright, "my_model": my_model, "one_step": one_step, "writes": writes}
+
+if __name__ == "__main__":
+    tasks = json.load(sys.stdin)
+    results = [TASKS[kind](*arguments) for kind, arguments in tasks]
+    json.dump(results, sys.stdout)

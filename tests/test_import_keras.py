@@ -1,0 +1,397 @@
+"""Keras's files become networks of ours: the same logits, or one line that says why not."""
+
+from __future__ import annotations
+
+import io
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from charwright.config import GATES, ModelConfig
+from charwright.data.vocabulary import ByteVocabulary
+from charwright.errors import ForeignModelError, VocabularyError
+from charwright.generation.engine import Engine
+from charwright.interop.imported import Imported, fit_rows, read_model, read_vocabulary
+from charwright.interop.keras_files import read_h5, read_keras, weights_h5_bytes
+from charwright.interop.keras_layout import KerasLayer, from_keras, to_keras
+from keras_models import gru_arrays, layer, ramp, ramp_weights, write_h5, write_keras
+
+h5py = pytest.importorskip("h5py")
+
+FORMS = ["tutorial-small/ckpt_1.weights.h5"]
+FORMS += [f"keras2-{name}/weights_keras2.h5" for name in ("gru", "gru2", "lstm")]
+CONFIGS = [
+    ModelConfig(cell=cell, layers=layers, units=5, embedding=3, tied=False) for cell in GATES for layers in (1, 3)
+]
+
+
+def golden_errors(model: Imported, golden: Path) -> tuple[float, float]:
+    """The largest differences of a logit and of a last state from what TensorFlow computed."""
+    told = np.load(golden)
+    engine = Engine(model.config, model.weights, precision="f32")
+    state = engine.zero_state()
+    logits = np.stack([engine.step(np.array([i]), state)[0] for i in told["ids"][0]])
+    states = {f"state_{i}_{j}": state[0, i, j, : model.config.units] for i, j in np.ndindex(*state.shape[1:3])}
+    if "state" in told:
+        states = {"state": states["state_0_0"]}
+    worst = max(float(np.abs(values - told[name][0]).max()) for name, values in states.items())
+    return float(np.abs(logits - told["logits"][0]).max()), worst
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_keras_saved_computes_the_same_here(shared: Path, form: str) -> None:
+    path = shared / "fixtures" / form
+    logits, states = golden_errors(read_model(path), path.with_name("golden.npz"))
+    assert logits < 1e-5
+    assert states < 1e-5
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.cell}-{config.layers}")
+def test_there_and_back_changes_no_weight(config: ModelConfig, tmp_path: Path) -> None:
+    weights = ramp_weights(config, 7)
+    (tmp_path / "model.weights.h5").write_bytes(weights_h5_bytes(to_keras(config, weights)))
+    back = read_model(tmp_path / "model.weights.h5")
+    assert back.config == config
+    assert all(np.array_equal(back.weights[name], array) for name, array in weights.items())
+    assert set(back.weights) == set(weights)
+
+
+def test_tied_weights_stand_in_both_places() -> None:
+    config = ModelConfig(units=4, embedding=4, tied=True)
+    weights = ramp_weights(config, 6)
+    back, arrays = from_keras(to_keras(config, weights), "memory")
+    assert not back.tied
+    assert np.array_equal(arrays["head.weight"], weights["embedding.weight"])
+
+
+class TestOrder:
+    """Two layers of the same size: only their order tells them apart."""
+
+    first, second = gru_arrays(4, 4, 10), gru_arrays(4, 4, 500)
+
+    def read(self, tmp_path: Path, **places: tuple[str, list[npt.NDArray[Any]]]) -> dict[str, npt.NDArray[np.float32]]:
+        groups = {"embedding": ("embedding", [ramp((6, 4), 1)]), "dense": ("dense", [ramp((4, 6), 2), ramp((6,), 3)])}
+        write_h5(tmp_path / "x.weights.h5", groups | {name.replace("__", "/"): told for name, told in places.items()})
+        return from_keras(read_h5(tmp_path / "x.weights.h5"), "x")[1]
+
+    def is_right(self, weights: dict[str, npt.NDArray[np.float32]]) -> bool:
+        candidate = self.first[0].T[8:]
+        return np.array_equal(weights["recurrent.0.weight_ih"][8:], candidate)
+
+    def test_attributes_are_taken_as_they_were_made(self, tmp_path: Path) -> None:
+        # Keras 3 writes an attribute that sorts behind `layers` there, and the other under its own name.
+        assert self.is_right(
+            self.read(tmp_path, layers__gru__cell=("gru_2", self.first), aa__cell=("gru_10", self.second))
+        )
+
+    def test_lists_keep_their_order(self, tmp_path: Path) -> None:
+        assert self.is_right(
+            self.read(tmp_path, layers__gru__cell=("zwei", self.first), layers__gru_1__cell=("eins", self.second))
+        )
+
+    def test_the_first_one_reads_the_embedding(self, tmp_path: Path) -> None:
+        groups = {"embedding": ("embedding", [ramp((6, 3), 1)]), "dense": ("dense", [ramp((4, 6), 2), ramp((6,), 3)])}
+        groups |= {"zz/cell": ("last", gru_arrays(3, 4, 5)), "aa/cell": ("begin", gru_arrays(4, 4, 7))}
+        write_h5(tmp_path / "x.weights.h5", groups)
+        assert from_keras(read_h5(tmp_path / "x.weights.h5"), "x")[1]["recurrent.0.weight_ih"].shape == (12, 3)
+
+    def test_nobody_guesses(self, tmp_path: Path) -> None:
+        with pytest.raises(ForeignModelError, match="does not tell which of the recurrent layers"):
+            self.read(tmp_path, upper__cell=("upper", self.first), lower__cell=("lower", self.second))
+
+
+class TestKerasFiles:
+    def weights(self) -> bytes:
+        memory = io.BytesIO()
+        groups = {
+            "layers/embedding": ("embedding", [ramp((6, 3), 1)]),
+            "layers/gru/cell": ("zwei", gru_arrays(3, 4, 5)),
+            "layers/gru_1/cell": ("eins", gru_arrays(4, 4, 7)),
+            "layers/dense": ("dense", [ramp((4, 6), 2), ramp((6,), 3)]),
+        }
+        write_h5(memory, groups)
+        return memory.getvalue()
+
+    def config(self, *, functional: bool = False, **options: Any) -> dict[str, Any]:
+        names = ["embedding", "zwei", "dropout", "eins", "dense"]
+        kinds = ["Embedding", "GRU", "Dropout", "GRU", "Dense"]
+        before = ["input", *names] if functional else [None] * 6
+        layers = [layer("InputLayer", "input")]
+        layers += [
+            layer(kind, name, previous, **(options if kind == "GRU" else {}))
+            for kind, name, previous in zip(kinds, names, before, strict=False)
+        ]
+        return {"class_name": "Functional" if functional else "Sequential", "config": {"layers": layers}}
+
+    @pytest.mark.parametrize("functional", [True, False])
+    def test_known_layers_are_read(self, tmp_path: Path, *, functional: bool) -> None:
+        write_keras(tmp_path / "x.keras", self.config(functional=functional), self.weights())
+        config, weights = from_keras(read_keras(tmp_path / "x.keras"), "x")
+        assert config == ModelConfig(layers=2, units=4, embedding=3)
+        assert np.array_equal(weights["recurrent.1.weight_ih"][8:], gru_arrays(4, 4, 7)[0].T[8:])
+
+    def test_a_class_of_ones_own_is_read_as_weights(self, tmp_path: Path) -> None:
+        config = {"class_name": "MyModel", "registered_name": "MyModel", "config": {"trainable": True}}
+        write_keras(tmp_path / "x.keras", config, self.weights())
+        assert len(read_keras(tmp_path / "x.keras")) == 4
+
+    @pytest.mark.parametrize(
+        ("options", "complaint"),
+        [
+            ({"reset_after": False}, "reset_after=False"),
+            ({"activation": "relu"}, "activation='relu'"),
+            ({"go_backwards": True}, "go_backwards=True"),
+        ],
+    )
+    def test_other_networks_are_refused(self, tmp_path: Path, options: dict[str, Any], complaint: str) -> None:
+        write_keras(tmp_path / "x.keras", self.config(**options), self.weights())
+        with pytest.raises(ForeignModelError, match=complaint):
+            read_keras(tmp_path / "x.keras")
+
+    @pytest.mark.parametrize("own_class", [True, False])
+    def test_a_lambda_is_refused(self, tmp_path: Path, *, own_class: bool) -> None:
+        config = self.config()
+        config["config"]["layers"].append(layer("Lambda", "evil", function={"class_name": "__lambda__"}))
+        if own_class:
+            config["class_name"] = "MyModel"
+        write_keras(tmp_path / "x.keras", config, self.weights())
+        with pytest.raises(ForeignModelError, match=r"a layer of the class Lambda; .* no code is run"):
+            read_keras(tmp_path / "x.keras")
+
+    def test_a_layer_that_reads_two_others_is_refused(self, tmp_path: Path) -> None:
+        config = self.config(functional=True)
+        config["config"]["layers"][-1]["inbound_nodes"] += layer("Dense", "x", "zwei")["inbound_nodes"]
+        write_keras(tmp_path / "x.keras", config, self.weights())
+        with pytest.raises(ForeignModelError, match="dense does not read the one before it alone"):
+            read_keras(tmp_path / "x.keras")
+
+    @pytest.mark.parametrize("name", ["../evil", "/etc/evil", "a/../../evil", "..\\evil", "C:/evil"])
+    def test_a_member_that_leads_out_is_refused(self, tmp_path: Path, name: str) -> None:
+        write_keras(tmp_path / "x.keras", self.config(), self.weights(), **{name: b"evil"})
+        with pytest.raises(ForeignModelError, match="leads out of it"):
+            read_keras(tmp_path / "x.keras")
+
+    def test_a_file_that_is_cut_off_is_refused(self, tmp_path: Path) -> None:
+        write_keras(tmp_path / "x.keras", self.config(), self.weights())
+        whole = (tmp_path / "x.keras").read_bytes()
+        for end in (5, len(whole) // 2, len(whole) - 5):
+            (tmp_path / "x.keras").write_bytes(whole[:end])
+            with pytest.raises(ForeignModelError, match="is damaged"):
+                read_keras(tmp_path / "x.keras")
+
+
+class TestBrokenHdf5:
+    def groups(self) -> dict[str, tuple[str, list[npt.NDArray[Any]]]]:
+        return {
+            "embedding": ("embedding", [ramp((6, 3), 1)]),
+            "gru/cell": ("gru", gru_arrays(3, 4, 5)),
+            "dense": ("dense", [ramp((4, 6), 2), ramp((6,), 3)]),
+        }
+
+    def refuses(self, path: Path, complaint: str) -> None:
+        with pytest.raises(ForeignModelError, match=complaint):
+            read_model(path)
+
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        write_h5(tmp_path / "x.weights.h5", self.groups())
+        return tmp_path / "x.weights.h5"
+
+    def test_the_file_itself_is_read(self, path: Path) -> None:
+        assert read_model(path).config == ModelConfig(units=4, embedding=3)
+
+    def test_cut_off(self, path: Path) -> None:
+        whole = path.read_bytes()
+        for end in (20, 200, len(whole) // 2, len(whole) - 1):
+            path.write_bytes(whole[:end])
+            self.refuses(path, "damaged")
+
+    def test_every_byte_may_be_wrong(self, path: Path) -> None:
+        whole = path.read_bytes()
+        for place in range(0, 2000, 7):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+            with suppress(ForeignModelError):
+                read_model(path)
+
+    @pytest.mark.parametrize("kind", ["external", "soft"])
+    def test_links_are_not_followed(self, path: Path, tmp_path: Path, kind: str) -> None:
+        other = tmp_path / "other.h5"
+        with h5py.File(other, "w") as file:
+            file["0"] = ramp((6, 3), 1)
+        with h5py.File(path, "a") as file:
+            del file["embedding/vars/0"]
+            file["embedding/vars/0"] = (
+                h5py.ExternalLink(str(other), "/0") if kind == "external" else h5py.SoftLink("/x")
+            )
+        self.refuses(path, "is a link to somewhere else")
+
+    def test_numbers_in_other_files_are_not_read(self, path: Path, tmp_path: Path) -> None:
+        (tmp_path / "secret").write_bytes(b"\0" * 72)
+        with h5py.File(path, "a") as file:
+            del file["embedding/vars/0"]
+            file["embedding/vars"].create_dataset("0", (6, 3), "f4", external=[(str(tmp_path / "secret"), 0, 72)])
+        self.refuses(path, "in another file")
+
+    def test_virtual_arrays_are_not_read(self, path: Path, tmp_path: Path) -> None:
+        layout = h5py.VirtualLayout((6, 3), "f4")
+        layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "0", (6, 3))
+        with h5py.File(path, "a") as file:
+            del file["embedding/vars/0"]
+            file["embedding/vars"].create_virtual_dataset("0", layout)
+        self.refuses(path, "in another file")
+
+    @pytest.mark.parametrize("shape", [(1 << 40, 1 << 20), (6, 3000)])
+    def test_a_shape_that_promises_too_much(self, path: Path, shape: tuple[int, int]) -> None:
+        with h5py.File(path, "a") as file:
+            del file["embedding/vars/0"]
+            file["embedding/vars"].create_dataset("0", shape, "f4", chunks=(1, 64))
+        self.refuses(path, "the file does not hold so much")
+
+    def test_groups_without_end(self, path: Path) -> None:
+        with h5py.File(path, "a") as file:
+            file["gru/again"] = file["gru"]
+        self.refuses(path, "go on without end")
+
+    def test_whole_numbers(self, path: Path) -> None:
+        with h5py.File(path, "a") as file:
+            del file["dense/vars/1"]
+            file["dense/vars/1"] = np.arange(6)
+        self.refuses(path, "of the type int64")
+
+    def test_a_layer_that_is_not_known(self, tmp_path: Path) -> None:
+        groups = self.groups() | {"layer_normalization": ("layer_normalization", [ramp((4,), 1)] * 3)}
+        write_h5(tmp_path / "x.weights.h5", groups)
+        self.refuses(tmp_path / "x.weights.h5", "layer_normalization is no embedding")
+
+    def test_layers_of_two_directions(self, tmp_path: Path) -> None:
+        groups = self.groups()
+        groups["bidirectional/forward_layer/cell"] = groups.pop("gru/cell")
+        write_h5(tmp_path / "x.weights.h5", groups)
+        self.refuses(tmp_path / "x.weights.h5", "forward_layer is no embedding")
+
+    @pytest.mark.parametrize(
+        ("place", "arrays", "complaint"),
+        [
+            ("gru/cell", [ramp((3, 12), 1), ramp((4, 12), 2), ramp((12,), 3)], "reset_after=False"),
+            ("gru/cell", [ramp((3, 12), 1), ramp((4, 12), 2), ramp((3, 12), 3)], r"shape \(3, 12\), which fits no gru"),
+            ("gru/cell", [ramp((3, 8), 1), ramp((4, 8), 2)], "an LSTM four"),
+            ("gru/cell", [ramp((5, 12), 1), ramp((4, 12), 2)], "do not fit together: 'recurrent.0.weight_ih'"),
+            ("embedding", [np.full((6, 3), np.nan, dtype=np.float32)], "not finite"),
+            ("dense", [ramp((4, 7), 2), ramp((7,), 3)], "do not fit together: 'head.weight'"),
+            ("dense", [ramp((4, 6, 1), 2), ramp((6,), 3)], "not that of a matrix"),
+            ("dense_1", [ramp((4, 6), 2), ramp((6,), 3)], "has 2 dense layers"),
+            ("lstm/cell", [ramp((4, 16), 1), ramp((4, 16), 2), ramp((16,), 3)], "all layers are the same"),
+        ],
+    )
+    def test_layers_that_are_no_network(
+        self, tmp_path: Path, place: str, arrays: list[npt.NDArray[Any]], complaint: str
+    ) -> None:
+        groups = self.groups()
+        given = {"gru/cell": "gru", "lstm/cell": "lstm_1"}.get(place, place)
+        groups[place] = (given, arrays)
+        write_h5(tmp_path / "x.weights.h5", groups)
+        self.refuses(tmp_path / "x.weights.h5", complaint)
+
+    @pytest.mark.parametrize("name", ["gru/cell", "dense", "embedding"])
+    def test_a_layer_is_missing(self, tmp_path: Path, name: str) -> None:
+        groups = self.groups()
+        del groups[name]
+        write_h5(tmp_path / "x.weights.h5", groups)
+        self.refuses(tmp_path / "x.weights.h5", "has no")
+
+    def test_other_files(self, tmp_path: Path) -> None:
+        (tmp_path / "text.h5").write_text("no HDF5")
+        self.refuses(tmp_path / "text.h5", "is no model that can be imported")
+        (tmp_path / "empty.h5").write_bytes(b"")
+        self.refuses(tmp_path / "empty.h5", "is no model that can be imported")
+        self.refuses(tmp_path, "no SavedModel and has no checkpoint")
+        self.refuses(tmp_path / "none.h5", "there is no .*none.h5")
+
+
+def test_biases_that_a_layer_does_not_have_are_zeros() -> None:
+    layers = [
+        KerasLayer("embedding", {"embeddings": ramp((6, 3), 1)}),
+        KerasLayer("gru", {"kernel": ramp((3, 12), 2), "recurrent_kernel": ramp((4, 12), 3)}),
+        KerasLayer("dense", {"kernel": ramp((4, 6), 4)}),
+    ]
+    weights = from_keras(layers, "memory")[1]
+    assert not any(weights[f"recurrent.0.{name}"].any() for name in ("bias_ih", "bias_hh"))
+    assert not weights["head.bias"].any()
+
+
+class TestRows:
+    """Whatever stands before the characters, the same characters get the same logits."""
+
+    def model(self, tokens: int) -> Imported:
+        config = ModelConfig(units=4, embedding=3)
+        return Imported(config, ramp_weights(config, tokens), None)
+
+    @pytest.mark.parametrize(
+        ("tokens", "rows", "shift"),
+        [
+            (["a", "b", "c"], 4, 0),
+            (["[UNK]", "a", "b", "c"], 4, 0),
+            (["a", "b", "c"], 5, 1),
+            (["", "[UNK]", "a", "b", "c"], 5, 1),
+            (["a", "b", "c"], 3, -1),
+        ],
+    )
+    def test_rows_are_put_in_order(self, tokens: list[str], rows: int, shift: int) -> None:
+        model = self.model(rows)
+        vocabulary, weights, done = fit_rows(model, tokens, "told")
+        assert vocabulary.characters == "abc"
+        assert (done is None) == (shift == 0)
+        before, after = (Engine(model.config, arrays, precision="f32") for arrays in (model.weights, weights))
+        old, new = before.zero_state(), after.zero_state()
+        for i in vocabulary.encode("cab"):
+            was, now = before.step(np.array([i + shift]), old)[0], after.step(np.array([i]), new)[0]
+            assert np.array_equal(now[1:], was[1 + shift :])
+            assert shift >= 0 or now[0] < now[1:].min() - 5
+
+    @pytest.mark.parametrize(
+        ("tokens", "rows", "told"),
+        [
+            (["a", "b", "c"], 6, "6 tokens and told has 3 characters"),
+            (["a", "b", "c"], 2, "2 tokens and told has 3 characters"),
+            (["[UNK]", "a", "b"], 4, "4 tokens and told has 3 tokens"),
+            (["[UNK]", "a", "b"], 2, "2 tokens and told has 3 tokens"),
+        ],
+    )
+    def test_sizes_that_do_not_fit_are_both_told(self, tokens: list[str], rows: int, told: str) -> None:
+        with pytest.raises(VocabularyError, match=told):
+            fit_rows(self.model(rows), tokens, "told")
+
+    def test_a_vocabulary_is_taken_as_it_is(self) -> None:
+        vocabulary, _, done = fit_rows(self.model(257), ByteVocabulary(), "told")
+        assert isinstance(vocabulary, ByteVocabulary)
+        assert done is None
+        with pytest.raises(VocabularyError, match="256 tokens and told has 257"):
+            fit_rows(self.model(256), ByteVocabulary(), "told")
+
+    @pytest.mark.parametrize("tokens", [["a", "[UNK]"], ["[UNK]", "", "a"], [""], ["[UNK]", "[UNK]", "a"]])
+    def test_what_is_no_character_comes_first(self, tokens: list[str]) -> None:
+        with pytest.raises(VocabularyError, match="before all characters"):
+            fit_rows(self.model(len(tokens)), tokens, "told")
+
+    @pytest.mark.parametrize(
+        ("text", "complaint"),
+        [
+            ("{}", "keys format, unit and characters"),
+            ('"abc"', "is no vocabulary"),
+            ("[1, 2]", "is no vocabulary"),
+            ('["ab"]', 'the token "ab" is no single character'),
+            ("[", "is damaged"),
+        ],
+    )
+    def test_files_that_are_no_vocabulary(self, tmp_path: Path, text: str, complaint: str) -> None:
+        (tmp_path / "tokens.json").write_text(text)
+        with pytest.raises(VocabularyError, match=complaint):
+            read_vocabulary(tmp_path / "tokens.json")
+
+    def test_files_that_are_one(self, tmp_path: Path) -> None:
+        (tmp_path / "tokens.json").write_text('["[UNK]", "\\n", "詩"]', encoding="utf-8")
+        assert read_vocabulary(tmp_path / "tokens.json") == ["[UNK]", "\n", "詩"]

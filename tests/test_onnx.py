@@ -1,0 +1,166 @@
+"""The ONNX graphs compute what the model does, and one that does not is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from charwright.config import GATES, ModelConfig
+from charwright.data.vocabulary import ByteVocabulary, Vocabulary
+from charwright.errors import ForeignModelError
+from charwright.generation.engine import Engine
+from charwright.generation.sampling import Sampler, uniform
+from charwright.interop import onnx_files
+from charwright.interop.card import model_card
+from charwright.interop.onnx_files import check_graphs, onnx_graphs
+from charwright.run import Run
+from writers import LETTERS, weights_of
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+CONFIGS = [
+    ModelConfig(cell=cell, layers=layers, units=12, embedding=12, tied=tied)
+    for cell, layers, tied in [*((cell, layers, False) for cell in GATES for layers in (1, 2)), ("gru", 2, True)]
+]
+
+
+def saved(folder: Path, config: ModelConfig, vocabulary: Vocabulary = LETTERS) -> Run:
+    return Run.save(folder, config, weights_of(config, len(vocabulary)), vocabulary)
+
+
+def graphs_of(run: Run) -> dict[str, bytes]:
+    return onnx_graphs(run, model_card(run, "1.2"))
+
+
+def session(graph: bytes) -> Any:
+    return onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.cell}-{config.layers}-{config.tied}")
+def test_both_graphs_do_what_the_model_does(config: ModelConfig, tmp_path: Path) -> None:
+    run = saved(tmp_path / "run", config)
+    graphs = graphs_of(run)
+    engine = Engine(config, run.weights(), precision="f32")
+
+    ids = np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
+    states = np.zeros((config.layers, 2 if config.cell == "lstm" else 1, 2, config.units), dtype=np.float32)
+    step = session(graphs["step.onnx"])
+    logits, after = step.run(None, {"ids": ids, "state": states})
+    state = engine.zero_state(2)
+    expected = np.stack([engine.step(column, state) for column in ids.T], axis=1)
+    assert np.abs(logits - expected).max() < 1e-5
+    assert np.abs(after - state[..., : config.units].transpose(1, 2, 0, 3)).max() < 1e-5
+    # In two pieces, the state handed on: the same.
+    first, between = step.run(None, {"ids": ids[:, :2], "state": states})
+    second, _ = step.run(None, {"ids": ids[:, 2:], "state": between})
+    assert np.abs(np.concatenate([first, second], axis=1) - logits).max() < 1e-5
+
+    numbers = np.array([[uniform(7, stream, at) for at in range(50)] for stream in range(2)], dtype=np.float32)
+    generate = session(graphs["generate.onnx"])
+    given = {"prompt": ids, "temperature": np.array(0.7, dtype=np.float32), "uniform": numbers}
+    (drawn,) = generate.run(None, given)
+    for stream in range(2):
+        masked = np.arange(len(LETTERS)) == 0
+        sampler = Sampler(temperature=0.7, seed=7, stream=stream, masked=masked)
+        state = engine.zero_state()
+        for i in ids[stream]:
+            scores = engine.step(np.array([i]), state)[0]
+        for at in range(50):
+            assert drawn[stream, at] == sampler.draw(scores, np.zeros(0, dtype=np.int32), at)
+            scores = engine.step(drawn[stream, at : at + 1], state)[0]
+
+
+def test_greedy_writing_takes_the_likeliest(tmp_path: Path) -> None:
+    config = ModelConfig(units=12, embedding=8)
+    run = saved(tmp_path / "run", config)
+    # [UNK] would be the likeliest of all, if it were not hidden.
+    weights = run.weights()
+    weights["head.bias"][0] = 30
+    run.write_weights(weights)
+    generate = session(graphs_of(run)["generate.onnx"])
+    given = {"prompt": np.array([[3]]), "temperature": np.array(0, dtype=np.float32)}
+    (drawn,) = generate.run(None, given | {"uniform": np.full((1, 30), 0.5, dtype=np.float32)})
+    engine = Engine(config, weights, precision="f32")
+    state, last = engine.zero_state(), 3
+    for i in drawn[0]:
+        last = 1 + int(engine.step(np.array([last]), state)[0, 1:].argmax())
+        assert i == last
+
+
+@pytest.mark.parametrize("number", [0.0, float(np.nextafter(np.float32(1), np.float32(0))), 1.0])
+def test_numbers_at_the_ends_draw_characters(tmp_path: Path, number: float) -> None:
+    generate = session(graphs_of(saved(tmp_path / "run", ModelConfig(units=12, embedding=8)))["generate.onnx"])
+    given = {"prompt": np.array([[3]]), "temperature": np.array(1e-3, dtype=np.float32)}
+    (drawn,) = generate.run(None, given | {"uniform": np.full((1, 30), number, dtype=np.float32)})
+    assert drawn.min() > 0
+    (nothing,) = generate.run(None, given | {"uniform": np.zeros((1, 0), dtype=np.float32)})
+    assert nothing.size == 0
+
+
+def test_the_files_say_what_they_are(tmp_path: Path) -> None:
+    graphs = graphs_of(saved(tmp_path / "run", ModelConfig(units=12, embedding=8)))
+    for name, graph in graphs.items():
+        told = session(graph).get_modelmeta().custom_metadata_map
+        assert json.loads(told["vocabulary"]) == LETTERS.tokens, name
+        assert told["unit"] == "character"
+        assert json.loads(told["card"])["model"]["units"] == 12
+    made = graphs_of(saved(tmp_path / "bytes", ModelConfig(units=12, embedding=8), ByteVocabulary()))
+    assert session(made["step.onnx"]).get_modelmeta().custom_metadata_map["unit"] == "byte"
+
+
+class TestRefusals:
+    """A graph with one thing wrong is never written: each of these mistakes was made by some exporter."""
+
+    config = ModelConfig(units=12, embedding=8)
+
+    def graphs(self, config: ModelConfig) -> tuple[dict[str, bytes], dict[str, np.ndarray]]:
+        weights = weights_of(config, len(LETTERS))
+        network = onnx_files._Network(config, weights)
+        return {"step.onnx": network.step({}), "generate.onnx": network.generate({})}, weights
+
+    def spoiled(self, graph: bytes, spoil: Any) -> bytes:
+        model = onnx.load_from_string(graph)
+        spoil(model.graph)
+        for node in model.graph.node:
+            for attribute in node.attribute:
+                if attribute.HasField("g"):
+                    spoil(attribute.g)
+        return bytes(model.SerializeToString())
+
+    def reset_before(self, graph: Any) -> None:
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.name == "linear_before_reset":
+                    attribute.i = 0
+
+    def no_mask(self, graph: Any) -> None:
+        for held in graph.initializer:
+            if held.name == "hidden":
+                held.CopyFrom(onnx.numpy_helper.from_array(np.zeros(len(LETTERS), dtype=np.float32), "hidden"))
+
+    def test_what_is_right_passes(self) -> None:
+        check_graphs(*self.graphs(self.config)[:1], self.config, self.graphs(self.config)[1])
+
+    @pytest.mark.parametrize("name", ["step.onnx", "generate.onnx"])
+    def test_a_reset_gate_before_the_product(self, name: str) -> None:
+        graphs, weights = self.graphs(self.config)
+        graphs[name] = self.spoiled(graphs[name], self.reset_before)
+        with pytest.raises(ForeignModelError, match=r"differs from|draws what"):
+            check_graphs(graphs, self.config, weights)
+
+    def test_unknown_characters_that_are_drawn(self) -> None:
+        graphs, weights = self.graphs(self.config)
+        graphs["generate.onnx"] = self.spoiled(graphs["generate.onnx"], self.no_mask)
+        with pytest.raises(ForeignModelError, match="draws what"):
+            check_graphs(graphs, self.config, weights)
+
+    def test_other_weights(self) -> None:
+        graphs, weights = self.graphs(self.config)
+        weights["head.bias"][3] += np.float32(2e-4)
+        with pytest.raises(ForeignModelError, match=r"differs from the model by 0\.0002"):
+            check_graphs(graphs, self.config, weights)

@@ -1,0 +1,166 @@
+"""Against TensorFlow itself: its checkpoints and SavedModels come in, and what goes out runs there without charwright.
+
+TensorFlow lives in an environment of its own; `CHARWRIGHT_TENSORFLOW` names its Python. One process there does all
+tasks, because the import alone takes seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import charwright as cw
+from charwright.config import ModelConfig
+from charwright.data.vocabulary import ByteVocabulary
+from charwright.interop.imported import Imported
+from charwright.run import Run
+from test_import_keras import golden_errors
+from writers import LETTERS, weights_of
+
+CHECKPOINTS = {
+    "tutorial-small/tf_ckpt": "tf_ckpt",
+    "tutorial-small/one_step": "saved",
+    "keras2-gru/ckpt_1": "gru",
+    "keras2-gru2": "gru2",
+    "keras2-lstm/ckpt_1.index": "lstm",
+}
+CONFIGS = {
+    "plain": ModelConfig(units=12, embedding=8),
+    "bytes": ModelConfig(units=12, embedding=8),
+    "gru-2-tied": ModelConfig(layers=2, units=8, embedding=8, tied=True),
+    "lstm-2": ModelConfig(cell="lstm", layers=2, units=12, embedding=8),
+    "rnn": ModelConfig(cell="rnn", units=12, embedding=8),
+}
+EXPORTED = ("saved", *CONFIGS)
+
+
+@pytest.fixture(scope="module")
+def tensorflow() -> Path:
+    named = os.environ.get("CHARWRIGHT_TENSORFLOW")
+    if not named:
+        pytest.skip("CHARWRIGHT_TENSORFLOW names no Python that has TensorFlow")
+    return Path(named)
+
+
+def run_tasks(python: Path, tasks: list[tuple[str, list[Any]]]) -> list[dict[str, Any]]:
+    """Run tasks of `tensorflow_side.py` there."""
+    source = Path(cw.__file__).parents[1]
+    done = subprocess.run(
+        [str(python), str(Path(__file__).with_name("tensorflow_side.py"))],
+        input=json.dumps([[kind, [str(word) for word in words]] for kind, words in tasks]),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(source)},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    results: list[dict[str, Any]] = json.loads(done.stdout)
+    return results
+
+
+def truncated(fixtures: Path, folder: Path) -> None:
+    """A checkpoint whose data was cut off."""
+    folder.mkdir()
+    for path in (fixtures / "keras2-gru").glob("ckpt_1*"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    data = next(folder.glob("*.data-*"))
+    data.write_bytes(data.read_bytes()[:9000])
+
+
+@pytest.fixture(scope="module")
+def done(tensorflow: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """All tasks, by their names; `folder` is where they wrote to."""
+    folder, fixtures = tmp_path_factory.mktemp("tensorflow"), shared / "fixtures"
+    golden = fixtures / "tutorial-small" / "golden.npz"
+    tokens = folder / "tokens.json"
+    tokens.write_text(json.dumps(np.load(golden)["vocabulary"].tolist()), encoding="utf-8")
+    truncated(fixtures, folder / "cut")
+    (folder / "no-graph").mkdir()
+    (folder / "no-graph" / "saved_model.pb").write_bytes(b"\x00\x01 no graph")
+    words = ["--vocabulary", tokens]
+    tasks: dict[str, tuple[str, list[Any]]] = {}
+    for source, name in CHECKPOINTS.items():
+        told = [] if name == "saved" else words
+        tasks[f"in {name}"] = ("charwright", ["import", fixtures / source, "--out", folder / name, *told])
+    for name, config in CONFIGS.items():
+        vocabulary = ByteVocabulary() if name == "bytes" else LETTERS
+        Run.save(folder / name, config, weights_of(config, len(vocabulary)), vocabulary)
+    for name in EXPORTED:
+        out = folder / f"{name}-out"
+        tasks[f"out {name}"] = ("charwright", ["export", folder / name, "--to", "saved-model", "--out", out])
+        tasks[f"writes {name}"] = ("writes", [out, "ROMEO:", 1000] if name == "saved" else [out, "abc", 30])
+        told = ["--vocabulary", folder / "bytes" / "vocabulary.json"] if name == "bytes" else []
+        tasks[f"back {name}"] = ("charwright", ["import", out, "--out", folder / f"{name}-back", *told])
+    weights = folder / "saved.weights.h5"
+    tasks["out keras"] = ("charwright", ["export", folder / "saved", "--to", "keras", "--out", weights])
+    tasks["my_model"] = ("my_model", [weights, golden])
+    tasks["one_step"] = ("one_step", [folder / "saved-out", fixtures / "tutorial-small" / "one_step", golden])
+    for name, source in (("cut", folder / "cut"), ("no-graph", folder / "no-graph")):
+        tasks[f"in {name}"] = ("charwright", ["import", source, "--out", folder / f"{name}-run", *words])
+    results = run_tasks(tensorflow, list(tasks.values()))
+    return dict(zip(tasks, results, strict=True)) | {"folder": folder}
+
+
+@pytest.mark.parametrize("source", CHECKPOINTS)
+def test_what_tensorflow_saved_computes_the_same_here(done: dict[str, Any], shared: Path, source: str) -> None:
+    name = CHECKPOINTS[source]
+    assert done[f"in {name}"]["code"] == 0, done[f"in {name}"]["err"]
+    run = Run.open(done["folder"] / name)
+    path = shared / "fixtures" / source
+    golden = (path if (path / "golden.npz").is_file() else path.parent) / "golden.npz"
+    logits, states = golden_errors(Imported(run.model, run.weights(), None), golden)
+    assert logits < 1e-5
+    assert states < 1e-5
+    assert run.vocabulary.tokens == np.load(golden)["vocabulary"].tolist()
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_a_saved_model_comes_back_as_it_went(done: dict[str, Any], name: str) -> None:
+    for way in ("out", "back"):
+        assert done[f"{way} {name}"]["code"] == 0, done[f"{way} {name}"]["err"]
+    went, back = Run.open(done["folder"] / name), Run.open(done["folder"] / f"{name}-back")
+    assert back.vocabulary == went.vocabulary
+    weights = went.weights()
+    weights.setdefault("head.weight", weights["embedding.weight"])
+    assert all(np.array_equal(array, weights[key]) for key, array in back.weights().items())
+
+
+def test_plain_tensorflow_writes_a_thousand_characters(done: dict[str, Any]) -> None:
+    text = bytes(done["writes saved"]["bytes"]).decode("utf-8")
+    assert text.startswith("ROMEO:")
+    assert len(text) == 1006
+    assert "[UNK]" not in text
+    assert len(bytes(done["writes bytes"]["bytes"])) == 33
+
+
+def test_one_step_does_what_the_tutorials_does(done: dict[str, Any]) -> None:
+    result = done["one_step"]
+    assert result["states"] < 1e-5
+    assert result["logits"] < 1e-5
+    assert result["state"] < 1e-5
+    assert result["unknown"] == 0
+    # Five standard deviations above what chance gives.
+    assert result["chi_square"] < result["kinds"] + 5 * (2 * result["kinds"]) ** 0.5
+
+
+def test_the_tutorials_class_loads_exported_weights(done: dict[str, Any]) -> None:
+    assert done["out keras"]["code"] == 0
+    assert done["my_model"]["error"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"), [("cut", "its index promises"), ("no-graph", "is no SavedModel and has no checkpoint")]
+)
+def test_damaged_ones_are_one_line(done: dict[str, Any], name: str, complaint: str) -> None:
+    result = done[f"in {name}"]
+    assert result["code"] == 1
+    assert complaint in result["err"]
+    assert result["err"].count("\n") == 1
+    assert not (done["folder"] / f"{name}-run").exists()
