@@ -41,7 +41,7 @@ SIBLINGS = {("config", "errors"), ("model", "kernels"), ("run", "run_config"), (
 FORBIDDEN = {("training", "run"), ("training", "run_config"), ("data", "kernels")}
 
 MAY_OPEN = {"data/corpus.py", "data/named.py", "storage.py"}
-MAY_OPEN |= {"interop/keras_files.py", "interop/tensorflow_files.py", "interop/numpy_file.py"}
+MAY_OPEN |= {f"interop/{name}.py" for name in ("keras_files", "tensorflow_files", "numpy_file", "web_page")}
 OPENS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "fdopen", "load_file", "save_file", "fromfile"}
 OPENS |= {"tofile", "memmap", "loadtxt", "savez", "mkstemp", "NamedTemporaryFile"}
 

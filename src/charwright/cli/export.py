@@ -52,6 +52,13 @@ def _saved_model(task: _Task) -> None:
         write_saved_model(task.run, folder, task.card, task.temperature)
 
 
+def _html(task: _Task) -> None:
+    from charwright.interop.web_page import page_bytes
+    from charwright.storage import write_file
+
+    write_file(task.place, page_bytes(task.run, task.card))
+
+
 def _numpy(task: _Task) -> None:
     from charwright.interop.numpy_file import npz_bytes
     from charwright.storage import write_file
@@ -63,6 +70,7 @@ FORMATS: Mapping[str, tuple[str, Callable[[_Task], None]]] = {
     "onnx": ("-onnx", _onnx),
     "saved-model": ("-saved-model", _saved_model),
     "keras": (".weights.h5", _keras),
+    "html": (".html", _html),
     "numpy": (".npz", _numpy),
 }
 """What a format's file or folder ends in, and what writes it."""
@@ -92,6 +100,7 @@ def export(run: Path, to: str, out: Path | None, temperature: float, force: bool
       onnx         a folder of two graphs: one step, and a generator with the loop and the sampling inside
       saved-model  a folder that plain TensorFlow loads: the tutorial's generate_one_step
       keras        a .weights.h5 file that the tutorial's MyModel loads
+      html         one page that writes in any browser, offline, with 8-bit weights
       numpy        one .npz file with the plain weights
     """
     from charwright import __version__

@@ -1,0 +1,103 @@
+/* The page's controls: a form that starts a writer, and a text that grows while it works. */
+"use strict";
+
+const SLICE_MS = 24; // of work between two looks at the screen and the keyboard
+
+/** Everything of the page that is looked at or changed. */
+function parts() {
+  return Object.fromEntries([...document.querySelectorAll("[id]")].map((element) => [element.id, element]));
+}
+
+/** Set the page up around a model. */
+function start(model) {
+  const page = parts();
+  let writing = null; // what stops the text that is being written
+
+  const say = (line) => (page.status.textContent = line);
+
+  const ended = (line) => {
+    writing = null;
+    page.write.disabled = false;
+    page.stop.disabled = true;
+    page.text.setAttribute("aria-busy", "false");
+    say(line);
+  };
+
+  async function write() {
+    const prompt = page.prompt.value, temperature = page.temperature.valueAsNumber;
+    const length = page.length.valueAsNumber, seed = page.seed.valueAsNumber;
+    const stopped = { asked: false };
+    writing = stopped;
+    page.write.disabled = true;
+    page.stop.disabled = false;
+    page.text.setAttribute("aria-busy", "true");
+    page.written.textContent = "";
+    page.begun.textContent = prompt;
+    say("Reading the prompt …");
+    await pause();
+    const writer = new Writer(model, prompt, temperature, seed);
+    let count = 0, worked = 0;
+    while (count < length && !stopped.asked) {
+      const began = performance.now();
+      let piece = "";
+      while (count < length && performance.now() - began < SLICE_MS) {
+        const more = writer.next();
+        const room = Array.from(more).slice(0, length - count);
+        count += room.length;
+        piece += room.join("");
+      }
+      worked += performance.now() - began;
+      const below = page.text.scrollHeight - page.text.scrollTop - page.text.clientHeight;
+      page.written.append(piece);
+      if (below < 40) page.text.scrollTop = page.text.scrollHeight;
+      await pause();
+    }
+    const speed = Math.round((count / Math.max(worked, 1)) * 1000).toLocaleString("en");
+    const many = `${count.toLocaleString("en")} characters, ${speed} a second`;
+    ended(stopped.asked ? `Stopped after ${many}.` : `Done: ${many}.`);
+  }
+
+  page.form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (!writing) write().catch((error) => ended(`It failed: ${error.message}`));
+  });
+  page.stop.addEventListener("click", () => writing && (writing.asked = true));
+  page.another.addEventListener("click", () => {
+    page.seed.value = crypto.getRandomValues(new Uint32Array(1))[0];
+    page.form.requestSubmit();
+  });
+  page.copy.addEventListener("click", () => {
+    copy(page.begun.textContent + page.written.textContent).then(
+      () => say("Copied."),
+      () => say("This browser does not let a page copy; select the text and copy it yourself."),
+    );
+  });
+  page.temperature.addEventListener("input", () => (page.heat.textContent = page.temperature.valueAsNumber.toFixed(2)));
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && writing) writing.asked = true;
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) page.form.requestSubmit();
+  });
+  page.write.disabled = false;
+  say("Ready.");
+}
+
+/** Let the browser draw and listen. */
+const pause = () => new Promise((resume) => setTimeout(resume, 0));
+
+/** Put a text on the clipboard, also where a page from a file has no clipboard of its own. */
+async function copy(text) {
+  if (navigator.clipboard?.writeText) {
+    try {
+      return await navigator.clipboard.writeText(text);
+    } catch {
+      // Some browsers have it and refuse it; the old way may still go.
+    }
+  }
+  const area = document.createElement("textarea");
+  area.value = text;
+  document.body.append(area);
+  area.select();
+  const done = document.execCommand("copy");
+  area.remove();
+  if (!done) throw new Error("not allowed");
+}
