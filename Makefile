@@ -49,7 +49,7 @@ $(TENSORFLOW): constraints.txt
 	@touch $@
 
 tensorflow-test: $(READY) $(TENSORFLOW)  ## what is exchanged with TensorFlow, which gets an environment of its own
-	CHARWRIGHT_TENSORFLOW=$(TENSORFLOW) $(BIN)/pytest tests/test_tensorflow.py
+	CHARWRIGHT_TENSORFLOW=$(TENSORFLOW) $(BIN)/pytest tests/test_tensorflow.py tests/test_docs.py::test_importing_page_runs tests/test_docs.py::test_exporting_page_runs
 
 kernels:  ## the C kernels against plain equations, without Python
 	tests/kernels/run.sh native

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,10 +14,16 @@ from contextlib import suppress
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 
 from charwright import __version__
 from charwright.cli import COMMANDS, cli
+from charwright.config import ModelConfig
+from charwright.data.vocabulary import Vocabulary
+from charwright.run import Run
+from keras_models import write_keras
+from writers import weights_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -186,3 +194,65 @@ def test_readme_sample_has_400_characters_and_its_command() -> None:
 def test_changelog_begins_with_this_version() -> None:
     versions = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert versions[0] == __version__
+
+
+IN_TENSORFLOW = ("training_checkpoints", "one_step", "saved-model")
+"""What only TensorFlow reads or writes; `CHARWRIGHT_TENSORFLOW` names a Python that has it."""
+
+
+def run_commands(name: str, folder: Path, **environment: str) -> list[str]:
+    """Run every command of a page's shell blocks, in order; returns those that were run."""
+    tensorflow = os.environ.get("CHARWRIGHT_TENSORFLOW")
+    lines = [line for block in blocks(name, "sh") for line in block.splitlines() if line]
+    run = []
+    for line in lines:
+        words = shlex.split(line)
+        assert words[0] == "charwright"
+        needs_tensorflow = any(part in line for part in IN_TENSORFLOW)
+        if needs_tensorflow and not tensorflow:
+            continue
+        python = str(Path(tensorflow).absolute()) if tensorflow and needs_tensorflow else sys.executable
+        done = subprocess.run(
+            [python, "-m", "charwright", *words[1:]],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT / "src")} | environment,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, (line, done.stderr)
+        run.append(line)
+    return run
+
+
+def test_importing_page_runs(tmp_path: Path, shared: Path) -> None:
+    pytest.importorskip("h5py")
+    fixtures = shared / "fixtures"
+    shutil.copy(fixtures / "tutorial-small" / "ckpt_1.weights.h5", tmp_path)
+    shutil.copytree(fixtures / "tutorial-small" / "one_step", tmp_path / "one_step")
+    shutil.copytree(fixtures / "keras2-gru", tmp_path / "training_checkpoints")
+    shutil.copy(fixtures / "keras2-lstm" / "weights_keras2.h5", tmp_path)
+    config = {"class_name": "MyModel", "registered_name": "MyModel", "config": {}}
+    write_keras(tmp_path / "model.keras", config, (tmp_path / "ckpt_1.weights.h5").read_bytes())
+    tokens = np.load(fixtures / "tutorial-small" / "golden.npz")["vocabulary"].tolist()
+    (tmp_path / "tokens.json").write_text(json.dumps(tokens), encoding="utf-8")
+    assert len(run_commands("docs/how-to/import.md", tmp_path, CHARWRIGHT_DATA=str(shared / "data"))) >= 6
+
+
+def test_exporting_page_runs(tmp_path: Path) -> None:
+    for package in ("h5py", "onnx", "onnxruntime"):
+        pytest.importorskip(package)
+    vocabulary = Vocabulary("\n abeot")
+    config = ModelConfig(units=16, embedding=8)
+    Run.save(tmp_path / "runs" / "novel", config, weights_of(config, len(vocabulary)), vocabulary)
+    assert len(run_commands("docs/how-to/export.md", tmp_path)) >= 5
+    for number, block in enumerate(blocks("docs/how-to/export.md", "python")):
+        python = os.environ.get("CHARWRIGHT_TENSORFLOW") if "import tensorflow" in block else sys.executable
+        if python:
+            program = tmp_path / f"block_{number}.py"
+            program.write_text(block, encoding="utf-8")
+            words = [str(Path(python).absolute()), program.name]
+            done = subprocess.run(words, cwd=tmp_path, capture_output=True, encoding="utf-8", check=False, timeout=240)
+            assert done.returncode == 0, done.stderr
+            assert done.stdout
