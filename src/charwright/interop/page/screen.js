@@ -35,24 +35,25 @@ function start(model) {
     page.begun.textContent = prompt;
     say("Reading the prompt …");
     await pause();
+    const began = performance.now();
     const writer = new Writer(model, prompt, temperature, seed);
-    let count = 0, worked = 0;
+    while (!stopped.asked && inSlice(() => writer.read())) await pause();
+    say("Writing …");
+    let count = 0;
     while (count < length && !stopped.asked) {
-      const began = performance.now();
       let piece = "";
-      while (count < length && performance.now() - began < SLICE_MS) {
-        const more = writer.next();
-        const room = Array.from(more).slice(0, length - count);
-        count += room.length;
-        piece += room.join("");
-      }
-      worked += performance.now() - began;
+      inSlice(() => {
+        const more = Array.from(writer.next()).slice(0, length - count);
+        count += more.length;
+        piece += more.join("");
+        return count < length;
+      });
       const below = page.text.scrollHeight - page.text.scrollTop - page.text.clientHeight;
       page.written.append(piece);
       if (below < 40) page.text.scrollTop = page.text.scrollHeight;
       await pause();
     }
-    const speed = Math.round((count / Math.max(worked, 1)) * 1000).toLocaleString("en");
+    const speed = Math.round((count / Math.max(performance.now() - began, 1)) * 1000).toLocaleString("en");
     const many = `${count.toLocaleString("en")} characters, ${speed} a second`;
     ended(stopped.asked ? `Stopped after ${many}.` : `Done: ${many}.`);
   }
@@ -79,6 +80,13 @@ function start(model) {
   });
   page.write.disabled = false;
   say("Ready.");
+}
+
+/** Work for one slice of time, or until there is no more to do; whether there is. */
+function inSlice(work) {
+  const end = performance.now() + SLICE_MS;
+  while (work()) if (performance.now() >= end) return true;
+  return false;
 }
 
 /** Let the browser draw and listen. */

@@ -227,7 +227,7 @@ function draw(logits, temperature, uniform, weights) {
   return last;
 }
 
-/** One text: its prompt is read at once, then `next` gives a piece of it at a time. */
+/** One text: `read` goes through its prompt, then each `next` gives a piece of what follows. */
 class Writer {
   constructor(model, prompt, temperature, seed) {
     this.model = model;
@@ -236,8 +236,14 @@ class Writer {
     this.uniform = new Uniform(seed);
     this.weights = new Float64Array(model.tokens);
     this.decoder = new TextDecoder("utf-8");
-    const ids = encode(model, prompt);
-    ids.forEach((id, index) => this.network.step(id, index === ids.length - 1));
+    this.unread = encode(model, prompt).reverse();
+  }
+
+  /** Read one id of the prompt; false when there is none left. */
+  read() {
+    if (this.unread.length === 0) return false;
+    this.network.step(this.unread.pop(), this.unread.length === 0);
+    return true;
   }
 
   /** Draw an id and read it; the text that is complete with it, "" inside of a character of several bytes. */
