@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,16 @@ class TestKerasFiles:
         write_keras(tmp_path / "x.keras", config, self.weights())
         with pytest.raises(ForeignModelError, match="dense does not read the one before it alone"):
             read_keras(tmp_path / "x.keras")
+
+    def test_a_configuration_without_end_is_refused(self, tmp_path: Path) -> None:
+        write_keras(tmp_path / "x.keras", {}, self.weights())
+        for depth in (300, 900, 100_000):
+            nested = '{"class_name": "MyModel", "config": ' + "[" * depth + "]" * depth + "}"
+            with zipfile.ZipFile(tmp_path / "x.keras", "w") as archive:
+                archive.writestr("config.json", nested)
+                archive.writestr("model.weights.h5", self.weights())
+            with suppress(ForeignModelError):
+                assert len(read_keras(tmp_path / "x.keras")) == 4
 
     @pytest.mark.parametrize("name", ["../evil", "/etc/evil", "a/../../evil", "..\\evil", "C:/evil"])
     def test_a_member_that_leads_out_is_refused(self, tmp_path: Path, name: str) -> None:

@@ -89,9 +89,15 @@ class Run:
 
     @classmethod
     def create(
-        cls, folder: str | os.PathLike[str], config: RunConfig, vocabulary: Vocabulary, *, force: bool = False
+        cls,
+        folder: str | os.PathLike[str],
+        config: RunConfig,
+        vocabulary: Vocabulary,
+        *,
+        weights: Arrays | None = None,
+        force: bool = False,
     ) -> Run:
-        """Make a run folder; `force` puts it in the place of an older run.
+        """Make a run folder, with weights to use if there are any; `force` puts it in the place of an older run.
 
         Raises:
             RunExistsError: when there is something in that place, and it is no run or `force` is not given.
@@ -105,6 +111,8 @@ class Run:
                 place.rename(old)
             place.mkdir(parents=True, exist_ok=True)
             write_json(path / "vocabulary.json", vocabulary.to_json())
+            if weights is not None:
+                write_arrays(path / "model.safetensors", weights)
             write_json(path / "config.json", config.to_json())
         except (OSError, RunError) as error:
             _undo_creation(place, old)
@@ -144,6 +152,7 @@ class Run:
         vocabulary: Vocabulary,
         *,
         corpus: Corpus | None = None,
+        reading: CorpusConfig | None = None,
         recipe_name: str = "by hand",
         force: bool = False,
     ) -> Run:
@@ -152,15 +161,13 @@ class Run:
             recipe=Recipe(model=model),
             recipe_name=recipe_name,
             sources=corpus.sources if corpus else (),
-            corpus=CorpusConfig(),
+            corpus=reading or CorpusConfig(),
             characters=len(corpus.text) if corpus else 0,
             sha256=corpus.sha256 if corpus else "",
             validation=(),
             versions={},
         )
-        run = cls.create(folder, config, vocabulary, force=force)
-        run.write_weights(weights)
-        return run
+        return cls.create(folder, config, vocabulary, weights=weights, force=force)
 
     def rewrite_config(self, config: RunConfig) -> None:
         """Put another configuration in the place of the old one, as a resume with a larger budget does."""
@@ -312,7 +319,7 @@ def _fill_checkpoint(folder: Path, step: int, arrays: Mapping[str, Arrays], posi
 
 def _undo_creation(place: Path, old: Path) -> None:
     """Take away what was made of a new run, and put the run back that it was to replace."""
-    for name in ("vocabulary.json", "config.json"):
+    for name in ("vocabulary.json", "model.safetensors", "config.json"):
         with suppress(OSError):
             (place / name).unlink()
     with suppress(OSError):

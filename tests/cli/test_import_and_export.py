@@ -158,6 +158,7 @@ class TestExport:
             ([tmp_path / "none", "--to", "numpy"], "there is no run"),
             ([run.folder, "--to", "pdf"], "'pdf' is not one of"),
             ([run.folder], "Missing option '--to'"),
+            ([run.folder, "--to", "numpy", "--temperature", "2"], "--temperature is for --to saved-model"),
             ([run.folder, "--to", "numpy", "--out", tmp_path / "no" / "x.npz"], "there is no folder"),
             ([run.folder, "--to", "onnx", "--out", tmp_path / "kept", "--force"], "other things in it"),
             ([run.folder, "--to", "onnx", "--out", run.folder, "--force"], "other things in it"),

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from charwright.cli.options import say
-from charwright.errors import RunError
+from charwright.cli.options import given, say
+from charwright.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from charwright.run import Run
@@ -93,7 +93,8 @@ FORMATS: Mapping[str, tuple[str, Callable[[_Task], None]]] = {
     help="What a SavedModel divides its logits by; it can be changed after loading.",
 )
 @click.option("--force", is_flag=True, help="Put it in the place of an older export.")
-def export(run: Path, to: str, out: Path | None, temperature: float, force: bool) -> None:
+@click.pass_context
+def export(ctx: click.Context, /, run: Path, to: str, out: Path | None, temperature: float, force: bool) -> None:
     r"""Write RUN in another format.
 
     \b
@@ -107,6 +108,8 @@ def export(run: Path, to: str, out: Path | None, temperature: float, force: bool
     from charwright.interop.card import model_card
     from charwright.run import Run
 
+    if to != "saved-model" and given(ctx, ["temperature"]):
+        raise UsageError("--temperature is for --to saved-model; the other formats take it when they write")
     opened = Run.open(run)
     ending, write = FORMATS[to]
     place = out if out is not None else Path(opened.folder.resolve().name + ending)

@@ -52,13 +52,14 @@ def import_model(
     the characters with --vocabulary.
     """
     from charwright.cli.corpora import read_texts
+    from charwright.data.corpus import STDIN_PATH
     from charwright.interop.imported import fit_rows, read_model
     from charwright.run import Run
 
     if corpus and vocabulary_file is not None:
         raise UsageError("--corpus and --vocabulary both say which characters there are; give one of them")
     Run.check_place(out, force=force)
-    model = read_model(source)
+    model = read_model(source, with_characters=vocabulary_file is None)
     reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
     text = read_texts(corpus, (), reading)[0] if corpus else None
     tokens, told = _tokens(model, source, text, vocabulary_file)
@@ -66,8 +67,17 @@ def import_model(
     if done:
         say(done)
     run = Run.save(
-        out, model.config, weights, vocabulary, corpus=text, recipe_name=f"imported from {source}", force=force
+        out,
+        model.config,
+        weights,
+        vocabulary,
+        corpus=text,
+        reading=reading,
+        recipe_name=f"imported from {source}",
+        force=force,
     )
+    if text is not None and text.unrepeatable:
+        run.keep_text(STDIN_PATH, text.unrepeatable)
     _tell(run, vocabulary)
     if text is not None:
         _check_on(run, text)

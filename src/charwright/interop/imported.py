@@ -38,8 +38,10 @@ class Imported:
         return len(self.weights["head.bias"])
 
 
-def read_model(path: Path) -> Imported:
+def read_model(path: Path, *, with_characters: bool = True) -> Imported:
     """Read a model: a file of Keras 3 or 2, a checkpoint of TensorFlow, or the folder of a SavedModel.
+
+    `with_characters` is False for who knows the characters already; else they are looked for where they may be.
 
     Raises:
         ForeignModelError: when it is none of these, is damaged, or is a network that charwright does not have.
@@ -53,7 +55,7 @@ def read_model(path: Path) -> Imported:
             layers = keras_files.read_h5(path)
         elif (prefix := tensorflow_files.checkpoint_prefix(path)) is not None:
             layers = tensorflow_files.read_checkpoint(prefix)
-            if (path / "saved_model.pb").is_file():
+            if with_characters and (path / "saved_model.pb").is_file():
                 characters = tensorflow_files.read_characters(path)
         else:
             raise ForeignModelError(_unreadable(path))

@@ -10,6 +10,7 @@ import io
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -83,9 +84,9 @@ def read_keras(path: Path) -> list[KerasLayer]:
                     raise ForeignModelError(f"{where} has a member {name!r}, which leads out of it; nothing was read")
             config = _json_member(archive, "config.json", where)
             weights = _member(archive, "model.weights.h5", where, path.stat().st_size)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+        kinds = _layer_kinds(config, where)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:  # also of endless nesting
         raise ForeignModelError(f"{where} is damaged: {error}") from error
-    kinds = _layer_kinds(config, where)
     layers = _layers_of(io.BytesIO(weights), where, len(weights))
     recurrent = [layer for layer in layers if layer.kind == "recurrent"]
     if kinds is not None and len(recurrent) != sum(kind in {"GRU", "LSTM", "SimpleRNN"} for kind in kinds):
@@ -207,6 +208,8 @@ def _sources(value: Any) -> Iterator[str]:
         for inner in value.values():
             yield from _sources(inner)
     elif isinstance(value, list):
+        if [type(part) for part in value[:3]] == [str, int, int]:  # how Keras 2 says it
+            yield str(value[0])
         for inner in value:
             yield from _sources(inner)
 
@@ -241,9 +244,12 @@ def _check_old_config(opened: h5py.File, where: str) -> None:
     if "model_config" in opened.attrs:
         config = json.loads(_text(opened.attrs["model_config"]))
         inner = config.get("config") if isinstance(config, dict) else None
-        layers = inner.get("layers", []) if isinstance(inner, dict) else inner
-        for entry in layers if isinstance(layers, list) else []:
-            _check_layer(entry if isinstance(entry, dict) else {}, where)
+        listed = inner.get("layers") if isinstance(inner, dict) else inner
+        layers = [entry if isinstance(entry, dict) else {} for entry in (listed if isinstance(listed, list) else [])]
+        for entry in layers:
+            _check_layer(entry, where)
+        if config.get("class_name") in {"Functional", "Model"}:
+            _check_chain(layers, where)
 
 
 def _text(value: Any) -> str:
