@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -193,6 +194,68 @@ class TestKerasFiles:
             (tmp_path / "x.keras").write_bytes(whole[:end])
             with pytest.raises(ForeignModelError, match="is damaged"):
                 read_keras(tmp_path / "x.keras")
+
+
+class TestOldFiles:
+    """Whole models in one HDF5 file, as Keras 2 saved them."""
+
+    def write(self, path: Path, layers: list[dict[str, Any]], kind: str = "Sequential") -> None:
+        weights = {
+            "embedding": {"embeddings:0": ramp((6, 3), 1)},
+            "eins": dict(zip(("kernel:0", "recurrent_kernel:0", "bias:0"), gru_arrays(3, 4, 5), strict=True)),
+            "dense": {"kernel:0": ramp((4, 6), 2), "bias:0": ramp((6,), 3)},
+        }
+        with h5py.File(path, "w") as file:
+            file.attrs["model_config"] = json.dumps({"class_name": kind, "config": {"layers": layers}})
+            root = file.create_group("model_weights")
+            root.attrs["layer_names"] = ["input", *weights]
+            root.create_group("input").attrs["weight_names"] = []
+            for name, arrays in weights.items():
+                group = root.create_group(name)
+                group.attrs["weight_names"] = [f"my_model/{name}/{array}" for array in arrays]
+                for array, values in arrays.items():
+                    group[f"my_model/{name}/{array}"] = values
+
+    def layers(self, **gru: Any) -> list[dict[str, Any]]:
+        before = {"embedding": "input", "eins": "embedding", "dense": "eins"}
+        kinds = {"input": "InputLayer", "embedding": "Embedding", "eins": "GRU", "dense": "Dense"}
+        return [
+            {
+                "class_name": kind,
+                "config": {"name": name, **(gru if kind == "GRU" else {})},
+                "name": name,
+                "inbound_nodes": [[[before[name], 0, 0, {}]]] if name in before else [],
+            }
+            for name, kind in kinds.items()
+        ]
+
+    @pytest.mark.parametrize("kind", ["Sequential", "Functional", "Model"])
+    def test_known_layers_are_read(self, tmp_path: Path, kind: str) -> None:
+        self.write(tmp_path / "x.h5", self.layers(), kind)
+        model = read_model(tmp_path / "x.h5")
+        assert model.config == ModelConfig(units=4, embedding=3)
+        assert np.array_equal(model.weights["recurrent.0.weight_ih"][8:], gru_arrays(3, 4, 5)[0].T[8:])
+
+    def test_other_networks_are_refused(self, tmp_path: Path) -> None:
+        self.write(tmp_path / "x.h5", self.layers(activation="relu"))
+        with pytest.raises(ForeignModelError, match="activation='relu'"):
+            read_model(tmp_path / "x.h5")
+        self.write(tmp_path / "x.h5", [*self.layers(), {"class_name": "Lambda", "config": {}}])
+        with pytest.raises(ForeignModelError, match="a layer of the class Lambda"):
+            read_model(tmp_path / "x.h5")
+        layers = self.layers()
+        layers[-1]["inbound_nodes"] = [[["eins", 0, 0, {}], ["embedding", 0, 0, {}]]]
+        self.write(tmp_path / "x.h5", layers, "Functional")
+        with pytest.raises(ForeignModelError, match="dense does not read the one before it alone"):
+            read_model(tmp_path / "x.h5")
+
+    @pytest.mark.parametrize("config", ["[]", "1", "{", '{"config": 3}', '{"config": {"layers": [1]}}'])
+    def test_a_configuration_that_is_none(self, tmp_path: Path, config: str) -> None:
+        self.write(tmp_path / "x.h5", self.layers())
+        with h5py.File(tmp_path / "x.h5", "a") as file:
+            file.attrs["model_config"] = config
+        with suppress(ForeignModelError):
+            read_model(tmp_path / "x.h5")
 
 
 class TestBrokenHdf5:

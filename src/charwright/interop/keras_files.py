@@ -243,7 +243,8 @@ def _check_old_config(opened: h5py.File, where: str) -> None:
     """See that a whole model of Keras 2 has no layer that is not known here."""
     if "model_config" in opened.attrs:
         config = json.loads(_text(opened.attrs["model_config"]))
-        inner = config.get("config") if isinstance(config, dict) else None
+        config = config if isinstance(config, dict) else {}
+        inner = config.get("config")
         listed = inner.get("layers") if isinstance(inner, dict) else inner
         layers = [entry if isinstance(entry, dict) else {} for entry in (listed if isinstance(listed, list) else [])]
         for entry in layers:
