@@ -109,7 +109,36 @@ def writes(exported: str, prompt: str, length: str) -> dict[str, Any]:
     return {"bytes": list(tf.strings.join(text)[0].numpy())}
 
 
-TASKS = {"charwright": charwright, "my_model": my_model, "one_step": one_step, "writes": writes}
+def checkpoint(prefix: str, *groups: str) -> dict[str, Any]:
+    """A checkpoint of the smallest model, with recurrent layers of these names and one of normalization or not."""
+    import tensorflow as tf
+
+    def holder(**shapes: tuple[int, ...]) -> Any:
+        module = tf.Module()
+        for name, shape in shapes.items():
+            setattr(module, name, tf.Variable(tf.fill(shape, 0.5)))
+        return module
+
+    model = tf.Module()
+    model.embedding, model.dense = holder(embeddings=(4, 2)), holder(kernel=(2, 4), bias=(4,))
+    for group in groups:
+        layer = tf.Module()
+        if group == "normalization":
+            layer = holder(gamma=(2,), beta=(2,))
+        else:
+            layer.cell = holder(kernel=(2, 6), recurrent_kernel=(2, 6), bias=(2, 6))
+        setattr(model, group, layer)
+    tf.train.Checkpoint(model=model).write(prefix)
+    return {}
+
+
+TASKS = {
+    "checkpoint": checkpoint,
+    "charwright": charwright,
+    "my_model": my_model,
+    "one_step": one_step,
+    "writes": writes,
+}
 
 if __name__ == "__main__":
     tasks = json.load(sys.stdin)

@@ -187,6 +187,44 @@ class TestKerasFiles:
         with pytest.raises(ForeignModelError, match="leads out of it"):
             read_keras(tmp_path / "x.keras")
 
+    def test_layers_in_another_order_are_refused(self, tmp_path: Path) -> None:
+        config = self.config()
+        config["config"]["layers"].reverse()
+        write_keras(tmp_path / "x.keras", config, self.weights())
+        with pytest.raises(ForeignModelError, match="its layers are Dense, GRU, GRU, Embedding"):
+            read_keras(tmp_path / "x.keras")
+
+    @pytest.mark.parametrize("odd", [[], {}, 3, None])
+    def test_odd_values_are_no_names(self, tmp_path: Path, odd: Any) -> None:
+        for place in ("class_name", "registered_name", "module"):
+            config = self.config()
+            config["config"]["layers"][2][place] = odd
+            write_keras(tmp_path / "x.keras", config, self.weights())
+            with suppress(ForeignModelError):
+                read_keras(tmp_path / "x.keras")
+        write_keras(tmp_path / "x.keras", self.config() | {"class_name": odd}, self.weights())
+        assert len(read_keras(tmp_path / "x.keras")) == 4
+
+    @pytest.mark.parametrize(
+        ("method", "readable"), [(zipfile.ZIP_DEFLATED, True), (zipfile.ZIP_LZMA, False), (zipfile.ZIP_BZIP2, False)]
+    )
+    def test_archives_that_were_packed_again(self, tmp_path: Path, method: int, *, readable: bool) -> None:
+        with zipfile.ZipFile(tmp_path / "x.keras", "w", method) as archive:
+            archive.writestr("config.json", json.dumps(self.config()))
+            archive.writestr("model.weights.h5", self.weights())
+        if readable:
+            assert len(read_keras(tmp_path / "x.keras")) == 4
+            return
+        with pytest.raises(ForeignModelError, match="compressed in a way that Keras does not use"):
+            read_keras(tmp_path / "x.keras")
+
+    def test_an_archive_that_promises_too_much(self, tmp_path: Path) -> None:
+        with zipfile.ZipFile(tmp_path / "x.keras", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("config.json", json.dumps(self.config()))
+            archive.writestr("model.weights.h5", bytes(10_000_000))
+        with pytest.raises(ForeignModelError, match="more than there can be"):
+            read_keras(tmp_path / "x.keras")
+
     def test_a_file_that_is_cut_off_is_refused(self, tmp_path: Path) -> None:
         write_keras(tmp_path / "x.keras", self.config(), self.weights())
         whole = (tmp_path / "x.keras").read_bytes()
@@ -255,6 +293,13 @@ class TestOldFiles:
         with h5py.File(tmp_path / "x.h5", "a") as file:
             file.attrs["model_config"] = config
         with suppress(ForeignModelError):
+            read_model(tmp_path / "x.h5")
+
+    def test_two_directions_are_not_one(self, tmp_path: Path) -> None:
+        self.write(tmp_path / "x.h5", self.layers())
+        with h5py.File(tmp_path / "x.h5", "a") as file:
+            file["model_weights/eins/backward/kernel:0"] = ramp((3, 12), 9)
+        with pytest.raises(ForeignModelError, match="a second 'kernel' in one layer"):
             read_model(tmp_path / "x.h5")
 
 

@@ -92,6 +92,15 @@ def test_greedy_writing_takes_the_likeliest(tmp_path: Path) -> None:
         assert i == last
 
 
+@pytest.mark.parametrize("temperature", [1e-44, 1e-38, -1.0, float("inf"), float("nan"), 1e6])
+def test_no_temperature_draws_what_is_hidden(tmp_path: Path, temperature: float) -> None:
+    generate = session(graphs_of(saved(tmp_path / "run", ModelConfig(units=12, embedding=8)))["generate.onnx"])
+    uniform_numbers = np.linspace(0, 1, 30, dtype=np.float32)[None]
+    given = {"prompt": np.array([[3]]), "temperature": np.array(temperature, dtype=np.float32)}
+    (drawn,) = generate.run(None, given | {"uniform": uniform_numbers})
+    assert drawn.min() > 0
+
+
 @pytest.mark.parametrize("number", [0.0, float(np.nextafter(np.float32(1), np.float32(0))), 1.0])
 def test_numbers_at_the_ends_draw_characters(tmp_path: Path, number: float) -> None:
     generate = session(graphs_of(saved(tmp_path / "run", ModelConfig(units=12, embedding=8)))["generate.onnx"])

@@ -156,6 +156,14 @@ def test_writing_can_be_stopped(opened: Any, tmp_path: Path) -> None:
     assert len(first) == 52
 
 
+def test_characters_that_it_does_not_know_are_counted(opened: Any, tmp_path: Path) -> None:
+    page = opened(page_of(tmp_path, *MODELS["gru"])[0])
+    page.write("ab🙂xab", length=50)
+    page.wait_for("The model does not know 2 of the characters that it began with.")
+    page.write("ab", length=50)
+    playwright.expect(page.page.get_by_role("status")).not_to_contain_text("does not know")
+
+
 def test_the_keyboard_is_enough(opened: Any, tmp_path: Path) -> None:
     path, _ = page_of(tmp_path, *MODELS["gru"])
     page = opened(path)
@@ -168,6 +176,7 @@ def test_the_keyboard_is_enough(opened: Any, tmp_path: Path) -> None:
     page.page.get_by_role("button", name="Another").press("Enter")
     page.wait_for("Done: 1,000 characters")
     assert page.page.get_by_label("Seed").input_value() != before
+    playwright.expect(page.page.get_by_role("button", name="Another")).to_be_focused()
 
 
 def test_it_can_be_copied(opened: Any, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import onnxruntime
 
-folder, prompt, length = sys.argv[1], sys.argv[2], int(sys.argv[3])
+folder, prompt, length = sys.argv[1], sys.argv[2] or "\n", int(sys.argv[3])
 generate = onnxruntime.InferenceSession(f"{folder}/generate.onnx")
 step = onnxruntime.InferenceSession(f"{folder}/step.onnx")
 

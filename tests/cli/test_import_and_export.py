@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -56,6 +57,13 @@ class TestImport:
         other.write_text("".join(chr(0x410 + number % 65) for number in range(3000)), encoding="utf-8")
         result = charwright("import", keras_file, "--out", tmp_path / "run", "--corpus", other)
         assert result.code == 0
+        # One character more fits the rows too, without one for [UNK]; only what the model makes of it tells.
+        more = tmp_path / "more.txt"
+        more.write_text(other.read_text(encoding="utf-8") + "z", encoding="utf-8")
+        off = charwright("import", keras_file, "--out", tmp_path / "off", "--corpus", more)
+        assert "has 66 tokens and more has 66 characters" in off.line
+        assert not (tmp_path / "off").exists()
+        result = charwright("import", keras_file, "--out", tmp_path / "run", "--corpus", other, "--force")
         assert "worse than guessing among 66 tokens (4.19): other may not be the text" in result.err
 
     def test_mistakes_are_one_line_and_leave_nothing(
@@ -168,6 +176,25 @@ class TestExport:
             assert complaint in result.line
         assert (tmp_path / "kept" / "letter.txt").read_text(encoding="utf-8") == "dear"
         assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "run"]
+
+    def test_what_is_no_place_for_it_stays_as_it_is(self, charwright: Terminal, run: Run, tmp_path: Path) -> None:
+        (tmp_path / "note.txt").write_text("dear", encoding="utf-8")
+        (tmp_path / "empty").mkdir()
+        os.mkfifo(tmp_path / "pipe")
+        for to, place, complaint in (
+            ("onnx", tmp_path / "note.txt", "is no folder"),
+            ("html", tmp_path / "empty", "is no file"),
+            ("html", tmp_path / "pipe", "is no file"),
+            ("html", "/dev/null", "is no file"),
+            ("html", "-", "not to standard output"),
+        ):
+            for force in ([], ["--force"]):
+                result = charwright("export", run.folder, "--to", to, "--out", place, *force)
+                assert complaint in result.line
+        result = charwright("export", run.folder, "--to", "saved-model", "--temperature", "nan")
+        assert "must be a number" in result.line
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "note.txt", "pipe", "run"]
+        assert (tmp_path / "note.txt").read_text(encoding="utf-8") == "dear"
 
     @pytest.mark.parametrize(
         ("to", "package", "extra"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,12 @@ def _numpy(task: _Task) -> None:
     write_file(task.place, npz_bytes(task.run, task.card))
 
 
+FOLDERS = {
+    "onnx": {"step.onnx", "generate.onnx"},
+    "saved-model": {"saved_model.pb", "fingerprint.pb", "variables", "assets"},
+}
+"""The formats that are folders, and what lies in them."""
+
 FORMATS: Mapping[str, tuple[str, Callable[[_Task], None]]] = {
     "onnx": ("-onnx", _onnx),
     "saved-model": ("-saved-model", _saved_model),
@@ -108,31 +115,33 @@ def export(ctx: click.Context, /, run: Path, to: str, out: Path | None, temperat
     from charwright.interop.card import model_card
     from charwright.run import Run
 
+    if not math.isfinite(temperature):
+        raise UsageError(f"--temperature must be a number, not {temperature}")
     if to != "saved-model" and given(ctx, ["temperature"]):
         raise UsageError("--temperature is for --to saved-model; the other formats take it when they write")
     opened = Run.open(run)
     ending, write = FORMATS[to]
     place = out if out is not None else Path(opened.folder.resolve().name + ending)
-    _check_place(place, force=force)
+    _check_place(place, to, force=force)
     write(_Task(opened, place, model_card(opened, __version__), temperature))
     say(f"wrote {place} ({_size(place) / 1e6:,.2f} MB)")
 
 
-def _check_place(place: Path, *, force: bool) -> None:
-    """See that nothing else is lost and that there is a folder to write to."""
-    if place.exists() and not force:
-        raise RunError(f"{place} exists; choose another place with --out, or replace it with --force")
-    if place.is_dir() and not _is_export(place):
-        raise RunError(f"{place} is a folder with other things in it; choose another place with --out")
+def _check_place(place: Path, to: str, *, force: bool) -> None:
+    """See that nothing else is lost, and that there is a folder to write to."""
+    another = "choose another place with --out"
+    if str(place) == "-":
+        raise UsageError("an export goes into a file, not to standard output; name it with --out")
     if not place.parent.is_dir():
         raise RunError(f"cannot write {place}: there is no folder {place.parent}")
-
-
-def _is_export(folder: Path) -> bool:
-    """Whether a folder holds what an export wrote, and nothing else."""
-    names = {path.name for path in folder.iterdir()}
-    written = ({"step.onnx", "generate.onnx"}, {"saved_model.pb", "fingerprint.pb", "variables", "assets"})
-    return any(names <= known for known in written)
+    if not (place.exists() or place.is_symlink()):
+        return
+    if not (place.is_dir() if to in FOLDERS else place.is_file()):
+        raise RunError(f"{place} exists and is no {'folder' if to in FOLDERS else 'file'}; {another}")
+    if to in FOLDERS and not {path.name for path in place.iterdir()} <= FOLDERS[to]:
+        raise RunError(f"{place} is a folder with other things in it; {another}")
+    if not force:
+        raise RunError(f"{place} exists; {another}, or replace it with --force")
 
 
 def _size(place: Path) -> int:

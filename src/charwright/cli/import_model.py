@@ -10,15 +10,19 @@ import click
 
 from charwright.cli.options import SectionedCommand, config_options, field_names, given, say
 from charwright.config import CorpusConfig
-from charwright.errors import UsageError
+from charwright.errors import UsageError, VocabularyError
 
 if TYPE_CHECKING:
+    from charwright.config import ModelConfig
     from charwright.data.corpus import Corpus
     from charwright.data.vocabulary import Vocabulary
     from charwright.interop.imported import Imported
     from charwright.run import Run
+    from charwright.storage import Arrays
 
 MEASURED = 2000  # characters
+WORSE = 1.05
+"""So many times what guessing costs is worse than guessing; an untrained model is about as good."""
 
 
 @click.command("import", cls=SectionedCommand, short_help="Make a run of a model from Keras or TensorFlow.")
@@ -53,17 +57,26 @@ def import_model(
     """
     from charwright.cli.corpora import read_texts
     from charwright.data.corpus import STDIN_PATH
+    from charwright.data.vocabulary import UNKNOWN
     from charwright.interop.imported import fit_rows, read_model
     from charwright.run import Run
 
     if corpus and vocabulary_file is not None:
         raise UsageError("--corpus and --vocabulary both say which characters there are; give one of them")
     Run.check_place(out, force=force)
-    model = read_model(source, with_characters=vocabulary_file is None)
+    model = read_model(source, with_vocabulary=vocabulary_file is None)
     reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
     text = read_texts(corpus, (), reading)[0] if corpus else None
     tokens, told = _tokens(model, source, text, vocabulary_file)
     vocabulary, weights, done = fit_rows(model, tokens, told)
+    nats = _nats(model.config, weights, vocabulary, text) if text else None
+    guess = math.log(len(vocabulary))
+    if done and nats is not None and nats > WORSE * guess:
+        # Another number of rows than Keras's own, and no sense in them: a text that is one character off.
+        listed = f"{len(vocabulary) - 1:,} characters, {UNKNOWN} apart, and is predicted worse than by guessing"
+        raise VocabularyError(
+            f"the model has {model.tokens:,} tokens and {told} has {listed}: they do not fit together"
+        )
     if done:
         say(done)
     run = Run.save(
@@ -79,8 +92,11 @@ def import_model(
     if text is not None and text.unrepeatable:
         run.keep_text(STDIN_PATH, text.unrepeatable)
     _tell(run, vocabulary)
-    if text is not None:
-        _check_on(run, text)
+    if text is not None and nats is not None:
+        say(f"the first {min(len(text.text), MEASURED):,} characters of {text.name}: {nats:.4f} nats per character")
+        if nats > WORSE * guess:
+            than = f"guessing among {len(vocabulary):,} tokens ({guess:.2f})"
+            say(f"that is worse than {than}: {text.name} may not be the text that this model learned from")
 
 
 def _tokens(
@@ -92,8 +108,8 @@ def _tokens(
 
     if file is not None:
         return read_vocabulary(file), str(file)
-    if model.characters is not None:
-        return list(model.characters), str(source)
+    if model.vocabulary is not None:
+        return model.vocabulary, str(source)
     if text is not None:
         return list(Vocabulary.from_text(text.text).characters), text.name
     raise UsageError(
@@ -109,16 +125,11 @@ def _tell(run: Run, vocabulary: Vocabulary) -> None:
     say(f"{run.folder}: {model.cell.upper()}, {layers} of {model.units:,} units, {count:,} parameters")
 
 
-def _check_on(run: Run, text: Corpus) -> None:
-    """Measure the beginning of the text: a model that is told the wrong characters does worse than any guess."""
+def _nats(config: ModelConfig, weights: Arrays, vocabulary: Vocabulary, text: Corpus) -> float | None:
+    """How well the model predicts the beginning of the text: with the wrong characters, worse than any guess."""
     from charwright.generation.engine import Engine
 
-    size = len(run.vocabulary)
-    ids = run.vocabulary.encode(text.text[:MEASURED])
+    ids = vocabulary.encode(text.text[:MEASURED])
     if len(ids) < 2:
-        return
-    nats = float(-Engine(run.model, run.weights(), precision="f32").scores([ids])[0].mean())
-    say(f"the first {len(ids):,} characters of {text.name}: {nats:.4f} nats per character")
-    if nats > 1.05 * math.log(size):  # An untrained model is about as good as guessing.
-        guess = f"guessing among {size:,} tokens ({math.log(size):.2f})"
-        say(f"that is worse than {guess}: {text.name} may not be the text that this model learned from")
+        return None
+    return float(-Engine(config, weights, precision="f32").scores([ids])[0].mean())

@@ -26,11 +26,11 @@ UNHEARD_OF = 20.0
 
 @dataclass(frozen=True)
 class Imported:
-    """A network and its weights for `tokens` rows, and the characters where the file itself tells them."""
+    """A network and its weights for `tokens` rows, and the vocabulary where the file itself tells it."""
 
     config: ModelConfig
     weights: Arrays
-    characters: str | None
+    vocabulary: Vocabulary | list[str] | None
 
     @property
     def tokens(self) -> int:
@@ -38,16 +38,16 @@ class Imported:
         return len(self.weights["head.bias"])
 
 
-def read_model(path: Path, *, with_characters: bool = True) -> Imported:
+def read_model(path: Path, *, with_vocabulary: bool = True) -> Imported:
     """Read a model: a file of Keras 3 or 2, a checkpoint of TensorFlow, or the folder of a SavedModel.
 
-    `with_characters` is False for who knows the characters already; else they are looked for where they may be.
+    `with_vocabulary` is False for who knows the characters already; else they are looked for where they may be.
 
     Raises:
         ForeignModelError: when it is none of these, is damaged, or is a network that charwright does not have.
         MissingExtraError: when what reads it is not installed.
     """
-    characters = None
+    vocabulary: Vocabulary | list[str] | None = None
     try:
         if path.is_file() and keras_files.is_zip(path):
             layers = keras_files.read_keras(path)
@@ -55,14 +55,14 @@ def read_model(path: Path, *, with_characters: bool = True) -> Imported:
             layers = keras_files.read_h5(path)
         elif (prefix := tensorflow_files.checkpoint_prefix(path)) is not None:
             layers = tensorflow_files.read_checkpoint(prefix)
-            if with_characters and (path / "saved_model.pb").is_file():
-                characters = tensorflow_files.read_characters(path)
+            if with_vocabulary and (path / "saved_model.pb").is_file():
+                vocabulary = tensorflow_files.read_tokens(path)
         else:
             raise ForeignModelError(_unreadable(path))
     except OSError as error:
         raise ForeignModelError(f"cannot read {path}: {error.strerror or error}") from error
     config, weights = keras_layout.from_keras(layers, str(path))
-    return Imported(config, weights, characters)
+    return Imported(config, weights, vocabulary)
 
 
 def _unreadable(path: Path) -> str:

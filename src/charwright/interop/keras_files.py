@@ -9,10 +9,12 @@ from __future__ import annotations
 import io
 import json
 import re
+import subprocess
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +28,14 @@ if TYPE_CHECKING:
 
 DEEPEST = 20  # groups inside groups
 MOST_GROUPS = 20_000
+PATIENCE_S = 20.0  # for the names in a file
 LARGEST_CONFIG = 16 << 20  # bytes
+MOST_PACKED = 20
+"""How many times as large as its archive a member may be: Keras compresses nothing, and weights hardly can be."""
 PLAIN = {"InputLayer", "Embedding", "GRU", "LSTM", "SimpleRNN", "Dense", "Dropout"}
 """The layers that a `.keras` file may name; the first and the last of them have no weights."""
 WEIGHTLESS = {"InputLayer", "Dropout"}
+RECURRENT = {"GRU", "LSTM", "SimpleRNN"}
 DEFAULTS: dict[str, dict[str, tuple[Any, ...]]] = {
     "GRU": {"activation": ("tanh",), "recurrent_activation": ("sigmoid",), "go_backwards": (False,)},
     "LSTM": {"activation": ("tanh",), "recurrent_activation": ("sigmoid",), "go_backwards": (False,)},
@@ -83,13 +89,13 @@ def read_keras(path: Path) -> list[KerasLayer]:
                 if PurePosixPath(name).is_absolute() or ".." in re.split(r"[/\\]", name) or ":" in name:
                     raise ForeignModelError(f"{where} has a member {name!r}, which leads out of it; nothing was read")
             config = _json_member(archive, "config.json", where)
-            weights = _member(archive, "model.weights.h5", where, path.stat().st_size)
+            weights = _member(archive, "model.weights.h5", where, MOST_PACKED * path.stat().st_size)
         kinds = _layer_kinds(config, where)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:  # also of endless nesting
         raise ForeignModelError(f"{where} is damaged: {error}") from error
     layers = _layers_of(io.BytesIO(weights), where, len(weights))
     recurrent = [layer for layer in layers if layer.kind == "recurrent"]
-    if kinds is not None and len(recurrent) != sum(kind in {"GRU", "LSTM", "SimpleRNN"} for kind in kinds):
+    if kinds is not None and len(recurrent) != sum(kind in RECURRENT for kind in kinds):
         raise ForeignModelError(f"{where}: its weights are not those of the layers that its config.json names")
     return layers
 
@@ -121,11 +127,13 @@ def natural(text: str) -> list[tuple[int, str]]:
 
 
 def _member(archive: zipfile.ZipFile, name: str, where: str, most: int) -> bytes:
-    """A member's bytes; Keras stores them as they are, so that none is larger than its file."""
+    """A member's bytes, which must be no more than `most`."""
     try:
         entry = archive.getinfo(name)
     except KeyError as error:
         raise ForeignModelError(f"{where} is no Keras model: it has no {name}") from error
+    if entry.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        raise ForeignModelError(f"{where}: {name} is compressed in a way that Keras does not use")
     if entry.file_size > most:
         raise ForeignModelError(f"{where}: {name} claims to be {entry.file_size:,} bytes, more than there can be")
     return archive.read(entry)
@@ -149,7 +157,8 @@ def _layer_kinds(config: Mapping[str, Any], where: str) -> list[str] | None:
     """
     inner = config.get("config")
     inner = inner if isinstance(inner, dict) else {}
-    if config.get("class_name") not in {"Sequential", "Functional", "Model"}:
+    kind = str(config.get("class_name"))
+    if kind not in {"Sequential", "Functional", "Model"}:
         for entry in _described(inner):
             _check_layer(entry, where)
         return None
@@ -158,9 +167,13 @@ def _layer_kinds(config: Mapping[str, Any], where: str) -> list[str] | None:
         raise ForeignModelError(f"{where}: config.json names no layers")
     for entry in layers:
         _check_layer(entry, where)
-    if config["class_name"] != "Sequential":
+    if kind != "Sequential":
         _check_chain(layers, where)
-    return [str(entry["class_name"]) for entry in layers]
+    kinds = [str(entry["class_name"]) for entry in layers]
+    middle = [kind for kind in kinds if kind not in WEIGHTLESS]
+    if middle[:1] != ["Embedding"] or middle[-1:] != ["Dense"] or not set(middle[1:-1]) <= RECURRENT:
+        raise ForeignModelError(f"{where}: its layers are {', '.join(middle)}, not Embedding, recurrent ones and Dense")
+    return kinds
 
 
 def _described(value: Any) -> Iterator[dict[str, Any]]:
@@ -178,7 +191,8 @@ def _described(value: Any) -> Iterator[dict[str, Any]]:
 def _check_layer(entry: Mapping[str, Any], where: str) -> None:
     kind, options = str(entry.get("class_name")), entry.get("config")
     options = options if isinstance(options, dict) else {}
-    if kind not in PLAIN or entry.get("registered_name") not in {None, kind}:
+    registered = entry.get("registered_name")
+    if kind not in PLAIN or not (registered is None or registered == kind):
         known = ", ".join(sorted(PLAIN))
         raise ForeignModelError(f"{where} has a layer of the class {kind}; known are {known}, and no code is run")
     if options.get("reset_after") is False:
@@ -227,113 +241,183 @@ def _h5py(purpose: str) -> Any:
 
 def _layers_of(file: Any, where: str, size: int) -> list[KerasLayer]:
     h5py = _h5py("reading Keras's files")
+    told = _Told(file, where)
     try:
         with h5py.File(file, "r") as opened:
-            reader = _Reader(where, size)
+            reader = _Reader(where, size, told)
             root = reader.item(opened, "model_weights") if "model_weights" in opened else opened
-            if "layer_names" in root.attrs:
-                _check_old_config(opened, where)
-                return reader.keras_2(root)
-            return reader.keras_3(root)
-    except (OSError, KeyError, ValueError, RuntimeError, TypeError, UnicodeDecodeError) as error:
+            if "layer_names" not in root.attrs:
+                return reader.keras_3(root)
+            if "model_config" in opened.attrs:
+                _check_old_config(told.config, where)
+            return reader.keras_2(root)
+    except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
         raise ForeignModelError(f"{where} is damaged or no file of Keras: {error}") from error
 
 
-def _check_old_config(opened: h5py.File, where: str) -> None:
+class _Told:
+    """What a file says in attributes: names and a configuration, read only where they are needed.
+
+    They lie in a heap of the file, and where that is damaged the library may look through it for ever, deaf to Ctrl-C.
+    So another process reads them, which can be given up.
+    """
+
+    def __init__(self, file: Any, where: str) -> None:
+        self._file, self._where = file, where
+
+    @cached_property
+    def _read(self) -> dict[str, Any]:
+        program = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import print_attributes; print_attributes()"
+        self._file.seek(0)
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", program],
+                input=self._file.read(),
+                capture_output=True,
+                timeout=PATIENCE_S,
+                check=True,
+            )
+            values = json.loads(done.stdout)
+        except (subprocess.SubprocessError, ValueError) as error:
+            raise ForeignModelError(f"{self._where} is damaged: the names in it cannot be read") from error
+        return values if isinstance(values, dict) else {}
+
+    @property
+    def layers(self) -> list[str]:
+        """The layers' names in their order (Keras 2)."""
+        return [str(name) for name in self._read["layers"]]
+
+    @property
+    def config(self) -> str:
+        """The model's configuration as JSON, empty where there is none (Keras 2)."""
+        return str(self._read["config"])
+
+    def name_of(self, path: str) -> str:
+        """The name that the layer of a group had, empty where it has none (Keras 3)."""
+        return str(self._read["names"].get(path, ""))
+
+
+def print_attributes() -> None:
+    """Read an HDF5 file from standard input and print what `_Told` tells, as JSON: run in a process of its own."""
+    h5py = _h5py("reading Keras's files")
+    with h5py.File(io.BytesIO(sys.stdin.buffer.read()), "r") as opened:
+        root = opened.get("model_weights", opened)
+        names: dict[str, str] = {}
+
+        def note(path: str, item: Any) -> None:
+            if path.rsplit("/", 1)[-1] == "vars" and "name" in item.attrs:
+                names[path] = _text(item.attrs["name"])
+
+        layers = [_text(name) for name in root.attrs["layer_names"]] if "layer_names" in root.attrs else []
+        if not layers:
+            root.visititems(note)
+        config = _text(opened.attrs["model_config"]) if "model_config" in opened.attrs else ""
+    print(json.dumps({"layers": layers, "config": config, "names": names}))
+
+
+def _check_old_config(text: str, where: str) -> None:
     """See that a whole model of Keras 2 has no layer that is not known here."""
-    if "model_config" in opened.attrs:
-        config = json.loads(_text(opened.attrs["model_config"]))
-        config = config if isinstance(config, dict) else {}
-        inner = config.get("config")
-        listed = inner.get("layers") if isinstance(inner, dict) else inner
-        layers = [entry if isinstance(entry, dict) else {} for entry in (listed if isinstance(listed, list) else [])]
-        for entry in layers:
-            _check_layer(entry, where)
-        if config.get("class_name") in {"Functional", "Model"}:
-            _check_chain(layers, where)
+    config = json.loads(text)
+    config = config if isinstance(config, dict) else {}
+    inner = config.get("config")
+    listed = inner.get("layers") if isinstance(inner, dict) else inner
+    layers = [entry if isinstance(entry, dict) else {} for entry in (listed if isinstance(listed, list) else [])]
+    for entry in layers:
+        _check_layer(entry, where)
+    if str(config.get("class_name")) in {"Functional", "Model"}:
+        _check_chain(layers, where)
 
 
 def _text(value: Any) -> str:
     return value.decode("utf-8") if isinstance(value, bytes) else str(value)
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A layer of a file of Keras 3: where it stands, and the name that it had itself."""
+def in_order(layers: Sequence[KerasLayer], names: Sequence[str], where: str) -> list[KerasLayer]:
+    """Recurrent layers as the text goes through them, by the names that they had.
 
-    path: tuple[str, ...]
-    given: str
-    layer: KerasLayer
+    Files sort attributes by their names. But Keras numbers the layers that got no name in the order in which they were
+    made (gru, gru_1), and layers of a list have its numbers.
 
-
-def _in_order(recurrent: list[_Found], where: str) -> list[_Found]:
-    """Recurrent layers as the text goes through them.
-
-    The file sorts attributes by their names. But Keras numbers the layers that got no name in the order in which they
-    were made, and the layers of one list or of a Sequential model keep their order.
+    Raises:
+        ForeignModelError: where neither helps nor the width of the embedding, which only the first layer reads.
     """
-    if len(recurrent) < 2:
-        return recurrent
-    if all(re.fullmatch(r"(gru|lstm|simple_rnn)(_\d+)?", found.given) for found in recurrent):
-        return sorted(recurrent, key=lambda found: natural(found.given))
-    if len({found.path[:-2] for found in recurrent}) == 1 and len(recurrent[0].path) > 2:
-        return sorted(recurrent, key=lambda found: natural("/".join(found.path)))
-    # Only the first layer reads an embedding, which shows where that is not as wide as a layer.
-    wide = [len(found.layer.arrays["kernel"]) == len(found.layer.arrays["recurrent_kernel"]) for found in recurrent]
-    if sorted(wide) != [False, True]:
-        names = ", ".join(found.layer.name for found in recurrent)
+    if len(layers) < 2:
+        return list(layers)
+    if len({re.sub(r"[_-]?\d+$", "", name) for name in names}) == 1:
+        return [layer for _, layer in sorted(zip(names, layers, strict=True), key=lambda pair: natural(pair[0]))]
+    reads_layer = [len(layer.arrays["kernel"]) == len(layer.arrays["recurrent_kernel"]) for layer in layers]
+    if sorted(reads_layer) != [False, True]:
+        listed = ", ".join(layer.name for layer in layers)
         raise ForeignModelError(
-            f"{where} does not tell which of the recurrent layers {names} comes first; save a Sequential model of the "
+            f"{where} does not tell which of the recurrent layers {listed} comes first; save a Sequential model of the "
             "same layers"
         )
-    return recurrent[:: -1 if wide[0] else 1]
+    return list(layers)[:: -1 if reads_layer[0] else 1]
 
 
 class _Reader:
     """Groups and arrays of one HDF5 file, each looked at before it is read."""
 
-    def __init__(self, where: str, size: int) -> None:
-        self.where, self.size, self.groups = where, size, 0
+    def __init__(self, where: str, size: int, told: _Told) -> None:
+        self.where, self.size, self.told, self.groups = where, size, told, 0
 
     def keras_2(self, root: h5py.Group) -> list[KerasLayer]:
-        """The layers in the order that the file gives, each with its weights by name."""
-        layers = []
-        for name in map(_text, root.attrs["layer_names"]):
-            group = self.item(root, name)
-            arrays = {}
-            for weight in map(_text, group.attrs["weight_names"]):
-                arrays[weight.rsplit("/", 1)[-1].removesuffix(":0")] = self.array(group, weight)
-            if arrays:
-                layers.append(KerasLayer(name, arrays))
-        return layers
+        """The layers: a group for each, and in it the weights under their names."""
+        layers = [KerasLayer(name, self._below(self.item(root, name), {}, 0)) for name in root]
+        layers = [layer for layer in layers if layer.arrays]
+        recurrent = [layer for layer in layers if layer.kind == "recurrent"]
+        if len(recurrent) > 1:
+            places = {name: place for place, name in enumerate(self.told.layers)}
+            recurrent.sort(key=lambda layer: places.get(layer.name, len(places)))
+        return [*(layer for layer in layers if layer.kind != "recurrent"), *recurrent]
+
+    def _below(self, group: h5py.Group, found: dict[str, Array], depth: int) -> dict[str, Array]:
+        """All weights below a group, by the last parts of their names."""
+        self._count(depth)
+        for name in group:
+            inner = self.item(group, name)
+            if hasattr(inner, "keys"):
+                self._below(inner, found, depth + 1)
+                continue
+            last = name.removesuffix(":0")
+            if last in found:
+                raise ForeignModelError(f"{self.where}: {inner.name} is a second {last!r} in one layer")
+            found[last] = self.array(group, name)
+        return found
 
     def keras_3(self, root: h5py.Group) -> list[KerasLayer]:
         """The layers, recurrent ones in the order in which the text goes through them."""
-        found = list(self._variables(root, (), ""))
-        recurrent = [entry for entry in found if entry.layer.kind == "recurrent"]
-        others = [entry for entry in found if entry.layer.kind != "recurrent"]
-        return [entry.layer for entry in [*others, *_in_order(recurrent, self.where)]]
+        found = list(self._variables(root, ()))
+        recurrent = [(path, layer) for path, layer in found if layer.kind == "recurrent"]
+        others = [layer for _, layer in found if layer.kind != "recurrent"]
+        layers = [layer for _, layer in recurrent]
+        names = [path[-2] for path, _ in recurrent]  # before "cell"
+        lists = {path[:-2] for path, _ in recurrent}
+        if len(recurrent) > 1 and (len(lists) > 1 or not all(lists)):
+            # Attributes: the file has them by the names of a class, and beside them the layers' own.
+            names = [self.told.name_of("/".join([*path[:-1], "vars"])) for path, _ in recurrent]
+        return [*others, *in_order(layers, names, self.where)]
 
-    def _variables(self, group: h5py.Group, path: tuple[str, ...], given: str) -> Iterator[_Found]:
-        """All groups with variables; `given` is the name of the layer that they stand in."""
-        self.groups += 1
-        if self.groups > MOST_GROUPS or len(path) > DEEPEST:
-            raise ForeignModelError(f"{self.where} is no file of Keras: its groups go on without end")
-        own = self.item(group, "vars") if "vars" in group else None
-        if own is not None and not (path and path[-1] == "cell"):
-            given = _text(own.attrs.get("name", ""))
-        if own is not None and len(own):
-            yield _Found(path, given, self._layer(own, path, given))
+    def _variables(self, group: h5py.Group, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], KerasLayer]]:
+        """All groups with variables, and their places."""
+        self._count(len(path))
+        if "vars" in group and len(own := self.item(group, "vars")):
+            yield path, self._layer(own, path)
         for name in group:
             if name not in {"vars", "seed_generator"} and not (not path and name == "optimizer"):
                 inner = self.item(group, name)
                 if hasattr(inner, "keys"):
-                    yield from self._variables(inner, (*path, name), given)
+                    yield from self._variables(inner, (*path, name))
 
-    def _layer(self, variables: h5py.Group, path: tuple[str, ...], given: str) -> KerasLayer:
+    def _count(self, depth: int) -> None:
+        self.groups += 1
+        if self.groups > MOST_GROUPS or depth > DEEPEST:
+            raise ForeignModelError(f"{self.where} is no file of Keras: its groups go on without end")
+
+    def _layer(self, variables: h5py.Group, path: tuple[str, ...]) -> KerasLayer:
         arrays = [self.array(variables, name) for name in sorted(variables, key=natural)]
         within_cell = bool(path) and path[-1] == "cell"
-        names = ORDER["recurrent" if within_cell else _kind(arrays, (*path, given))]
+        names = ORDER["recurrent" if within_cell else _kind(arrays, path)]
         if len(arrays) > len(names) or {"forward_layer", "backward_layer"} & set(path):
             names = tuple(f"variable {index}" for index in range(len(arrays)))  # of no layer that is known
         place = "/".join(path[:-1] if within_cell else path) or "the model itself"
@@ -364,8 +448,8 @@ class _Reader:
         return np.asarray(data[()], dtype=np.float32)
 
 
-def _kind(arrays: Sequence[Array], names: Sequence[str]) -> str:
+def _kind(arrays: Sequence[Array], path: Sequence[str]) -> str:
     """What a layer is whose arrays are only counted."""
-    if len(arrays) == 1 and not any(name.startswith("dense") for name in names):
+    if len(arrays) == 1 and not any(name.startswith("dense") for name in path):
         return "embedding"
     return "dense"

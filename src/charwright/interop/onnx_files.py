@@ -38,6 +38,8 @@ ORDERS = {"gru": (1, 0, 2), "lstm": (0, 3, 1, 2), "rnn": (0,)}
 """ONNX's gates (z, r, n and i, o, f, g) by their places among ours (r, z, n and i, f, g, o)."""
 SIZES = ((1, 1), (3, 7), (2, 40))
 """Batches and times that the step is tried at."""
+COLDEST = 1e-6
+"""Temperatures up to this take the likeliest token."""
 DRAWN = 40
 """How many ids the generator is tried with."""
 
@@ -76,7 +78,7 @@ def check_graphs(files: Mapping[str, bytes], config: ModelConfig, weights: Mappi
     worst = max(_step_error(step, engine, config, random, *sizes) for sizes in SIZES)
     if not worst <= TOLERANCE:
         raise ForeignModelError(f"the ONNX step differs from the model by {worst:.2g}")
-    for temperature in (0.0, 0.8):
+    for temperature in (0.0, 1e-9, 0.8):
         worst = _draw_error(generate, engine, random, temperature)
         if not worst <= TOLERANCE:
             raise ForeignModelError(
@@ -130,7 +132,7 @@ def _missed(logits: npt.NDArray[np.float64], drawn: int, number: float, temperat
     """How far the number lies outside of the part of 0 to 1 that belongs to the id; for greedy draws, in logits."""
     scores = logits.copy()
     scores[UNKNOWN_ID] = -np.inf
-    if temperature == 0:
+    if temperature <= COLDEST:
         return float(scores.max() - scores[drawn])
     chances = np.exp((scores - scores.max()) / temperature)
     ends = np.cumsum(chances) / chances.sum()
@@ -194,6 +196,7 @@ class _Network:
         self.constants["units"] = np.array(units[2:], dtype=np.int64)
         self.constants["hidden"] = _hidden(self.tokens)
         self.constants["places"] = np.arange(self.tokens, dtype=np.int64)
+        self.constants["coldest"] = np.array(COLDEST, dtype=np.float32)
         self.constants["zero"] = np.array(0, dtype=np.float32)
         self.constants["one"] = np.array(1, dtype=np.float32)
         shape = graph.add("Concat", ["layers_and_states", batch, "units"], axis=0)
@@ -201,7 +204,8 @@ class _Network:
         by_time = graph.add("Transpose", ["prompt"], perm=[1, 0])
         logits, state = self._steps(graph, by_time, zeros)
         last = graph.add("Squeeze", [graph.add("Gather", [logits, "number_-1"], axis=0), "number_0"])  # (B, V)
-        greedy = graph.add("Equal", ["temperature", "zero"])
+        # Not a number, below zero, or so small that dividing by it would overflow: all that takes the likeliest.
+        greedy = graph.add("Not", [graph.add("Greater", ["temperature", "coldest"])])
         divisor = graph.add("Where", [greedy, "one", "temperature"])
         count = graph.add("Squeeze", [graph.add("Gather", [graph.add("Shape", ["uniform"]), "number_1"]), "number_0"])
         drawn = graph.add("Loop", [count, "", last, state], outputs=3, body=self._body(greedy, divisor))[2]  # (N, B)
@@ -266,7 +270,8 @@ class _Network:
         """The first id whose running sum of probabilities passes the random number, [UNK] having none (B)."""
         scores = graph.add("Add", ["logits_before", "hidden"])
         likeliest = graph.add("ArgMax", [scores], axis=1, keepdims=0)
-        chances = graph.add("Softmax", [graph.add("Div", [scores, divisor])], axis=1)
+        divided = graph.add("Div", ["logits_before", divisor])
+        chances = graph.add("Softmax", [graph.add("Add", [divided, "hidden"])], axis=1)
         sums = graph.add("CumSum", [chances, "number_1"])  # (B, V)
         number = graph.add("Unsqueeze", [graph.add("Gather", ["uniform", "turn"], axis=1), "number_1"])  # (B, 1)
         total = graph.add("Gather", [sums, "number_-1"], axis=1)

@@ -13,6 +13,8 @@ these. The variables have the names that Keras gives them, and `charwright impor
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from charwright.errors import ForeignModelError
 from charwright.generation.engine import Engine
 from charwright.interop.card import as_json
 from charwright.interop.keras_layout import KerasLayer, keras_name, numbered, to_keras
-from charwright.interop.tensorflow_files import load_tensorflow
+from charwright.interop.tensorflow_files import first_line, load_tensorflow
 from charwright.run import Run
 
 TOLERANCE = 1e-4
@@ -45,11 +47,17 @@ def write_saved_model(run: Run, folder: Path, card: Mapping[str, Any], temperatu
     """
     tf = load_tensorflow("exporting to a SavedModel")
     weights = run.weights()
-    tf.saved_model.save(_one_step(tf, run, weights, card, temperature), str(folder))
-    loaded = tf.saved_model.load(str(folder))
-    worst = max(_error(tf, loaded, run.model, weights, *sizes) for sizes in SIZES)
-    if not worst <= TOLERANCE:
-        raise ForeignModelError(f"the SavedModel differs from the model by {worst:.2g}")
+    # TensorFlow takes brackets and stars in a path for patterns; a temporary folder has none.
+    with tempfile.TemporaryDirectory() as plain:
+        try:
+            tf.saved_model.save(_one_step(tf, run, weights, card, temperature), plain)
+            loaded = tf.saved_model.load(plain)
+        except tf.errors.OpError as error:
+            raise ForeignModelError(f"cannot write a SavedModel: {first_line(error)}") from error
+        worst = max(_error(tf, loaded, run.model, weights, *sizes) for sizes in SIZES)
+        if not worst <= TOLERANCE:
+            raise ForeignModelError(f"the SavedModel differs from the model by {worst:.2g}")
+        shutil.copytree(plain, folder, dirs_exist_ok=True)
 
 
 def _error(tf: Any, loaded: Any, config: ModelConfig, weights: Mapping[str, Array], batch: int, time: int) -> float:

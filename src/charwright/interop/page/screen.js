@@ -15,11 +15,19 @@ function start(model) {
 
   const say = (line) => (page.status.textContent = line);
 
+  // Not `disabled`, which would take the keyboard's place away from whoever stands on the button.
+  const allow = (button, allowed) => button.setAttribute("aria-disabled", String(!allowed));
+
+  const busy = (isBusy) => {
+    allow(page.write, !isBusy);
+    allow(page.another, !isBusy);
+    allow(page.stop, isBusy);
+    page.text.setAttribute("aria-busy", String(isBusy));
+  };
+
   const ended = (line) => {
     writing = null;
-    page.write.disabled = false;
-    page.stop.disabled = true;
-    page.text.setAttribute("aria-busy", "false");
+    busy(false);
     say(line);
   };
 
@@ -28,9 +36,7 @@ function start(model) {
     const length = page.length.valueAsNumber, seed = page.seed.valueAsNumber;
     const stopped = { asked: false };
     writing = stopped;
-    page.write.disabled = true;
-    page.stop.disabled = false;
-    page.text.setAttribute("aria-busy", "true");
+    busy(true);
     page.written.textContent = "";
     page.begun.textContent = prompt;
     say("Reading the prompt …");
@@ -54,8 +60,10 @@ function start(model) {
       await pause();
     }
     const speed = Math.round((count / Math.max(performance.now() - began, 1)) * 1000).toLocaleString("en");
+    const unknown = unknownIn(model, prompt);
+    const left = unknown ? ` The model does not know ${unknown} of the characters that it began with.` : "";
     const many = `${count.toLocaleString("en")} characters, ${speed} a second`;
-    ended(stopped.asked ? `Stopped after ${many}.` : `Done: ${many}.`);
+    ended((stopped.asked ? `Stopped after ${many}.` : `Done: ${many}.`) + left);
   }
 
   page.form.addEventListener("submit", (event) => {
@@ -64,6 +72,7 @@ function start(model) {
   });
   page.stop.addEventListener("click", () => writing && (writing.asked = true));
   page.another.addEventListener("click", () => {
+    if (writing) return;
     page.seed.value = crypto.getRandomValues(new Uint32Array(1))[0];
     page.form.requestSubmit();
   });
@@ -78,7 +87,7 @@ function start(model) {
     if (event.key === "Escape" && writing) writing.asked = true;
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) page.form.requestSubmit();
   });
-  page.write.disabled = false;
+  busy(false);
   say("Ready.");
 }
 
@@ -89,8 +98,16 @@ function inSlice(work) {
   return false;
 }
 
-/** Let the browser draw and listen. */
-const pause = () => new Promise((resume) => setTimeout(resume, 0));
+/** Let the browser draw and listen. A message comes at once; a timer would be held back where nobody looks. */
+const pause = () =>
+  new Promise((resume) => {
+    const channel = new MessageChannel();
+    channel.port1.onmessage = () => {
+      channel.port1.close();
+      resume();
+    };
+    channel.port2.postMessage(null);
+  });
 
 /** Put a text on the clipboard, also where a page from a file has no clipboard of its own. */
 async function copy(text) {

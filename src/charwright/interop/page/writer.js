@@ -262,6 +262,9 @@ function encode(model, prompt) {
   return Array.from(begin, (character) => model.ids.get(character) ?? UNKNOWN);
 }
 
+/** How many characters of a prompt the model reads as unknown. */
+const unknownIn = (model, prompt) => (prompt ? encode(model, prompt).filter((id) => id === UNKNOWN).length : 0);
+
 /** The model from its description and the bytes of all its arrays. */
 function readModel(description, bytes) {
   const kinds = { int8: Int8Array, int16: Int16Array, int32: Int32Array };
