@@ -70,10 +70,10 @@ def import_model(
     tokens, told = _tokens(model, source, text, vocabulary_file)
     vocabulary, weights, done = fit_rows(model, tokens, told)
     nats = _nats(model.config, weights, vocabulary, text) if text else None
-    guess = math.log(len(vocabulary))
-    if done and nats is not None and nats > WORSE * guess:
+    nonsense = nats is not None and nats > WORSE * math.log(len(vocabulary))
+    if done and nonsense:
         # Another number of rows than Keras's own, and no sense in them: a text that is one character off.
-        listed = f"{len(vocabulary) - 1:,} characters, {UNKNOWN} apart, and is predicted worse than by guessing"
+        listed = f"{len(vocabulary) - 1:,} characters, {UNKNOWN} apart, and is predicted worse than guessed"
         raise VocabularyError(
             f"the model has {model.tokens:,} tokens and {told} has {listed}: they do not fit together"
         )
@@ -94,9 +94,9 @@ def import_model(
     _tell(run, vocabulary)
     if text is not None and nats is not None:
         say(f"the first {min(len(text.text), MEASURED):,} characters of {text.name}: {nats:.4f} nats per character")
-        if nats > WORSE * guess:
-            than = f"guessing among {len(vocabulary):,} tokens ({guess:.2f})"
-            say(f"that is worse than {than}: {text.name} may not be the text that this model learned from")
+        if nonsense:
+            guess = f"guessing among {len(vocabulary):,} tokens ({math.log(len(vocabulary)):.2f})"
+            say(f"that is worse than {guess}: {text.name} may not be the text that this model learned from")
 
 
 def _tokens(

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from charwright.errors import ForeignModelError, MissingExtraError
+from charwright.interop.keras_config import RECURRENT, check_old_config, layer_kinds
 from charwright.interop.keras_layout import Array, KerasLayer
 
 if TYPE_CHECKING:
@@ -32,17 +33,6 @@ PATIENCE_S = 20.0  # for the names in a file
 LARGEST_CONFIG = 16 << 20  # bytes
 MOST_PACKED = 20
 """How many times as large as its archive a member may be: Keras compresses nothing, and weights hardly can be."""
-PLAIN = {"InputLayer", "Embedding", "GRU", "LSTM", "SimpleRNN", "Dense", "Dropout"}
-"""The layers that a `.keras` file may name; the first and the last of them have no weights."""
-WEIGHTLESS = {"InputLayer", "Dropout"}
-RECURRENT = {"GRU", "LSTM", "SimpleRNN"}
-DEFAULTS: dict[str, dict[str, tuple[Any, ...]]] = {
-    "GRU": {"activation": ("tanh",), "recurrent_activation": ("sigmoid",), "go_backwards": (False,)},
-    "LSTM": {"activation": ("tanh",), "recurrent_activation": ("sigmoid",), "go_backwards": (False,)},
-    "SimpleRNN": {"activation": ("tanh",), "go_backwards": (False,)},
-    "Dense": {"activation": ("linear", "softmax", None)},
-}
-"""What a layer's options must be; a softmax behind the dense layer changes no probability."""
 ORDER = {
     "embedding": ("embeddings",),
     "recurrent": ("kernel", "recurrent_kernel", "bias"),
@@ -90,7 +80,7 @@ def read_keras(path: Path) -> list[KerasLayer]:
                     raise ForeignModelError(f"{where} has a member {name!r}, which leads out of it; nothing was read")
             config = _json_member(archive, "config.json", where)
             weights = _member(archive, "model.weights.h5", where, MOST_PACKED * path.stat().st_size)
-        kinds = _layer_kinds(config, where)
+        kinds = layer_kinds(config, where)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:  # also of endless nesting
         raise ForeignModelError(f"{where} is damaged: {error}") from error
     layers = _layers_of(io.BytesIO(weights), where, len(weights))
@@ -149,85 +139,6 @@ def _json_member(archive: zipfile.ZipFile, name: str, where: str) -> dict[str, A
     return values
 
 
-def _layer_kinds(config: Mapping[str, Any], where: str) -> list[str] | None:
-    """The kinds of a model's layers, in their order; None for a class of somebody's own, which tells none.
-
-    Raises:
-        ForeignModelError: at a layer that is not known here, or one with other options.
-    """
-    inner = config.get("config")
-    inner = inner if isinstance(inner, dict) else {}
-    kind = str(config.get("class_name"))
-    if kind not in {"Sequential", "Functional", "Model"}:
-        for entry in _described(inner):
-            _check_layer(entry, where)
-        return None
-    layers = inner.get("layers")
-    if not isinstance(layers, list) or not all(isinstance(entry, dict) for entry in layers):
-        raise ForeignModelError(f"{where}: config.json names no layers")
-    for entry in layers:
-        _check_layer(entry, where)
-    if kind != "Sequential":
-        _check_chain(layers, where)
-    kinds = [str(entry["class_name"]) for entry in layers]
-    middle = [kind for kind in kinds if kind not in WEIGHTLESS]
-    if middle[:1] != ["Embedding"] or middle[-1:] != ["Dense"] or not set(middle[1:-1]) <= RECURRENT:
-        raise ForeignModelError(f"{where}: its layers are {', '.join(middle)}, not Embedding, recurrent ones and Dense")
-    return kinds
-
-
-def _described(value: Any) -> Iterator[dict[str, Any]]:
-    """The layers that stand anywhere inside of a configuration."""
-    if isinstance(value, dict):
-        if "class_name" in value and str(value.get("module", "")).startswith("keras.layers"):
-            yield value
-        for inner in value.values():
-            yield from _described(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _described(inner)
-
-
-def _check_layer(entry: Mapping[str, Any], where: str) -> None:
-    kind, options = str(entry.get("class_name")), entry.get("config")
-    options = options if isinstance(options, dict) else {}
-    registered = entry.get("registered_name")
-    if kind not in PLAIN or not (registered is None or registered == kind):
-        known = ", ".join(sorted(PLAIN))
-        raise ForeignModelError(f"{where} has a layer of the class {kind}; known are {known}, and no code is run")
-    if options.get("reset_after") is False:
-        raise ForeignModelError(f"{where}: {options.get('name')} is a GRU with reset_after=False, another network")
-    for name, allowed in DEFAULTS.get(kind, {}).items():
-        if (value := options.get(name, allowed[0])) not in allowed:
-            raise ForeignModelError(f"{where}: the {kind} layer {options.get('name')} has {name}={value!r}")
-
-
-def _check_chain(layers: Sequence[Mapping[str, Any]], where: str) -> None:
-    """See that each layer reads the one before it and nothing else."""
-    before: str | None = None
-    for entry in layers:
-        options = entry.get("config")
-        name = str(entry.get("name", options.get("name") if isinstance(options, dict) else None))
-        if set(_sources(entry.get("inbound_nodes"))) != ({before} if before is not None else set()):
-            raise ForeignModelError(f"{where}: the layer {name} does not read the one before it alone")
-        before = name
-
-
-def _sources(value: Any) -> Iterator[str]:
-    """The names of the layers whose outputs are the inputs of a node, wherever they stand in it."""
-    if isinstance(value, dict):
-        history = value.get("keras_history")
-        if isinstance(history, list) and history:
-            yield str(history[0])
-        for inner in value.values():
-            yield from _sources(inner)
-    elif isinstance(value, list):
-        if [type(part) for part in value[:3]] == [str, int, int]:  # how Keras 2 says it
-            yield str(value[0])
-        for inner in value:
-            yield from _sources(inner)
-
-
 # HDF5
 
 
@@ -249,7 +160,7 @@ def _layers_of(file: Any, where: str, size: int) -> list[KerasLayer]:
             if "layer_names" not in root.attrs:
                 return reader.keras_3(root)
             if "model_config" in opened.attrs:
-                _check_old_config(told.config, where)
+                check_old_config(told.config, where)
             return reader.keras_2(root)
     except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
         raise ForeignModelError(f"{where} is damaged or no file of Keras: {error}") from error
@@ -313,19 +224,6 @@ def print_attributes() -> None:
             root.visititems(note)
         config = _text(opened.attrs["model_config"]) if "model_config" in opened.attrs else ""
     print(json.dumps({"layers": layers, "config": config, "names": names}))
-
-
-def _check_old_config(text: str, where: str) -> None:
-    """See that a whole model of Keras 2 has no layer that is not known here."""
-    config = json.loads(text)
-    config = config if isinstance(config, dict) else {}
-    inner = config.get("config")
-    listed = inner.get("layers") if isinstance(inner, dict) else inner
-    layers = [entry if isinstance(entry, dict) else {} for entry in (listed if isinstance(listed, list) else [])]
-    for entry in layers:
-        _check_layer(entry, where)
-    if str(config.get("class_name")) in {"Functional", "Model"}:
-        _check_chain(layers, where)
 
 
 def _text(value: Any) -> str:
