@@ -102,7 +102,7 @@ FORMATS: Mapping[str, tuple[str, Callable[[_Task], None]]] = {
 @click.option("--force", is_flag=True, help="Put it in the place of an older export.")
 @click.pass_context
 def export(ctx: click.Context, /, run: Path, to: str, out: Path | None, temperature: float, force: bool) -> None:
-    r"""Write RUN in another format.
+    """Write RUN in another format.
 
     \b
       onnx         a folder of two graphs: one step, and a generator with the loop and the sampling inside
@@ -110,7 +110,7 @@ def export(ctx: click.Context, /, run: Path, to: str, out: Path | None, temperat
       keras        a .weights.h5 file that the tutorial's MyModel loads
       html         one page that writes in any browser, offline, with 8-bit weights
       numpy        one .npz file with the plain weights
-    """
+    """  # noqa: D301  (click's own mark for lines that stay as they are)
     from charwright import __version__
     from charwright.interop.card import model_card
     from charwright.run import Run
