@@ -138,6 +138,23 @@ def test_the_numbers_are_the_same(opened: Any, tmp_path: Path) -> None:
         assert page.evaluate(drawn, seed) == [uniform(seed, 3, at) for at in range(9)]
 
 
+def test_the_widest_sums_are_exact(opened: Any, tmp_path: Path) -> None:
+    """Two rows share a number there: their sums must not reach each other, whatever the weights are."""
+    page = opened(page_of(tmp_path, *MODELS["gru"])[0]).page
+    multiplied = """columns => {
+        const rows = [[127, 127], [-127, 127], [127, -127], [-127, -127], [0, 1]];
+        const weights = Int8Array.from(rows.flatMap(([a, b]) => Array.from({ length: columns }, (_, k) => k % 3 ? a : b)));
+        const matrix = { pairs: paired(weights, 5, columns), multipliers: new Int32Array(5).fill(1), columns,
+                         sums: new Float64Array(8) };
+        multiply(matrix, new Float64Array(columns).fill(-127), new Int32Array(5));
+        return Array.from(matrix.sums.slice(0, 5));
+    }"""
+    for columns in (1, 7, 2048, 2049, 16384):
+        weights = np.array([[127, 127], [-127, 127], [127, -127], [-127, -127], [0, 1]])
+        chosen = np.where(np.arange(columns) % 3 != 0, weights[:, :1], weights[:, 1:])
+        assert page.evaluate(multiplied, columns) == (chosen.sum(axis=1) * -127).tolist()
+
+
 def test_writing_can_be_stopped(opened: Any, tmp_path: Path) -> None:
     page = opened(page_of(tmp_path, *MODELS["gru"])[0])
     for stop in (
