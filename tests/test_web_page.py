@@ -143,7 +143,8 @@ def test_the_widest_sums_are_exact(opened: Any, tmp_path: Path) -> None:
     page = opened(page_of(tmp_path, *MODELS["gru"])[0]).page
     multiplied = """columns => {
         const rows = [[127, 127], [-127, 127], [127, -127], [-127, -127], [0, 1]];
-        const weights = Int8Array.from(rows.flatMap(([a, b]) => Array.from({ length: columns }, (_, k) => k % 3 ? a : b)));
+        const row = ([a, b]) => Array.from({ length: columns }, (_, k) => (k % 3 ? a : b));
+        const weights = Int8Array.from(rows.flatMap(row));
         const matrix = { pairs: paired(weights, 5, columns), multipliers: new Int32Array(5).fill(1), columns,
                          sums: new Float64Array(8) };
         multiply(matrix, new Float64Array(columns).fill(-127), new Int32Array(5));
