@@ -142,7 +142,7 @@ def test_info_says_where_it_came_from(charwright: Terminal, trained: Path, more:
 
 def test_a_resume_equals_never_stopping(trained: Path, more: Path, tmp_path: Path) -> None:
     """Stopped at its beginning, by a kill, or in the middle: the same bits."""
-    words = ["--from", trained, "--steps", "120", "--threads", "1"]
+    words = ["--from", trained, "--steps", "60", "--threads", "1"]
     assert process("train", more, "--out", tmp_path / "whole", *words).code == 0
     killed = "import charwright.training.trainer as trainer; trainer.Trainer.step = lambda *_: os._exit(9)"
     assert process("train", more, "--out", tmp_path / "begun", *words, prelude=f"import os; {killed}").code == 9
@@ -154,12 +154,12 @@ def test_a_resume_equals_never_stopping(trained: Path, more: Path, tmp_path: Pat
     after = (
         "import signal, charwright.training.trainer as trainer; step = trainer.Trainer.step; "
         "trainer.Trainer.step = lambda self, pair: (step(self, pair), "
-        "self.position.step == 45 and signal.raise_signal(signal.SIGINT))"
+        "self.position.step == 25 and signal.raise_signal(signal.SIGINT))"
     )
     assert process("train", "--resume", run.folder, "--threads", "1", prelude=after).code == 130
     found = run.latest_checkpoint()
     assert found is not None
-    assert found[1]["step"] == 45
+    assert found[1]["step"] == 25
     resumed = process("train", "--resume", run.folder, "--threads", "1")
     assert resumed.code == 0, resumed.err
     assert contents(run.folder)["model.safetensors"] == contents(tmp_path / "whole")["model.safetensors"]
