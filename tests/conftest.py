@@ -25,9 +25,19 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of reference texts and fixtures that is too large for the repository."""
-    named = os.environ.get("CHARWRIGHT_SHARED")
+    return _named_by("CHARWRIGHT_SHARED", "folder with the reference texts and fixtures")
+
+
+@pytest.fixture(scope="session")
+def tensorflow() -> Path:
+    """A Python that has TensorFlow, which lives in an environment of its own."""
+    return _named_by("CHARWRIGHT_TENSORFLOW", "Python that has TensorFlow").absolute()
+
+
+def _named_by(variable: str, what: str) -> Path:
+    named = os.environ.get(variable)
     if not named:
-        pytest.skip("CHARWRIGHT_SHARED names no folder with the reference texts and fixtures")
+        pytest.skip(f"{variable} names no {what}")
     return Path(named)
 
 

@@ -48,14 +48,6 @@ ODD = {
 """Checkpoints and the layers in them."""
 
 
-@pytest.fixture(scope="module")
-def tensorflow() -> Path:
-    named = os.environ.get("CHARWRIGHT_TENSORFLOW")
-    if not named:
-        pytest.skip("CHARWRIGHT_TENSORFLOW names no Python that has TensorFlow")
-    return Path(named)
-
-
 def run_tasks(python: Path, tasks: list[tuple[str, list[Any]]]) -> list[dict[str, Any]]:
     """Run tasks of `tensorflow_side.py` there."""
     source = Path(cw.__file__).parents[1]

@@ -81,9 +81,7 @@ def check_graphs(files: Mapping[str, bytes], config: ModelConfig, weights: Mappi
     for temperature in (0.0, 1e-9, 0.8):
         worst = _draw_error(generate, engine, random, temperature)
         if not worst <= TOLERANCE:
-            raise ForeignModelError(
-                f"the ONNX generator draws what the model does not, by {worst:.2g}; nothing written"
-            )
+            raise ForeignModelError(f"the ONNX generator draws what the model does not, by {worst:.2g}")
 
 
 def _session(graph: bytes) -> Any:
@@ -173,7 +171,7 @@ class _Network:
             self.constants |= _layer_constants(config, weights, layer)
         head = weights["embedding.weight" if config.tied else "head.weight"]
         self.constants["head"], self.constants["head_bias"] = np.ascontiguousarray(head.T), weights["head.bias"]
-        for number in range(-1, 3):
+        for number in range(-1, max(2, config.layers)):
             self.constants[f"number_{number}"] = np.array([number], dtype=np.int64)
 
     def step(self, about: Mapping[str, str]) -> bytes:
@@ -223,9 +221,9 @@ class _Network:
         values = graph.add("Gather", ["embedding", ids])  # (T, B, E)
         states = []
         for layer in range(config.layers):
-            before = graph.add("Gather", [state, self._number(layer)], axis=0)  # (1, S, B, H)
+            before = graph.add("Gather", [state, f"number_{layer}"], axis=0)  # (1, S, B, H)
             before = graph.add("Squeeze", [before, "number_0"])
-            parts = [graph.add("Gather", [before, self._number(part)], axis=0) for part in range(STATES[config.cell])]
+            parts = [graph.add("Gather", [before, f"number_{part}"], axis=0) for part in range(STATES[config.cell])]
             weights = [f"{name}_{layer}" for name in ("inputs", "recurrent", "biases")]
             attributes: dict[str, Any] = {"hidden_size": config.units}
             if config.cell == "gru":
@@ -237,11 +235,6 @@ class _Network:
             states.append(graph.add("Unsqueeze", [graph.add("Concat", found[1:], axis=0), "number_0"]))
         product = graph.add("MatMul", [values, "head"])
         return graph.add("Add", [product, "head_bias"]), graph.add("Concat", states, axis=0)
-
-    def _number(self, number: int) -> str:
-        name = f"number_{number}"
-        self.constants[name] = np.array([number], dtype=np.int64)
-        return name
 
     def _body(self, greedy: str, divisor: str) -> Any:
         """One turn of the loop: draw an id from the logits, then read it."""
