@@ -1,4 +1,4 @@
-# `make demo` and `make test` are all that a visitor needs; each sets up .venv the first time.
+# Start with `make demo` or `make test`; both create .venv the first time.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup demo test test-slow lint types tests tensorflow-test kernels sanitize install-test format docs clean
 
-help:  ## this list
+help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(READY)  ## create .venv and install the package with its development tools
@@ -21,11 +21,11 @@ $(READY): pyproject.toml constraints.txt $(KERNELS)
 	@$(BIN)/charwright info --machine | grep '^kernels  '
 	@touch $@
 
-demo: $(READY)  ## train two minutes on Python's own documentation, then write 1,000 characters
+demo: $(READY)  ## train for two minutes on Python's own documentation, then generate 1,000 characters
 	$(BIN)/charwright train python-docs --minutes 2 --out runs/demo --force
 	$(BIN)/charwright generate runs/demo --length 1000 --temperature 0.8 --seed 7
 
-test: lint types tests  ## lint, types and the tests
+test: lint types tests  ## lint, type checks and tests
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -34,13 +34,14 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
+# A file's tests share fixtures, so whole files are distributed over the cores.
 tests: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist loadfile
 
-test-slow: $(READY)  ## the tests that take minutes
+test-slow: $(READY)  ## run the tests that take minutes
 	$(BIN)/pytest -m slow
 
-# TensorFlow never shares an environment with the package's own tools; charwright is found there by its path.
+# TensorFlow has its own environment, in which charwright is imported from its path.
 TENSORFLOW := .peers/tensorflow-tests/bin/python
 
 $(TENSORFLOW): constraints.txt
@@ -48,24 +49,24 @@ $(TENSORFLOW): constraints.txt
 	PIP_CONSTRAINT=constraints.txt $(TENSORFLOW) -m pip install --quiet tensorflow-cpu==2.21.0 click platformdirs pooch safetensors
 	@touch $@
 
-tensorflow-test: $(READY) $(TENSORFLOW)  ## what is exchanged with TensorFlow, which gets an environment of its own
+tensorflow-test: $(READY) $(TENSORFLOW)  ## test import from and export to TensorFlow, in its own environment
 	CHARWRIGHT_TENSORFLOW=$(TENSORFLOW) $(BIN)/pytest tests/test_tensorflow.py tests/test_docs.py::test_importing_page_runs tests/test_docs.py::test_exporting_page_runs
 
-kernels:  ## the C kernels against plain equations, without Python
+kernels:  ## test the C kernels against plain equations, without Python
 	tests/kernels/run.sh native
 
-sanitize:  ## the same under the address, undefined-behaviour and thread sanitizers (minutes)
+sanitize:  ## test the C kernels under the address, undefined-behaviour and thread sanitizers (minutes)
 	tests/kernels/run.sh address
 	tests/kernels/run.sh thread
 
-install-test: $(READY)  ## installing with a C compiler and without one
+install-test: $(READY)  ## test the installation with a C compiler and without one
 	$(BIN)/pytest -m slow tests/test_install.py
 
-format: $(READY)  ## put the code in order
+format: $(READY)  ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(READY)  ## write the generated pages again (the command line's help, the README's sample)
+docs: $(READY)  ## regenerate the generated pages (command-line help, Python names, file tree)
 	$(BIN)/python docs/generate.py
 
 clean:  ## remove what was built and trained

@@ -1,7 +1,7 @@
-"""What pip calls to build charwright: scikit-build-core, and an installation that succeeds without the kernels too.
+"""The build backend: scikit-build-core, with an installation that succeeds even if the kernels cannot be built.
 
-Without a C compiler, or CMake, or where the kernels do not compile, the package is built without them and this says
-so. pip shows what a build prints only with -v, so it is said on the terminal as well, where there is one.
+Without a C compiler or CMake, or if the kernels do not compile, the package is built without them and a note is
+printed. pip shows build output only with -v, so the note is also written to the terminal, if there is one.
 """
 
 from __future__ import annotations
@@ -32,51 +32,51 @@ Settings = dict[str, Any]
 
 NOTE = """
 ******************************************************************************
-charwright is installed without its C kernels: {why}.
+charwright is installed without its C kernels: {reason}.
 Everything works, but training on the CPU takes about twice as long.
-To have them, mend that and install charwright again; `pip install -v` shows
-all that the build says.
+To install them, fix this and reinstall charwright; `pip install -v` shows
+the full build output.
 ******************************************************************************
 """
 
 
 def get_requires_for_build_wheel(config_settings: Settings | None = None) -> list[str]:
-    """CMake and Ninja from the index where the machine has none, and nothing where there is no compiler to use them."""
+    """Return CMake and Ninja if they are missing, and nothing if there is no compiler to use them."""
     return build.get_requires_for_build_wheel(_settings(config_settings))
 
 
 def get_requires_for_build_editable(config_settings: Settings | None = None) -> list[str]:
-    """The same for an editable installation."""
+    """Return the requirements of an editable installation, likewise."""
     return build.get_requires_for_build_editable(_settings(config_settings))
 
 
 def build_wheel(folder: str, config_settings: Settings | None = None, metadata: str | None = None) -> str:
-    """A wheel with the kernels, or one without them."""
+    """Build a wheel, with the kernels if possible."""
     return _build(build.build_wheel, folder, config_settings, metadata)
 
 
 def build_editable(folder: str, config_settings: Settings | None = None, metadata: str | None = None) -> str:
-    """The same for an editable installation."""
+    """Build an editable installation, with the kernels if possible."""
     return _build(build.build_editable, folder, config_settings, metadata)
 
 
-def _build(make: Callable[..., str], folder: str, config_settings: Settings | None, metadata: str | None) -> str:
-    why = "they did not compile" if _compiler_may_exist() else "there is no C compiler (gcc or clang)"
+def _build(builder: Callable[..., str], folder: str, config_settings: Settings | None, metadata: str | None) -> str:
+    reason = "they did not compile" if _compiler_may_exist() else "there is no C compiler (gcc or clang)"
     try:
-        name = make(folder, _settings(config_settings), metadata)
+        name = builder(folder, _settings(config_settings), metadata)
     except (CMakeNotFoundError, NinjaNotFoundError) as error:
-        why = f"{error}"
-        name = make(folder, _without_kernels(config_settings), metadata)
-    # A wheel with a library in it is for one platform; only one without is for any.
+        reason = f"{error}"
+        name = builder(folder, _without_kernels(config_settings), metadata)
+    # A wheel with the compiled library is specific to a platform; only one without it has the tag any.
     if name.endswith("-none-any.whl"):
         if os.environ.get("CHARWRIGHT_REQUIRE_KERNELS"):
-            raise SystemExit(f"CHARWRIGHT_REQUIRE_KERNELS is set, and the kernels were not built: {why}")
-        _say(NOTE.format(why=why))
+            raise SystemExit(f"CHARWRIGHT_REQUIRE_KERNELS is set, but the kernels were not built: {reason}")
+        _print_note(NOTE.format(reason=reason))
     return name
 
 
 def _settings(config_settings: Settings | None) -> Settings | None:
-    """What was asked for, or that without the kernels where nothing could compile them."""
+    """Return the given settings, without the kernels if nothing can compile them."""
     return config_settings if _compiler_may_exist() else _without_kernels(config_settings)
 
 
@@ -85,14 +85,14 @@ def _without_kernels(config_settings: Settings | None) -> Settings:
 
 
 def _compiler_may_exist() -> bool:
-    """Whether CMake has a chance to find a compiler, looking where it would look."""
+    """Whether CMake may find a compiler, judged by the places where it looks."""
     if sys.platform == "win32" or os.environ.get("CMAKE_ARGS") or os.environ.get("CMAKE_TOOLCHAIN_FILE"):
-        return True  # Visual Studio is not on the PATH; who sets the others knows better.
+        return True  # Visual Studio is not on the PATH; the variables may name a compiler.
     named = shlex.split(os.environ.get("CC", ""))
     return any(shutil.which(name) for name in (named[:1] or ["cc", "gcc", "clang"]))
 
 
-def _say(text: str) -> None:
+def _print_note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
     with suppress(OSError), Path("/dev/tty").open("w", encoding="utf-8") as terminal:
         terminal.write(text)

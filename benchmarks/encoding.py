@@ -1,4 +1,4 @@
-"""How fast a vocabulary turns text into ids, and is made from text, in MB of UTF-8 a second on one core.
+"""Speed of encoding a text and of building a vocabulary from it, in MB of UTF-8 per second on one core.
 
 .venv/bin/python benchmarks/encoding.py
 """
@@ -34,7 +34,7 @@ def texts() -> dict[str, str]:
 
 
 def best_s(work: Callable[[], object]) -> float:
-    """The shortest of some rounds, which other processes disturbed least."""
+    """The shortest of several rounds, which is the one least disturbed by other processes."""
     times = []
     for _ in range(ROUNDS):
         began = time.perf_counter()
@@ -44,7 +44,7 @@ def best_s(work: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    print(f"{describe_machine()}; Python {platform.python_version()}, numpy {np.__version__}, on one of them")
+    print(f"{describe_machine()}; Python {platform.python_version()}, numpy {np.__version__}; one core")
     print(f"{'':28} {'bytes/char':>10} {'encode MB/s':>12} {'from_text MB/s':>15}")
     for name, text in texts().items():
         megabytes = len(text.encode()) / 1e6

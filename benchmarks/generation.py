@@ -1,15 +1,15 @@
-"""Characters a second of writing: charwright in each precision beside TensorFlow's and PyTorch's one-step loops.
+"""Generation speed in characters per second: charwright in each precision, and TensorFlow's and PyTorch's loops.
 
-    python benchmarks/generation.py --tensorflow             # all parts; TensorFlow goes into .peers/ the first time
-    python benchmarks/generation.py                          # PyTorch alone as the peer
+    python benchmarks/generation.py --tensorflow             # all parts; installs TensorFlow in .peers/ the first time
+    python benchmarks/generation.py                          # PyTorch as the only peer
     python benchmarks/generation.py --only tutorial process  # some of the parts
-    python benchmarks/generation.py --run runs/shakespeare   # a run's weights in the place of made-up ones
-    python benchmarks/generation.py --quick --tensorflow     # does it work? Its figures say nothing
+    python benchmarks/generation.py --run runs/shakespeare   # a run's weights instead of random ones
+    python benchmarks/generation.py --quick --tensorflow     # a smoke test; its figures are meaningless
 
-All sides write with the same weights, from the same prompt, at the same temperature, in float32 unless their name says
-otherwise: the logits of all are compared before anything is measured. They take turns, A B C A B C, in one run; a ratio
-is the median of the rounds' ratios, with the least and the greatest. Each peer works in a process of its own, and there
-is no PyTorch in ours.
+All sides generate with the same weights, from the same prompt, at the same temperature, in float32 unless their name
+says otherwise; their logits are compared before anything is measured. They take turns, A B C A B C, in one run; a ratio
+is the median of the rounds' ratios, with minimum and maximum. Each peer runs in its own process, and ours does not load
+PyTorch.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ TEMPERATURE = 0.8
 PROMPT = "ROMEO:"
 AGREEMENT = 1e-4
 
-# Standard deviations of made-up weights, before they are divided by the root of the number of inputs.
+# Standard deviations of random weights, before division by the square root of the number of inputs.
 SCALES = {"embedding.weight": 1.0, "weight_ih": 1.5, "weight_hh": 1.0, "head.weight": 4.0}
 SCALES |= {"bias_ih": 0.1, "bias_hh": 0.1, "head.bias": 0.1}
 
 SHAKESPEARE = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
-TUTORIAL = ModelConfig(cell="gru", units=1024, embedding=256)
-GRU_512 = ModelConfig(cell="gru", units=512, embedding=128)
-LSTM_512 = ModelConfig(cell="lstm", units=512, embedding=128)
-TWO_LAYERS = ModelConfig(cell="gru", layers=2, units=256, embedding=128)
+TUTORIAL = ModelConfig(cell="gru", units=1024, embedding_size=256)
+GRU_512 = ModelConfig(cell="gru", units=512, embedding_size=128)
+LSTM_512 = ModelConfig(cell="lstm", units=512, embedding_size=128)
+TWO_LAYERS = ModelConfig(cell="gru", layers=2, units=256, embedding_size=128)
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,12 @@ class Model:
 
     @property
     def bytes(self) -> int:
-        """Of the weights, as they are trained and kept."""
+        """The size of the weights in float32."""
         return sum(array.nbytes for array in self.weights.values())
 
 
-def made_up(config: ModelConfig, vocabulary_size: int = 66) -> Model:
-    """Random weights of sizes at which the text is neither a few characters over and over nor plain noise."""
+def random_model(config: ModelConfig, vocabulary_size: int = 66) -> Model:
+    """Random weights, scaled so that the text is neither a few repeated characters nor pure noise."""
     random = np.random.Generator(np.random.Philox(WEIGHTS_SEED))
     weights = {}
     for name, shape in config.weight_shapes(vocabulary_size).items():
@@ -101,23 +101,23 @@ def made_up(config: ModelConfig, vocabulary_size: int = 66) -> Model:
 
 
 def of_run(folder: Path) -> Model:
-    """The model of a run, which has to be one that the tutorial's program can be given."""
+    """The model of a run, which must be one that the tutorial's program can load."""
     run = Run.open(folder)
-    if (run.model.cell, run.model.layers, run.model.tied, run.vocabulary.unit) != ("gru", 1, False, "character"):
-        raise SystemExit(f"{folder}: the tutorial's model is one layer of GRU, its head untied, over characters")
+    if (run.model.cell, run.model.layers, run.model.tied, run.vocabulary.level) != ("gru", 1, False, "character"):
+        raise SystemExit(f"{folder}: the tutorial's model is one GRU layer with an untied head, over characters")
     return Model(run.model, run.weights(), run.vocabulary)
 
 
-# Our side: all that this program asks of charwright's generator.
+# Our side: every use of charwright's generator.
 
 
 def our_generator(model: Model, precision: str, threads: int | None = None) -> Generator:
-    """A generator that is ready to write."""
+    """A generator that is ready to use."""
     return Generator(model.config, model.weights, model.vocabulary, precision=precision, threads=threads)
 
 
 def our_texts(generator: Generator, prompt: str, streams: int, length: int, seed: int) -> list[str]:
-    """What each stream writes."""
+    """The text of each stream."""
     texts = generator.generate(prompt, length=length, num=streams, temperature=TEMPERATURE, seed=seed)
     return [text.continuation for text in texts]
 
@@ -129,12 +129,12 @@ def our_logits(generator: Generator, ids: Sequence[int]) -> Array:
 
 
 def our_command(run: Path, length: int) -> list[str]:
-    """What a person types to make a run write."""
+    """The command that a user types."""
     return [str(Path(sys.executable).with_name("charwright")), "generate", str(run), "--length", str(length)]
 
 
 def our_speed(generator: Generator, prompt: str, streams: int, length: int, seconds: float) -> float:
-    """Characters a second of all streams together, over whole texts."""
+    """Characters per second of all streams together, over complete texts."""
     count, passes, began = 0, 0, time.perf_counter()
     while (spent := time.perf_counter() - began) < seconds or passes == 0:
         count += sum(map(len, our_texts(generator, prompt, streams, length, DRAWS_SEED + passes)))
@@ -142,7 +142,7 @@ def our_speed(generator: Generator, prompt: str, streams: int, length: int, seco
     return count / spent
 
 
-# The peers: each a program of its own.
+# The peers, each in its own process.
 
 
 class Peer:
@@ -161,7 +161,7 @@ class Peer:
         self.about = self._answer()
 
     def ask(self, what: str, **request: Any) -> Any:
-        """One request, and its answer."""
+        """Send a request and return the answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"do": what, **request}) + "\n")
         self._process.stdin.flush()
@@ -182,12 +182,12 @@ class Peer:
 
 
 def peer_environment() -> dict[str, str]:
-    """Peers are to be quiet, and on the CPU."""
+    """The environment of a peer: no log messages, CPU only."""
     return os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
 
 
 def peer_commands(tensorflow: Path | None) -> dict[str, list[str]]:
-    """The peers that there are."""
+    """The commands of the available peers."""
     commands = {}
     if tensorflow is not None:
         commands["TensorFlow"] = [str(tensorflow_python(tensorflow)), str(HERE / "peer_generation_tensorflow.py")]
@@ -197,12 +197,12 @@ def peer_commands(tensorflow: Path | None) -> dict[str, list[str]]:
 
 
 def write_for_peers(model: Model, folder: Path) -> None:
-    """The files that a peer reads."""
+    """Write the files that a peer reads."""
     about = {
         "cell": model.config.cell,
         "layers": model.config.layers,
         "units": model.config.units,
-        "embedding": model.config.embedding,
+        "embedding": model.config.embedding_size,
         "tokens": model.vocabulary.tokens,
         "prompt": model.prompt,
         "temperature": TEMPERATURE,
@@ -214,7 +214,7 @@ def write_for_peers(model: Model, folder: Path) -> None:
 
 @contextmanager
 def peers_for(model: Model, commands: Mapping[str, list[str]]) -> Iterator[dict[str, Peer]]:
-    """The peers, with a model."""
+    """Start the peers with a model, and stop them at the end."""
     peers: dict[str, Peer] = {}
     with tempfile.TemporaryDirectory() as folder:
         write_for_peers(model, Path(folder))
@@ -229,13 +229,13 @@ def peers_for(model: Model, commands: Mapping[str, list[str]]) -> Iterator[dict[
 
 # Measuring.
 
-Side = tuple[str, int]  # A name, and how many streams.
+Side = tuple[str, int]  # A name and a number of streams.
 Speeds = dict[Side, list[float]]
-Ratio = tuple[str, Callable[[Side], Side]]  # A column's title, and what a side is divided by.
+Ratio = tuple[str, Callable[[Side], Side]]  # A column's title, and the side to divide by.
 
 
 def take_turns(sides: Mapping[Side, Callable[[float], float]], rounds: int, seconds: float) -> Speeds:
-    """Characters a second of each side in each round."""
+    """Characters per second of each side in each round."""
     for speed in sides.values():
         speed(0)
     speeds: Speeds = {side: [] for side in sides}
@@ -246,7 +246,7 @@ def take_turns(sides: Mapping[Side, Callable[[float], float]], rounds: int, seco
 
 
 def check_agreement(model: Model, generators: Mapping[str, Generator], peers: Mapping[str, Peer]) -> None:
-    """Compare all sides' logits with those of our f32 engine; stop where a side in float32 is another model."""
+    """Compare the logits of all sides with those of our f32 engine; exit if a float32 side is a different model."""
     ids = model.vocabulary.encode(model.prompt + model.vocabulary.characters[:10]).tolist()
     wanted = our_logits(generators["f32"], ids)
     found = {f"charwright {name}": our_logits(one, ids) for name, one in generators.items() if name != "f32"}
@@ -259,7 +259,7 @@ def check_agreement(model: Model, generators: Mapping[str, Generator], peers: Ma
     text = our_texts(generators["f32"], model.prompt, 1, 1000, DRAWS_SEED)[0]
     print(f"Logits of {len(ids)} steps, largest {np.abs(wanted).max():.1f}, differences from charwright f32: {listed}.")
     groups = len({text[i : i + 4] for i in range(len(text) - 3)})
-    print(f"1,000 characters of charwright f32 are of {len(set(text))} kinds, in {groups} different groups of four.")
+    print(f"1,000 characters of charwright f32 have {len(set(text))} different ones, and {groups} different 4-grams.")
     if wrong := [name for name in strict if not differences[name] <= AGREEMENT]:
         raise SystemExit(f"not the same model: {', '.join(wrong)}")
 
@@ -267,7 +267,7 @@ def check_agreement(model: Model, generators: Mapping[str, Generator], peers: Ma
 def compare(
     model: Model, options: argparse.Namespace, peer_streams: Mapping[str, Sequence[int]], streams: Sequence[int]
 ) -> Speeds:
-    """All precisions beside the peers, each with so many streams."""
+    """Measure all precisions and the peers, with the given numbers of streams."""
     commands = {name: command for name, command in options.commands.items() if name in peer_streams}
     generators = {precision: our_generator(model, precision) for precision in PRECISIONS}
     sides: dict[Side, Callable[[float], float]] = {}
@@ -291,18 +291,18 @@ def compare(
                 add_ours(precision, count)
             ways += [add_peer(name, peer, count) for name, peer in peers.items() if count in peer_streams[name]]
         if any(ways):
-            print(f"The faster way, taken here: {', '.join(filter(None, ways))}.")
+            print(f"The faster implementation, used here: {', '.join(filter(None, ways))}.")
         return take_turns(sides, options.rounds, options.seconds)
 
 
 def length_for(streams: int, options: argparse.Namespace) -> int:
-    """Characters of each stream's text; fewer where there are many streams."""
+    """Characters of each stream's text; fewer if there are several streams."""
     return options.length if streams == 1 else max(options.length // 4, 1)
 
 
-def print_speeds(speeds: Speeds, ratios: Sequence[Ratio], wanted: Mapping[int, str]) -> None:
-    """A row for each side: its speed, what is wanted of it, and what it is of others."""
-    print("\n| side | streams | characters/s | " + "".join(f"/ {title} | " for title, _ in ratios) + "wanted |")
+def print_speeds(speeds: Speeds, ratios: Sequence[Ratio], targets: Mapping[int, str]) -> None:
+    """Print a row for each side: its speed, its ratios to others, and its target."""
+    print("\n| side | streams | characters/s | " + "".join(f"/ {title} | " for title, _ in ratios) + "target |")
     print("|---|---|---|" + "---|" * len(ratios) + "---|")
     for (name, streams), found in speeds.items():
         ours = name in PRECISIONS
@@ -310,23 +310,23 @@ def print_speeds(speeds: Speeds, ratios: Sequence[Ratio], wanted: Mapping[int, s
         for _, against in ratios:
             other = speeds.get(against((name, streams))) if ours else None
             cells.append(times(ratio_and_spread(found, other)) if other else "")
-        cells.append(wanted.get(streams, "") if ours else "")
+        cells.append(targets.get(streams, "") if ours else "")
         print("| " + " | ".join(cells) + " |", flush=True)
 
 
 def spread(found: Sequence[float], digits: int = 0) -> str:
-    """The median, least and greatest."""
+    """The median, minimum and maximum."""
     return f"{statistics.median(found):,.{digits}f} ({min(found):,.{digits}f} to {max(found):,.{digits}f})"
 
 
 def times(ratio: tuple[float, float, float]) -> str:
-    """A ratio and its spread."""
+    """A ratio with minimum and maximum."""
     median, least, most = ratio
     return f"{median:.2f} ({least:.2f} to {most:.2f})"
 
 
-def beside(name: str) -> Ratio:
-    """A column with the ratio to a peer that writes as many streams."""
+def ratio_to(name: str) -> Ratio:
+    """A column with the ratio to a peer with as many streams."""
     return f"{name}, as many streams", lambda side: (name, side[1])
 
 
@@ -334,30 +334,30 @@ def beside(name: str) -> Ratio:
 
 
 def tutorial(options: argparse.Namespace) -> None:
-    """The tutorial's model, one stream and 64, beside both peers."""
+    """The tutorial's model with 1 and 64 streams, and both peers."""
     speeds = compare(options.model, options, {"TensorFlow": (1, 5, 64), "PyTorch": STREAMS}, STREAMS)
     ratios: list[Ratio] = [("TensorFlow, 1 stream", lambda _: ("TensorFlow", 1))]
-    ratios += [beside("TensorFlow"), beside("PyTorch")]
+    ratios += [ratio_to("TensorFlow"), ratio_to("PyTorch")]
     config = options.model.config
-    same_shape = (config.units, config.embedding) == (TUTORIAL.units, TUTORIAL.embedding)
-    wanted = {1: "20 x TensorFlow, 1 stream", 64: "40 x TensorFlow, 1 stream"} if same_shape else {}
-    print_speeds(speeds, ratios, wanted)
+    same_shape = (config.units, config.embedding_size) == (TUTORIAL.units, TUTORIAL.embedding_size)
+    targets = {1: "20 x TensorFlow, 1 stream", 64: "40 x TensorFlow, 1 stream"} if same_shape else {}
+    print_speeds(speeds, ratios, targets)
 
 
 def gru_512(options: argparse.Namespace) -> None:
     """Half as many units, one stream."""
-    speeds = compare(made_up(GRU_512), options, {"PyTorch": (1,)}, (1,))
-    print_speeds(speeds, [beside("PyTorch")], {1: "60,000 characters/s"})
+    speeds = compare(random_model(GRU_512), options, {"PyTorch": (1,)}, (1,))
+    print_speeds(speeds, [ratio_to("PyTorch")], {1: "60,000 characters/s"})
 
 
 def others(options: argparse.Namespace) -> None:
     """Other cells, layers and vocabularies, for information."""
-    for model in (made_up(LSTM_512), made_up(TWO_LAYERS), made_up(GRU_512, 6000)):
-        print_speeds(compare(model, options, {"PyTorch": STREAMS}, STREAMS), [beside("PyTorch")], {})
+    for model in (random_model(LSTM_512), random_model(TWO_LAYERS), random_model(GRU_512, 6000)):
+        print_speeds(compare(model, options, {"PyTorch": STREAMS}, STREAMS), [ratio_to("PyTorch")], {})
 
 
 def threads(options: argparse.Namespace) -> None:
-    """All cores against one, ours alone."""
+    """All cores against one, charwright alone."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if cores == 1:
         print("\nOne core: no threads to compare.")
@@ -365,7 +365,7 @@ def threads(options: argparse.Namespace) -> None:
     print(f"\n### {cores} threads against 1, charwright alone\n")
     print(f"| model | precision | streams | 1 thread, characters/s | {cores} threads, characters/s | ratio |")
     print("|---|---|---|---|---|---|")
-    for model in (options.model, made_up(GRU_512)):
+    for model in (options.model, random_model(GRU_512)):
         for precision in PRECISIONS:
             generators = {count: our_generator(model, precision, count) for count in (1, cores)}
             for streams in STREAMS:
@@ -380,7 +380,7 @@ def threads(options: argparse.Namespace) -> None:
 
 
 def process(options: argparse.Namespace) -> None:
-    """Whole processes, from the command to its end, with the tutorial's model."""
+    """Whole processes, from start to exit, with the tutorial's model."""
     model, length = options.model, options.length
     print(f"\n### The whole process, {length:,} characters, {model.name}\n")
     with tempfile.TemporaryDirectory() as temporary:
@@ -396,7 +396,7 @@ def process(options: argparse.Namespace) -> None:
         for turn in range(options.rounds + 1):
             for name, command in commands.items():
                 measured = measure_process(command)
-                if turn:  # The first reads the files from the disk.
+                if turn:  # The first one reads the files from disk.
                     found[name].append(measured)
     print("| process | wall, s | first character, s | peak memory, MB | wall, peer's / ours |")
     print("|---|---|---|---|---|")
@@ -405,11 +405,11 @@ def process(options: argparse.Namespace) -> None:
         ours = [one["wall_s"] for one in found["charwright"]]
         ratio = times(ratio_and_spread(wall, ours)) if name != "charwright" else ""
         print(f"| {name} | {spread(wall, 2)} | {spread(first, 2)} | {spread(peak)} | {ratio} |")
-    print(f"| wanted | under 0.6 | under 0.4 | under {100 + 2 * model.bytes / 1e6:.0f} | |", flush=True)
+    print(f"| target | under 0.6 | under 0.4 | under {100 + 2 * model.bytes / 1e6:.0f} | |", flush=True)
 
 
 def measure_process(command: list[str]) -> dict[str, float]:
-    """Run a command by way of `process.py`."""
+    """Run a command under `process.py`."""
     measuring = [sys.executable, "-I", "-S", str(HERE / "process.py"), *command]
     done = subprocess.run(measuring, capture_output=True, text=True, env=peer_environment(), check=False)
     if done.returncode:
@@ -427,7 +427,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
 
 
 def describe_sides(options: argparse.Namespace) -> None:
-    """The versions and the settings, before any table."""
+    """Print the versions and the settings."""
     versions = [f"Python {platform.python_version()}", f"numpy {np.__version__}"]
     with peers_for(options.model, options.commands) as peers:
         for name, peer in peers.items():
@@ -436,31 +436,31 @@ def describe_sides(options: argparse.Namespace) -> None:
     print(", ".join(versions))
     weights = f"weights of {options.run}" if options.run else f"weights of seed {WEIGHTS_SEED}"
     print(
-        f"{weights}, draws of seed {DRAWS_SEED}, temperature {TEMPERATURE}; texts of {options.length:,} characters "
-        f"({length_for(2, options):,} where there are several streams), rounds: {options.rounds}, of "
+        f"{weights}, sampling seed {DRAWS_SEED}, temperature {TEMPERATURE}; texts of {options.length:,} characters "
+        f"({length_for(2, options):,} with several streams), rounds: {options.rounds}, of "
         f"{options.seconds:g} s for each side"
     )
     if "TensorFlow" not in options.commands:
-        print(f"Without TensorFlow: --tensorflow brings it in, and installs {TENSORFLOW} in {options.peers} first.")
+        print(f"Without TensorFlow: --tensorflow adds it, and installs {TENSORFLOW} in {options.peers} if needed.")
     if "PyTorch" not in options.commands:
-        print("Without PyTorch: it is not installed here.")
+        print("Without PyTorch: it is not installed.")
 
 
 def main() -> None:
-    """Read the command line and print the tables."""
+    """Parse the command line and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each side in each round")
+    parser.add_argument("--seconds", type=float, default=2.0, help="seconds per side and round")
     parser.add_argument("--length", type=int, default=1000, help="characters of a text")
-    parser.add_argument("--run", type=Path, help="in the place of made-up weights")
+    parser.add_argument("--run", type=Path, help="use the weights of a run instead of random ones")
     parser.add_argument("--tensorflow", action="store_true")
-    parser.add_argument("--peers", type=Path, default=Path(".peers/tensorflow"), help="where TensorFlow is, or goes")
-    parser.add_argument("--quick", action="store_true", help="one short round of each, to see that all of it works")
+    parser.add_argument("--peers", type=Path, default=Path(".peers/tensorflow"), help="environment of TensorFlow")
+    parser.add_argument("--quick", action="store_true", help="one short round of each, as a smoke test")
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.seconds, options.length = 1, 0.01, 40
-    options.model = of_run(options.run) if options.run else made_up(TUTORIAL)
+    options.model = of_run(options.run) if options.run else random_model(TUTORIAL)
     options.commands = peer_commands(options.peers if options.tensorflow else None)
     describe_sides(options)
     for name in options.only or PARTS:

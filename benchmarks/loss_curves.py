@@ -1,9 +1,9 @@
-"""Does a fast core learn the same? The tutorial's recipe with several seeds, on two cores, side by side.
+"""Compare the training losses of two recurrent cores: the tutorial's recipe with several seeds.
 
     CHARWRIGHT_DATA=folder/with/the/text python benchmarks/loss_curves.py --epochs 2 --seeds 1 2 3
 
-Prints each epoch's mean training loss: a row for each core and seed, and the difference of the means beside the spread
-between the seeds.
+Prints the mean training loss of each epoch, a row for each core and seed, and for each core the mean of the last epoch
+and its range over the seeds.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 
 import charwright as cw
+from charwright.model.compute import Compute
 from charwright.training.events import Epoch
 from machine import describe_machine
 
@@ -26,13 +27,13 @@ def losses(core: str, precision: torch.dtype, seed: int, epochs: int, units: int
     sequences = recipe.sequences
     dataset = cw.Windows(vocabulary.encode(text), sequences.seq_length, sequences.batch, seed)
     shape = replace(recipe.model, units=units)
-    model = cw.LanguageModel(shape, len(vocabulary), seed=seed, precision=precision, core=core)
+    model = cw.LanguageModel(shape, len(vocabulary), seed=seed, compute=Compute(precision=precision, core=core))
     training = replace(recipe.training, epochs=epochs, seed=seed)
     return [event.train_loss for event in cw.fit(model, dataset, training) if isinstance(event, Epoch)]
 
 
 def main() -> None:
-    """Read the command line and print the table."""
+    """Parse the command line and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cores", nargs="+", default=["native/bf16", "torch/bf16"], help="CORE/PRECISION")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])

@@ -1,4 +1,4 @@
-"""What a benchmark says about the machine it ran on, how it sums up measurements, and where its peers live."""
+"""What the benchmarks share: the description of the machine, summaries of measurements, TensorFlow's environment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TENSORFLOW = "tensorflow==2.21.0"
 
 
 def describe_machine() -> str:
-    """The processor, its cores, the system and today's date, on one line."""
+    """The processor, its cores, the system and today's date, in one line."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -28,13 +28,13 @@ def describe_machine() -> str:
 
 
 def ratio_and_spread(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
-    """The median, least and greatest of the ratios ours / theirs, pair by pair."""
+    """The median, minimum and maximum of the pairwise ratios ours / theirs."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     return statistics.median(ratios), min(ratios), max(ratios)
 
 
 def tensorflow_python(folder: Path) -> Path:
-    """The interpreter of an environment with TensorFlow, made when it is not there."""
+    """The interpreter of an environment with TensorFlow, which is created if it does not exist."""
     python = folder / "bin" / "python"
     if not python.exists():
         subprocess.check_call([sys.executable, "-m", "venv", str(folder)])

@@ -1,10 +1,9 @@
-"""How fast the exported page writes in a browser: characters a second of `charwright export --to html` in Chromium.
+"""Speed of the exported page in a browser: characters per second of `charwright export --to html` in Chromium.
 
     python benchmarks/page.py --chromium /usr/bin/chromium
 
-The models have made-up weights and the size of those of tiny shakespeare: what is written makes no difference to the
-speed. The page says itself how long it worked; what the browser takes to show the text is not in it.
-
+The models have random weights and the size of those of tiny shakespeare: the speed does not depend on the text. The
+page itself reports its speed, which does not include the time that the browser takes to display the text.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from playwright.sync_api import expect, sync_playwright
 
 import charwright as cw
 from charwright.config import ModelConfig
-from charwright.interop.card import model_card
-from charwright.interop.web_page import page_bytes
+from charwright.interop.html_export import page_bytes
+from charwright.interop.model_card import model_card
 from charwright.run import Run
 from machine import describe_machine
 
 CHARACTERS = "\n !$&',-.3:;?" + "".join(map(chr, [*range(65, 91), *range(97, 123)]))
 MODELS = {
     "GRU 512": ModelConfig(units=512),
-    "GRU 1024": ModelConfig(units=1024, embedding=256),
+    "GRU 1024": ModelConfig(units=1024, embedding_size=256),
     "LSTM 512": ModelConfig(cell="lstm", units=512),
     "two layers of GRU 256": ModelConfig(layers=2, units=256),
 }
@@ -55,13 +54,13 @@ def speeds(browser: Any, path: Path, length: int, rounds: int) -> list[int]:
     found = []
     for seed in range(rounds + 1):
         page.get_by_label("Seed").fill(str(seed))
-        page.get_by_role("button", name="Write").click()
+        page.get_by_role("button", name="Generate").click()
         expect(page.get_by_role("status")).to_contain_text("Done", timeout=120_000)
-        said = re.search(r"([\d,]+) a second", page.get_by_role("status").inner_text())
+        said = re.search(r"([\d,]+) characters/s", page.get_by_role("status").inner_text())
         assert said is not None
         found.append(int(said[1].replace(",", "")))
     page.close()
-    return found[1:]  # The first round is the browser's own warm-up.
+    return found[1:]  # The first round warms up the browser.
 
 
 def main() -> None:
@@ -73,7 +72,7 @@ def main() -> None:
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=options.chromium, headless=True, args=FLAGS)
         print(f"{describe_machine()}; Chromium {browser.version}")
-        print(f"{options.length:,} characters, {options.rounds} rounds: the median, the least and the most\n")
+        print(f"{options.length:,} characters, {options.rounds} rounds: median (minimum to maximum)\n")
         print("| model | page | characters/s |\n|---|---|---|")
         for name, config in MODELS.items():
             with tempfile.TemporaryDirectory() as folder:

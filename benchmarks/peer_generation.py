@@ -1,10 +1,10 @@
-"""What the two peers of `generation.py` share: the model they are given, the requests they answer, the whole process.
+"""What the two peers of `generation.py` share: reading the model, answering requests, and running as a process.
 
-    python peer_generation_torch.py FOLDER                # a request on each line of standard input, as JSON
-    python peer_generation_torch.py FOLDER --write 1000   # write so many characters, and end
+    python peer_generation_torch.py FOLDER                # answer JSON requests, one per line of standard input
+    python peer_generation_torch.py FOLDER --write 1000   # generate this many characters and exit
 
-FOLDER has `weights.npz`, by charwright's names, and `model.json`. Nothing of charwright is imported here: a peer may
-run in an environment of its own.
+FOLDER has `weights.npz`, with charwright's names, and `model.json`. A peer does not import charwright and can run in
+its own environment.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Model:
-    """What a peer writes with; the first token is [UNK], which is never written."""
+    """The model of a peer; its first token is [UNK], which is never generated."""
 
     cell: str
     layers: int
@@ -37,33 +37,33 @@ class Model:
 
 
 class Writer(Protocol):
-    """A peer's own loop. A piece is what all streams write in one step, in whatever form the peer has it."""
+    """A peer's own loop. A piece is the output of all streams in one step, in the peer's own form."""
 
     def prepare(self, streams: int) -> str:
-        """Warm up for so many streams, and say which way of several is taken, if there are several."""
+        """Warm up for this many streams; returns the name of the implementation, if there are several."""
 
     def pieces(self, streams: int, length: int) -> Iterator[Any]:
-        """Write from the prompt, step by step."""
+        """Generate from the prompt, step by step."""
 
     def join(self, pieces: list[Any]) -> list[str]:
         """The text of each stream."""
 
     def show(self, piece: Any) -> str:
-        """The one character of a piece, where there is one stream."""
+        """The character of a piece with one stream."""
 
     def logits(self, ids: list[int]) -> dict[str, np.ndarray]:
-        """Logits (T, V) after each id, by the name of each way, one step at a time."""
+        """Logits (T, V) after each id, one step at a time, by the name of the implementation."""
 
 
 def read_model(folder: Path) -> Model:
-    """What `generation.py` has put into a folder."""
+    """Read the model that `generation.py` stored in a folder."""
     with np.load(folder / "weights.npz") as weights:
         arrays = {name: weights[name] for name in weights.files}
     return Model(**json.loads((folder / "model.json").read_text(encoding="utf-8")), weights=arrays)
 
 
 def run_peer(make: Callable[[Model], Writer], version: str, threads: int) -> None:
-    """The peer's whole program."""
+    """Run the peer's program."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--write", type=int, metavar="LENGTH")
@@ -92,7 +92,7 @@ def _answer(writer: Writer, request: dict[str, Any]) -> Any:
 
 
 def _speed(writer: Writer, streams: int, length: int, seconds: float) -> float:
-    """Characters a second of all streams together, over whole texts."""
+    """Characters per second of all streams together, over complete texts."""
     count, began = 0, time.perf_counter()
     while (spent := time.perf_counter() - began) < seconds or count == 0:
         count += sum(map(len, writer.join(list(writer.pieces(streams, length)))))

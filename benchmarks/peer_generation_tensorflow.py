@@ -1,7 +1,7 @@
-"""TensorFlow's side of `generation.py`: the tutorial's model and its one step, strings in, strings out.
+"""TensorFlow's side of `generation.py`: the tutorial's model and its one-step function, strings in, strings out.
 
 A step is one tf.function: split the strings into characters, look up their ids, run the model with its state, take the
-last logits, divide by the temperature, mask [UNK], draw, look up the characters. The loop around it is Python's.
+last logits, divide by the temperature, mask [UNK], sample, look up the characters. The loop around it is in Python.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class Network(tf.keras.Model):
         return self.dense(x), states
 
     def load(self, weights: dict[str, np.ndarray]) -> None:
-        """Take weights by charwright's names."""
+        """Load weights with charwright's names."""
 
-        def turned(name: str) -> np.ndarray:  # Gates r, z, n one below the other become z, r, n side by side.
+        def reordered(name: str) -> np.ndarray:  # Stacked gates r, z, n become z, r, n side by side.
             r, z, n = np.split(weights["recurrent.0." + name], 3)
             return np.concatenate([z, r, n]).T
 
         self.embedding.set_weights([weights["embedding.weight"]])
-        biases = np.stack([turned("bias_ih"), turned("bias_hh")])
-        self.gru.set_weights([turned("weight_ih"), turned("weight_hh"), biases])
+        biases = np.stack([reordered("bias_ih"), reordered("bias_hh")])
+        self.gru.set_weights([reordered("weight_ih"), reordered("weight_hh"), biases])
         self.dense.set_weights([weights["head.weight"].T, weights["head.bias"]])
 
 
@@ -87,15 +87,15 @@ class TensorFlowWriter(tf.Module):
             yield following
 
     def join(self, pieces: list[tf.Tensor]) -> list[str]:
-        """Each stream's characters in a row."""
+        """The characters of each stream, joined."""
         return [text.decode("utf-8") for text in tf.strings.join(pieces).numpy()]
 
     def show(self, piece: tf.Tensor) -> str:
-        """A string's bytes decoded."""
+        """The decoded character."""
         return piece[0].numpy().decode("utf-8")
 
     def logits(self, ids: list[int]) -> dict[str, np.ndarray]:
-        """One id at a time, the state handed on."""
+        """One id at a time, with the state carried."""
         rows: list[Any] = []
         states = None
         for i in ids:
@@ -105,5 +105,5 @@ class TensorFlowWriter(tf.Module):
 
 
 if __name__ == "__main__":
-    # 0 stands for as many as there are.
+    # 0 means all cores.
     run_peer(TensorFlowWriter, tf.__version__, tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count())

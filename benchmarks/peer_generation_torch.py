@@ -1,7 +1,7 @@
-"""PyTorch's side of `generation.py`: the obvious layers, one step at a time, in float32.
+"""PyTorch's side of `generation.py`: PyTorch's own layers, one step at a time, in float32.
 
-Of the two ways that PyTorch offers, nn.GRU on sequences of one character and nn.GRUCell (nn.LSTM and nn.LSTMCell), the
-faster is measured. The ids become text once, at the end, and not at each step.
+PyTorch offers two implementations, nn.GRU on sequences of one character and nn.GRUCell (nn.LSTM and nn.LSTMCell); the
+faster one is measured. The ids become text once, at the end, not at each step.
 """
 
 from __future__ import annotations
@@ -85,14 +85,14 @@ class TorchWriter:
         self.model = model
         self.prompt = torch.tensor([model.tokens.index(character) for character in model.prompt])[:, None]
         self.cells = Cells(model)
-        self.fastest: dict[int, nn.Module] = {}  # by how many streams
+        self.fastest: dict[int, nn.Module] = {}  # by the number of streams
 
     def _ways(self) -> dict[str, nn.Module]:
         name = {"gru": "nn.GRU", "lstm": "nn.LSTM"}[self.model.cell]
         return {name: Layers(self.model), name + "Cell": self.cells}
 
     def prepare(self, streams: int) -> str:
-        """Try both ways for a moment, and keep the faster."""
+        """Time both implementations briefly, and keep the faster one."""
         ways = self._ways()
         found = dict.fromkeys(ways, float("inf"))
         for _ in range(TRIALS):
@@ -118,7 +118,7 @@ class TorchWriter:
             ids = drawn.T
 
     def join(self, pieces: list[Tensor]) -> list[str]:
-        """All ids as text at once."""
+        """Convert all ids to text at once."""
         return ["".join([self.model.tokens[i] for i in row]) for row in torch.cat(pieces, dim=1).tolist()]
 
     def show(self, piece: Tensor) -> str:
@@ -126,7 +126,7 @@ class TorchWriter:
         return self.model.tokens[piece.item()]
 
     def logits(self, ids: list[int]) -> dict[str, np.ndarray]:
-        """Of both ways."""
+        """Logits of both implementations."""
         found = {}
         for name, network in self._ways().items():
             rows, state = [], None

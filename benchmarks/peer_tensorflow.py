@@ -1,6 +1,6 @@
-"""TensorFlow's side of the benchmarks: the tutorial's model, and a figure for every line on standard input.
+"""TensorFlow's side of `training.py`: the tutorial's model; prints a figure for every line on standard input.
 
-Run by `training.py` in an environment with TensorFlow alone; nothing of charwright is imported here.
+`training.py` runs it in an environment with TensorFlow alone; it does not import charwright.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class MyModel(tf.keras.Model):
 
 
 def main() -> None:
-    """Warm up, then measure whenever asked."""
+    """Warm up, then measure on request."""
     seconds = json.loads(sys.argv[1])["seconds"]
     steps = 4
     ids = np.random.default_rng(1).integers(1, VOCABULARY, size=(steps * BATCH, LENGTH + 1))

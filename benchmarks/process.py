@@ -1,9 +1,9 @@
-"""Run a command, and say how long it took, when its first byte came and how much memory it had at its peak.
+"""Run a command, and report its duration, the time of its first byte and its peak memory.
 
     python -I -S benchmarks/process.py charwright generate runs/demo
 
-A program of its own, of few imports: what the system reports as a child's peak is never less than what its parent had
-when it was started. Prints JSON: `wall_s`, `first_s`, `peak_mb` and `bytes` (of standard output).
+This is a separate program with few imports, because the peak that the system reports for a child is never below the
+memory of its parent at the start. Prints JSON: `wall_s`, `first_s`, `peak_mb` and `bytes` (of standard output).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ KILO = 1 if sys.platform == "darwin" else 1024  # The unit of ru_maxrss.
 
 
 def measure(command: list[str]) -> dict[str, float]:
-    """Run a command to its end, reading its standard output without a buffer."""
+    """Run a command to completion, reading its standard output unbuffered."""
     began = time.perf_counter()
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0)
     assert process.stdout is not None
@@ -28,7 +28,7 @@ def measure(command: list[str]) -> dict[str, float]:
         count += len(data)
     _, status, usage = os.wait4(process.pid, 0)
     wall = time.perf_counter() - began
-    process.returncode = os.waitstatus_to_exitcode(status)  # It was waited for here.
+    process.returncode = os.waitstatus_to_exitcode(status)  # os.wait4 has reaped it.
     if process.returncode:
         sys.exit(process.returncode)
     return {"wall_s": wall, "first_s": first, "peak_mb": usage.ru_maxrss * KILO / 1e6, "bytes": count}

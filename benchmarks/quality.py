@@ -1,12 +1,12 @@
-"""How well a model writes after so many minutes: the planned recipe beside the tutorial's, in one run.
+"""Validation loss after a given number of minutes: the planned recipe next to the tutorial's, in one run.
 
     python benchmarks/quality.py --minutes 2                       # tiny shakespeare, three seeds of each
     python benchmarks/quality.py --minutes 2 --texts all --seeds 1 # every text of the experiments
-    python benchmarks/quality.py --minutes 2 --texts all --seeds 1 --cpus 0   # on one core, the other being busy
+    python benchmarks/quality.py --minutes 2 --texts all --seeds 1 --cpus 0   # on one core
 
-Both sides are whole commands, `charwright train`, in turn; the wall time is that of the command, from its start to its
-end. Every loss is that of the saved model on the text's last tenth (tiny shakespeare) or on the blocks kept for
-validation (all others), which neither side trained on.
+Both sides are complete `charwright train` commands, in turn; the wall time is that of the whole command. Every loss is
+that of the saved model on the text's last tenth (tiny shakespeare) or on the blocks held out for validation (all
+others), which neither side trained on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import charwright as cw
-from charwright.data.corpus import split_corpus
+from charwright.data.split import split_corpus
 from machine import describe_machine
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
@@ -35,7 +35,7 @@ SIDES = {"planned": [], "tutorial": ["--recipe", "tutorial", "--val-fraction", "
 
 @dataclass(frozen=True)
 class Result:
-    """One command: the loss of its model in two ways, its seconds, and what it trained."""
+    """One command: the loss of its model by two protocols, its duration and its model size."""
 
     carried: float
     windows: float
@@ -45,7 +45,7 @@ class Result:
 
 
 def train(text: Path, side: str, minutes: float, seed: int, split: str, folder: Path) -> Result:
-    """Run one `charwright train` and measure what it saved."""
+    """Run one `charwright train` and evaluate the saved model."""
     run = folder / f"{text.stem}-{side}-{minutes:g}-{seed}"
     command = [sys.executable, "-m", "charwright", "train", str(text), "--minutes", f"{minutes:g}"]
     command += ["--val-split", split, "--seed", str(seed), "--out", str(run), "--force", *SIDES[side]]
@@ -56,7 +56,7 @@ def train(text: Path, side: str, minutes: float, seed: int, split: str, folder: 
 
 
 def measure(folder: Path, text: Path, wall_s: float) -> Result:
-    """The losses of a run on the text that was kept from it."""
+    """The losses of a run on its held-out text."""
     run = cw.Run.open(folder)
     _, validation = split_corpus(text.read_text(encoding="utf-8"), run.config.recipe.split)
     model = cw.LanguageModel.from_arrays(run.model, run.weights())
@@ -67,7 +67,7 @@ def measure(folder: Path, text: Path, wall_s: float) -> Result:
 
 
 def row(name: str, minutes: float, side: str, results: list[Result]) -> str:
-    """A line of the table: the median, and the least and greatest where there are several."""
+    """A row of the table: the median, with minimum and maximum if there are several seeds."""
     losses = [result.carried for result in results]
     spread = f" ({min(losses):.4f} to {max(losses):.4f})" if len(losses) > 1 else ""
     windows = statistics.median(result.windows for result in results)
@@ -80,7 +80,7 @@ def row(name: str, minutes: float, side: str, results: list[Result]) -> str:
 
 
 def compare(name: str, minutes: float, seeds: list[int], sides: list[str], folder: Path) -> None:
-    """Train both sides in turn, seed by seed, and print their lines and the difference."""
+    """Train both sides in turn, seed by seed, and print their rows."""
     text = folder / f"{name}.txt"
     text.write_text(whole_text(name), encoding="utf-8")
     split = "tail" if name == "shakespeare" else "blocks"
@@ -91,7 +91,7 @@ def compare(name: str, minutes: float, seeds: list[int], sides: list[str], folde
     for side in sides:
         print(row(name, minutes, side, results[side]), flush=True)
         if any(result.diverged for result in results[side]):
-            print(f"|   | | {side} | went back after diverging | | | |", flush=True)
+            print(f"|   | | {side} | rolled back after divergence | | | |", flush=True)
 
 
 def main() -> None:
@@ -101,8 +101,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--texts", nargs="+", default=["shakespeare"], choices=[*TEXTS, "all"])
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
-    parser.add_argument("--cpus", type=int, nargs="+", help="cores to train on; without it all of them (Linux)")
-    parser.add_argument("--keep", type=Path, help="a folder for the runs; without it they are thrown away")
+    parser.add_argument("--cpus", type=int, nargs="+", help="cores to train on (Linux; default: all)")
+    parser.add_argument("--keep", type=Path, help="keep the runs in this folder (default: delete them)")
     asked = parser.parse_args()
     if asked.cpus:
         os.sched_setaffinity(0, asked.cpus)

@@ -1,11 +1,11 @@
-"""Characters a second of a whole training step: charwright beside PyTorch's own layers, and beside TensorFlow.
+"""Training speed in characters per second of complete steps: charwright, PyTorch's own layers, and TensorFlow.
 
-    python benchmarks/training.py                      # all works, PyTorch as the peer
+    python benchmarks/training.py                      # all workloads, PyTorch as the peer
     python benchmarks/training.py --only tutorial      # some of them
-    python benchmarks/training.py --tensorflow         # TensorFlow too, in an environment of its own (.peers/)
+    python benchmarks/training.py --tensorflow         # TensorFlow too, in its own environment (.peers/)
 
-Both sides do the same work in turn, A B A B, in one run; a ratio is the median of the pairs, with the least and the
-greatest. The step is the real one: batch to the device, forward, loss, backward, Adam.
+Both sides do the same work in turn, A B A B, in one run; a ratio is the median of the pairs, with minimum and maximum.
+A step is complete: batch to the device, forward, loss, backward, Adam.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import nn
 
 import charwright as cw
 from charwright.data.sequences import Windows
-from charwright.model.machine import keep_memory
+from charwright.model.compute import Compute, keep_memory
 from charwright.training.loop import train_step
 from machine import TENSORFLOW, describe_machine, ratio_and_spread, tensorflow_python
 
@@ -54,7 +54,7 @@ class Work:
 
     @property
     def recurrent_operations(self) -> int:
-        """Additions and multiplications a character in the recurrent products: forward, backward and gradient."""
+        """Additions and multiplications per character in the recurrent products: forward, backward and gradient."""
         gates = {"gru": 3, "lstm": 4, "rnn": 1}[self.cell]
         return 6 * gates * self.units**2 * self.layers
 
@@ -71,7 +71,7 @@ WORKS = (
 
 
 class PeerModel(nn.Module):
-    """The obvious model in PyTorch."""
+    """The same model from PyTorch's own layers."""
 
     def __init__(self, work: Work) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class PeerModel(nn.Module):
 
 
 def batches(work: Work) -> Callable[[], tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of a made-up text in which some ids are far more frequent than others, as in any text."""
+    """Batches of random ids with a skewed frequency distribution, as in real text."""
     draws = np.random.Generator(np.random.Philox(1)).zipf(1.3, size=40 * work.characters)
     windows = Windows((draws % work.vocabulary).astype(np.int32), work.seq_length, work.batch)
     epochs = (pair for epoch in range(10**9) for pair in windows.batches(epoch))
@@ -100,8 +100,10 @@ def batches(work: Work) -> Callable[[], tuple[torch.Tensor, torch.Tensor]]:
 
 def ours(work: Work) -> Callable[[], None]:
     """One step of charwright."""
-    shape = cw.ModelConfig(cell=work.cell, layers=work.layers, units=work.units, embedding=work.embedding)
-    model = cw.LanguageModel(shape, work.vocabulary, precision=torch.bfloat16 if work.bf16 else torch.float32)
+    shape = cw.ModelConfig(cell=work.cell, layers=work.layers, units=work.units, embedding_size=work.embedding)
+    model = cw.LanguageModel(
+        shape, work.vocabulary, compute=Compute(precision=torch.bfloat16 if work.bf16 else torch.float32)
+    )
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     following = batches(work)
@@ -131,7 +133,7 @@ def theirs(work: Work) -> Callable[[], None]:
 
 
 def speed(step: Callable[[], None], work: Work, seconds: float) -> float:
-    """Characters a second over at least `seconds`."""
+    """Characters per second over at least `seconds`."""
     count, began = 0, time.perf_counter()
     while (spent := time.perf_counter() - began) < seconds or count < 2:
         step()
@@ -140,7 +142,7 @@ def speed(step: Callable[[], None], work: Work, seconds: float) -> float:
 
 
 def product_peak(dtype: torch.dtype, seconds: float) -> float:
-    """Operations a second of a 2048^3 matrix product."""
+    """Operations per second of a 2048^3 matrix product."""
     a, b = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
     times = []
     began = time.perf_counter()
@@ -171,7 +173,7 @@ def compare(work: Work, rounds: int, seconds: float) -> None:
 
 
 def compare_threads(rounds: int, seconds: float) -> None:
-    """Two threads against one, ours alone."""
+    """All threads against one, charwright alone."""
     all_threads = torch.get_num_threads()
     for work in (WORKS[0], WORKS[2], WORKS[3]):
         step = ours(work)
@@ -187,7 +189,7 @@ def compare_threads(rounds: int, seconds: float) -> None:
 
 
 def memory(side: str) -> None:
-    """In a process of its own: the peak of the tutorial's step less what there was after the imports, in MB."""
+    """In its own process: the peak memory of the tutorial's step, minus the memory after the imports, in MB."""
     keep_memory()
     before = _memory_mb("VmRSS")
     step = {"ours": ours, "theirs": theirs}[side](WORKS[0])
@@ -197,14 +199,14 @@ def memory(side: str) -> None:
 
 
 def _memory_mb(field: str) -> float:
-    """VmRSS or VmHWM (the peak) of this process, which unlike getrusage's forgets what the parent had."""
+    """VmRSS or VmHWM (the peak) of this process, which unlike getrusage does not include the parent's memory."""
     lines = Path("/proc/self/status").read_text().splitlines()
     [line] = [line for line in lines if line.startswith(field + ":")]
     return int(line.split()[1]) / 1024
 
 
 def compare_memory() -> None:
-    """Each side in a process of its own."""
+    """Compare peak memory, each side in its own process."""
     found = {
         side: float(subprocess.check_output([sys.executable, __file__, "--memory", side], text=True))
         for side in ("ours", "theirs")
@@ -214,7 +216,7 @@ def compare_memory() -> None:
 
 
 def compare_tensorflow(rounds: int, seconds: float, folder: Path) -> None:
-    """TensorFlow's `fit` on the tutorial's model in its own process, in turn with ours."""
+    """Compare with TensorFlow's `fit` on the tutorial's model, in its own process, in turn with ours."""
     script = Path(__file__).with_name("peer_tensorflow.py")
     command = [str(tensorflow_python(folder)), str(script), json.dumps({"seconds": seconds})]
     peer = subprocess.Popen(
@@ -222,7 +224,7 @@ def compare_tensorflow(rounds: int, seconds: float, folder: Path) -> None:
     )
     assert peer.stdin is not None
     assert peer.stdout is not None
-    peer.stdout.readline()  # it has built and warmed up
+    peer.stdout.readline()  # It is built and warmed up.
     step = ours(WORKS[0])
     step()
     speeds: tuple[list[float], list[float]] = ([], [])
@@ -241,13 +243,13 @@ def compare_tensorflow(rounds: int, seconds: float, folder: Path) -> None:
 
 
 def main() -> None:
-    """Read the command line and print the tables."""
+    """Parse the command line and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", help="names of works")
+    parser.add_argument("--only", nargs="*", help="names of workloads")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each side in each round")
+    parser.add_argument("--seconds", type=float, default=3.0, help="seconds per side and round")
     parser.add_argument("--tensorflow", action="store_true")
-    parser.add_argument("--peers", type=Path, default=Path(".peers/tensorflow"), help="where TensorFlow is, or goes")
+    parser.add_argument("--peers", type=Path, default=Path(".peers/tensorflow"), help="environment of TensorFlow")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     parser.add_argument("--memory", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -258,15 +260,15 @@ def main() -> None:
         keep_memory()
         compare(next(work for work in WORKS if work.name == options.row), options.rounds, options.seconds)
         return
-    keep_memory()  # as `fit` does; the peer in this process has the good of it too
+    keep_memory()  # As `fit` does; the peer in this process benefits too.
     print(describe_machine())
     print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads\n")
-    print("| work | charwright, characters/s | nn.GRU / nn.LSTM | ratio | at least | share of product peak |")
+    print("| workload | charwright, characters/s | nn.GRU / nn.LSTM | ratio | target | share of product peak |")
     print("|---|---|---|---|---|---|")
     for work in WORKS:
         if options.only and work.name not in options.only:
             continue
-        # Each in a process of its own, as a training run has: what one work leaves in memory would slow the next.
+        # Each in its own process, like a training run: memory left by one workload would slow the next.
         settings = ["--rounds", str(options.rounds), "--seconds", str(options.seconds)]
         subprocess.check_call([sys.executable, __file__, "--row", work.name, *settings])
     print()

@@ -1,10 +1,10 @@
-"""Write what the documentation can take from the code: help pages, names, the tree of files, the README's sample.
+"""Generate the parts of the documentation that come from the code: help pages, names, the file tree, the sample.
 
-    python docs/generate.py                     write all generated pages again
-    python docs/generate.py --check             exit 1 if a page is not what would be written
-    python docs/generate.py --sample RUN        also fill the READMEs' sample and figures from a trained run
+    python docs/generate.py                     write all generated pages
+    python docs/generate.py --check             exit 1 if a page is out of date
+    python docs/generate.py --sample RUN        also generate the READMEs' sample and figures from a trained run
 
-`make docs` is the first of these.
+`make docs` runs the first of these. docs/outputs.py checks the outputs that the other pages show.
 """
 
 from __future__ import annotations
@@ -29,25 +29,46 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "charwright"
 READMES = ("README.md", "README.zh-TW.md")
+ARCHITECTURE = "docs/explanation/architecture.md"
 SAMPLE_LENGTH = 400
 NOVELTY_LENGTH = 10_000
 RECIPES = "docs/explanation/recipes.md"
 WIDTH = 100
 SUFFIXES = (".py", ".c", ".h")
-ROOMS = ("data", "model", "kernels", "training", "generation", "interop", "serve", "cli")
+PACKAGES: tuple[str, ...] = (
+    "data",
+    "model",
+    "kernels",
+    "training",
+    "generation",
+    "evaluation",
+    "planning",
+    "workflow",
+    "tuning",
+)
+PACKAGES += ("interop", "compose", "serve", "cli")
+"""The order of the packages in the tree."""
+LEARNERS_PATH: tuple[str, ...] = (
+    "data/vocabulary.py",
+    "data/sequences.py",
+    "model/cells.py",
+    "model/language_model.py",
+)
+LEARNERS_PATH += ("training/loop.py", "generation/sampling.py")
+"""The files to read first, in order, after examples/char_rnn.py."""
 NOTICE = "<!-- Written by docs/generate.py; change the code, then run `make docs`. -->"
 
 Page = dict[str, str]
 
 
 def main() -> int:
-    """Write the pages, or check that they are what would be written."""
+    """Write the pages, or check that they are up to date."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is out of date")
-    parser.add_argument("--sample", metavar="RUN", help="the run that writes the READMEs' sample")
-    parser.add_argument("--prompt", default="ROMEO:", help="what the sample begins with (default: %(default)s)")
+    parser.add_argument("--sample", metavar="RUN", help="the run that generates the READMEs' sample")
+    parser.add_argument("--prompt", default="ROMEO:", help="prompt of the sample (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=7, help="seed of the sample (default: %(default)s)")
-    parser.add_argument("--machine", default="", help="what the run was trained on, in words, for the figures")
+    parser.add_argument("--machine", default="", help="the machine that trained the run, in words, for the figures")
     arguments = parser.parse_args()
     pages = generated_pages()
     if arguments.sample:
@@ -65,27 +86,28 @@ def main() -> int:
 
 
 def generated_pages() -> Page:
-    """Each generated page, and each page with a generated block, as it should be."""
+    """The up-to-date text of each generated page and of each page with generated blocks."""
     return {
         "docs/reference/cli.md": cli_page(),
         "docs/reference/python.md": python_page(),
         RECIPES: with_blocks(read(RECIPES), {"trials": trials("ledger"), "early": trials("early_trials")}),
-        **{name: with_blocks(read(name), {"tree": fenced(tree())}) for name in READMES},
+        ARCHITECTURE: with_blocks(read(ARCHITECTURE), {"tree": fenced(tree()), "learner": learners_path()}),
+        **{name: read(name) for name in READMES},
     }
 
 
 def read(name: str) -> str:
-    """A page as it is; "" where there is none."""
+    """The current text of a page; "" if there is none."""
     path = ROOT / name
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def with_blocks(text: str, blocks: Mapping[str, str]) -> str:
-    """The page with what stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->` replaced."""
+    """The page with new content between `<!-- NAME:begin -->` and `<!-- NAME:end -->`."""
     for name, content in blocks.items():
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         if text.count(begin) != 1 or text.count(end) != 1:
-            raise SystemExit(f"a page must hold {begin} and {end} once each")
+            raise SystemExit(f"a page must contain {begin} and {end} exactly once")
         before, rest = text.split(begin)
         text = f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
     return text
@@ -94,7 +116,7 @@ def with_blocks(text: str, blocks: Mapping[str, str]) -> str:
 def fenced(text: str, language: str = "text") -> str:
     """The text as a code block."""
     if "```" in text:
-        raise SystemExit("a text with ``` in it cannot stand in a code block; take another seed")
+        raise SystemExit("a text that contains ``` does not fit in a code block; use another seed")
     return f"```{language}\n{text}\n```"
 
 
@@ -102,7 +124,7 @@ def fenced(text: str, language: str = "text") -> str:
 
 
 def trials(ledger: str) -> str:
-    """A ledger of the experiments as a table, text by text and budget by budget, the best first."""
+    """A ledger of the experiments as a table, grouped by text and budget, best first."""
     path = ROOT / "experiments" / f"{ledger}.jsonl"
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     lines.sort(key=lambda line: (line["corpus"], line["minutes"], line["carried"]))
@@ -120,16 +142,18 @@ def trials(ledger: str) -> str:
 
 
 def _plain(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The options of a trial, those that are words as `cell`: they need no name."""
+    """The options of a trial by their present names, without underscores; the cell needs no name."""
+    from charwright.config import RENAMED
+
     for name, value in options.items():
-        yield ("cell", value) if isinstance(value, str) else (name.replace("_", " "), value)
+        yield ("cell", value) if isinstance(value, str) else (RENAMED.get(name, name).replace("_", " "), value)
 
 
 # The command line.
 
 
 def cli_page() -> str:
-    """Every command's help, at a fixed width."""
+    """The help of every command, at a fixed width."""
     from charwright.cli import cli
 
     commands: dict[str, click.Command] = {"charwright": cli}
@@ -140,12 +164,14 @@ def cli_page() -> str:
     parts = [
         "# The command line",
         NOTICE,
-        "Text that was generated goes to stdout, everything else to stderr. `python -m charwright` does the same.",
-        "Exit codes: 0 done; 1 it failed, with one line that says why; 2 wrong usage; 3 training diverged; 130 or 143\n"
-        "stopped by Ctrl-C or SIGTERM, after saving. `charwright --debug` before the command shows the traceback.",
-        "Environment: `CHARWRIGHT_DATA` names a folder that is searched first for a named corpus's file, whatever the\n"
-        "file's name. `CHARWRIGHT_CORE` is the core that `--core auto` means. `CHARWRIGHT_KERNELS` names a variant of\n"
-        "the C kernels, or is `none`. `NO_COLOR` turns colours off.",
+        "Generated text goes to standard output, everything else to standard error. `python -m charwright` is the\n"
+        "same command.",
+        "Exit codes: 0, success; 1, failure, with one line that gives the reason; 2, wrong usage; 3, training\n"
+        "diverged; 130 or 143, stopped by Ctrl-C or SIGTERM, after saving. With `--debug` before the command, an\n"
+        "error shows its traceback.",
+        "Environment variables: `CHARWRIGHT_DATA` names a folder that is searched first for the file of a named\n"
+        "corpus; the file may have any name. `CHARWRIGHT_CORE` sets what `--core auto` selects. `CHARWRIGHT_KERNELS`\n"
+        "selects a variant of the C kernels, or `none`. `NO_COLOR` disables colours.",
     ]
     for name, command in commands.items():
         lines = command.get_help(_context(command, name)).splitlines()
@@ -164,15 +190,15 @@ def _context(command: click.Command, name: str) -> click.Context:
 
 
 def python_page() -> str:
-    """Every public name with its signature and the first words of its docstring, module by module."""
+    """Every public name, by module, with its signature and the first paragraph of its docstring."""
     import charwright
 
     parts = [
         "# The Python names",
         NOTICE,
-        "All of these are names of `charwright` itself: `import charwright`, then `charwright.Vocabulary` and so on.\n"
-        "A name is loaded when it is first used, so that `import charwright` costs next to nothing. What charwright\n"
-        "raises on purpose is a `CharwrightError`, of one of the kinds at the end of this page.",
+        "All of these names are attributes of `charwright` itself: `charwright.Vocabulary` and so on. A name is\n"
+        "loaded on first use, so `import charwright` is fast. Every deliberate exception is a `CharwrightError`; the\n"
+        "[error classes](#errors) are at the end of this page.",
     ]
     homes: dict[str, list[str]] = {}
     for name, module in charwright._HOMES.items():
@@ -189,7 +215,7 @@ def python_page() -> str:
 
 
 def first_words(docstring: str | None) -> str:
-    """A docstring's first paragraph, on one line."""
+    """The first paragraph of a docstring, on one line."""
     return " ".join((docstring or "").split("\n\n")[0].split())
 
 
@@ -289,7 +315,7 @@ def _field_table(value: Any) -> str:
 
 
 def _bounds(metadata: Mapping[str, Any]) -> str:
-    """The bounds in words; the upper end of 64-bit numbers is nobody's concern."""
+    """The bounds in words; the limits of 64-bit integers are left out."""
     bounds = {key: metadata.get(key) for key in _BOUND_WORDS}
     words = [f"{_BOUND_WORDS[key]} {bound:g}" for key, bound in bounds.items() if bound is not None and bound < 2**62]
     if metadata.get("choices"):
@@ -307,7 +333,18 @@ def _error_tree() -> str:
     return "\n".join(line.removeprefix("    ") for line in lines if line.startswith("    "))
 
 
-# The tree of files.
+# The file tree and the learner's path.
+
+
+def learners_path() -> str:
+    """The files to read first as a table, with the lines of each and their sum."""
+    files = [ROOT / "examples" / "char_rnn.py", *(PACKAGE / name for name in LEARNERS_PATH)]
+    counts = {path: len(read(path.relative_to(ROOT).as_posix()).splitlines()) for path in files}
+    lines = ["| | file | subject | lines |", "|---|---|---|---|"]
+    for number, path in enumerate(files, start=1):
+        link = f"[{path.name}](../../{path.relative_to(ROOT).as_posix()})"
+        lines.append(f"| {number} | {link} | {_first_line(path)} | {counts[path]} |")
+    return "\n".join([*lines, f"| | | | {sum(counts.values()):,} |"])
 
 
 def tree() -> str:
@@ -315,10 +352,10 @@ def tree() -> str:
     lines = ["src/charwright/"]
     lines += [_file_line(path, "  ") for path in sorted(PACKAGE.glob("*.py"))]
     found = {path.parent for path in PACKAGE.glob("*/*") if path.suffix in SUFFIXES}
-    order = {name: number for number, name in enumerate(ROOMS)}
-    for room in sorted(found, key=lambda path: (order.get(path.name, len(order)), path.name)):
-        lines.append(f"  {room.name + '/':24} {_first_line(room / '__init__.py')}".rstrip())
-        files = [path for path in sorted(room.iterdir()) if path.suffix in SUFFIXES and path.name != "__init__.py"]
+    order = {name: number for number, name in enumerate(PACKAGES)}
+    for package in sorted(found, key=lambda path: (order.get(path.name, len(order)), path.name)):
+        lines.append(f"  {package.name + '/':24} {_first_line(package / '__init__.py')}".rstrip())
+        files = [path for path in sorted(package.iterdir()) if path.suffix in SUFFIXES and path.name != "__init__.py"]
         lines += [_file_line(path, "    ") for path in files]
     return "\n".join(lines)
 
@@ -341,7 +378,7 @@ def _first_line(path: Path) -> str:
 
 
 def sample_blocks(folder: Path, prompt: str, seed: int, machine: str, readme: str) -> dict[str, str]:
-    """The sample that a run writes, with the commands that made it, and what the run took."""
+    """A sample generated by a run, the commands behind it, and the run's figures."""
     from charwright.run import Run
 
     run = Run.open(folder)
@@ -359,9 +396,9 @@ def _generate(folder: Path, *options: str) -> str:
 
 
 def train_command(run: Run) -> str:
-    """The command that makes such a run: what it was given beyond its recipe."""
-    from charwright.config import flag
-    from charwright.training.recipe_file import recipe_of
+    """The command that trains such a run: the options given beyond its recipe."""
+    from charwright.planning.recipe_file import recipe_of
+    from charwright.schema import flag
 
     base = recipe_of(run.config.recipe_name)
     reasons = (run.config.plan or {}).get("reasons", {})
@@ -388,10 +425,10 @@ _LABELS = {
         "minutes": "training time",
         "validation": "validation loss, carried",
         "train": "training loss, last epoch",
-        "novelty": "copied word for word, of 10,000 characters",
+        "novelty": "copied verbatim, out of 10,000 generated characters",
         "machine": "trained on",
         "values": "{:.1f} MB|{:.1f} minutes|{:.3f} nats ({:.3f} bits) per character|{:.3f} nats per token"
-        "|{:.1f} % in passages of 20 and more; the longest has {}",
+        "|{:.1f} % in passages of 20 or more; the longest has {}",
     },
     "README.zh-TW.md": {
         "what": "項目",
@@ -401,7 +438,7 @@ _LABELS = {
         "minutes": "訓練時間",
         "validation": "驗證損失（carried）",
         "train": "訓練損失（最後一個 epoch）",
-        "novelty": "一萬個字元中照抄原文的部分",
+        "novelty": "產生的一萬個字元中照抄原文的部分",
         "machine": "訓練用的機器",
         "values": "{:.1f} MB|{:.1f} 分鐘|每字元 {:.3f} nats（{:.3f} bits）|每個 token {:.3f} nats"
         "|{:.1f} % 在 20 個字元以上的段落裡；最長 {} 個字元",
@@ -410,7 +447,7 @@ _LABELS = {
 
 
 def figures(run: Run, machine: str, readme: str) -> str:
-    """A table of what the run is and what it took, from its own files."""
+    """A table of the run's size, training time and losses, from its own files."""
     words = _LABELS[readme]
     size, minutes, validation, train, novelty = words["values"].split("|")
     start = next(event for event in run.log() if event["event"] in ("start", "resume"))
@@ -435,12 +472,12 @@ def figures(run: Run, machine: str, readme: str) -> str:
 
 
 def _copied(run: Run) -> tuple[float, int]:
-    """The share of a long sample that stands in the training text, and the length of the longest such passage."""
+    """The share of a long sample copied from the training text, and the length of the longest copied passage."""
     from charwright.cli.corpora import training_text
-    from charwright.generation.novelty import measure
+    from charwright.generation.novelty import measure_novelty
 
     written = _generate(run.folder, "--length", str(NOVELTY_LENGTH), "--seed", "1")
-    found = measure(training_text(run, ()), written)
+    found = measure_novelty(training_text(run, ()), written)
     return found.copied_share, len(found.longest)
 
 

@@ -1,7 +1,7 @@
-"""The texts of the experiments: several scripts, kinds and sizes, all of them at hand on a Debian machine.
+"""The texts of the experiments, in several scripts, kinds and sizes, all available on a Debian machine.
 
-Each is made the same way every time from Python's standard library and from the manual pages of the packages
-manpages-ru and manpages-zh; tiny shakespeare is found in the folder that CHARWRIGHT_DATA names.
+They are built deterministically from Python's standard library and from the manual pages of the packages manpages-ru
+and manpages-zh; tiny shakespeare is read from the folder that CHARWRIGHT_DATA names.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ KB, MB = 1_000, 1_000_000
 
 
 def shakespeare() -> str:
-    """The tutorial's text without its last tenth, which is for reporting alone."""
+    """The tutorial's text without its last tenth, which is reserved for reporting."""
     text = _whole_shakespeare()
     return text[: int(len(text) * 0.9)]
 
 
 def whole_text(name: str) -> str:
-    """A text with all that results are reported on."""
+    """A text including the part that results are reported on."""
     return _whole_shakespeare() if name == "shakespeare" else TEXTS[name]()
 
 
@@ -34,11 +34,11 @@ def _whole_shakespeare() -> str:
     for path in Path(os.environ.get("CHARWRIGHT_DATA", ".")).glob("*.txt"):
         if path.stat().st_size == 1_115_394:
             return path.read_text(encoding="utf-8")
-    raise SystemExit("tiny shakespeare is not there; set CHARWRIGHT_DATA to the folder that holds it")
+    raise SystemExit("tiny shakespeare not found; set CHARWRIGHT_DATA to the folder that contains it")
 
 
 def _library_files() -> Iterator[Path]:
-    """The standard library's source files in an order that mixes the packages, but is always the same."""
+    """The standard library's source files in a fixed order that mixes the packages."""
     root = Path(sysconfig.get_path("stdlib"))
     files = sorted(path for path in root.rglob("*.py") if "site-packages" not in path.parts)
     random.Random(1).shuffle(files)
@@ -53,7 +53,7 @@ def source_code() -> str:
 
 @cache
 def documentation() -> str:
-    """The docstrings and comments of the library, as paragraphs: English prose of a kind."""
+    """The docstrings of the library as paragraphs: English prose of a kind."""
     blocks = re.findall(r'"""(.+?)"""', source_code(), re.DOTALL)
     prose = ("\n".join(line.strip() for line in block.strip().splitlines()) for block in blocks)
     return "\n\n".join(block for block in prose if len(block) > 80)
@@ -61,14 +61,14 @@ def documentation() -> str:
 
 @cache
 def words() -> str:
-    """Every word of the documentation once, one a line."""
+    """Every word of the documentation once, one per line."""
     found = sorted(set(re.findall(r"[a-z]{3,16}", documentation().lower())))
     random.Random(1).shuffle(found)
     return "\n".join(found) + "\n"
 
 
 def _manual(language: str) -> str:
-    """All manual pages in a language, without the markup of troff."""
+    """All manual pages in a language, without troff markup."""
     pages = []
     for path in sorted((MAN / language).rglob("*.gz")):
         text = gzip.decompress(path.read_bytes()).decode("utf-8", errors="ignore")
@@ -109,7 +109,7 @@ TEXTS: dict[str, Callable[[], str]] = {
 
 
 def main() -> None:
-    """Write every text into a folder, or say how long they are."""
+    """Print the length of every text, and write the texts into a folder if one is given."""
     import sys
 
     for name, make in TEXTS.items():

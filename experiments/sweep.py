@@ -1,11 +1,10 @@
-"""Trials of training options on many texts, kept in a ledger: what the planner's rule is fitted to.
+"""Trials of training options on many texts, recorded in a ledger, to which the planner's rule is fitted.
 
     python experiments/sweep.py --corpus shakespeare,code-20k --minutes 0.5,2 units=384,512 weight_decay=0.1,0.3
 
-runs every combination that the ledger does not hold yet, and adds a line to it for each. A trial is measured on text
-that it did not see, a tenth of the training text; the validation text that results are reported on plays no part.
-A budget is given in minutes of the reference machine, and spent in steps at the speeds below: whatever else this
-machine is doing meanwhile changes no result.
+runs every combination that is not in the ledger yet, and adds a line for each. A trial is measured on held-out text, a
+tenth of the training text; the validation text that results are reported on is not used. A budget is given in minutes
+of the reference machine, and converted to steps at the speeds below: other programs on this machine change no result.
 """
 
 from __future__ import annotations
@@ -21,23 +20,24 @@ import torch
 from corpora import TEXTS
 
 import charwright as cw
-from charwright.config import Recipe
-from charwright.data.corpus import split_corpus
-from charwright.data.sequences import make_dataset, shrink_to_fit
-from charwright.model.machine import choose_precision
+from charwright.config import RENAMED, Recipe
+from charwright.data.sequences import make_dataset
+from charwright.data.short_texts import shrink_to_fit
+from charwright.data.split import split_corpus
+from charwright.model.compute import Compute, choose_precision
 from charwright.storage import drop_cut_line
 from charwright.training import events
 
 LEDGER = Path(__file__).with_name("ledger.jsonl")
 
-# Characters a second of the reference machine (two cores of an AMD EPYC with AVX-512 bf16), by units, in one layer
-# with a small vocabulary. Between two of them the time of a character is interpolated.
+# Characters per second of the reference machine (two cores of an AMD EPYC with AVX-512 bf16), by units, in one layer
+# with a small vocabulary. The time per character is interpolated between them.
 SPEEDS = {64: 400e3, 128: 350e3, 256: 220e3, 384: 150e3, 512: 100e3, 640: 74e3, 768: 59e3, 1024: 39e3, 1536: 18e3}
-USABLE = 0.93  # of a short budget: the rest goes to starting, measuring and saving
+USABLE = 0.93  # fraction of a short budget; the rest goes to starting, measuring and saving
 
 
 def seconds_per_character(recipe: Recipe, vocabulary_size: int) -> float:
-    """What the reference machine takes: the recurrent layers by their size, and the head by its number of weights."""
+    """The time on the reference machine: the recurrent layers by size, and the head by its number of weights."""
     model, widths = recipe.model, sorted(SPEEDS)
     at = min(max(model.units, widths[0]), widths[-1])
     above = next(width for width in widths if width >= at)
@@ -51,11 +51,11 @@ def seconds_per_character(recipe: Recipe, vocabulary_size: int) -> float:
 
 
 def run_trial(corpus: str, minutes: float, options: dict[str, Any]) -> dict[str, Any]:
-    """Train one model on a part of a text and measure it on the rest; the ledger's line."""
+    """Train a model on a part of a text and evaluate it on the rest; returns the line for the ledger."""
     recipe = Recipe().with_options({"val_limit": 100_000, "val_split": "tail", **options})
     if corpus != "shakespeare":
         recipe = recipe.with_options({"val_split": "blocks"})
-    # The part that a user would validate on is put aside first.
+    # The part that a user would validate on is held out first.
     rest, _ = split_corpus(TEXTS[corpus](), recipe.split) if corpus != "shakespeare" else (TEXTS[corpus](), "")
     training, held_out = split_corpus(rest, recipe.split)
     vocabulary = cw.Vocabulary.from_text(rest)
@@ -69,7 +69,7 @@ def run_trial(corpus: str, minutes: float, options: dict[str, Any]) -> dict[str,
         len(vocabulary),
         seed=settings.seed,
         embedding_range=settings.embedding_range,
-        precision=choose_precision("auto", torch.device("cpu")),
+        compute=Compute(precision=choose_precision("auto", torch.device("cpu"))),
     )
     began = time.monotonic()
     trained = 0.0
@@ -97,8 +97,9 @@ def run_trial(corpus: str, minutes: float, options: dict[str, Any]) -> dict[str,
 
 
 def key_of(line: dict[str, Any]) -> str:
-    """What makes two trials the same."""
-    return json.dumps([line["corpus"], line["minutes"], line["options"]], sort_keys=True)
+    """The identity of a trial; older lines have the previous names of some options."""
+    options = {RENAMED.get(name, name): value for name, value in line["options"].items()}
+    return json.dumps([line["corpus"], line["minutes"], options], sort_keys=True)
 
 
 def read_ledger(path: Path) -> list[dict[str, Any]]:
@@ -120,16 +121,21 @@ def _value(text: str) -> Any:
 
 
 def main() -> None:
-    """Run what the ledger lacks of a grid."""
+    """Run the trials of a grid that the ledger lacks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", required=True, help="names from corpora.py, with commas")
-    parser.add_argument("--minutes", required=True, help="budgets, with commas")
+    parser.add_argument("--corpus", required=True, help="names from corpora.py, separated by commas")
+    parser.add_argument("--minutes", required=True, help="budgets, separated by commas")
     parser.add_argument("--ledger", type=Path, default=LEDGER)
-    parser.add_argument("--threads", type=int, default=1, help="two trials of one thread are quicker than one of two")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="threads of a trial (default: %(default)s)",
+    )
     parser.add_argument("grid", nargs="*", metavar="OPTION=VALUE,VALUE")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    drop_cut_line(asked.ledger)  # It is one trial that is done again.
+    drop_cut_line(asked.ledger)  # That trial runs again.
     names = [item.partition("=")[0] for item in asked.grid]
     values = [_values(item.partition("=")[2]) for item in asked.grid]
     for corpus, minutes, *chosen in itertools.product(asked.corpus.split(","), _values(asked.minutes), *values):

@@ -1,4 +1,4 @@
-"""Commands as people type them: in this process, or in one of their own."""
+"""Run commands in this process, or in a process of their own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from charwright import cli
 
 TEXT = "To be, or not to be: that is the question.\nWhether 'tis nobler in the mind to suffer\n" * 30
-SMALL = ["--units", "16", "--embedding", "8", "--batch", "4", "--seq-length", "16"]
+SMALL = ["--units", "16", "--embedding-size", "8", "--batch", "4", "--seq-length", "16"]
 
 
 @dataclass
@@ -25,14 +25,14 @@ class Result:
 
     @property
     def line(self) -> str:
-        """The one line that an error is."""
+        """The single line of an error."""
         assert self.out == ""
         assert re.fullmatch(r"charwright: [^\n]+\n", self.err), self.err
         return self.err
 
 
 class Terminal:
-    """Runs commands in this process, which costs no import of PyTorch each time."""
+    """Runs commands in this process, which imports PyTorch only once."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self.capsys = capsys

@@ -1,4 +1,4 @@
-"""Fixtures that every test file may use."""
+"""Fixtures for all test files."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from hypothesis import settings
 
 from screen import Screen
 
-# The same examples in every run, and no limit on the time of one: a busy machine must not make a test fail.
+# The same examples in every run, and no deadline: a busy machine must not make a test fail.
 settings.register_profile("charwright", derandomize=True, deadline=None)
 settings.load_profile("charwright")
 
-# A shell lets its background jobs ignore Ctrl-C, and children inherit that: the programs that tests interrupt would not
-# hear of it.
+# A shell lets its background jobs ignore Ctrl-C, and children inherit that: the processes that tests interrupt would
+# ignore it too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of reference texts and fixtures that is too large for the repository."""
+    """The folder of reference texts and fixtures that are too large for the repository."""
     return _named_by("CHARWRIGHT_SHARED", "folder with the reference texts and fixtures")
 
 
 @pytest.fixture(scope="session")
 def tensorflow() -> Path:
-    """A Python that has TensorFlow, which lives in an environment of its own."""
-    return _named_by("CHARWRIGHT_TENSORFLOW", "Python that has TensorFlow").absolute()
+    """A Python with TensorFlow, in an environment of its own."""
+    return _named_by("CHARWRIGHT_TENSORFLOW", "Python with TensorFlow").absolute()
 
 
 def _named_by(variable: str, what: str) -> Path:
     named = os.environ.get(variable)
     if not named:
-        pytest.skip(f"{variable} names no {what}")
+        pytest.skip(f"{variable} is not set to a {what}")
     return Path(named)
 
 
@@ -49,7 +49,7 @@ def tinyshakespeare(shared: Path) -> str:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """One thread for PyTorch: with sizes as small as in tests, a second one is only waited for."""
+    """One thread for PyTorch: with sizes as small as in tests, a second one only adds waiting."""
     import torch
 
     before = torch.get_num_threads()

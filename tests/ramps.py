@@ -1,4 +1,4 @@
-"""Weights for tests: nonlinear ramps. A constant cannot see a swapped gate or unit; these numbers all differ."""
+"""Weights for tests: nonlinear ramps. Constants could not detect swapped gates or units; these values all differ."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from charwright.model.language_model import LanguageModel
 
 
 def ramp(*shape: int, scale: float = 0.5, phase: float = 0.0, dtype: torch.dtype = torch.float64) -> Tensor:
-    """A chirp: its frequency grows along the way, so that no row, column or gate repeats another."""
+    """A chirp: its frequency grows, so that no row, column or gate repeats another."""
     count = int(torch.Size(shape).numel())
     i = torch.arange(count, dtype=torch.float64)
     return (scale * torch.sin(phase + 0.7 * i + 0.0137 * i**1.5)).reshape(shape).to(dtype)
 
 
 def fill_with_ramps(model: LanguageModel, scale: float = 0.35) -> LanguageModel:
-    """Every weight of the model a ramp of its own."""
+    """Fill every weight of the model with its own ramp."""
     with torch.no_grad():
         for number, weight in enumerate(model.parameters()):
             width = weight.shape[-1] if weight.ndim > 1 else 4
@@ -29,15 +29,15 @@ def fill_with_ramps(model: LanguageModel, scale: float = 0.35) -> LanguageModel:
 
 
 def some_ids(steps: int, batch: int, vocabulary: int) -> Tensor:
-    """Ids (T, B) evenly over the vocabulary and out of order: steps of the golden ratio round a circle of V."""
+    """Ids (T, B) spread evenly over the vocabulary, out of order: multiples of the golden ratio modulo 1, times V."""
     around = torch.arange(steps * batch, dtype=torch.float64) * 0.6180339887498949
     return ((around % 1) * vocabulary).long().reshape(steps, batch)
 
 
 def ramp_arrays(config: ModelConfig, vocabulary: int, scale: float = 1.5) -> dict[str, np.ndarray]:
-    """Every weight of a model as an array, from -scale / sqrt(K) to it for K numbers a row.
+    """Every weight of a model as an array, between -scale / sqrt(K) and scale / sqrt(K) for rows of K values.
 
-    The ramp is a square modulo a prime: whole numbers and one division, so that all machines have the same bits.
+    The ramp is a square modulo a prime: integers and one division, so that all machines have the same bits.
     """
     arrays = {}
     for number, (name, shape) in enumerate(config.weight_shapes(vocabulary).items()):

@@ -1,4 +1,4 @@
-"""A terminal with a screen to look at: tmux runs the program, and tests type and read."""
+"""A terminal for tests: tmux runs the program, and tests type and read the screen."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ needs_tmux = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is no
 
 
 class Screen:
-    """A terminal that a shell command runs in, in the folder of tmux's socket."""
+    """A terminal that runs a shell command in the folder of tmux's socket."""
 
     def __init__(self, socket: Path) -> None:
         self.socket = socket
@@ -24,12 +24,12 @@ class Screen:
         return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True, timeout=30).stdout
 
     def start(self, command: str, columns: int = 100, rows: int = 30) -> None:
-        # The server keeps the environment of whoever starts it; a UTF-8 locale lets bars and other scripts be drawn.
+        # The server keeps the environment of the process that starts it. Bars and other scripts need a UTF-8 locale.
         where = ("-x", str(columns), "-y", str(rows), "-c", str(self.socket.parent))
         self.tmux("-u", "new-session", "-d", *where, f"LC_ALL=C.UTF-8 {command}; echo CODE=$?; sleep 60")
 
     def end(self) -> None:
-        """Close the terminal, as a window is closed: what runs in it is hung up on."""
+        """Close the terminal like a window: its processes receive SIGHUP."""
         subprocess.run(["tmux", "-S", str(self.socket), "kill-server"], capture_output=True, check=False, timeout=30)
 
     def type(self, text: str) -> None:
@@ -42,7 +42,7 @@ class Screen:
         return self.tmux("capture-pane", "-p", *(["-e"] if with_styles else []))
 
     def wait_for(self, words: str, seconds: float = 45, *, with_styles: bool = False) -> str:
-        """The screen, once it shows some words."""
+        """Wait until the screen shows some words; return the screen."""
         end = time.monotonic() + seconds
         while words not in (shown := self.text(with_styles=with_styles)):
             assert time.monotonic() < end, f"no {words!r} on the screen:\n{shown}"

@@ -1,4 +1,4 @@
-"""Run by `test_tensorflow.py` where TensorFlow is: commands of charwright, and what TensorFlow makes of their files.
+"""Run by `test_tensorflow.py` in an environment with TensorFlow: charwright commands, and TensorFlow on their files.
 
 Reads a list of tasks as JSON from standard input, [kind, arguments]; writes a list of results.
 """
@@ -17,7 +17,7 @@ os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 
 
 def charwright(*words: str) -> dict[str, Any]:
-    """A command: its code and what it printed."""
+    """Run a command; return its exit code and output."""
     from charwright import cli
 
     out, err = io.StringIO(), io.StringIO()
@@ -27,7 +27,7 @@ def charwright(*words: str) -> dict[str, Any]:
 
 
 def reference(golden: str) -> Any:
-    """The tutorial's own classes, as far as they say what a prediction is."""
+    """Return the tutorial's model with built weights, and the golden values."""
     import numpy as np
     import tensorflow as tf
 
@@ -41,7 +41,7 @@ def reference(golden: str) -> Any:
             self.dense = tf.keras.layers.Dense(vocab_size)
 
         def call(self, inputs: Any, states: Any = None, return_state: bool = False, training: bool = False) -> Any:
-            """Logits, and the state if it is asked for."""
+            """Return logits, and the state on request."""
             x = self.embedding(inputs, training=training)
             if states is None:
                 states = self.gru.get_initial_state(tf.shape(x)[0])
@@ -49,27 +49,31 @@ def reference(golden: str) -> Any:
             x = self.dense(x, training=training)
             return (x, states) if return_state else x
 
-    told = np.load(golden)
-    model = MyModel(len(told["vocabulary"]), told["embedding"].shape[1], told["gru_recurrent_kernel"].shape[0])
-    model(told["ids"])
-    return model, told
+    recorded = np.load(golden)
+    model = MyModel(
+        len(recorded["vocabulary"]),
+        recorded["embedding"].shape[1],
+        recorded["gru_recurrent_kernel"].shape[0],
+    )
+    model(recorded["ids"])
+    return model, recorded
 
 
 def my_model(weights: str, golden: str) -> dict[str, Any]:
-    """The tutorial's MyModel loads exported weights: how far its logits are from the golden ones."""
+    """Load exported weights into the tutorial's MyModel; return the largest error of its logits."""
     import numpy as np
 
-    model, told = reference(golden)
+    model, recorded = reference(golden)
     model.load_weights(weights)
-    return {"error": float(np.abs(model(told["ids"]).numpy() - told["logits"]).max())}
+    return {"error": float(np.abs(model(recorded["ids"]).numpy() - recorded["logits"]).max())}
 
 
 def one_step(exported: str, original: str, golden: str) -> dict[str, Any]:
-    """An exported SavedModel beside the tutorial's own: the same states, and draws as logits and temperature say."""
+    """Compare an exported SavedModel with the tutorial's: states, logits and the distribution of samples."""
     import numpy as np
     import tensorflow as tf
 
-    told = np.load(golden)
+    recorded = np.load(golden)
     mine, theirs = tf.saved_model.load(exported), tf.saved_model.load(original)
     states = []
     for loaded in (mine, theirs):
@@ -77,28 +81,28 @@ def one_step(exported: str, original: str, golden: str) -> dict[str, Any]:
         assert character.shape == (1,)
         assert character.dtype == tf.string
         states.append(loaded.generate_one_step(tf.constant(["x"]), states=first)[1].numpy())
-    logits, state = mine.logits(tf.constant(told["ids"]), None)
+    logits, state = mine.logits(tf.constant(recorded["ids"]), None)
 
     mine.temperature.assign(0.5)
-    text = "".join(told["vocabulary"][i] for i in told["ids"][0])
+    text = "".join(recorded["vocabulary"][i] for i in recorded["ids"][0])
     drawn = mine.generate_one_step(tf.constant([text] * 20_000))[0].numpy()
-    chances = np.exp(told["logits"][0, -1].astype(np.float64) / 0.5)
+    chances = np.exp(recorded["logits"][0, -1].astype(np.float64) / 0.5)
     chances[0] = 0
-    counts = np.array([(drawn == token.encode()).sum() for token in told["vocabulary"]])
+    counts = np.array([(drawn == token.encode()).sum() for token in recorded["vocabulary"]])
     expected = chances / chances.sum() * len(drawn)
     often = expected > 5
     return {
         "states": float(np.abs(states[0] - states[1]).max()),
-        "logits": float(np.abs(logits.numpy() - told["logits"]).max()),
-        "state": float(np.abs(state.numpy() - told["state"]).max()),
+        "logits": float(np.abs(logits.numpy() - recorded["logits"]).max()),
+        "state": float(np.abs(state.numpy() - recorded["state"]).max()),
         "chi_square": float(((counts - expected)[often] ** 2 / expected[often]).sum()),
         "kinds": int(often.sum()),
         "unknown": int(counts[0]),
     }
 
 
-def writes(exported: str, prompt: str, length: str) -> dict[str, Any]:
-    """A SavedModel writes on from a prompt."""
+def generate(exported: str, prompt: str, length: str) -> dict[str, Any]:
+    """Generate text from a prompt with a SavedModel."""
     import tensorflow as tf
 
     loaded = tf.saved_model.load(exported)
@@ -110,7 +114,7 @@ def writes(exported: str, prompt: str, length: str) -> dict[str, Any]:
 
 
 def checkpoint(prefix: str, *groups: str) -> dict[str, Any]:
-    """A checkpoint of the smallest model, with recurrent layers of these names and one of normalization or not."""
+    """Write a checkpoint of a tiny model with recurrent layers of these names, or a normalization layer."""
     import tensorflow as tf
 
     def holder(**shapes: tuple[int, ...]) -> Any:
@@ -137,7 +141,7 @@ TASKS = {
     "charwright": charwright,
     "my_model": my_model,
     "one_step": one_step,
-    "writes": writes,
+    "generate": generate,
 }
 
 if __name__ == "__main__":

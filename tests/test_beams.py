@@ -1,4 +1,4 @@
-"""Beam search: what it finds is the likeliest of all texts, where all can be tried."""
+"""Beam search: it finds the most likely of all texts if all can be tried."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from charwright.config import GenerationConfig
-from charwright.data.vocabulary import ByteVocabulary, Vocabulary
+from charwright.data.byte_vocabulary import ByteVocabulary
+from charwright.data.vocabulary import Vocabulary
 from charwright.errors import UsageError
 from charwright.generation.beams import Found, beam_search
-from charwright.generation.engine import Stream
 from charwright.generation.generator import Generator
-from charwright.generation.session import allowed, prompt_ids
+from charwright.generation.masks import allowed
+from charwright.generation.session import prompt_ids
+from charwright.generation.streams import Stream
 from writers import LETTERS, random_writer
 
 FEW = Vocabulary("\nab.")
@@ -41,7 +43,7 @@ def total(of: Generator, prompt: str, text: str) -> float:
 @pytest.mark.parametrize("precision", ["q8", "f32"])
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 @pytest.mark.parametrize("prompt", ["a", "ba.\n", "bbb"])
-def test_with_beams_enough_it_finds_the_likeliest_of_all(precision: str, cell: str, prompt: str) -> None:
+def test_with_enough_beams_it_finds_the_most_likely_of_all(precision: str, cell: str, prompt: str) -> None:
     of = writer(precision=precision, cell=cell)
     every = ["".join(letters) for letters in product(FEW.characters, repeat=4)]
     best = max(every, key=lambda text: total(of, prompt, text))
@@ -53,8 +55,8 @@ def test_with_beams_enough_it_finds_the_likeliest_of_all(precision: str, cell: s
 
 @pytest.mark.parametrize("prompt", ["a", "ba.\n", "bbb", "b"])
 @pytest.mark.parametrize("stop", ["ab", "\n", ".", "aa"])
-def test_with_a_stop_text_it_finds_the_likeliest_for_its_length(prompt: str, stop: str) -> None:
-    """The stop text counts: or else a text of no characters would be the likeliest."""
+def test_with_a_stop_string_it_finds_the_most_likely_for_its_length(prompt: str, stop: str) -> None:
+    """The stop string counts: otherwise an empty text would be the most likely."""
     of, ends = writer(), {}
     for letters in product(FEW.characters, repeat=4):
         text = "".join(letters)
@@ -80,15 +82,15 @@ def test_one_beam_is_temperature_0(vocabulary: Vocabulary, precision: str) -> No
 
 @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 @pytest.mark.parametrize("prompt", ["a", "b.\n", "cab", "é中"])
-def test_more_beams_find_likelier_texts(cell: str, prompt: str) -> None:
-    """Not by any law, but here; and never a less likely one than the likeliest character each time."""
+def test_more_beams_find_more_likely_texts(cell: str, prompt: str) -> None:
+    """Not in general, but here; and never a less likely one than greedy decoding."""
     of = writer(LETTERS, cell=cell)
     found = [total(of, prompt, search(of, prompt, beams, length=30).text) for beams in (1, 4, 32)]
     assert found[0] <= found[1] + 1e-9
     assert found[0] <= found[2] + 1e-9
 
 
-def test_what_is_masked_is_not_written() -> None:
+def test_masked_ids_are_not_generated() -> None:
     of = writer(LETTERS)
     assert set(search(of, "a", 5, length=40, only="ab\n").text) <= set("ab\n")
     assert not set(search(of, "a", 5, length=40, ban="ab\n").text) & set("ab\n")
@@ -96,7 +98,7 @@ def test_what_is_masked_is_not_written() -> None:
 
 @pytest.mark.parametrize("beams", [1, 3, 8])
 @pytest.mark.parametrize("until", ["line", "2 lines", "sentence"])
-def test_it_ends_where_a_drawn_text_would(beams: int, until: str) -> None:
+def test_it_ends_where_a_sampled_text_would(beams: int, until: str) -> None:
     found = search(writer(), "ab", beams, length=60, until=until)
     assert len(found.logprobs) == len(found.text)
     if found.ended == "sentence":
@@ -107,7 +109,7 @@ def test_it_ends_where_a_drawn_text_would(beams: int, until: str) -> None:
 
 @pytest.mark.parametrize("beams", [1, 4])
 @pytest.mark.parametrize("length", [1, 2, 17])
-def test_a_model_of_bytes_writes_whole_characters(beams: int, length: int) -> None:
+def test_a_byte_level_model_generates_whole_characters(beams: int, length: int) -> None:
     of = writer(ByteVocabulary())
     found = search(of, "中", beams, length=length)
     assert len(found.text) == len(found.logprobs) == length
@@ -147,7 +149,7 @@ def follow(chain: Chain, beams: int, **options: Any) -> Found:
 
 
 def test_two_beams_find_what_one_misses() -> None:
-    """The likelier first character leads to nothing likely."""
+    """The more likely first character has no likely continuation."""
     chain = Chain({"x": {"a": 0.6, "b": 0.4}, "a": dict.fromkeys("cdef", 0.25), "b": {"b": 0.9, "c": 0.1}})
     assert follow(chain, 1, length=2).text[0] == "a"
     found = follow(chain, 2, length=2)
@@ -156,8 +158,8 @@ def test_two_beams_find_what_one_misses() -> None:
     assert found.mean == pytest.approx(np.log(0.36) / 2)
 
 
-def test_what_ends_sooner_is_compared_by_the_character() -> None:
-    """A stop text at once, of ln 0.3 in one character, against ln 0.7 + ln 0.5 in two."""
+def test_shorter_texts_are_compared_per_character() -> None:
+    """A stop string at once, of ln 0.3 in one character, against ln 0.7 + ln 0.5 in two."""
     chain = Chain({"x": {"!": 0.3, "a": 0.7}, "a": {"a": 0.5, "b": 0.5}})
     found = follow(chain, 4, length=2, stop=("!",))
     assert (found.text, found.ended) == ("aa", "length")
@@ -185,7 +187,7 @@ def test_a_long_prompt_is_read_as_any_text_is() -> None:
 
 def test_the_generator_gives_a_text() -> None:
     of = writer(LETTERS)
-    text = of.likeliest("ab", GenerationConfig(length=20, stop=(".",)), 4)
+    text = of.beam_search("ab", GenerationConfig(length=20, stop=(".",)), 4)
     found = search(of, "ab", 4, length=20, stop=(".",))
     assert (text.prompt, text.continuation, text.ended) == ("ab", found.text, found.ended)
     assert text.logprobs == tuple(found.logprobs)
@@ -193,5 +195,5 @@ def test_the_generator_gives_a_text() -> None:
 
 @pytest.mark.parametrize("beams", [0, -1])
 def test_a_search_without_beams_is_refused(beams: int) -> None:
-    with pytest.raises(UsageError, match=f"one beam at least, not {beams}"):
-        writer().likeliest("a", GenerationConfig(length=5), beams)
+    with pytest.raises(UsageError, match=f"at least one beam, not {beams}"):
+        writer().beam_search("a", GenerationConfig(length=5), beams)

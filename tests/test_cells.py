@@ -1,4 +1,4 @@
-"""The cells that are written for reading, against PyTorch's own layers."""
+"""The plain cells against PyTorch's own layers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from charwright.config import GATES, STATES
-from charwright.model.cells import CELLS, State, Weights, unroll
+from charwright.model.cells import CELL_FUNCTIONS, State, Weights
+from charwright.model.plain import unroll
 from ramps import ramp
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,15 +42,15 @@ def states_for(cell: str, batch: int) -> State:
     return tuple(ramp(batch, UNITS, phase=5 + i).requires_grad_() for i in range(STATES[cell]))
 
 
-def weighed(outputs: Tensor, state: State) -> Tensor:
-    """A scalar to which every number of the result counts differently, so that gradients see every place."""
+def weighted_sum(outputs: Tensor, state: State) -> Tensor:
+    """A scalar in which every value of the result has its own weight, so that misplaced gradients are detected."""
     total = (outputs * ramp(*outputs.shape, scale=1, phase=8)).sum()
     return total + sum((part * ramp(*part.shape, scale=1, phase=9 + i)).sum() for i, part in enumerate(state))
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", CELL_FUNCTIONS)
 @pytest.mark.parametrize(("steps", "batch"), [(1, 1), (6, 3)])
-def test_cells_equal_pytorchs_layers_in_values_and_gradients(cell: str, steps: int, batch: int) -> None:
+def test_cells_equal_pytorchs_layers_in_outputs_and_gradients(cell: str, steps: int, batch: int) -> None:
     weights, state, x = weights_for(cell), states_for(cell, batch), ramp(steps, batch, WIDTH).requires_grad_()
     outputs, last = unroll(cell, x, state, weights)
 
@@ -64,26 +65,26 @@ def test_cells_equal_pytorchs_layers_in_values_and_gradients(cell: str, steps: i
 
     parameters = [weight for weight in weights if weight is not None]
     names = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"][: len(parameters)]
-    ours = torch.autograd.grad(weighed(outputs, last), [x, *state, *parameters])
+    ours = torch.autograd.grad(weighted_sum(outputs, last), [x, *state, *parameters])
     expected = torch.autograd.grad(
-        weighed(theirs, theirs_last), [theirs_x, *theirs_state, *(getattr(layer, name) for name in names)]
+        weighted_sum(theirs, theirs_last), [theirs_x, *theirs_state, *(getattr(layer, name) for name in names)]
     )
     for mine, theirs_gradient in zip(ours, expected, strict=True):
         torch.testing.assert_close(mine, theirs_gradient.reshape(mine.shape))
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_gates_matter_each_in_its_own_way(cell: str) -> None:
-    """The ramps would notice two gates that were swapped: turning the weights by one gate changes the result."""
+@pytest.mark.parametrize("cell", CELL_FUNCTIONS)
+def test_each_gate_has_its_own_role(cell: str) -> None:
+    """Rolling the weights by one gate changes the result, so the ramps would detect swapped gates."""
     weights, state, x = weights_for(cell), states_for(cell, 2), ramp(4, 2, WIDTH)
     outputs, _ = unroll(cell, x, state, weights)
-    turned = Weights(*(None if weight is None else weight.roll(UNITS, 0) for weight in weights))
+    rolled = Weights(*(None if weight is None else weight.roll(UNITS, 0) for weight in weights))
     if GATES[cell] == 1:
-        turned = Weights(*(None if weight is None else weight.roll(1, 0) for weight in weights))
-    assert (unroll(cell, x, state, turned)[0] - outputs).abs().max() > 0.01
+        rolled = Weights(*(None if weight is None else weight.roll(1, 0) for weight in weights))
+    assert (unroll(cell, x, state, rolled)[0] - outputs).abs().max() > 0.01
 
 
-def test_gru_without_its_second_bias_takes_zeros() -> None:
+def test_gru_without_a_second_bias_uses_zeros() -> None:
     weights, state, x = weights_for("gru"), states_for("gru", 2), ramp(3, 2, WIDTH)
     zeros = weights._replace(bias_hh=torch.zeros_like(weights.bias_ih))
     torch.testing.assert_close(

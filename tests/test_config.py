@@ -1,4 +1,4 @@
-"""Options check themselves, and go to JSON and back."""
+"""Options: validation, and conversion to and from JSON."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ from charwright.config import (
     SplitConfig,
     TrainingConfig,
     VocabularyConfig,
-    flag,
-    option_types,
 )
 from charwright.errors import CharwrightError, ConfigError, UsageError
+from charwright.schema import flag, option_types
 
 PARTS = [
     CorpusConfig,
@@ -37,22 +36,21 @@ PARTS = [
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_each_option_has_help_and_a_default_that_passes_its_own_check(part):
+def test_each_option_has_help_and_a_valid_default(part):
     part()
     for item in dataclasses.fields(part):
         assert item.metadata["help"].endswith("."), item.name
 
 
-def test_no_two_parts_share_a_name():
-    # The command line and `with_options` find an option by its name alone. `seed` is asked for by two commands,
-    # one that trains and one that generates.
+def test_option_names_are_unique():
+    # The command line and `with_options` find an option by its name alone. `seed` is also an option of generation.
     recipe_parts = [kind for kind, _ in option_types(Recipe).values()]
     names = [item.name for part in [*recipe_parts, CorpusConfig] for item in dataclasses.fields(part)]
     assert len(names) == len(set(names))
 
 
 @pytest.mark.parametrize(
-    ("part", "name", "value", "words"),
+    ("part", "name", "value", "message"),
     [
         (ModelConfig, "layers", 0, "--layers must be at least 1, not 0"),
         (ModelConfig, "layers", 33, "--layers must be at most 32, not 33"),
@@ -70,27 +68,27 @@ def test_no_two_parts_share_a_name():
         (TrainingConfig, "seed", -1, "--seed must be at least 0"),
         (TrainingConfig, "epochs", "3", "--epochs must be a number, not '3'"),
         (SplitConfig, "val_fraction", 0.6, "--val-fraction must be at most 0.5"),
-        (VocabularyConfig, "unit", "word", "--unit must be one of character, byte"),
+        (VocabularyConfig, "level", "word", "--level must be one of character, byte"),
         (CorpusConfig, "encoding", 8, "--encoding must be str"),
     ],
 )
-def test_a_value_out_of_bounds_is_named(part, name, value, words):
+def test_a_value_out_of_bounds_is_named(part, name, value, message):
     with pytest.raises(ConfigError) as caught:
         part(**{name: value})
-    assert words in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
 
 
-def test_bounds_that_belong_to_the_range_are_allowed():
+def test_inclusive_bounds_are_allowed():
     assert SplitConfig(val_fraction=0.5).val_fraction == 0.5
     assert SplitConfig(val_fraction=0).val_fraction == 0
     assert TrainingConfig(seed=2**63 - 1).seed == 2**63 - 1
     assert GenerationConfig(top_p=1.0, temperature=0).top_p == 1.0
 
 
-def test_a_whole_number_for_a_float_becomes_one():
-    # Else the same options would be written as 1 or 1.0, and two equal recipes would differ on the disk.
+def test_an_integer_for_a_float_is_converted():
+    # Otherwise equal recipes could differ on disk, with 1 or 1.0.
     assert json.dumps(TrainingConfig(minutes=2).to_json()["minutes"]) == "2.0"
 
 
@@ -99,34 +97,34 @@ def test_configs_are_frozen():
         ModelConfig().units = 3
 
 
-def test_a_tied_embedding_needs_the_width_of_the_units():
-    assert ModelConfig(tied=True, units=64, embedding=64).tied
+def test_a_tied_embedding_is_as_wide_as_the_layer():
+    assert ModelConfig(tied=True, units=64, embedding_size=64).tied
     with pytest.raises(ConfigError, match="not 32 and 64"):
-        ModelConfig(tied=True, units=64, embedding=32)
+        ModelConfig(tied=True, units=64, embedding_size=32)
 
 
 @pytest.mark.parametrize("pair", [{"epochs": 1, "steps": 2}, {"steps": 1, "minutes": 1.0}])
-def test_there_is_one_budget(pair):
+def test_only_one_budget_is_allowed(pair):
     with pytest.raises(ConfigError, match="one budget at a time: --"):
         TrainingConfig(**pair)
 
 
 @pytest.mark.parametrize(("cell", "gates", "arrays_per_layer"), [("gru", 3, 4), ("lstm", 4, 3), ("rnn", 1, 3)])
 def test_weight_shapes(cell, gates, arrays_per_layer):
-    shapes = ModelConfig(cell=cell, layers=2, units=5, embedding=7).weight_shapes(11)
+    shapes = ModelConfig(cell=cell, layers=2, units=5, embedding_size=7).weight_shapes(11)
     assert len(shapes) == 3 + 2 * arrays_per_layer
     assert shapes["embedding.weight"] == (11, 7)
     assert shapes["recurrent.0.weight_ih"] == (gates * 5, 7)
     assert shapes["recurrent.1.weight_ih"] == (gates * 5, 5)
     assert shapes["recurrent.1.weight_hh"] == (gates * 5, 5)
     assert shapes["head.weight"] == (11, 5)
-    tied = ModelConfig(cell=cell, units=5, embedding=5, tied=True).weight_shapes(11)
+    tied = ModelConfig(cell=cell, units=5, embedding_size=5, tied=True).weight_shapes(11)
     assert "head.weight" not in tied
     assert tied["head.bias"] == (11,)
 
 
-def test_the_tutorials_parameters():
-    shapes = ModelConfig(cell="gru", units=1024, embedding=256).weight_shapes(66)
+def test_the_number_of_parameters_of_the_tutorial():
+    shapes = ModelConfig(cell="gru", units=1024, embedding_size=256).weight_shapes(66)
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     assert sizes["embedding.weight"] == 16_896
     assert sum(size for name, size in sizes.items() if name.startswith("recurrent")) == 3_938_304
@@ -139,7 +137,7 @@ models = st.builds(
     cell=st.sampled_from(["gru", "lstm", "rnn"]),
     layers=st.integers(1, 32),
     units=st.integers(1, 16384),
-    embedding=st.integers(1, 16384),
+    embedding_size=st.integers(1, 16384),
     dropout=st.floats(0, 1, exclude_max=True),
 )
 trainings = st.builds(
@@ -152,14 +150,14 @@ trainings = st.builds(
 
 
 @given(model=models, training=trainings)
-def test_recipes_go_to_json_and_back(model, training):
+def test_recipes_round_trip_through_json(model, training):
     recipe = Recipe(model=model, training=training)
     text = json.dumps(recipe.to_json(), allow_nan=False)
     assert Recipe.from_json(json.loads(text), "config.json") == recipe
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "message"),
     [
         ([], "config.json: recipe must be an object, not list"),
         ({"modl": {}}, "unknown key 'modl'"),
@@ -168,17 +166,17 @@ def test_recipes_go_to_json_and_back(model, training):
         ({"model": None}, "must be an object, not NoneType"),
     ],
 )
-def test_reading_is_strict_and_names_the_place(values, words):
+def test_reading_is_strict_and_names_the_place(values, message):
     with pytest.raises(ConfigError) as caught:
         Recipe.from_json(values, "config.json: recipe")
-    assert words in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_missing_key_takes_its_default():
     assert Recipe.from_json({"model": {"units": 8}}, "here") == Recipe(model=ModelConfig(units=8))
 
 
-def test_options_reach_their_part_by_name():
+def test_options_are_found_by_name():
     recipe = Recipe().with_options({"units": 7, "val_split": "tail", "batch": 3, "min_count": 2, "seed": 5})
     assert recipe.model.units == 7
     assert recipe.split.val_split == "tail"
@@ -188,12 +186,12 @@ def test_options_reach_their_part_by_name():
     assert Recipe().model.units == ModelConfig().units
 
 
-def test_a_new_budget_replaces_the_old_one():
+def test_a_new_budget_replaces_the_previous_one():
     recipe = Recipe(training=TrainingConfig(epochs=10)).with_options({"minutes": 2})
     assert (recipe.training.epochs, recipe.training.steps, recipe.training.minutes) == (None, None, 2.0)
 
 
-def test_other_options_leave_the_budget_alone():
+def test_other_options_keep_the_budget():
     assert Recipe(training=TrainingConfig(epochs=10)).with_options({"seed": 2}).training.epochs == 10
 
 
@@ -219,7 +217,17 @@ def test_every_cell_has_its_gates_and_states():
     assert set(configs.GATES) == set(configs.STATES) == set(choices)
 
 
-def test_every_error_is_of_one_tree():
+def test_the_previous_names_of_options_are_read():
+    old = {"model": {"embedding": 7, "state_dropout": 0.1, "weight_dropout": 0.2}, "vocabulary": {"unit": "byte"}}
+    old |= {"training": {"zero_state": 0.3, "averaging": 0.4}}
+    recipe = Recipe.from_json(old, "config.json")
+    assert (recipe.model.embedding_size, recipe.model.recurrent_dropout, recipe.vocabulary.level) == (7, 0.1, "byte")
+    assert (recipe.training.state_reset, recipe.training.ema) == (0.3, 0.4)
+    renamed = {"embedding": 7, "state_dropout": 0.1, "unit": "byte", "zero_state": 0.3, "averaging": 0.4}
+    assert Recipe().with_options(renamed) == recipe
+
+
+def test_every_error_is_a_charwright_error():
     assert issubclass(ConfigError, CharwrightError)
     assert UsageError.exit_code == ConfigError.exit_code == 2
     assert CharwrightError.exit_code == 1

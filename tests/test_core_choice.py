@@ -1,4 +1,4 @@
-"""Which core and which variant of the kernels is used, what is refused, and how exact the native core is."""
+"""The choice of the core and of the kernels' variant, and the accuracy of the native core."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from charwright import kernels
+from charwright import cli, kernels
 from charwright.config import GATES, STATES, ModelConfig
 from charwright.errors import UsageError
+from charwright.model import recurrent
 from charwright.model.cells import Weights
+from charwright.model.compute import Compute, choose_core, describe_machine
 from charwright.model.language_model import LanguageModel
-from charwright.model.machine import describe_machine
 from charwright.model.native import native_layer
-from charwright.model.recurrent import Tokens, choose_core, run_layer
+from charwright.model.recurrent import Tokens, run_layer
 from ramps import fill_with_ramps, ramp, some_ids
 
 CPU = torch.device("cpu")
@@ -28,13 +30,13 @@ CELLS = ["gru", "lstm", "rnn"]
 HERE = kernels.available()
 COMPILER = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
 
-pytestmark = pytest.mark.usefixtures("one_thread", "no_choice_from_outside")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_variables")
 needs_kernels = pytest.mark.skipif(not HERE, reason="the C kernels were not built here")
 
 
 @pytest.fixture
-def no_choice_from_outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Neither variable of whoever runs the tests, and nothing remembered of a library that was looked at."""
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """None of the variables that choose a core, and no cached library."""
     for name in ("CHARWRIGHT_CORE", "CHARWRIGHT_KERNELS", "CHARWRIGHT_KERNELS_LIBRARY"):
         monkeypatch.delenv(name, raising=False)
     yield
@@ -47,7 +49,7 @@ def no_choice_from_outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_auto_on_a_cpu_is_native_where_the_kernels_are(dtype: torch.dtype) -> None:
+def test_auto_on_a_cpu_with_kernels_is_native(dtype: torch.dtype) -> None:
     assert choose_core("auto", CPU, dtype) == "native"
     assert describe_machine()["kernels"] == HERE[0]
 
@@ -72,15 +74,39 @@ def test_native_is_refused_on_another_device() -> None:
         choose_core("native", torch.device("cuda"))
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
+@pytest.mark.parametrize("kernels_here", [True, False], ids=["kernels", "none"])
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_auto_never_reaches_the_reference(
+    cell: str, masked: bool, kernels_here: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The core of each device computes here on the CPU, where the reference path would raise."""
+
+    def reference(*_: object) -> None:
+        raise AssertionError("the reference path is for tests")
+
+    monkeypatch.setattr(recurrent, "unroll", reference)
+    if not kernels_here:
+        monkeypatch.setenv("CHARWRIGHT_KERNELS", "none")
+    core = choose_core("auto", torch.device(device))
+    shape = ModelConfig(cell=cell, layers=2, units=21, embedding_size=5, recurrent_dropout=0.2 * masked)
+    model = LanguageModel(shape, 30, compute=Compute(core=core)).train()
+    ids = torch.arange(24).reshape(6, 4)
+    loss, _ = model.loss(ids, ids, generator=torch.Generator().manual_seed(1))
+    loss.backward()
+    assert all(weight.grad is not None for weight in model.parameters())
+
+
 @pytest.mark.parametrize("core", ["plain", "fused", "torch"])
-def test_the_variable_says_what_auto_means_and_the_option_wins(core: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variable_replaces_auto_only(core: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHARWRIGHT_CORE", core)
     assert choose_core("auto", CPU) == core
     assert choose_core("plain", CPU) == "plain"
     assert choose_core("fused", CPU) == "fused"
 
 
-def test_wrong_names_are_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_names_are_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"^--core must be one of auto, .*, not 'fastest'$"):
         choose_core("fastest", CPU)
     monkeypatch.setenv("CHARWRIGHT_CORE", "quickest")
@@ -89,9 +115,11 @@ def test_wrong_names_are_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @needs_kernels
-def test_a_wrong_variant_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_variant_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHARWRIGHT_KERNELS", "avx1024")
-    with pytest.raises(UsageError, match=r"^CHARWRIGHT_KERNELS=avx1024: this machine runs .*portable; or say none$"):
+    with pytest.raises(
+        UsageError, match=r"^CHARWRIGHT_KERNELS=avx1024: this machine runs .*portable; choose one of them, or none$"
+    ):
         choose_core("auto", CPU)
 
 
@@ -99,7 +127,7 @@ def test_a_wrong_variant_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @needs_kernels
-def test_the_variants_are_named_best_first() -> None:
+def test_the_variants_are_in_order_of_preference() -> None:
     assert [name for name in kernels.VARIANTS if name in HERE] == HERE
     assert HERE[-1] == "portable"
     loaded = kernels.load()
@@ -108,8 +136,10 @@ def test_the_variants_are_named_best_first() -> None:
 
 
 def trained_loss(core: str, cell: str) -> float:
-    """The loss after a few steps of Adam, of a small model with a size that no vector's width divides."""
-    model = fill_with_ramps(LanguageModel(ModelConfig(cell=cell, layers=2, units=21, embedding=5), 30, core=core))
+    """The loss of a small model, with a size that no vector width divides, after a few steps of Adam."""
+    model = fill_with_ramps(
+        LanguageModel(ModelConfig(cell=cell, layers=2, units=21, embedding_size=5), 30, compute=Compute(core=core))
+    )
     ids = some_ids(13, 5, 30)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(5):
@@ -155,17 +185,17 @@ def test_a_library_of_another_version_is_ignored(source: str, tmp_path: Path, mo
     assert choose_core("auto", CPU) == "fused"
 
 
-def test_a_file_that_is_no_library_is_named_and_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_not_a_library_is_named_and_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "charwright_kernels.so"
-    path.write_bytes(b"this is no library")
+    path.write_bytes(b"not a library")
     monkeypatch.setenv("CHARWRIGHT_KERNELS_LIBRARY", str(path))
     kernels._library.cache_clear()
     kernels._load.cache_clear()
-    with pytest.warns(RuntimeWarning, match="do not load and are not used"):
+    with pytest.warns(RuntimeWarning, match="cannot be loaded and are not used"):
         assert kernels.load() is None
 
 
-# Exactness: float32 in the kernels against the cells in float64.
+# Accuracy: the kernels in float32 against the plain loop in float64.
 
 
 def one_layer(
@@ -180,7 +210,7 @@ def one_layer(
     tokens: bool,
     masked: bool,
 ) -> dict[str, Tensor]:
-    """Values, last state and all gradients of a layer whose float32 numbers are given, worked out in `dtype`."""
+    """Outputs, last state and all gradients of a layer with float32 inputs, computed in `dtype`."""
 
     def given(*shape: int, scale: float, phase: int) -> Tensor:
         return ramp(*shape, scale=scale, phase=phase, dtype=torch.float32).to(dtype).requires_grad_()
@@ -196,7 +226,7 @@ def one_layer(
         **{f"state.{i}": given(batch, units, scale=0.5, phase=20 + i) for i in range(STATES[cell])},
     }
     connections, mask = leaves["weight_hh"], None
-    if masked:  # weights first, then the state of each row
+    if masked:  # the weights, and the state of each row
         connections = connections * ((ramp(rows, units, phase=41) > -0.2).to(dtype) * 1.25)
         mask = (ramp(batch, units, phase=40) > 0).to(dtype) * 2
     weights = Weights(leaves["weight_ih"], connections, leaves["bias_ih"], leaves.get("bias_hh"))
@@ -228,7 +258,7 @@ def test_float32_is_within_1e_5_of_float64(cell: str, units: int, batch: int, st
             assert error <= 1e-5 * max(float(expected.abs().max()), 1e-3), (name, tokens, error)
 
 
-# Sameness.
+# Reproducibility.
 
 
 @needs_kernels
@@ -236,10 +266,10 @@ def test_float32_is_within_1e_5_of_float64(cell: str, units: int, batch: int, st
 @pytest.mark.parametrize("tokens", [True, False], ids=["ids", "vectors"])
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
 @pytest.mark.parametrize("cell", CELLS)
-def test_kernels_give_the_same_bits_on_any_threads(
+def test_kernels_give_the_same_bits_with_any_number_of_threads(
     cell: str, masked: bool, tokens: bool, precision: torch.dtype
 ) -> None:
-    """The kernels alone: PyTorch's own product before them, in float32, differs between one thread and two."""
+    """The kernels only: PyTorch's own float32 products differ between one thread and two."""
     loaded = kernels.load()
     assert loaded is not None
     units, batch, steps, rows = 100, 9, 17, GATES[cell] * 100
@@ -267,6 +297,28 @@ def test_kernels_give_the_same_bits_on_any_threads(
 
 # Threads.
 
+
+@needs_kernels
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_native_core_uses_the_given_number_of_threads(
+    threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = set()
+    forward = kernels.Kernels.forward
+
+    def counting(self: kernels.Kernels, layer: Any) -> None:
+        seen.add(layer.threads)
+        forward(self, layer)
+
+    monkeypatch.setattr(kernels.Kernels, "forward", counting)
+    (tmp_path / "corpus.txt").write_text(CORPUS)
+    words = ["train", tmp_path / "corpus.txt", *TINY, "--out", tmp_path / "run", "--threads", threads]
+    assert cli.run([*map(str, words)]) == 0
+    assert seen == {threads}
+
+
+CORPUS = "The quick brown fox jumps over the lazy dog.\n" * 60
+TINY = ["--units", "16", "--steps", "2", "--batch", "4", "--seq-length", "20", "--device", "cpu", "--core", "native"]
 COUNT_THREADS = """
 import sys
 from charwright.cli import main
@@ -285,24 +337,11 @@ finally:
 
 
 @needs_kernels
-@pytest.mark.parametrize(
-    ("option", "variables", "expected"),
-    [
-        ([], {"OMP_NUM_THREADS": "1"}, "threads 1"),
-        (["--threads", "1"], {"OMP_NUM_THREADS": "2"}, "threads 1"),
-        (["--threads", "3"], {"OMP_NUM_THREADS": "1"}, "threads 3"),
-    ],
-    ids=["variable", "option-wins", "more-than-the-variable"],
-)
-def test_the_native_core_uses_the_threads_that_were_asked_for(
-    option: list[str], variables: dict[str, str], expected: str, tmp_path: Path
-) -> None:
-    corpus = tmp_path / "corpus.txt"
-    corpus.write_text("The quick brown fox jumps over the lazy dog.\n" * 60)
-    tiny = ["--units", "16", "--steps", "2", "--batch", "4", "--seq-length", "20", "--device", "cpu"]
-    words = ["train", corpus, *tiny, "--core", "native", "--out", tmp_path / "run", *option]
+def test_the_native_core_uses_the_threads_of_the_variable(tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text(CORPUS)
+    words = ["train", tmp_path / "corpus.txt", *TINY, "--out", tmp_path / "run"]
     done = subprocess.run(
         [sys.executable, "-c", COUNT_THREADS, *words],
-        env=os.environ | variables, capture_output=True, text=True, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.stdout.splitlines()[-1:] == [expected], done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1:] == ["threads 1"], done.stdout + done.stderr

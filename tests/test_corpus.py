@@ -1,4 +1,4 @@
-"""Files, folders, standard input, addresses and names become text, or one clear line."""
+"""Files, folders, standard input, URLs and names are read into text, or fail with a one-line message."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def places(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch):
-    """What is served on this machine is asked for on this machine."""
+    """Connect to the local test server directly."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
 @pytest.fixture
 def write(tmp_path):
-    """Write a file under the test's own folder, and say where it lies."""
+    """Write a file under the test's temporary folder and return its path."""
 
     def write_file(name: str, data: bytes | str) -> str:
         path = tmp_path / name
@@ -59,7 +59,7 @@ def write(tmp_path):
 
 
 def complaint(kind: type[CharwrightError], *arguments, **more) -> str:
-    """The message of the error that reading raises, which must be one line."""
+    """Return the message of the error that reading raises, which must be one line."""
     with pytest.raises(kind) as caught:
         read_corpus(*arguments, **more)
     message = str(caught.value)
@@ -81,9 +81,9 @@ class TestFiles:
         path = write("novel.txt", "Call me Ishmael.\n")
         monkeypatch.chdir(tmp_path)
         corpus = read_corpus(Path("novel.txt"), places=places)
-        assert corpus.sources[0].location == path  # absolute, so that a resume finds it from anywhere
+        assert corpus.sources[0].location == path  # absolute, so that a resume finds it from any folder
 
-    def test_parts_follow_each_other_each_on_its_own_line(self, write, places):
+    def test_each_part_starts_on_a_new_line(self, write, places):
         paths = [write("b.txt", "two"), write("empty.txt", ""), write("a.txt", "one\n"), write("c.txt", "three")]
         corpus = read_corpus(paths, places=places)
         assert corpus.text == "two\none\nthree"
@@ -100,23 +100,25 @@ class TestFiles:
         assert corpus.name == "novel"
         whole = compress(b"Call me Ishmael.\r\n" * 100)
         for data in (b"no such thing", whole[:-9], whole[:3]):
-            assert "does not decompress" in complaint(DecodingError, write("bad" + ending, data), places=places)
+            assert "cannot decompress" in complaint(DecodingError, write("bad" + ending, data), places=places)
 
     def test_empty_texts_and_one_character(self, write, places):
         empty, one = write("empty.txt", ""), write("one.txt", "é")
-        assert complaint(CorpusError, empty, places=places) == f"{empty} is empty; there is nothing to learn from"
+        assert (
+            complaint(CorpusError, empty, places=places) == f"{empty} is empty; give a text of at least two characters"
+        )
         assert "is empty" in complaint(CorpusError, [empty, empty], places=places)
-        assert complaint(CorpusError, one, places=places) == f"{one} has one character only; at least two are needed"
+        assert complaint(CorpusError, one, places=places) == f"{one} has only one character; at least two are needed"
         assert read_corpus([one, one], places=places).text == "é\né"
 
     def test_no_corpus_at_all(self, places):
-        assert "no corpus was given" in complaint(CorpusError, [], places=places)
+        assert "no corpus given" in complaint(CorpusError, [], places=places)
 
-    def test_an_empty_word_is_not_this_folder(self, places):
-        # "$TEXT" with an unset variable must not read whatever lies around.
+    def test_an_empty_argument_is_not_the_current_folder(self, places):
+        # "$TEXT" with an unset variable must not read the current folder.
         assert "''" in complaint(CorpusNotFoundError, "", places=places)
 
-    def test_the_close_names_are_told(self, write, places, tmp_path):
+    def test_similar_names_are_suggested(self, write, places, tmp_path):
         path = write("shakespeare-plays.txt", "To be")
         wrong = str(tmp_path / "shakespear-plays.txt")
         assert complaint(CorpusNotFoundError, wrong, places=places).endswith(f"did you mean {path}?")
@@ -128,13 +130,13 @@ class TestFiles:
     @pytest.mark.parametrize(
         "spec", ["~nobody-of-this-name/novel.txt", "a" * 5000, "no\0where", "ftp://host/novel.txt"]
     )
-    def test_words_that_can_be_no_path_get_a_short_line_too(self, places, spec):
+    def test_invalid_paths_get_a_short_message(self, places, spec):
         assert len(complaint(CorpusError, spec, places=places)) < 400
 
     @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
-    def test_a_pipe_is_sent_to_standard_input(self, places, tmp_path):
+    def test_a_named_pipe_is_rejected(self, places, tmp_path):
         os.mkfifo(tmp_path / "pipe")
-        assert "feed it in through -" in complaint(CorpusError, str(tmp_path / "pipe"), places=places)
+        assert "pass it through standard input with -" in complaint(CorpusError, str(tmp_path / "pipe"), places=places)
 
     @pytest.mark.parametrize(
         ("spec", "name"),
@@ -146,7 +148,7 @@ class TestFiles:
             ("LICENSE", "LICENSE"),
         ],
     )
-    def test_the_name_is_the_files_stem(self, write, places, spec, name):
+    def test_the_name_is_the_stem_of_the_file(self, write, places, spec, name):
         data = b"some text"
         assert (
             read_corpus(write(spec, gzip.compress(data) if spec.endswith("gz") else data), places=places).name == name
@@ -154,7 +156,7 @@ class TestFiles:
 
 
 class TestFolders:
-    def test_every_text_file_under_it_in_order(self, write, places, tmp_path):
+    def test_every_text_file_in_order(self, write, places, tmp_path):
         write("book/2.md", "two\n")
         write("book/1.txt", "one\n")
         write("book/deep/er/3", "three\n")
@@ -168,22 +170,22 @@ class TestFolders:
         assert corpus.notes == ()
         assert [Path(source.location).name for source in corpus.sources] == ["1.txt", "2.md", "4.txt.gz", "3"]
 
-    def test_glob_chooses_by_name(self, write, places, tmp_path):
+    def test_glob_selects_by_name(self, write, places, tmp_path):
         write("book/1.txt", "one\n")
         write("book/deep/2.txt", "two\n")
         write("book/deep/3.md", "three\n")
         assert read_corpus(tmp_path / "book", CorpusConfig(glob="*.txt"), places).text == "one\ntwo\n"
         message = complaint(CorpusError, tmp_path / "book", CorpusConfig(glob="*.rst"), places)
-        assert message == f"there is no text file under {tmp_path / 'book'} (looked for '*.rst')"
+        assert message == f"there is no text file under {tmp_path / 'book'} that matches --glob '*.rst'"
 
     @pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "cp1251"])
-    def test_binary_files_are_passed_over_with_a_word(self, write, places, tmp_path, encoding):
+    def test_binary_files_are_skipped_with_a_note(self, write, places, tmp_path, encoding):
         write("book/1.txt", "one\n")
         write("book/cover.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
         write("book/late.bin", b"\xff" * 10_000 + b"\0")
         corpus = read_corpus(tmp_path / "book", CorpusConfig(encoding=encoding), places)
         assert corpus.text == "one\n"
-        assert corpus.notes == (f"2 binary files under {tmp_path / 'book'} passed over",)
+        assert corpus.notes == (f"skipped 2 binary files under {tmp_path / 'book'}",)
 
     def test_a_folder_without_text(self, write, places, tmp_path):
         (tmp_path / "bare").mkdir()
@@ -192,17 +194,17 @@ class TestFolders:
         write("bare/empty.txt", b"")
         assert "no text file under" in complaint(CorpusError, tmp_path / "bare", places=places)
 
-    def test_a_text_in_another_encoding_is_not_passed_over(self, write, places, tmp_path):
+    def test_a_text_in_another_encoding_is_not_skipped(self, write, places, tmp_path):
         write("book/1.txt", "one\n")
         path = write("book/2.txt", GERMAN.encode("latin-1"))
         assert path in complaint(DecodingError, tmp_path / "book", places=places)
 
-    def test_two_names_of_one_file_teach_it_once(self, write, places, tmp_path):
+    def test_a_linked_file_is_read_once(self, write, places, tmp_path):
         path = write("book/1.txt", "one\n")
         (tmp_path / "book" / "2.txt").symlink_to(path)
         assert read_corpus(tmp_path / "book", places=places).text == "one\n"
 
-    def test_this_folder_has_the_name_that_it_has(self, write, places, tmp_path, monkeypatch):
+    def test_the_current_folder_keeps_its_name(self, write, places, tmp_path, monkeypatch):
         write("python3.11/1.txt", "one\n")
         monkeypatch.chdir(tmp_path / "python3.11")
         assert read_corpus(".", places=places).name == "python3.11"
@@ -210,26 +212,26 @@ class TestFolders:
 
 
 class TestStandardInput:
-    def test_it_is_kept_since_nobody_can_read_it_again(self, places):
+    def test_its_text_is_kept_because_it_cannot_be_read_again(self, places):
         places = dataclasses.replace(places, stdin=io.BytesIO(b"\xef\xbb\xbfone\r\ntwo"))
         corpus = read_corpus("-", places=places)
         assert corpus.text == corpus.unrepeatable == "one\ntwo"
         assert corpus.sources == (Source("stdin", STDIN_PATH, sha256_of("one\ntwo"), 7),)
         assert corpus.name == "stdin"
 
-    def test_it_stands_beside_files(self, write, places):
+    def test_it_combines_with_files(self, write, places):
         places = dataclasses.replace(places, stdin=io.BytesIO(b"from a pipe"))
         corpus = read_corpus([write("a.txt", "from a file"), "-"], places=places)
         assert corpus.text == "from a file\nfrom a pipe"
         assert corpus.unrepeatable == "from a pipe"
 
-    def test_it_can_be_empty_absent_or_asked_for_twice(self, places):
-        assert complaint(CorpusError, "-", places=places) == "there is no standard input to read from"
+    def test_it_is_empty_absent_or_given_twice(self, places):
+        assert complaint(CorpusError, "-", places=places) == "there is no standard input to read; give a file"
         empty = dataclasses.replace(places, stdin=io.BytesIO())
         assert complaint(CorpusError, "-", places=empty).startswith("standard input is empty")
         assert "only once" in complaint(CorpusError, ["-", "-"], places=empty)
 
-    def test_what_it_is_called_when_it_does_not_decode(self, places):
+    def test_decoding_errors_name_standard_input(self, places):
         places = dataclasses.replace(places, stdin=io.BytesIO(b"abc\xff"))
         assert complaint(DecodingError, "-", places=places).startswith("standard input is not utf-8: byte 3 (0xff)")
 
@@ -252,7 +254,7 @@ class TestDecoding:
             (CHINESE, "utf-16-be"),
         ],
     )
-    def test_the_right_encoding_is_among_those_worth_trying(self, write, places, text, encoding):
+    def test_the_right_encoding_is_suggested(self, write, places, text, encoding):
         data = text.encode(encoding)
         path = write("text.txt", data)
         message = complaint(DecodingError, path, places=places)
@@ -262,45 +264,45 @@ class TestDecoding:
         assert len(advised) <= 4
         assert read_corpus(path, CorpusConfig(encoding=encoding), places).text == text
 
-    def test_the_offset_is_the_first_byte_that_does_not_fit(self, write, places):
+    def test_the_offset_is_the_first_invalid_byte(self, write, places):
         path = write("text.txt", b"x" * 12_345 + b"\xe9 caf\xe9")
-        assert "is not utf-8: byte 12,345 (0xe9) does not fit" in complaint(DecodingError, path, places=places)
+        assert "is not utf-8: byte 12,345 (0xe9) is invalid" in complaint(DecodingError, path, places=places)
 
-    def test_western_text_is_told_of_western_encodings_first(self, write, places):
+    def test_western_encodings_are_suggested_first_for_western_text(self, write, places):
         path = write("text.txt", GERMAN.encode("latin-1"))
         assert complaint(DecodingError, path, places=places).partition("; ")[2].startswith("try --encoding cp1252")
 
-    def test_a_damaged_utf8_file_is_not_sent_to_other_encodings(self, write, places):
+    def test_no_other_encoding_is_suggested_for_damaged_utf8(self, write, places):
         data = RUSSIAN.encode()
         for broken in (data[:-3], data[:40] + b"\xff" + data[40:]):
             message = complaint(DecodingError, write("text.txt", broken), places=places)
             assert "damaged" in message
             assert "try" not in message
 
-    def test_utf8_is_advised_when_another_encoding_was_given(self, write, places):
+    def test_utf8_is_suggested_when_another_encoding_was_given(self, write, places):
         path = write("text.txt", CHINESE)
         message = complaint(DecodingError, path, CorpusConfig(encoding="ascii"), places)
         assert "is not ascii: byte 0" in message
         assert "try --encoding utf-8" in message
 
     @pytest.mark.parametrize("encoding", ["klingon", "hex", "rot13", "zlib", "undefined", "no\0ne", ""])
-    def test_what_is_no_encoding_of_text(self, write, places, encoding):
+    def test_unknown_encodings_are_rejected(self, write, places, encoding):
         message = complaint(DecodingError, write("a.txt", "abc"), CorpusConfig(encoding=encoding), places)
-        assert message == f"--encoding {encoding!r} is not an encoding that Python knows"
+        assert message == f"--encoding {encoding!r} is not a text encoding known to Python"
 
     def test_binary_files(self, write, places):
         for data in (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"words\0words", b"\xff" * 9000 + b"\0"):
             path = write("cover.png", data)
             message = complaint(DecodingError, path, places=places)
-            assert message.startswith(f"{path} is not a text file: there is a NUL byte at byte {data.index(0):,}")
+            assert message.startswith(f"{path} is not a text file: byte {data.index(0):,} is NUL")
 
-    def test_half_surrogates_that_a_loose_codec_lets_through(self, write, places):
+    def test_lone_surrogates_from_a_lenient_codec_are_rejected(self, write, places):
         path = write("a.txt", b"abc\\ud800")
         message = complaint(DecodingError, path, CorpusConfig(encoding="unicode_escape"), places)
         assert "half of a surrogate pair at character 3" in message
 
     @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-    def test_the_byte_order_mark_goes(self, encoding):
+    def test_the_byte_order_mark_is_removed(self, encoding):
         data = ("\ufeff" + CHINESE).encode(encoding)
         assert decode(data, CorpusConfig(encoding=encoding), "here") == CHINESE
 
@@ -318,16 +320,16 @@ class TestDecoding:
         assert expected != text
 
     @given(st.binary(max_size=200), st.sampled_from(["utf-8", "utf-16", "gb18030", "utf-7", "latin-1", "idna"]))
-    def test_any_bytes_become_text_or_one_clear_line(self, data, encoding):
+    def test_any_bytes_become_text_or_a_one_line_error(self, data, encoding):
         try:
             text = decode(data, CorpusConfig(encoding=encoding), "here")
         except DecodingError as error:
-            assert "\n" not in str(error)  # noqa: PT017 - both outcomes are right
+            assert "\n" not in str(error)  # noqa: PT017 - both outcomes are valid
         else:
             again = decode(text.encode("utf-8"), CorpusConfig(newlines="keep"), "here")
-            assert again == text  # what a run keeps of standard input reads back as the same text
+            assert again == text  # a run's copy of standard input reads back as the same text
 
-    def test_what_looks_binary(self):
+    def test_looks_binary(self):
         assert looks_binary(b"a\0b", "utf-8")
         assert not looks_binary(b"ab", "utf-8")
         assert not looks_binary("ab".encode("utf-16-le"), "UTF_16LE")
@@ -336,12 +338,12 @@ class TestDecoding:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves a folder on this machine only, and remembers what it was asked for."""
+    """Serves a folder on localhost and records the requested paths."""
 
     daemon_threads = True
 
     def __init__(self, folder: Path) -> None:
-        self.asked: list[str] = []
+        self.requested: list[str] = []
         super().__init__(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
 
     def address(self, path: str) -> str:
@@ -352,7 +354,7 @@ class Handler(SimpleHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        self.server.asked.append(self.path)
+        self.server.requested.append(self.path)
         super().do_GET()
 
     def log_message(self, format: str, *args: object) -> None:
@@ -373,14 +375,14 @@ def server(tmp_path) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def closed() -> str:
-    """An address where nobody answers."""
+    """A URL at which no server answers."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{taken.getsockname()[1]}/text.txt"
 
 
 class TestAddresses:
-    def test_fetched_once_and_then_kept(self, server, write, places):
+    def test_a_download_is_cached(self, server, write, places):
         write("served/novel.txt", "\ufeffCall me Ishmael.\r\n")
         address = server.address("novel.txt")
         first = read_corpus(address, places=places)
@@ -388,43 +390,43 @@ class TestAddresses:
         assert first.text == second.text == "Call me Ishmael.\n"
         assert first.sources == (Source("url", address, sha256_of("Call me Ishmael.\n"), 17),)
         assert first.name == "novel"
-        assert server.asked == ["/novel.txt"]
+        assert server.requested == ["/novel.txt"]
         assert first.notes == ()
         [note] = second.notes
         kept = Path(note.partition("remove ")[2])
         assert kept.is_file()
         assert kept.parent == places.cache_folder
 
-    def test_a_compressed_file_behind_a_question(self, server, write, places):
+    def test_a_compressed_file_with_a_query_string(self, server, write, places):
         write("served/novel.txt.gz", gzip.compress(b"Call me Ishmael.\n"))
         corpus = read_corpus(server.address("novel.txt.gz?raw=1"), places=places)
         assert corpus.text == "Call me Ishmael.\n"
         assert corpus.name == "novel"
 
-    def test_an_address_without_a_file_name(self, server, write, places):
+    def test_a_url_without_a_file_name(self, server, write, places):
         write("served/index.html", "<p>Call me Ishmael.")
         assert read_corpus(server.address("").replace("http", "HTTP"), places=places).name == "127.0.0"
 
-    def test_nobody_answers(self, closed, places):
+    def test_no_server_answers(self, closed, places):
         message = complaint(DownloadError, closed, places=places)
-        assert message == f"could not reach {closed}; check the address and the network"
+        assert message == f"could not reach {closed}; check the URL and the network"
 
     def test_the_file_is_not_there(self, server, places):
         address = server.address("gone.txt")
-        assert complaint(DownloadError, address, places=places) == f"{address} answered 404; check the address"
+        assert complaint(DownloadError, address, places=places) == f"{address} returned 404; check the URL"
 
     @pytest.mark.parametrize("address", ["http://", "http://[half/x.txt", "https:///x.txt"])
-    def test_half_an_address(self, address, places):
+    def test_an_invalid_url(self, address, places):
         message = complaint(DownloadError, address, places=places)
         assert address in message
         assert "SHA" not in message
 
-    def test_a_cache_folder_that_cannot_be(self, server, write, places):
+    def test_a_cache_folder_that_cannot_be_created(self, server, write, places):
         write("served/novel.txt", "Call me Ishmael.\n")
         blocked = dataclasses.replace(places, cache_folder=Path(write("a-file", "")) / "cache")
-        assert "cannot keep" in complaint(DownloadError, server.address("novel.txt"), places=blocked)
+        assert "cannot save" in complaint(DownloadError, server.address("novel.txt"), places=blocked)
 
-    def test_what_was_sent_does_not_decode(self, server, write, places):
+    def test_a_download_that_does_not_decode(self, server, write, places):
         write("served/novel.txt", b"abc\xff")
         address = server.address("novel.txt")
         assert complaint(DecodingError, address, places=places).startswith(f"{address} is not utf-8: byte 3")
@@ -436,7 +438,7 @@ def published(text: str, *mirrors: str) -> PublishedText:
 
 
 class TestNames:
-    def test_the_data_folder_is_searched_by_hash_whatever_the_name(self, write, tmp_path, closed):
+    def test_the_data_folder_is_searched_by_hash(self, write, tmp_path, closed):
         wanted = published("the text", closed)
         folder = tmp_path / "data"
         write("data/known.txt", "not text")  # the right name and size, another text
@@ -450,24 +452,24 @@ class TestNames:
         for folder in (None, tmp_path / "data", tmp_path / "served" / "known.txt"):
             path = find_published(wanted, folder, tmp_path / "cache", None)
             assert path == tmp_path / "cache" / "known.txt"
-        assert server.asked == ["/known.txt"]
+        assert server.requested == ["/known.txt"]
 
-    def test_the_next_mirror_is_asked(self, server, write, tmp_path, closed):
+    def test_the_next_mirror_is_tried(self, server, write, tmp_path, closed):
         write("served/wrong.txt", "another text")
         write("served/right.txt", "the text")
         mirrors = [closed, *map(server.address, ("gone.txt", "wrong.txt", "right.txt"))]
         path = find_published(published("the text", *mirrors), None, tmp_path / "cache", None)
         assert path.read_text() == "the text"
-        assert server.asked == ["/gone.txt", "/wrong.txt", "/right.txt"]
+        assert server.requested == ["/gone.txt", "/wrong.txt", "/right.txt"]
 
-    def test_another_file_than_the_known_one_is_refused(self, server, write, tmp_path):
+    def test_a_download_with_another_hash_is_rejected(self, server, write, tmp_path):
         write("served/wrong.txt", "another text")
         wanted = published("the text", server.address("wrong.txt"))
-        with pytest.raises(DownloadError, match=f"another file than the one with SHA-256 {wanted.sha256}"):
+        with pytest.raises(DownloadError, match=f"does not have the expected SHA-256 {wanted.sha256}"):
             find_published(wanted, None, tmp_path / "cache", None)
         assert list((tmp_path / "cache").iterdir()) == []
 
-    def test_a_damaged_copy_in_the_cache_is_fetched_again(self, server, write, tmp_path):
+    def test_a_damaged_cached_copy_is_downloaded_again(self, server, write, tmp_path):
         write("served/known.txt", "the text")
         write("cache/known.txt", "the te")
         wanted = published("the text", server.address("known.txt"))
@@ -477,7 +479,7 @@ class TestNames:
         with pytest.raises(DownloadError) as caught:
             find_published(published("the text", closed, closed), None, tmp_path / "cache", None)
         message = str(caught.value)
-        assert message.startswith(f"could not reach {closed}; check the address and the network (2 mirrors tried)")
+        assert message.startswith(f"could not reach {closed}; check the URL and the network (2 mirrors tried)")
         assert "CHARWRIGHT_DATA" in message
         assert "\n" not in message
 
@@ -490,25 +492,25 @@ class TestNames:
         assert corpus.sources == (Source("name", "shakespeare", corpus.sha256, 1_115_394),)
         assert not places.cache_folder.exists()
 
-    def test_the_environment_names_the_data_folder(self, monkeypatch, tmp_path):
+    def test_the_data_folder_comes_from_the_environment(self, monkeypatch, tmp_path):
         monkeypatch.setenv("CHARWRIGHT_DATA", str(tmp_path))
         assert Places.of_this_user().data_folder == tmp_path
         monkeypatch.setenv("CHARWRIGHT_DATA", "")
         assert Places.of_this_user().data_folder is None
 
-    def test_python_docs_are_always_there(self, places):
+    def test_python_docs_need_no_download(self, places):
         corpus = read_corpus("python-docs", places=places)
         assert len(corpus.text) > 400_000
         assert 'The "assert" statement' in corpus.text
         assert corpus.name == "python-docs"
         assert not places.cache_folder.exists()
 
-    def test_python_code_is_the_library_without_its_tests(self, places):
+    def test_python_code_is_the_standard_library_without_tests(self, places):
         text = read_corpus("python-code", places=places).text
         assert len(text) > 5_000_000
         assert Path(dataclasses.__file__).read_text(encoding="utf-8") in text
 
-    def test_of_the_library_only_its_own_source_is_taken(self, write, tmp_path):
+    def test_tests_and_installed_packages_are_left_out(self, write, tmp_path):
         for left_out in ("test/a.py", "json/tests/b.py", "site-packages/c.py", "__pycache__/d.py", "notes.txt"):
             write(f"library/{left_out}", "not this")
         write("library/latin.py", "# é".encode("latin-1"))
@@ -516,23 +518,23 @@ class TestNames:
         write("library/ast.py", "first\n")
         assert list(named.library_sources(tmp_path / "library")) == ["first\n", "second\n"]
 
-    def test_names_are_utf8_whatever_the_users_files_are_in(self, write, places):
+    def test_named_corpora_are_utf8_whatever_the_encoding_option(self, write, places):
         path = write("a.txt", GERMAN.encode("utf-16"))
         corpus = read_corpus(["python-docs", path], CorpusConfig(encoding="utf-16"), places)
         assert corpus.text.endswith(GERMAN)
 
-    def test_names_are_normalized_too(self, places):
+    def test_named_corpora_are_normalized_too(self, places):
         text = read_corpus("python-docs", CorpusConfig(normalize="nfkc"), places).text
         assert unicodedata.is_normalized("NFKC", text)
 
-    def test_a_file_of_that_name_goes_first(self, write, places, tmp_path, monkeypatch):
+    def test_a_file_takes_precedence_over_a_named_corpus(self, write, places, tmp_path, monkeypatch):
         write("shakespeare", "my own")
         monkeypatch.chdir(tmp_path)
         assert read_corpus("shakespeare", places=places).text == "my own"
 
 
 class TestReadingAgain:
-    def test_the_same_parts_make_the_same_text(self, write, places, tmp_path):
+    def test_the_same_sources_give_the_same_text(self, write, places, tmp_path):
         write("book/1.txt", "one\r\n")
         write("book/2.txt", "")
         specs = [tmp_path / "book", write("last.txt.gz", gzip.compress("zwei\u0308".encode())), "python-docs"]
@@ -542,7 +544,7 @@ class TestReadingAgain:
         assert again.text == corpus.text
         assert again.sources == corpus.sources
 
-    def test_standard_input_from_where_it_was_kept(self, places, write):
+    def test_standard_input_is_read_from_its_copy(self, places, write):
         data = ("\ufeff" * 2 + GERMAN).encode("utf-16")
         config = CorpusConfig(encoding="utf-16", newlines="keep")
         corpus = read_corpus("-", config, dataclasses.replace(places, stdin=io.BytesIO(data)))
@@ -551,21 +553,21 @@ class TestReadingAgain:
         again = reread_corpus([dataclasses.replace(source, location=kept)], config, places)
         assert again.text == corpus.text
 
-    def test_changed_gone_or_never_there(self, write, places):
+    def test_missing_or_changed_sources(self, write, places):
         path = write("novel.txt", "Call me Ishmael.\n")
         sources = read_corpus(path, places=places).sources
         write("novel.txt", "Call me Ahab.\n")
-        with pytest.raises(CorpusError, match=f"{path} has changed since this run began; .*--corpus"):
+        with pytest.raises(CorpusError, match=f"{path} has changed since this run started; .*--corpus"):
             reread_corpus(sources, CorpusConfig(), places)
         Path(path).unlink()
-        with pytest.raises(CorpusError, match=f"{path} is gone; name its new place with --corpus"):
+        with pytest.raises(CorpusError, match=f"{path} is gone; give its new location with --corpus"):
             reread_corpus(sources, CorpusConfig(), places)
-        with pytest.raises(CorpusError, match="given in memory"):
+        with pytest.raises(CorpusError, match="passed in memory"):
             reread_corpus(Corpus.from_text("some text").sources, CorpusConfig(), places)
         with pytest.raises(CorpusError, match="--corpus"):
             reread_corpus((), CorpusConfig(), places)
 
-    def test_the_whole_text_can_be_recognised_wherever_it_moved(self, write, places):
+    def test_the_hash_does_not_depend_on_the_location(self, write, places):
         old = read_corpus(write("old/novel.txt", "Call me Ishmael.\r\n"), places=places)
         new = read_corpus(write("new/other.txt", "Call me Ishmael.\n"), places=places)
         assert old.sha256 == new.sha256 == Corpus.from_text("Call me Ishmael.\n").sha256

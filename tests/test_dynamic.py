@@ -1,4 +1,4 @@
-"""Dynamic evaluation, against the paper's rule written out, and against what must be true of any honest figure."""
+"""Dynamic evaluation, against a direct implementation of the paper's rule, and its invariants."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 
 import charwright as cw
-from charwright import dynamic
-from charwright.data.vocabulary import ByteVocabulary, Vocabulary
-from charwright.dynamic import evaluate_dynamically
+from charwright.data.byte_vocabulary import ByteVocabulary
+from charwright.data.vocabulary import Vocabulary
 from charwright.errors import CorpusError, DivergedError
+from charwright.evaluation import dynamic
+from charwright.evaluation.dynamic import evaluate_dynamically
+from charwright.model.compute import Compute
 from ramps import fill_with_ramps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -23,7 +25,7 @@ VOCABULARY = Vocabulary(ALPHABET)
 
 
 def make_model(**options: object) -> cw.LanguageModel:
-    return fill_with_ramps(cw.LanguageModel(cw.ModelConfig(**{"units": 6, "embedding": 4, **options}), 11))
+    return fill_with_ramps(cw.LanguageModel(cw.ModelConfig(**{"units": 6, "embedding_size": 4, **options}), 11))
 
 
 def make_text(length: int) -> str:
@@ -35,10 +37,10 @@ def random_text(length: int, seed: int = 1) -> str:
 
 
 class Reference:
-    """The rule of the paper, section 3, one tensor and one segment at a time."""
+    """Section 3 of the paper, one tensor and one segment at a time."""
 
     def __init__(self, model: cw.LanguageModel) -> None:
-        self.model = cw.LanguageModel(model.config, 11, core="plain").eval()
+        self.model = cw.LanguageModel(model.config, 11, compute=Compute(core="plain")).eval()
         self.model.load_arrays(model.arrays())
         self.state: tuple[torch.Tensor, ...] | None = None
 
@@ -73,9 +75,13 @@ def pieces(text: str) -> list[list[int]]:
 
 @pytest.mark.parametrize(
     "options",
-    [{"cell": "gru", "layers": 2}, {"cell": "lstm", "dropout": 0.5}, {"cell": "rnn", "tied": True, "embedding": 6}],
+    [
+        {"cell": "gru", "layers": 2},
+        {"cell": "lstm", "dropout": 0.5},
+        {"cell": "rnn", "tied": True, "embedding_size": 6},
+    ],
 )
-def test_it_is_the_rule_of_the_paper(options: dict[str, object]) -> None:
+def test_the_loss_is_that_of_the_papers_rule(options: dict[str, object]) -> None:
     model, rate, decay = make_model(**options), 0.01, 0.7
     training = random_text(dynamic.SEGMENT * (dynamic.WARM_UP + 2) + 1)
     text = make_text(400)
@@ -87,8 +93,8 @@ def test_it_is_the_rule_of_the_paper(options: dict[str, object]) -> None:
     assert abs(result.nats_per_char - cw.evaluate(model, VOCABULARY, text).nats_per_char) > 0.01
 
 
-def test_a_long_training_text_is_sampled_over_its_whole_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A text whose halves differ gives other sizes than its first half; each span begins with a zero state."""
+def test_a_long_training_text_is_sampled_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two spans, from the beginning and from the middle, each from a zero state."""
     monkeypatch.setattr(dynamic, "SPANS", 2)
     monkeypatch.setattr(dynamic, "SEGMENTS_PER_SPAN", 40)
     span = 40 * dynamic.SEGMENT + 1
@@ -111,7 +117,7 @@ def test_a_long_training_text_is_sampled_over_its_whole_length(monkeypatch: pyte
     assert found.nats_per_char == pytest.approx(np.mean(expected), rel=1e-5)
 
 
-def test_without_a_training_text_it_first_looks_and_then_learns() -> None:
+def test_without_a_training_text_training_starts_after_the_warm_up() -> None:
     model, warm = make_model(), dynamic.SEGMENT * dynamic.WARM_UP
     text = make_text(warm + 5 * dynamic.SEGMENT + 1)
     still = evaluate_dynamically(model, VOCABULARY, text, rate=0)
@@ -124,7 +130,7 @@ def test_without_a_training_text_it_first_looks_and_then_learns() -> None:
     assert sooner.blocks[9] < still.blocks[9]
 
 
-def test_a_rate_of_zero_is_one_carried_stream() -> None:
+def test_a_rate_of_zero_gives_the_carried_loss() -> None:
     model, text = make_model(cell="lstm", layers=2), make_text(1900)
     static = cw.evaluate(model, VOCABULARY, text)
     found = evaluate_dynamically(model, VOCABULARY, text, make_text(4000), rate=0)
@@ -132,14 +138,14 @@ def test_a_rate_of_zero_is_one_carried_stream() -> None:
     assert found.blocks == pytest.approx(static.blocks, rel=1e-5)
 
 
-def test_what_cannot_be_predicted_is_not_predicted() -> None:
-    """Whoever looks ahead would do better than ln 10 on dice."""
+def test_random_text_is_not_predicted() -> None:
+    """A rule that looked ahead would have a loss below ln 10."""
     text = random_text(6000, seed=2)
     found = evaluate_dynamically(make_model(), VOCABULARY, text, random_text(6000), rate=0.01)
     assert found.nats_per_char > math.log(10) - 0.01
 
 
-def test_a_habit_of_the_text_is_learned() -> None:
+def test_a_repetitive_text_is_learned() -> None:
     model, text = make_model(), "abcdefghij" * 150
     found = evaluate_dynamically(model, VOCABULARY, text, make_text(4000), rate=0.01)
     assert found.blocks[-1] < 0.7 * found.blocks[0]
@@ -147,7 +153,7 @@ def test_a_habit_of_the_text_is_learned() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_model_stays_as_it_is(training: bool) -> None:
+def test_the_model_is_not_changed(training: bool) -> None:
     model = make_model(dropout=0.5).train(training)
     before = model.arrays()
     with torch.no_grad():
@@ -160,27 +166,27 @@ def test_the_model_stays_as_it_is(training: bool) -> None:
     assert all((before[name] == array).all() for name, array in model.arrays().items())
 
 
-def test_unknown_characters_and_bytes_are_counted_as_ever() -> None:
+def test_unknown_characters_and_bytes_count_as_in_static_evaluation() -> None:
     text = make_text(100) + "λ" + make_text(100)
     found = evaluate_dynamically(make_model(), VOCABULARY, text, rate=0)
     assert found.unknown_chars == 1
     assert found.nats_per_char == pytest.approx(cw.evaluate(make_model(), VOCABULARY, text).nats_per_char, rel=1e-6)
-    by_byte = cw.LanguageModel(cw.ModelConfig(units=4, embedding=4), 257)
+    by_byte = cw.LanguageModel(cw.ModelConfig(units=4, embedding_size=4), 257)
     assert evaluate_dynamically(by_byte, ByteVocabulary(), "слово" * 21, rate=0).chars == 104
 
 
-def test_progress_ends_with_the_text() -> None:
-    told: list[float] = []
-    evaluate_dynamically(make_model(), VOCABULARY, make_text(70), progress=told.append)
-    assert told == pytest.approx([32 / 69, 64 / 69, 1])
+def test_progress_ends_at_1() -> None:
+    seen: list[float] = []
+    evaluate_dynamically(make_model(), VOCABULARY, make_text(70), progress=seen.append)
+    assert seen == pytest.approx([32 / 69, 64 / 69, 1])
 
 
-def test_a_model_that_comes_apart_is_said_to() -> None:
+def test_divergence_is_an_error() -> None:
     with pytest.raises(DivergedError, match="--dynamic-rate"):
         evaluate_dynamically(make_model(), VOCABULARY, make_text(2000), make_text(3000), rate=1e38)
 
 
 @pytest.mark.parametrize("text", ["", "a"])
-def test_too_short_a_text_is_refused(text: str) -> None:
+def test_a_text_that_is_too_short_is_refused(text: str) -> None:
     with pytest.raises(CorpusError, match="fewer than two"):
         evaluate_dynamically(make_model(), VOCABULARY, text)

@@ -1,4 +1,4 @@
-"""Where a text ends: found in pieces as on the whole, by a definition that looks at every character."""
+"""Endings: the same in pieces as in the whole text, by a definition that examines every character."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PARAGRAPH = re.compile(r"\n[ \t]*\n\Z")
 
 
 def by_definition(text: str, stops: list[str], unit: str, count: int) -> tuple[str, str | None, str | None]:
-    """What is shown of `text`, why it ended, and at which stop text: the ending that is complete first."""
+    """What is shown of `text`, why it ended, and at which stop string: the ending that is complete first."""
     begin = 0
     for size in range(1, len(text) + 1):
         head, found = text[:size], []
@@ -96,7 +96,7 @@ def test_the_pieces_make_no_difference(
 
 @given(TEXTS, STOP_TEXTS, UNTIL)
 def test_only_what_may_be_an_ending_is_held_back(text: str, stops: list[str], unit: tuple[str, int] | None) -> None:
-    """All that was read is shown or held back, and what is held back could still be an ending."""
+    """The text read is shown or held back, and the text held back may still be an ending."""
     endings = Endings(stops, f"{unit[1]} {unit[0]}" if unit else None)
     shown = ""
     for size in range(1, len(text) + 1):
@@ -117,7 +117,7 @@ def may_be_unit(held: str, unit: str) -> bool:
     [
         ("aaab", ["aab"], "a"),
         ("abcabd", ["abd", "xyz"], "abc"),
-        ("xaby", ["b", "ab"], "x"),  # complete at the same place: the longer one is taken away
+        ("xaby", ["b", "ab"], "x"),  # complete at the same place: the longer one wins
         ("xabcy", ["abcy", "b"], "xa"),  # complete first
         ("a\nb\n\nc", ["\n\n"], "a\nb"),
         ("你好。世界", ["世"], "你好。"),
@@ -125,7 +125,7 @@ def may_be_unit(held: str, unit: str) -> bool:
         ("x", ["x"], ""),
     ],
 )
-def test_stop_texts(text: str, stops: list[str], shown: str) -> None:
+def test_stop_strings(text: str, stops: list[str], shown: str) -> None:
     for pieces in ([text], list(text)):
         found, ended, stop = in_pieces(pieces, stops, None)
         assert (found, ended) == (shown, "stop")
@@ -161,7 +161,7 @@ def test_lines_paragraphs_and_sentences(text: str, until: str, shown: str) -> No
 
 @pytest.mark.parametrize("text", ["no end", "Hello there.", "。", "a\n", "\n\n\n", "  \n \n"])
 @pytest.mark.parametrize("until", ["paragraph", "sentence"])
-def test_an_end_that_nothing_has_shown_yet_is_none(text: str, until: str) -> None:
+def test_an_end_that_is_not_confirmed_does_not_count(text: str, until: str) -> None:
     assert in_pieces(list(text), [], until) == (text, None, None)
 
 
@@ -175,7 +175,7 @@ def test_an_end_that_nothing_has_shown_yet_is_none(text: str, until: str) -> Non
         ("一。二", [], "sentence", "二"),
     ],
 )
-def test_what_was_read_behind_the_end_is_not_lost(text: str, stops: list[str], until: str | None, behind: str) -> None:
+def test_text_read_after_the_end_is_not_lost(text: str, stops: list[str], until: str | None, behind: str) -> None:
     endings = Endings(stops, until)
     endings.feed(text)
     assert endings.behind == behind

@@ -25,9 +25,11 @@ from hypothesis import strategies as st
 from charwright import kernels
 from charwright.config import STATES, ModelConfig
 from charwright.errors import UsageError
-from charwright.generation import native
-from charwright.generation.engine import PRECISIONS, Engine, Stream
-from charwright.generation.sampling import PENALTY_WINDOW, Sampler
+from charwright.generation import native_backend as native
+from charwright.generation.engine import PRECISIONS, Engine
+from charwright.generation.repetition import PENALTY_WINDOW
+from charwright.generation.sampling import Sampler
+from charwright.generation.streams import Stream
 from charwright.model.language_model import LanguageModel
 from ramps import ramp_arrays
 
@@ -40,7 +42,7 @@ BACKENDS = list(product(VARIANTS, PRECISIONS))
 
 
 def model_config(cell: str, layers: int = 1, tied: bool = False, units: int = 40) -> ModelConfig:
-    return ModelConfig(cell=cell, layers=layers, units=units, embedding=units if tied else 10, tied=tied)
+    return ModelConfig(cell=cell, layers=layers, units=units, embedding_size=units if tied else 10, tied=tied)
 
 
 def random_ids(*shape: int, size: int = SIZE, seed: int = 5) -> np.ndarray:
@@ -48,10 +50,9 @@ def random_ids(*shape: int, size: int = SIZE, seed: int = 5) -> np.ndarray:
 
 
 def threaded(engine: Engine, threads: int) -> Engine:
-    """The engine with so many threads whatever it finds out about them."""
+    """The engine with a fixed number of threads."""
     if isinstance(engine._backend, native.NativeBackend):
-        engine._backend._threads = native._Threads(1)
-        engine._backend._threads._choices = [threads]
+        engine._backend._threads.counts = [threads]
     return engine
 
 
@@ -72,7 +73,7 @@ def stepped(engine: Engine, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Known:
-    """What a model says to some text that it wrote itself: ids (T, B), logits (T, B, V), the state after."""
+    """A model's output on a text of its own: ids (T, B), logits (T, B, V), the final state."""
 
     config: ModelConfig
     weights: dict[str, np.ndarray]
@@ -99,7 +100,7 @@ def known(cell: str, layers: int, tied: bool, units: int = 40, size: int = SIZE,
     return Known(config, weights, ids, logits.numpy().astype(np.float64), tuple(part.numpy() for part in last))
 
 
-# How far logits may be from the model's, as a share of their spread, and by how much a text's loss may change.
+# The largest difference of logits from the model's, as a share of their spread, and of a text's loss.
 CLOSE = {"bf16": (0.01, 2e-4), "q8": (0.03, 5e-4)}
 
 
@@ -135,7 +136,7 @@ def test_the_engine_equals_the_model(cell: str, layers: int, tied: bool, variant
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(("cell", "layers", "tied"), KINDS)
 def test_the_state_is_the_models(cell: str, layers: int, tied: bool, variant: str) -> None:
-    """(B, L, S, H), whose first units are the model's and the others nothing."""
+    """(B, L, S, H): the first units are the model's, the padding is zero."""
     model = known(cell, layers, tied)
     engine = Engine(model.config, model.weights, "f32", variant=variant)
     state = engine.zero_state(3)
@@ -180,7 +181,7 @@ FORBIDDEN = random_ids(2000, SIZE) % 2 == 0
 
 
 def greedy(engine: Engine, length: int) -> list[int]:
-    """The likeliest of half of the ids, another half each time: weights like these would soon go round in circles."""
+    """The most likely of half of the ids, a different half each time: otherwise weights like these would soon loop."""
     mask = np.zeros(engine.vocabulary_size, dtype=np.bool_)
     stream = Stream(engine.zero_state()[0], np.array([1], np.int32), 1, sampler=Sampler(temperature=0, masked=mask))
     written = [1]
@@ -193,7 +194,7 @@ def greedy(engine: Engine, length: int) -> list[int]:
 
 @pytest.mark.parametrize(("cell", "layers", "tied"), KINDS)
 def test_greedy_text_is_the_models(cell: str, layers: int, tied: bool) -> None:
-    """2,000 characters: at each place the model, having read what stands before, takes the same.
+    """2,000 characters: at each position the model, given the text before, selects the same id.
 
     Where two are as likely up to the last bits, another machine's sums may have the other one ahead.
     """
@@ -249,7 +250,7 @@ def new_stream(engine: Engine, number: int, read: int = 0) -> Stream:
 
 
 def bits(stream: Stream) -> tuple[Any, ...]:
-    """All that a stream is."""
+    """Everything in a stream."""
     assert stream.logits is not None
     scores = b"" if stream.scores is None else stream.scores[1 : stream.length].tobytes()
     numbers = (stream.length, stream.at, stream.drawn, stream.forgotten)
@@ -257,7 +258,7 @@ def bits(stream: Stream) -> tuple[Any, ...]:
 
 
 def chunks(steps: int, seed: int) -> Iterator[int]:
-    """Numbers that make `steps` together."""
+    """Numbers that add up to `steps`."""
     random = np.random.Generator(np.random.Philox(seed))
     while steps:
         some = int(random.integers(1, min(steps, 9) + 1))
@@ -269,10 +270,10 @@ def chunks(steps: int, seed: int) -> Iterator[int]:
 @pytest.mark.parametrize(
     ("cell", "layers", "tied", "units"), [("gru", 2, True, 5), ("lstm", 1, False, 64), ("rnn", 2, False, 24)]
 )
-def test_a_streams_bits_depend_on_nothing_but_itself(
+def test_a_streams_bits_depend_only_on_itself(
     cell: str, layers: int, tied: bool, units: int, variant: str, precision: str
 ) -> None:
-    """Not on its neighbours, its place among them, the threads, and into how many calls its steps are divided."""
+    """Not on the other streams, its position among them, the threads, or the number of calls."""
     config = model_config(cell, layers, tied, units)
     engine = Engine(config, ramp_arrays(config, SIZE), precision, variant=variant, threads=1)
     steps = 20
@@ -302,7 +303,7 @@ def test_a_streams_bits_depend_on_nothing_but_itself(
 
 
 @pytest.mark.parametrize(("variant", "precision"), BACKENDS)
-def test_streams_that_come_and_go_are_as_if_alone(variant: str, precision: str) -> None:
+def test_streams_that_join_and_leave_are_as_if_alone(variant: str, precision: str) -> None:
     config = model_config("gru", 2)
     engine = Engine(config, ramp_arrays(config, SIZE), precision, variant=variant, threads=2)
     waiting = [(number, new_stream(engine, number), 10 + number % 5 * 7) for number in range(12)]
@@ -323,7 +324,7 @@ def test_streams_that_come_and_go_are_as_if_alone(variant: str, precision: str) 
 
 
 @pytest.mark.parametrize(("variant", "precision"), BACKENDS)
-def test_what_is_read_and_what_is_drawn(variant: str, precision: str) -> None:
+def test_what_is_read_and_what_is_sampled(variant: str, precision: str) -> None:
     config = model_config("gru")
     engine = Engine(config, ramp_arrays(config, SIZE), precision, variant=variant)
     reader = new_stream(engine, 1, read=20)
@@ -343,7 +344,7 @@ def test_what_is_read_and_what_is_drawn(variant: str, precision: str) -> None:
     assert writer.ids[:20].tolist() == prompt.tolist()
     assert writer.ids[20] == Sampler(seed=1).draw(np.array(reader.logits), writer.ids[:20], 0)
 
-    # Words put into its mouth are read before anything is drawn again.
+    # Appended ids are read before anything is sampled again.
     writer.feed(np.array([3, 4], dtype=np.int32))
     assert writer.unread == 3
     engine.advance([writer], 2)
@@ -353,8 +354,8 @@ def test_what_is_read_and_what_is_drawn(variant: str, precision: str) -> None:
 
 
 @pytest.mark.parametrize(("variant", "precision"), BACKENDS)
-def test_a_stream_ends_up_where_its_own_text_leads(variant: str, precision: str) -> None:
-    """Reading what was written gives the state, the logits and the scores that writing it gave."""
+def test_reading_a_generated_text_gives_the_same_stream(variant: str, precision: str) -> None:
+    """The state, the logits and the scores are those of generating it."""
     config = model_config("lstm", 2)
     engine = Engine(config, ramp_arrays(config, SIZE), precision, variant=variant, threads=2)
     writers = [new_stream(engine, number) for number in range(1, 8, 2)]
@@ -371,7 +372,7 @@ def test_a_stream_ends_up_where_its_own_text_leads(variant: str, precision: str)
         np.testing.assert_array_equal(writer.scores[1 : writer.length], scores)
 
 
-def test_nothing_to_do_is_no_mistake() -> None:
+def test_no_streams_and_no_steps_are_accepted() -> None:
     config = model_config("gru")
     engine = Engine(config, ramp_arrays(config, SIZE))
     engine.advance([], 5)
@@ -400,7 +401,7 @@ def test_step_changes_the_state_in_place_and_streams_do_not_mix(variant: str, pr
 
 @pytest.mark.parametrize(("variant", "precision"), BACKENDS)
 def test_scores_of_texts_of_any_length(variant: str, precision: str) -> None:
-    """Also of no characters and of one, and of more than one call reads."""
+    """Including none, one, and more than one call reads."""
     config = model_config("gru", units=16)
     engine = Engine(config, ramp_arrays(config, SIZE), precision, variant=variant, threads=2)
     rows = [random_ids(length, seed=length).astype(np.int32) for length in (0, 1, 2, 3, 1025, 40, 1200)]
@@ -434,7 +435,7 @@ def test_target_nats_are_the_scores_of_each_column(variant: str) -> None:
 
 
 def everything(engine: Engine, stream: Stream, sizes: Sequence[int]) -> tuple[list[int], list[float]]:
-    """All ids and scores of a stream that is advanced by these numbers of steps, read before they are let go."""
+    """All ids and scores of a stream that is advanced by these numbers of steps, read before they are dropped."""
     ids, scores, seen = [], [], 0
     for steps in sizes:
         engine.advance([stream], steps)
@@ -451,10 +452,10 @@ def everything(engine: Engine, stream: Stream, sizes: Sequence[int]) -> tuple[li
     [*((variant, precision, 20_500) for variant, precision in BACKENDS if variant != "none"), ("none", "f32", 9000)],
 )
 def test_a_text_that_never_ends(variant: str, precision: str, steps: int) -> None:
-    """Old ids are let go on the way; neither the text nor its scores notice."""
+    """Old ids are dropped, which affects neither the text nor its scores."""
     config = model_config("gru", units=16)
     engine = Engine(config, ramp_arrays(config, SIZE), precision, variant=variant, threads=1)
-    penalty = 1.0 if variant == "none" else 1.05  # numpy looks back on a thousand ids slowly
+    penalty = 1.0 if variant == "none" else 1.05  # NumPy is slow on a window of a thousand ids
 
     def fresh() -> Stream:
         stream = Stream(engine.zero_state()[0], sampler=Sampler(repetition_penalty=penalty, seed=1))
@@ -477,7 +478,7 @@ def test_a_text_that_never_ends(variant: str, precision: str, steps: int) -> Non
 
 @settings(max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from(["feed", "read", "room"]), st.integers(0, 3000)), max_size=25))
-def test_room_is_made_without_losing_what_is_still_looked_at(acts: list[tuple[str, int]]) -> None:
+def test_making_room_keeps_the_penaltys_window(acts: list[tuple[str, int]]) -> None:
     stream, all_ids = Stream(np.zeros(1)), np.zeros(0, dtype=np.int32)
     stream.scores = np.zeros(0)
     for act, count in acts:
@@ -497,7 +498,7 @@ def test_room_is_made_without_losing_what_is_still_looked_at(acts: list[tuple[st
         assert len(stream.scores) == len(stream.ids)
         assert stream.forgotten + stream.at == before
         assert stream.forgotten + stream.length == len(all_ids)
-        assert stream.at >= min(before, PENALTY_WINDOW)  # what a penalty looks back on is there
+        assert stream.at >= min(before, PENALTY_WINDOW)  # the penalty's window is kept
         np.testing.assert_array_equal(stream.ids[: stream.length], all_ids[stream.forgotten :])
         np.testing.assert_array_equal(stream.scores[: stream.length], -all_ids[stream.forgotten :].astype(np.float64))
 
@@ -506,7 +507,7 @@ def test_room_is_made_without_losing_what_is_still_looked_at(acts: list[tuple[st
 
 
 @pytest.mark.parametrize(("variant", "precision"), BACKENDS)
-def test_the_weights_are_left_alone_and_not_looked_at_again(variant: str, precision: str) -> None:
+def test_the_weights_are_neither_changed_nor_read_again(variant: str, precision: str) -> None:
     config = model_config("lstm", 2)
     weights = ramp_arrays(config, SIZE)
     engine = Engine(config, weights, precision, variant=variant)
@@ -535,33 +536,12 @@ def test_saturated_gates_do_not_overflow(cell: str, variant: str, precision: str
         assert np.isfinite(stream.state).all()
 
 
-# --- Threads, variants, mistakes ---
-
-
-def test_the_number_of_threads_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each number is tried twice as long as more were quicker, and all again after a second."""
-    clock = [0.0]
-    monkeypatch.setattr(native.time, "perf_counter", lambda: clock[0])
-
-    def used(threads: native._Threads, costs: dict[int, float], calls: int) -> list[int]:
-        counts = []
-        for _ in range(calls):
-            with threads.timed(1, 100) as count:
-                clock[0] += costs[count] * 1e-3
-            counts.append(count)
-        return counts
-
-    threads = native._Threads(8)
-    assert used(threads, {1: 10, 2: 6, 4: 7, 8: 1}, 9) == [1, 1, 2, 2, 4, 4, 2, 2, 2]
-    clock[0] += 1
-    assert used(threads, {1: 10, 2: 20, 4: 5, 8: 1}, 6) == [1, 1, 2, 2, 1, 1]
-    assert native._Threads(1)._choices == [1]
-    assert native._Threads(3)._choices == [1, 2, 3]
+# --- Threads, variants, errors ---
 
 
 @pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant != "none"])
 def test_engines_may_be_used_from_several_python_threads(variant: str) -> None:
-    """The kernels let Python go on meanwhile; each caller has its own memory."""
+    """The kernels release the GIL; each caller has its own memory."""
     config = model_config("gru", 2)
     weights = ramp_arrays(config, SIZE)
     one, other = (threaded(Engine(config, weights, variant=variant), 2) for _ in range(2))
@@ -582,14 +562,14 @@ def test_engines_may_be_used_from_several_python_threads(variant: str) -> None:
     assert [bits(stream) for stream in found] == [bits(stream) for stream in expected]
 
 
-def test_an_unknown_precision_is_a_mistake() -> None:
+def test_an_unknown_precision_is_refused() -> None:
     config = model_config("gru")
     with pytest.raises(UsageError, match="--precision must be one of q8, bf16, f32, not 'f64'"):
         Engine(config, ramp_arrays(config, SIZE), "f64")
 
 
 @pytest.mark.skipif(len(VARIANTS) == 1, reason="the C kernels are not built here")
-def test_an_unknown_variant_is_a_mistake() -> None:
+def test_an_unknown_variant_is_refused() -> None:
     config = model_config("gru")
     with pytest.raises(UsageError, match="CHARWRIGHT_KERNELS=avx1024: this machine runs"):
         Engine(config, ramp_arrays(config, SIZE), variant="avx1024")
@@ -609,7 +589,7 @@ def test_the_environment_names_the_variant(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_engine_needs_no_pytorch() -> None:
     code = (
         "import sys, numpy as np; from charwright.generation.engine import *;"
-        "c = ModelConfig(units=16, embedding=4);"
+        "c = ModelConfig(units=16, embedding_size=4);"
         "w = {n: np.ones(s, dtype=np.float32) for n, s in c.weight_shapes(5).items()};"
         "e = Engine(c, w); s = Stream(e.zero_state()[0], np.zeros(1, dtype=np.int32), 1); e.advance([s], 9);"
         "assert s.length == 10; sys.exit('torch' in sys.modules)"

@@ -1,4 +1,4 @@
-"""The engine where a process forks, a key is pressed in the middle, or somebody hands over what is no id or state."""
+"""The engine after a fork, after Ctrl-C, and with invalid ids or states."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import pytest
 from charwright.config import GenerationConfig, ModelConfig
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import UsageError
-from charwright.generation.engine import Engine, Stream
+from charwright.generation.engine import Engine
 from charwright.generation.generator import Generator
 from charwright.generation.session import Session
+from charwright.generation.streams import Stream
 from charwright.kernels import load
 
 VOCABULARY = Vocabulary("\n abcdefgh")
-CONFIG = ModelConfig(units=64, embedding=16)
+CONFIG = ModelConfig(units=64, embedding_size=16)
 
 
 def weights() -> dict[str, np.ndarray]:
@@ -34,9 +35,9 @@ def writer() -> Generator:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no forks")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks beside threads: ours is what is tested
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # about forks in threaded processes, which this test is about
 @pytest.mark.parametrize("threads", ["of our own", "of PyTorch"])
-def test_a_fork_writes_on_with_threads_of_its_own(writer: Generator, threads: str) -> None:
+def test_a_forked_process_has_its_own_threads(writer: Generator, threads: str) -> None:
     """A child has none of its parent's threads, and its locks may be in any state."""
     if threads == "of PyTorch":  # as after a training in the same process
         native = pytest.importorskip("charwright.model.native")
@@ -45,7 +46,7 @@ def test_a_fork_writes_on_with_threads_of_its_own(writer: Generator, threads: st
             pytest.skip("no kernels were built")
         native.share_threads(kernels)
     expected = writer.generate("ab", length=400, seed=1)[0].continuation
-    time.sleep(0.05)  # the other thread sleeps now, and waits to be woken
+    time.sleep(0.05)  # the other thread is asleep now
     for _ in range(3):
         child = os.fork()
         if child == 0:
@@ -60,7 +61,7 @@ def test_a_fork_writes_on_with_threads_of_its_own(writer: Generator, threads: st
 
 
 @pytest.mark.parametrize("variant", [None, "none"])
-def test_a_text_goes_on_rightly_after_ctrl_c_inside_a_call(variant: str | None) -> None:
+def test_a_text_continues_correctly_after_ctrl_c_inside_a_call(variant: str | None) -> None:
     engine = Engine(CONFIG, weights(), variant=variant)
     expected = Generator(CONFIG, weights(), VOCABULARY).generate("ab", length=3000, seed=1)[0].continuation
     wrong = interrupted = 0
@@ -79,13 +80,13 @@ def test_a_text_goes_on_rightly_after_ctrl_c_inside_a_call(variant: str | None) 
                 session.advance()
         wrong += draft.pop() != expected
     assert interrupted >= 4
-    # Between two lines of Python that belong together there is always a moment; inside of a call there is none.
+    # A signal may arrive between two lines of Python, but not inside a call.
     assert wrong <= 1
 
 
 @pytest.mark.parametrize("variant", [None, "none"])
 @pytest.mark.parametrize("bad", [-1, len(VOCABULARY), 70_000])
-def test_what_is_no_id_is_refused(variant: str | None, bad: int) -> None:
+def test_an_invalid_id_is_refused(variant: str | None, bad: int) -> None:
     engine = Engine(CONFIG, weights(), variant=variant)
     with pytest.raises(UsageError, match=f"id {bad} is outside the vocabulary of 11"):
         engine.step(np.array([1, bad]), engine.zero_state(2))
@@ -102,8 +103,8 @@ def test_what_is_no_id_is_refused(variant: str | None, bad: int) -> None:
         np.zeros((1, 1, 1, 128), dtype=np.int32)[..., ::2],
     ],
 )
-def test_what_is_no_state_of_the_engine_is_refused(writer: Generator, state: np.ndarray) -> None:
-    with pytest.raises(UsageError, match=r"int32 of shape \(streams, 1, 1, 64\)"):
+def test_a_state_that_does_not_fit_is_refused(writer: Generator, state: np.ndarray) -> None:
+    with pytest.raises(UsageError, match=r"int32 arrays of shape \(streams, 1, 1, 64\)"):
         writer.engine.step(np.array([1]), state)
     with pytest.raises(UsageError, match="zero_state"):
         writer.engine.advance([Stream(state[0], np.array([1], dtype=np.int32), 1)], 1)
@@ -116,22 +117,22 @@ def test_too_few_ids_to_read_are_refused(writer: Generator) -> None:
 
 
 def test_no_threads_are_refused() -> None:
-    with pytest.raises(UsageError, match="one thread at least, not -1"):
+    with pytest.raises(UsageError, match="at least one thread, not -1"):
         Engine(CONFIG, weights(), threads=-1)
 
 
 def test_a_session_advances_by_one_step_or_more(writer: Generator) -> None:
-    with pytest.raises(UsageError, match="at least, not 0"):
+    with pytest.raises(UsageError, match="at least one step, not 0"):
         Session(writer.engine, VOCABULARY).advance(0)
 
 
-def test_copying_is_not_allowed_in_silence(writer: Generator) -> None:
-    """Without the training text, nobody could keep a text from copying it."""
-    with pytest.raises(UsageError, match="max_copy needs a guard"):
+def test_max_copy_without_a_guard_is_refused(writer: Generator) -> None:
+    """Without the training text, copying cannot be prevented."""
+    with pytest.raises(UsageError, match="max_copy requires a guard"):
         writer.generate("ab", length=10, max_copy=5)
 
 
-def test_more_texts_than_go_together_are_the_same_texts(writer: Generator) -> None:
+def test_more_texts_than_fit_a_batch_are_the_same_texts(writer: Generator) -> None:
     many = writer.generate("a", num=150, length=12, seed=3)
     assert [text.stream for text in many] == list(range(150))
     assert writer.generate("a", num=70, length=12, seed=3) == many[:70]

@@ -1,4 +1,4 @@
-"""Losses of a text, against sums made by hand."""
+"""The loss on a text, against sums computed one id at a time."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import charwright as cw
-from charwright.data.vocabulary import ByteVocabulary, Vocabulary
+from charwright.data.byte_vocabulary import ByteVocabulary
+from charwright.data.vocabulary import Vocabulary
 from charwright.errors import CorpusError, UsageError
-from charwright.evaluate import MOST_STREAMS, SHORTEST_STREAM, parse_protocol, standard_error_of_difference
+from charwright.evaluation.evaluate import MOST_STREAMS, SHORTEST_STREAM, parse_protocol, standard_error_of_difference
 from ramps import fill_with_ramps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -21,7 +22,7 @@ ALPHABET = "abcdefghij"
 
 
 def make_model(size: int, **options: object) -> cw.LanguageModel:
-    return fill_with_ramps(cw.LanguageModel(cw.ModelConfig(units=6, embedding=4, **options), size))
+    return fill_with_ramps(cw.LanguageModel(cw.ModelConfig(units=6, embedding_size=4, **options), size))
 
 
 def make_text(length: int, alphabet: str = ALPHABET) -> str:
@@ -29,7 +30,7 @@ def make_text(length: int, alphabet: str = ALPHABET) -> str:
 
 
 def nats_of(model: cw.LanguageModel, ids: list[int]) -> list[float]:
-    """The plain loop: one id at a time, the state carried, -ln p of each id but the first."""
+    """-ln p of each id but the first, one id at a time with the state carried."""
     state, nats = None, []
     with torch.no_grad():
         for current, following in pairwise(ids):
@@ -41,7 +42,7 @@ def nats_of(model: cw.LanguageModel, ids: list[int]) -> list[float]:
 @pytest.mark.parametrize("length", [2, 3, 129, 130, 700])
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_carried_equals_a_plain_loop(length: int, cell: str) -> None:
-    """Over the seams of the chunks too, in which the work is done."""
+    """Across the boundaries of the chunks too."""
     vocabulary, text = Vocabulary(ALPHABET), make_text(length)
     model = make_model(len(vocabulary), cell=cell, layers=2)
     result = cw.evaluate(model, vocabulary, text)
@@ -52,7 +53,7 @@ def test_carried_equals_a_plain_loop(length: int, cell: str) -> None:
 
 
 @pytest.mark.parametrize("length", [2001, 2999, 3005])
-def test_carried_in_streams_misses_no_character(length: int) -> None:
+def test_carried_streams_include_every_character(length: int) -> None:
     vocabulary, text = Vocabulary(ALPHABET), make_text(length)
     model = make_model(len(vocabulary))
     ids, streams = vocabulary.encode(text).tolist(), (length - 1) // SHORTEST_STREAM
@@ -64,10 +65,10 @@ def test_carried_in_streams_misses_no_character(length: int) -> None:
     assert result.nats_per_char == pytest.approx(sum(map(sum, rows)) / (length - 1), rel=1e-5)
 
 
-def test_carried_takes_no_more_than_64_streams() -> None:
-    """A model that knows nothing says ln V for each character, and every one is counted once."""
+def test_carried_has_at_most_64_streams() -> None:
+    """The loss of an uninformed model is ln V for each character, and every one counts once."""
     vocabulary, length = Vocabulary("ab"), MOST_STREAMS * SHORTEST_STREAM * 2 + 17
-    model = cw.LanguageModel(cw.ModelConfig(units=2, embedding=2, cell="rnn"), 3)
+    model = cw.LanguageModel(cw.ModelConfig(units=2, embedding_size=2, cell="rnn"), 3)
     with torch.no_grad():
         for weight in model.parameters():
             weight.zero_()
@@ -81,7 +82,7 @@ def test_carried_takes_no_more_than_64_streams() -> None:
 
 
 @pytest.mark.parametrize(("length", "window"), [(41, 10), (40, 10), (50, 10), (700, 3), (12, 11), (5, 1), (300, 140)])
-def test_windows_start_from_zero_each(length: int, window: int) -> None:
+def test_each_window_starts_from_a_zero_state(length: int, window: int) -> None:
     vocabulary, text = Vocabulary(ALPHABET), make_text(length)
     model, ids = make_model(len(vocabulary)), vocabulary.encode(text).tolist()
     count = (length - 1) // window
@@ -91,7 +92,7 @@ def test_windows_start_from_zero_each(length: int, window: int) -> None:
     assert result.nats_per_char == pytest.approx(sum(map(sum, expected)) / result.chars, rel=1e-5)
 
 
-def test_unknown_characters_cost_their_own_name() -> None:
+def test_unknown_characters_cost_their_identification() -> None:
     vocabulary = Vocabulary("abc")
     model = make_model(4)
     result = cw.evaluate(model, vocabulary, "abλcaμ")
@@ -100,9 +101,9 @@ def test_unknown_characters_cost_their_own_name() -> None:
     assert result.nats_per_char == pytest.approx((sum(expected) + 2 * math.log(1_114_112 - 4)) / 5, rel=1e-5)
 
 
-def test_the_more_a_vocabulary_knows_the_cheaper_the_others_are() -> None:
+def test_an_unknown_character_is_cheaper_with_a_larger_vocabulary() -> None:
     known = "".join(map(chr, range(0x4E00, 0x4E00 + 20_000)))
-    model = cw.LanguageModel(cw.ModelConfig(units=1, embedding=1), 20_001)
+    model = cw.LanguageModel(cw.ModelConfig(units=1, embedding_size=1), 20_001)
     with torch.no_grad():
         model.weight("head.weight").zero_()
     result = cw.evaluate(model, Vocabulary(known), "abc")
@@ -113,20 +114,22 @@ def test_an_unknown_first_character_is_not_predicted() -> None:
     assert cw.evaluate(make_model(4), Vocabulary("abc"), "λab").unknown_chars == 0
 
 
-def test_merging_rare_characters_never_looks_like_a_gain() -> None:
-    """Of two models that know nothing, the one with fewer characters to choose from is not the better one."""
+def test_merging_rare_characters_does_not_lower_the_loss() -> None:
+    """Of two uninformed models, the one with the smaller vocabulary is not better."""
     text = "abcdefghij" * 20
     losses = [
-        cw.evaluate(cw.LanguageModel(cw.ModelConfig(units=4, embedding=4), 1 + size), Vocabulary(text[:size]), text)
+        cw.evaluate(
+            cw.LanguageModel(cw.ModelConfig(units=4, embedding_size=4), 1 + size), Vocabulary(text[:size]), text
+        )
         for size in (10, 3)
     ]
     assert losses[1].nats_per_char > losses[0].nats_per_char + 3
 
 
 @pytest.mark.parametrize("protocol", ["carried", "windows-7"])
-def test_bytes_are_measured_by_the_character(protocol: str) -> None:
-    """A model of bytes that knows nothing pays ln 257 for each, and Cyrillic letters have two."""
-    model = cw.LanguageModel(cw.ModelConfig(units=4, embedding=4), 257)
+def test_the_loss_of_a_byte_model_is_per_character(protocol: str) -> None:
+    """An uninformed byte-level model costs ln 257 per byte, and Cyrillic letters have two."""
+    model = cw.LanguageModel(cw.ModelConfig(units=4, embedding_size=4), 257)
     with torch.no_grad():
         model.weight("head.weight").zero_()
     text = "слово" * 21
@@ -146,25 +149,25 @@ def test_bytes_are_measured_by_the_character(protocol: str) -> None:
         (ByteVocabulary(), "я", "windows-1"),
     ],
 )
-def test_too_short_a_text_is_refused(vocabulary: Vocabulary, text: str, protocol: str) -> None:
+def test_a_text_that_is_too_short_is_refused(vocabulary: Vocabulary, text: str, protocol: str) -> None:
     with pytest.raises(CorpusError):
         cw.evaluate(make_model(len(vocabulary)), vocabulary, text, protocol)
 
 
 @pytest.mark.parametrize("protocol", ["", "windows", "windows-", "windows-0", "windows--3", "windows-x", "carried-3"])
-def test_what_is_no_protocol_is_refused(protocol: str) -> None:
+def test_an_unknown_protocol_is_refused(protocol: str) -> None:
     with pytest.raises(UsageError, match="carried or windows-N"):
         cw.evaluate(make_model(3), Vocabulary("ab"), "abab", protocol)
 
 
-def test_protocols_are_read() -> None:
+def test_protocols_are_parsed() -> None:
     assert parse_protocol("carried") is None
     assert parse_protocol("windows-256") == 256
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_measuring_leaves_no_trace(training: bool) -> None:
-    """No dropout, no gradients, and the model is in the mode that it was in."""
+def test_evaluation_does_not_change_the_model(training: bool) -> None:
+    """No dropout, no gradients, and the mode is restored."""
     model = make_model(len(ALPHABET) + 1, dropout=0.5).train(training)
     first, second = (cw.evaluate(model, Vocabulary(ALPHABET), make_text(50)) for _ in range(2))
     assert first == second
@@ -178,9 +181,9 @@ def test_the_result_is_plain_json() -> None:
     assert not any(isinstance(value, np.generic) for value in values.values())
 
 
-@pytest.mark.parametrize(("length", "count"), [(2, 1), (32, 1), (33, 2), (257, 16), (3005, 16), (20_011, 20)])
+@pytest.mark.parametrize(("length", "count"), [(2, 1), (32, 1), (33, 2), (257, 16), (3005, 16), (17_011, 17)])
 def test_blocks_are_the_nats_of_equal_parts_in_order(length: int, count: int) -> None:
-    """Also where streams are fewer than blocks, so that some blocks lie inside one."""
+    """Also with fewer streams than blocks, so that a stream has several blocks."""
     vocabulary, text = Vocabulary(ALPHABET), make_text(length)
     model = make_model(len(vocabulary))
     ids, streams, chars = vocabulary.encode(text).tolist(), max(1, (length - 1) // SHORTEST_STREAM), length - 1
@@ -193,10 +196,10 @@ def test_blocks_are_the_nats_of_equal_parts_in_order(length: int, count: int) ->
     assert np.average(result.blocks, weights=np.diff(edges)) == pytest.approx(result.nats_per_char)
 
 
-def test_blocks_of_bytes_end_with_the_characters() -> None:
-    """Models of bytes and of characters that know nothing pay for the same characters in each block."""
+def test_blocks_of_bytes_end_at_characters() -> None:
+    """The blocks of byte-level and character-level models have the same characters."""
     text = "aя中" * 40 + "aaa" * 40
-    by_byte = cw.LanguageModel(cw.ModelConfig(units=4, embedding=4), 257)
+    by_byte = cw.LanguageModel(cw.ModelConfig(units=4, embedding_size=4), 257)
     with torch.no_grad():
         by_byte.weight("head.weight").zero_()
     result = cw.evaluate(by_byte, ByteVocabulary(), text)
@@ -208,19 +211,19 @@ def test_blocks_of_bytes_end_with_the_characters() -> None:
         windows = cw.evaluate(by_byte, ByteVocabulary(), changed, "windows-50")
         edges = [chars * i // 14 for i in range(15)]
         assert (windows.chars, len(windows.blocks)) == (chars, 14)
-        # How many characters whole windows of bytes are is an estimate; no byte is lost by it.
+        # The number of characters in complete windows of bytes is an estimate, but every byte counts.
         assert np.average(windows.blocks, weights=np.diff(edges)) == pytest.approx(windows.nats_per_char)
 
 
-def test_unknown_characters_are_paid_for_in_their_block() -> None:
+def test_unknown_characters_count_in_their_block() -> None:
     vocabulary = Vocabulary("ab")
-    model = cw.LanguageModel(cw.ModelConfig(units=2, embedding=2), 3)
+    model = cw.LanguageModel(cw.ModelConfig(units=2, embedding_size=2), 3)
     with torch.no_grad():
         model.weight("head.weight").zero_()
     blocks = cw.evaluate(model, vocabulary, "ab" * 30 + "abλ" + "ab" * 20).blocks
     assert len(blocks) == 6
-    dear = math.log(3) + math.log(1_114_112 - 3) / 17
-    assert blocks == pytest.approx([math.log(3)] * 3 + [dear] + [math.log(3)] * 2, rel=1e-5)
+    costly = math.log(3) + math.log(1_114_112 - 3) / 17
+    assert blocks == pytest.approx([math.log(3)] * 3 + [costly] + [math.log(3)] * 2, rel=1e-5)
 
 
 def evaluation(*blocks: float) -> cw.Evaluation:
@@ -228,7 +231,7 @@ def evaluation(*blocks: float) -> cw.Evaluation:
 
 
 def test_the_standard_error_is_that_of_the_paired_differences() -> None:
-    """Blocks that are hard for both say nothing about the difference."""
+    """Blocks that are hard for both models do not widen it."""
     a, b = evaluation(1.0, 5.0, 2.0, 3.0), evaluation(1.1, 5.0, 2.2, 3.1)
     assert standard_error_of_difference(a, b) == pytest.approx(np.std([0.1, 0.0, 0.2, 0.1], ddof=1) / 2)
     assert standard_error_of_difference(a, a) == 0

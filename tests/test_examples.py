@@ -74,7 +74,7 @@ def test_the_curriculum_learns_too(program: Program) -> None:
 
 
 def test_the_texts_share_falls_as_an_inverse_sigmoid(module: ModuleType) -> None:
-    model = cw.LanguageModel(cw.ModelConfig(units=4, embedding=4), 6)
+    model = cw.LanguageModel(cw.ModelConfig(units=4, embedding_size=4), 6)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     sampling = module.ScheduledSampling(k=3)
     ids = torch.tensor([[1, 2, 3]]).T
@@ -90,7 +90,7 @@ def test_with_the_text_alone_the_curriculum_is_teacher_forcing(module: ModuleTyp
     ids = torch.arange(1, 6).repeat(3)[:, None].expand(15, 4)
 
     def loss(train_step: Callable[..., torch.Tensor]) -> float:
-        model = cw.LanguageModel(cw.ModelConfig(units=12, embedding=4), 6)
+        model = cw.LanguageModel(cw.ModelConfig(units=12, embedding_size=4), 6)
         with torch.no_grad():
             for weight in model.parameters():
                 weight.mul_(5)

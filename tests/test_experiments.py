@@ -1,4 +1,4 @@
-"""The ledger of the experiments: whole, without doubles, and of options that there are."""
+"""The ledger of the experiments: valid options, complete figures, no duplicates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def lines_of(name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("line", lines_of("ledger.jsonl"), ids=lambda line: f"{line['corpus']}-{line['minutes']:g}")
-def test_a_trial_can_be_made_again(line: dict[str, Any]) -> None:
+def test_a_trial_can_be_repeated(line: dict[str, Any]) -> None:
     assert Recipe().with_options(line["options"])
     assert 0 < line["train"] < 10
     assert 0 < line["carried"] < 10
@@ -26,7 +26,7 @@ def test_a_trial_can_be_made_again(line: dict[str, Any]) -> None:
     assert line["passes"] > 0
 
 
-def test_no_trial_stands_twice() -> None:
+def test_no_trial_is_listed_twice() -> None:
     keys = [json.dumps([line[key] for key in ("corpus", "minutes", "options")]) for line in lines_of("ledger.jsonl")]
     assert len(keys) == len(set(keys))
 

@@ -1,4 +1,4 @@
-"""Prompts become texts: alone, together, streamed, again."""
+"""Completions: single, in a batch, streamed, reproducible."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charwright.config import GenerationConfig, ModelConfig
-from charwright.data.vocabulary import ByteVocabulary, Vocabulary
+from charwright.data.byte_vocabulary import ByteVocabulary
+from charwright.data.vocabulary import Vocabulary
 from charwright.errors import ConfigError, UsageError
-from charwright.generation.generator import Generator, Text
+from charwright.generation.generator import Completion, Generator
 from charwright.model.language_model import LanguageModel
 from writers import LETTERS, random_writer
 
@@ -27,8 +28,8 @@ def writer() -> Generator:
 PROMPTS = ["a", "", "A: bad 中", "b\n" * 20, "éé"]
 
 
-def test_prompts_of_different_lengths_together_as_alone(writer: Generator) -> None:
-    """Stream i is prompt i wherever it stands: alone it is stream i of a batch of fillers of other lengths."""
+def test_a_batch_of_prompts_of_different_lengths(writer: Generator) -> None:
+    """Stream i is the completion of prompt i, with other prompts of any length in the batch."""
     together = writer.generate(PROMPTS, length=60, seed=5)
     for index, prompt in enumerate(PROMPTS):
         others = ["ccc" * (i + 1) for i in range(index)]
@@ -38,7 +39,7 @@ def test_prompts_of_different_lengths_together_as_alone(writer: Generator) -> No
 
 
 def test_a_prompt_is_read_to_its_end(writer: Generator) -> None:
-    """What follows a prompt is what would have followed had the model written the prompt itself."""
+    """The continuation is the one that would follow if the model had generated the prompt."""
     whole = writer.generate("A: ", length=80, temperature=0)[0]
     for cut in (1, 20, 50):
         head = "A: " + whole.continuation[:cut]
@@ -83,7 +84,7 @@ def test_stream_is_generate_piece_by_piece(writer: Generator, prompt: str) -> No
     assert "".join(pieces) == writer.generate(prompt, length=70, seed=3)[0].continuation
 
 
-def test_a_stream_is_made_as_it_is_read(writer: Generator) -> None:
+def test_a_stream_is_generated_on_demand(writer: Generator) -> None:
     endless, read = writer.stream("a", length=10**12, seed=3), ""
     while len(read) < 3000:
         read += next(endless)
@@ -91,14 +92,14 @@ def test_a_stream_is_made_as_it_is_read(writer: Generator) -> None:
 
 
 def test_the_first_characters_come_at_once(writer: Generator) -> None:
-    """However fast the model is: nobody waits for a thousand characters to see the first."""
+    """Regardless of the model's speed: the first character does not wait for a thousand others."""
     assert len(next(writer.stream("a", length=10**6, seed=3))) == 1
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.text(max_size=12), min_size=1, max_size=5), st.integers(1, 40), st.integers(0, 2**63 - 1))
-def test_lengths_are_exact_and_unknown_is_never_written(prompts: list[str], length: int, seed: int) -> None:
-    """Even by a model that would like nothing better than [UNK]."""
+def test_lengths_are_exact_and_unknown_is_never_generated(prompts: list[str], length: int, seed: int) -> None:
+    """Even by a model that gives [UNK] the highest probability."""
     for text, prompt in zip(
         random_writer(unknown_bias=50).generate(prompts, length=length, seed=seed, temperature=2.0),
         prompts,
@@ -109,7 +110,7 @@ def test_lengths_are_exact_and_unknown_is_never_written(prompts: list[str], leng
         assert text.prompt == prompt
 
 
-def test_unknown_is_never_the_likeliest() -> None:
+def test_unknown_is_never_the_most_likely() -> None:
     assert "[UNK]" not in random_writer(unknown_bias=50).generate("a", length=50, temperature=0)[0].continuation
 
 
@@ -119,7 +120,7 @@ def test_unknown_characters_of_a_prompt_are_read_as_unknown(writer: Generator) -
     assert str(texts[0]).startswith("aЖb")
 
 
-def test_an_empty_prompt_begins_as_a_line_does(writer: Generator) -> None:
+def test_an_empty_prompt_starts_a_line(writer: Generator) -> None:
     assert (
         writer.generate(length=40, seed=1)[0].continuation == writer.generate("\n", length=40, seed=1)[0].continuation
     )
@@ -131,12 +132,12 @@ def test_an_empty_prompt_without_newlines_in_the_vocabulary(characters: str) -> 
     assert len(random_writer(Vocabulary(characters)).generate(length=10)[0].continuation) == 10
 
 
-def test_a_vocabulary_of_nothing_is_refused() -> None:
+def test_an_empty_vocabulary_is_refused() -> None:
     with pytest.raises(UsageError, match="no characters"):
         random_writer(Vocabulary("")).generate("a", length=10)
 
 
-def test_no_prompts_give_no_texts(writer: Generator) -> None:
+def test_no_prompts_give_no_completions(writer: Generator) -> None:
     assert writer.generate([], length=10) == []
 
 
@@ -175,24 +176,24 @@ def test_pieces_of_many_texts_come_with_their_number(writer: Generator) -> None:
     together = ["".join(piece for number, piece in pieces if number == index) for index in range(len(PROMPTS))]
     assert together == [text.continuation for text in writer.generate(PROMPTS, length=60, seed=5)]
     first = writer.write(["a", "b", "c"], GenerationConfig(length=60, seed=5))
-    assert [next(first)[0] for _ in range(3)] == [0, 1, 2]  # side by side, not one after another
+    assert [next(first)[0] for _ in range(3)] == [0, 1, 2]  # interleaved, not one after another
 
 
 @pytest.mark.parametrize("precision", ["q8", "bf16", "f32"])
 def test_logprobs_are_those_of_the_text(precision: str) -> None:
-    """Under the model itself, whatever the temperature and the masks were."""
+    """Under the model itself, at any temperature and with any masks."""
     writer = random_writer(precision=precision)
     [text] = writer.generate("a:", length=80, seed=3, temperature=1.7, top_k=5, ban="c", logprobs=True)
     assert text.logprobs is not None
     np.testing.assert_allclose(text.logprobs, writer.logprobs(str(text))[1:], rtol=1e-9)
-    assert writer.generate("a:", length=80, seed=3, temperature=1.7, top_k=5, ban="c")[0] == Text(
+    assert writer.generate("a:", length=80, seed=3, temperature=1.7, top_k=5, ban="c")[0] == Completion(
         text.prompt, text.continuation, text.seed, text.stream
     )
 
 
 def test_logprobs_of_a_text_are_the_models_log_softmax() -> None:
     torch = pytest.importorskip("torch")
-    model = LanguageModel(ModelConfig(units=24, embedding=8, cell="lstm", layers=2), len(VOCABULARY), seed=3)
+    model = LanguageModel(ModelConfig(units=24, embedding_size=8, cell="lstm", layers=2), len(VOCABULARY), seed=3)
     text = "ab: 中Ж\nDE.é"
     ids = torch.from_numpy(VOCABULARY.encode(text).astype(np.int64))[:, None]
     with torch.no_grad():
@@ -203,12 +204,12 @@ def test_logprobs_of_a_text_are_the_models_log_softmax() -> None:
 
 def test_logprobs_need_characters(writer: Generator) -> None:
     for one, text in [(writer, "a"), (writer, ""), (random_writer(ByteVocabulary()), "ab")]:
-        with pytest.raises(UsageError, match="two characters or more"):
+        with pytest.raises(UsageError, match="at least two characters"):
             one.logprobs(text)
 
 
 def test_a_repetition_penalty_ends_loops(writer: Generator) -> None:
-    """At temperature 0 this model repeats itself for ever; with a penalty it does not."""
+    """At temperature 0 this model repeats itself forever; with a penalty it does not."""
     loop = writer.generate("a", length=600, temperature=0)[0].continuation
     assert loop[-300:-200] in loop[-200:]
     free = writer.generate("a", length=600, temperature=0, repetition_penalty=1.5)[0].continuation
@@ -241,8 +242,8 @@ def test_top_k_of_one_is_greedy(writer: Generator) -> None:
     assert writer.generate("a", length=50, temperature=1, top_p=1e-9, seed=9)[0].continuation == greedy
 
 
-def test_of_takes_the_present_weights() -> None:
-    config = ModelConfig(units=16, embedding=8)
+def test_of_takes_the_current_weights() -> None:
+    config = ModelConfig(units=16, embedding_size=8)
     model = LanguageModel(config, len(VOCABULARY), seed=3)
     expected = Generator(config, model.arrays(), VOCABULARY).generate("a", length=30, seed=1)
     assert Generator.of(model, VOCABULARY).generate("a", length=30, seed=1) == expected

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # What a build reads, and nothing that was built before.
 SOURCES = ("pyproject.toml", "build_backend.py", "CMakeLists.txt", "README.md", "LICENSE", "src")
 COMPILERS = ("cc", "gcc", "clang")
-TINY = ("--steps", "3", "--units", "16", "--embedding", "8", "--seq-length", "20", "--batch", "4")
+TINY = ("--steps", "3", "--units", "16", "--embedding-size", "8", "--seq-length", "20", "--batch", "4")
 
 pytestmark = pytest.mark.slow
 
@@ -116,7 +116,7 @@ def test_without_a_compiler_installing_succeeds_and_says_what_is_missing(without
 
 def test_without_a_compiler_info_says_what_it_costs(without_compiler: Installed) -> None:
     facts = without_compiler.machine()
-    assert facts["kernels"].startswith("none: the C kernels were not built, and training")
+    assert facts["kernels"].startswith("none: the C kernels were not built, so training")
     assert "twice as long" in facts["kernels"]
     assert facts["kernels_here"] == []
 

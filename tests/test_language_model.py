@@ -1,4 +1,4 @@
-"""The language model: its figures, its initial weights, and the numbers of real Keras."""
+"""The language model: parameters, initial weights, dropout, and the outputs of real Keras."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from charwright.config import GATES, ModelConfig
 from charwright.errors import ConfigError
 from charwright.model.language_model import LanguageModel
-from charwright.training.recipes import TUTORIAL
+from charwright.planning.recipes import TUTORIAL
 from ramps import fill_with_ramps, some_ids
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small(**options: Any) -> ModelConfig:
-    return ModelConfig(**({"units": 12, "embedding": 6} | options))
+    return ModelConfig(**({"units": 12, "embedding_size": 6} | options))
 
 
 def random_ids(steps: int, batch: int, vocabulary: int) -> torch.Tensor:
@@ -39,8 +39,8 @@ def test_the_tutorials_model_has_the_tutorials_parameters() -> None:
     assert sum(weight.numel() for weight in model.parameters() if weight.requires_grad) == 4_022_850
 
 
-def test_the_tutorials_untrained_model_finds_every_character_equally_likely() -> None:
-    model = LanguageModel(TUTORIAL.model, 66)
+def test_the_tutorials_untrained_model_predicts_every_character_alike() -> None:
+    model = LanguageModel(TUTORIAL.model, 66, embedding_range=0.05)
     ids = random_ids(101, 8, 66)
     with torch.no_grad():
         logits, _ = model(ids[:-1])
@@ -53,19 +53,19 @@ def test_the_tutorials_untrained_model_finds_every_character_equally_likely() ->
 @pytest.mark.parametrize("vocabulary", [3, 66, 3000])
 @pytest.mark.parametrize("tied", [False, True])
 def test_untrained_loss_is_the_logarithm_of_the_vocabulary(cell: str, vocabulary: int, tied: bool) -> None:
-    config = ModelConfig(cell=cell, layers=2, units=64, embedding=64, tied=tied)
+    config = ModelConfig(cell=cell, layers=2, units=64, embedding_size=64, tied=tied)
     ids = random_ids(65, 16, vocabulary)
     with torch.no_grad():
-        logits, _ = LanguageModel(config, vocabulary)(ids[:-1])
-    # Nothing is forgotten where the recurrence is orthogonal and has no gate, so that its logits grow along the way.
+        logits, _ = LanguageModel(config, vocabulary, embedding_range=0.05)(ids[:-1])
+    # An orthogonal recurrence without gates forgets nothing, so its logits grow over the sequence.
     bound = 0.1 if cell == "rnn" else 0.02
     assert abs(float(F.cross_entropy(logits.flatten(0, 1), ids[1:].flatten())) - math.log(vocabulary)) < bound
 
 
 @pytest.mark.parametrize("cell", GATES)
-def test_initial_weights_are_kerass_defaults(cell: str) -> None:
-    config = ModelConfig(cell=cell, layers=2, units=40, embedding=30)
-    model, rows = LanguageModel(config, 50), 40 * GATES[cell]
+def test_initial_weights_are_those_of_keras(cell: str) -> None:
+    config = ModelConfig(cell=cell, layers=2, units=40, embedding_size=30)
+    model, rows = LanguageModel(config, 50, embedding_range=0.05), 40 * GATES[cell]
     limits = {
         "embedding.weight": 0.05,
         "recurrent.0.weight_ih": math.sqrt(6 / (30 + rows)),
@@ -75,7 +75,7 @@ def test_initial_weights_are_kerass_defaults(cell: str) -> None:
     for name, limit in limits.items():
         weight = model.weight(name).detach()
         assert 0.95 * limit < float(weight.abs().max()) <= limit, name
-        # A uniform distribution's deviation is its limit by the root of 3.
+        # The standard deviation of a uniform distribution is its limit divided by the root of 3.
         assert float(weight.std()) == pytest.approx(limit / math.sqrt(3), rel=0.05), name
         assert abs(float(weight.mean())) < 0.1 * limit, name
     for layer in range(2):
@@ -92,17 +92,17 @@ def test_initial_weights_are_a_function_of_the_seed() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
     first, again, other = (LanguageModel(small(), 9, seed=seed).arrays() for seed in (3, 3, 4))
-    assert torch.equal(torch.get_rng_state(), before), "the global random generator belongs to the user"
+    assert torch.equal(torch.get_rng_state(), before), "the global random state is unchanged"
     assert all(np.array_equal(first[name], again[name]) for name in first)
     assert not np.array_equal(first["embedding.weight"], other["embedding.weight"])
 
 
-def test_a_tied_model_reads_and_writes_with_one_matrix() -> None:
-    model = LanguageModel(small(embedding=12, tied=True), 9)
+def test_a_tied_model_has_one_matrix_for_input_and_output() -> None:
+    model = LanguageModel(small(embedding_size=12, tied=True), 9)
     assert "head.weight" not in model.arrays()
     ids = torch.zeros(1, 1, dtype=torch.int64)
     gradient = torch.autograd.grad(model(ids)[0].sum(), model.weight("embedding.weight"))[0]
-    assert gradient[1:].any(), "rows that were not read take part in what is written"
+    assert gradient[1:].any(), "rows that are not in the input take part in the output"
     logits, state = model(ids)
     torch.testing.assert_close(
         logits[0, 0], model.weight("embedding.weight") @ state[0][-1, 0] + model.weight("head.bias")
@@ -122,25 +122,25 @@ def test_dropout_needs_a_generator_and_is_a_function_of_it() -> None:
     assert torch.equal(logits(1), logits(1))
     assert not torch.equal(logits(1), logits(2))
     model.eval()
-    assert torch.equal(model(ids)[0], logits(1)), "no dropout while evaluating"
+    assert torch.equal(model(ids)[0], logits(1)), "no dropout in evaluation mode"
 
 
-def test_dropout_silences_its_share_and_keeps_the_mean() -> None:
-    """Seen through a head that is the identity: the logits are the outputs of the last layer."""
-    model = fill_with_ramps(LanguageModel(ModelConfig(units=50, embedding=4, dropout=0.3), 50))
+def test_dropout_zeroes_its_fraction_and_keeps_the_mean() -> None:
+    """With an identity matrix as the head, the logits are the outputs of the last layer."""
+    model = fill_with_ramps(LanguageModel(ModelConfig(units=50, embedding_size=4, dropout=0.3), 50))
     with torch.no_grad():
         model.weight("head.weight").copy_(torch.eye(50))
         model.weight("head.bias").zero_()
     ids = some_ids(20, 20, 50)
     dropped, state = model(ids, generator=torch.Generator().manual_seed(1))
     plain, plain_state = model.eval()(ids)
-    silent = dropped == 0
-    assert float(silent.float().mean()) == pytest.approx(0.3, abs=0.01)
-    torch.testing.assert_close(dropped[~silent], plain[~silent] / 0.7)
-    torch.testing.assert_close(state, plain_state), "the state that is carried is never silenced"
+    zeroed = dropped == 0
+    assert float(zeroed.float().mean()) == pytest.approx(0.3, abs=0.01)
+    torch.testing.assert_close(dropped[~zeroed], plain[~zeroed] / 0.7)
+    torch.testing.assert_close(state, plain_state), "the carried state has no dropout"
 
 
-def test_arrays_go_out_and_in_again() -> None:
+def test_arrays_round_trip() -> None:
     model = fill_with_ramps(LanguageModel(small(layers=2), 9))
     arrays = model.arrays()
     again = LanguageModel.from_arrays(model.config, arrays)
@@ -151,27 +151,27 @@ def test_arrays_go_out_and_in_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "word"),
+    ("change", "message"),
     [
         ({"head.bias": None}, "head.bias"),
         ({"extra": np.zeros(1, np.float32)}, "extra"),
         ({"head.weight": np.zeros((9, 11), np.float32)}, r"head.weight.*\(9, 11\)"),
     ],
 )
-def test_arrays_that_do_not_fit_are_refused(change: Mapping[str, Any], word: str) -> None:
+def test_arrays_that_do_not_fit_are_refused(change: Mapping[str, Any], message: str) -> None:
     model = LanguageModel(small(), 9)
     arrays = {name: array for name, array in (model.arrays() | change).items() if array is not None}
-    with pytest.raises(ConfigError, match=word):
+    with pytest.raises(ConfigError, match=message):
         model.load_arrays(arrays)
 
 
-# What real Keras computed, from `golden.npz`.
+# The outputs of real Keras, from `golden.npz`.
 
 KERAS2 = {"keras2-gru": ("gru", 1), "keras2-gru2": ("gru", 2), "keras2-lstm": ("lstm", 1)}
 
 
 def reordered(gates: np.ndarray, cell: str) -> np.ndarray:
-    """Keras's gates, side by side, to ours: z, r, n -> r, z, n; the LSTM's order is the same."""
+    """Keras's gates, side by side, in our order: z, r, n -> r, z, n; the LSTM's order is the same."""
     if cell == "lstm":
         return gates
     z, r, n = np.split(gates, 3, axis=-1)
@@ -179,7 +179,7 @@ def reordered(gates: np.ndarray, cell: str) -> np.ndarray:
 
 
 def from_keras(cell: str, weights: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """Keras's list of weights (embedding; kernel, recurrent kernel, bias of each layer; head) by our names."""
+    """Keras's list of weights (embedding; kernel, recurrent kernel and bias of each layer; head) by our names."""
     embedding, *layers, head, head_bias = weights
     arrays = {"embedding.weight": embedding, "head.weight": head.T, "head.bias": head_bias}
     for layer in range(len(layers) // 3):
@@ -196,9 +196,9 @@ def from_keras(cell: str, weights: list[np.ndarray]) -> dict[str, np.ndarray]:
 def check_golden(
     cell: str, layers: int, weights: list[np.ndarray], golden: Mapping[str, np.ndarray], state: list[np.ndarray]
 ) -> None:
-    """Logits and state within 1e-5 of the recorded ones: at once, and in pieces."""
+    """Compare logits and state with the recorded ones, within 1e-5, for the whole sequence and in pieces."""
     embedding = weights[0]
-    config = ModelConfig(cell=cell, layers=layers, embedding=embedding.shape[1], units=len(weights[-2]))
+    config = ModelConfig(cell=cell, layers=layers, embedding_size=embedding.shape[1], units=len(weights[-2]))
     model = LanguageModel.from_arrays(config, from_keras(cell, weights))
     ids = torch.from_numpy(golden["ids"].T.copy())
     for cuts in [(0, 64), (0, 1, 20, 21, 64)]:
@@ -213,14 +213,14 @@ def check_golden(
             assert np.abs(ours.numpy() - theirs).max() < 1e-5
 
 
-def test_the_tutorials_code_under_keras_3_gives_the_same_numbers(shared: Path) -> None:
+def test_the_tutorials_code_under_keras_3_gives_the_same_outputs(shared: Path) -> None:
     golden = np.load(shared / "fixtures" / "tutorial-small" / "golden.npz")
     names = ["embedding", "gru_kernel", "gru_recurrent_kernel", "gru_bias", "dense_kernel", "dense_bias"]
     check_golden("gru", 1, [golden[name] for name in names], golden, [golden["state"][None]])
 
 
 @pytest.mark.parametrize("fixture", KERAS2)
-def test_keras_2_gives_the_same_numbers(shared: Path, fixture: str) -> None:
+def test_keras_2_gives_the_same_outputs(shared: Path, fixture: str) -> None:
     golden = np.load(shared / "fixtures" / fixture / "golden.npz")
     cell, layers = KERAS2[fixture]
     weights = [golden[f"weight_{i}"] for i in range(3 * layers + 3)]

@@ -1,4 +1,4 @@
-"""What stands word for word in the corpus, the guard against copying, and the corpus of a run found again."""
+"""Novelty of a text, the guard against copying, and finding the corpus of a run again."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ from hypothesis import strategies as st
 
 from charwright.cli.corpora import texts_again, training_text
 from charwright.config import CorpusConfig, Recipe, SplitConfig
-from charwright.data.corpus import STDIN_PATH, Corpus, Source, read_corpus, sha256_of, split_corpus
-from charwright.data.vocabulary import ByteVocabulary, Vocabulary
+from charwright.data.byte_vocabulary import ByteVocabulary
+from charwright.data.corpus import STDIN_PATH, Corpus, Source, read_corpus, sha256_of
+from charwright.data.split import split_corpus
+from charwright.data.vocabulary import Vocabulary
 from charwright.errors import ConfigError, CorpusError, RunError, VocabularyError
 from charwright.generation import novelty
-from charwright.generation.novelty import CopyGuard, Novelty, measure
+from charwright.generation.novelty import CopyGuard, Novelty, measure_novelty
 from charwright.run import Run
 from charwright.run_config import RunConfig
 
-# With two letters matches abound; the others take one, two and four bytes a character.
+# Two letters give many matches; the others take one, two and four bytes per character.
 TEXTS = st.sampled_from(["ab", "abc", "aéβ", "的一是", "aя的😀𝒳"]).flatmap(
     lambda letters: st.text(letters, max_size=60)
 )
-# Texts are worked on in parts, whose seams no match may fall into.
+# Texts are processed in parts; matches must not be lost at their boundaries.
 PARTS = st.sampled_from([1, 2, 3, 7, 1 << 16])
 
 
 def naive(corpus: str, written: str, shortest: int) -> Novelty:
-    """By the definition: for each place of `written`, how far the corpus goes along."""
+    """By definition: for each position of `written`, the longest match in the corpus."""
     longest, longest_at, copied = "", 0, set()
     for begin in range(len(written)):
         end = begin
@@ -45,7 +47,7 @@ def naive(corpus: str, written: str, shortest: int) -> Novelty:
 
 
 def thue_morse(doublings: int) -> str:
-    """The text on which fingerprints modulo 2**64 fail, whatever their base: it and its mirror have the same."""
+    """The text on which fingerprints modulo 2**64 fail for any base: it and its complement have the same one."""
     text = "a"
     for _ in range(doublings):
         text += text.translate(MIRROR)
@@ -61,9 +63,9 @@ MIRROR = str.maketrans("ab", "ba")
 @example("a", "", 1, 1)
 @example("a", "b", 1, 1)
 @example("aaaa", "aaaaaaa", 3, 1)
-def test_measure_is_what_the_definition_says(corpus: str, written: str, shortest: int, part: int) -> None:
+def test_measure_novelty_follows_the_definition(corpus: str, written: str, shortest: int, part: int) -> None:
     with patch.object(novelty, "PART", part):
-        assert measure(corpus, written, shortest) == naive(corpus, written, shortest)
+        assert measure_novelty(corpus, written, shortest) == naive(corpus, written, shortest)
 
 
 @given(st.lists(st.tuples(st.integers(0, 400), st.integers(1, 60), st.text("ab", max_size=2)), max_size=8), PARTS)
@@ -71,49 +73,49 @@ def test_a_patchwork_of_passages(patches: list[tuple[int, int, str]], part: int)
     corpus = "".join(np.random.default_rng(0).choice(list("abcd"), 400))
     written = "".join(corpus[begin : begin + length] + between for begin, length, between in patches)
     with patch.object(novelty, "PART", part):
-        assert measure(corpus, written) == naive(corpus, written, 20)
+        assert measure_novelty(corpus, written) == naive(corpus, written, 20)
 
 
 @given(TEXTS, st.integers(1, 60))
-def test_a_text_is_no_news_to_itself(text: str, shortest: int) -> None:
-    found = measure(text, text, shortest)
+def test_a_text_is_a_copy_of_itself(text: str, shortest: int) -> None:
+    found = measure_novelty(text, text, shortest)
     assert (found.longest, found.longest_at) == (text, 0)
     assert found.copied_chars == (len(text) if shortest <= len(text) else 0)
 
 
 def test_a_shortest_passage_that_is_longer_than_the_text() -> None:
-    found = measure("the same", "the same", shortest=9)
+    found = measure_novelty("the same", "the same", shortest=9)
     assert found.longest == "the same"
     assert found.copied_share == 0
-    assert measure("the same", "the same", shortest=10**12) == replace(found, shortest=10**12)
+    assert measure_novelty("the same", "the same", shortest=10**12) == replace(found, shortest=10**12)
 
 
 @pytest.mark.parametrize("shortest", [20, 700, 2048])
-def test_what_fools_fingerprints(shortest: int) -> None:
+def test_a_text_that_defeats_fingerprints(shortest: int) -> None:
     corpus = thue_morse(10) + "c" + thue_morse(9)
     written = "ab" + thue_morse(10).translate(MIRROR) + "ca"
-    assert measure(corpus, written, shortest) == naive(corpus, written, shortest)
+    assert measure_novelty(corpus, written, shortest) == naive(corpus, written, shortest)
 
 
-def test_the_first_among_equals_is_the_longest() -> None:
-    found = measure("one two", "two, one", 3)
+def test_the_first_of_equals_is_the_longest() -> None:
+    found = measure_novelty("one two", "two, one", 3)
     assert (found.longest, found.longest_at) == ("two", 0)
 
 
 def test_passages_that_touch_or_overlap_are_counted_once() -> None:
-    found = measure("abcdef xyz", "abcdefxyz-cde-bcdefxyz", 3)
+    found = measure_novelty("abcdef xyz", "abcdefxyz-cde-bcdefxyz", 3)
     assert found.copied_chars == 9 + 3 + 8
     assert found.copied_share == 20 / 22
 
 
 def test_halves_of_surrogate_pairs_equal_nothing() -> None:
-    assert measure("\ud800ab\udfff", "\ud800ab\ud800", 1) == Novelty(4, "ab", 1, 2, 1)
-    assert measure("\ud800", "\ud800", 1).longest == ""
-    assert measure("ab", "b\ud800a").longest == "b"
+    assert measure_novelty("\ud800ab\udfff", "\ud800ab\ud800", 1) == Novelty(4, "ab", 1, 2, 1)
+    assert measure_novelty("\ud800", "\ud800", 1).longest == ""
+    assert measure_novelty("ab", "b\ud800a").longest == "b"
 
 
 def test_the_figures_in_json() -> None:
-    values = measure("to be or not to be", "not to bee", 4).to_json()
+    values = measure_novelty("to be or not to be", "not to bee", 4).to_json()
     assert json.loads(json.dumps(values)) == {
         "characters": 10,
         "longest": "not to be",
@@ -122,19 +124,19 @@ def test_the_figures_in_json() -> None:
         "copied_share": 0.9,
         "shortest": 4,
     }
-    assert measure("a", "").to_json()["copied_share"] == 0
+    assert measure_novelty("a", "").to_json()["copied_share"] == 0
 
 
 @pytest.mark.parametrize("shortest", [0, -3])
 def test_a_passage_has_one_character_or_more(shortest: int) -> None:
     with pytest.raises(ConfigError, match=str(shortest)):
-        measure("a", "a", shortest)
+        measure_novelty("a", "a", shortest)
 
 
 def test_a_whole_play(tinyshakespeare: str) -> None:
     passage = tinyshakespeare[700_000:700_150]
     written = "qqq" + passage + "qqq" + tinyshakespeare[65_530:65_549] + "qqq" + tinyshakespeare[-25:]
-    found = measure(tinyshakespeare, written, shortest=21)
+    found = measure_novelty(tinyshakespeare, written, shortest=21)
     assert (found.longest, found.longest_at) == (passage, 3)
     assert found.copied_chars == 150 + 25
 
@@ -143,7 +145,7 @@ def test_a_whole_play(tinyshakespeare: str) -> None:
 
 
 def naively_forbidden(corpus: list[int], size: int, limit: int, recent: list[int]) -> list[bool]:
-    """By the definition: an id is forbidden if the last `limit` ids and it stand in the corpus."""
+    """By definition: an id is forbidden if the last `limit` ids followed by it are in the corpus."""
     windows = [corpus[begin : begin + limit + 1] for begin in range(len(corpus) - limit)]
     return [len(recent) >= limit and [*recent[len(recent) - limit :], i] in windows for i in range(size)]
 
@@ -159,9 +161,7 @@ def guarded(draw: st.DrawFn) -> tuple[int, list[int], list[int]]:
 
 
 @given(guarded(), st.integers(1, 8), PARTS)
-def test_the_guard_forbids_what_the_definition_says(
-    case: tuple[int, list[int], list[int]], limit: int, part: int
-) -> None:
+def test_the_guard_follows_the_definition(case: tuple[int, list[int], list[int]], limit: int, part: int) -> None:
     size, corpus, recent = case
     with patch.object(novelty, "PART", part):
         guard = CopyGuard(np.array(corpus, np.int32), size, limit)
@@ -170,7 +170,7 @@ def test_the_guard_forbids_what_the_definition_says(
     assert found.tolist() == naively_forbidden(corpus, size, limit, recent)
 
 
-def test_the_guard_is_not_fooled_either() -> None:
+def test_the_guard_handles_that_text_too() -> None:
     corpus = Vocabulary("ab").encode(thue_morse(10) + "a")
     guard = CopyGuard(corpus, 3, 1024)
     assert guard.forbidden(corpus[:1024]).tolist() == [False, True, False]
@@ -179,7 +179,7 @@ def test_the_guard_is_not_fooled_either() -> None:
 
 
 def plagiarist(corpus: str, vocabulary: Vocabulary, guard: CopyGuard, length: int) -> str:
-    """One who goes on as the corpus does, wherever the guard lets him."""
+    """A text that copies the corpus wherever the guard allows it."""
     ids, written = vocabulary.encode(corpus), vocabulary.encode(corpus[:1]).tolist()
     place = 1
     while len(written) < length:
@@ -187,7 +187,7 @@ def plagiarist(corpus: str, vocabulary: Vocabulary, guard: CopyGuard, length: in
         forbidden[0] = True
         allowed = np.flatnonzero(~forbidden)
         place = place % len(ids)
-        if forbidden[ids[place]]:  # Then on from the nearest place where the corpus has something that may be written.
+        if forbidden[ids[place]]:  # Continue at the nearest position of the corpus with an allowed id.
             place = next(i % len(ids) for i in range(place, place + len(ids)) if ids[i % len(ids)] in allowed)
         written.append(int(ids[place]))
         place += 1
@@ -204,8 +204,8 @@ def test_under_guard_no_passage_is_longer_than_the_limit(limit: int) -> None:
     vocabulary = Vocabulary.from_text(SENTENCES)
     guard = CopyGuard(vocabulary.encode(SENTENCES), len(vocabulary), limit)
     written = plagiarist(SENTENCES, vocabulary, guard, 1000)
-    found = measure(SENTENCES, written)
-    assert len(found.longest) == limit  # He goes as far as he may.
+    found = measure_novelty(SENTENCES, written)
+    assert len(found.longest) == limit  # It copies as much as allowed.
 
 
 def test_the_guard_counts_ids_and_these_may_be_bytes() -> None:
@@ -256,7 +256,7 @@ def test_the_training_text_is_found_again(source: Path, tmp_path: Path, split: S
 def test_a_corpus_that_has_moved(source: Path, tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", read_corpus(source))
     moved = source.rename(tmp_path / "moved.txt")
-    with pytest.raises(CorpusError, match=r"wind\.txt is gone; name its new place with --corpus$"):
+    with pytest.raises(CorpusError, match=r"wind\.txt is gone; give its new location with --corpus$"):
         training_text(run, ())
     assert training_text(run, [str(moved)]) == split_corpus(PROSE, run.config.recipe.split)[0]
 

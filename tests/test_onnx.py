@@ -1,4 +1,4 @@
-"""The ONNX graphs compute what the model does, and one that does not is refused."""
+"""The ONNX graphs match the model, and a graph that does not is refused."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from charwright.config import GATES, ModelConfig
-from charwright.data.vocabulary import ByteVocabulary, Vocabulary
+from charwright.data.byte_vocabulary import ByteVocabulary
+from charwright.data.vocabulary import Vocabulary
 from charwright.errors import ForeignModelError
 from charwright.generation.engine import Engine
 from charwright.generation.sampling import Sampler, uniform
-from charwright.interop import onnx_files
-from charwright.interop.card import model_card
-from charwright.interop.onnx_files import check_graphs, onnx_graphs
+from charwright.interop import onnx_export
+from charwright.interop.model_card import model_card
+from charwright.interop.onnx_export import check_graphs, onnx_graphs
 from charwright.run import Run
 from writers import LETTERS, weights_of
 
@@ -24,7 +25,7 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 CONFIGS = [
-    ModelConfig(cell=cell, layers=layers, units=12, embedding=12, tied=tied)
+    ModelConfig(cell=cell, layers=layers, units=12, embedding_size=12, tied=tied)
     for cell, layers, tied in [*((cell, layers, False) for cell in GATES for layers in (1, 2)), ("gru", 2, True)]
 ]
 
@@ -42,7 +43,7 @@ def session(graph: bytes) -> Any:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.cell}-{config.layers}-{config.tied}")
-def test_both_graphs_do_what_the_model_does(config: ModelConfig, tmp_path: Path) -> None:
+def test_both_graphs_match_the_model(config: ModelConfig, tmp_path: Path) -> None:
     run = saved(tmp_path / "run", config)
     graphs = graphs_of(run)
     engine = Engine(config, run.weights(), precision="f32")
@@ -55,7 +56,7 @@ def test_both_graphs_do_what_the_model_does(config: ModelConfig, tmp_path: Path)
     expected = np.stack([engine.step(column, state) for column in ids.T], axis=1)
     assert np.abs(logits - expected).max() < 1e-5
     assert np.abs(after - state[..., : config.units].transpose(1, 2, 0, 3)).max() < 1e-5
-    # In two pieces, the state handed on: the same.
+    # In two chunks, carrying the state: the same logits.
     first, between = step.run(None, {"ids": ids[:, :2], "state": states})
     second, _ = step.run(None, {"ids": ids[:, 2:], "state": between})
     assert np.abs(np.concatenate([first, second], axis=1) - logits).max() < 1e-5
@@ -75,10 +76,10 @@ def test_both_graphs_do_what_the_model_does(config: ModelConfig, tmp_path: Path)
             scores = engine.step(drawn[stream, at : at + 1], state)[0]
 
 
-def test_greedy_writing_takes_the_likeliest(tmp_path: Path) -> None:
-    config = ModelConfig(units=12, embedding=8)
+def test_greedy_generation_takes_the_most_likely_token(tmp_path: Path) -> None:
+    config = ModelConfig(units=12, embedding_size=8)
     run = saved(tmp_path / "run", config)
-    # [UNK] would be the likeliest of all, if it were not hidden.
+    # Without the mask, [UNK] would be the most likely token.
     weights = run.weights()
     weights["head.bias"][0] = 30
     run.write_weights(weights)
@@ -93,8 +94,8 @@ def test_greedy_writing_takes_the_likeliest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("temperature", [1e-44, 1e-38, -1.0, float("inf"), float("nan"), 1e6])
-def test_no_temperature_draws_what_is_hidden(tmp_path: Path, temperature: float) -> None:
-    generate = session(graphs_of(saved(tmp_path / "run", ModelConfig(units=12, embedding=8)))["generate.onnx"])
+def test_unknown_is_never_sampled_at_any_temperature(tmp_path: Path, temperature: float) -> None:
+    generate = session(graphs_of(saved(tmp_path / "run", ModelConfig(units=12, embedding_size=8)))["generate.onnx"])
     uniform_numbers = np.linspace(0, 1, 30, dtype=np.float32)[None]
     given = {"prompt": np.array([[3]]), "temperature": np.array(temperature, dtype=np.float32)}
     (drawn,) = generate.run(None, given | {"uniform": uniform_numbers})
@@ -102,8 +103,8 @@ def test_no_temperature_draws_what_is_hidden(tmp_path: Path, temperature: float)
 
 
 @pytest.mark.parametrize("number", [0.0, float(np.nextafter(np.float32(1), np.float32(0))), 1.0])
-def test_numbers_at_the_ends_draw_characters(tmp_path: Path, number: float) -> None:
-    generate = session(graphs_of(saved(tmp_path / "run", ModelConfig(units=12, embedding=8)))["generate.onnx"])
+def test_uniform_numbers_at_the_bounds_sample_characters(tmp_path: Path, number: float) -> None:
+    generate = session(graphs_of(saved(tmp_path / "run", ModelConfig(units=12, embedding_size=8)))["generate.onnx"])
     given = {"prompt": np.array([[3]]), "temperature": np.array(1e-3, dtype=np.float32)}
     (drawn,) = generate.run(None, given | {"uniform": np.full((1, 30), number, dtype=np.float32)})
     assert drawn.min() > 0
@@ -111,34 +112,34 @@ def test_numbers_at_the_ends_draw_characters(tmp_path: Path, number: float) -> N
     assert nothing.size == 0
 
 
-def test_the_files_say_what_they_are(tmp_path: Path) -> None:
-    graphs = graphs_of(saved(tmp_path / "run", ModelConfig(units=12, embedding=8)))
+def test_metadata(tmp_path: Path) -> None:
+    graphs = graphs_of(saved(tmp_path / "run", ModelConfig(units=12, embedding_size=8)))
     for name, graph in graphs.items():
-        told = session(graph).get_modelmeta().custom_metadata_map
-        assert json.loads(told["vocabulary"]) == LETTERS.tokens, name
-        assert told["unit"] == "character"
-        assert json.loads(told["card"])["model"]["units"] == 12
-    made = graphs_of(saved(tmp_path / "bytes", ModelConfig(units=12, embedding=8), ByteVocabulary()))
-    assert session(made["step.onnx"]).get_modelmeta().custom_metadata_map["unit"] == "byte"
+        metadata = session(graph).get_modelmeta().custom_metadata_map
+        assert json.loads(metadata["vocabulary"]) == LETTERS.tokens, name
+        assert metadata["unit"] == "character"
+        assert json.loads(metadata["card"])["model"]["units"] == 12
+    byte_graphs = graphs_of(saved(tmp_path / "bytes", ModelConfig(units=12, embedding_size=8), ByteVocabulary()))
+    assert session(byte_graphs["step.onnx"]).get_modelmeta().custom_metadata_map["unit"] == "byte"
 
 
 class TestRefusals:
-    """A graph with one thing wrong is never written: each of these mistakes was made by some exporter."""
+    """A wrong graph is never written; other exporters have made each of these mistakes."""
 
-    config = ModelConfig(units=12, embedding=8)
+    config = ModelConfig(units=12, embedding_size=8)
 
     def graphs(self, config: ModelConfig) -> tuple[dict[str, bytes], dict[str, np.ndarray]]:
         weights = weights_of(config, len(LETTERS))
-        network = onnx_files._Network(config, weights)
+        network = onnx_export._Network(config, weights)
         return {"step.onnx": network.step({}), "generate.onnx": network.generate({})}, weights
 
-    def spoiled(self, graph: bytes, spoil: Any) -> bytes:
+    def modified(self, graph: bytes, modify: Any) -> bytes:
         model = onnx.load_from_string(graph)
-        spoil(model.graph)
+        modify(model.graph)
         for node in model.graph.node:
             for attribute in node.attribute:
                 if attribute.HasField("g"):
-                    spoil(attribute.g)
+                    modify(attribute.g)
         return bytes(model.SerializeToString())
 
     def reset_before(self, graph: Any) -> None:
@@ -152,23 +153,23 @@ class TestRefusals:
             if held.name == "hidden":
                 held.CopyFrom(onnx.numpy_helper.from_array(np.zeros(len(LETTERS), dtype=np.float32), "hidden"))
 
-    def test_what_is_right_passes(self) -> None:
+    def test_correct_graphs_pass(self) -> None:
         check_graphs(*self.graphs(self.config)[:1], self.config, self.graphs(self.config)[1])
 
     @pytest.mark.parametrize("name", ["step.onnx", "generate.onnx"])
-    def test_a_reset_gate_before_the_product(self, name: str) -> None:
+    def test_reset_gate_before_the_product(self, name: str) -> None:
         graphs, weights = self.graphs(self.config)
-        graphs[name] = self.spoiled(graphs[name], self.reset_before)
-        with pytest.raises(ForeignModelError, match=r"differs from|draws what"):
+        graphs[name] = self.modified(graphs[name], self.reset_before)
+        with pytest.raises(ForeignModelError, match=r"differs from|samples differently"):
             check_graphs(graphs, self.config, weights)
 
-    def test_unknown_characters_that_are_drawn(self) -> None:
+    def test_unmasked_unknown(self) -> None:
         graphs, weights = self.graphs(self.config)
-        graphs["generate.onnx"] = self.spoiled(graphs["generate.onnx"], self.no_mask)
-        with pytest.raises(ForeignModelError, match="draws what"):
+        graphs["generate.onnx"] = self.modified(graphs["generate.onnx"], self.no_mask)
+        with pytest.raises(ForeignModelError, match="samples differently"):
             check_graphs(graphs, self.config, weights)
 
-    def test_other_weights(self) -> None:
+    def test_different_weights(self) -> None:
         graphs, weights = self.graphs(self.config)
         weights["head.bias"][3] += np.float32(2e-4)
         with pytest.raises(ForeignModelError, match=r"differs from the model by 0\.0002"):

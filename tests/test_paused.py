@@ -1,4 +1,4 @@
-"""Texts put aside in a file: on again exactly where they stopped, or one line that says why not."""
+"""Paused texts in a file: continued exactly where they stopped, or refused with one line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from charwright.config import GenerationConfig
-from charwright.data.vocabulary import ByteVocabulary
+from charwright.data.byte_vocabulary import ByteVocabulary
 from charwright.errors import CharwrightError, DamagedRunError, RunError, UsageError
 from charwright.generation.generator import Generator
 from charwright.generation.paused import fingerprint, paused_precision, read_paused, write_paused
@@ -40,7 +40,7 @@ def finish(session: Session, drafts: list[Draft]) -> list[str]:
 
 
 def write(of: Generator, path: Path, num: int, config: GenerationConfig, *, prompt: str = "a: 中") -> list[str]:
-    """Write `num` texts and put them aside."""
+    """Generate `num` texts and pause them."""
     session = Session(of.engine, of.vocabulary, one_by_one=True)
     drafts = [session.join(prompt, config, index) for index in range(num)]
     texts = finish(session, drafts)
@@ -71,8 +71,8 @@ def test_400_and_600_characters_are_1000(
     assert len(set(whole)) == num
 
 
-def test_the_penalty_still_knows_what_stood_before(tmp_path: Path) -> None:
-    """At temperature 0 this model repeats itself; how far back it looks goes over the pause."""
+def test_the_penalty_spans_a_pause(tmp_path: Path) -> None:
+    """At temperature 0 this model repeats itself; the window of the penalty extends over the pause."""
     of, path = writer(), tmp_path / "state"
     greedy = {"temperature": 0, "repetition_penalty": 1.05}
     first = write(of, path, 1, GenerationConfig(length=1500, **greedy))
@@ -118,7 +118,7 @@ def test_numpy_and_the_kernels_share_the_8_bit_state(tmp_path: Path) -> None:
     assert plain == go_on(writer(), path, GenerationConfig(length=100))
 
 
-# What is no such file.
+# Invalid files.
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_another_model_or_precision_is_refused(state: Path) -> None:
     assert paused_precision(state) == "q8"
 
 
-def test_what_tells_models_apart_is_every_weight_and_its_name() -> None:
+def test_a_models_fingerprint_covers_every_weight_and_name() -> None:
     weights = {"a": np.ones((2, 3), np.float32), "b": np.zeros(4, np.float32)}
     other = {name: array.copy() for name, array in weights.items()}
     assert fingerprint(weights) == fingerprint(dict(reversed(other.items())))
@@ -167,8 +167,8 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(st.data())
-def test_a_file_that_was_cut_off_or_changed_is_refused(kept: Path, data: st.DataObject) -> None:
-    """Anywhere: a character that was lost, or another number in the state, would give another text."""
+def test_a_truncated_or_changed_file_is_refused(kept: Path, data: st.DataObject) -> None:
+    """Anywhere: a missing character, or a different number in the state, would give another text."""
     whole = kept.read_bytes()
     damaged = bytearray(whole)
     if data.draw(st.booleans()):
@@ -192,7 +192,7 @@ def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_other_arrays_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"head.bias": np.zeros(3, np.float32)}, path)
-    assert complaint(path) == f"{path} holds no text to go on with; --state-out writes such a file"
+    assert complaint(path) == f"{path} does not contain a paused text; --state-out writes one"
 
 
 def test_a_file_that_is_gone(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_file_that_is_gone(tmp_path: Path) -> None:
 
 
 def rewritten(path: Path, **changes: np.ndarray | None) -> Path:
-    """The file with other arrays, as somebody would write it who knows how."""
+    """The file with other arrays, with a valid checksum."""
     arrays = {name: array for name, array in (load_file(path) | changes).items() if array is not None}
     del arrays["check"]
     save_file(arrays | {"check": np.frombuffer(fingerprint(arrays), dtype=np.uint8)}, path)
@@ -215,7 +215,10 @@ def array(*numbers: float, kind: type = np.int32) -> np.ndarray:
     "head", [array(2, 0, 1, kind=np.int64), array(1, 3, 1, kind=np.int64), array(1, -1, 1, kind=np.int64)]
 )
 def test_a_file_of_a_later_version(state: Path, head: np.ndarray) -> None:
-    assert complaint(rewritten(state, format=head)) == f"{state} comes from a later version"
+    assert (
+        complaint(rewritten(state, format=head))
+        == f"{state} was saved by a later version of charwright; update charwright to read it"
+    )
 
 
 @pytest.mark.parametrize(
@@ -242,20 +245,20 @@ def test_a_file_of_a_later_version(state: Path, head: np.ndarray) -> None:
         {"format": array(1, 0, 1)},
     ],
 )
-def test_a_file_that_fits_no_engine(state: Path, changes: dict[str, np.ndarray | None]) -> None:
+def test_a_file_that_does_not_fit_the_engine(state: Path, changes: dict[str, np.ndarray | None]) -> None:
     assert refused(rewritten(state, **changes)) == ("model" not in changes)
 
 
 def test_a_state_of_another_model_does_not_fit(state: Path) -> None:
-    """Even under the name of this one."""
+    """Even with the fingerprint of this one."""
     assert "damaged" in complaint(state, writer(layers=2))
     assert "damaged" in complaint(state, writer(cell="lstm"))
 
 
-# What is written, is written whole.
+# Files are written completely or not at all.
 
 
-def test_a_full_disk_leaves_no_half_file(state: Path) -> None:
+def test_a_full_disk_leaves_no_partial_file(state: Path) -> None:
     before = state.read_bytes()
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with patch("charwright.storage.os.fsync", side_effect=full), pytest.raises(RunError, match="No space left"):

@@ -1,4 +1,4 @@
-"""Progress, where a person is looking and where nobody is."""
+"""Progress on a terminal and in plain lines."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def show_all(progress: BarProgress | PlainProgress) -> None:
     progress.close()
 
 
-def test_plain_lines_come_every_so_often() -> None:
+def test_plain_lines_have_a_minimum_interval() -> None:
     stream = StringIO()
     progress = PlainProgress(stream, every_s=10)
     for time_s in (1, 9, 10, 15, 19, 21):
@@ -39,7 +39,7 @@ def test_plain_lines_come_every_so_often() -> None:
     assert "epoch 1  step 3  loss 2.7500  1,234 chars/s  2:05 left" in stream.getvalue()
 
 
-def test_a_bar_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bar_is_for_terminals_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     assert isinstance(terminal_progress(StringIO()), PlainProgress)
     stream = FakeTerminal()
@@ -63,8 +63,8 @@ def test_no_color(monkeypatch: pytest.MonkeyPatch, no_color: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"),
+    ("seconds", "shown"),
     [(None, "?"), (0, "0 s"), (59.4, "59 s"), (59.6, "1:00"), (125, "2:05"), (3723, "1:02:03"), (90061, "25:01:01")],
 )
-def test_seconds_as_people_say_them(seconds: float | None, words: str) -> None:
-    assert format_seconds(seconds) == words
+def test_format_seconds(seconds: float | None, shown: str) -> None:
+    assert format_seconds(seconds) == shown

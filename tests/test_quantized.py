@@ -1,6 +1,6 @@
-"""The 8-bit engine to the bit: texts that must never change, and a reference in Python's own whole numbers.
+"""The int8 engine, bit by bit: texts that must never change, and a reference in Python integers.
 
-C in every variant, numpy and the reference must agree on every number.
+C in every variant, NumPy and the reference must agree on every number.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from hypothesis.extra import numpy as arrays
 
 from charwright import kernels
 from charwright.config import STATES, ModelConfig
-from charwright.generation import native
-from charwright.generation import quantized as whole
-from charwright.generation.engine import Engine, Stream
+from charwright.generation import native_backend as native
+from charwright.generation import quantized
+from charwright.generation.engine import Engine
 from charwright.generation.sampling import Sampler
+from charwright.generation.streams import Stream
 from ramps import ramp_arrays
 
 VARIANTS = [*kernels.available(), "none"]
@@ -35,12 +36,12 @@ Weights = Mapping[str, np.ndarray]
 
 def engine_of(config: ModelConfig, weights: Weights, variant: str, threads: int = 1) -> Engine:
     engine = Engine(config, weights, "q8", variant=variant, threads=threads)
-    if isinstance(engine._backend, native.NativeBackend):  # so many, whatever it finds out about them
-        engine._backend._threads._choices = [threads]
+    if isinstance(engine._backend, native.NativeBackend):  # a fixed number of threads
+        engine._backend._threads.counts = [threads]
     return engine
 
 
-# --- The reference: docs/explanation/q8.md once more, one number after another ---
+# --- The reference: docs/explanation/q8.md, one number at a time ---
 
 
 @cache
@@ -126,7 +127,7 @@ def slow_table(embedding: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> 
 
 
 class SlowModel:
-    """A model in Python's whole numbers, a stream at a time: a state is [layer][part][unit]."""
+    """A model in Python integers, one stream at a time: a state is [layer][part][unit]."""
 
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
         self.config, H = config, config.units
@@ -183,7 +184,7 @@ class SlowModel:
 def check_all_agree(
     config: ModelConfig, weights: Weights, ids: np.ndarray, start: np.ndarray | None = None, *, slow: bool = True
 ) -> np.ndarray:
-    """Step ids (T, B) from a state (B, L, S, units) with everything there is; the last state, as the engine has it."""
+    """Step ids (T, B) from a state (B, L, S, units) with every implementation; return the engine's final state."""
     units, states = config.units, []
     for variant, threads in [*product(VARIANTS[:-1], (1, 2)), ("none", 1)]:
         engine = engine_of(config, weights, variant, threads)
@@ -216,7 +217,7 @@ GOLDEN_KINDS = [("gru", 1, False), ("lstm", 1, False), ("rnn", 1, False), ("gru"
 
 @dataclass(frozen=True)
 class Golden:
-    """What the text of one seed was the first time."""
+    """The recorded text of one seed."""
 
     ids: list[int]
     """The first of them."""
@@ -291,7 +292,7 @@ GOLDEN = {
 
 
 def golden_model(cell: str, layers: int, tied: bool) -> tuple[ModelConfig, Weights]:
-    config = ModelConfig(cell=cell, layers=layers, units=40, embedding=40 if tied else 10, tied=tied)
+    config = ModelConfig(cell=cell, layers=layers, units=40, embedding_size=40 if tied else 10, tied=tied)
     return config, ramp_arrays(config, SIZE, scale=3)
 
 
@@ -315,9 +316,9 @@ def test_a_seeds_text_never_changes(cell: str, layers: int, tied: bool, variant:
     """Alone, and among 63 others."""
     engine = engine_of(*golden_model(cell, layers, tied), variant, threads)
     alone = new_stream(engine)
-    engine.advance([alone], LENGTH + 2)  # two steps read and draw nothing
+    engine.advance([alone], LENGTH + 2)  # two steps only read
     assert golden_of(alone) == GOLDEN[cell, layers, tied]
-    steps = LENGTH + 2 if variant != "none" else 59  # numpy's draws take long
+    steps = LENGTH + 2 if variant != "none" else 59  # NumPy is slow
     many = [new_stream(engine, number) for number in range(64)]
     many = [*many[1:30], many[0], *many[30:]]
     engine.advance(many, steps)
@@ -339,7 +340,7 @@ def test_the_reference_writes_the_same_text(cell: str, layers: int, tied: bool) 
     assert logits == GOLDEN[cell, layers, tied].logits
 
 
-# --- Every step, from anywhere ---
+# --- Steps from arbitrary states ---
 
 
 def some_ids(steps: int, streams: int, seed: int = 0) -> np.ndarray:
@@ -347,7 +348,7 @@ def some_ids(steps: int, streams: int, seed: int = 0) -> np.ndarray:
 
 
 def some_state(config: ModelConfig, streams: int, seed: int = 0) -> np.ndarray:
-    """States (B, L, S, units) of numbers near their limits, near nothing, and between."""
+    """States (B, L, S, units) of numbers near their limits, near zero, and between."""
     random = np.random.Generator(np.random.Philox(seed))
     shape = (streams, config.layers, STATES[config.cell], config.units)
     limits = np.array([32767, 2**21 - 1][: STATES[config.cell]])[:, None]
@@ -357,7 +358,7 @@ def some_state(config: ModelConfig, streams: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize(("cell", "layers", "tied"), list(product(CELLS, (1, 2), (False, True))))
 def test_all_agree_on_every_bit(cell: str, layers: int, tied: bool) -> None:
-    config = ModelConfig(cell=cell, layers=layers, units=18, embedding=18 if tied else 7, tied=tied)
+    config = ModelConfig(cell=cell, layers=layers, units=18, embedding_size=18 if tied else 7, tied=tied)
     weights = ramp_arrays(config, SIZE, scale=2)
     check_all_agree(config, weights, some_ids(25, 3))
     check_all_agree(config, weights, some_ids(5, 9), some_state(config, 9))
@@ -379,7 +380,7 @@ EXTREMES = {
 @pytest.mark.parametrize("extreme", list(EXTREMES))
 @pytest.mark.parametrize("cell", CELLS)
 def test_all_agree_with_extreme_weights(cell: str, extreme: str) -> None:
-    config = ModelConfig(cell=cell, layers=2, units=17, embedding=6)
+    config = ModelConfig(cell=cell, layers=2, units=17, embedding_size=6)
     weights = {name: EXTREMES[extreme](array) for name, array in ramp_arrays(config, SIZE).items()}
     check_all_agree(config, weights, some_ids(12, 2))
     check_all_agree(config, weights, some_ids(3, 3, seed=1), some_state(config, 3, seed=2))
@@ -388,7 +389,7 @@ def test_all_agree_with_extreme_weights(cell: str, extreme: str) -> None:
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("part", ["recurrent.0.weight_hh", "recurrent.1.weight_ih", "head.weight", "biases", "input"])
 def test_all_agree_when_one_part_is_huge(cell: str, part: str) -> None:
-    config = ModelConfig(cell=cell, layers=2, units=16, embedding=6)
+    config = ModelConfig(cell=cell, layers=2, units=16, embedding_size=6)
     named = {"biases": "bias", "input": "embedding.weight"}.get(part, part)
     weights = {
         name: array * np.float32(3e4 if named in name else 1) for name, array in ramp_arrays(config, SIZE).items()
@@ -397,12 +398,12 @@ def test_all_agree_when_one_part_is_huge(cell: str, part: str) -> None:
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_all_agree_at_the_very_limit_of_a_gate(sign: int) -> None:
-    """16 and -16 are the first numbers beyond what goes into a gate; both are cut, and the one is added to the other.
+def test_all_agree_at_the_limit_of_a_gate(sign: int) -> None:
+    """16 and -16 are the first numbers outside the range of a pre-activation; both are clipped, then added.
 
     So what is left depends on where exactly each was cut.
     """
-    config = ModelConfig(cell="gru", layers=2, units=16, embedding=4)
+    config = ModelConfig(cell="gru", layers=2, units=16, embedding_size=4)
     weights = ramp_arrays(config, SIZE, scale=1e-9)
     for layer in range(2):
         weights[f"recurrent.{layer}.bias_ih"] = np.repeat(np.array([40, 0.5, -16 * sign], dtype=np.float32), 16)
@@ -412,8 +413,8 @@ def test_all_agree_at_the_very_limit_of_a_gate(sign: int) -> None:
 
 
 def test_a_cell_state_stays_within_its_limits() -> None:
-    """It grows by one a step while its gates are open, up to 64."""
-    config = ModelConfig(cell="lstm", units=16, embedding=4)
+    """It grows by one per step while its gates are open, up to 64."""
+    config = ModelConfig(cell="lstm", units=16, embedding_size=4)
     weights = ramp_arrays(config, SIZE, scale=0.1)
     weights["recurrent.0.bias_ih"] = np.repeat(np.array([30, 30, 30, 30], dtype=np.float32), 16)
     weights["recurrent.0.bias_ih"][40:48] = -30
@@ -423,16 +424,16 @@ def test_a_cell_state_stays_within_its_limits() -> None:
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("units", [16, 48, 80, 112, 272])
-def test_all_agree_whatever_the_units(cell: str, units: int) -> None:
-    """Panels of every number of vectors; the reference would take long."""
-    config = ModelConfig(cell=cell, layers=2, units=units, embedding=6)
+def test_all_agree_for_any_units(cell: str, units: int) -> None:
+    """Panels of every number of vectors, without the slow reference."""
+    config = ModelConfig(cell=cell, layers=2, units=units, embedding_size=6)
     for streams in (1, 3, 9):
         check_all_agree(config, ramp_arrays(config, SIZE), some_ids(4, streams), slow=False)
 
 
 @pytest.mark.parametrize("size", [2, 15, 16, 17, 33, 48, 300])
-def test_all_agree_whatever_the_vocabulary(size: int) -> None:
-    config = ModelConfig(cell="gru", units=16, embedding=6)
+def test_all_agree_for_any_vocabulary(size: int) -> None:
+    config = ModelConfig(cell="gru", units=16, embedding_size=6)
     check_all_agree(config, ramp_arrays(config, size), some_ids(3, 11) % size, slow=False)
 
 
@@ -440,7 +441,7 @@ def test_all_agree_whatever_the_vocabulary(size: int) -> None:
 @pytest.mark.parametrize("cell", CELLS)
 def test_all_agree_on_sums_too_large_for_float32(cell: str) -> None:
     """With more than 1,040 units numpy has to add in float64."""
-    config = ModelConfig(cell=cell, layers=1, units=1100, embedding=6)
+    config = ModelConfig(cell=cell, layers=1, units=1100, embedding_size=6)
     weights = {name: np.full_like(array, 0.01) for name, array in ramp_arrays(config, SIZE).items()}
     weights["head.weight"][:] = 1
     weights["head.weight"][:, 0] = 126 / 127  # an odd sum above 2^24
@@ -456,41 +457,45 @@ MATRICES = arrays.arrays(
 
 
 @settings(max_examples=200)
-@given(MATRICES, st.sampled_from([1.0, 1e-3, 1e-9, 1e-30, 0.0]), st.sampled_from([whole.PRE_BITS, whole.LOGIT_BITS]))
-def test_rounding_weights_costs_half_a_step_at_most(weights: np.ndarray, scale: float, goal_bits: int) -> None:
+@given(
+    MATRICES,
+    st.sampled_from([1.0, 1e-3, 1e-9, 1e-30, 0.0]),
+    st.sampled_from([quantized.PRE_BITS, quantized.LOGIT_BITS]),
+)
+def test_rounding_weights_costs_at_most_half_a_step(weights: np.ndarray, scale: float, goal_bits: int) -> None:
     weights = weights * np.float32(scale)
-    found = whole.quantize(weights, goal_bits)
+    found = quantized.quantize(weights, goal_bits)
     assert found.weights.dtype == np.int8
     assert found.multipliers.dtype == np.int32
     assert found.multipliers.min() >= 1
     assert np.abs(found.weights.astype(int)).max() <= 127
-    step = found.multipliers[:, None] * 127.0 / 2.0 ** (goal_bits + whole.SHIFT)
+    step = found.multipliers[:, None] * 127.0 / 2.0 ** (goal_bits + quantized.SHIFT)
     assert (np.abs(found.weights * step - weights.astype(np.float64)) <= step * (0.5 + 1e-9)).all()
-    # No step is larger than it has to be: with one less, the row's largest would not fit.
+    # Steps are minimal: with one less, the row's largest weight would not fit.
     largest = np.abs(weights.astype(np.float64)).max(axis=1)
-    assert (largest >= 127 * (step[:, 0] - 127 / 2.0 ** (goal_bits + whole.SHIFT)) * (1 - 1e-12)).all()
+    assert (largest >= 127 * (step[:, 0] - 127 / 2.0 ** (goal_bits + quantized.SHIFT)) * (1 - 1e-12)).all()
     slow = SlowMatrix(weights, goal_bits)
     assert (found.weights.tolist(), found.multipliers.tolist()) == (slow.rows, slow.multipliers)
 
 
-def test_weights_of_nothing_are_nothing() -> None:
-    found = whole.quantize(np.zeros((3, 4), dtype=np.float32), whole.PRE_BITS)
+def test_zero_and_empty_weights() -> None:
+    found = quantized.quantize(np.zeros((3, 4), dtype=np.float32), quantized.PRE_BITS)
     assert found.multipliers.tolist() == [1, 1, 1]
     assert not found.weights.any()
-    assert whole.quantize(np.zeros((2, 0), dtype=np.float32), whole.PRE_BITS).weights.shape == (2, 0)
+    assert quantized.quantize(np.zeros((2, 0), dtype=np.float32), quantized.PRE_BITS).weights.shape == (2, 0)
 
 
 @pytest.mark.parametrize("rows", [127, 128, 129, 300])
 def test_a_matrix_is_rounded_row_by_row(rows: int) -> None:
-    """However many are taken at once."""
+    """Regardless of the block size."""
     weights = np.sin(np.arange(rows * 5)).astype(np.float32).reshape(rows, 5)
-    together = whole.quantize(weights, whole.PRE_BITS)
+    together = quantized.quantize(weights, quantized.PRE_BITS)
     for row in range(rows):
-        alone = whole.quantize(weights[row : row + 1], whole.PRE_BITS)
+        alone = quantized.quantize(weights[row : row + 1], quantized.PRE_BITS)
         np.testing.assert_array_equal(together.weights[row : row + 1], alone.weights)
         np.testing.assert_array_equal(together.multipliers[row : row + 1], alone.multipliers)
     bias = np.array([0.1, -0.2], dtype=np.float32)
-    table = whole.input_table(weights, weights[:2], bias)
+    table = quantized.input_table(weights, weights[:2], bias)
     assert table.dtype == np.int16
     assert table.tolist() == slow_table(weights, weights[:2], bias)
 
@@ -501,28 +506,28 @@ def test_the_first_layers_table_does_not_depend_on_the_order_of_sums(inputs: int
     random = np.random.Generator(np.random.Philox(seed))
     embedding = (random.normal(size=(6, inputs)) * scale).astype(np.float32)
     weights, bias = random.normal(size=(5, inputs)).astype(np.float32), random.normal(size=5).astype(np.float32)
-    table = whole.input_table(embedding, weights, bias)
+    table = quantized.input_table(embedding, weights, bias)
     for _ in range(4):
         order = random.permutation(inputs)
-        np.testing.assert_array_equal(whole.input_table(embedding[:, order], weights[:, order], bias), table)
-    turned = whole.input_table(np.asfortranarray(embedding), np.asfortranarray(weights), bias)
+        np.testing.assert_array_equal(quantized.input_table(embedding[:, order], weights[:, order], bias), table)
+    turned = quantized.input_table(np.asfortranarray(embedding), np.asfortranarray(weights), bias)
     np.testing.assert_array_equal(turned, table)
     assert table.tolist() == slow_table(embedding, weights, bias)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_first_layers_sums_are_exact_for_thousands_of_inputs(sign: int) -> None:
-    """Numbers of 20 bits that are all at their largest, but for the last bit here and there."""
+    """20-bit numbers close to their maximum."""
     inputs = 8000
     embedding = (1 - (np.arange(2 * inputs) % 5 == 0) * 2.0**-20).astype(np.float32).reshape(2, inputs)
     weights = sign * (1 - (np.arange(3 * inputs) % 7 == 0) * 2.0**-20).astype(np.float32).reshape(3, inputs)
     bias = np.array([-sign * 7999.5, 0, -sign * 8000.25], dtype=np.float32)
-    assert whole.input_table(embedding, weights, bias).tolist() == slow_table(embedding, weights, bias)
+    assert quantized.input_table(embedding, weights, bias).tolist() == slow_table(embedding, weights, bias)
 
 
-def test_any_library_of_mathematics_gives_the_same_table_of_tanh() -> None:
-    """No exact value is so near to the border between two whole numbers that a wrong last bit could matter."""
-    assert whole.tanh_table().tolist() == tanh_entries()
+def test_any_math_library_gives_the_same_table_of_tanh() -> None:
+    """No exact value is so close to the boundary between two integers that an error in the last bit could matter."""
+    assert quantized.tanh_table().tolist() == tanh_entries()
     for i in range(1026):
         scaled = exact_tanh(i) * 2**15
         assert abs(scaled - int(scaled) - Decimal("0.5")) > Decimal("1e-9")
@@ -531,36 +536,36 @@ def test_any_library_of_mathematics_gives_the_same_table_of_tanh() -> None:
 PRES = np.arange(-32767, 32768, dtype=np.int32)
 
 
-def test_tanh_and_the_sigmoid_are_near_the_real_ones() -> None:
+def test_tanh_and_the_sigmoid_are_close_to_the_real_functions() -> None:
     real = PRES / 2.0**11
-    np.testing.assert_allclose(whole.tanh(PRES) / 2.0**15, np.tanh(real), atol=1e-4)
-    np.testing.assert_allclose(whole.sigmoid(PRES) / 2.0**15, 1 / (1 + np.exp(-real)), atol=1e-4)
-    assert np.abs(whole.tanh(PRES)).max() == 32767
-    assert 0 <= whole.sigmoid(PRES).min() <= whole.sigmoid(PRES).max() == 32767
+    np.testing.assert_allclose(quantized.tanh(PRES) / 2.0**15, np.tanh(real), atol=1e-4)
+    np.testing.assert_allclose(quantized.sigmoid(PRES) / 2.0**15, 1 / (1 + np.exp(-real)), atol=1e-4)
+    assert np.abs(quantized.tanh(PRES)).max() == 32767
+    assert 0 <= quantized.sigmoid(PRES).min() <= quantized.sigmoid(PRES).max() == 32767
 
 
 def test_tanh_and_the_sigmoid_are_symmetric_and_monotone() -> None:
-    tanh, sigmoid = whole.tanh(PRES), whole.sigmoid(PRES)
+    tanh, sigmoid = quantized.tanh(PRES), quantized.sigmoid(PRES)
     np.testing.assert_array_equal(tanh[::-1], -tanh)
     assert set(np.unique(sigmoid[::-1] + sigmoid)) <= {32767, 32768}  # a half is rounded down on both sides
     assert (np.diff(tanh) >= 0).all()
     assert (np.diff(sigmoid) >= 0).all()
 
 
-def test_the_parts_are_the_references() -> None:
-    assert whole.tanh(PRES).tolist() == [slow_tanh(pre) for pre in PRES.tolist()]
-    assert whole.sigmoid(PRES).tolist() == [slow_sigmoid(pre) for pre in PRES.tolist()]
-    assert whole.activation(PRES).tolist() == [
+def test_the_functions_equal_the_reference() -> None:
+    assert quantized.tanh(PRES).tolist() == [slow_tanh(pre) for pre in PRES.tolist()]
+    assert quantized.sigmoid(PRES).tolist() == [slow_sigmoid(pre) for pre in PRES.tolist()]
+    assert quantized.activation(PRES).tolist() == [
         math.floor(Fraction(127 * s, 2**15) + Fraction(1, 2)) for s in PRES.tolist()
     ]
-    assert np.abs(whole.activation(PRES)).max() == 127
+    assert np.abs(quantized.activation(PRES)).max() == 127
     beyond = np.array([-(2**21), -70_000, -32_768, 32_768, 70_000, 2**18, 2**21 - 1], dtype=np.int32)
-    assert whole.tanh_at(beyond).tolist() == [slow_tanh_at(v) for v in beyond.tolist()]
+    assert quantized.tanh_at(beyond).tolist() == [slow_tanh_at(v) for v in beyond.tolist()]
 
 
 @given(st.integers(-(2**31), 2**31), st.integers(0, 2**31 - 1))
-def test_a_products_sum_is_brought_to_its_goal(total: int, multiplier: int) -> None:
-    """To the nearest, halves upwards, within 30 bits."""
-    found = whole.scaled(np.array([[total]]), np.array([multiplier], dtype=np.int32))
+def test_requantize(total: int, multiplier: int) -> None:
+    """Round to the nearest, halves up, and clip to 30 bits."""
+    found = quantized.requantize(np.array([[total]]), np.array([multiplier], dtype=np.int32))
     nearest = math.floor(Fraction(total * multiplier, 2**20) + Fraction(1, 2))
     assert found.tolist() == [[min(max(nearest, -(2**30) + 1), 2**30 - 1)]]

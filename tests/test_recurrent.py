@@ -1,4 +1,4 @@
-"""Every fast core against the cells in a loop: the same numbers, forward and backward."""
+"""Every fast core against the plain loop over the cells: outputs and gradients."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch import Tensor
 from charwright.config import GATES, STATES, ModelConfig
 from charwright.errors import UsageError
 from charwright.model.cells import State, Weights
+from charwright.model.compute import CORES, Compute, choose_core
 from charwright.model.language_model import LanguageModel
-from charwright.model.recurrent import CORES, Tokens, choose_core, run_layer
+from charwright.model.recurrent import Tokens, run_layer
 from ramps import fill_with_ramps, ramp, some_ids
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -21,9 +22,9 @@ FAST_CORES = [core for core in CORES if core not in ("auto", "plain")]
 CELLS = ["gru", "lstm", "rnn"]
 EXACT = {torch.float64: {"rtol": 1e-9, "atol": 1e-11}, torch.float32: {"rtol": 1e-3, "atol": 2e-5}}
 
-# Odd sizes, so that no vector instruction's width divides them; the vocabulary decides how the input is looked up:
-# in a table of all tokens where it is small beside T * B, in one of those that occur elsewhere, and the gradients of
-# more than 512 that occur are scattered.
+# Odd sizes that no vector width divides. The vocabulary size decides how the input is looked up: in a table of all
+# tokens if it is small compared to T * B, else in a table of those that occur; the gradients of more than 512 tokens
+# are scattered.
 SHAPES = [
     pytest.param({"units": 7, "steps": 17, "batch": 3, "vocabulary": 11, "layers": 1}, id="table"),
     pytest.param({"units": 48, "steps": 17, "batch": 9, "vocabulary": 70, "layers": 2}, id="table-two-layers"),
@@ -44,8 +45,8 @@ class Case:
     gradients: dict[str, Tensor]
 
 
-def skip_where_it_cannot_work(core: str, precision: torch.dtype) -> None:
-    """Some cores need a compiler or a type of number; those in Python work everywhere."""
+def skip_unless_supported(core: str, precision: torch.dtype) -> None:
+    """Skip a core that lacks its kernels or does not support a precision; those in Python always work."""
     try:
         choose_core(core, torch.device("cpu"), precision)
     except UsageError as error:
@@ -56,9 +57,9 @@ def skip_where_it_cannot_work(core: str, precision: torch.dtype) -> None:
 def make_model(
     core: str, cell: str, dtype: torch.dtype, precision: torch.dtype, *, units: int, vocabulary: int, layers: int
 ) -> LanguageModel:
-    skip_where_it_cannot_work(core, precision)
-    config = ModelConfig(cell=cell, layers=layers, units=units, embedding=5)
-    model = LanguageModel(config, vocabulary, precision=precision, core=core).to(dtype)
+    skip_unless_supported(core, precision)
+    config = ModelConfig(cell=cell, layers=layers, units=units, embedding_size=5)
+    model = LanguageModel(config, vocabulary, compute=Compute(core=core, precision=precision)).to(dtype)
     return fill_with_ramps(model)
 
 
@@ -79,7 +80,7 @@ def calculate(
     model = make_model(core, cell, dtype, precision or dtype, **sizes)
     state = tuple(part.requires_grad_() for part in make_state(cell, sizes["layers"], batch, sizes["units"], dtype))
     logits, last = model(some_ids(steps, batch, sizes["vocabulary"]), state)
-    # Every number counts differently, and not linearly, so that a gradient that went to a wrong place shows.
+    # Every value has its own weight, nonlinearly, so that a misplaced gradient is detected.
     total = (torch.tanh(logits) * ramp(*logits.shape, scale=1, phase=30, dtype=dtype)).sum()
     for i, part in enumerate(last):
         total = total + (part * ramp(*part.shape, scale=1, phase=31 + i, dtype=dtype)).sum()
@@ -92,12 +93,12 @@ def calculate(
 @pytest.mark.parametrize("sizes", SHAPES)
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("core", FAST_CORES)
-def test_core_equals_the_cells_in_a_loop(core: str, cell: str, sizes: dict[str, int], dtype: torch.dtype) -> None:
+def test_core_equals_the_plain_loop(core: str, cell: str, sizes: dict[str, int], dtype: torch.dtype) -> None:
     ours, plain = calculate(core, cell, dtype, **sizes), calculate("plain", cell, dtype, **sizes)
     torch.testing.assert_close(ours.logits, plain.logits, **EXACT[dtype])
     torch.testing.assert_close(ours.state, plain.state, **EXACT[dtype])
     for name, expected in plain.gradients.items():
-        # Gradients are sums over up to T * B terms: their rounding goes by their size, not by each entry's.
+        # Gradients are sums over up to T * B terms, so their rounding error scales with the largest entry.
         bounds = EXACT[dtype] | {"atol": EXACT[dtype]["atol"] * max(1.0, float(expected.abs().max()))}
         torch.testing.assert_close(ours.gradients[name], expected, **bounds, msg=lambda text, name=name: name + text)
 
@@ -106,7 +107,7 @@ def test_core_equals_the_cells_in_a_loop(core: str, cell: str, sizes: dict[str, 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("core", FAST_CORES)
 def test_bfloat16_stays_near_float32(core: str, cell: str, sizes: dict[str, int]) -> None:
-    """bfloat16 keeps 8 bits of each factor: errors of a few thousandths, in whatever direction."""
+    """bfloat16 keeps 8 bits of each factor, so errors are a few thousandths."""
     low = calculate(core, cell, torch.float32, torch.bfloat16, **sizes)
     plain = calculate("plain", cell, torch.float32, **sizes)
     assert low.logits.dtype == torch.float32
@@ -123,11 +124,11 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("core", ["plain", *FAST_CORES])
-def test_a_sequence_at_once_equals_the_same_in_pieces(core: str, cell: str, precision: torch.dtype) -> None:
-    """The pieces are so short that the lookup changes from the table to the product on the way."""
+def test_a_sequence_equals_its_pieces(core: str, cell: str, precision: torch.dtype) -> None:
+    """Some pieces are so short that the lookup changes from the table to the product."""
     model = make_model(core, cell, torch.float32, precision, units=48, vocabulary=20, layers=2)
     ids = some_ids(17, 3, 20)
-    # PyTorch's own layer hands its state on in the products' type, which costs bits of bfloat16.
+    # PyTorch's own layer carries its state in the precision of the products, which costs bits in bfloat16.
     exact = {"rtol": 1e-4, "atol": 1e-5} if precision == torch.float32 else {"rtol": 0.05, "atol": 0.05}
     with torch.no_grad():
         whole, end = model(ids)
@@ -141,7 +142,7 @@ def test_a_sequence_at_once_equals_the_same_in_pieces(core: str, cell: str, prec
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("core", ["plain", *FAST_CORES])
-def test_a_batch_equals_its_rows_alone(core: str, cell: str) -> None:
+def test_a_batch_equals_its_rows(core: str, cell: str) -> None:
     model = make_model(core, cell, torch.float32, torch.float32, units=48, vocabulary=40, layers=2)
     ids, state = some_ids(17, 9, 40), make_state(cell, 2, 9, 48, torch.float32)
     with torch.no_grad():
@@ -158,8 +159,8 @@ def test_a_batch_equals_its_rows_alone(core: str, cell: str) -> None:
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("core", FAST_CORES)
 def test_masks_on_the_recurrent_product(core: str, cell: str, tokens: bool, dtype: torch.dtype) -> None:
-    """The mask that variational dropout draws once for a sequence, (B, H): values and gradients as the cells have."""
-    skip_where_it_cannot_work(core, dtype)
+    """The dropout mask of a sequence, (B, H): outputs and gradients equal those of the plain loop."""
+    skip_unless_supported(core, dtype)
     units, steps, batch, width, rows = 7, 9, 3, 5, 7 * GATES[cell]
     mask = (ramp(batch, units, phase=40, dtype=dtype) > 0).to(dtype) * 1.25
 
@@ -187,8 +188,8 @@ def test_masks_on_the_recurrent_product(core: str, cell: str, tokens: bool, dtyp
 
 @pytest.mark.parametrize("core", FAST_CORES)
 @pytest.mark.parametrize("cell", CELLS)
-def test_only_the_last_state_may_be_asked_for_its_gradient(core: str, cell: str) -> None:
-    """A loss on the state alone, none on the outputs: the way of a classifier."""
+def test_the_gradient_of_the_last_state_alone(core: str, cell: str) -> None:
+    """A loss on the last state only, as in a classifier."""
     gradients = []
     for which in (core, "plain"):
         model = make_model(which, cell, torch.float32, torch.float32, units=7, vocabulary=9, layers=1)
@@ -200,7 +201,7 @@ def test_only_the_last_state_may_be_asked_for_its_gradient(core: str, cell: str)
 
 @pytest.mark.parametrize("core", FAST_CORES)
 @pytest.mark.parametrize("cell", CELLS)
-def test_the_callers_state_and_ids_stay_as_they_were(core: str, cell: str) -> None:
+def test_the_state_and_ids_of_the_caller_are_unchanged(core: str, cell: str) -> None:
     model = make_model(core, cell, torch.float32, torch.float32, units=7, vocabulary=9, layers=2)
     ids, state = some_ids(5, 2, 9), make_state(cell, 2, 2, 7, torch.float32)
     before = ids.clone(), tuple(part.clone() for part in state)
@@ -210,8 +211,8 @@ def test_the_callers_state_and_ids_stay_as_they_were(core: str, cell: str) -> No
 
 @pytest.mark.parametrize("core", FAST_CORES)
 @pytest.mark.parametrize("cell", CELLS)
-def test_states_and_ids_that_are_views_are_understood(core: str, cell: str) -> None:
-    """Batches come as transposed arrays: what is not contiguous must give the same numbers."""
+def test_states_and_ids_may_be_views(core: str, cell: str) -> None:
+    """Batches are transposed arrays; the result must not depend on contiguity."""
     model = make_model(core, cell, torch.float32, torch.float32, units=7, vocabulary=9, layers=1)
     ids, state = some_ids(6, 4, 9), make_state(cell, 1, 4, 7, torch.float32)
     ids_view = ids.T.contiguous().T
@@ -223,7 +224,7 @@ def test_states_and_ids_that_are_views_are_understood(core: str, cell: str) -> N
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("core", FAST_CORES)
 def test_the_same_call_gives_the_same_bits(core: str, threads: int) -> None:
-    """What a resume that equals never stopping stands on."""
+    """Otherwise a resumed run could not have the bits of an uninterrupted one."""
     torch.set_num_threads(threads)
     sizes = {"units": 48, "steps": 17, "batch": 9, "vocabulary": 70, "layers": 2}
     first, second = (calculate(core, "gru", torch.float32, torch.bfloat16, **sizes) for _ in range(2))

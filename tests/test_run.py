@@ -1,4 +1,4 @@
-"""The run folder: whole files, strict reading, checkpoints, the log."""
+"""The run folder: atomic writes, strict reading, checkpoints, the log, and leftovers of killed processes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import errno
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,12 +27,12 @@ from charwright.run import Run
 from charwright.run_config import Parent, RunConfig
 from charwright.storage import read_arrays, write_arrays, write_json
 
-MODEL = ModelConfig(cell="gru", layers=1, units=3, embedding=2)
+MODEL = ModelConfig(cell="gru", layers=1, units=3, embedding_size=2)
 VOCABULARY = Vocabulary("\nab中")
 
 
 def ramp(shape: tuple[int, ...], phase: int = 0) -> np.ndarray:
-    """Weights on a nonlinear ramp, exact in float32 so that their bytes are the same on every machine."""
+    """Values on a nonlinear ramp, exact in float32, so that their bytes are the same on every machine."""
     steps = np.arange(np.prod(shape, dtype=int)) + phase
     return ((steps * steps + 3 * steps) % 31 / 16 - 1).reshape(shape).astype(np.float32)
 
@@ -55,9 +57,9 @@ def run_config() -> RunConfig:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    made = Run.create(tmp_path / "run", run_config(), VOCABULARY)
-    made.write_weights(weights())
-    return made
+    created = Run.create(tmp_path / "run", run_config(), VOCABULARY)
+    created.write_weights(weights())
+    return created
 
 
 def edit_json(path: Path, change: Callable[[Any], Any]) -> None:
@@ -76,7 +78,7 @@ def error_of(action: Callable[[], object], kind: type[CharwrightError] = Damaged
 # Round trips and golden bytes.
 
 
-def test_a_run_comes_back_as_it_was(run: Run) -> None:
+def test_a_run_round_trip(run: Run) -> None:
     again = Run.open(run.folder)
     assert again.config == run.config
     assert again.vocabulary == VOCABULARY
@@ -86,7 +88,7 @@ def test_a_run_comes_back_as_it_was(run: Run) -> None:
         np.testing.assert_array_equal(found[name], array)
 
 
-def test_save_keeps_a_model_that_was_trained_by_hand(tmp_path: Path) -> None:
+def test_save_writes_a_model_trained_with_fit(tmp_path: Path) -> None:
     corpus = Corpus.from_text("ab中\nab")
     saved = Run.save(tmp_path / "mine", MODEL, weights(), VOCABULARY, corpus=corpus)
     again = Run.open(saved.folder)
@@ -95,11 +97,11 @@ def test_save_keeps_a_model_that_was_trained_by_hand(tmp_path: Path) -> None:
     assert Run.open(Run.save(tmp_path / "plain", MODEL, weights(), VOCABULARY).folder).config.sources == ()
 
 
-def test_a_run_knows_the_one_it_goes_on_from(tmp_path: Path) -> None:
+def test_the_parent_of_a_run_round_trip(tmp_path: Path) -> None:
     for step in (7, None):
         parent = Parent("runs/\udce9中", step, 9, "ef" * 32)
-        made = Run.create(tmp_path / f"{step}", dataclasses.replace(run_config(), parent=parent), VOCABULARY)
-        assert Run.open(made.folder).config.parent == parent
+        created = Run.create(tmp_path / f"{step}", dataclasses.replace(run_config(), parent=parent), VOCABULARY)
+        assert Run.open(created.folder).config.parent == parent
 
 
 def test_the_step_of_the_weights_to_use(run: Run) -> None:
@@ -123,9 +125,9 @@ def test_a_run_lies_in_its_folder_and_in_those_around_it(run: Run, tmp_path: Pat
 
 
 def test_golden_bytes(run: Run) -> None:
-    """Bytes that change by accident break other people's runs.
+    """A change of the bytes breaks existing runs.
 
-    A new option changes config.json: older versions will then refuse the run, so let it be on purpose.
+    A new option changes config.json, which older versions then refuse; it must be deliberate.
     """
     vocabulary = '{\n "format": 1,\n "unit": "character",\n "characters": "\\nab中"\n}\n'
     assert (run.folder / "vocabulary.json").read_bytes() == vocabulary.encode()
@@ -135,17 +137,17 @@ def test_golden_bytes(run: Run) -> None:
     assert hashlib.sha256(model).hexdigest() == GOLDEN_WEIGHTS_SHA256
 
 
-GOLDEN_CONFIG_SHA256 = "aa15c84dcfc06c3562cda2159ef73d9e12673522bfc880223a8be3a07be594ec"
+GOLDEN_CONFIG_SHA256 = "35a3fe6ac5c2be7230a2886b9f1b1ff22e2f74c99b2b4d8d5bd7df4bc01aab3d"
 GOLDEN_WEIGHTS_SHA256 = "5d1d41a712d0635ecb453bbb0b3657929e00db22653ef30feb1880d2f767430d"
 
 
-def test_a_file_name_that_is_no_text_comes_back(tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_unicode_round_trip(tmp_path: Path) -> None:
     location = os.fsdecode(b"/texts/caf\xe9.txt")
     write_json(tmp_path / "x.json", {"location": location, "name": "中"})
     assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"location": location, "name": "中"}
 
 
-# Files are whole or as they were.
+# Atomic writes.
 
 
 def failing(*_: object) -> None:
@@ -153,7 +155,7 @@ def failing(*_: object) -> None:
 
 
 @pytest.mark.parametrize(("owner", "broken"), [(os, "fsync"), (Path, "replace")])
-def test_a_failure_half_way_leaves_the_old_file_whole(
+def test_a_failed_write_leaves_the_previous_file(
     run: Run, monkeypatch: pytest.MonkeyPatch, owner: Any, broken: str
 ) -> None:
     before = (run.folder / "model.safetensors").read_bytes()
@@ -166,8 +168,8 @@ def test_a_failure_half_way_leaves_the_old_file_whole(
     assert sorted(path.name for path in run.folder.iterdir()) == ["config.json", "model.safetensors", "vocabulary.json"]
 
 
-def test_the_old_file_stays_until_the_new_one_is_on_the_disk(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the moment of fsync the new bytes must lie elsewhere."""
+def test_the_previous_file_stays_until_the_new_one_is_on_disk(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the time of fsync the new bytes must be in another file."""
     path = run.folder / "model.safetensors"
     before, real, seen = path.read_bytes(), os.fsync, []
 
@@ -177,11 +179,11 @@ def test_the_old_file_stays_until_the_new_one_is_on_the_disk(run: Run, monkeypat
 
     monkeypatch.setattr(os, "fsync", fsync)
     run.write_weights(weights(phase=1))
-    assert seen == [True, False]  # the file before it is moved, the folder after
+    assert seen == [True, False]  # the file before it is moved into place, the folder after
     assert path.read_bytes() != before
 
 
-def test_a_run_that_cannot_be_replaced_stays(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_replacement_leaves_the_previous_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", failing)
     message = error_of(lambda: Run.create(run.folder, run_config(), VOCABULARY, force=True), RunError)
     monkeypatch.undo()
@@ -199,7 +201,7 @@ def test_a_failed_creation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 # Strict reading.
 
 
-def test_no_run_says_where_there_are_some(run: Run, tmp_path: Path) -> None:
+def test_a_missing_run_lists_those_nearby(run: Run, tmp_path: Path) -> None:
     message = error_of(lambda: Run.open(tmp_path / "rum"), RunNotFoundError)
     assert str(run.folder) in message
     assert "config.json" in error_of(lambda: Run.open(tmp_path), RunNotFoundError)
@@ -214,7 +216,7 @@ def remove(key: str) -> Callable[[dict[str, Any]], None]:
 
 
 def put(path: str, value: object) -> Callable[[dict[str, Any]], None]:
-    """Set a key that is given as `corpus.sources.0.kind`."""
+    """Set a key given as a path, such as `corpus.sources.0.kind`."""
     *parents, last = path.split(".")
 
     def change(values: Any) -> None:
@@ -260,14 +262,14 @@ def put(path: str, value: object) -> Callable[[dict[str, Any]], None]:
         (lambda values: [], "object"),
     ],
 )
-def test_config_is_read_strictly(run: Run, change: Callable[[Any], Any], key: str) -> None:
+def test_the_config_is_read_strictly(run: Run, change: Callable[[Any], Any], key: str) -> None:
     edit_json(run.folder / "config.json", change)
     message = error_of(lambda: Run.open(run.folder))
     assert str(run.folder / "config.json") in message
     assert key in message
 
 
-def test_a_later_format_is_said_to_be_one(run: Run) -> None:
+def test_a_later_format_is_refused_by_its_number(run: Run) -> None:
     edit_json(run.folder / "config.json", lambda values: values.update(format=2, surprise=1))
     message = error_of(lambda: Run.open(run.folder))
     assert "config.json has format 2" in message
@@ -275,7 +277,7 @@ def test_a_later_format_is_said_to_be_one(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "word"),
+    ("change", "expected"),
     [
         (put("characters", "aba"), "'a' more than once"),
         (put("characters", 3), "characters"),
@@ -285,16 +287,16 @@ def test_a_later_format_is_said_to_be_one(run: Run) -> None:
         (put("surprise", 1), "keys"),
     ],
 )
-def test_vocabulary_is_read_strictly(run: Run, change: Callable[[Any], Any], word: str) -> None:
+def test_the_vocabulary_is_read_strictly(run: Run, change: Callable[[Any], Any], expected: str) -> None:
     edit_json(run.folder / "vocabulary.json", change)
     message = error_of(lambda: Run.open(run.folder))
     assert str(run.folder / "vocabulary.json") in message
-    assert word in message
+    assert expected in message
 
 
 @pytest.mark.parametrize("name", ["config.json", "vocabulary.json"])
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[" * 100_000])
-def test_files_that_are_no_json(run: Run, name: str, data: bytes) -> None:
+def test_files_that_are_not_json(run: Run, name: str, data: bytes) -> None:
     (run.folder / name).write_bytes(data)
     assert str(run.folder / name) in error_of(lambda: Run.open(run.folder))
 
@@ -304,7 +306,7 @@ def test_a_missing_vocabulary(run: Run) -> None:
     assert "vocabulary.json is missing" in error_of(lambda: Run.open(run.folder))
 
 
-def test_a_run_without_weights_says_how_to_get_them(run: Run) -> None:
+def test_a_run_without_weights_names_the_command_that_trains_it(run: Run) -> None:
     (run.folder / "model.safetensors").unlink()
     assert f"train --resume {run.folder}" in error_of(run.weights, RunError)
 
@@ -320,7 +322,7 @@ def changed_weights(**changes: Any) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    ("arrays", "name", "word"),
+    ("arrays", "name", "expected"),
     [
         (changed_weights(head__bias=None), "head.bias", "missing"),
         (changed_weights(head__extra=ramp((2,))), "head.extra", "unknown"),
@@ -332,15 +334,15 @@ def changed_weights(**changes: Any) -> dict[str, np.ndarray]:
         (changed_weights(head__bias=np.array([0, 1, np.inf, 0, 0], np.float32)), "head.bias", "not finite"),
     ],
 )
-def test_weights_are_read_strictly(run: Run, arrays: dict[str, np.ndarray], name: str, word: str) -> None:
+def test_weights_are_read_strictly(run: Run, arrays: dict[str, np.ndarray], name: str, expected: str) -> None:
     (run.folder / "model.safetensors").write_bytes(save(arrays))
     message = error_of(run.weights)
     assert str(run.folder / "model.safetensors") in message
     assert repr(name) in message
-    assert word in message
+    assert expected in message
 
 
-def test_a_type_that_numpy_does_not_have_is_named(run: Run) -> None:
+def test_a_type_that_numpy_lacks_is_named(run: Run) -> None:
     header = b'{"head.bias":{"dtype":"BF16","shape":[5],"data_offsets":[0,10]}}'
     path = run.folder / "model.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(10))
@@ -356,7 +358,7 @@ def test_truncated_safetensors(tmp_path_factory: pytest.TempPathFactory, data: s
     assert str(path) in error_of(lambda: read_arrays(path))
 
 
-def test_arrays_that_are_not_contiguous_are_written_as_they_read(tmp_path: Path) -> None:
+def test_arrays_that_are_not_contiguous_are_written_correctly(tmp_path: Path) -> None:
     array = ramp((4, 6)).T[::2]
     write_arrays(tmp_path / "x.safetensors", {"x": array})
     np.testing.assert_array_equal(read_arrays(tmp_path / "x.safetensors")["x"], array)
@@ -383,7 +385,7 @@ def steps(run: Run) -> list[str]:
     return sorted(path.name for path in (run.folder / "checkpoints").iterdir())
 
 
-def test_the_newest_checkpoint_by_number(run: Run) -> None:
+def test_the_newest_checkpoint_has_the_highest_step(run: Run) -> None:
     assert run.latest_checkpoint() is None
     for step in (9, 10, 100):
         write_checkpoint(run, step, keep=None)
@@ -392,14 +394,14 @@ def test_the_newest_checkpoint_by_number(run: Run) -> None:
 
 
 @pytest.mark.parametrize(("keep", "kept"), [(1, ["step-4"]), (2, ["step-3", "step-4"]), (None, None)])
-def test_as_many_are_kept_as_asked_for(run: Run, keep: int | None, kept: list[str] | None) -> None:
+def test_the_newest_checkpoints_are_kept(run: Run, keep: int | None, kept: list[str] | None) -> None:
     for step in range(1, 5):
         write_checkpoint(run, step, keep)
     assert steps(run) == (kept or [f"step-{step}" for step in range(1, 5)])
 
 
 def test_the_manifest_is_written_last(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed at any write, the checkpoint does not exist and the one before it does."""
+    """A kill at any write leaves no new checkpoint, and the previous one intact."""
     write_checkpoint(run, 1)
     real, written = Path.replace, []
 
@@ -414,7 +416,7 @@ def test_the_manifest_is_written_last(run: Run, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("write", range(1, 5))
-def test_a_failure_at_any_file_leaves_the_older_checkpoint(
+def test_a_failure_at_any_file_leaves_the_previous_checkpoint(
     run: Run, monkeypatch: pytest.MonkeyPatch, write: int
 ) -> None:
     write_checkpoint(run, 1)
@@ -435,10 +437,10 @@ def test_a_failure_at_any_file_leaves_the_older_checkpoint(
 
 
 @pytest.mark.parametrize("stop_at", range(1, 3))
-def test_the_same_step_saved_again_never_leaves_nothing(
+def test_saving_a_step_again_always_leaves_a_checkpoint(
     run: Run, monkeypatch: pytest.MonkeyPatch, stop_at: int
 ) -> None:
-    """A kill between any two renames leaves a whole checkpoint of that step."""
+    """A kill between any two renames leaves a complete checkpoint of that step."""
     write_checkpoint(run, 1, keep=1)
     real, count = Path.rename, 0
 
@@ -461,17 +463,17 @@ def test_the_same_step_saved_again_never_leaves_nothing(
     assert steps(run) == ["step-1"]
 
 
-def damage_manifest_away(folder: Path) -> None:
+def remove_manifest(folder: Path) -> None:
     (folder / "manifest.json").unlink()
 
 
 def damage_weights(folder: Path) -> None:
     data = bytearray((folder / "weights.safetensors").read_bytes())
-    data[-1] ^= 1  # one bit, which only the hash can see
+    data[-1] ^= 1  # one bit, which only the hash detects
     (folder / "weights.safetensors").write_bytes(bytes(data))
 
 
-def damage_by_removal(folder: Path) -> None:
+def remove_optimizer(folder: Path) -> None:
     (folder / "optimizer.safetensors").unlink()
 
 
@@ -483,15 +485,15 @@ def damage_files_of_manifest(folder: Path) -> None:
     edit_json(folder / "manifest.json", put("files", []))
 
 
-def forget_weights(folder: Path) -> None:
+def drop_weights_from_manifest(folder: Path) -> None:
     edit_json(folder / "manifest.json", lambda values: values["files"].pop("weights.safetensors") and None)
 
 
-DAMAGES = [damage_weights, damage_by_removal, damage_manifest, damage_files_of_manifest, forget_weights]
+DAMAGES = [damage_weights, remove_optimizer, damage_manifest, damage_files_of_manifest, drop_weights_from_manifest]
 
 
-@pytest.mark.parametrize("damage", [damage_manifest_away, *DAMAGES])
-def test_a_damaged_checkpoint_gives_way_to_the_older_one(run: Run, damage: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize("damage", [remove_manifest, *DAMAGES])
+def test_a_damaged_checkpoint_is_skipped(run: Run, damage: Callable[[Path], None]) -> None:
     write_checkpoint(run, 1)
     write_checkpoint(run, 2)
     damage(run.folder / "checkpoints" / "step-2")
@@ -499,20 +501,20 @@ def test_a_damaged_checkpoint_gives_way_to_the_older_one(run: Run, damage: Calla
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_only_damaged_checkpoints_are_an_error(run: Run, damage: Callable[[Path], None]) -> None:
+def test_damaged_checkpoints_only_are_an_error(run: Run, damage: Callable[[Path], None]) -> None:
     write_checkpoint(run, 1)
     damage(run.folder / "checkpoints" / "step-1")
     assert "step-1" in error_of(run.latest_checkpoint)
 
 
-def test_without_a_manifest_there_is_no_checkpoint(run: Run) -> None:
+def test_a_checkpoint_without_a_manifest_does_not_count(run: Run) -> None:
     write_checkpoint(run, 1)
-    damage_manifest_away(run.folder / "checkpoints" / "step-1")
+    remove_manifest(run.folder / "checkpoints" / "step-1")
     assert run.latest_checkpoint() is None
 
 
-def test_a_checkpoint_outlives_damaged_ones_of_later_steps(run: Run) -> None:
-    """After a fall-back, the first new checkpoint has a smaller number than the damaged one."""
+def test_a_new_checkpoint_replaces_damaged_ones_of_later_steps(run: Run) -> None:
+    """When a damaged checkpoint was skipped, the next one has a lower step than it."""
     write_checkpoint(run, 9, keep=1)
     damage_weights(run.folder / "checkpoints" / "step-9")
     write_checkpoint(run, 5, keep=1)
@@ -520,15 +522,15 @@ def test_a_checkpoint_outlives_damaged_ones_of_later_steps(run: Run) -> None:
     assert steps(run) == ["step-5"]
 
 
-def test_what_a_kill_left_unfinished_is_removed(run: Run) -> None:
+def test_unfinished_checkpoints_are_removed(run: Run) -> None:
     write_checkpoint(run, 1)
-    damage_manifest_away(run.folder / "checkpoints" / "step-1")
+    remove_manifest(run.folder / "checkpoints" / "step-1")
     (run.folder / "checkpoints" / "step-2.new").mkdir()
     write_checkpoint(run, 3)
     assert steps(run) == ["step-3"]
 
 
-# One run does not overwrite another.
+# Existing folders.
 
 
 def test_an_existing_run_is_refused(run: Run) -> None:
@@ -537,7 +539,7 @@ def test_an_existing_run_is_refused(run: Run) -> None:
     assert "--force" in message
 
 
-def test_force_replaces_a_run_whole(run: Run) -> None:
+def test_force_replaces_the_whole_run(run: Run) -> None:
     write_checkpoint(run, 1)
     run.append_log({"event": "start"})
     Run.create(run.folder, run_config(), Vocabulary("xyz"), force=True)
@@ -547,7 +549,7 @@ def test_force_replaces_a_run_whole(run: Run) -> None:
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "config.json"])
-def test_force_never_replaces_what_is_no_run(tmp_path: Path, name: str) -> None:
+def test_force_never_replaces_a_folder_that_is_not_a_run(tmp_path: Path, name: str) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / name).write_text("{}", encoding="utf-8")
     for force in (False, True):
@@ -572,7 +574,7 @@ def test_force_follows_a_link(run: Run, tmp_path: Path) -> None:
     assert Run.open(run.folder).vocabulary == Vocabulary("xyz")
 
 
-def test_a_place_where_no_folder_can_be(tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x", encoding="utf-8")
     message = error_of(lambda: Run.create(tmp_path / "file" / "run", run_config(), VOCABULARY), RunError)
     assert "--out" in message
@@ -590,7 +592,7 @@ def test_the_log_keeps_the_order_and_every_character(run: Run) -> None:
 
 
 @pytest.mark.parametrize("rest", [b'{"event": "epo', b'{"event": "sample", "text": "\xe4\xb8', b"{"])
-def test_a_line_that_was_cut_off_costs_no_other(run: Run, rest: bytes) -> None:
+def test_a_truncated_line_affects_no_other(run: Run, rest: bytes) -> None:
     run.append_log({"event": "start", "step": 0})
     with (run.folder / "log.jsonl").open("ab") as file:
         file.write(rest)
@@ -599,7 +601,7 @@ def test_a_line_that_was_cut_off_costs_no_other(run: Run, rest: bytes) -> None:
     assert [event["event"] for event in run.log()] == ["start", "resume"]
 
 
-def test_the_last_word_for_a_step_counts(run: Run) -> None:
+def test_the_last_event_of_a_step_counts(run: Run) -> None:
     def epoch(step: int, loss: float) -> dict[str, Any]:
         return {"event": "epoch", "step": step, "epoch": step // 10, "train_loss": loss, "validation_loss": None}
 
@@ -614,6 +616,65 @@ def test_a_run_without_a_log_has_no_epochs(run: Run) -> None:
     assert run.epochs() == []
 
 
-def test_a_text_that_cannot_be_read_again_is_kept(run: Run) -> None:
+def test_keep_text_writes_the_text_unchanged(run: Run) -> None:
     run.keep_text("corpus/stdin.txt", "中\r\nb")
     assert (run.folder / "corpus" / "stdin.txt").read_bytes() == "中\r\nb".encode()
+
+
+# Leftovers of killed processes.
+
+NO_PROCESS = 99999999  # above the largest process id
+
+
+def leave(folder: Path, process: int) -> list[Path]:
+    """Create what a process that is killed while it writes may leave behind."""
+    (folder / "corpus").mkdir(exist_ok=True)
+    replaced = folder.with_name(f".{folder.name}.replaced-{process}")
+    replaced.mkdir()
+    left = [
+        folder / f".model.safetensors.{process}.tmp",
+        folder / f".config.json.{process}.tmp",
+        folder / "corpus" / f".stdin.txt.{process}.tmp",
+        replaced / "config.json",
+    ]
+    for path in left:
+        path.write_bytes(b"half")
+    return left
+
+
+def test_opening_a_run_for_writing_removes_leftovers(run: Run) -> None:
+    left = leave(run.folder, NO_PROCESS)
+    mine = [run.folder / ".notes.tmp", run.folder / "notes.99999999.tmp", run.folder.with_name(".run.replaced-mine")]
+    for path in mine:
+        path.write_bytes(b"mine")
+    Run.open(run.folder, for_writing=True)
+    assert not any(path.exists() for path in left)
+    assert not left[-1].parent.exists()
+    assert all(path.exists() for path in mine)
+    assert Run.open(run.folder).weights().keys() == weights().keys()
+
+
+def test_opening_a_run_for_reading_removes_nothing(run: Run) -> None:
+    left = leave(run.folder, NO_PROCESS)
+    Run.open(run.folder).weights()
+    assert all(path.exists() for path in left)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no harmless signal to find a process with")
+def test_temporary_files_of_running_processes_stay(run: Run) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as running:
+        left = leave(run.folder, running.pid)
+        Run.open(run.folder, for_writing=True)
+        assert all(path.exists() for path in left)
+        running.communicate(b"\n")
+    Run.open(run.folder, for_writing=True)
+    assert not any(path.exists() for path in left)
+
+
+def test_leftovers_beside_a_link_are_those_of_its_target(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere" / "link"
+    link.symlink_to(run.folder, target_is_directory=True)
+    left = leave(run.folder, NO_PROCESS)
+    Run.open(link, for_writing=True)
+    assert not any(path.exists() for path in left)

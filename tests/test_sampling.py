@@ -15,9 +15,12 @@ from hypothesis import strategies as st
 
 from charwright import kernels
 from charwright.config import ModelConfig
-from charwright.generation.engine import Engine, Stream
-from charwright.generation.native import native_sampler
-from charwright.generation.sampling import Sampler, choose, exponential, penalized, probabilities, uniform
+from charwright.generation.engine import Engine
+from charwright.generation.native_backend import native_sampler
+from charwright.generation.portable_exp import exponential
+from charwright.generation.repetition import penalized
+from charwright.generation.sampling import Sampler, choose, probabilities, uniform
+from charwright.generation.streams import Stream
 
 NOTHING_YET = np.zeros(0, dtype=np.int32)
 
@@ -77,7 +80,7 @@ SAMPLERS = {
 
 
 def plain_probabilities(logits: np.ndarray, sampler: Sampler, ids: list[int]) -> np.ndarray:
-    """What the options say, in the plainest words there are."""
+    """The options, implemented in the simplest way."""
     chances = (np.exp(logits) / np.exp(logits).sum()).tolist()
     for i in range(len(chances)):
         chances[i] /= sampler.repetition_penalty ** max(0, longest_passage(ids, i) - 7)
@@ -101,7 +104,7 @@ def plain_probabilities(logits: np.ndarray, sampler: Sampler, ids: list[int]) ->
 
 
 def longest_passage(ids: list[int], following: int) -> int:
-    """The length of the longest end of `ids` that stood there before with `following` behind it."""
+    """The length of the longest end of `ids` that occurred before with `following` after it."""
     longest = 0
     for at in [i for i in range(1, len(ids)) if ids[i] == following]:
         length = 0
@@ -145,24 +148,24 @@ def kernel_draws(request: pytest.FixtureRequest) -> tuple[np.ndarray, np.ndarray
     return NativeDraw(sampler, LOGITS, CONTEXT).many(DRAWS), plain_probabilities(LOGITS, sampler, CONTEXT.tolist())
 
 
-def test_the_kernels_draw_as_often_as_the_probabilities_say(kernel_draws: tuple[np.ndarray, np.ndarray]) -> None:
+def test_the_kernels_sample_with_the_right_frequencies(kernel_draws: tuple[np.ndarray, np.ndarray]) -> None:
     ids, chances = kernel_draws
     assert agree(ids, chances)
 
 
-def test_five_percent_of_a_probability_would_be_seen(kernel_draws: tuple[np.ndarray, np.ndarray]) -> None:
+def test_an_error_of_five_percent_would_be_detected(kernel_draws: tuple[np.ndarray, np.ndarray]) -> None:
     ids, chances = kernel_draws
     assert not any(agree(ids, wrong) for wrong in wrong_by_five_percent(chances))
 
 
 @pytest.mark.parametrize("factor", [0.95, 1.05])
-def test_a_kernel_that_drew_five_percent_amiss_would_be_seen(factor: float) -> None:
+def test_a_kernel_with_an_error_of_five_percent_would_be_detected(factor: float) -> None:
     amiss = LOGITS + np.log([factor, *[1.0] * 11])
     assert not agree(NativeDraw(Sampler(seed=11, stream=3), amiss).many(DRAWS), SHARES)
 
 
 @pytest.mark.parametrize("name", ["temperature 0.7", "repetition penalty, warm", "all together"])
-def test_the_reference_draws_as_often_as_the_probabilities_say(name: str) -> None:
+def test_the_reference_samples_with_the_right_frequencies(name: str) -> None:
     sampler = SAMPLERS[name]
     weights = probabilities(
         penalized(LOGITS, CONTEXT, sampler.repetition_penalty),
@@ -176,14 +179,14 @@ def test_the_reference_draws_as_often_as_the_probabilities_say(name: str) -> Non
 
 
 def bias_only(size: int, bias: np.ndarray) -> tuple[ModelConfig, dict[str, np.ndarray]]:
-    """A network that says the same whatever it reads."""
-    config = ModelConfig(units=16, embedding=4)
+    """A network with the same output for every input."""
+    config = ModelConfig(units=16, embedding_size=4)
     weights = {name: np.zeros(shape, dtype=np.float32) for name, shape in config.weight_shapes(size).items()}
     return config, weights | {"head.bias": bias.astype(np.float32)}
 
 
 @pytest.mark.parametrize("precision", ["f32", "bf16", "q8"])
-def test_what_the_engine_writes_has_the_right_frequencies(precision: str) -> None:
+def test_the_engines_text_has_the_right_frequencies(precision: str) -> None:
     """Of the ids and of pairs of them: each draw is independent of the one before."""
     if kernels.load() is None:
         pytest.skip("200,000 steps take long without the C kernels")
@@ -199,7 +202,7 @@ def test_what_the_engine_writes_has_the_right_frequencies(precision: str) -> Non
     assert agree(ids[:-1:2] * 6 + ids[1::2], np.outer(shares, shares).reshape(-1))
 
 
-# --- C and numpy ---
+# --- C and NumPy ---
 
 
 def check_both_draw_the_same(
@@ -225,7 +228,7 @@ def rows_of_logits(random: np.random.Generator, size: int) -> Iterator[np.ndarra
 
 
 def histories(random: np.random.Generator, size: int) -> Iterator[np.ndarray]:
-    """Texts that repeat themselves in all sorts of ways."""
+    """Texts that repeat themselves in many ways."""
     while True:
         yield random.integers(0, size, 40)
         period = random.integers(0, size, random.integers(1, 30))
@@ -260,7 +263,7 @@ def random_sampler(random: np.random.Generator, size: int) -> Sampler:
 
 
 @pytest.mark.parametrize(("size", "count"), [(2, 1500), (3, 700), (66, 2000), (300, 500), (5000, 250)])
-def test_c_and_numpy_draw_the_same_whatever_the_options(size: int, count: int) -> None:
+def test_c_and_numpy_draw_the_same_with_any_options(size: int, count: int) -> None:
     random = np.random.Generator(np.random.Philox(size))
     rows, before = rows_of_logits(random, size), histories(random, size)
     for _ in range(count):
@@ -332,7 +335,7 @@ def test_random_numbers_are_part_of_the_format() -> None:
     assert [uniform(7, 1, i) for i in range(3)] == [0.8824668302545412, 0.3690383346754841, 0.5170696944527113]
 
 
-def test_streams_and_seeds_have_numbers_of_their_own() -> None:
+def test_streams_and_seeds_have_their_own_numbers() -> None:
     keys = [(7, 0), (7, 1), (8, 0), (0, 7), (2**63 - 1, 0), (7, 65535)]
     numbers = np.array([[uniform(*key, index) for index in range(1000)] for key in keys])
     assert len(np.unique(numbers)) == numbers.size
@@ -357,7 +360,7 @@ def test_c_has_the_same_random_numbers_to_the_last_bit(seed: int, stream: int, i
 
 @pytest.mark.parametrize("below", range(2, 38, 5))
 def test_thousands_of_unlikely_ids_count_in_c_too(below: int) -> None:
-    """Each is e^below less likely than the likeliest; what they are together moves the border between two others."""
+    """Each is e^below less likely than the most likely one; together they move the boundary between two others."""
     logits = np.full(5000, -float(below))
     for seed in range(6):
         number = uniform(seed, 0, 0)
@@ -410,7 +413,7 @@ def test_probabilities_are_the_softmax(logits: np.ndarray, temperature: float) -
     np.testing.assert_allclose(shared(found), powers / powers.sum(), rtol=1e-9, atol=1e-300)
 
 
-def test_temperature_zero_takes_the_likeliest_and_the_first_among_equals() -> None:
+def test_temperature_zero_takes_the_most_likely_and_the_first_among_equals() -> None:
     logits = np.array([0.0, 3.0, 1.0, 3.0])
     np.testing.assert_array_equal(probabilities(logits, 0), [0, 1, 0, 0])
     assert NativeDraw(Sampler(0), logits).many(50).tolist() == [1] * 50
@@ -452,7 +455,7 @@ def test_a_high_temperature_levels() -> None:
 
 @given(ROWS, st.integers(1, 50), TEMPERATURES)
 @example(np.zeros(7, dtype=np.float32), 3, 1.0)
-def test_top_k_keeps_the_k_likeliest(logits: np.ndarray, k: int, temperature: float) -> None:
+def test_top_k_keeps_the_k_most_likely(logits: np.ndarray, k: int, temperature: float) -> None:
     whole, cut = probabilities(logits, temperature), probabilities(logits, temperature, top_k=k)
     kept = np.flatnonzero(cut)
     assert len(kept) == min(k, np.count_nonzero(whole))
@@ -474,7 +477,7 @@ def test_top_p_keeps_the_fewest_that_have_the_mass(logits: np.ndarray, p: float,
 
 
 @given(ROWS, st.floats(0, 1, exclude_min=True), TEMPERATURES)
-def test_min_p_keeps_what_has_its_share_of_the_likeliest(logits: np.ndarray, p: float, temperature: float) -> None:
+def test_min_p_keeps_what_has_its_share_of_the_most_likely(logits: np.ndarray, p: float, temperature: float) -> None:
     whole, cut = probabilities(logits, temperature), probabilities(logits, temperature, min_p=p)
     np.testing.assert_array_equal(cut, [weight if weight >= p * whole.max() else 0 for weight in whole.tolist()])
     assert cut.max() == 1
@@ -482,7 +485,7 @@ def test_min_p_keeps_what_has_its_share_of_the_likeliest(logits: np.ndarray, p: 
 
 def test_top_p_is_of_what_top_k_left() -> None:
     logits = np.log([0.4, 0.3, 0.2, 0.1])
-    # Of the two likeliest the first has 4/7, which is more than a half.
+    # Of the two most likely, the first has 4/7, more than half.
     np.testing.assert_array_equal(probabilities(logits, top_k=2, top_p=0.5), [1, 0, 0, 0])
     np.testing.assert_allclose(shared(probabilities(logits, top_p=0.5)), [4 / 7, 3 / 7, 0, 0])
 
@@ -496,7 +499,7 @@ NARROW: list[Callable[[int], Sampler]] = [
 
 
 @pytest.mark.parametrize("narrow", NARROW)
-def test_the_narrowest_options_leave_the_likeliest(narrow: Callable[[int], Sampler]) -> None:
+def test_the_narrowest_options_leave_the_most_likely(narrow: Callable[[int], Sampler]) -> None:
     logits = np.array([0.1, 0.3, 0.29, -7.0])
     for seed in range(20):
         assert narrow(seed).draw(logits, NOTHING_YET, seed) == 1

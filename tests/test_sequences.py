@@ -1,4 +1,4 @@
-"""Ids become batches: windows, streams, and the thread that makes them ahead."""
+"""Ids become batches: windows, streams, short texts and prefetching."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charwright.config import SequenceConfig, SplitConfig
-from charwright.data.corpus import split_corpus
-from charwright.data.sequences import Streams, Windows, make_dataset, prefetch, shrink_to_fit
+from charwright.data.prefetch import prefetch
+from charwright.data.sequences import Streams, Windows, make_dataset
+from charwright.data.short_texts import shrink_to_fit
+from charwright.data.split import split_corpus
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import CorpusError
 
@@ -21,13 +23,13 @@ KINDS = {"windows": Windows, "streams": Streams}
 
 
 def ramp(length: int) -> np.ndarray:
-    """Ids that are all different, so that each shows where it came from."""
+    """Distinct ids: each one is its own position."""
     return np.arange(length, dtype=np.int32)
 
 
 @st.composite
 def datasets(draw):
-    """A dataset of either kind, over a ramp that is long enough, and the ramp's length."""
+    """A dataset of either kind over a long enough ramp, and the length of the ramp."""
     kind = draw(st.sampled_from([Windows, Streams]))
     seq_length, batch = draw(st.integers(1, 12)), draw(st.integers(1, 9))
     length = draw(st.integers(2 + (seq_length + 1) * batch, 600))
@@ -36,16 +38,16 @@ def datasets(draw):
 
 class TestBoth:
     @given(datasets(), st.integers(1, 2**40))
-    def test_the_target_is_the_input_one_on(self, made, epoch):
+    def test_the_target_is_the_input_shifted_by_one(self, made, epoch):
         dataset, length = made
         for inputs, targets in dataset.batches(epoch):
             assert inputs.shape == targets.shape == (dataset.seq_length, dataset.batch)
             assert inputs.dtype == targets.dtype == np.int64
             assert (inputs[1:] == targets[:-1]).all()
-            assert (targets == (inputs + 1) % length).all()  # the ramp goes on, also at the ring's seam
+            assert (targets == (inputs + 1) % length).all()  # also where the ring closes
 
     @given(datasets(), st.integers(1, 100), st.integers(0, 700))
-    def test_any_batch_can_be_made_again(self, made, epoch, start):
+    def test_any_batch_can_be_reproduced(self, made, epoch, start):
         dataset, _ = made
         whole = list(dataset.batches(epoch))
         assert len(whole) == dataset.steps_per_epoch
@@ -72,7 +74,7 @@ class TestBoth:
             inputs[:] = -1
         assert (ids == np.arange(100)).all()
 
-    def test_the_configuration_chooses(self):
+    def test_make_dataset_follows_the_configuration(self):
         windows = make_dataset(ramp(100), SequenceConfig(order="windows", batch=2, seq_length=3), seed=7)
         streams = make_dataset(ramp(100), SequenceConfig(order="streams", batch=2, seq_length=3), seed=7)
         assert isinstance(windows, Windows)
@@ -82,13 +84,13 @@ class TestBoth:
         assert (streams.batch, streams.seq_length, streams.seed) == (2, 3, 7)
 
     @pytest.mark.parametrize("kind", KINDS.values())
-    def test_too_short_a_text_is_refused_with_the_figures(self, kind):
+    def test_a_text_that_is_too_short_is_rejected_with_the_sizes(self, kind):
         with pytest.raises(CorpusError, match=r"1,000 ids .* batch of 64"):
             kind(ramp(1000), 100, 64)
 
 
 class TestWindows:
-    def test_the_tutorials_figures(self, tinyshakespeare):
+    def test_tutorial_sizes(self, tinyshakespeare):
         ids = Vocabulary.from_text(tinyshakespeare).encode(tinyshakespeare)
         dataset = Windows(ids, 100, 64)
         assert len(dataset.pieces) == 11_043
@@ -100,7 +102,7 @@ class TestWindows:
         assert next(iter(dataset.batches(1)))[0].shape == (100, 64)
 
     @given(length=st.integers(20, 500), seq_length=st.integers(1, 9), batch=st.integers(1, 2))
-    def test_each_piece_once_and_remainders_dropped(self, length, seq_length, batch):
+    def test_each_piece_occurs_once_and_remainders_are_dropped(self, length, seq_length, batch):
         dataset = Windows(ramp(length), seq_length, batch)
         pieces = length // (seq_length + 1)
         begins = [int(begin) for inputs, _ in dataset.batches(1) for begin in inputs[0]]
@@ -108,12 +110,12 @@ class TestWindows:
         assert len(set(begins)) == len(begins)
         assert all(begin % (seq_length + 1) == 0 and begin // (seq_length + 1) < pieces for begin in begins)
 
-    def test_the_dropped_pieces_are_others_in_each_epoch(self):
+    def test_each_epoch_drops_different_pieces(self):
         dataset = Windows(ramp(11 * 5), 4, 3)
         seen = [{int(begin) for x, _ in dataset.batches(epoch) for begin in x[0]} for epoch in range(1, 9)]
         assert set.union(*seen) == set(range(0, 55, 5))
 
-    def test_it_is_shuffled(self):
+    def test_pieces_are_shuffled(self):
         begins = np.concatenate([inputs[0] for inputs, _ in Windows(ramp(5000), 4, 10).batches(1)])
         assert abs(np.corrcoef(begins, np.arange(len(begins)))[0, 1]) < 0.2
 
@@ -126,7 +128,7 @@ class TestStreams:
         steps=st.integers(1, 20),
         epoch=st.integers(1, 9),
     )
-    def test_each_row_goes_on_where_it_ended(self, seq_length, batch, extra, steps, epoch):
+    def test_each_row_continues_where_it_ended(self, seq_length, batch, extra, steps, epoch):
         length = seq_length * batch * steps + extra
         if length < 2:
             return
@@ -146,8 +148,8 @@ class TestStreams:
         read = np.concatenate([inputs.ravel() for inputs, _ in dataset.batches(epoch)])
         assert len(set(read.tolist())) == len(read) == length // batch // seq_length * seq_length * batch
 
-    def test_the_text_is_a_ring_so_that_nothing_is_left_out_for_good(self):
-        # 10 characters in 2 streams of 3: each epoch leaves 4 out, and the next ones others.
+    def test_every_character_is_read_over_several_epochs(self):
+        # 10 characters in 2 streams of 3: each epoch leaves out 4, and later epochs leave out others.
         dataset = Streams(ramp(10), 3, 2)
         read = {int(i) for epoch in range(1, 30) for inputs, _ in dataset.batches(epoch) for i in inputs.ravel()}
         assert read == set(range(10))
@@ -162,22 +164,22 @@ class TestStreams:
 class TestShrinking:
     @pytest.mark.parametrize("order", KINDS)
     @pytest.mark.parametrize("length", [2, 3, 4, 50, 300, 2000, 6464])
-    def test_tiny_texts_make_a_dataset(self, order, length):
+    def test_short_texts_make_a_dataset(self, order, length):
         wanted = SequenceConfig(order=order, batch=64, seq_length=100)
-        config, word = shrink_to_fit(length, wanted)
+        config, notice = shrink_to_fit(length, wanted)
         dataset = make_dataset(ramp(length), config, seed=1)
         batches = list(dataset.batches(1))
         assert len(batches) == dataset.steps_per_epoch >= 1
         assert config.order == order
         whole = length >= 64 * (101 if order == "windows" else 100)
-        assert (config == wanted) == whole == (word is None)
+        assert (config == wanted) == whole == (notice is None)
         assert config.seq_length == min(100, length - 1)
         if not whole:
-            assert f"{length:,} characters" in word
-            assert f"{config.batch} x {config.seq_length} instead of 64 x 100" in word
+            assert f"{length:,} characters" in notice
+            assert f"{config.batch} x {config.seq_length} instead of 64 x 100" in notice
 
     @given(length=st.integers(2, 5000), order=st.sampled_from(list(KINDS)))
-    def test_any_text_makes_a_dataset_that_wastes_little(self, length, order):
+    def test_at_least_45_percent_of_any_text_is_used(self, length, order):
         config, _ = shrink_to_fit(length, SequenceConfig(order=order, batch=16, seq_length=32))
         dataset = make_dataset(ramp(length), config, seed=1)
         used = dataset.steps_per_epoch * dataset.batch * dataset.seq_length
@@ -185,14 +187,14 @@ class TestShrinking:
 
     @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5])
     @pytest.mark.parametrize("text", ["ab", "abc", "abcd", "ab" * 25, "abc" * 100])
-    def test_from_a_short_text_to_its_batches(self, text, fraction):
+    def test_short_texts_make_batches_after_splitting(self, text, fraction):
         training, _ = split_corpus(text, SplitConfig(val_fraction=fraction))
         ids = Vocabulary.from_text(text).encode(training)
         config, _ = shrink_to_fit(len(ids), SequenceConfig())
         assert next(iter(make_dataset(ids, config, 1).batches(1)))[0].size >= 1
 
     @pytest.mark.parametrize("length", [0, 1])
-    def test_without_a_second_character_there_is_nothing_to_predict(self, length):
+    def test_fewer_than_two_characters_are_rejected(self, length):
         with pytest.raises(CorpusError, match="at least two"):
             shrink_to_fit(length, SequenceConfig())
 
@@ -208,10 +210,10 @@ class TestPrefetch:
         assert list(prefetch(iter(()), depth)) == []
         assert prefetch_threads() == []
 
-    def test_none_is_an_item_like_others(self):
+    def test_none_is_a_valid_item(self):
         assert list(prefetch(iter([None, None]))) == [None, None]
 
-    def test_the_next_ones_are_made_while_one_is_in_use(self):
+    def test_items_are_prepared_ahead(self):
         made = []
         third = threading.Event()
 
@@ -224,12 +226,12 @@ class TestPrefetch:
 
         ahead = prefetch(items(), depth=2)
         assert next(ahead) == 0
-        assert third.wait(5)  # without anybody asking
+        assert third.wait(5)  # before the next item is requested
         time.sleep(0.02)
-        assert len(made) <= 4  # one in use, two ready, one in the maker's hand
+        assert len(made) <= 4  # one in use, two queued, one waiting for a place in the queue
         ahead.close()
 
-    def test_an_error_reaches_the_one_who_asks_after_the_items_before_it(self):
+    def test_an_error_is_raised_after_the_items_before_it(self):
         def items():
             yield 1
             yield 2
@@ -249,7 +251,7 @@ class TestPrefetch:
         ahead.close()
         assert prefetch_threads() == []
 
-    def test_nothing_starts_before_the_first_is_asked_for(self):
+    def test_no_thread_starts_before_the_first_item_is_requested(self):
         ahead = prefetch(itertools.count())
         assert prefetch_threads() == []
         ahead.close()

@@ -1,4 +1,4 @@
-"""Texts written together: each as it would be alone, however the steps are cut, and put aside at any of them."""
+"""Batches of texts: each as it would be alone, in steps of any size, and paused at any step."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from charwright.config import GenerationConfig
-from charwright.data.vocabulary import ByteVocabulary, Vocabulary
+from charwright.data.byte_vocabulary import ByteVocabulary
+from charwright.data.vocabulary import Vocabulary
 from charwright.errors import ConfigError, UsageError
-from charwright.generation.engine import MOST_STEPS, ROOM
+from charwright.generation.engine import MOST_STEPS
 from charwright.generation.generator import Generator
-from charwright.generation.sampling import PENALTY_WINDOW
-from charwright.generation.session import MOST_PROMPT, Draft, Session, allowed, prompt_ids
+from charwright.generation.masks import allowed
+from charwright.generation.repetition import PENALTY_WINDOW
+from charwright.generation.session import MOST_PROMPT, Draft, Session, prompt_ids
+from charwright.generation.streams import ROOM
 from writers import LETTERS, Scripted, random_writer
 
 KINDS = [("q8", None), ("f32", None), ("q8", "none"), ("f32", "none"), ("bf16", None)]
@@ -72,7 +75,7 @@ VISITORS = st.lists(
 @pytest.mark.parametrize(("precision", "variant"), KINDS)
 @settings(max_examples=20)
 @given(VISITORS, st.lists(st.integers(1, 9), min_size=1, max_size=5), st.booleans())
-def test_a_text_does_not_depend_on_who_else_is_there(
+def test_a_text_does_not_depend_on_the_others(
     precision: str, variant: str | None, visitors: list, most: list[int], one_by_one: bool
 ) -> None:
     texts = session(writer(precision, variant), one_by_one=one_by_one)
@@ -96,7 +99,7 @@ def test_a_text_does_not_depend_on_who_else_is_there(
             assert (draft.pop(), draft.ended, draft.endings.stop) == (text, expected.ended, expected.endings.stop)
 
 
-def test_leaving_takes_out_the_one_that_leaves() -> None:
+def test_leaving_removes_the_right_text() -> None:
     texts = session()
     first, second, third = (texts.join("a", GenerationConfig(length=9, seed=1), index) for index in range(3))
     texts.leave(second)
@@ -105,7 +108,7 @@ def test_leaving_takes_out_the_one_that_leaves() -> None:
     assert texts.drafts == [first]
 
 
-def test_advance_tells_who_took_part_and_lets_go_of_who_has_ended() -> None:
+def test_advance_returns_its_texts_and_removes_those_that_ended() -> None:
     texts = session()
     short, long = (texts.join("a", GenerationConfig(length=length, seed=1)) for length in (2, 20))
     assert texts.advance(1) == [short, long]
@@ -129,12 +132,12 @@ def test_the_same_key_gives_the_same_text_and_another_another() -> None:
     assert len({text(0), text(1), text(7), text(0, seed=8), text(7, seed=0)}) == 5
 
 
-# What must not be written, and what ends a text.
+# Masks and endings.
 
 
 @settings(max_examples=40)
 @given(CONFIGS, PROMPTS)
-def test_what_is_written_keeps_to_the_options(config: GenerationConfig, prompt: str) -> None:
+def test_a_text_obeys_its_options(config: GenerationConfig, prompt: str) -> None:
     texts = session()
     draft = texts.join(prompt, config)
     text = finish(texts, draft)
@@ -151,13 +154,13 @@ def test_what_is_written_keeps_to_the_options(config: GenerationConfig, prompt: 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"only": ""}, "--only: the model knows no character of ''"),
-        ({"only": "ЖЩ"}, "--only: the model knows no character of 'ЖЩ'"),
-        ({"ban": LETTERS.characters}, "--ban leaves the model no character to write"),
-        ({"only": "ab", "ban": "bac"}, "--only and --ban leave the model no character to write"),
+        ({"only": ""}, "--only: the model knows none of the characters in ''"),
+        ({"only": "ЖЩ"}, "--only: the model knows none of the characters in 'ЖЩ'"),
+        ({"ban": LETTERS.characters}, "--ban leaves the model no character to generate"),
+        ({"only": "ab", "ban": "bac"}, "--only and --ban leave the model no character to generate"),
     ],
 )
-def test_nothing_left_to_write_with(options: dict[str, str], said: str) -> None:
+def test_no_character_allowed(options: dict[str, str], said: str) -> None:
     with pytest.raises(UsageError) as caught:
         session().join("a", GenerationConfig(**options))
     assert str(caught.value) == said
@@ -165,12 +168,12 @@ def test_nothing_left_to_write_with(options: dict[str, str], said: str) -> None:
 
 def test_only_and_ban_are_characters_that_a_model_of_bytes_writes_in_one() -> None:
     vocabulary = ByteVocabulary()
-    with pytest.raises(UsageError, match="--ban: this model writes bytes"):
+    with pytest.raises(UsageError, match="--ban: this model generates bytes"):
         allowed(vocabulary, GenerationConfig(ban="中"))
     assert np.flatnonzero(allowed(vocabulary, GenerationConfig(only="ab\n"))).tolist() == [11, 98, 99]
 
 
-def test_unknown_characters_may_be_banned_and_named_and_unknown_is_never_written() -> None:
+def test_unknown_characters_may_be_banned_and_named_and_unknown_is_never_generated() -> None:
     assert not allowed(LETTERS, GenerationConfig(ban="Ж"))[0]
     assert LETTERS.decode(np.flatnonzero(allowed(LETTERS, GenerationConfig(only="Жa")))) == "a"
 
@@ -185,8 +188,8 @@ def test_prompts_are_read_to_a_length() -> None:
 
 
 @pytest.mark.parametrize("prompt", ["", "ab" * 700])
-def test_a_guard_sees_every_step_and_is_heeded(prompt: str) -> None:
-    """It forbids to repeat the last id, and to write an `a` before the tenth character."""
+def test_a_guard_is_applied_at_every_step(prompt: str) -> None:
+    """It forbids repeating the last id, and an `a` before the tenth character."""
     seen: list[int] = []
     a = int(LETTERS.encode("a")[0])
 
@@ -208,7 +211,7 @@ def test_a_guard_sees_every_step_and_is_heeded(prompt: str) -> None:
     assert all(one != other for one, other in pairwise(text))
 
 
-def test_a_guard_that_forbids_everything_is_not_heeded() -> None:
+def test_a_guard_that_forbids_everything_is_ignored() -> None:
     texts = session()
     draft = texts.join(
         "a", GenerationConfig(length=40, seed=1, ban="b"), guard=lambda _: np.ones(len(LETTERS), dtype=np.bool_)
@@ -262,7 +265,7 @@ def test_characters_of_several_bytes_come_whole() -> None:
     assert [piece for piece in pieces if piece] == ["a", "é", "中", "🙂", "a", "é"]
 
 
-def test_stop_texts_of_several_bytes() -> None:
+def test_stop_strings_of_several_bytes() -> None:
     texts = scripted("你好🙂世界".encode())
     draft = texts.join("x", GenerationConfig(stop=("🙂世", "界你")))
     assert (finish(texts, draft), draft.ended, draft.endings.stop) == ("你好", "stop", "🙂世")
@@ -271,7 +274,7 @@ def test_stop_texts_of_several_bytes() -> None:
 # Long texts.
 
 
-def test_a_long_text_takes_no_more_room_than_a_short_one() -> None:
+def test_a_long_text_takes_no_more_memory_than_a_short_one() -> None:
     texts = session()
     draft = texts.join("a", GenerationConfig(length=40_000, seed=1))
     written = 0

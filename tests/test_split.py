@@ -1,4 +1,4 @@
-"""Which part of a text is kept for validation."""
+"""Splitting a text into training and validation parts."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charwright.config import SplitConfig
-from charwright.data.corpus import split_corpus
+from charwright.data.split import split_corpus
 
 
 def numbered(length: int) -> str:
-    """A text whose characters are all different, so that each shows where it came from."""
+    """A text of distinct characters: each one shows its position."""
     return "".join(chr(0x10000 + i) for i in range(length))
 
 
@@ -19,7 +19,7 @@ splits = st.builds(SplitConfig, val_fraction=st.floats(0, 0.5), val_split=st.sam
 
 
 @given(length=st.integers(2, 6000), config=splits)
-def test_nothing_is_lost_twice_or_out_of_order(length, config):
+def test_no_character_is_lost_repeated_or_reordered(length, config):
     text = numbered(length)
     training, validation = split_corpus(text, config)
     assert sorted(training + validation) == list(text)
@@ -28,7 +28,7 @@ def test_nothing_is_lost_twice_or_out_of_order(length, config):
 
 
 @given(length=st.integers(2, 6000), config=splits)
-def test_both_parts_can_be_used(length, config):
+def test_both_parts_are_usable(length, config):
     training, validation = split_corpus(numbered(length), config)
     assert len(training) >= 2
     assert len(validation) != 1
@@ -38,7 +38,7 @@ def test_both_parts_can_be_used(length, config):
 
 def test_the_published_tail_of_tiny_shakespeare(tinyshakespeare):
     training, validation = split_corpus(tinyshakespeare, SplitConfig(val_fraction=0.1, val_split="tail"))
-    assert len(training) == 1_003_854  # int(0.9 * length), as everybody who publishes a figure has it
+    assert len(training) == 1_003_854  # int(0.9 * length), as in published results
     assert len(validation) == 111_540
     assert training + validation == tinyshakespeare
 
@@ -53,13 +53,13 @@ def test_blocks_are_spread_evenly():
         assert training[section * 900 : section * 900 + 900] == text[begin : begin + 900]
 
 
-def test_an_alphabetical_list_is_judged_on_every_letter():
+def test_blocks_sample_every_letter_of_an_alphabetical_list():
     text = "".join(letter * 1000 for letter in "abcdefghijklmnopqrst")
     assert set(split_corpus(text, SplitConfig(val_split="blocks"))[1]) == set(text)
     assert set(split_corpus(text, SplitConfig(val_split="tail"))[1]) < set(text)
 
 
-def test_short_texts_have_fewer_blocks_of_a_useful_length():
+def test_short_texts_have_fewer_blocks_of_at_least_100_characters():
     text = numbered(3000)
     validation = split_corpus(text, SplitConfig(val_fraction=0.1))[1]
     assert validation == text[900:1000] + text[1900:2000] + text[2900:3000]
@@ -67,6 +67,6 @@ def test_short_texts_have_fewer_blocks_of_a_useful_length():
 
 @pytest.mark.parametrize("kind", ["blocks", "tail"])
 @pytest.mark.parametrize(("length", "fraction"), [(1000, 0), (2, 0.5), (3, 0.5), (10, 0.05)])
-def test_no_validation_text_where_none_is_asked_for_or_possible(kind, length, fraction):
+def test_no_validation_text_when_none_is_requested_or_possible(kind, length, fraction):
     text = numbered(length)
     assert split_corpus(text, SplitConfig(val_fraction=fraction, val_split=kind)) == (text, "")

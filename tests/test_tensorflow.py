@@ -1,7 +1,7 @@
-"""Against TensorFlow itself: its checkpoints and SavedModels come in, and what goes out runs there without charwright.
+"""Import and export against TensorFlow itself: checkpoints and SavedModels in, SavedModels and Keras weights out.
 
-TensorFlow lives in an environment of its own; `CHARWRIGHT_TENSORFLOW` names its Python. One process there does all
-tasks, because the import alone takes seconds.
+TensorFlow is in a separate environment; `CHARWRIGHT_TENSORFLOW` names its Python. One process there runs all tasks,
+because importing TensorFlow takes seconds.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import pytest
 
 import charwright as cw
 from charwright.config import ModelConfig
-from charwright.data.vocabulary import ByteVocabulary
-from charwright.interop.imported import Imported
+from charwright.data.byte_vocabulary import ByteVocabulary
+from charwright.interop.foreign_model import ForeignModel
 from charwright.run import Run
 from test_import_keras import golden_errors
 from writers import LETTERS, weights_of
@@ -31,11 +31,11 @@ CHECKPOINTS = {
     "keras2-lstm/ckpt_1.index": "lstm",
 }
 CONFIGS = {
-    "plain": ModelConfig(units=12, embedding=8),
-    "bytes": ModelConfig(units=12, embedding=8),
-    "gru-2-tied": ModelConfig(layers=2, units=8, embedding=8, tied=True),
-    "lstm-2": ModelConfig(cell="lstm", layers=2, units=12, embedding=8),
-    "rnn": ModelConfig(cell="rnn", units=12, embedding=8),
+    "plain": ModelConfig(units=12, embedding_size=8),
+    "bytes": ModelConfig(units=12, embedding_size=8),
+    "gru-2-tied": ModelConfig(layers=2, units=8, embedding_size=8, tied=True),
+    "lstm-2": ModelConfig(cell="lstm", layers=2, units=12, embedding_size=8),
+    "rnn": ModelConfig(cell="rnn", units=12, embedding_size=8),
 }
 EXPORTED = ("saved", *CONFIGS)
 ODD = {
@@ -45,11 +45,11 @@ ODD = {
     "normalized": ("gru", "normalization"),
     "two-way": ("forward_layer", "backward_layer"),
 }
-"""Checkpoints and the layers in them."""
+"""Checkpoints by name, and the layers in them."""
 
 
 def run_tasks(python: Path, tasks: list[tuple[str, list[Any]]]) -> list[dict[str, Any]]:
-    """Run tasks of `tensorflow_side.py` there."""
+    """Run tasks of `tensorflow_side.py` in the TensorFlow environment."""
     source = Path(cw.__file__).parents[1]
     done = subprocess.run(
         [str(python), str(Path(__file__).with_name("tensorflow_side.py"))],
@@ -66,7 +66,7 @@ def run_tasks(python: Path, tasks: list[tuple[str, list[Any]]]) -> list[dict[str
 
 
 def truncated(fixtures: Path, folder: Path) -> None:
-    """A checkpoint whose data was cut off."""
+    """Write a checkpoint whose data file is truncated."""
     folder.mkdir()
     for path in (fixtures / "keras2-gru").glob("ckpt_1*"):
         (folder / path.name).write_bytes(path.read_bytes())
@@ -76,7 +76,7 @@ def truncated(fixtures: Path, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def done(tensorflow: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """All tasks, by their names; `folder` is where they wrote to."""
+    """Run all tasks; return their results by name, and their `folder`."""
     folder, fixtures = tmp_path_factory.mktemp("tensorflow"), shared / "fixtures"
     golden = fixtures / "tutorial-small" / "golden.npz"
     tokens = folder / "tokens.json"
@@ -87,17 +87,17 @@ def done(tensorflow: Path, shared: Path, tmp_path_factory: pytest.TempPathFactor
     words = ["--vocabulary", tokens]
     tasks: dict[str, tuple[str, list[Any]]] = {}
     for source, name in CHECKPOINTS.items():
-        told = [] if name == "saved" else words
-        tasks[f"in {name}"] = ("charwright", ["import", fixtures / source, "--out", folder / name, *told])
+        options = [] if name == "saved" else words
+        tasks[f"in {name}"] = ("charwright", ["import", fixtures / source, "--out", folder / name, *options])
     for name, config in CONFIGS.items():
         vocabulary = ByteVocabulary() if name == "bytes" else LETTERS
         Run.save(folder / name, config, weights_of(config, len(vocabulary)), vocabulary)
     for name in EXPORTED:
-        # TensorFlow itself loads nothing from a folder with brackets in its name; here it makes no difference.
+        # TensorFlow cannot load a SavedModel from a folder with brackets in its name; export and import can.
         out = folder / (f"{name} [out]" if name == "rnn" else f"{name}-out")
         tasks[f"out {name}"] = ("charwright", ["export", folder / name, "--to", "saved-model", "--out", out])
         if name != "rnn":
-            tasks[f"writes {name}"] = ("writes", [out, "ROMEO:", 1000] if name == "saved" else [out, "abc", 30])
+            tasks[f"generate {name}"] = ("generate", [out, "ROMEO:", 1000] if name == "saved" else [out, "abc", 30])
         tasks[f"back {name}"] = ("charwright", ["import", out, "--out", folder / f"{name}-back"])
     weights = folder / "saved.weights.h5"
     tasks["out keras"] = ("charwright", ["export", folder / "saved", "--to", "keras", "--out", weights])
@@ -118,22 +118,22 @@ def done(tensorflow: Path, shared: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize("source", CHECKPOINTS)
-def test_what_tensorflow_saved_computes_the_same_here(done: dict[str, Any], shared: Path, source: str) -> None:
+def test_imported_models_match_tensorflow(done: dict[str, Any], shared: Path, source: str) -> None:
     name = CHECKPOINTS[source]
     assert done[f"in {name}"]["code"] == 0, done[f"in {name}"]["err"]
     run = Run.open(done["folder"] / name)
     path = shared / "fixtures" / source
     golden = (path if (path / "golden.npz").is_file() else path.parent) / "golden.npz"
-    logits, states = golden_errors(Imported(run.model, run.weights(), None), golden)
+    logits, states = golden_errors(ForeignModel(run.model, run.weights(), None), golden)
     assert logits < 1e-5
     assert states < 1e-5
     assert run.vocabulary.tokens == np.load(golden)["vocabulary"].tolist()
 
 
 @pytest.mark.parametrize("name", EXPORTED)
-def test_a_saved_model_comes_back_as_it_went(done: dict[str, Any], name: str) -> None:
-    for way in ("out", "back"):
-        assert done[f"{way} {name}"]["code"] == 0, done[f"{way} {name}"]["err"]
+def test_saved_model_round_trip(done: dict[str, Any], name: str) -> None:
+    for direction in ("out", "back"):
+        assert done[f"{direction} {name}"]["code"] == 0, done[f"{direction} {name}"]["err"]
     went, back = Run.open(done["folder"] / name), Run.open(done["folder"] / f"{name}-back")
     assert back.vocabulary == went.vocabulary
     weights = went.weights()
@@ -141,31 +141,31 @@ def test_a_saved_model_comes_back_as_it_went(done: dict[str, Any], name: str) ->
     assert all(np.array_equal(array, weights[key]) for key, array in back.weights().items())
 
 
-def test_plain_tensorflow_writes_a_thousand_characters(done: dict[str, Any]) -> None:
-    text = bytes(done["writes saved"]["bytes"]).decode("utf-8")
+def test_tensorflow_generates_a_thousand_characters(done: dict[str, Any]) -> None:
+    text = bytes(done["generate saved"]["bytes"]).decode("utf-8")
     assert text.startswith("ROMEO:")
     assert len(text) == 1006
     assert "[UNK]" not in text
-    assert len(bytes(done["writes bytes"]["bytes"])) == 33
+    assert len(bytes(done["generate bytes"]["bytes"])) == 33
 
 
-def test_one_step_does_what_the_tutorials_does(done: dict[str, Any]) -> None:
+def test_one_step_matches_the_tutorial(done: dict[str, Any]) -> None:
     result = done["one_step"]
     assert result["states"] < 1e-5
     assert result["logits"] < 1e-5
     assert result["state"] < 1e-5
     assert result["unknown"] == 0
-    # Five standard deviations above what chance gives.
+    # Five standard deviations above the expected value.
     assert result["chi_square"] < result["kinds"] + 5 * (2 * result["kinds"]) ** 0.5
 
 
-def test_the_tutorials_class_loads_exported_weights(done: dict[str, Any]) -> None:
+def test_tutorial_class_loads_exported_weights(done: dict[str, Any]) -> None:
     assert done["out keras"]["code"] == 0
     assert done["my_model"]["error"] < 1e-5
 
 
 @pytest.mark.parametrize("name", ["good [1] *", "numbered"])
-def test_checkpoints_whose_layers_have_an_order(done: dict[str, Any], name: str) -> None:
+def test_checkpoints_with_a_layer_order(done: dict[str, Any], name: str) -> None:
     assert done[f"in {name}"]["code"] == 0, done[f"in {name}"]["err"]
     assert Run.open(done["folder"] / f"{name}-run").model.layers == 2
 
@@ -173,14 +173,14 @@ def test_checkpoints_whose_layers_have_an_order(done: dict[str, Any], name: str)
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("cut", "its index promises"),
-        ("no-graph", "is no SavedModel and has no checkpoint"),
-        ("unclear", "does not tell which of the recurrent layers model/deeper, model/first comes first"),
-        ("normalized", "model/normalization is no embedding"),
-        ("two-way", "model/backward_layer is no embedding"),
+        ("cut", "its index claims"),
+        ("no-graph", "is not a SavedModel and contains no checkpoint"),
+        ("unclear", "cannot determine which of the recurrent layers model/deeper, model/first comes first"),
+        ("normalized", "model/normalization is not an embedding"),
+        ("two-way", "model/backward_layer is not an embedding"),
     ],
 )
-def test_damaged_ones_are_one_line(done: dict[str, Any], name: str, complaint: str) -> None:
+def test_refused_checkpoints_are_one_line(done: dict[str, Any], name: str, complaint: str) -> None:
     result = done[f"in {name}"]
     assert result["code"] == 1
     assert complaint in result["err"]

@@ -8,8 +8,9 @@ import numpy as np
 
 from charwright.config import ModelConfig
 from charwright.data.vocabulary import Vocabulary
-from charwright.generation.engine import Engine, Stream
+from charwright.generation.engine import Engine
 from charwright.generation.generator import Generator
+from charwright.generation.streams import Stream
 
 LETTERS = Vocabulary("\n .!abcdeABCDE:é中")
 
@@ -33,7 +34,7 @@ def random_writer(
     unknown_bias: float = 0.0,
 ) -> Generator:
     """A generator with random weights; `variant` is that of the kernels, `none` for numpy."""
-    config = ModelConfig(cell=cell, layers=layers, units=16, embedding=8)
+    config = ModelConfig(cell=cell, layers=layers, units=16, embedding_size=8)
     weights = weights_of(config, len(vocabulary), unknown_bias=unknown_bias)
     writer = Generator(config, weights, vocabulary, precision, threads=1)
     if variant is not None:

@@ -1,4 +1,4 @@
-"""charwright teaches a small recurrent network to write like any text, one character at a time.
+"""charwright trains a small recurrent network to write like any text, one character at a time.
 
 corpus -> vocabulary -> sequences -> model -> training loop -> run folder -> generator.
 """
@@ -6,11 +6,10 @@ corpus -> vocabulary -> sequences -> model -> training loop -> run folder -> gen
 from __future__ import annotations
 
 import importlib
-import sys
-import types
+import warnings
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from charwright.config import (
@@ -23,22 +22,27 @@ if TYPE_CHECKING:
         TrainingConfig,
         VocabularyConfig,
     )
-    from charwright.data.corpus import Corpus, read_corpus, split_corpus
+    from charwright.data.corpus import Corpus, read_corpus
     from charwright.data.sequences import Streams, Windows
+    from charwright.data.split import split_corpus
+    from charwright.data.vocabularies import make_vocabulary
     from charwright.data.vocabulary import Vocabulary
     from charwright.errors import CharwrightError
-    from charwright.evaluate import Evaluation, evaluate
+    from charwright.evaluation.evaluate import Evaluation, evaluate
     from charwright.generation.engine import Engine
-    from charwright.generation.generator import Generator, Text
+    from charwright.generation.generator import Completion, Generator
     from charwright.generation.novelty import CopyGuard, Novelty
     from charwright.generation.session import Draft, Session
     from charwright.model.language_model import LanguageModel
+    from charwright.planning.recipes import RECIPES
     from charwright.run import Run
     from charwright.training.batch import Batch
-    from charwright.training.loop import fit, make_optimizer, train_step
-    from charwright.training.recipes import RECIPES
+    from charwright.training.loop import fit, train_step
+    from charwright.training.optimizer import make_optimizer
+    from charwright.workflow.loading import load
+    from charwright.workflow.training import plan, resume, train
 
-# Each public name and its module: imported when first asked for, so that the terminal never waits for PyTorch.
+# Each public name and its module, imported on first use: the command line must not wait for PyTorch.
 _HOMES = {
     "CorpusConfig": "config",
     "GenerationConfig": "config",
@@ -50,16 +54,17 @@ _HOMES = {
     "VocabularyConfig": "config",
     "Corpus": "data.corpus",
     "read_corpus": "data.corpus",
-    "split_corpus": "data.corpus",
     "Streams": "data.sequences",
     "Windows": "data.sequences",
+    "split_corpus": "data.split",
+    "make_vocabulary": "data.vocabularies",
     "Vocabulary": "data.vocabulary",
     "CharwrightError": "errors",
-    "Evaluation": "evaluate",
-    "evaluate": "evaluate",
+    "Evaluation": "evaluation.evaluate",
+    "evaluate": "evaluation.evaluate",
     "Engine": "generation.engine",
     "Generator": "generation.generator",
-    "Text": "generation.generator",
+    "Completion": "generation.generator",
     "CopyGuard": "generation.novelty",
     "Draft": "generation.session",
     "Novelty": "generation.novelty",
@@ -68,15 +73,20 @@ _HOMES = {
     "Run": "run",
     "Batch": "training.batch",
     "fit": "training.loop",
-    "make_optimizer": "training.loop",
+    "make_optimizer": "training.optimizer",
     "train_step": "training.loop",
-    "RECIPES": "training.recipes",
+    "load": "workflow.loading",
+    "plan": "workflow.training",
+    "resume": "workflow.training",
+    "train": "workflow.training",
+    "RECIPES": "planning.recipes",
 }
 
 __all__ = [
     "RECIPES",
     "Batch",
     "CharwrightError",
+    "Completion",
     "CopyGuard",
     "Corpus",
     "CorpusConfig",
@@ -94,7 +104,6 @@ __all__ = [
     "Session",
     "SplitConfig",
     "Streams",
-    "Text",
     "TrainingConfig",
     "Vocabulary",
     "VocabularyConfig",
@@ -102,9 +111,14 @@ __all__ = [
     "__version__",
     "evaluate",
     "fit",
+    "load",
     "make_optimizer",
+    "make_vocabulary",
+    "plan",
     "read_corpus",
+    "resume",
     "split_corpus",
+    "train",
     "train_step",
 ]
 
@@ -114,22 +128,11 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(f"charwright.{_HOMES[name]}"), name)
         globals()[name] = value
         return value
+    if name == "Text":
+        warnings.warn("charwright.Text is now charwright.Completion", DeprecationWarning, stacklevel=2)
+        return __getattr__("Completion")
     raise AttributeError(f"module 'charwright' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-class _Package(types.ModuleType):
-    """The package itself, whose names always mean what `__all__` promises.
-
-    A module may have the name of what it holds (`evaluate`), and importing it sets that name on the package.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, types.ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

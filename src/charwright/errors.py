@@ -1,29 +1,29 @@
-"""Everything that charwright raises on purpose.
+"""The exceptions that charwright raises.
 
     CharwrightError
     ├── UsageError              options that contradict each other
-    ├── ConfigError             an option out of its bounds, an unknown key in a file of options
+    ├── ConfigError             an option out of bounds, or an unknown key in a file of options
     ├── CorpusError             a text that cannot be used
-    │   ├── CorpusNotFoundError     no file, folder or name like that
-    │   ├── DecodingError           bytes that are no text in the given encoding
-    │   └── DownloadError           no network, or not the file that was expected
-    ├── VocabularyError         a vocabulary that contradicts itself or does not fit
+    │   ├── CorpusNotFoundError     no such file, folder or named corpus
+    │   ├── DecodingError           bytes that are not text in the given encoding
+    │   └── DownloadError           no network, or not the expected file
+    ├── VocabularyError         a vocabulary that is inconsistent or does not fit
     ├── RunError                a run folder that cannot be used
-    │   ├── RunNotFoundError        no run there
-    │   ├── RunExistsError          a run there already
-    │   └── DamagedRunError         a file in it that is not what it should be
-    ├── ForeignModelError       a model of another program that cannot be read, or not written for it
-    ├── DivergedError           the loss is no longer a number
-    └── MissingExtraError       an optional package that is not installed
+    │   ├── RunNotFoundError        no run in the folder
+    │   ├── RunExistsError          the folder already holds a run
+    │   └── DamagedRunError         a file of the run is damaged
+    ├── ForeignModelError       a model of another library that cannot be read or written
+    ├── DivergedError           training diverges
+    └── MissingExtraError       an optional package is not installed
 
-The message of each is one line for the person at the terminal: what is wrong, where, and what to do.
+Each message is one line for the user: what is wrong, where, and what to do.
 """
 
 from __future__ import annotations
 
 
 class CharwrightError(Exception):
-    """The root of the tree: a mistake or a misfortune that the user can do something about."""
+    """The base class: a problem that the user can do something about."""
 
     exit_code = 1
 
@@ -35,7 +35,7 @@ class UsageError(CharwrightError):
 
 
 class ConfigError(CharwrightError):
-    """An option out of its bounds, or an unknown key in a file of options."""
+    """An option out of bounds, or an unknown key in a file of options."""
 
     exit_code = 2
 
@@ -45,19 +45,19 @@ class CorpusError(CharwrightError):
 
 
 class CorpusNotFoundError(CorpusError):
-    """No file, folder or named corpus like that."""
+    """There is no such file, folder or named corpus."""
 
 
 class DecodingError(CorpusError):
-    """Bytes that are no text in the given encoding."""
+    """The bytes are not text in the given encoding."""
 
 
 class DownloadError(CorpusError):
-    """No network, or not the file that was expected."""
+    """The network fails, or sends another file than expected."""
 
 
 class VocabularyError(CharwrightError):
-    """A vocabulary that contradicts itself, or does not fit what it is used with."""
+    """A vocabulary that is inconsistent, or does not fit the model."""
 
 
 class RunError(CharwrightError):
@@ -65,23 +65,23 @@ class RunError(CharwrightError):
 
 
 class RunNotFoundError(RunError):
-    """There is no run in that folder."""
+    """There is no run in the folder."""
 
 
 class RunExistsError(RunError):
-    """There is a run in that folder already."""
+    """The folder already holds a run."""
 
 
 class DamagedRunError(RunError):
-    """A file of a run is not what it should be."""
+    """A file of a run is damaged."""
 
 
 class ForeignModelError(CharwrightError):
-    """A model of another program that cannot be read, or one of ours that cannot be written for it."""
+    """A model of another library that cannot be read, or a run that cannot be written for it."""
 
 
 class DivergedError(CharwrightError):
-    """The training loss is no longer a finite number."""
+    """Training diverges at every learning rate."""
 
     exit_code = 3
 

@@ -1,18 +1,19 @@
-"""The run folder: where a model, its vocabulary and its training live, as safetensors and JSON.
+"""The run folder: reads and writes its config, vocabulary, weights, checkpoints and log.
 
     config.json             model, recipe, corpus, versions
     vocabulary.json
     model.safetensors       the weights to use
-    checkpoints/step-N/     what a resume needs; its manifest.json is written last
-    corpus/                 text that could not be read again
-    log.jsonl               one event a line
+    checkpoints/step-N/     everything a resume needs; manifest.json is written last
+    corpus/                 text from standard input, which cannot be read again
+    log.jsonl               one event per line
 
-Every file goes through `storage`: it is whole or as it was before, and read strictly. Weights are numpy arrays here: no
-PyTorch is needed to open a run.
+Every file is written atomically and read strictly, by `storage`. Weights are numpy arrays: opening a run does not need
+PyTorch.
 """
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import shutil
@@ -25,6 +26,7 @@ import numpy as np
 
 from charwright.config import CorpusConfig, ModelConfig, Recipe
 from charwright.data.corpus import Corpus
+from charwright.data.vocabularies import vocabulary_from_json
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import (
     DamagedRunError,
@@ -34,15 +36,18 @@ from charwright.errors import (
     VocabularyError,
 )
 from charwright.run_config import RunConfig
+from charwright.schema import flag
 from charwright.storage import (
     Arrays,
     append_json_line,
     check_format,
     check_manifest,
     checked,
+    is_running,
     read_arrays,
     read_json,
     read_json_lines,
+    remove_temporary_files,
     sync_folder,
     write_arrays,
     write_file,
@@ -52,28 +57,30 @@ from charwright.storage import (
 
 
 class Run:
-    """A run folder that exists.
+    """An existing run folder.
 
     >>> run = Run.open("runs/demo")                                     # doctest: +SKIP
     >>> writer = charwright.Generator(run.model, run.weights(), run.vocabulary)  # doctest: +SKIP
     """
 
     def __init__(self, folder: Path, config: RunConfig, vocabulary: Vocabulary) -> None:
-        """Hold what `open` and `create` found or made."""
+        """Hold what `open` read or `create` wrote."""
         self.folder, self.config, self.vocabulary = folder, config, vocabulary
 
     @property
     def model(self) -> ModelConfig:
-        """The shape of the network."""
+        """The configuration of the network."""
         return self.config.recipe.model
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str]) -> Run:
+    def open(cls, folder: str | os.PathLike[str], *, for_writing: bool = False) -> Run:
         """Open a run and check its configuration and vocabulary.
+
+        `for_writing` also removes the temporary files that a killed process left behind.
 
         Raises:
             RunNotFoundError: when there is no run in the folder.
-            DamagedRunError: when a file is not what it should be.
+            DamagedRunError: when a file is damaged.
         """
         path = Path(folder)
         if not (path / "config.json").is_file():
@@ -82,10 +89,24 @@ class Run:
         check_format(values, str(path / "config.json"))
         config = RunConfig.from_json(values, str(path / "config.json"))
         try:
-            vocabulary = Vocabulary.from_json(read_json(path / "vocabulary.json"))
+            vocabulary = vocabulary_from_json(read_json(path / "vocabulary.json"))
         except VocabularyError as error:
             raise DamagedRunError(f"{path / 'vocabulary.json'}: {error}") from error
+        if for_writing:
+            _remove_leftovers(path.resolve())
         return cls(path, config, vocabulary)
+
+    def check_resumable(self) -> None:
+        """See that this version can continue the training of the run.
+
+        Raises:
+            RunError: when it was trained with an option that no longer exists.
+        """
+        for name, value in self.config.removed.items():
+            raise RunError(
+                f"{self.folder} was trained with {flag(name)} {value:g}, which no longer exists, so it cannot "
+                f"resume; continue from its weights with: charwright train TEXT --from {self.folder}"
+            )
 
     @classmethod
     def create(
@@ -97,14 +118,14 @@ class Run:
         weights: Arrays | None = None,
         force: bool = False,
     ) -> Run:
-        """Make a run folder, with weights to use if there are any; `force` puts it in the place of an older run.
+        """Create a run folder, with weights if given; `force` replaces an existing run.
 
         Raises:
-            RunExistsError: when there is something in that place, and it is no run or `force` is not given.
+            RunExistsError: when the folder exists and is not a run, or `force` is not given.
         """
         cls.check_place(folder, force=force)
         path = Path(folder)
-        place = path.resolve()  # A link to a run stays a link, and `.` gets a name.
+        place = path.resolve()  # A symbolic link stays one, and `.` gets a name.
         old = place.with_name(f".{place.name}.replaced-{os.getpid()}")
         try:
             if (place / "config.json").is_file():
@@ -117,29 +138,29 @@ class Run:
         except (OSError, RunError) as error:
             _undo_creation(place, old)
             reason = error.strerror if isinstance(error, OSError) else error
-            raise RunError(f"cannot make the run folder {path}: {reason}; choose another with --out") from error
+            raise RunError(f"cannot create the run folder {path}: {reason}; choose another with --out") from error
         shutil.rmtree(old, ignore_errors=True)
         return cls(path, config, vocabulary)
 
     @staticmethod
     def check_place(folder: str | os.PathLike[str], *, force: bool = False) -> None:
-        """See that `create` would put no run in the place of anything else.
+        """See that `create` would not overwrite anything.
 
         Raises:
-            RunExistsError: when there is something in that place, and it is no run or `force` is not given.
-            RunError: when there can be no folder in that place.
+            RunExistsError: when the folder exists and is not a run, or `force` is not given.
+            RunError: when a folder cannot be created there.
         """
         path = Path(folder)
         above = next((parent for parent in path.absolute().parents if parent.exists()), path)
         if not above.is_dir():
-            raise RunError(f"cannot make the run folder {path}: {above} is no folder; choose another with --out")
+            raise RunError(f"cannot create the run folder {path}: {above} is not a folder; choose another with --out")
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             is_run = (path / "config.json").is_file() and (path / "vocabulary.json").is_file()
             if not (force and is_run):
                 raise RunExistsError(_exists_message(path, is_run))
 
     def lies_in(self, folder: str | os.PathLike[str]) -> bool:
-        """Whether this run is that folder or is inside it, so that replacing the folder would take it away."""
+        """Whether this run is that folder or inside it, so that replacing the folder would remove the run."""
         place = self.folder.resolve()
         return Path(folder).exists() and any(Path(folder).samefile(outer) for outer in (place, *place.parents))
 
@@ -156,7 +177,7 @@ class Run:
         recipe_name: str = "by hand",
         force: bool = False,
     ) -> Run:
-        """Keep a model that was trained by hand: `Run.save("runs/mine", model.config, model.arrays(), vocabulary)`."""
+        """Save a model trained with `fit`: `Run.save("runs/mine", model.config, model.arrays(), vocabulary)`."""
         config = RunConfig(
             recipe=Recipe(model=model),
             recipe_name=recipe_name,
@@ -170,32 +191,33 @@ class Run:
         return cls.create(folder, config, vocabulary, weights=weights, force=force)
 
     def rewrite_config(self, config: RunConfig) -> None:
-        """Put another configuration in the place of the old one, as a resume with a larger budget does."""
+        """Replace the configuration, as a resume with a larger budget does."""
         write_json(self.folder / "config.json", config.to_json())
         self.config = config
 
     @property
     def has_weights(self) -> bool:
-        """Whether there are weights to use, whole or not."""
+        """Whether there is a file of weights, intact or not."""
         return (self.folder / "model.safetensors").is_file()
 
     def weights(self) -> Arrays:
-        """The weights to use, checked: every name and shape as the model has them, every number finite.
+        """The weights to generate with, checked against the model: names, shapes and finite values.
 
         Raises:
-            DamagedRunError: naming the file and the weight that is wrong.
+            RunError: when there are none yet.
+            DamagedRunError: naming the file and the damaged weight.
         """
         path = self.folder / "model.safetensors"
         if not self.has_weights:
             raise RunError(
-                f"{self.folder} has no trained weights yet; train on with: charwright train --resume {self.folder}"
+                f"{self.folder} has no trained weights yet; train it with: charwright train --resume {self.folder}"
             )
         arrays = read_arrays(path)
         self.check_weights(arrays, path)
         return arrays
 
     def weights_step(self) -> int | None:
-        """The step whose weights are the ones to use, by the log: the best one's or the last that was saved."""
+        """The step of the weights to use, according to the log: the best, or the last that was saved."""
         best, saved = None, None
         for event in self.log():
             if type(event.get("step")) is int:
@@ -204,7 +226,11 @@ class Run:
         return saved if best is None else best
 
     def check_weights(self, arrays: Arrays, path: Path) -> None:
-        """See that arrays are this run's weights; `path` names them in messages."""
+        """See that arrays are weights of this run's model; `path` names them in messages.
+
+        Raises:
+            DamagedRunError: naming the file and the damaged weight.
+        """
         expected = self.model.weight_shapes(len(self.vocabulary))
         for name in sorted(set(arrays) ^ set(expected)):
             raise DamagedRunError(f"{path}: the weight {name!r} is {'unknown' if name in arrays else 'missing'}")
@@ -212,14 +238,14 @@ class Run:
             if arrays[name].shape != shape:
                 raise DamagedRunError(f"{path}: the weight {name!r} has shape {arrays[name].shape}, not {shape}")
             if not np.isfinite(arrays[name]).all():
-                raise DamagedRunError(f"{path}: the weight {name!r} has a number that is not finite")
+                raise DamagedRunError(f"{path}: the weight {name!r} has a value that is not finite")
 
     def write_weights(self, weights: Arrays) -> None:
-        """Put the weights to use in place."""
+        """Write the weights to use."""
         write_arrays(self.folder / "model.safetensors", weights)
 
     def keep_text(self, location: str, text: str) -> None:
-        """Keep a text that cannot be read again, as UTF-8, at a path inside the run folder."""
+        """Keep a text that cannot be read again, as UTF-8 at a path within the run folder."""
         path = self.folder / location
         path.parent.mkdir(exist_ok=True)
         write_file(path, text.encode("utf-8"))
@@ -227,16 +253,16 @@ class Run:
     def write_checkpoint(
         self, step: int, arrays: Mapping[str, Arrays], position: Mapping[str, Any], keep: int | None
     ) -> None:
-        """Write what a resume needs, the manifest last, and remove all but the newest `keep` checkpoints.
+        """Write a checkpoint, its manifest last, and remove all but the newest `keep`.
 
-        `arrays` holds a dictionary of arrays for each file name without its ending.
+        `arrays` has a dictionary of arrays for each file, by name without extension.
         """
         parent = self.folder / "checkpoints"
         place, new, old = (parent / f"step-{step}{ending}" for ending in ("", ".new", ".old"))
         shutil.rmtree(new, ignore_errors=True)
         try:
             _fill_checkpoint(new, step, arrays, position)
-            # The same step may have been saved before: at every moment one whole checkpoint has a name that counts.
+            # The same step may have been saved before; an intact checkpoint always exists under one of the names.
             if place.exists():
                 shutil.rmtree(old, ignore_errors=True)
                 place.rename(old)
@@ -246,17 +272,17 @@ class Run:
             shutil.rmtree(new, ignore_errors=True)
             reason = error.strerror if isinstance(error, OSError) else error
             raise RunError(f"cannot save the checkpoint {place}: {reason}") from error
-        # A later step belongs to a training that was given up for this one.
+        # A later step is from before a rollback or an older resume.
         kept = [path for path in self._checkpoint_folders() if path.suffix == "" and _step_of(path) <= step][:keep]
         for other in parent.iterdir():
             if other not in kept:
                 shutil.rmtree(other, ignore_errors=True)
 
     def latest_checkpoint(self) -> tuple[dict[str, Arrays], dict[str, Any]] | None:
-        """The newest whole checkpoint, as its groups of arrays and its position; None where there is none.
+        """The newest intact checkpoint, as its groups of arrays and its position; None if there is none.
 
         Raises:
-            DamagedRunError: when there are checkpoints but none is whole.
+            DamagedRunError: when there are checkpoints but none is intact.
         """
         complaint = None
         for folder in self._checkpoint_folders():
@@ -279,24 +305,24 @@ class Run:
         return arrays, checked(position, dict, str(folder / "position.json"))
 
     def append_log(self, event: Mapping[str, Any]) -> None:
-        """Add a line to log.jsonl."""
+        """Append an event to log.jsonl."""
         append_json_line(self.folder / "log.jsonl", event)
 
     def log(self) -> Iterator[dict[str, Any]]:
-        """The events of log.jsonl; a line that was cut off is passed over."""
+        """The events of log.jsonl; a truncated line is skipped."""
         return read_json_lines(self.folder / "log.jsonl")
 
     def epochs(self) -> list[dict[str, Any]]:
-        """The epoch events, one for each step: where a resume did some again, the last word counts."""
+        """The epoch events, one per step; of those that a resume repeated, the last."""
         return [event for event in self.history() if event["event"] == "epoch"]
 
     def history(self) -> list[dict[str, Any]]:
-        """The same with the validations inside epochs, which a long text has."""
+        """The same with the validations within epochs."""
         by_step = {event["step"]: event for event in self.log() if _is_measured(event)}
         return [by_step[step] for step in sorted(by_step)]
 
     def _checkpoint_folders(self) -> list[Path]:
-        """All finished checkpoint folders, newest first; `.old` ones stand in for what a kill kept from its place."""
+        """All complete checkpoint folders, newest first; an `.old` one counts if a kill prevented its replacement."""
         found = (self.folder / "checkpoints").glob("step-*")
         whole = [path for path in found if _CHECKPOINT.fullmatch(path.name) and (path / "manifest.json").is_file()]
         return sorted(whole, key=lambda path: (_step_of(path), path.suffix == ""), reverse=True)
@@ -317,8 +343,18 @@ def _fill_checkpoint(folder: Path, step: int, arrays: Mapping[str, Arrays], posi
     write_manifest(folder, step)
 
 
+def _remove_leftovers(place: Path) -> None:
+    """Remove what a process that was killed left behind: temporary files, and a run that `force` has replaced."""
+    for folder in (place, place / "corpus"):
+        remove_temporary_files(folder)
+    replaced = re.compile(rf"\.{re.escape(place.name)}\.replaced-(\d+)")
+    for path in place.parent.glob(f".{glob.escape(place.name)}.replaced-*"):
+        if (match := replaced.fullmatch(path.name)) and not is_running(int(match[1])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def _undo_creation(place: Path, old: Path) -> None:
-    """Take away what was made of a new run, and put the run back that it was to replace."""
+    """Remove the files of a new run, and restore the run that it was to replace."""
     for name in ("vocabulary.json", "model.safetensors", "config.json"):
         with suppress(OSError):
             (place / name).unlink()
@@ -329,7 +365,7 @@ def _undo_creation(place: Path, old: Path) -> None:
 
 
 def _is_measured(event: Mapping[str, Any]) -> bool:
-    """Whether an event is that of an epoch or of a validation inside one, with the figures that readers count on."""
+    """Whether an event is an epoch or a validation, with the fields that readers rely on."""
     figures = [event.get(key) for key in ("step", "epoch", "train_loss")]
     return event.get("event") in {"epoch", "validation"} and all(isinstance(figure, int | float) for figure in figures)
 
@@ -347,5 +383,5 @@ def _no_run_message(path: Path) -> str:
 
 def _exists_message(path: Path, is_run: bool) -> str:
     if not is_run:
-        return f"{path} exists and is not a run; choose another place with --out"
-    return f"{path} holds a run already; go on with --resume {path}, replace it with --force, or choose another --out"
+        return f"{path} exists and is not a run; choose another with --out"
+    return f"{path} already holds a run; use --resume {path}, replace it with --force, or choose another --out"

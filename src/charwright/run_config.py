@@ -1,12 +1,12 @@
-"""`config.json` of a run folder: what was trained, by which recipe, on which text, and where it came from."""
+"""`config.json` of a run folder: the recipe, the text and the versions that a run was trained with."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from charwright.config import CorpusConfig, Recipe
+from charwright.config import CorpusConfig, ModelConfig, Recipe
 from charwright.data.corpus import Source
 from charwright.errors import ConfigError, DamagedRunError
 from charwright.storage import FORMAT, checked, exact_object
@@ -14,10 +14,10 @@ from charwright.storage import FORMAT, checked, exact_object
 
 @dataclass(frozen=True)
 class Parent:
-    """The run that another one went on from: `from` in config.json.
+    """The run that another one continues from: `from` in config.json.
 
-    `folder` is as it was given; `step` is that of the weights, None where the parent does not know it; `characters` and
-    `sha256` are those of the parent's corpus.
+    `folder` is as given on the command line; `step` is that of the weights, or None if unknown; `characters` and
+    `sha256` describe the parent's corpus.
     """
 
     folder: str
@@ -47,11 +47,11 @@ class Parent:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What `config.json` holds.
+    """The content of `config.json`.
 
-    `corpus` says where the text came from and what it was: None for a model that was saved without one. `parent` is the
-    run whose weights this one began with, None where it began with nothing. `plan` tells what the recipe was made from,
-    where it was made for this text.
+    `corpus` is how files were decoded; `sources`, `characters` and `sha256` identify the text, and are empty for a
+    model that was saved without one. `parent` is the run whose weights this one started from. `plan` is what the
+    recipe was derived from, if it was planned.
     """
 
     recipe: Recipe
@@ -64,6 +64,8 @@ class RunConfig:
     versions: Mapping[str, str]
     parent: Parent | None = None
     plan: Mapping[str, Any] | None = None
+    removed: Mapping[str, Any] = field(default_factory=dict)
+    """Options of an earlier version that the run was trained with and this version no longer has; not written."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -108,13 +110,19 @@ class RunConfig:
                 versions=checked(top["versions"], dict, f"{where}: versions"),
                 parent=Parent.from_json(top["from"], f"{where}: from") if "from" in top else None,
                 plan=_plan(top["plan"], f"{where}: plan") if "plan" in top else None,
+                removed=_removed(top["recipe"]),
             )
         except ConfigError as error:
             raise DamagedRunError(str(error)) from error
 
 
+def _removed(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a recipe that this version no longer has, as far as they were in use."""
+    return {name: value for name, value in recipe.get("model", {}).items() if name in ModelConfig.REMOVED and value}
+
+
 def _plan(values: Any, where: str) -> dict[str, Any]:
-    """What a plan was made from, as `training.recipes.Plan.to_json` wrote it."""
+    """The record of a plan, as `planning.plan.Plan.to_json` writes it."""
     kinds: dict[str, type] = {"characters": int, "tokens": int, "vocabulary": int, "script": str, "passes": float}
     kinds |= {"speeds": dict, "reasons": dict}
     plan = exact_object(values, set(kinds), where)

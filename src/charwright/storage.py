@@ -1,8 +1,8 @@
-"""Plain data on the disk, safetensors and JSON: written whole or not at all, read strictly.
+"""Plain data on disk, safetensors and JSON: written atomically, read strictly.
 
-A file is written beside its place, flushed to the disk and moved there, so that it is whole or as it was before. What
-is read has just the keys and the types that it should have, or the error names the file and the key. Nothing is
-unpickled, ever.
+A file is written to a temporary file in the same folder, flushed to disk and moved into place, so that it is complete
+or unchanged. A file that is read has exactly the expected keys and types, or the error names the file and the key.
+Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Set
@@ -28,10 +29,10 @@ Checked = TypeVar("Checked", str, int, dict[str, Any], list[Any])
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """A temporary file in the same folder, flushed to the disk, moved into place; then the folder's own entry.
+    """Write a file atomically: a temporary file, flushed and moved into place; then the folder's entry is flushed.
 
     Raises:
-        RunError: when the system refuses; what stood there before is untouched.
+        RunError: when the system refuses; an existing file is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -48,12 +49,37 @@ def write_file(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def remove_temporary_files(folder: Path) -> None:
+    """Remove the temporary files that `write_file` left in a folder when its process was killed."""
+    for path in folder.glob(".*.tmp"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and not is_running(int(match[1])):
+            with suppress(OSError):
+                path.unlink()
+
+
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
+
+
+def is_running(process: int) -> bool:
+    """Whether another process of this number is running; always False on Windows, which has no harmless signal."""
+    if process == os.getpid() or os.name == "nt":
+        return False
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which stands in its place only once it is filled; what stood there before goes then.
+    """A folder to fill, which replaces `path` once it is complete.
 
     Raises:
-        RunError: when the system refuses; what stood there before is untouched.
+        RunError: when the system refuses; an existing folder is unchanged.
     """
     new, old = (path.with_name(f".{path.name}.{os.getpid()}.{ending}") for ending in ("new", "old"))
     try:
@@ -75,9 +101,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush to the disk which names a folder holds."""
+    """Flush the entries of a folder to disk."""
     if os.name == "nt":
-        return  # Windows has no handle for folders.
+        return  # Windows cannot open folders.
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -87,12 +113,12 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Hold a lock file meanwhile; False where another process holds it.
+    """Hold a lock file during the block; yields False if another process holds it.
 
-    The system lets go of it with the process, however that ends, so that a lock which is left behind does not exist.
+    The system releases the lock when the process ends, however it ends, so there are no stale locks.
 
     Raises:
-        RunError: when the file cannot be made.
+        RunError: when the file cannot be created.
     """
     try:
         file = path.open("ab")
@@ -121,7 +147,7 @@ def _lock(file: BinaryIO) -> bool:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Write a safetensors file, whole or not at all."""
+    """Write a safetensors file atomically."""
     from safetensors.numpy import save
 
     write_file(path, save({name: np.asarray(array, order="C") for name, array in arrays.items()}))
@@ -131,24 +157,24 @@ def read_arrays(path: Path) -> Arrays:
     """Read a safetensors file of float32 arrays.
 
     Raises:
-        DamagedRunError: when it is cut off, no safetensors, or of another type.
+        DamagedRunError: when it is truncated, not safetensors, or of another type.
     """
     return read_mixed_arrays(path, {"F32"})
 
 
 def read_mixed_arrays(path: Path, kinds: Set[str]) -> dict[str, npt.NDArray[Any]]:
-    """Read a safetensors file of arrays whose types are among `kinds`, by the names that the format gives them.
+    """Read a safetensors file of arrays with types among `kinds`, by the names of the format.
 
     Raises:
-        DamagedRunError: when it is cut off, no safetensors, or of another type.
+        DamagedRunError: when it is truncated, not safetensors, or of another type.
     """
     from safetensors import SafetensorError, safe_open
 
     arrays: dict[str, npt.NDArray[Any]] = {}
     try:
         with safe_open(path, framework="numpy") as file:
-            for name in file.keys():  # noqa: SIM118  (it is no dictionary)
-                # Asked before it is read: numpy does not have all of the format's types.
+            for name in file.keys():  # noqa: SIM118  (not a dictionary)
+                # Checked before reading: numpy lacks some of the format's types.
                 if (kind := file.get_slice(name).get_dtype()) not in kinds:
                     raise DamagedRunError(f"{path}: {name!r} is {kind}, not {' or '.join(sorted(kinds))}")
                 arrays[name] = file.get_tensor(name)
@@ -163,12 +189,12 @@ def read_mixed_arrays(path: Path, kinds: Set[str]) -> dict[str, npt.NDArray[Any]
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file atomically."""
     text = json.dumps(values, ensure_ascii=False, indent=1, allow_nan=False)
     try:
         data = text.encode("utf-8")
     except UnicodeEncodeError:
-        # The name of a file need not be valid text; escaped, it still comes back as it was.
+        # A file name may not be valid Unicode; escaped, it survives the round trip.
         data = json.dumps(values, indent=1, allow_nan=False).encode("ascii")
     write_file(path, data + b"\n")
 
@@ -177,7 +203,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        DamagedRunError: when it is missing, or no JSON.
+        DamagedRunError: when it is missing or not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -188,21 +214,21 @@ def read_json(path: Path) -> Any:
 
 
 def append_json_line(path: Path, values: Mapping[str, Any]) -> None:
-    """Add a line to a file that has a JSON object on each."""
+    """Append a line to a file with one JSON object per line."""
     line = json.dumps(values, ensure_ascii=False).encode("utf-8") + b"\n"
     try:
         with path.open("ab+") as file:
             if file.tell() and not _ends_with_newline(file):
-                line = b"\n" + line  # A kill cut the last line off; this one must not be lost with it.
+                line = b"\n" + line  # A kill truncated the last line; this one must not be lost with it.
             file.write(line)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}") from error
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of such a file, none where there is no file; a line that was cut off is passed over."""
+    """The objects of such a file, none if there is no file; a truncated line is skipped."""
     if path.is_file():
-        # Not splitlines(): a sample may hold one of the other characters that end a line for Unicode.
+        # Not splitlines(): a sample may contain other line separators of Unicode.
         for line in path.read_bytes().split(b"\n"):
             try:
                 values = json.loads(line)
@@ -213,7 +239,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def drop_cut_line(path: Path) -> None:
-    """Take the last line of a file away where a kill cut it off; for files that others add lines to."""
+    """Remove a last line that a kill truncated, from a file that other libraries append to."""
     data = path.read_bytes() if path.is_file() else b""
     if data and not data.endswith(b"\n"):
         write_file(path, data[: data.rfind(b"\n") + 1])
@@ -224,20 +250,20 @@ def _ends_with_newline(file: BinaryIO) -> bool:
     return file.read(1) == b"\n"
 
 
-# What JSON values must be.
+# Checks of JSON values.
 
 
 def exact_object(values: Any, keys: set[str], where: str) -> dict[str, Any]:
-    """A JSON object with just these keys; `where` names the place in messages."""
+    """A JSON object with exactly these keys; `where` names the place in messages."""
     if not isinstance(values, dict):
-        raise DamagedRunError(f"{where} is damaged: an object was expected")
+        raise DamagedRunError(f"{where} is damaged: expected an object")
     for key in sorted(set(values) ^ keys):
         raise DamagedRunError(f"{where}: the key {key!r} is {'unknown' if key in values else 'missing'}")
     return values
 
 
 def checked(value: Any, kind: type[Checked], where: str) -> Checked:
-    """A value that is of just this type."""
+    """A value of exactly this type."""
     if type(value) is not kind:
         raise DamagedRunError(f"{where} must be {_KINDS[kind]}, not {json.dumps(value)[:40]}")
     return value
@@ -245,33 +271,33 @@ def checked(value: Any, kind: type[Checked], where: str) -> Checked:
 
 _KINDS: dict[type, str] = {
     str: "a string",
-    int: "a whole number",
-    float: "a number with a point",
+    int: "an integer",
+    float: "a float",
     dict: "an object",
     list: "a list",
 }
 
 
 def check_format(values: Any, where: str) -> None:
-    """Refuse a later format by its number, before anything in it looks odd."""
+    """Refuse a later format by its number, before its content looks damaged."""
     version = values.get("format") if isinstance(values, dict) else None
     if version is not None and (type(version) is not int or version < 1):
-        raise DamagedRunError(f"{where}: format must be a whole number from 1 on, not {json.dumps(version)[:40]}")
+        raise DamagedRunError(f"{where}: format must be an integer of at least 1, not {json.dumps(version)[:40]}")
     if version is not None and version > FORMAT:
         raise DamagedRunError(f"{where} has format {version}; this charwright reads up to {FORMAT}: update it")
 
 
-# Manifests: a folder of files that counts only as a whole.
+# Manifests: a folder that is valid only if all its files are intact.
 
 
 def write_manifest(folder: Path, step: int) -> None:
-    """List the files of a folder with their sizes and SHA-256; written last, it vouches for all of them."""
+    """Write the sizes and SHA-256 hashes of the files in a folder; written last, it marks the folder as complete."""
     listed = {path.name: _size_and_hash(path) for path in sorted(folder.iterdir())}
     write_json(folder / "manifest.json", {"format": FORMAT, "step": step, "files": listed})
 
 
 def check_manifest(folder: Path) -> list[str]:
-    """The files of a folder, after each was found to be what the manifest says."""
+    """The files of a folder, each checked against the manifest."""
     where = str(folder / "manifest.json")
     values = read_json(folder / "manifest.json")
     check_format(values, where)
@@ -280,7 +306,7 @@ def check_manifest(folder: Path) -> list[str]:
     for name, expected in files.items():
         path = folder / name
         if not path.is_file() or _size_and_hash(path) != expected:
-            raise DamagedRunError(f"{path} is missing or not what manifest.json says")
+            raise DamagedRunError(f"{path} is missing or differs from manifest.json")
     return list(files)
 
 

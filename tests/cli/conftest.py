@@ -1,4 +1,4 @@
-"""A text, a run of it, and a terminal to type commands into."""
+"""A text, a run trained on it, and a function that runs commands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from commands import SMALL, TEXT, Terminal
 
 @pytest.fixture(scope="module", autouse=True)
 def in_one_thread(one_thread: None) -> None:
-    """All that is trained and written here is small."""
+    """All models here are small."""
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two epochs, which no test may change."""
+    """A run of two epochs, which tests must not change."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "hamlet.txt").write_text(TEXT, encoding="utf-8")
     arguments = ["train", folder / "hamlet.txt", "--out", folder / "run", "--epochs", "2", *SMALL]

@@ -1,4 +1,4 @@
-"""`charwright compare`: which run is better, by how much, and whether that may be chance."""
+"""`charwright compare`: which run is better, by how much, and with which standard error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from commands import SMALL, TEXT, Terminal
 
 @pytest.fixture(scope="module")
 def worse(trained: Path) -> Path:
-    """A run on the same text that has learned less."""
+    """A run on the same text with less training."""
     arguments = ["train", trained.parent / "hamlet.txt", "--out", trained.parent / "worse", "--steps", "1", *SMALL]
     assert cli.run(list(map(str, arguments))) == 0
     return trained.parent / "worse"
@@ -25,10 +25,10 @@ def worse(trained: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of bytes on another text."""
+    """A byte-level run on another text."""
     folder = tmp_path_factory.mktemp("elsewhere")
     (folder / "x.txt").write_text("not to be; " * 300, encoding="utf-8")
-    words = ["train", folder / "x.txt", "--out", folder / "run", "--steps", "2", "--unit", "byte", *SMALL]
+    words = ["train", folder / "x.txt", "--out", folder / "run", "--steps", "2", "--level", "byte", *SMALL]
     assert cli.run(list(map(str, words))) == 0
     return folder / "run"
 
@@ -59,12 +59,12 @@ def test_the_table(charwright: Terminal, trained: Path, worse: Path, new: Path) 
     assert empty == ""
     assert measured.startswith(f"Per character, on {new} (1,079 characters predicted)")
     assert [line.split(";")[0] for line in unknown] == [
-        f"30 of the characters are unknown to {name}" for name in ("run", "worse")
+        f"30 of the characters are not in the vocabulary of {name}" for name in ("run", "worse")
     ]
 
 
 @pytest.mark.parametrize("precision", ["f32", "bf16", "q8"])
-def test_the_figures_are_those_of_evaluate(
+def test_the_losses_are_those_of_evaluate(
     charwright: Terminal, trained: Path, worse: Path, elsewhere: Path, new: Path, precision: str
 ) -> None:
     options = ["--precision", precision, "--device", "cpu"]
@@ -82,7 +82,7 @@ def test_the_figures_are_those_of_evaluate(
     assert unknown == {trained: 30, worse: 30, elsewhere: 0}
 
 
-def test_what_the_training_took_comes_from_the_log(
+def test_training_time_and_speed_come_from_the_log(
     charwright: Terminal, copy: Path, worse: Path, trained: Path, new: Path
 ) -> None:
     events = [
@@ -104,7 +104,7 @@ def test_what_the_training_took_comes_from_the_log(
     assert next(line for line in shown if "logless" in line).split()[-2:] == ["-", "-"]
 
 
-def test_a_text_without_a_whole_window(charwright: Terminal, trained: Path, tmp_path: Path) -> None:
+def test_a_text_shorter_than_a_window(charwright: Terminal, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("To be, or not", encoding="utf-8")
     [row] = facts(charwright, trained, tmp_path / "short.txt")["runs"]
     assert (row["windows_nats_per_char"], row["standard_error"]) == (None, None)
@@ -112,31 +112,33 @@ def test_a_text_without_a_whole_window(charwright: Terminal, trained: Path, tmp_
     assert shown[5] == "-"
 
 
-def test_runs_of_one_name_are_told_apart(charwright: Terminal, trained: Path, elsewhere: Path, new: Path) -> None:
+def test_runs_of_the_same_name_are_shown_by_path(
+    charwright: Terminal, trained: Path, elsewhere: Path, new: Path
+) -> None:
     out = charwright("compare", trained, elsewhere, new).out
     assert f" {trained} " in out
     assert f" {elsewhere} " in out
 
 
-def test_names_are_no_markup(charwright: Terminal, copy: Path, new: Path) -> None:
+def test_names_are_not_markup(charwright: Terminal, copy: Path, new: Path) -> None:
     odd = copy.rename(copy.parent / "[red]a[bold]")
     assert "[red]a[bold]" in charwright("compare", odd, new).out
 
 
-def test_without_a_corpus_it_is_the_validation_text(charwright: Terminal, trained: Path, worse: Path) -> None:
+def test_without_a_corpus_the_validation_text_is_used(charwright: Terminal, trained: Path, worse: Path) -> None:
     values = facts(charwright, trained, worse)
     best = min(epoch["validation_loss"] for epoch in Run.open(trained).epochs())
     assert values["runs"][0]["nats_per_char"] == pytest.approx(best, rel=1e-3)
     assert "on the validation text of the runs" in charwright("compare", trained, worse).out
 
 
-def test_a_text_that_a_run_was_trained_on(charwright: Terminal, trained: Path, elsewhere: Path) -> None:
+def test_a_text_that_a_run_was_trained_on_is_noted(charwright: Terminal, trained: Path, elsewhere: Path) -> None:
     out = charwright("compare", trained, elsewhere, trained.parent / "hamlet.txt").out
     assert out.count("was trained on this text") == 1
     assert f"{trained} was trained on this text" in out
 
 
-def test_what_is_a_run_and_what_is_corpus(trained: Path, tmp_path: Path) -> None:
+def test_runs_and_corpora_are_told_apart(trained: Path, tmp_path: Path) -> None:
     run, folder = str(trained), str(tmp_path)
     assert split_words([run, run, folder, "-"]) == ([run, run], [folder, "-"])
     assert split_words([run]) == ([run], [])
@@ -149,7 +151,7 @@ def changed(run: Path, change: Any) -> None:
     (run / "config.json").write_text(json.dumps(values), encoding="utf-8")
 
 
-def test_without_a_corpus_and_without_a_validation_text_in_common(
+def test_runs_without_a_common_validation_text_need_a_corpus(
     charwright: Terminal, copy: Path, trained: Path, elsewhere: Path
 ) -> None:
     unlike = charwright("compare", trained, elsewhere)
@@ -158,12 +160,12 @@ def test_without_a_corpus_and_without_a_validation_text_in_common(
     changed(copy, lambda values: values["recipe"]["split"].update(val_fraction=0.2))
     assert "name a CORPUS" in charwright("compare", trained, copy).line
     changed(copy, lambda values: values["recipe"]["split"].update(val_fraction=0.0))
-    assert "kept no text for validation" in charwright("compare", copy).line
+    assert "the runs have no validation text" in charwright("compare", copy).line
     changed(copy, lambda values: values["corpus"].update(sha256=""))
     assert "name a CORPUS" in charwright("compare", copy).line
 
 
-def test_one_run_that_finds_its_text_is_enough(charwright: Terminal, copy: Path, trained: Path) -> None:
+def test_one_run_whose_text_is_found_is_enough(charwright: Terminal, copy: Path, trained: Path) -> None:
     changed(copy, lambda values: values["corpus"]["sources"][0].update(location=str(copy / "gone.txt")))
     alone = charwright("compare", copy)
     assert alone.code == 1
@@ -172,14 +174,14 @@ def test_one_run_that_finds_its_text_is_enough(charwright: Terminal, copy: Path,
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         ([], 2, "RUN"),
         (["FOLDER/nowhere", "TEXT"], 1, "no run"),
         (["FOLDER/nowhere", "RUN", "TEXT"], 1, "no run"),
         (["TEXT", "RUN"], 1, "is a file"),
         (["RUN", "FOLDER/nowhere.txt"], 1, "nowhere.txt"),
-        (["RUN", "TEXT", "RUN"], 2, "the runs come first"),
+        (["RUN", "TEXT", "RUN"], 2, "runs come before the corpus"),
         (["RUN", "TEXT", "--windows", "0"], 2, "--windows"),
         (["RUN", "TEXT", "--device", "tpu9"], 2, "--device"),
         (["RUN", "--encoding", "utf-8"], 2, "--encoding"),
@@ -187,17 +189,17 @@ def test_one_run_that_finds_its_text_is_enough(charwright: Terminal, copy: Path,
     ],
 )
 def test_mistakes(
-    charwright: Terminal, copy: Path, trained: Path, corpus: Path, words: list[str], code: int, said: str
+    charwright: Terminal, copy: Path, trained: Path, corpus: Path, words: list[str], code: int, message: str
 ) -> None:
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     places = {"RUN": str(trained), "TEXT": str(corpus), "BROKEN": str(copy)}
     result = charwright("compare", *[places.get(w, w.replace("FOLDER", str(corpus.parent))) for w in words])
     assert result.code == code
-    assert said in result.line
+    assert message in result.line
 
 
-def test_the_difference_of_a_run_to_itself_is_none(charwright: Terminal, trained: Path, corpus: Path) -> None:
+def test_the_difference_of_a_run_to_itself_is_zero(charwright: Terminal, trained: Path, corpus: Path) -> None:
     values = facts(charwright, trained, trained, corpus)
     assert [row["difference"] for row in values["runs"]] == [0, 0]
     assert [row["standard_error"] for row in values["runs"]] == [0, 0]

@@ -1,4 +1,4 @@
-"""`charwright generate`: the text on stdout, all else on stderr; where it ends, how it is stopped, how it goes on."""
+"""`charwright generate`: text on stdout, everything else on stderr; stop conditions, signals, saved states."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 
 from charwright.config import CorpusConfig, ModelConfig, Recipe, SplitConfig
-from charwright.data.corpus import read_corpus, split_corpus
-from charwright.data.vocabulary import ByteVocabulary, Vocabulary
+from charwright.data.byte_vocabulary import ByteVocabulary
+from charwright.data.corpus import read_corpus
+from charwright.data.split import split_corpus
+from charwright.data.vocabulary import Vocabulary
 from charwright.generation.generator import Generator
-from charwright.generation.novelty import measure
+from charwright.generation.novelty import measure_novelty
 from charwright.run import Run
 from charwright.run_config import RunConfig
 from commands import TEXT, Result, Terminal, process
@@ -30,8 +32,8 @@ linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks 
 
 
 def run_of(folder: Path, vocabulary: Vocabulary, cell: str = "gru") -> Path:
-    """A run with random weights: it writes what nobody has taught it, but something else each time."""
-    model = ModelConfig(cell=cell, units=16, embedding=8)
+    """A run with random weights: its text is meaningless, but differs for each seed."""
+    model = ModelConfig(cell=cell, units=16, embedding_size=8)
     Run.save(folder, model, weights_of(model, len(vocabulary)), vocabulary)
     return folder
 
@@ -103,12 +105,12 @@ def test_the_prompt_comes_from_a_pipe(charwright: Terminal, trained: Path, optio
     assert process(*words, *option, stdin=stdin) == charwright(*words, "--prompt", "To be")
 
 
-def test_lines_of_windows_in_a_pipe(charwright: Terminal, letters: Path) -> None:
+def test_windows_newlines_in_a_pipe(charwright: Terminal, letters: Path) -> None:
     words = ["generate", letters, "--length", "20", "--seed", "7"]
     assert process(*words, stdin=b"ab\r\n\r\ncd\r\n") == charwright(*words, "--prompt", "ab\n\ncd")
 
 
-def test_lines_of_windows_stay_where_the_text_kept_them(tmp_path: Path) -> None:
+def test_windows_newlines_are_kept_if_the_corpus_keeps_them(tmp_path: Path) -> None:
     vocabulary = Vocabulary("\n\rab")
     run = run_of(tmp_path / "run", vocabulary)
     opened = Run.open(run)
@@ -119,17 +121,17 @@ def test_lines_of_windows_stay_where_the_text_kept_them(tmp_path: Path) -> None:
     assert result.out.startswith("a\r\nb")
 
 
-def test_an_empty_prompt_is_no_mistake(charwright: Terminal, letters: Path) -> None:
+def test_an_empty_prompt_is_accepted(charwright: Terminal, letters: Path) -> None:
     words = ["generate", letters, "--length", "20", "--seed", "7"]
     result = charwright(*words, "--prompt", "")
-    assert (result.code, result.err) == (0, "the prompt is empty; beginning as a line does\n")
+    assert (result.code, result.err) == (0, "the prompt is empty; starting at the beginning of a line\n")
     assert "\n" + result.out == charwright(*words, "--prompt", "\n").out
     assert process(*words, "--prompt", "-") == result
     assert process(*words) == Result(0, result.out, "")  # nobody spoke of a prompt
 
 
 @posix
-def test_a_prompt_is_typed_where_it_is_asked_for(charwright: Terminal, letters: Path) -> None:
+def test_a_prompt_can_be_typed(charwright: Terminal, letters: Path) -> None:
     import pty
 
     words = ["generate", str(letters), "--length", "20", "--seed", "7"]
@@ -142,7 +144,7 @@ def test_a_prompt_is_typed_where_it_is_asked_for(charwright: Terminal, letters: 
     ) as typing:
         os.write(ours, b"ab\ncd\n\x04")
         out, err = typing.communicate(timeout=60)
-    assert err.decode() == "type the prompt; Ctrl-D on a line of its own ends it\n"
+    assert err.decode() == "type the prompt; end it with Ctrl-D on a new line\n"
     assert out.decode() == charwright(*words, "--prompt", "ab\ncd").out
     with subprocess.Popen(
         [sys.executable, "-m", "charwright", *words], stdin=its, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -153,14 +155,14 @@ def test_a_prompt_is_typed_where_it_is_asked_for(charwright: Terminal, letters: 
     assert (len(out.decode()), err) == (20 + 1, b"")
 
 
-def test_a_prompt_that_is_no_text(trained: Path) -> None:
+def test_a_prompt_that_is_not_utf8(trained: Path) -> None:
     result = process("generate", trained, stdin=b"To \xff")
     assert result.code == 1
     assert "byte 3" in result.line
 
 
 @posix
-def test_an_argument_that_is_no_text(trained: Path) -> None:
+def test_an_argument_that_is_not_utf8(trained: Path) -> None:
     command = [sys.executable, "-m", "charwright", "generate", str(trained), "--prompt"]
     done = subprocess.run([*(word.encode() for word in command), b"To \xff"], capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (2, b"", b"charwright: the prompt is not UTF-8\n")
@@ -169,7 +171,7 @@ def test_an_argument_that_is_no_text(trained: Path) -> None:
 def test_unknown_characters_of_the_prompt_are_named_once(charwright: Terminal, trained: Path) -> None:
     result = charwright("generate", trained, "--prompt", "To 中中文", "--length", "20", "--num", "2")
     assert result.code == 0
-    assert result.err.splitlines()[0] == "the model has never seen '中' '文'; going on all the same"
+    assert result.err.splitlines()[0] == "the model has never seen '中' '文'; continuing anyway"
     assert result.err.count("never seen") == 1
     assert result.out.count("中中文") == 2
     assert "[UNK]" not in result.out
@@ -178,7 +180,7 @@ def test_unknown_characters_of_the_prompt_are_named_once(charwright: Terminal, t
 def test_a_prompt_of_nothing_but_unknown_characters(charwright: Terminal, trained: Path) -> None:
     result = charwright("generate", trained, "--prompt", "中文", "--length", "20")
     assert result.code == 0
-    assert result.err == "the model has never seen any of the prompt's characters; going on all the same\n"
+    assert result.err == "the model has never seen any of the prompt's characters; continuing anyway\n"
     assert len(result.out) == 2 + 20 + 1
 
 
@@ -191,7 +193,7 @@ def test_a_very_long_prompt(charwright: Terminal, trained: Path) -> None:
 def test_a_prompt_of_ten_megabytes_is_refused(trained: Path) -> None:
     result = process("generate", trained, stdin=b"To be " * 1_700_000)
     assert result.code == 2
-    assert "give the end of it" in result.line
+    assert "pass only its end" in result.line
 
 
 @posix
@@ -204,7 +206,7 @@ def test_a_prompt_without_end_is_refused(trained: Path) -> None:
     assert b"the prompt has more than 1,000,000 characters" in done.stderr
 
 
-def test_a_terminal_that_lacks_the_characters(trained: Path) -> None:
+def test_a_terminal_without_the_characters(trained: Path) -> None:
     result = process("generate", trained, "--prompt", "中", "--length", "5", PYTHONIOENCODING="ascii")
     assert result.code == 0
     assert result.out.startswith("?")
@@ -237,10 +239,10 @@ def test_bytes_write_whole_characters(charwright: Terminal, bytewise: Path) -> N
     assert "--ban" in refused.line
 
 
-# Many, and JSON.
+# Batches and JSON.
 
 
-def test_num_writes_so_many(charwright: Terminal, trained: Path) -> None:
+def test_num_generates_that_many(charwright: Terminal, trained: Path) -> None:
     words = ["generate", trained, "--prompt", "To ", "--length", "30", "--seed", "7", "--temperature", "1.5"]
     many = charwright(*words, "--num", "3")
     assert many.err.splitlines() == ["--- 1 of 3 ---", "--- 2 of 3 ---", "--- 3 of 3 ---"]
@@ -251,7 +253,7 @@ def test_num_writes_so_many(charwright: Terminal, trained: Path) -> None:
     assert len(set(texts)) == 3
 
 
-def test_each_of_many_ends_where_it_ends(charwright: Terminal, letters: Path) -> None:
+def test_each_text_of_a_batch_ends_on_its_own(charwright: Terminal, letters: Path) -> None:
     words = ["generate", letters, "--prompt", "a", "--seed", "7", "--until", "line", "--stop", "b", "--num", "8"]
     lines = lines_of(charwright(*words, "--json", "--length", "40"))
     assert {line["ended"] for line in lines} >= {"line", "stop"}
@@ -263,7 +265,7 @@ def test_each_of_many_ends_where_it_ends(charwright: Terminal, letters: Path) ->
         assert "b" not in line["continuation"]
 
 
-def test_json_says_all_there_is_to_a_text(charwright: Terminal, letters: Path) -> None:
+def test_json_has_all_fields(charwright: Terminal, letters: Path) -> None:
     words = ["generate", letters, "--prompt", "a:", "--length", "30", "--json", "--num", "2"]
     first, second = lines_of(charwright(*words))
     assert list(first) == ["text", "continuation", "seed", "stream", "ended"]
@@ -284,7 +286,7 @@ def test_logprobs_are_those_of_the_text(charwright: Terminal, letters: Path, pre
         np.testing.assert_allclose(line["logprobs"], expected, atol=1e-6)
 
 
-def test_json_where_the_terminal_lacks_the_characters(chinese: Path) -> None:
+def test_json_in_a_terminal_without_the_characters(chinese: Path) -> None:
     words = ["generate", chinese, "--prompt", "天", "--length", "20", "--seed", "1", "--json"]
     assert lines_of(process(*words, PYTHONIOENCODING="ascii")) == lines_of(process(*words))
 
@@ -299,7 +301,7 @@ def test_beams_in_json(charwright: Terminal, letters: Path) -> None:
     assert sum(line["logprobs"]) >= sum(greedy["logprobs"])
 
 
-# Ends.
+# Stop conditions.
 
 
 def test_escapes_in_stop_ban_and_only(charwright: Terminal, letters: Path) -> None:
@@ -310,21 +312,21 @@ def test_escapes_in_stop_ban_and_only(charwright: Terminal, letters: Path) -> No
     assert set(lines_of(charwright(*words, "--only", r"a\n"))[0]["continuation"]) == set("a\n")
 
 
-def test_a_stop_text_that_cannot_come_is_noted(charwright: Terminal, letters: Path) -> None:
+def test_a_stop_string_that_cannot_occur_is_reported(charwright: Terminal, letters: Path) -> None:
     result = charwright("generate", letters, "--prompt", "a", "--length", "9", "--stop", "aЖ", "--stop", "中")
     assert result.code == 0
-    assert result.err == "the model never writes 'Ж': no text will end at 'aЖ'\n"
+    assert result.err == "the model never generates 'Ж': no text will end at 'aЖ'\n"
 
 
-# How much of it is new.
+# Novelty.
 
 
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run beside its corpus, a text of four letters that has every passage of four, and a part of those of seven."""
+    """A run next to its corpus, a text of four letters with every passage of four and some of those of seven."""
     folder = tmp_path_factory.mktemp("copied")
     (folder / "letters.txt").write_text("".join(random.Random(3).choices("abcd", k=3000)), encoding="utf-8")
-    model = ModelConfig(units=16, embedding=8)
+    model = ModelConfig(units=16, embedding_size=8)
     vocabulary = Vocabulary("abcd")
     corpus = read_corpus(folder / "letters.txt")
     Run.save(folder / "run", model, weights_of(model, len(vocabulary)), vocabulary, corpus=corpus)
@@ -333,13 +335,13 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def longest_copy(folder: Path, text: str) -> str:
     corpus = read_corpus(folder / "letters.txt").text
-    return measure(split_corpus(corpus, SplitConfig())[0], text).longest
+    return measure_novelty(split_corpus(corpus, SplitConfig())[0], text).longest
 
 
 WORDS = ("--prompt", "ab", "--length", "300", "--seed", "5", "--temperature", "2")
 
 
-def test_max_copy_lets_no_longer_passage_through(charwright: Terminal, copied: Path) -> None:
+def test_max_copy_prevents_longer_passages(charwright: Terminal, copied: Path) -> None:
     free = charwright("generate", copied / "run", *WORDS).out.strip()
     assert len(longest_copy(copied, free)) > 7
     for more in ([], ["--num", "2"], ["--stop", "dddd"]):
@@ -349,12 +351,12 @@ def test_max_copy_lets_no_longer_passage_through(charwright: Terminal, copied: P
     assert charwright("generate", copied / "run", *WORDS, "--max-copy", "500").out.strip() == free
 
 
-def test_novelty_is_said_beside_the_text(charwright: Terminal, copied: Path) -> None:
+def test_novelty_is_reported(charwright: Terminal, copied: Path) -> None:
     result = charwright("generate", copied / "run", *WORDS, "--novelty")
     longest = longest_copy(copied, result.out.strip()[2:])
     assert result.out == charwright("generate", copied / "run", *WORDS).out
     assert result.err == (
-        "0.0% of 300 characters stand in passages of 20 or more that the training text has word for word;"
+        "0.0% of 300 characters are in passages of 20 or more copied verbatim from the training text;"
         f" the longest has {len(longest)}: {longest!r}\n"
     )
     [line] = lines_of(charwright("generate", copied / "run", *WORDS, "--novelty", "--json"))
@@ -384,7 +386,7 @@ def test_a_corpus_that_moved_or_changed(charwright: Terminal, copied: Path, opti
         moved.rename(path)
 
 
-# Put aside, and on again.
+# Saved states.
 
 
 @pytest.mark.parametrize("precision", ["q8", "f32"])
@@ -408,7 +410,7 @@ def test_400_and_600_characters_are_1000(
     assert [line["stream"] for line in third] == list(range(num))
 
 
-def test_texts_go_on_behind_what_ended_them(charwright: Terminal, letters: Path, tmp_path: Path) -> None:
+def test_texts_continue_after_what_ended_them(charwright: Terminal, letters: Path, tmp_path: Path) -> None:
     words = ["generate", letters, "--length", "5000", "--temperature", "1.5"]
     whole = charwright(*words, "--prompt", "a", "--seed", "4").out
     state, text = tmp_path / "state", ""
@@ -421,7 +423,7 @@ def test_texts_go_on_behind_what_ended_them(charwright: Terminal, letters: Path,
 
 
 def test_new_random_numbers_for_the_second_part(charwright: Terminal, letters: Path, tmp_path: Path) -> None:
-    """Of their own for each text, and the same whatever was drawn before."""
+    """Different for each text, and independent of what was sampled before."""
     state, words = tmp_path / "state", ["generate", letters, "--json"]
     charwright(*words, "--prompt", "ab", "--length", "20", "--num", "3", "--temperature", "0", "--state-out", state)
     on = [*words, "--prompt", "", "--length", "30", "--state-in", state, "--seed"]
@@ -433,8 +435,8 @@ def test_new_random_numbers_for_the_second_part(charwright: Terminal, letters: P
     assert [line["text"] for line in five] == [line["continuation"] for line in fresh]
 
 
-def test_what_was_drawn_in_the_first_part_has_no_logprob(charwright: Terminal, letters: Path, tmp_path: Path) -> None:
-    """The character that shows that a sentence has ended is seen in the second part."""
+def test_what_was_sampled_in_the_first_part_has_no_logprob(charwright: Terminal, letters: Path, tmp_path: Path) -> None:
+    """The character that confirms the end of a sentence is shown in the second part."""
     state, words = tmp_path / "state", ["generate", letters, "--json", "--logprobs"]
     first = charwright(*words, "--prompt", "a", "--until", "sentence", "--seed", "1", "--state-out", state)
     assert lines_of(first)[0]["ended"] == "sentence"
@@ -444,17 +446,17 @@ def test_what_was_drawn_in_the_first_part_has_no_logprob(charwright: Terminal, l
 
 
 def test_a_prompt_of_the_second_part(charwright: Terminal, letters: Path, tmp_path: Path) -> None:
-    """It is read behind what was written, and shown before what comes."""
+    """It is read after the first part, and shown before the continuation."""
     state, words = tmp_path / "state", ["generate", letters, "--temperature", "0"]
     first = charwright(*words, "--prompt", "ab", "--length", "20", "--state-out", state).out.removesuffix("\n")
     second = charwright(*words, "--prompt", "CD:", "--length", "20", "--state-in", state).out
     assert first + second == charwright(*words, "--prompt", first + "CD:", "--length", "20").out
 
 
-def test_nothing_was_drawn_behind_what_ended_the_first_part(
+def test_nothing_is_sampled_after_what_ended_the_first_part(
     charwright: Terminal, letters: Path, tmp_path: Path
 ) -> None:
-    """So a prompt comes just behind the stop text."""
+    """So a prompt comes right after the stop string."""
     state, words = tmp_path / "state", ["generate", letters, "--temperature", "1.5"]
     start = [*words, "--prompt", "ab", "--seed", "4", "--no-prompt", "--state-out", state]
     on = [*words, "--prompt", "CD:", "--length", "20", "--state-in", state]
@@ -466,12 +468,12 @@ def test_nothing_was_drawn_behind_what_ended_the_first_part(
 
 
 HELD = ["--ban", "E", *(word for letter in "abcd.\n !" for word in ("--stop", f"{letter}E"))]
-"""Nearly every character might begin a stop text, and none ever does."""
+"""Nearly every character might begin a stop string, and none does."""
 
 
 @linux
 @pytest.mark.parametrize("more", [[], ["--num", "3", "--json"], HELD])
-def test_a_text_goes_on_after_ctrl_c(letters: Path, tmp_path: Path, more: list[str], charwright: Terminal) -> None:
+def test_a_text_continues_after_ctrl_c(letters: Path, tmp_path: Path, more: list[str], charwright: Terminal) -> None:
     state = tmp_path / "state"
     words = ["generate", letters, "--prompt", "a", "--seed", "4", "--temperature", "1.5", "--no-prompt"]
     begun = interrupted(
@@ -511,12 +513,12 @@ def test_a_state_belongs_to_its_run_and_precision(
 
 
 @pytest.mark.parametrize(
-    ("place", "said"), [("", "no place for a file"), ("gone/state", "no folder"), (".", "is a directory")]
+    ("place", "said"), [("", "not a path for a file"), ("gone/state", "no folder"), (".", "is a directory")]
 )
-def test_a_place_for_the_state_is_looked_for_first(
+def test_the_path_of_the_state_is_checked_first(
     charwright: Terminal, letters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, said: str
 ) -> None:
-    """And not after a long text."""
+    """Not after generating a long text."""
     monkeypatch.chdir(tmp_path)
     result = charwright("generate", letters, "--prompt", "a", "--state-out", place)
     assert result.code == 2
@@ -524,16 +526,16 @@ def test_a_place_for_the_state_is_looked_for_first(
 
 
 @posix
-def test_a_device_is_no_place_for_the_state(charwright: Terminal, letters: Path, tmp_path: Path) -> None:
-    """A file would be put in its place, and for root it would be gone."""
+def test_a_device_is_refused_as_path_of_the_state(charwright: Terminal, letters: Path, tmp_path: Path) -> None:
+    """A file would replace it; root would lose the device."""
     os.mkfifo(tmp_path / "pipe")
     result = charwright("generate", letters, "--prompt", "a", "--state-out", tmp_path / "pipe")
     assert result.code == 2
-    assert "no place for a file" in result.line
+    assert "not a path for a file" in result.line
 
 
 @posix
-def test_a_full_disk_leaves_no_half_state(letters: Path, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_partial_state(letters: Path, tmp_path: Path) -> None:
     state = tmp_path / "state"
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))"
     result = process("generate", letters, "--prompt", "a", "--length", "9", "--state-out", state, prelude=limit)
@@ -544,7 +546,7 @@ def test_a_full_disk_leaves_no_half_state(letters: Path, tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-# How it is stopped.
+# Signals.
 
 
 def caught(process: subprocess.Popen[bytes], number: int) -> bool:
@@ -557,7 +559,7 @@ def caught(process: subprocess.Popen[bytes], number: int) -> bool:
 def interrupted(
     words: Sequence[str | Path], number: int = signal.SIGINT, *, read: int = 0, stdin: bytes = b"", **environment: str
 ) -> Result:
-    """Send a signal to a command that writes, once it has written so much."""
+    """Send a signal to a command after it has written some bytes."""
     command = [sys.executable, "-m", "charwright", *map(str, words)]
     with subprocess.Popen(
         command,
@@ -586,7 +588,7 @@ def interrupted(
 @linux
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("read", [0, 50])
-def test_a_signal_ends_it_and_what_was_written_stays(letters: Path, number: int, code: int, read: int) -> None:
+def test_a_signal_ends_it_and_the_text_so_far_is_kept(letters: Path, number: int, code: int, read: int) -> None:
     result = interrupted(["generate", letters, "--prompt", "ab", "--length", "100000000"], number, read=read)
     assert (result.code, result.err) == (code, "")
     assert result.out.startswith("ab"[: len(result.out)])
@@ -594,14 +596,14 @@ def test_a_signal_ends_it_and_what_was_written_stays(letters: Path, number: int,
 
 
 @linux
-def test_ctrl_c_while_many_are_written(letters: Path) -> None:
+def test_ctrl_c_during_a_batch(letters: Path) -> None:
     result = interrupted(["generate", letters, "--prompt", "ab", "--length", "100000000", "--num", "5"], read=9)
     assert result.code == 130
     assert result.err == "".join(f"--- {number} of 5 ---\n" for number in range(1, 6))
 
 
 @linux
-def test_ctrl_c_while_there_is_nothing_to_see_yet(letters: Path) -> None:
+def test_ctrl_c_before_anything_is_shown(letters: Path) -> None:
     words = ["generate", letters, "--prompt", "ab", "--length", "100000000", "--num", "2", "--json", "--logprobs"]
     result = interrupted([*words, *HELD])
     assert (result.code, result.err) == (130, "")
@@ -612,15 +614,15 @@ def test_ctrl_c_while_there_is_nothing_to_see_yet(letters: Path) -> None:
 
 @linux
 def test_ctrl_c_while_a_long_prompt_is_read(letters: Path) -> None:
-    """Without the kernels, to read it all takes longer than this test waits."""
+    """Without the kernels, reading it takes longer than this test waits."""
     prompt = b"ab\ncde" * 160_000
     result = interrupted(["generate", letters, "--no-prompt"], stdin=prompt, CHARWRIGHT_KERNELS="none")
     assert result == Result(130, "\n", "")
 
 
 @linux
-def test_a_job_in_the_background_does_not_hear_ctrl_c(letters: Path) -> None:
-    """A shell starts it deaf."""
+def test_a_background_job_ignores_ctrl_c(letters: Path) -> None:
+    """A shell starts it with SIGINT ignored."""
     words = [sys.executable, "-m", "charwright", "generate", str(letters), "--prompt", "a", "--length", "100000"]
     ignore = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
     with subprocess.Popen([sys.executable, "-c", ignore, *words], stdout=subprocess.PIPE, bufsize=0) as writing:
@@ -645,7 +647,7 @@ def test_a_pipe_that_closes_early_is_no_error(letters: Path, more: list[str]) ->
 
 
 @posix
-def test_a_text_is_put_aside_when_nobody_reads_on(charwright: Terminal, letters: Path, tmp_path: Path) -> None:
+def test_the_state_is_saved_when_the_pipe_closes(charwright: Terminal, letters: Path, tmp_path: Path) -> None:
     script = '"$0" -m charwright generate "$@" | head -c 20 > /dev/null; echo "${PIPESTATUS[0]}"'
     words = [str(letters), "--prompt", "a", "--length", "100000000", "--state-out", str(tmp_path / "state")]
     done = subprocess.run(["bash", "-c", script, sys.executable, *words], capture_output=True, timeout=60, check=False)
@@ -653,7 +655,7 @@ def test_a_text_is_put_aside_when_nobody_reads_on(charwright: Terminal, letters:
     assert charwright("generate", letters, "--prompt", "", "--state-in", tmp_path / "state").code == 0
 
 
-# What it costs.
+# Memory and imports.
 
 
 @pytest.mark.parametrize("kernels", ["", "none"])
@@ -680,23 +682,23 @@ def test_a_hundred_thousand_characters_take_no_more_memory_than_a_thousand(lette
     assert peak_kib(100_000) < peak_kib(1000) + 3000
 
 
-# Mistakes: one line, 1 or 2.
+# Errors: one line, exit code 1 or 2.
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--only", ""], "--only: the model knows no character of ''"),
-        (["--only", "Ж"], "--only: the model knows no character of 'Ж'"),
-        (["--ban", LETTERS.characters.replace("\n", r"\n")], "--ban leaves the model no character to write"),
+        (["--only", ""], "--only: the model knows none of the characters in ''"),
+        (["--only", "Ж"], "--only: the model knows none of the characters in 'Ж'"),
+        (["--ban", LETTERS.characters.replace("\n", r"\n")], "--ban leaves the model no character to generate"),
         (["--only", "ab", "--ban", "ab"], "--only and --ban leave the model no character"),
-        (["--stop", ""], "--stop needs a text"),
+        (["--stop", ""], "--stop must not be empty"),
         (["--until", "rubbish"], "--until must be line, paragraph or sentence"),
         (["--until", "0 lines"], "--until must be"),
         (["--until", "9" * 5000 + " lines"], "--until must be"),
         (["--logprobs"], "--json"),
-        (["--beams", "2", "--temperature", "1"], "leave --temperature out"),
-        (["--beams", "2", "--seed", "1"], "leave --seed out"),
+        (["--beams", "2", "--temperature", "1"], "remove --temperature"),
+        (["--beams", "2", "--seed", "1"], "remove --seed"),
         (["--beams", "2", "--state-out", "x"], "--state-out"),
         (["--beams", "0"], "--beams"),
         (["--corpus", "x"], "--novelty"),
@@ -742,4 +744,4 @@ def test_runs_that_cannot_be_used(charwright: Terminal, letters: Path, tmp_path:
 
 
 def test_a_recipe_is_all_that_a_run_needs(letters: Path) -> None:
-    assert Run.open(letters).config.recipe == Recipe(model=ModelConfig(units=16, embedding=8))
+    assert Run.open(letters).config.recipe == Recipe(model=ModelConfig(units=16, embedding_size=8))

@@ -1,13 +1,16 @@
-"""Help, what it costs, and mistakes: one line, the right code, no traceback."""
+"""Help, and errors: one line, the right exit code, no traceback."""
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
+import torch
 
 from charwright import cli
 from charwright.cli import COMMANDS
@@ -23,12 +26,12 @@ def test_every_command_has_help(charwright: Terminal, command: str) -> None:
     assert charwright(command, "-h") == result
 
 
-def test_help_lists_every_command_and_keeps_its_lines(charwright: Terminal) -> None:
+def test_help_lists_every_command(charwright: Terminal) -> None:
     result = charwright("--help")
     assert result.code == 0
     for command in COMMANDS:
         assert re.search(rf"^  {command} ", result.out, re.MULTILINE)
-    assert "  charwright generate runs/novel       write like it\n" in result.out
+    assert "  charwright generate runs/novel       generate text like it\n" in result.out
     assert "\\b" not in result.out
 
 
@@ -37,8 +40,8 @@ def test_every_option_has_a_help_text() -> None:
         command = cli.cli.get_command(None, name)  # type: ignore[arg-type]
         assert command is not None
         for parameter in command.params:
-            if parameter.param_type_name == "option" and name != "evaluate":
-                assert parameter.help, f"{name} {parameter.name}"  # type: ignore[attr-defined]
+            if isinstance(parameter, click.Option) and not parameter.hidden:
+                assert parameter.help, f"{name} {parameter.name}"
 
 
 def test_no_command_shows_the_help(charwright: Terminal) -> None:
@@ -54,8 +57,8 @@ def test_version(charwright: Terminal) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["generate", "RUN", "--length", "5"]])
-def test_what_is_quick_never_imports_torch(trained: Path, arguments: list[str]) -> None:
-    """An import of PyTorch would fail here."""
+def test_quick_commands_do_not_import_torch(trained: Path, arguments: list[str]) -> None:
+    """An import of PyTorch fails here."""
     words = [str(trained) if word == "RUN" else word for word in arguments]
     result = process(*words, prelude="sys.modules['torch'] = None")
     assert (result.code, result.err) == (0, "")
@@ -63,7 +66,7 @@ def test_what_is_quick_never_imports_torch(trained: Path, arguments: list[str]) 
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["gen"], "No such command 'gen'"),
         (["generate"], "'RUN'"),
@@ -77,7 +80,7 @@ def test_what_is_quick_never_imports_torch(trained: Path, arguments: list[str]) 
         (["train", "TEXT", "--epochs", "0"], "--epochs must be at least 1"),
         (["train", "TEXT", "--epochs", "1", "--minutes", "1"], "one budget at a time"),
         (["train", "TEXT", "--cell", "transformer"], "'transformer'"),
-        (["train", "TEXT", "--tied", "--units", "5", "--embedding", "6"], "--tied needs"),
+        (["train", "TEXT", "--tied", "--units", "5", "--embedding-size", "6"], "--tied requires"),
         (["train", "TEXT", "--recipe", "tutoral"], "did you mean tutorial?"),
         (["train", "TEXT", "--device", "tpu9"], "--device"),
         (["train", "TEXT", "--core", "fast"], "--core"),
@@ -92,15 +95,17 @@ def test_what_is_quick_never_imports_torch(trained: Path, arguments: list[str]) 
         (["inspect", "TEXT", "--batch", "0"], "--batch must be at least 1"),
     ],
 )
-def test_wrong_usage_is_2(charwright: Terminal, trained: Path, corpus: Path, words: list[str], said: str) -> None:
+def test_usage_errors_exit_with_2(
+    charwright: Terminal, trained: Path, corpus: Path, words: list[str], message: str
+) -> None:
     places = {"RUN": str(trained), "TEXT": str(corpus)}
     result = charwright(*[places.get(word, word) for word in words])
     assert result.code == 2
-    assert said in result.line
+    assert message in result.line
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["train", "FOLDER/hamlet.tx"], "did you mean FOLDER/hamlet.txt"),
         (["train", "FOLDER/empty.txt"], "empty"),
@@ -124,8 +129,8 @@ def test_wrong_usage_is_2(charwright: Terminal, trained: Path, corpus: Path, wor
         (["info", "RUN", "--plot", "FOLDER/nowhere/x.png"], "x.png"),
     ],
 )
-def test_what_cannot_be_done_is_1(
-    charwright: Terminal, trained: Path, corpus: Path, words: list[str], said: str
+def test_other_errors_exit_with_1(
+    charwright: Terminal, trained: Path, corpus: Path, words: list[str], message: str
 ) -> None:
     folder = corpus.parent
     (folder / "empty.txt").write_bytes(b"")
@@ -136,7 +141,7 @@ def test_what_cannot_be_done_is_1(
     places = [word.replace("FOLDER", str(folder)).replace("RUN", str(trained)) for word in words]
     result = charwright(*places)
     assert result.code == 1
-    assert said.replace("FOLDER", str(folder)) in result.line
+    assert message.replace("FOLDER", str(folder)) in result.line
 
 
 @pytest.mark.parametrize("command", ["generate", "info"])
@@ -147,7 +152,7 @@ def test_a_damaged_run(charwright: Terminal, copy: Path, command: str) -> None:
     assert str(copy / "vocabulary.json") in result.line
 
 
-def test_a_run_with_weights_cut_off(charwright: Terminal, copy: Path) -> None:
+def test_a_run_with_truncated_weights(charwright: Terminal, copy: Path) -> None:
     path = copy / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     result = charwright("generate", copy)
@@ -163,7 +168,7 @@ def test_debug_shows_the_traceback(words: list[str]) -> None:
     assert "RunNotFoundError" in result.err
 
 
-def test_debug_ends_with_its_command(charwright: Terminal) -> None:
+def test_debug_applies_to_one_command_only(charwright: Terminal) -> None:
     from charwright.errors import RunNotFoundError
 
     with pytest.raises(RunNotFoundError):
@@ -171,13 +176,14 @@ def test_debug_ends_with_its_command(charwright: Terminal) -> None:
     assert charwright("generate", "nowhere").code == 1
 
 
-def test_a_training_that_diverges_is_3(corpus: Path, tmp_path: Path) -> None:
-    """Whatever the rate is brought down to: here no step ever gives a number."""
-    nothing = (
-        "import torch, charwright.training.loop as loop; "
-        "loop.fit.__kwdefaults__['train_step'] = lambda *_: torch.tensor(float('nan'))"
-    )
-    result = process("train", corpus, "--out", tmp_path / "wild", *SMALL, "--epochs", "9", prelude=nothing)
+def test_divergence_exits_with_3(
+    charwright: Terminal, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of every step is not finite, whatever the learning rate."""
+    from charwright.training.loop import fit
+
+    monkeypatch.setitem(fit.__kwdefaults__, "train_step", lambda *_: torch.tensor(math.nan))
+    result = charwright("train", corpus, "--out", tmp_path / "wild", *SMALL, "--epochs", "9")
     assert result.code == 3
     assert "--learning-rate" in result.err.splitlines()[-1]
     assert "Traceback" not in result.err
@@ -185,7 +191,7 @@ def test_a_training_that_diverges_is_3(corpus: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_a_full_disk_under_stdout(trained: Path) -> None:
+def test_a_full_disk_behind_stdout(trained: Path) -> None:
     command = [sys.executable, "-m", "charwright", "generate", str(trained), "--length", "9"]
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, check=False)

@@ -1,4 +1,4 @@
-"""`charwright import` and `charwright export`, as people use them."""
+"""`charwright import` and `charwright export` from the command line."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from charwright.config import ModelConfig
-from charwright.data.vocabulary import ByteVocabulary
+from charwright.data.byte_vocabulary import ByteVocabulary
 from charwright.run import Run
 from commands import Terminal
 from writers import LETTERS, weights_of
 
 pytest.importorskip("h5py")
 
-MODEL = ModelConfig(cell="lstm", layers=2, units=12, embedding=8)
+MODEL = ModelConfig(cell="lstm", layers=2, units=12, embedding_size=8)
 
 
 @pytest.fixture
@@ -31,14 +31,14 @@ class TestImport:
     def keras_file(self, shared: Path) -> Path:
         return shared / "fixtures" / "tutorial-small" / "ckpt_1.weights.h5"
 
-    def test_the_tutorials_model_goes_on_here(
+    def test_tutorial_model_is_imported_and_trained_further(
         self, charwright: Terminal, shared: Path, keras_file: Path, tmp_path: Path
     ) -> None:
         corpus, out = shared / "data" / "tinyshakespeare.txt", tmp_path / "run"
         result = charwright("import", keras_file, "--out", out, "--corpus", corpus)
         assert result.code == 0
         assert "GRU, one layer of 64 units, 25,218 parameters" in result.err
-        assert "the first 2,000 characters of tinyshakespeare: 2.5539 nats" in result.err
+        assert "loss on the first 2,000 characters of tinyshakespeare: 2.5539 nats" in result.err
         assert len(charwright("generate", out, "--prompt", "ROMEO:", "--length", "50").out) >= 50
         measured = json.loads(charwright("evaluate", out, corpus, "--json").out)
         assert 2.4 < measured["nats_per_char"] < 2.7
@@ -47,55 +47,53 @@ class TestImport:
         assert "was not trained here, so there is no training to resume" in resumed.line
         further = charwright("train", corpus, "--from", out, "--steps", "2", "--out", tmp_path / "more")
         assert further.code == 0
-        assert "65 characters known, none new" in further.err
+        assert "65 known characters" in further.err
 
-    def test_a_text_it_did_not_learn_from(self, charwright: Terminal, keras_file: Path, tmp_path: Path) -> None:
+    def test_wrong_corpus(self, charwright: Terminal, keras_file: Path, tmp_path: Path) -> None:
         other = tmp_path / "other.txt"
         other.write_text("".join(chr(0x410 + number % 65) for number in range(3000)), encoding="utf-8")
         result = charwright("import", keras_file, "--out", tmp_path / "run", "--corpus", other)
         assert result.code == 0
-        # One character more fits the rows too, without one for [UNK]; only what the model makes of it tells.
+        # One more character also matches the rows, without one for [UNK]; only the loss reveals the mistake.
         more = tmp_path / "more.txt"
         more.write_text(other.read_text(encoding="utf-8") + "z", encoding="utf-8")
         off = charwright("import", keras_file, "--out", tmp_path / "off", "--corpus", more)
-        assert "has 66 tokens and more has 66 characters" in off.line
+        assert "has 66 tokens but more has 66 characters" in off.line
         assert not (tmp_path / "off").exists()
         result = charwright("import", keras_file, "--out", tmp_path / "run", "--corpus", other, "--force")
-        assert "worse than guessing among 66 tokens (4.19): other may not be the text" in result.err
+        assert "worse than chance (4.19 for 66 tokens): other may not be the text" in result.err
 
-    def test_mistakes_are_one_line_and_leave_nothing(
-        self, charwright: Terminal, keras_file: Path, tmp_path: Path
-    ) -> None:
+    def test_errors_are_one_line_and_leave_no_run(self, charwright: Terminal, keras_file: Path, tmp_path: Path) -> None:
         out, short = tmp_path / "run", tmp_path / "short.txt"
         short.write_text("abc\n", encoding="utf-8")
         place = ["--out", out]
         (tmp_path / "cut.h5").write_bytes(keras_file.read_bytes()[:5000])
         (tmp_path / "tokens.json").write_text('["[UNK]", "a"]', encoding="utf-8")
         for words, complaint in (
-            ([keras_file, *place], "name the text that it learned from with --corpus NAME|FILE"),
-            ([keras_file, *place, "--corpus", short], "has 66 tokens and short has 4 characters"),
+            ([keras_file, *place], "name the training text with --corpus NAME|FILE"),
+            ([keras_file, *place, "--corpus", short], "has 66 tokens but short has 4 characters"),
             ([keras_file, *place, "--vocabulary", tmp_path / "tokens.json"], "tokens.json has 2 tokens"),
             ([keras_file, *place, "--vocabulary", tmp_path / "none.json"], "none.json is missing"),
             ([keras_file, *place, "--corpus", "shakespear"], "shakespear"),
-            ([keras_file, *place, "--vocabulary", short, "--corpus", short], "give one of them"),
+            ([keras_file, *place, "--vocabulary", short, "--corpus", short], "give only one of them"),
             ([tmp_path / "cut.h5", *place, "--corpus", short], "is damaged"),
-            ([tmp_path / "none.h5", *place, "--corpus", short], "there is no"),
-            ([tmp_path, *place, "--corpus", short], "is no SavedModel and has no checkpoint"),
-            ([short, *place, "--corpus", short], "is no model that can be imported"),
+            ([tmp_path / "none.h5", *place, "--corpus", short], "does not exist"),
+            ([tmp_path, *place, "--corpus", short], "is not a SavedModel and contains no checkpoint"),
+            ([short, *place, "--corpus", short], "is not a model that can be imported"),
         ):
             result = charwright("import", *words)
             assert result.code in {1, 2}
             assert complaint in result.line
             assert not out.exists()
 
-    def test_an_older_run_stays(self, charwright: Terminal, keras_file: Path, run: Run) -> None:
+    def test_existing_run_is_kept(self, charwright: Terminal, keras_file: Path, run: Run) -> None:
         before = (run.folder / "model.safetensors").read_bytes()
         result = charwright("import", keras_file, "--out", run.folder, "--corpus", "shakespeare")
-        assert "holds a run already" in result.line
+        assert "already holds a run" in result.line
         assert (run.folder / "model.safetensors").read_bytes() == before
 
     @pytest.mark.parametrize(("package", "extra"), [("h5py", "keras"), ("tensorflow", "tensorflow")])
-    def test_a_missing_extra(
+    def test_missing_extra(
         self,
         charwright: Terminal,
         shared: Path,
@@ -114,7 +112,7 @@ class TestImport:
 
 class TestExport:
     @pytest.mark.parametrize(("to", "name"), [("onnx", "run-onnx"), ("keras", "run.weights.h5"), ("numpy", "run.npz")])
-    def test_a_run_becomes_a_file(
+    def test_export_writes_one_file(
         self, charwright: Terminal, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str, name: str
     ) -> None:
         monkeypatch.chdir(tmp_path)
@@ -123,11 +121,11 @@ class TestExport:
         assert result.err.startswith(f"wrote {name} (")
         assert (tmp_path / name).exists()
         again = charwright("export", run.folder, "--to", to)
-        assert f"{name} exists; choose another place with --out, or replace it with --force" in again.line
+        assert f"{name} exists; choose another path with --out, or replace it with --force" in again.line
         assert charwright("export", run.folder, "--to", to, "--force").code == 0
         assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["run", name])
 
-    def test_the_way_there_and_back_changes_no_weight(self, charwright: Terminal, run: Run, tmp_path: Path) -> None:
+    def test_keras_round_trip_changes_no_weight(self, charwright: Terminal, run: Run, tmp_path: Path) -> None:
         file, back = tmp_path / "model.weights.h5", tmp_path / "back"
         assert charwright("export", run.folder, "--to", "keras", "--out", file).code == 0
         words = ["import", file, "--out", back, "--vocabulary", run.folder / "vocabulary.json"]
@@ -137,7 +135,7 @@ class TestExport:
         assert again.model == run.model
         assert all(np.array_equal(again.weights()[name], array) for name, array in run.weights().items())
 
-    def test_plain_arrays(self, charwright: Terminal, run: Run, tmp_path: Path) -> None:
+    def test_numpy_arrays(self, charwright: Terminal, run: Run, tmp_path: Path) -> None:
         assert charwright("export", run.folder, "--to", "numpy", "--out", tmp_path / "x.npz").code == 0
         with np.load(tmp_path / "x.npz") as file:
             assert set(file) == {*run.weights(), "characters", "card"}
@@ -145,7 +143,7 @@ class TestExport:
             assert "".join(map(chr, file["characters"])) == run.vocabulary.characters
             assert json.loads(str(file["card"]))["model"]["cell"] == "lstm"
 
-    def test_bytes_are_exported_too(self, charwright: Terminal, tmp_path: Path) -> None:
+    def test_byte_level_round_trip(self, charwright: Terminal, tmp_path: Path) -> None:
         vocabulary = ByteVocabulary()
         run = Run.save(tmp_path / "run", MODEL, weights_of(MODEL, len(vocabulary)), vocabulary)
         file, back = tmp_path / "x.weights.h5", tmp_path / "back"
@@ -154,19 +152,17 @@ class TestExport:
         assert charwright(*words).code == 0
         assert Run.open(back).vocabulary == vocabulary
 
-    def test_mistakes_are_one_line_and_leave_all_as_it_was(
-        self, charwright: Terminal, run: Run, tmp_path: Path
-    ) -> None:
+    def test_errors_are_one_line_and_change_nothing(self, charwright: Terminal, run: Run, tmp_path: Path) -> None:
         (tmp_path / "kept").mkdir()
         (tmp_path / "kept" / "letter.txt").write_text("dear", encoding="utf-8")
         for words, complaint in (
             ([tmp_path / "none", "--to", "numpy"], "there is no run"),
             ([run.folder, "--to", "pdf"], "'pdf' is not one of"),
             ([run.folder], "Missing option '--to'"),
-            ([run.folder, "--to", "numpy", "--temperature", "2"], "--temperature is for --to saved-model"),
-            ([run.folder, "--to", "numpy", "--out", tmp_path / "no" / "x.npz"], "there is no folder"),
-            ([run.folder, "--to", "onnx", "--out", tmp_path / "kept", "--force"], "other things in it"),
-            ([run.folder, "--to", "onnx", "--out", run.folder, "--force"], "other things in it"),
+            ([run.folder, "--to", "numpy", "--temperature", "2"], "--temperature requires --to saved-model"),
+            ([run.folder, "--to", "numpy", "--out", tmp_path / "no" / "x.npz"], "does not exist"),
+            ([run.folder, "--to", "onnx", "--out", tmp_path / "kept", "--force"], "contains other files"),
+            ([run.folder, "--to", "onnx", "--out", run.folder, "--force"], "contains other files"),
         ):
             result = charwright("export", *words)
             assert result.code in {1, 2}
@@ -174,22 +170,22 @@ class TestExport:
         assert (tmp_path / "kept" / "letter.txt").read_text(encoding="utf-8") == "dear"
         assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "run"]
 
-    def test_what_is_no_place_for_it_stays_as_it_is(self, charwright: Terminal, run: Run, tmp_path: Path) -> None:
+    def test_invalid_destinations_are_kept(self, charwright: Terminal, run: Run, tmp_path: Path) -> None:
         (tmp_path / "note.txt").write_text("dear", encoding="utf-8")
         (tmp_path / "empty").mkdir()
         os.mkfifo(tmp_path / "pipe")
         for to, place, complaint in (
-            ("onnx", tmp_path / "note.txt", "is no folder"),
-            ("html", tmp_path / "empty", "is no file"),
-            ("html", tmp_path / "pipe", "is no file"),
-            ("html", "/dev/null", "is no file"),
-            ("html", "-", "not to standard output"),
+            ("onnx", tmp_path / "note.txt", "is not a folder"),
+            ("html", tmp_path / "empty", "is not a file"),
+            ("html", tmp_path / "pipe", "is not a file"),
+            ("html", "/dev/null", "is not a file"),
+            ("html", "-", "cannot be written to standard output"),
         ):
             for force in ([], ["--force"]):
                 result = charwright("export", run.folder, "--to", to, "--out", place, *force)
                 assert complaint in result.line
         result = charwright("export", run.folder, "--to", "saved-model", "--temperature", "nan")
-        assert "must be a number" in result.line
+        assert "must be finite" in result.line
         assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "note.txt", "pipe", "run"]
         assert (tmp_path / "note.txt").read_text(encoding="utf-8") == "dear"
 
@@ -202,7 +198,7 @@ class TestExport:
             ("saved-model", "tensorflow", "tensorflow"),
         ],
     )
-    def test_a_missing_extra(
+    def test_missing_extra(
         self,
         charwright: Terminal,
         run: Run,

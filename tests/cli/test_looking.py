@@ -1,4 +1,4 @@
-"""`charwright evaluate`, `info` and `inspect`: what people see, what programs read."""
+"""`charwright evaluate`, `info` and `inspect`: their output for people and as JSON."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def test_info_json(charwright: Terminal, trained: Path) -> None:
     assert values["corpus"]["sha256"] == hashlib.sha256(TEXT.encode()).hexdigest()
 
 
-def test_info_of_a_run_that_has_hardly_begun(charwright: Terminal, copy: Path) -> None:
+def test_info_of_a_run_without_an_epoch(charwright: Terminal, copy: Path) -> None:
     (copy / "log.jsonl").write_bytes(b'{"event": "start", "st\xff')
     shutil.rmtree(copy / "checkpoints")
-    assert "Nothing is measured yet" in charwright("info", copy).out
-    assert "no finished epoch" in charwright("info", copy, "--plot", copy / "x.png").line
+    assert "No epochs yet" in charwright("info", copy).out
+    assert "no epoch to plot yet" in charwright("info", copy, "--plot", copy / "x.png").line
 
 
 def test_info_of_a_folder_whose_name_looks_like_markup(charwright: Terminal, copy: Path) -> None:
@@ -65,11 +65,11 @@ def test_info_of_a_folder_whose_name_looks_like_markup(charwright: Terminal, cop
 def test_plot(charwright: Terminal, copy: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     odd = copy.rename(copy.parent / "a$b_$^")
-    for name, drawn in (("x.png", "x.png"), ("y", "y.png")):
+    for name, file in (("x.png", "x.png"), ("y", "y.png")):
         result = charwright("info", odd, "--plot", tmp_path / name)
         assert result.code == 0
-        assert f"drew {tmp_path / drawn}" in result.err
-        assert (tmp_path / drawn).read_bytes().startswith(b"\x89PNG")
+        assert f"wrote {tmp_path / file}" in result.err
+        assert (tmp_path / file).read_bytes().startswith(b"\x89PNG")
     assert charwright("info", odd, "--plot", tmp_path / "x.docx").code == 1
 
 
@@ -92,11 +92,11 @@ def test_inspect_a_chinese_text(charwright: Terminal, tmp_path: Path) -> None:
         "道 120",
         "input   '道可道，",
         "target  '可道，非",
-        "should expect",
+        "  step 0: input ",
         "(16, 4)",
         "(16, 4, 9)",
         "ln V = 2.1972",
-        "it writes '",
+        "sample '",
     ):
         assert shown in result.out
     loss = float(re.search(r"loss ([\d.]+) nats", result.out).group(1))  # type: ignore[union-attr]
@@ -105,7 +105,7 @@ def test_inspect_a_chinese_text(charwright: Terminal, tmp_path: Path) -> None:
 
 def test_inspect_bytes_and_a_text_shorter_than_a_batch(charwright: Terminal, tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("道可道", encoding="utf-8")
-    result = charwright("inspect", tmp_path / "x.txt", "--unit", "byte", "--units", "8")
+    result = charwright("inspect", tmp_path / "x.txt", "--level", "byte", "--units", "8")
     assert result.code == 0
     assert "the 256 bytes of UTF-8" in result.out
     assert "instead of 64 x 100" in result.out

@@ -1,4 +1,4 @@
-"""`charwright tune`: a search at the terminal, its folder, its stops and its refusals."""
+"""`charwright tune`: a search from the command line, its folder, stops and refusals."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ import pytest
 
 pytest.importorskip("optuna")
 
+from charwright.planning.recipe_file import read_recipe
+from charwright.planning.recipes import DEFAULT
 from charwright.run import Run
-from charwright.training import search as search_module
-from charwright.training import trial as trial_module
-from charwright.training.recipe_file import read_recipe
-from charwright.training.recipes import DEFAULT
-from charwright.training.trial import Outcome
+from charwright.tuning import space as space_module
+from charwright.tuning import trial as trial_module
+from charwright.tuning.trial import Outcome
 from commands import TEXT, Terminal, process
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with a text, to type relative names in."""
+    """A working directory with a text."""
     (tmp_path / "hamlet.txt").write_text(TEXT, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -36,22 +36,22 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> list[Outcome]:
-    """Trials that take no time: each has the next of these outcomes, and then one of 2 nats."""
+    """Trials that take no time: each has the next of these outcomes, later ones a loss of 2 nats."""
     outcomes: list[Outcome] = []
 
     def run_trial(*_: Any, **__: Any) -> Outcome:
         return outcomes.pop(0) if outcomes else Outcome("complete", 2.0, 1.0, seconds=1.0)
 
     monkeypatch.setattr(trial_module, "run_trial", run_trial)
-    monkeypatch.setattr(search_module, "starting_recipe", lambda _, options: DEFAULT.with_options(options))
+    monkeypatch.setattr(space_module, "starting_recipe", lambda _, options: DEFAULT.with_options(options))
     return outcomes
 
 
 def test_a_search_from_the_text_to_a_trained_run(
     charwright: Terminal, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = DEFAULT.with_options({"units": 16, "embedding": 8, "batch": 4, "seq_length": 16, "minutes": 0.01})
-    monkeypatch.setattr(search_module, "starting_recipe", lambda _, options: small.with_options(options))
+    small = DEFAULT.with_options({"units": 16, "embedding_size": 8, "batch": 4, "seq_length": 16, "minutes": 0.01})
+    monkeypatch.setattr(space_module, "starting_recipe", lambda _, options: small.with_options(options))
     result = charwright(
         "tune", "hamlet.txt", "--trials", "1", "--minutes-per-trial", "0.01", "--min-count", "2", "--threads", "1"
     )
@@ -66,7 +66,7 @@ def test_a_search_from_the_text_to_a_trained_run(
     [line] = [line for line in result.err.splitlines() if line.startswith("train with: ")]
     words = shlex.split(line.removeprefix("train with: "))
     assert words[:3] == ["charwright", "train", "hamlet.txt"]
-    assert charwright(*words[1:], "--steps", "2").code == 2  # Two budgets are one too many.
+    assert charwright(*words[1:], "--steps", "2").code == 2  # There can be only one budget.
     del words[words.index("--minutes") :]
     assert charwright(*words[1:], "--steps", "2").code == 0
     config = Run.open(here / "runs" / "hamlet").config
@@ -88,16 +88,16 @@ def test_the_table_has_the_best_ten(charwright: Terminal, here: Path, quick: lis
     assert len(rows) == 10
     assert rows[0][:2] == ["11", "1.9000"]
     assert [row[1] for row in rows] == sorted(row[1] for row in rows)
-    assert "given up at 50%" in result.err
+    assert "pruned at 50%: others were better there" in result.err
     assert "failed: it diverged" in result.err
-    assert "the best of 14 trials: 1.9000 nats/char; the usual recipe (trial 0): 3.0000" in result.err
+    assert "the best of 14 trials: 1.9000 nats/char; the planned recipe (trial 0): 3.0000" in result.err
 
 
-def test_the_same_command_goes_on(charwright: Terminal, here: Path, quick: list[Outcome]) -> None:
+def test_the_same_command_continues(charwright: Terminal, here: Path, quick: list[Outcome]) -> None:
     words = ["tune", "hamlet.txt", "--trials"]
     assert charwright(*words, "2").code == 0
     more = charwright(*words, "3")
-    assert "2 of them made before" in more.err
+    assert "2 already run" in more.err
     assert more.err.count("\ntrial ") == 1
     spent = charwright(*words, "3")
     assert spent.code == 0
@@ -105,7 +105,9 @@ def test_the_same_command_goes_on(charwright: Terminal, here: Path, quick: list[
     assert len(spent.out.splitlines()) == 4
 
 
-def test_the_last_line_has_what_no_recipe_holds(charwright: Terminal, here: Path, quick: list[Outcome]) -> None:
+def test_the_last_line_has_the_options_that_no_recipe_has(
+    charwright: Terminal, here: Path, quick: list[Outcome]
+) -> None:
     (here / "a text.txt").write_text(TEXT, encoding="utf-16")
     result = charwright(
         *("tune", "a text.txt", "--validation", "a text.txt", "--encoding", "utf-16"),
@@ -124,7 +126,7 @@ def test_hours_are_a_limit(charwright: Terminal, here: Path, quick: list[Outcome
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--trials", "1"], "name a text"),
         (["hamlet.txt"], "--hours or --trials"),
@@ -134,31 +136,31 @@ def test_hours_are_a_limit(charwright: Terminal, here: Path, quick: list[Outcome
         (["hamlet.txt", "--hours", "inf"], "--hours must be a number above 0"),
         (["hamlet.txt", "--hours", "1", "--minutes-per-trial", "0"], "--minutes-per-trial must be a number above 0"),
         (["hamlet.txt", "--trials", "1", "--minutes-per-trial", "1e9"], "--minutes-per-trial must be at most"),
-        (["hamlet.txt", "--hours", "0.01"], "no time for a trial of 2 minutes"),
+        (["hamlet.txt", "--hours", "0.01"], "is too short for a trial of 2 minutes"),
         (["hamlet.txt", "--trials", "0"], "--trials"),
-        (["hamlet.txt", "--trials", "1", "--val-fraction", "0"], "a text to measure on"),
+        (["hamlet.txt", "--trials", "1", "--val-fraction", "0"], "a search needs validation text"),
         (["hamlet.txt", "--trials", "1", "--val-fraction", "2"], "--val-fraction must be at most 0.5"),
         (["hamlet.txt", "--trials", "1", "--device", "tpu9"], "--device"),
         (["hamlet.txt", "--trials", "1", "--core", "fast"], "core"),
         (["none.txt", "--trials", "1"], "none.txt"),
-        (["short.txt", "--trials", "1"], "a text to measure on"),
+        (["short.txt", "--trials", "1"], "a search needs validation text"),
         (["empty.txt", "--trials", "1"], "empty"),
         (["hamlet.txt", "--trials", "1", "--out", "."], "is not a search"),
         (["hamlet.txt", "--trials", "1", "--out", "hamlet.txt"], "is not a search"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(
-    charwright: Terminal, here: Path, words: list[str], said: str
+    charwright: Terminal, here: Path, words: list[str], message: str
 ) -> None:
     (here / "short.txt").write_text("abc", encoding="utf-8")
     (here / "empty.txt").touch()
     result = charwright("tune", *words)
     assert result.code in (1, 2)
-    assert said in result.line
+    assert message in result.line
     assert sorted(path.name for path in here.iterdir()) == ["empty.txt", "hamlet.txt", "short.txt"]
 
 
-def test_another_text_in_the_same_folder(charwright: Terminal, here: Path, quick: list[Outcome]) -> None:
+def test_another_text_or_protocol_in_the_same_folder(charwright: Terminal, here: Path, quick: list[Outcome]) -> None:
     assert charwright("tune", "hamlet.txt", "--trials", "1").code == 0
     before = (here / "tune" / "hamlet" / "results.json").read_bytes()
     refused = charwright("tune", "hamlet.txt", "--trials", "2", "--val-split", "tail")
@@ -168,26 +170,28 @@ def test_another_text_in_the_same_folder(charwright: Terminal, here: Path, quick
     assert (refused.code, "another text" in refused.line) == (2, True)
     assert (here / "tune" / "hamlet" / "results.json").read_bytes() == before
     (here / "hamlet.txt").write_text(TEXT, encoding="utf-8")
-    assert "1 of them made before" in charwright("tune", "hamlet.txt", "--trials", "2").err
+    assert "1 already run" in charwright("tune", "hamlet.txt", "--trials", "2").err
 
 
-def test_when_every_trial_fails(charwright: Terminal, here: Path, quick: list[Outcome]) -> None:
+def test_a_search_in_which_every_trial_fails(charwright: Terminal, here: Path, quick: list[Outcome]) -> None:
     quick += [Outcome("failed", why="it diverged")] * 2
     result = charwright("tune", "hamlet.txt", "--trials", "2")
     assert result.code == 1
     assert result.out == ""
-    assert "none of 2 trials came to its end; the last one failed: it diverged" in result.err
+    assert "none of 2 trials completed; the last one failed: it diverged" in result.err
 
 
-def test_without_the_package(here: Path) -> None:
+def test_without_optuna(here: Path) -> None:
     result = process("tune", "hamlet.txt", "--trials", "1", prelude="sys.modules['optuna'] = None")
     assert result.code == 1
     assert "pip install 'charwright[tune]'" in result.line
     assert not (here / "tune").exists()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows sends no such signals")
-def test_ctrl_c_stops_and_the_same_command_goes_on(charwright: Terminal, here: Path, quick: list[Outcome]) -> None:
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+def test_ctrl_c_stops_a_search_and_the_same_command_continues(
+    charwright: Terminal, here: Path, quick: list[Outcome]
+) -> None:
     words = ["tune", "hamlet.txt", "--threads", "1", "--trials", "2", "--minutes-per-trial", "5"]
     command = [sys.executable, "-m", "charwright", *words]
     with subprocess.Popen(
@@ -196,12 +200,12 @@ def test_ctrl_c_stops_and_the_same_command_goes_on(charwright: Terminal, here: P
         assert tuning.stderr is not None
         assert b"searching in" in tuning.stderr.readline()
         second = charwright(*words)
-        assert (second.code, "another process searches" in second.line) == (1, True)
+        assert (second.code, "another process is searching" in second.line) == (1, True)
         tuning.send_signal(signal.SIGINT)
         out, err = tuning.communicate(timeout=60)
     assert tuning.returncode == 130, err.decode()
     assert out == b""
-    assert b"the same command goes on" in err.splitlines()[-1]
+    assert b"run the same command to continue" in err.splitlines()[-1]
     assert json.loads((here / "tune" / "hamlet" / "results.json").read_text(encoding="utf-8"))["trials"] == []
     assert charwright(*words).code == 0
     trials = json.loads((here / "tune" / "hamlet" / "results.json").read_text(encoding="utf-8"))["trials"]

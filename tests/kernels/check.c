@@ -1,9 +1,9 @@
-/* The kernels against plain equations, for every variant that this machine runs: training's in double precision, values
- * and gradients; writing's in double precision or, with 8-bit weights, in whole numbers to the bit. A program of its own,
- * so that sanitizers and emulators of other processors can run it without Python. run.sh compiles it without contracted
- * multiply-adds, since a draw has to be right to the last bit.
+/* Test the kernels against plain equations, for every variant that runs on this machine. Training: values and gradients
+ * in double precision. Generation: double precision or, with 8-bit weights, exact integers. A separate program, so that
+ * sanitizers and emulators of other processors can run it without Python. run.sh compiles it without contraction into
+ * fused multiply-adds, since sampling must be exact to the last bit.
  *
- * Prints lines for each variant and exits with 1 when anything is further away than its arithmetic allows.
+ * Prints lines for each variant, and exits with 1 if any difference exceeds the precision of the arithmetic.
  */
 #include <math.h>
 #include <stdio.h>
@@ -145,7 +145,7 @@ static void reference_backward(const example *e, const int64_t *ids, const float
     free(through);
 }
 
-/* --- One example, both ways --- */
+/* --- One example, forward and backward --- */
 
 static double worst;
 static void far_apart(const char *what, const example *e, const char *variant, const void *found, int bf16,
@@ -215,7 +215,7 @@ static void check(int variant, example e) {
     if (e.by_table) far_apart("d table", &e, name, d_table, 0, ref.d_table, tokens * width);
     far_apart("d bias", &e, name, d_bias, 0, ref.d_bias, width);
 
-    /* The gradient of the weights, made of what the kernels left: a GRU's slots begin with gate n. */
+    /* The gradient of the weights, from the kernels' output: a GRU's slots start with gate n. */
     float *d_u = room(width * H, sizeof *d_u);
     void *scratch = room(cw_outer_bytes(e.bf16, (int)rows, (int)width, H), 1);
     cw_outer(variant, e.bf16, e.threads, (int)rows, (int)width, H, e.cell == CW_GRU ? 2 * H : 0, layer.gates,
@@ -228,7 +228,7 @@ static void check(int variant, example e) {
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
 }
 
-/* Products of odd shapes, deeper than one slice; and the loss of vocabularies that fit no vector. */
+/* Products of odd shapes, deeper than one slice; and the loss of vocabularies that are not a multiple of a vector. */
 static void check_outer(int variant, int bf16, int threads, int n, int m, int columns) {
     const example e = {.bf16 = bf16, .threads = threads, .steps = n, .batch = m, .units = columns};
     const size_t size = bf16 ? 2 : 4, a_row = m + 3;
@@ -277,7 +277,7 @@ static void check_loss(int variant, int bf16, int threads, int rows, int vocabul
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
 }
 
-/* --- Draws --- */
+/* --- Sampling --- */
 
 static uint64_t high_half(uint64_t a, uint64_t b) {
     const uint64_t a0 = (uint32_t)a, a1 = a >> 32, b0 = (uint32_t)b, b1 = b >> 32;
@@ -311,7 +311,7 @@ static double defined_exponential(double x) {
     return ldexp(p, (int)k);
 }
 
-/* The id of rank `rank` among weights: the likeliest has 0, and among equals the smaller id comes first. */
+/* The id of rank `rank` in weights: the most likely has 0; of equals, the smaller id comes first. */
 static int ranked(const double *weights, int count, int rank) {
     for (int i = 0; i < count; i++) {
         int ahead = 0;
@@ -427,7 +427,7 @@ static int check_draws(void) {
         void *all[] = {logits, ids, masked, scratch};
         for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     }
-    /* Two ids whose border lies at the random number itself: the last bit of an exponential decides. */
+    /* Two ids whose boundary is the random number itself: the last bit of an exponential decides. */
     for (int round = 0; round < 2000; round++) {
         cw_sampler sampler = {.temperature = 1, .top_p = 1, .seed = (uint64_t)round, .stream = 5, .drawn = (uint64_t)round};
         const double u = philox(sampler.seed, 5, sampler.drawn), border = u < 0.5 ? log(u / (1 - u)) : log((1 - u) / u);
@@ -443,7 +443,7 @@ static int check_draws(void) {
     return done;
 }
 
-/* --- Writing --- */
+/* --- Generation --- */
 
 typedef struct {
     int storage, cell, layers, units, vocabulary, texts, threads;
@@ -451,7 +451,7 @@ typedef struct {
 
 enum { STEPS = 9 };
 
-/* A matrix (rows, k) in the clear: weights as the product takes them, whole numbers for 8-bit. */
+/* An unpacked matrix (rows, k): the weights in the product, integers for 8-bit. */
 typedef struct {
     int rows, k;
     double *weights, *bias;
@@ -472,8 +472,8 @@ static matrix some_matrix(const writing *w, int rows, int k, int goal_bits) {
     for (int i = 0; i < rows; i++) {
         m.bias[i] = w->storage == CW_Q8 ? rint(noise() * (1 << goal_bits)) : (float)noise();
         m.multipliers[i] = (int32_t)((1.5 + noise()) * ldexp(1, goal_bits + 20) / (127 * 127 * sqrt(k)));
-        if (goal_bits == 16) m.multipliers[i] /= 8; /* logits that are not too far from each other */
-        if (w->storage != CW_Q8 || (goal_bits == 16 && k < 100)) continue; /* what goes to the limits leaves no choice */
+        if (goal_bits == 16) m.multipliers[i] /= 8; /* keeps logits close to each other */
+        if (w->storage != CW_Q8 || (goal_bits == 16 && k < 100)) continue; /* saturated values would leave no choice */
         if (i % 13 == 5) m.multipliers[i] = INT32_MAX;
         if (i % 13 == 7) m.multipliers[i] = 1;
         if (i % 17 == 3) m.bias[i] = (i % 2 ? -1 : 1) * (double)(INT32_MAX / 2);
@@ -486,7 +486,7 @@ static void free_matrix(matrix m) {
     free(m.multipliers);
 }
 
-/* The same as the kernels read it, laid out as charwright_kernels.h says; nothing is larger than it has to be. */
+/* The same matrix in the kernels' layout (charwright_kernels.h), in memory of the exact size. */
 static cw_matrix packed_matrix(int variant, const writing *w, matrix m, int gates, int head) {
     int32_t layout[5];
     cw_layout(variant, w->storage, w->cell, layout);
@@ -539,7 +539,7 @@ static int64_t whole_tanh(int64_t v) { /* 12 fraction bits in, 15 out */
 }
 static int64_t whole_sigma(int64_t v) { return (32768 + whole_tanh(v)) / 2; }
 
-/* The products (rows) of a state: in double precision, or brought to their goal in whole numbers. */
+/* The products (rows) of a state: in double precision, or requantized integers. */
 static void product_of(const writing *w, matrix m, const double *state, double *products) {
     for (int row = 0; row < m.rows; row++) {
         double sum = 0;
@@ -629,7 +629,7 @@ static double distance(const double *found, const double *expected, size_t count
 
 static int prompt_length(int text) { return 1 + (text + 2) % 5; }
 
-/* Texts of their own prompts, options and states; the second call of two makes the same ones again. */
+/* Texts with their own prompts, options and states; a second call creates the same ones. */
 static cw_text *some_texts(const writing *w, size_t numbers, uint64_t seed, int all_logits) {
     cw_text *texts = room(w->texts, sizeof *texts);
     random_state = seed;
@@ -684,7 +684,7 @@ static void check_writing(int variant, writing w) {
                             .table = table, .recurrent = recurrent, .inputs = inputs, .head = &head,
                             .tanh_table = tanh_table};
 
-    /* A step at a time on one thread: each against the reference, and each draw too. */
+    /* One step at a time on one thread: compare each step and each sampled id with the reference. */
     const uint64_t seed = random_state;
     cw_text *texts = some_texts(&w, numbers, seed, 1);
     double *states = room(numbers * w.texts, 8), *logits = room((size_t)V * w.texts, 8), *found = room(numbers, 8);
@@ -703,7 +703,7 @@ static void check_writing(int variant, writing w) {
             writing_differs("state", &w, variant, i, distance(found, states + numbers * i, numbers), close);
             writing_differs("logits", &w, variant, i, distance(text->logits, logits + (size_t)V * i, V), close);
             writing_differs("position", &w, variant, i, text->at != step + 1, 0);
-            if (text->drawing && step + 1 >= prompt_length(i)) { /* all that came before has been read */
+            if (text->drawing && step + 1 >= prompt_length(i)) { /* all ids before have been read */
                 cw_sampler before = text->sampler;
                 before.drawn--;
                 const int expected = reference_draw(&before, text->logits, V, text->ids, text->at);
@@ -720,7 +720,7 @@ static void check_writing(int variant, writing w) {
         }
     }
 
-    /* The same at once on as many threads as were asked for: the same bits. */
+    /* All steps at once, on the requested number of threads: the same bits. */
     cw_text *again = some_texts(&w, numbers, seed, 0);
     if (cw_write(variant, &model, w.threads, again, w.texts, STEPS)) exit(2);
     for (int i = 0; i < w.texts; i++) {

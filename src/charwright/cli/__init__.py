@@ -1,6 +1,6 @@
-"""The command line: each command has a file here, which parses, makes one call and prints.
+"""The command line: one file per command, which parses the options, calls the package and prints the result.
 
-Generated text goes to stdout, everything else to stderr. Commands import what they need when they are called.
+Generated text goes to stdout, everything else to stderr. Commands import what they need when they run.
 """
 
 from __future__ import annotations
@@ -20,21 +20,20 @@ from charwright import __version__
 from charwright.errors import CharwrightError
 
 COMMANDS = ("train", "tune", "generate", "compose", "evaluate", "compare", "inspect", "info", "import", "export")
-ALIASES = {"chat": "compose"}
 FILES = {"import": "import_model"}
-"""The file and function of a command whose name is a word of Python."""
+"""The file and function of a command whose name is a Python keyword."""
 
-HELP = """Teach a small recurrent network to write like any text, one character at a time.
+HELP = """Train a small recurrent network to write like any text, one character at a time.
 
 \b
-  charwright train novel.txt           learn from a text
-  charwright generate runs/novel       write like it
+  charwright train novel.txt           train on a text
+  charwright generate runs/novel       generate text like it
 """
 
 
 @dataclass
 class _Settings:
-    """What holds for every command."""
+    """Settings of all commands."""
 
     debug: bool = False
 
@@ -52,24 +51,23 @@ def _debug_option(*, hidden: bool = False) -> click.Option:
         expose_value=False,
         callback=_set_debug,
         hidden=hidden,
-        help="Show the traceback of every error.",
+        help="Show the traceback of errors.",
     )
 
 
 class _Commands(click.Group):
-    """Loads a command's file when it is asked for."""
+    """Imports the file of a command when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
-        name = ALIASES.get(name, name)
         if name not in COMMANDS:
             return None
         file = FILES.get(name, name)
         command = getattr(importlib.import_module(f"charwright.cli.{file}"), file)
         assert isinstance(command, click.Command)
-        # People add it behind the command that failed.
+        # Users append it to the command that failed.
         if not any("--debug" in parameter.opts for parameter in command.params):
             command.params.append(_debug_option(hidden=True))
         return command
@@ -91,21 +89,21 @@ def cli(ctx: click.Context) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
-    # A character that the terminal's encoding lacks must not end the work.
+    # A character that the terminal cannot encode must not stop the command.
     with suppress(AttributeError):
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     sys.exit(run(arguments))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line: 0 done, 1 it failed, 2 wrong usage, 3 diverged, 130 and 143 stopped by a signal."""
+    """Run the command line; returns 0 (done), 1 (failed), 2 (usage), 3 (diverged), 130 or 143 (signal)."""
     settings = _Settings()
     try:
         result: Any = cli.main(args=arguments, prog_name="charwright", standalone_mode=False, obj=settings)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except SystemExit as error:
-        # How click says that the reader of a pipe has seen enough; nothing is wrong.
+        # How click reports a closed pipe, which is not an error.
         return error.code if isinstance(error.code, int) and error.code != 1 else 0
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
@@ -117,9 +115,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except CharwrightError as error:
         return _failed(settings, error, str(error), error.exit_code)
     except MemoryError as error:
-        return _failed(settings, error, f"there is not enough memory for this{f': {error}' if str(error) else ''}", 1)
+        return _failed(settings, error, f"not enough memory{f': {error}' if str(error) else ''}", 1)
     except OSError as error:
-        # A full disk, a folder that may not be read: the system's misfortunes are no mistakes of ours.
+        # A full disk or an unreadable folder is not a bug: no traceback.
         return _failed(settings, error, str(error), 1)
     finally:
         _flush_stdout()
@@ -135,14 +133,14 @@ def _failed(settings: _Settings, error: Exception, message: str, exit_code: int)
 
 
 def _usage_line(error: click.ClickException) -> str:
-    """What is wrong with the words of the command line, and where help is, in one line."""
+    """A usage error in one line, with a pointer to the help."""
     message = error.format_message().replace("\n", " ").rstrip(".")
     ctx = getattr(error, "ctx", None)
     return f"{message}; see {ctx.command_path} --help" if ctx is not None else message
 
 
 def _flush_stdout() -> None:
-    """Let the interpreter's last flush go nowhere when nobody can take it."""
+    """Flush stdout, or discard it if the pipe is closed."""
     try:
         sys.stdout.flush()
     except OSError:

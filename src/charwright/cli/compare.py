@@ -1,4 +1,4 @@
-"""`charwright compare`: several runs measured on one text, in a table."""
+"""`charwright compare`: several runs evaluated on one text, in a table."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from charwright.cli.evaluate import difference_shown, machine_options, measure_of
-from charwright.cli.options import SectionedCommand, config_options, field_names, given
-from charwright.config import CorpusConfig, flag
+from charwright.cli.evaluate import difference_shown, evaluator_of, machine_options
+from charwright.cli.options import SectionedCommand, config_options, given
+from charwright.config import CorpusConfig
 from charwright.errors import CorpusError, UsageError
+from charwright.schema import field_names, flag
 
 if TYPE_CHECKING:
-    from charwright.evaluate import Evaluation
+    from charwright.evaluation.evaluate import Evaluation
     from charwright.run import Run
 
 DASH = "-"
@@ -29,10 +30,10 @@ COLUMNS = ("  run", "nats", "bits", "difference", "in {}s", "parameters", "min",
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A run, its losses on the text, and what its training took.
+class Row:
+    """A run, its losses on the text, and its training time and speed.
 
-    `windows` is None where the text is too short for a window; `minutes` and `chars_per_s` where no log tells them.
+    `windows` is None if the text is too short for a window; `minutes` and `chars_per_s` if they are not logged.
     """
 
     run: Run
@@ -43,18 +44,18 @@ class Measured:
 
     @property
     def parameters(self) -> int:
-        """How many numbers the model has."""
+        """The number of weights."""
         return sum(map(math.prod, self.run.model.weight_shapes(len(self.run.vocabulary)).values()))
 
 
-@click.command(cls=SectionedCommand, short_help="Measure several runs on one text.")
+@click.command(cls=SectionedCommand, short_help="Compare several runs on one text.")
 @click.argument("words", nargs=-1, required=True, metavar="RUN... [CORPUS...]")
 @click.option(
     "--windows",
     type=click.IntRange(min=1),
     default=256,
     show_default=True,
-    help="Length of the windows that are measured from a zero state each.",
+    help="Length of the windows that start from a zero state.",
 )
 @machine_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
@@ -70,12 +71,12 @@ def compare(
     as_json: bool,
     **_: Any,
 ) -> None:
-    """Measure each RUN on the same CORPUS, and show them best first.
+    """Evaluate each RUN on the same CORPUS, and show the best first.
 
-    The words up to the last run are runs; those behind it are the corpus. Without one, runs that were trained on the
-    same text are measured on their validation text.
+    The arguments up to the last run are runs; the rest is the corpus. Without a corpus, runs that were trained on the
+    same text are evaluated on their validation text.
 
-    The difference to the best run has its standard error behind it: what is less than twice that may be chance.
+    Each difference to the best run is followed by its standard error; less than twice that is not significant.
     """
     from charwright.run import Run
 
@@ -84,7 +85,7 @@ def compare(
     reading = given(ctx, field_names(CorpusConfig))
     name, text = _given_text(corpus, reading) if corpus else _validation_text(runs, reading)
     rows = sorted(
-        (_measured(run, text, windows, device, precision) for run in runs), key=lambda row: row.carried.nats_per_char
+        (_row(run, text, windows, device, precision) for run in runs), key=lambda row: row.carried.nats_per_char
     )
     if as_json:
         click.echo(json.dumps(_facts(rows, windows), ensure_ascii=False))
@@ -96,18 +97,18 @@ def compare(
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The runs, and the corpus behind them. What stands first is a run, whether there is one or not.
+    """The runs, and the corpus after them. The first word is a run, whether it exists or not.
 
     Raises:
-        UsageError: when a run stands behind the corpus.
+        UsageError: when a run follows the corpus.
     """
     runs = list(takewhile(_is_run, words))
     corpus = list(words[len(runs) :])
-    if not runs:  # Opening it says what is wrong with it.
+    if not runs:  # Opening it reports what is wrong.
         return corpus[:1], corpus[1:]
     late = [word for word in corpus if _is_run(word)]
     if late:
-        raise UsageError(f"the runs come first and then the corpus, but the run {late[0]} stands behind {corpus[0]}")
+        raise UsageError(f"runs come before the corpus, but the run {late[0]} follows {corpus[0]}")
     return runs, corpus
 
 
@@ -116,7 +117,7 @@ def _is_run(word: str) -> bool:
 
 
 def _given_text(corpus: Sequence[str], reading: dict[str, Any]) -> tuple[str, str]:
-    """The words for a corpus, and its text."""
+    """The name of a corpus, and its text."""
     from charwright.cli.download import user_places
     from charwright.data.corpus import read_corpus
 
@@ -125,18 +126,18 @@ def _given_text(corpus: Sequence[str], reading: dict[str, Any]) -> tuple[str, st
 
 
 def _validation_text(runs: Sequence[Run], reading: dict[str, Any]) -> tuple[str, str]:
-    """The words for the validation text that all runs have in common, and the text.
+    """A name for the validation text that the runs share, and the text.
 
     Raises:
-        UsageError: when they have none in common, or options say how to read a corpus.
-        CorpusError: when no run's text can be found again.
+        UsageError: when they do not share one, or reading options are given.
+        CorpusError: when the text of no run can be found.
     """
     from charwright.cli.corpora import texts_again
 
     if reading:
-        raise UsageError(f"{flag(next(iter(reading)))} says how to read a CORPUS; name one after the runs")
+        raise UsageError(f"{flag(next(iter(reading)))} applies to a CORPUS; name one after the runs")
     if not all(run.config.sha256 for run in runs) or len(set(map(_origin, runs))) > 1:
-        raise UsageError("the runs do not have the same validation text; name a CORPUS after them")
+        raise UsageError("the runs do not share a validation text; name a CORPUS after them")
     complaint = ""
     for run in runs:
         try:
@@ -145,52 +146,52 @@ def _validation_text(runs: Sequence[Run], reading: dict[str, Any]) -> tuple[str,
             complaint = complaint or str(error).partition(";")[0]
             continue
         if not text:
-            raise UsageError("the runs kept no text for validation; name a CORPUS after them")
+            raise UsageError("the runs have no validation text; name a CORPUS after them")
         return "the validation text of the runs", text
     raise CorpusError(f"{complaint}; name a CORPUS after the runs")
 
 
 def _origin(run: Run) -> Any:
-    """What the validation text follows from."""
+    """What determines the validation text."""
     config = run.config
     validation = tuple(source.sha256 for source in config.validation)
     return (validation,) if validation else (config.sha256, config.recipe.split)
 
 
-def _measured(run: Run, text: str, windows: int, device: str, precision: str) -> Measured:
-    measure = measure_of(run, device, precision)
-    carried = measure(text, "carried")
+def _row(run: Run, text: str, windows: int, device: str, precision: str) -> Row:
+    evaluate = evaluator_of(run, device, precision)
+    carried = evaluate(text, "carried")
     try:
-        in_windows = measure(text, f"windows-{windows}")
+        in_windows = evaluate(text, f"windows-{windows}")
     except CorpusError:
         in_windows = None
-    return Measured(run, carried, in_windows, _minutes(run), _chars_per_s(run))
+    return Row(run, carried, in_windows, _minutes(run), _chars_per_s(run))
 
 
 def _minutes(run: Run) -> float | None:
-    """How long the run was trained, by the last event that tells it."""
+    """The training time of the run, from its log."""
     times = [event.get("time_s") for event in run.log() if event.get("event") in ("checkpoint", "end")]
     last = times[-1] if times else None
     return last / 60 if isinstance(last, int | float) else None
 
 
 def _chars_per_s(run: Run) -> float | None:
-    """How fast the run was trained: the mean over the time of its epochs."""
+    """The training speed of the run: the mean over its epochs."""
     pairs = [(epoch.get("chars_per_s"), epoch.get("elapsed_s")) for epoch in run.epochs()]
-    told = [(rate, time) for rate, time in pairs if isinstance(rate, int | float) and isinstance(time, int | float)]
-    time_s = sum(time for _, time in told)
-    return sum(rate * time for rate, time in told) / time_s if time_s > 0 else None
+    logged = [(rate, time) for rate, time in pairs if isinstance(rate, int | float) and isinstance(time, int | float)]
+    time_s = sum(time for _, time in logged)
+    return sum(rate * time for rate, time in logged) / time_s if time_s > 0 else None
 
 
-def _error(row: Measured, best: Measured) -> float | None:
-    """The standard error of a run's difference to the best, where there are blocks enough to tell."""
-    from charwright.evaluate import standard_error_of_difference
+def _error(row: Row, best: Row) -> float | None:
+    """The standard error of a run's difference to the best, if there are enough blocks."""
+    from charwright.evaluation.evaluate import standard_error_of_difference
 
     error = standard_error_of_difference(row.carried, best.carried)
     return error if math.isfinite(error) else None
 
 
-def _facts(rows: Sequence[Measured], windows: int) -> dict[str, Any]:
+def _facts(rows: Sequence[Row], windows: int) -> dict[str, Any]:
     best = rows[0]
     return {
         "chars": best.carried.chars,
@@ -213,37 +214,37 @@ def _facts(rows: Sequence[Measured], windows: int) -> dict[str, Any]:
     }
 
 
-def _print_table(rows: Sequence[Measured], windows: int) -> None:
-    """Columns that fit a usual terminal; a long name is folded there, and nothing is cut in a pipe."""
+def _print_table(rows: Sequence[Row], windows: int) -> None:
+    """Columns that fit 80 characters; a long name is folded on a terminal, and nothing is cut in a pipe."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in COLUMNS:
-        of_names = column == COLUMNS[0]
+        is_name = column == COLUMNS[0]
         table.add_column(
             column.format(windows),
-            justify="left" if of_names else "right",
-            no_wrap=not of_names,
+            justify="left" if is_name else "right",
+            no_wrap=not is_name,
             overflow="fold",
         )
     for row, name in zip(rows, _names(rows), strict=True):
-        # A folder's name is no markup, whatever brackets it has.
+        # A folder name may contain brackets, which are not markup.
         table.add_row(*(Text(cell) for cell in _cells(row, rows[0], name)), style="bold" if row is rows[0] else "")
-    # A terminal that is too narrow for the figures breaks the lines: better than figures with their ends cut off.
+    # A narrow terminal wraps the lines, which is better than truncated figures.
     width = max(NARROWEST, Console().width) if sys.stdout.isatty() else 10_000
     Console(highlight=False, width=width).print(table)
 
 
-def _names(rows: Sequence[Measured]) -> list[str]:
-    """The folders' own names where they differ, and else their paths."""
+def _names(rows: Sequence[Row]) -> list[str]:
+    """The names of the folders, or their paths if the names are not unique."""
     names = [row.run.folder.resolve().name for row in rows]
     counts = Counter(names)
     return [name if counts[name] == 1 else str(row.run.folder) for name, row in zip(names, rows, strict=True)]
 
 
-def _cells(row: Measured, best: Measured, name: str) -> tuple[str, ...]:
+def _cells(row: Row, best: Row, name: str) -> tuple[str, ...]:
     difference = row.carried.nats_per_char - best.carried.nats_per_char
     return (
         f"{'*' if row is best else ' '} {name}",
@@ -257,8 +258,8 @@ def _cells(row: Measured, best: Measured, name: str) -> tuple[str, ...]:
     )
 
 
-def _notes(rows: Sequence[Measured], name: str, text: str, windows: int) -> Iterator[str]:
-    """What the figures are of, and what stands behind them."""
+def _notes(rows: Sequence[Row], name: str, text: str, windows: int) -> Iterator[str]:
+    """What the figures mean."""
     from charwright.data.corpus import sha256_of
 
     chars = rows[0].carried.chars
@@ -267,8 +268,8 @@ def _notes(rows: Sequence[Measured], name: str, text: str, windows: int) -> Iter
     for row, shown in zip(rows, _names(rows), strict=True):
         if row.carried.unknown_chars:
             yield (
-                f"{row.carried.unknown_chars:,} of the characters are unknown to {shown}; "
-                "each costs what it takes to name it."
+                f"{row.carried.unknown_chars:,} of the characters are not in the vocabulary of {shown}; "
+                "each costs what it takes to identify it."
             )
         if row.run.config.sha256 == sha256:
-            yield f"{shown} was trained on this text: the figure says nothing about new ones."
+            yield f"{shown} was trained on this text: its figure says nothing about new text."

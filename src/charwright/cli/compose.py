@@ -1,4 +1,4 @@
-"""`charwright compose`: writing together with a run, in the terminal."""
+"""`charwright compose`: write a text together with a model, in the terminal."""
 
 from __future__ import annotations
 
@@ -6,71 +6,84 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from charwright.cli.options import SectionedCommand, config_options, field_names, fresh_seed, given
+from charwright.cli.options import SectionedCommand, config_options, fresh_seed, given
 from charwright.config import GenerationConfig
-from charwright.errors import UsageError
+from charwright.errors import MissingExtraError, UsageError
+from charwright.schema import field_names
+
+if TYPE_CHECKING:
+    from charwright.compose.text_file import TextFile
 
 SEEDS = 10_000
-"""A seed below this is short enough to be shown in a corner and typed again."""
+"""Random seeds are below this: short enough for the status line, and to type again."""
 
 
-@click.command(cls=SectionedCommand, short_help="Write together with a run, in the terminal.")
+@click.command(cls=SectionedCommand, short_help="Write a text together with a model, in the terminal.")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--prompt", default="", help="What the text begins with.")
+@click.option("--prompt", default="", help="The beginning of the text.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Where the text is saved; if the file is there already, you go on with its text.",
+    help="The file to save to; if it exists, you continue its text.",
 )
-@config_options(GenerationConfig(), "Writing", only=["temperature", "seed"])
+@config_options(GenerationConfig(), "Sampling", only=["temperature", "seed"])
 @click.pass_context
 def compose(ctx: click.Context, /, run: Path, prompt: str, out: Path | None, **_: Any) -> int:
-    """Write a text together with RUN, in the terminal.
+    """Write a text together with the model of RUN, in the terminal.
 
-    You type, and behind the cursor stands what the model would write next: Tab takes it, Ctrl-N asks for another, and
-    Ctrl-G lets the model go on by itself. F1 shows all keys. The text is printed when you leave.
+    As you type, the model suggests a continuation after the cursor: Tab accepts it, Ctrl-N shows the next one, and
+    Ctrl-G generates text until you press a key. F1 shows all keys. The text is printed when you quit.
     """
+    _require_prompt_toolkit()
     _require_terminal(run)
-    from charwright.cli.editor import Editor
-    from charwright.cli.manuscript import Manuscript, TextFile
+    from charwright.compose.editor import Editor
+    from charwright.compose.manuscript import Manuscript
+    from charwright.compose.text_file import TextFile
     from charwright.generation.generator import Generator
     from charwright.run import Run
 
     options = given(ctx, field_names(GenerationConfig))
     config = GenerationConfig(**{"seed": fresh_seed(SEEDS)} | options)
     file = TextFile(out)
-    text = _beginning(file, prompt)
+    text = _initial_text(file, prompt)
     opened = Run.open(run)
-    writer = Generator(opened.model, opened.weights(), opened.vocabulary)
+    generator = Generator(opened.model, opened.weights(), opened.vocabulary)
     manuscript = Manuscript(text, temperature=config.temperature, seed=config.seed or 0)
     try:
-        return Editor(writer, manuscript, file).run()
+        return Editor(generator, manuscript, file).run()
     finally:
-        # Whatever happened: nothing that was written may be lost.
-        with suppress(OSError):  # The terminal may be gone.
+        # Print the text after an error too, so that nothing is lost.
+        with suppress(OSError):  # The terminal may be closed.
             _print(manuscript.text)
-            if manuscript.text and file.path is not None and file.holds(manuscript.text):
+            if manuscript.text and file.path is not None and file.is_saved(manuscript.text):
                 click.echo(f"saved to {file.path}", err=True)
+
+
+def _require_prompt_toolkit() -> None:
+    try:
+        import prompt_toolkit  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("charwright compose", "compose") from error
 
 
 def _require_terminal(run: Path) -> None:
     streams = (sys.stdin, sys.stdout)
     if not all(stream is not None and stream.isatty() for stream in streams):
-        raise UsageError(f"compose needs a terminal; charwright generate {run} --prompt TEXT writes without one")
+        raise UsageError(f"compose needs a terminal; without one, use: charwright generate {run} --prompt TEXT")
     if os.environ.get("TERM") in ("dumb", "unknown"):
-        raise UsageError(f"this terminal has no cursor to move; charwright generate {run} --prompt TEXT needs none")
+        raise UsageError(f"this terminal has no cursor control; use: charwright generate {run} --prompt TEXT")
 
 
-def _beginning(file: Any, prompt: str) -> str:
-    """What the text begins with: the file's text, or the prompt."""
-    text: str | None = file.read() if file.path is not None else None
+def _initial_text(file: TextFile, prompt: str) -> str:
+    """Return the text of the file, or the prompt if there is none."""
+    text = file.read() if file.path is not None else None
     if text and prompt:
-        raise UsageError(f"{file.path} has a text already, and you would go on with it: leave --prompt out")
+        raise UsageError(f"{file.path} already contains text to continue: remove --prompt, or choose another --out")
     return text or prompt
 
 

@@ -1,4 +1,4 @@
-"""Where texts come from at the terminal, and a bar for downloads in the form that pooch asks for."""
+"""The places where the command line looks for corpora, and a progress bar for downloads."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from charwright.data.corpus import Places
 
 
 def user_places() -> Places:
-    """The user's own places, with a download bar where a person is looking."""
-    # Without standard input (a daemon's child), `-` is refused and all else works.
+    """The user's places, with a download bar on a terminal."""
+    # Without standard input (as in a daemon), `-` is refused and everything else works.
     stdin = sys.stdin.buffer if sys.stdin else None
     return Places.of_this_user(stdin, DownloadBar() if sys.stderr.isatty() else None)
 
 
 class DownloadBar:
-    """`total` is set by pooch once it knows the size; `update` is called with each piece."""
+    """The progress bar that pooch expects: it sets `total`, and calls `update` with each piece."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -29,14 +29,14 @@ class DownloadBar:
         self._task = self._progress.add_task("download")
 
     def update(self, size: int) -> None:
-        """So many bytes more have come."""
+        """Advance by a number of bytes."""
         self._progress.start()
         self._progress.update(self._task, advance=size, total=self.total)
 
     def reset(self) -> None:
-        """Pooch says this before it fills the bar up at the end."""
+        """Called by pooch before it completes the bar."""
         self._progress.update(self._task, completed=0)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._progress.stop()

@@ -1,4 +1,4 @@
-"""`charwright evaluate`: how well a run predicts a text, as it is or as it goes on learning."""
+"""`charwright evaluate`: how well a run predicts a text, with static or dynamic evaluation."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from charwright.cli.options import SectionedCommand, SectionedOption, config_options, field_names, given
-from charwright.config import CorpusConfig, flag
+from charwright.cli.options import SectionedCommand, SectionedOption, config_options, given
+from charwright.config import CorpusConfig
 from charwright.errors import CorpusError, UsageError
+from charwright.schema import field_names, flag
 
 if TYPE_CHECKING:
-    from charwright.evaluate import Evaluation
+    from charwright.evaluation.evaluate import Evaluation
     from charwright.model.language_model import LanguageModel
     from charwright.run import Run
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-Measure = Callable[[str, str], "Evaluation"]
-"""Measures a text by a protocol."""
+Evaluate = Callable[[str, str], "Evaluation"]
+"""Evaluates a text with a protocol."""
 
 
 class DynamicOption(SectionedOption):
@@ -33,29 +34,34 @@ class DynamicOption(SectionedOption):
 
 
 def machine_options(command: Command) -> Command:
-    """Give a command the options that say where and in which arithmetic it measures."""
+    """Add the options for device and precision."""
     precision = click.option(
         "--precision",
         type=click.Choice(["f32", "bf16", "q8"]),
         default="f32",
         show_default=True,
-        help="Arithmetic of the matrix products; q8 is that of `generate`, in whole numbers, on the CPU.",
+        help="Precision of the matrix products; q8 is the 8-bit integer engine of `generate`, on the CPU.",
     )
-    device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+    device = click.option("--device", default="auto", show_default=True, help="Device: auto, cpu, cuda or mps.")
     return device(precision(command))
 
 
-@click.command(cls=SectionedCommand, short_help="Measure how well a run predicts a text.")
+@click.command(cls=SectionedCommand, short_help="Evaluate a run on a text.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("corpus", nargs=-1, required=True)
-@click.option("--protocol", default="carried", show_default=True, help="carried, or windows-N from a zero state each.")
+@click.option(
+    "--protocol",
+    default="carried",
+    show_default=True,
+    help="carried, or windows-N: windows of N tokens, each from a zero state.",
+)
 @machine_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.option(
     "--dynamic",
     cls=DynamicOption,
     is_flag=True,
-    help="Measure also a copy that goes on learning from each piece of CORPUS once it has predicted it.",
+    help="Also evaluate a copy that keeps training on each segment of CORPUS after predicting it.",
 )
 @click.option(
     "--dynamic-rate",
@@ -63,7 +69,7 @@ def machine_options(command: Command) -> Command:
     type=click.FloatRange(min=0),
     default=0.0003,
     show_default=True,
-    help="How far a piece moves the weights; 0 learns nothing.",
+    help="Learning rate of dynamic evaluation; 0 disables training.",
 )
 @click.option(
     "--dynamic-decay",
@@ -71,7 +77,7 @@ def machine_options(command: Command) -> Command:
     type=click.FloatRange(0, 1),
     default=0.002,
     show_default=True,
-    help="Share of the way back to the trained weights that they go after each piece.",
+    help="Fraction of the way back to the trained weights after each segment.",
 )
 @config_options(CorpusConfig(), "Reading the corpus")
 @click.pass_context
@@ -89,86 +95,84 @@ def evaluate(
     dynamic_decay: float,
     **_: Any,
 ) -> None:
-    """Measure RUN on CORPUS, in nats and bits per character: lower is better."""
+    """Evaluate RUN on CORPUS, in nats and bits per character: lower is better."""
     from charwright.cli.download import user_places
     from charwright.data.corpus import read_corpus
-    from charwright.evaluate import parse_protocol
+    from charwright.evaluation.evaluate import parse_protocol
     from charwright.run import Run
 
     parse_protocol(protocol)
     _check_dynamic(ctx, dynamic, protocol, precision)
     opened = Run.open(run)
-    measure = measure_of(opened, device, precision)
+    evaluate_text = evaluator_of(opened, device, precision)
     reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
     text = read_corpus(corpus, reading, user_places()).text
 
-    static = measure(text, protocol)
-    learned = _measured_dynamically(opened, device, precision, text, dynamic_rate, dynamic_decay) if dynamic else None
+    static = evaluate_text(text, protocol)
+    adapted = _evaluated_dynamically(opened, device, precision, text, dynamic_rate, dynamic_decay) if dynamic else None
     if as_json:
         values = static.to_json()
-        if learned is not None:
-            values["dynamic"] = learned[0].to_json() | {
+        if adapted is not None:
+            values["dynamic"] = adapted[0].to_json() | {
                 "rate": dynamic_rate,
                 "decay": dynamic_decay,
-                "gradient_sizes_from": learned[1],
+                "gradient_sizes_from": adapted[1],
             }
         click.echo(json.dumps(values))
         return
-    _show(static, learned)
+    _show(static, adapted)
 
 
-def measure_of(run: Run, device: str, precision: str) -> Measure:
-    """What measures a run, on a device and in a precision by name; its weights are read once.
+def evaluator_of(run: Run, device: str, precision: str) -> Evaluate:
+    """A function that evaluates a run, on a device and in a precision by name; the weights are read once.
 
     Raises:
-        UsageError: when there is no such device here.
-        RunError: when the run has no weights, or damaged ones.
+        UsageError: when there is no such device on this machine.
+        RunError: when the run has no intact weights.
     """
-    from charwright.evaluate import evaluate as measure_model
-    from charwright.evaluate import measure
+    from charwright.evaluation.evaluate import evaluate as evaluate_model
+    from charwright.evaluation.evaluate import evaluate_with
 
     if precision == "q8":
         from charwright.generation.engine import Engine
 
         engine = Engine(run.model, run.weights())
-        return lambda text, protocol: measure(engine.target_nats, run.vocabulary, text, protocol)
+        return lambda text, protocol: evaluate_with(engine.target_nats, run.vocabulary, text, protocol)
     model = _model_of(run, device, precision)
-    return lambda text, protocol: measure_model(model, run.vocabulary, text, protocol)
+    return lambda text, protocol: evaluate_model(model, run.vocabulary, text, protocol)
 
 
 def _model_of(run: Run, device: str, precision: str) -> LanguageModel:
+    from charwright.model.compute import Compute
     from charwright.model.language_model import LanguageModel
-    from charwright.model.machine import choose_device, choose_precision
 
-    model = LanguageModel.from_arrays(run.model, run.weights()).to(choose_device(device))
-    model.precision = choose_precision(precision, choose_device(device))
-    return model
+    return LanguageModel.from_arrays(run.model, run.weights(), Compute.choose(device, precision=precision))
 
 
 def _check_dynamic(ctx: click.Context, dynamic: bool, protocol: str, precision: str) -> None:
-    """See that what was asked for goes together."""
-    lonely = given(ctx, ["dynamic_rate", "dynamic_decay"])
-    if lonely and not dynamic:
-        raise UsageError(f"{flag(next(iter(lonely)))} is about learning on; ask for it with --dynamic")
+    """See that the options are compatible."""
+    stray = given(ctx, ["dynamic_rate", "dynamic_decay"])
+    if stray and not dynamic:
+        raise UsageError(f"{flag(next(iter(stray)))} belongs to dynamic evaluation; add --dynamic")
     if dynamic and protocol != "carried":
-        raise UsageError(f"--dynamic learns along one carried stream and cannot be measured in {protocol}")
+        raise UsageError(f"--dynamic uses one carried stream and does not support {protocol}")
     if dynamic and precision == "q8":
-        raise UsageError("--dynamic changes the weights, which q8 cannot; take --precision f32 or bf16")
+        raise UsageError("--dynamic changes the weights, which q8 does not support; use --precision f32 or bf16")
 
 
-def _measured_dynamically(
+def _evaluated_dynamically(
     run: Run, device: str, precision: str, text: str, rate: float, decay: float
 ) -> tuple[Evaluation, str]:
-    """The evaluation, and where the sizes of the gradients came from: the training text, or this one."""
+    """The evaluation, and the source of the gradient statistics: the training text, or this text."""
     from charwright.cli.corpora import training_text
-    from charwright.dynamic import evaluate_dynamically
+    from charwright.evaluation.dynamic import evaluate_dynamically
 
     model, source = _model_of(run, device, precision), "training text"
     try:
         trained_on = training_text(run, ())
     except CorpusError as error:
         trained_on, source = "", "this text"
-        click.echo(f"the training text is not at hand ({str(error).partition(';')[0]})", err=True)
+        click.echo(f"the training text is not available ({str(error).partition(';')[0]})", err=True)
     with _progress() as progress:
         result = evaluate_dynamically(
             model, run.vocabulary, text, trained_on, rate=rate, decay=decay, progress=progress
@@ -178,32 +182,32 @@ def _measured_dynamically(
 
 @contextmanager
 def _progress() -> Iterator[Callable[[float], None]]:
-    """A bar where a person is looking: this takes a minute for a hundred thousand characters."""
+    """A progress bar on a terminal: a hundred thousand characters take a minute."""
     if not sys.stderr.isatty():
         yield lambda _: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
-    columns = ("learning on", BarColumn(), TimeRemainingColumn())
+    columns = ("dynamic evaluation", BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=1.0)
         yield lambda share: bar.update(task, completed=share)
 
 
-def _show(static: Evaluation, learned: tuple[Evaluation, str] | None) -> None:
+def _show(static: Evaluation, adapted: tuple[Evaluation, str] | None) -> None:
     click.echo(_line(static))
-    if learned is not None:
-        from charwright.evaluate import paired_error
+    if adapted is not None:
+        from charwright.evaluation.evaluate import paired_error
 
-        result, source = learned
+        result, source = adapted
         error = paired_error(result.blocks, static.blocks)
         error_known = error if math.isfinite(error) else None
         click.echo(f"{_line(result)}: {difference_shown(result.nats_per_char - static.nats_per_char, error_known)}")
-    unknown = f", {static.unknown_chars:,} of them unknown to the model" if static.unknown_chars else ""
+    unknown = f", {static.unknown_chars:,} of them not in the vocabulary" if static.unknown_chars else ""
     click.echo(f"{static.chars:,} characters predicted{unknown}")
-    if learned is not None:
-        click.echo(f"sizes of the gradients: from {'the ' if source == 'training text' else ''}{source}")
+    if adapted is not None:
+        click.echo(f"gradient statistics: from {'the ' if source == 'training text' else ''}{source}")
 
 
 def _line(result: Evaluation) -> str:
@@ -211,5 +215,5 @@ def _line(result: Evaluation) -> str:
 
 
 def difference_shown(difference: float, error: float | None) -> str:
-    """A difference between two losses, and its standard error where that is known."""
+    """A difference between two losses, and its standard error if known."""
     return f"{difference:+.3f}" + (f" ± {error:.3f}" if error is not None else "")

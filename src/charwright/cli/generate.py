@@ -1,4 +1,4 @@
-"""`charwright generate`: a run and a prompt in, text on stdout as it is made."""
+"""`charwright generate`: stream the text that a run's model generates to stdout."""
 
 from __future__ import annotations
 
@@ -16,55 +16,58 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from charwright.cli.options import SectionedCommand, config_options, field_names, fresh_seed, given
-from charwright.cli.signals import handling
-from charwright.config import GenerationConfig, flag
+from charwright.cli.options import SectionedCommand, config_options, fresh_seed, given
+from charwright.config import GenerationConfig
 from charwright.errors import CharwrightError, UsageError
+from charwright.schema import field_names, flag
+from charwright.signals import handling
 
 if TYPE_CHECKING:
     from charwright.data.vocabulary import Vocabulary
-    from charwright.generation.generator import Generator, Text
+    from charwright.generation.generator import Completion, Generator
     from charwright.generation.session import Draft, Guard, Paused, Session
     from charwright.run import Run
 
-DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_copy", "num", "seed")
-"""What means nothing to a beam search."""
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_copy", "num", "seed")
+"""Options that have no effect on beam search."""
 
 
-@click.command(cls=SectionedCommand, short_help="Write like a run's text.")
+@click.command(cls=SectionedCommand, short_help="Generate text with a trained model.")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--prompt", help="What the text begins with; - reads it from standard input.")
-@click.option("--no-prompt", "without_prompt", is_flag=True, help="Write only what follows the prompt.")
+@click.option("--prompt", help="Text to continue; - reads it from standard input.")
+@click.option("--no-prompt", "without_prompt", is_flag=True, help="Output only the continuation of the prompt.")
 @click.option(
     "--precision",
     type=click.Choice(["q8", "bf16", "f32"]),
     default="q8",
     show_default=True,
-    help="Arithmetic: 8-bit whole numbers, which give the same text on every machine, or floating point.",
+    help="Arithmetic: 8-bit integers, which give the same text on every machine, or floating point.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Threads to use at most.  [default: all cores]")
+@click.option("--threads", type=click.IntRange(min=1), help="Maximum number of threads.  [default: all cores]")
 @click.option(
     "--beams",
     type=click.IntRange(1, 1024),
-    help="Draw nothing: search for the likeliest text, keeping so many beginnings of it at a time.",
+    help="Beam search for the most likely text, with this number of beams, instead of sampling.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON for each text: text, seed, why it ended.")
-@click.option("--logprobs", is_flag=True, help="With --json: the log-probability of each character.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Output one line of JSON per text: the text, its seed, why it ended."
+)
+@click.option("--logprobs", is_flag=True, help="With --json: add the log-probability of each character.")
 @click.option(
     "--state-out",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Put the text aside in a file, for --state-in to go on with later.",
+    help="Save the state to a file, from which --state-in continues the text.",
 )
 @click.option(
     "--state-in",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Go on with the text that --state-out put aside, exactly where it stopped.",
+    help="Continue the text saved by --state-out, exactly where it stopped.",
 )
-@click.option("--novelty", is_flag=True, help="Say how much of the text stands word for word in the training text.")
+@click.option("--novelty", is_flag=True, help="Report how much of the text is copied verbatim from the training text.")
 @click.option(
-    "--corpus", multiple=True, metavar="TEXT", help="With --novelty and --max-copy: where the training text is now."
+    "--corpus", multiple=True, metavar="TEXT", help="The training text, for --novelty and --max-copy, if it has moved."
 )
-@config_options(GenerationConfig(), "Writing")
+@config_options(GenerationConfig(), "Generation")
 @click.pass_context
 def generate(
     ctx: click.Context,
@@ -83,22 +86,22 @@ def generate(
     corpus: tuple[str, ...],
     **_: Any,
 ) -> int:
-    r"""Write like RUN's text. The prompt comes first, then what the model makes of it.
+    r"""Generate text with the model of RUN. Prints the prompt and its continuation.
 
-    In --stop, --ban and --only, \n stands for a new line, \t for a tab and \\ for a backslash.
+    In --stop, --ban and --only, \n is a newline, \t a tab and \\ a backslash.
     """
     from charwright.run import Run
 
     options = given(ctx, field_names(GenerationConfig))
     config = GenerationConfig(**_unescaped(options))
     if logprobs and not as_json:
-        raise UsageError("--logprobs come with --json")
+        raise UsageError("--logprobs requires --json")
     if beams is not None:
         _refuse_with_beams(options, state_in, state_out)
     if corpus and not novelty and config.max_copy is None:
-        raise UsageError("--corpus says where the training text is, for --novelty and --max-copy; add one of them")
+        raise UsageError("--corpus requires --novelty or --max-copy")
     if state_in is not None and "num" in options:
-        raise UsageError("--state-in goes on with as many texts as were put aside; leave --num out")
+        raise UsageError("--state-in continues all texts of the file; remove --num")
     if state_in is not None and not state_in.is_file():
         raise UsageError(f"--state-in: there is no file {state_in}")
     if state_out is not None:
@@ -108,28 +111,28 @@ def generate(
     opened = Run.open(run)
     work = _Work(opened, precision, threads, corpus, state_in, explicit="precision" in given(ctx, ["precision"]))
     text = _read_prompt(prompt, opened)
-    shown = Shown("" if without_prompt else text, as_json=as_json, logprobs=logprobs)
+    output = Output("" if without_prompt else text, as_json=as_json, logprobs=logprobs)
     if novelty:
-        shown.corpus = work.training_text()
+        output.corpus = work.training_text()
     empty = prompt is not None and not text and state_in is None
     if beams is not None:
-        _say_what_is_odd(text, opened.vocabulary, config.stop, empty=empty)
-        shown.whole(work.writer.likeliest(text, config, beams))
+        _report_oddities(text, opened.vocabulary, config.stop, empty=empty)
+        output.show_completion(work.generator.beam_search(text, config, beams))
         return 0
     session, drafts = work.begin(text, config, logprobs=logprobs, exact=state_out is not None)
-    _say_what_is_odd(text, opened.vocabulary, config.stop, empty=empty)
+    _report_oddities(text, opened.vocabulary, config.stop, empty=empty)
     with _interruptions() as stopped:
         try:
-            shown.follow(session, drafts, stopped)
+            output.follow(session, drafts, stopped)
         finally:
-            # Whoever reads the text may have seen enough of it; that is an end like Ctrl-C.
+            # A closed pipe ends the text as Ctrl-C does.
             if state_out is not None:
-                work.put_aside(state_out, drafts)
+                work.save(state_out, drafts)
     return 128 + stopped[0] if stopped else 0
 
 
 class _Work:
-    """A run that is about to write, with what only some options ask for made when it is asked for."""
+    """A run and its generator; loads what only some options need on demand."""
 
     def __init__(
         self,
@@ -147,11 +150,11 @@ class _Work:
         self._run, self._corpus, self._state_in = run, corpus, state_in
         if state_in is not None and not explicit:
             precision = paused_precision(state_in)
-        self.writer: Generator = Generator(run.model, run.weights(), run.vocabulary, precision, threads=threads)
+        self.generator: Generator = Generator(run.model, run.weights(), run.vocabulary, precision, threads=threads)
         self._text: str | None = None
 
     def training_text(self) -> str:
-        """What the run was trained on, found again."""
+        """The text that the run was trained on, read again."""
         if self._text is None:
             from charwright.cli.corpora import training_text
 
@@ -161,15 +164,15 @@ class _Work:
     def begin(
         self, prompt: str, config: GenerationConfig, *, logprobs: bool, exact: bool
     ) -> tuple[Session, list[Draft]]:
-        """The session, with its texts joined."""
+        """Start a session and join its texts."""
         from charwright.generation.paused import fingerprint, read_paused
         from charwright.generation.session import Session
 
-        session = Session(self.writer.engine, self.writer.vocabulary, one_by_one=exact)
+        session = Session(self.generator.engine, self.generator.vocabulary, one_by_one=exact)
         guard = self._guard(config)
         starts: Sequence[Paused | None] = [None] * config.num
         if self._state_in is not None:
-            starts = read_paused(self._state_in, self.writer.engine, fingerprint(self._run.weights()))
+            starts = read_paused(self._state_in, self.generator.engine, fingerprint(self._run.weights()))
         drafts = [
             session.join(prompt, config, index, guard=guard, logprobs=logprobs, start=start)
             for index, start in enumerate(starts)
@@ -181,29 +184,31 @@ class _Work:
             return None
         from charwright.generation.novelty import CopyGuard
 
-        vocabulary = self.writer.vocabulary
+        vocabulary = self.generator.vocabulary
         ids = vocabulary.encode(self.training_text())
         return CopyGuard(ids, len(vocabulary), config.max_copy).forbidden
 
-    def put_aside(self, path: Path, drafts: Sequence[Draft]) -> None:
+    def save(self, path: Path, drafts: Sequence[Draft]) -> None:
         """Write the file that --state-in reads."""
         from charwright.generation.paused import fingerprint, write_paused
 
-        write_paused(path, self.writer.engine, fingerprint(self._run.weights()), [draft.paused() for draft in drafts])
+        write_paused(
+            path, self.generator.engine, fingerprint(self._run.weights()), [draft.paused() for draft in drafts]
+        )
 
 
-class Shown:
-    """What the person sees: text as it grows, or JSON lines; and how new it is."""
+class Output:
+    """Print text as it grows, or lines of JSON, and its novelty."""
 
     def __init__(self, prompt: str, *, as_json: bool, logprobs: bool) -> None:
         self.corpus: str | None = None
-        """The training text, when it is to be said how much was copied from it."""
+        """The training text, if novelty is to be reported."""
         self._prompt, self._json, self._logprobs = prompt, as_json, logprobs
 
     def follow(self, session: Session, drafts: list[Draft], stopped: Sequence[int]) -> None:
-        """Let the session write until all texts have ended, or a signal came; show them in order.
+        """Run the session until all texts have ended, or a signal arrives; print them in order.
 
-        All are made together: the first is shown as it grows, the others when their turn comes.
+        All are generated in one batch: the first is printed as it grows, the others when the ones before have ended.
         """
         for number, draft in enumerate(drafts):
             if self._json:
@@ -220,54 +225,55 @@ class Shown:
                 if self.corpus is not None:
                     pieces.append(piece)
             _write("\n")
-            self._say_novelty("".join(pieces))
+            self._report_novelty("".join(pieces))
 
-    def whole(self, text: Text) -> None:
-        """Show a text that was searched for, with nothing drawn."""
+    def show_completion(self, completion: Completion) -> None:
+        """Print the result of a beam search."""
         if self._json:
-            self._line(text, drawn=False)
+            self._line(completion, sampled=False)
             return
-        _write(self._prompt + text.continuation + "\n")
-        self._say_novelty(text.continuation)
+        _write(self._prompt + completion.continuation + "\n")
+        self._report_novelty(completion.continuation)
 
-    def _finished(self, draft: Draft) -> Text:
+    def _finished(self, draft: Draft) -> Completion:
         from charwright.generation.generator import finished
 
         return finished(draft, logprobs=self._logprobs)
 
-    def _line(self, text: Text, *, drawn: bool = True) -> None:
-        values: dict[str, Any] = {"text": self._prompt + text.continuation, "continuation": text.continuation}
-        if drawn:
-            values |= {"seed": text.seed, "stream": text.stream}
-        values["ended"] = text.ended
-        if text.stop is not None:
-            values["stop"] = text.stop
+    def _line(self, completion: Completion, *, sampled: bool = True) -> None:
+        continuation = completion.continuation
+        values: dict[str, Any] = {"text": self._prompt + continuation, "continuation": continuation}
+        if sampled:
+            values |= {"seed": completion.seed, "stream": completion.stream}
+        values["ended"] = completion.ended
+        if completion.stop is not None:
+            values["stop"] = completion.stop
         if self._logprobs:
-            values["logprobs"] = [None if math.isnan(value) else round(value, 6) for value in text.logprobs or ()]
+            values["logprobs"] = [None if math.isnan(value) else round(value, 6) for value in completion.logprobs or ()]
         if self.corpus is not None:
-            from charwright.generation.novelty import measure
+            from charwright.generation.novelty import measure_novelty
 
-            values["novelty"] = measure(self.corpus, text.continuation).to_json()
-        # Where the output has not all characters, JSON can still say them.
+            values["novelty"] = measure_novelty(self.corpus, continuation).to_json()
+        # If the output's encoding lacks characters, JSON can escape them.
         unicode = (sys.stdout.encoding or "").lower().startswith("utf")
         _write(json.dumps(values, ensure_ascii=not unicode) + "\n")
 
-    def _say_novelty(self, written: str) -> None:
+    def _report_novelty(self, written: str) -> None:
         if self.corpus is None:
             return
-        from charwright.generation.novelty import measure
+        from charwright.generation.novelty import measure_novelty
 
-        found = measure(self.corpus, written)
+        found = measure_novelty(self.corpus, written)
         sys.stdout.flush()
         click.echo(
-            f"{found.copied_share:.1%} of {found.characters:,} characters stand in passages of {found.shortest} or more"
-            f" that the training text has word for word; the longest has {len(found.longest)}: {found.longest!r}",
+            f"{found.copied_share:.1%} of {found.characters:,} characters are in passages of {found.shortest} or more"
+            f" copied verbatim from the training text; the longest has {len(found.longest)}: {found.longest!r}",
             err=True,
         )
 
 
 def _pieces(session: Session, draft: Draft, stopped: Sequence[int]) -> Iterator[str]:
-    """One of the session's texts, as it grows."""
+    """Yield one of the session's texts as it grows."""
     yield draft.pop()
     while draft.ended is None and not stopped and session.advance():
         yield draft.pop()
@@ -275,7 +281,7 @@ def _pieces(session: Session, draft: Draft, stopped: Sequence[int]) -> Iterator[
 
 @contextmanager
 def _interruptions() -> Iterator[list[int]]:
-    """A list that holds the signal's number once somebody wants an end; a second one ends the process at once."""
+    """A list that gets the number of the first signal to arrive. A second signal ends the process at once."""
     stopped: list[int] = []
 
     def note(number: int, _: object) -> None:
@@ -287,25 +293,25 @@ def _interruptions() -> Iterator[list[int]]:
 
 
 def _refuse_with_beams(options: dict[str, Any], state_in: Path | None, state_out: Path | None) -> None:
-    if useless := [name for name in DRAWING if name in options]:
-        raise UsageError(f"--beams draws nothing: leave {flag(useless[0])} out")
+    if useless := [name for name in SAMPLING if name in options]:
+        raise UsageError(f"--beams does not sample; remove {flag(useless[0])}")
     if state_in is not None or state_out is not None:
-        raise UsageError("--beams searches from the beginning: leave --state-in and --state-out out")
+        raise UsageError("--beams cannot save or continue a state; remove --state-in and --state-out")
 
 
 def _refuse_bad_place(state_out: Path) -> None:
-    """Before the text is written, not after."""
+    """Check the path before generating, not after."""
     folder = state_out.parent
     if not state_out.name or (state_out.exists() and not state_out.is_file()):
-        raise UsageError(f"--state-out: {state_out} is no place for a file")
+        raise UsageError(f"--state-out: {state_out} is not a path for a file")
     if not folder.is_dir():
         raise UsageError(f"--state-out: there is no folder {folder}")
     if not os.access(folder, os.W_OK):
-        raise UsageError(f"--state-out: the folder {folder} may not be written to")
+        raise UsageError(f"--state-out: the folder {folder} is not writable")
 
 
 def _unescaped(options: dict[str, Any]) -> dict[str, Any]:
-    r"""Options with \n, \t and \\ in texts and characters as what they stand for."""
+    r"""Replace \n, \t and \\ in the options by the characters they represent."""
 
     def plain(text: str) -> str:
         return re.sub(r"\\([nt\\])", lambda match: {"n": "\n", "t": "\t", "\\": "\\"}[match[1]], text)
@@ -313,13 +319,13 @@ def _unescaped(options: dict[str, Any]) -> dict[str, Any]:
     changed: dict[str, Any] = {name: plain(options[name]) for name in ("ban", "only") if name in options}
     if "stop" in options:
         if "" in options["stop"]:
-            raise UsageError("--stop needs a text: nothing is met everywhere")
+            raise UsageError("--stop must not be empty")
         changed["stop"] = tuple(plain(text) for text in options["stop"])
     return options | changed
 
 
 def _heading(index: int, count: int) -> None:
-    """Which text comes now; on stderr, so that stdout holds generated text alone."""
+    """Announce the next text on stderr; stdout is for generated text only."""
     sys.stdout.flush()
     click.echo(f"--- {index + 1} of {count} ---", err=True)
 
@@ -330,22 +336,22 @@ def _write(piece: str) -> None:
         sys.stdout.flush()
 
 
-def _say_what_is_odd(prompt: str, vocabulary: Vocabulary, stop: Sequence[str], *, empty: bool) -> None:
-    """What works, but perhaps not as it was meant."""
+def _report_oddities(prompt: str, vocabulary: Vocabulary, stop: Sequence[str], *, empty: bool) -> None:
+    """Report what works, but perhaps not as intended."""
     if empty:
-        click.echo("the prompt is empty; beginning as a line does", err=True)
+        click.echo("the prompt is empty; starting at the beginning of a line", err=True)
     if unknown := vocabulary.unknown_in(prompt):
         shown = " ".join(repr(character) for character in unknown[:5]) + (" ..." if len(unknown) > 5 else "")
-        nothing = len(unknown) == len(set(prompt))
-        which = "any of the prompt's characters" if nothing else shown
-        click.echo(f"the model has never seen {which}; going on all the same", err=True)
+        none_known = len(unknown) == len(set(prompt))
+        which = "any of the prompt's characters" if none_known else shown
+        click.echo(f"the model has never seen {which}; continuing anyway", err=True)
     for text in stop:
         if unknown := vocabulary.unknown_in(text):
-            click.echo(f"the model never writes {unknown[0]!r}: no text will end at {text!r}", err=True)
+            click.echo(f"the model never generates {unknown[0]!r}: no text will end at {text!r}", err=True)
 
 
 def _read_prompt(given_prompt: str | None, run: Run) -> str:
-    """The prompt from the option, or from standard input when it is asked for or something is piped in."""
+    """Read the prompt from the option, or from standard input if requested or piped."""
     if given_prompt not in {None, "-"}:
         text = given_prompt or ""
         if any("\ud800" <= character <= "\udfff" for character in text):
@@ -355,7 +361,7 @@ def _read_prompt(given_prompt: str | None, run: Run) -> str:
     if sys.stdin is None or (at_terminal and given_prompt is None):
         return ""
     if at_terminal:
-        click.echo("type the prompt; Ctrl-D on a line of its own ends it", err=True)
+        click.echo("type the prompt; end it with Ctrl-D on a new line", err=True)
     from charwright.generation.session import MOST_PROMPT, prompt_is_too_long
 
     data = sys.stdin.buffer.read(4 * MOST_PROMPT + 1)
@@ -364,8 +370,8 @@ def _read_prompt(given_prompt: str | None, run: Run) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise CharwrightError(f"the prompt on standard input is not UTF-8: byte {error.start} does not fit") from error
+        raise CharwrightError(f"the prompt on standard input is not UTF-8: byte {error.start} is invalid") from error
     if run.config.corpus.newlines == "lf":
         text = text.replace("\r\n", "\n")
-    # A shell's last newline belongs to the pipe, not to the prompt.
+    # The final newline comes from the shell; it is not part of the prompt.
     return re.sub(r"\r?\n\Z", "", text)

@@ -1,4 +1,4 @@
-"""`charwright import`: a model of another program becomes a run."""
+"""`charwright import`: import a Keras or TensorFlow model as a run."""
 
 from __future__ import annotations
 
@@ -8,35 +8,36 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from charwright.cli.options import SectionedCommand, config_options, field_names, given, say
+from charwright.cli.options import SectionedCommand, config_options, given, say
 from charwright.config import CorpusConfig
 from charwright.errors import UsageError, VocabularyError
+from charwright.schema import field_names
 
 if TYPE_CHECKING:
     from charwright.config import ModelConfig
     from charwright.data.corpus import Corpus
     from charwright.data.vocabulary import Vocabulary
-    from charwright.interop.imported import Imported
+    from charwright.interop.foreign_model import ForeignModel
     from charwright.run import Run
     from charwright.storage import Arrays
 
-MEASURED = 2000  # characters
-WORSE = 1.05
-"""So many times what guessing costs is worse than guessing; an untrained model is about as good."""
+CHECKED_CHARACTERS = 2000
+CHANCE_FACTOR = 1.05
+"""A loss above this multiple of the uniform distribution's means wrong characters; an untrained model is about at 1."""
 
 
-@click.command("import", cls=SectionedCommand, short_help="Make a run of a model from Keras or TensorFlow.")
+@click.command("import", cls=SectionedCommand, short_help="Import a model from Keras or TensorFlow as a run.")
 @click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="RUN", help="The run folder to make.")
-@click.option("--corpus", multiple=True, metavar="NAME|FILE", help="The text that the model learned from.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="RUN", help="Run folder to create.")
+@click.option("--corpus", multiple=True, metavar="NAME|FILE", help="The text that the model was trained on.")
 @click.option(
     "--vocabulary",
     "vocabulary_file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Its characters: a JSON list in the order of their ids, or a run's vocabulary.json.",
+    help="The model's characters: a JSON list in id order, or a run's vocabulary.json.",
 )
-@click.option("--force", is_flag=True, help="Put the run in the place of an older one.")
+@click.option("--force", is_flag=True, help="Overwrite an existing run.")
 @config_options(CorpusConfig(), "Reading the corpus")
 @click.pass_context
 def import_model(
@@ -49,36 +50,36 @@ def import_model(
     force: bool,
     **_: Any,
 ) -> None:
-    """Make RUN of SRC: a .weights.h5, .h5 or .keras file, a TensorFlow checkpoint or the folder of a SavedModel.
+    """Import SRC as a run: a .weights.h5, .h5 or .keras file, a TensorFlow checkpoint or a SavedModel folder.
 
-    The model is an embedding, GRU, LSTM or simple recurrent layers, and a dense layer, as in TensorFlow's tutorial.
-    Nothing in SRC is executed. Weights alone do not tell which characters they are for: name the text with --corpus, or
-    the characters with --vocabulary.
+    The model must be an embedding, GRU, LSTM or simple RNN layers, and a dense layer, as in TensorFlow's tutorial. No
+    code in SRC is executed. Weights alone do not contain the characters: give the training text with --corpus or the
+    characters with --vocabulary.
     """
     from charwright.cli.corpora import read_texts
     from charwright.data.corpus import STDIN_PATH
     from charwright.data.vocabulary import UNKNOWN
-    from charwright.interop.imported import fit_rows, read_model
+    from charwright.interop.foreign_model import fit_rows, read_model
     from charwright.run import Run
 
     if corpus and vocabulary_file is not None:
-        raise UsageError("--corpus and --vocabulary both say which characters there are; give one of them")
+        raise UsageError("--corpus and --vocabulary both define the characters; give only one of them")
     Run.check_place(out, force=force)
     model = read_model(source, with_vocabulary=vocabulary_file is None)
     reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
-    text = read_texts(corpus, (), reading)[0] if corpus else None
-    tokens, told = _tokens(model, source, text, vocabulary_file)
-    vocabulary, weights, done = fit_rows(model, tokens, told)
+    text = read_texts(corpus, (), reading).corpus if corpus else None
+    tokens, tokens_source = _tokens(model, source, text, vocabulary_file)
+    vocabulary, weights, note = fit_rows(model, tokens, tokens_source)
     nats = _nats(model.config, weights, vocabulary, text) if text else None
-    nonsense = nats is not None and nats > WORSE * math.log(len(vocabulary))
-    if done and nonsense:
-        # Another number of rows than Keras's own, and no sense in them: a text that is one character off.
-        listed = f"{len(vocabulary) - 1:,} characters, {UNKNOWN} apart, and is predicted worse than guessed"
+    below_chance = nats is not None and nats > CHANCE_FACTOR * math.log(len(vocabulary))
+    if note and below_chance:
+        # The row count is unusual and the predictions are useless: the text has one character too many or too few.
         raise VocabularyError(
-            f"the model has {model.tokens:,} tokens and {told} has {listed}: they do not fit together"
+            f"the model has {model.tokens:,} tokens but {tokens_source} has {len(vocabulary) - 1:,} characters, not "
+            f"counting {UNKNOWN}, and the model predicts it worse than chance"
         )
-    if done:
-        say(done)
+    if note:
+        say(note)
     run = Run.save(
         out,
         model.config,
@@ -91,20 +92,21 @@ def import_model(
     )
     if text is not None and text.unrepeatable:
         run.keep_text(STDIN_PATH, text.unrepeatable)
-    _tell(run, vocabulary)
+    _say_model(run, vocabulary)
     if text is not None and nats is not None:
-        say(f"the first {min(len(text.text), MEASURED):,} characters of {text.name}: {nats:.4f} nats per character")
-        if nonsense:
-            guess = f"guessing among {len(vocabulary):,} tokens ({math.log(len(vocabulary)):.2f})"
-            say(f"that is worse than {guess}: {text.name} may not be the text that this model learned from")
+        checked = min(len(text.text), CHECKED_CHARACTERS)
+        say(f"loss on the first {checked:,} characters of {text.name}: {nats:.4f} nats per character")
+        if below_chance:
+            chance = f"chance ({math.log(len(vocabulary)):.2f} for {len(vocabulary):,} tokens)"
+            say(f"this is worse than {chance}: {text.name} may not be the text that this model was trained on")
 
 
 def _tokens(
-    model: Imported, source: Path, text: Corpus | None, file: Path | None
+    model: ForeignModel, source: Path, text: Corpus | None, file: Path | None
 ) -> tuple[Vocabulary | list[str], str]:
-    """The characters in the order of their ids, and what told them."""
+    """Return the characters in id order and where they come from."""
     from charwright.data.vocabulary import Vocabulary
-    from charwright.interop.imported import read_vocabulary
+    from charwright.interop.foreign_model import read_vocabulary
 
     if file is not None:
         return read_vocabulary(file), str(file)
@@ -113,12 +115,12 @@ def _tokens(
     if text is not None:
         return list(Vocabulary.from_text(text.text).characters), text.name
     raise UsageError(
-        f"{source} does not tell which characters its {model.tokens:,} tokens are: name the text that it learned from "
-        "with --corpus NAME|FILE, or list them with --vocabulary FILE"
+        f"{source} does not contain the characters of its {model.tokens:,} tokens: name the training text with "
+        "--corpus NAME|FILE, or list them with --vocabulary FILE"
     )
 
 
-def _tell(run: Run, vocabulary: Vocabulary) -> None:
+def _say_model(run: Run, vocabulary: Vocabulary) -> None:
     model = run.model
     count = sum(map(math.prod, model.weight_shapes(len(vocabulary)).values()))
     layers = "one layer" if model.layers == 1 else f"{model.layers} layers"
@@ -126,10 +128,10 @@ def _tell(run: Run, vocabulary: Vocabulary) -> None:
 
 
 def _nats(config: ModelConfig, weights: Arrays, vocabulary: Vocabulary, text: Corpus) -> float | None:
-    """How well the model predicts the beginning of the text: with the wrong characters, worse than any guess."""
+    """Return the loss on the beginning of the text, in nats per character; wrong characters give one above chance."""
     from charwright.generation.engine import Engine
 
-    ids = vocabulary.encode(text.text[:MEASURED])
+    ids = vocabulary.encode(text.text[:CHECKED_CHARACTERS])
     if len(ids) < 2:
         return None
     return float(-Engine(config, weights, precision="f32").scores([ids])[0].mean())

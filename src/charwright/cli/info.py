@@ -1,4 +1,4 @@
-"""`charwright info`: what a run is and how its training went."""
+"""`charwright info`: the layers, weights, text and training history of a run."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
     from charwright.run import Run
 
 
-@click.command(short_help="Show a run: layers, weights, history.")
+@click.command(short_help="Show layers, weights and history of a run.")
 @click.argument("run", type=click.Path(path_type=Path), required=False)
-@click.option("--machine", is_flag=True, help="Show what charwright found on this machine, and what it will use.")
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.png", help="Draw the losses.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option("--machine", is_flag=True, help="Show what this machine offers, and what auto selects.")
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.png", help="Plot the losses.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(run: Path | None, machine: bool, plot: Path | None, as_json: bool) -> None:
-    """Show RUN: its layers and weights, its text, and the history of its losses."""
+    """Show the layers and weights of RUN, its text, and the history of its losses."""
     from charwright.run import Run
 
     if machine:
         _print_machine(as_json=as_json)
         return
     if run is None:
-        raise UsageError("name a run, or ask for --machine")
+        raise UsageError("name a run, or use --machine")
 
     opened = Run.open(run)
     if plot is not None:
@@ -45,7 +45,7 @@ def info(run: Path | None, machine: bool, plot: Path | None, as_json: bool) -> N
 
 
 def _print_machine(*, as_json: bool) -> None:
-    from charwright.model.machine import describe_machine
+    from charwright.model.compute import describe_machine
 
     facts = describe_machine()
     if as_json:
@@ -56,13 +56,13 @@ def _print_machine(*, as_json: bool) -> None:
 
 
 def _layers(run: Run) -> list[dict[str, Any]]:
-    """The rows of the tutorial's summary: layer, output shape, parameters."""
+    """The rows of the summary: layer, output shape, parameters."""
     model, size = run.model, len(run.vocabulary)
     parameters: dict[str, int] = {}
     for name, shape in model.weight_shapes(size).items():
         layer = name.rsplit(".", 1)[0]
         parameters[layer] = parameters.get(layer, 0) + math.prod(shape)
-    widths = {"embedding": model.embedding, "head": size}
+    widths = {"embedding": model.embedding_size, "head": size}
     return [
         {
             "name": name,
@@ -80,7 +80,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "parameters": sum(layer["parameters"] for layer in layers),
         "layers": layers,
         "vocabulary": len(run.vocabulary),
-        "unit": run.vocabulary.unit,
+        "unit": run.vocabulary.level,
         "history": run.history(),
         **run.config.to_json(),
     }
@@ -92,7 +92,7 @@ def _summary_table(run: Run) -> Any:
 
     layers = _layers(run)
     total = sum(layer["parameters"] for layer in layers)
-    # The folder's name is no markup, whatever brackets it has.
+    # The folder name may contain brackets, which are not markup.
     table = Table(title=Text(str(run.folder)), title_justify="left", caption_justify="left")
     table.caption = f"{total:,} parameters, {total * 4 / 1e6:.2f} MB in float32"
     table.add_column("Layer")
@@ -112,20 +112,22 @@ def _print_corpus(run: Run) -> None:
         click.echo(f"{config.characters:,} characters, SHA-256 {config.sha256}")
     if config.parent:
         step = "" if config.parent.step is None else f" at step {config.parent.step:,}"
-        learned = f", which had {config.parent.characters:,} characters" if config.parent.characters else ""
-        click.echo(f"Goes on from {config.parent.folder}{step}{learned}")
+        learned = f", trained on {config.parent.characters:,} characters" if config.parent.characters else ""
+        click.echo(f"Continues from {config.parent.folder}{step}{learned}")
     if config.plan:
         read = (
             f"{config.plan['characters']:,} characters ({config.plan['script']}) read {config.plan['passes']:g} times"
         )
         click.echo(f"Planned for {read}")
-    click.echo(f"Vocabulary: {len(run.vocabulary):,} tokens, unit {run.vocabulary.unit}. Recipe: {config.recipe_name}")
+    click.echo(
+        f"Vocabulary: {len(run.vocabulary):,} tokens ({run.vocabulary.level} level). Recipe: {config.recipe_name}"
+    )
 
 
 def _print_history(run: Run) -> None:
     epochs = run.history()
     if not epochs:
-        click.echo("Nothing is measured yet.")
+        click.echo("No epochs yet.")
         return
     validated = [epoch for epoch in epochs if epoch.get("validation_loss") is not None]
     key, shown = ("validation_loss", validated) if validated else ("train_loss", epochs)
@@ -135,7 +137,7 @@ def _print_history(run: Run) -> None:
 
 
 def chart(points: list[tuple[int, float]], rows: int = 16, width: int = 40) -> list[str]:
-    """A bar a point, at most `rows` of them: the first, the last, and an even choice between."""
+    """A bar per point, at most `rows`: the first, the last, and an even selection between."""
     if len(points) > rows:
         points = [points[round(i * (len(points) - 1) / (rows - 1))] for i in range(rows)]
     values = [value for _, value in points]
@@ -156,7 +158,7 @@ def _plot(run: Run, path: Path) -> None:
 
     epochs = run.history()
     if not epochs:
-        raise RunError(f"{run.folder} has no finished epoch to draw yet")
+        raise RunError(f"{run.folder} has no epoch to plot yet")
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for key, label in (("train_loss", "training"), ("validation_loss", "validation")):
         points = [(epoch["step"], epoch[key]) for epoch in epochs if epoch.get(key) is not None]
@@ -169,7 +171,7 @@ def _plot(run: Run, path: Path) -> None:
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
-        raise RunError(f"cannot draw {path}: {error}") from error
+        raise RunError(f"cannot write {path}: {error}") from error
     finally:
         plt.close(figure)
-    click.echo(f"drew {path}", err=True)
+    click.echo(f"wrote {path}", err=True)

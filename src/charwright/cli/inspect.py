@@ -1,4 +1,4 @@
-"""`charwright inspect`: the first half of the tutorial at the terminal, from the text to the untrained model."""
+"""`charwright inspect`: the first half of the tutorial on a terminal, from the text to the untrained model."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from charwright.cli.options import SectionedCommand, config_options, field_names, given
+from charwright.cli.options import WEIGHT_DROPOUT_ADVICE, SectionedCommand, config_options, given, removed_option
 from charwright.config import CorpusConfig, ModelConfig, SequenceConfig, VocabularyConfig
+from charwright.schema import field_names
 
 if TYPE_CHECKING:
     from charwright.data.sequences import Dataset
@@ -16,30 +17,34 @@ if TYPE_CHECKING:
 SHOWN = 250
 
 
-@click.command(cls=SectionedCommand, short_help="Look at a text as the model will.")
+@click.command(cls=SectionedCommand, short_help="Show a text as the model sees it.")
 @click.argument("corpus", nargs=-1, required=True)
 @click.option(
-    "--recipe", "recipe_name", default="tutorial", show_default=True, metavar="NAME|FILE", help="Set of options."
+    "--recipe", "recipe_name", default="tutorial", show_default=True, metavar="NAME|FILE", help="Options to start from."
 )
-@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Seed of order and weights.")
-@config_options(ModelConfig(units=1024, embedding=256), "Model")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Random seed for batch order and weights."
+)
+@removed_option("--weight-dropout", WEIGHT_DROPOUT_ADVICE)
+@config_options(ModelConfig(units=1024, embedding_size=256), "Model")
 @config_options(SequenceConfig(order="windows", batch=64, seq_length=100), "Sequences")
 @config_options(VocabularyConfig(), "Vocabulary")
 @config_options(CorpusConfig(), "Reading the corpus")
 @click.pass_context
 def inspect(ctx: click.Context, /, corpus: tuple[str, ...], recipe_name: str, seed: int, **_: Any) -> None:
-    """Look at CORPUS as the model will: text, vocabulary, sequences, batches, and what an untrained model does."""
+    """Show CORPUS as the model sees it: text, vocabulary, sequences, batches, and the output of an untrained model."""
     from charwright.cli.download import user_places
     from charwright.data.corpus import read_corpus
-    from charwright.data.sequences import make_dataset, shrink_to_fit
-    from charwright.data.vocabulary import Vocabulary
-    from charwright.training.recipe_file import recipe_of
+    from charwright.data.sequences import make_dataset
+    from charwright.data.short_texts import shrink_to_fit
+    from charwright.data.vocabularies import make_vocabulary
+    from charwright.planning.recipe_file import recipe_of
 
     options = given(ctx, field_names(VocabularyConfig, SequenceConfig, ModelConfig))
     recipe = recipe_of(recipe_name).with_options(options)
     reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
     text = read_corpus(corpus, reading, user_places())
-    vocabulary = Vocabulary.from_text(text.text, recipe.vocabulary)
+    vocabulary = make_vocabulary(text.text, recipe.vocabulary)
     ids = vocabulary.encode(text.text)
     sequences, word = shrink_to_fit(len(ids), recipe.sequences)
     dataset = make_dataset(ids, sequences, seed)
@@ -48,7 +53,7 @@ def inspect(ctx: click.Context, /, corpus: tuple[str, ...], recipe_name: str, se
     _show_vocabulary(vocabulary, text.text)
     _show_sequences(vocabulary, ids, sequences.seq_length)
     _show_batch(dataset, word)
-    _show_untrained(vocabulary, dataset, recipe.model, seed)
+    _show_untrained(vocabulary, dataset, recipe.model, seed, recipe.training.embedding_range)
 
 
 def _heading(title: str) -> None:
@@ -66,32 +71,32 @@ def _show_vocabulary(vocabulary: Vocabulary, text: str) -> None:
     from collections import Counter
 
     _heading(f"Vocabulary: {len(vocabulary):,} tokens")
-    if vocabulary.unit == "byte":
+    if vocabulary.level == "byte":
         click.echo("[UNK] = 0, then the 256 bytes of UTF-8")
         return
     counts = Counter(text)
     listed = [f"{i} {_shown(token)} {counts[token]:,}" for i, token in enumerate(vocabulary.tokens) if i]
     most = 100
-    click.echo("id, character, how often:")
+    click.echo("id, character, count:")
     click.echo("  " + "   ".join(["0 [UNK]", *listed[:most]]))
     if len(listed) > most:
         click.echo(f"  ... and {len(listed) - most:,} more; {sum(n == 1 for n in counts.values()):,} occur once")
 
 
 def _shown(character: str) -> str:
-    """A character as itself where it can be seen, else as Python writes it."""
+    """A character, or its escape if it is not visible."""
     return character if character.isprintable() and not character.isspace() else repr(character)
 
 
 def _show_sequences(vocabulary: Vocabulary, ids: Any, seq_length: int) -> None:
-    _heading(f"A sequence of {seq_length}: the target is the input, one on")
+    _heading(f"A sequence of {seq_length}: the target is the input shifted by one")
     piece = ids[: seq_length + 1]
     click.echo(f"ids     {' '.join(map(str, piece[:15].tolist()))} ...")
     click.echo(f"input   {vocabulary.decode(piece[:-1])!r}")
     click.echo(f"target  {vocabulary.decode(piece[1:])!r}")
     for step in range(min(5, len(piece) - 1)):
         seen, wanted = vocabulary.decode(piece[step : step + 1]), vocabulary.decode(piece[step + 1 : step + 2])
-        click.echo(f"  step {step}: reads {piece[step]} ({seen!r}), should expect {piece[step + 1]} ({wanted!r})")
+        click.echo(f"  step {step}: input {piece[step]} ({seen!r}), target {piece[step + 1]} ({wanted!r})")
 
 
 def _show_batch(dataset: Dataset, word: str | None) -> None:
@@ -100,10 +105,12 @@ def _show_batch(dataset: Dataset, word: str | None) -> None:
         click.echo(word)
     inputs, targets = next(iter(dataset.batches(1)))
     click.echo(f"inputs {inputs.shape} and targets {targets.shape}, as (time, batch), {inputs.dtype}")
-    click.echo(f"{dataset.steps_per_epoch:,} batches are one epoch")
+    click.echo(f"{dataset.steps_per_epoch:,} batches per epoch")
 
 
-def _show_untrained(vocabulary: Vocabulary, dataset: Dataset, config: ModelConfig, seed: int) -> None:
+def _show_untrained(
+    vocabulary: Vocabulary, dataset: Dataset, config: ModelConfig, seed: int, embedding_range: float
+) -> None:
     import math
 
     import torch
@@ -112,7 +119,7 @@ def _show_untrained(vocabulary: Vocabulary, dataset: Dataset, config: ModelConfi
     from charwright.generation.generator import Generator
     from charwright.model.language_model import LanguageModel
 
-    model = LanguageModel(config, len(vocabulary), seed=seed).eval()
+    model = LanguageModel(config, len(vocabulary), seed=seed, embedding_range=embedding_range).eval()
     _heading(f"Model: {sum(weight.numel() for weight in model.parameters()):,} parameters, untrained")
     for name, shape in config.weight_shapes(len(vocabulary)).items():
         click.echo(f"  {name:24} {' x '.join(map(str, shape)):>14}  {math.prod(shape):>12,}")
@@ -121,6 +128,6 @@ def _show_untrained(vocabulary: Vocabulary, dataset: Dataset, config: ModelConfi
         logits, _ = model(torch.from_numpy(inputs))
         loss = float(F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(targets).flatten()))
     click.echo(f"logits {tuple(logits.shape)}, as (time, batch, vocabulary)")
-    click.echo(f"loss {loss:.4f} nats per token; ln V = {math.log(len(vocabulary)):.4f}: it knows nothing yet")
+    click.echo(f"loss {loss:.4f} nats per token; ln V = {math.log(len(vocabulary)):.4f}: close to a uniform guess")
     written = Generator.of(model, vocabulary).generate(length=100, temperature=1.0, seed=seed)[0].continuation
-    click.echo(f"it writes {written!r}")
+    click.echo(f"sample {written!r}")

@@ -1,4 +1,4 @@
-"""Config dataclasses become command line options: name, help, default and choices all come from the field."""
+"""Turns the config dataclasses into command line options: name, help, default and choices come from the field."""
 
 from __future__ import annotations
 
@@ -10,26 +10,59 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from charwright.config import flag, option_types
+from charwright.errors import UsageError
+from charwright.schema import flag, option_types
+
+WEIGHT_DROPOUT_ADVICE = "it made every trial worse; try --recurrent-dropout"
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class SectionedOption(click.Option):
-    """An option that stands under a heading of its own in the help."""
+    """An option with a section in the help."""
 
     section: str | None = None
 
 
+class RenamedOption(click.Option):
+    """A hidden option with the name of the previous version, which sets the present one."""
+
+    new: str
+
+    def apply(self, ctx: click.Context) -> None:
+        """Move the value to the present name, with a notice.
+
+        Raises:
+            UsageError: when both names are given.
+        """
+        value = ctx.params.pop(self.name)
+        if value is None:
+            return
+        old = self.opts[0]
+        if ctx.get_parameter_source(self.new) == ParameterSource.COMMANDLINE:
+            raise UsageError(f"{old} is now {flag(self.new)}; use only the new name")
+        say(f"{old} is now {flag(self.new)}; the old name works in this version only")
+        ctx.params[self.new] = value
+        ctx.set_parameter_source(self.new, ParameterSource.COMMANDLINE)
+
+
 class SectionedCommand(click.Command):
-    """A command whose help lists its options under headings."""
+    """A command whose help groups its options into sections, and which accepts renamed options."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments; the values of renamed options move when all others are in place."""
+        rest = super().parse_args(ctx, args)
+        for parameter in self.params:
+            if isinstance(parameter, RenamedOption):
+                parameter.apply(ctx)
+        return rest
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the plain options first, then each section."""
+        """Write the options without a section first, then each section."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            # The usage line and the text above speak of the arguments.
+            # Arguments are described by the usage line and the text.
             if record is not None and isinstance(parameter, click.Option):
                 sections.setdefault(getattr(parameter, "section", None) or "Options", []).append(record)
         plain = sections.pop("Options", [])
@@ -39,7 +72,7 @@ class SectionedCommand(click.Command):
 
 
 class _WordOr(click.ParamType[Any]):
-    """A number, or the word that stands for None."""
+    """A number, or the word for None."""
 
     def __init__(self, inner: click.ParamType[Any], word: str) -> None:
         self.inner, self.word = inner, word
@@ -52,36 +85,30 @@ class _WordOr(click.ParamType[Any]):
 def config_options(
     config: Any, section: str, *, only: Iterable[str] | None = None, planned: Iterable[str] = ()
 ) -> Callable[[Command], Command]:
-    """Give a command an option for each field of `config`, an instance whose values are shown as the defaults.
+    """Add an option for each field of `config`, an instance whose values are shown as the defaults.
 
-    Those that are `planned` have no default of their own.
+    `planned` options show "planned" instead of a default. Names of the previous version still work, with a notice.
     """
     kinds = option_types(type(config))
-    names = [item for item in dataclasses.fields(config) if only is None or item.name in set(only)]
+    fields = [item for item in dataclasses.fields(config) if only is None or item.name in set(only)]
+    old_names = {new: old for old, new in config.RENAMED.items()}
 
     def decorate(command: Command) -> Command:
-        for item in reversed(names):
+        for item in reversed(fields):
             default = "planned" if item.name in set(planned) else getattr(config, item.name)
             command = _option(item, kinds[item.name][0], default, section)(command)
+            if item.name in old_names:
+                command = _renamed_option(old_names[item.name], item, kinds[item.name][0])(command)
         return command
 
     return decorate
 
 
 def _option(item: dataclasses.Field[Any], kind: type, default: Any, section: str) -> Callable[[Command], Command]:
-    word = item.metadata["none_word"]
-    shown = word if default is None else default
+    shown = item.metadata["none_word"] if default is None else default
     help_text = item.metadata["help"]
     if shown not in {None, "", ()} and kind is not bool:
         help_text += f"  [default: {shown:g}]" if isinstance(shown, float) else f"  [default: {shown}]"
-    choices = item.metadata["choices"]
-    plain: dict[type, click.ParamType[Any]] = {int: click.INT, float: click.FLOAT, str: click.STRING}
-    plain[tuple] = click.STRING
-    type_ = plain.get(kind)
-    if choices:
-        type_ = click.Choice(choices)
-    elif word and type_ is not None:
-        type_ = _WordOr(type_, word)
     spelling = f"{flag(item.name)}/{flag('no_' + item.name)}" if kind is bool else flag(item.name)
 
     class Option(SectionedOption):
@@ -89,37 +116,60 @@ def _option(item: dataclasses.Field[Any], kind: type, default: Any, section: str
 
     Option.section = section
     several = kind is tuple
+    type_ = _click_type(item, kind)
     return click.option(spelling, item.name, cls=Option, type=type_, multiple=several, default=None, help=help_text)
 
 
+def _click_type(item: dataclasses.Field[Any], kind: type) -> click.ParamType[Any] | None:
+    plain: dict[type, click.ParamType[Any]] = {int: click.INT, float: click.FLOAT, str: click.STRING}
+    plain[tuple] = click.STRING
+    type_ = plain.get(kind)
+    if choices := item.metadata["choices"]:
+        return click.Choice(choices)
+    word = item.metadata["none_word"]
+    return _WordOr(type_, word) if word and type_ is not None else type_
+
+
+def _renamed_option(old: str, item: dataclasses.Field[Any], kind: type) -> Callable[[Command], Command]:
+    class Option(RenamedOption):
+        new = item.name
+
+    return click.option(flag(old), f"old_{old}", cls=Option, type=_click_type(item, kind), hidden=True)
+
+
+def removed_option(spelling: str, advice: str) -> Callable[[Command], Command]:
+    """A hidden option that no longer exists: it is refused with advice."""
+
+    def refuse(_: click.Context, __: click.Parameter, value: Any) -> None:
+        if value is not None:
+            raise UsageError(f"{spelling} no longer exists: {advice}")
+
+    return click.option(spelling, hidden=True, expose_value=False, callback=refuse)
+
+
 def given(ctx: click.Context, names: Iterable[str]) -> dict[str, Any]:
-    """Those of the named options that the user gave."""
+    """The named options that the user gave, with their values."""
     default = (ParameterSource.DEFAULT, None)
     return {name: ctx.params[name] for name in names if ctx.get_parameter_source(name) not in default}
 
 
-device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+device_option = click.option("--device", default="auto", show_default=True, help="Device: auto, cpu, cuda or mps.")
 core_option = click.option(
-    "--core", default="auto", show_default=True, help="The recurrent core: auto, native, fused, torch or plain."
+    "--core", default="auto", show_default=True, help="Recurrent core: auto, native, fused, torch or plain."
 )
 threads_option = click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads of the CPU to use.  [default: all cores]"
+    "--threads", type=click.IntRange(min=1), help="Number of CPU threads.  [default: all cores]"
 )
 
 
 def say(line: str) -> None:
-    """A word to the person at the terminal, on stderr; the work goes on when nobody listens."""
+    """Print a line for the user on stderr; a closed pipe is ignored."""
     with suppress(BrokenPipeError):
         click.echo(line, err=True)
 
 
 def fresh_seed(below: int = 2**32) -> int:
-    """A seed for who named none: another one each time."""
+    """A random seed, for when none is given."""
     import secrets
 
     return secrets.randbelow(below)
-
-
-def field_names(*configs: type) -> list[str]:
-    """The names of all fields of some config classes."""
-    return [item.name for config in configs for item in dataclasses.fields(config)]

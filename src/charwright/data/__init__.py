@@ -1,1 +1,1 @@
-"""From texts to batches of ids: corpus, vocabulary, sequences."""
+"""From text to batches of ids: corpus, split, vocabulary, sequences."""

@@ -1,4 +1,4 @@
-"""The corpora that have a name: one that is downloaded once, two that come with Python."""
+"""Named corpora: one is downloaded once, two come with Python."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from charwright.errors import CorpusError, DownloadError
 
 @dataclass(frozen=True)
 class PublishedText:
-    """A text that lies on the network, known by its hash."""
+    """A text to download, identified by its hash."""
 
     file_name: str
     size_bytes: int
@@ -34,10 +34,10 @@ SHAKESPEARE = PublishedText(
 
 
 def find_published(published: PublishedText, data_folder: Path | None, cache_folder: Path, progress: Any) -> Path:
-    """The file of a published text: from the data folder by its hash, else from the cache or the network.
+    """Return the file of a published text, from the data folder, the cache or the network.
 
     Raises:
-        DownloadError: when no mirror answers, or none has the expected file.
+        DownloadError: when no mirror sends the expected file.
     """
     if data_folder is not None and (found := _in_folder(data_folder, published)) is not None:
         return found
@@ -48,41 +48,41 @@ def find_published(published: PublishedText, data_folder: Path | None, cache_fol
         except DownloadError as error:
             reasons.append(str(error))
     raise DownloadError(
-        f"{reasons[0]} ({len(published.mirrors)} mirrors tried). Or put the file, whatever its name, in a folder "
-        f"and set CHARWRIGHT_DATA to that folder."
+        f"{reasons[0]} ({len(published.mirrors)} mirrors tried), or put the file, under any name, in a folder "
+        f"and set CHARWRIGHT_DATA to that folder"
     )
 
 
 def _in_folder(folder: Path, published: PublishedText) -> Path | None:
-    """The first file directly in `folder` that is this text; only those of its size are read."""
+    """Return the first file directly in `folder` with the hash of this text; only files of its size are read."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         try:
             fits = path.is_file() and path.stat().st_size == published.size_bytes
             if fits and hashlib.sha256(path.read_bytes()).hexdigest() == published.sha256:
                 return path
         except OSError:
-            continue  # A file that may not be read cannot be the one to use.
+            continue  # An unreadable file cannot be used.
     return None
 
 
 def kept_copy(url: str, cache_folder: Path) -> Path | None:
-    """Where the copy of an earlier download of `url` lies, or None."""
+    """Return the cached copy of `url`, or None."""
     import pooch
 
     try:
         path = cache_folder / pooch.utils.unique_file_name(url)
     except ValueError:
-        return None  # It is no address; the download will say so.
+        return None  # Not a valid URL; the download reports it.
     return path if path.is_file() else None
 
 
 def download(
     url: str, cache_folder: Path, progress: Any, *, sha256: str | None = None, file_name: str | None = None
 ) -> Path:
-    """Fetch `url` into the cache folder, once; `progress` is a pooch progress bar or None.
+    """Download `url` into the cache folder unless it is there; `progress` is a pooch progress bar or None.
 
     Raises:
-        DownloadError: when the host cannot be reached, refuses, or sends another file than expected.
+        DownloadError: when the host is unreachable, answers with an error or sends an unexpected file.
     """
     import logging
 
@@ -103,41 +103,41 @@ def download(
         if error.response is not None:
             status = str(error.response.status_code)
             error.response.close()  # pooch leaves the connection open
-        raise DownloadError(f"{url} answered {status}; check the address") from error
+        raise DownloadError(f"{url} returned {status}; check the URL") from error
     except requests.exceptions.RequestException as error:
-        raise DownloadError(f"could not reach {url}; check the address and the network") from error
+        raise DownloadError(f"could not reach {url}; check the URL and the network") from error
     except OSError as error:
-        raise DownloadError(f"cannot keep {url} in {cache_folder}: {error.strerror or error}") from error
-    except ValueError as error:  # pooch's word for a hash that does not match
+        raise DownloadError(f"cannot save {url} in {cache_folder}: {error.strerror or error}") from error
+    except ValueError as error:  # pooch raises it for a hash mismatch, too
         if sha256 is None:
-            raise DownloadError(f"{url} is not a whole address: {error}") from error
-        raise DownloadError(f"{url} sent another file than the one with SHA-256 {sha256}") from error
+            raise DownloadError(f"{url} is not a valid URL: {error}") from error
+        raise DownloadError(f"the file at {url} does not have the expected SHA-256 {sha256}") from error
     return Path(path)
 
 
 def python_docs() -> str:
-    """The language reference's topics, as `help()` shows them."""
+    """Return the topics of the language reference, as `help()` shows them."""
     try:
         from pydoc_data.topics import topics
-    except ImportError as error:  # some systems put it in a package of its own
-        raise CorpusError("this Python has no pydoc_data; use `python-code` or a text of your own") from error
+    except ImportError as error:  # some systems package it separately
+        raise CorpusError("this Python has no pydoc_data; use python-code or a text of your own") from error
     return "\n".join(topics[name] for name in sorted(topics))
 
 
 def python_code() -> str:
-    """The standard library's own source, its tests left out."""
+    """Return the source of the standard library without its tests."""
     return "\n".join(library_sources(Path(sysconfig.get_path("stdlib"))))
 
 
 def library_sources(library: Path) -> Iterator[str]:
-    """The source files under a folder of Python, in the order of their paths, without tests and installed packages."""
+    """Yield the source files under a Python library folder, sorted by path, without tests and installed packages."""
     left_out = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
     for path in sorted(library.rglob("*.py")):
         if left_out.isdisjoint(path.relative_to(library).parts):
             try:
                 yield path.read_text(encoding="utf-8")
             except (UnicodeDecodeError, OSError):
-                continue  # A few files are in another encoding on purpose, or not ours to read.
+                continue  # A few files are in another encoding or unreadable.
 
 
 GENERATED: dict[str, Callable[[], str]] = {"python-docs": python_docs, "python-code": python_code}
@@ -146,10 +146,11 @@ NAMES: tuple[str, ...] = (*PUBLISHED, *GENERATED)
 
 
 def read(name: str, data_folder: Path | None, cache_folder: Path, progress: Any) -> bytes:
-    """A named corpus as UTF-8.
+    """Return a named corpus as UTF-8.
 
     Raises:
-        CorpusError: when this Python does not have it, or DownloadError when the network does not give it.
+        CorpusError: when this Python does not include it.
+        DownloadError: when it cannot be downloaded.
     """
     if name in GENERATED:
         return GENERATED[name]().encode("utf-8")

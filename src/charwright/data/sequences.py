@@ -1,17 +1,15 @@
-"""Ids become batches of (input, target) pairs: the target is the input, one character on.
+"""Ids become batches of (input, target) pairs; the target is the input shifted by one character.
 
-`Windows` cuts the text into pieces, shuffles them and lets each start from a zero state (the tutorial's way).
-`Streams` reads the text in parallel contiguous streams, so that the hidden state is carried from batch to batch
-(truncated backpropagation through time). Both give arrays (T, B) int64, and the order is a function of
-(seed, epoch), so that any batch of any epoch can be made again.
+`Windows` cuts the text into pieces, shuffles them and starts each from a zero state, as in the TensorFlow tutorial.
+`Streams` reads the text in parallel contiguous streams and carries the hidden state from batch to batch (truncated
+backpropagation through time). Both yield arrays (T, B) int64. The order is a function of (seed, epoch), so any
+batch of any epoch can be reproduced.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,14 +19,10 @@ from charwright.errors import CorpusError
 
 Array = npt.NDArray[np.int64]
 Pair = tuple[Array, Array]
-Item = TypeVar("Item")
 
 
 class Dataset(Protocol):
-    """What the training loop asks of `Windows` and `Streams`.
-
-    `carries` says whether a batch goes on where the one before it ended.
-    """
+    """The interface of `Windows` and `Streams`; with `carries`, each batch continues where the last one ended."""
 
     carries: bool
     batch: int
@@ -36,11 +30,11 @@ class Dataset(Protocol):
     steps_per_epoch: int
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Pair]:
-        """The batches of an epoch from step `start` on: inputs (T, B) and targets (T, B)."""
+        """Yield the batches of an epoch from step `start`: inputs (T, B) and targets (T, B)."""
 
 
 class Windows:
-    """Pieces of `seq_length + 1`, split into input and target, shuffled, batched; remainders are dropped."""
+    """Shuffled pieces of `seq_length + 1` ids, each split into input and target; remainders are dropped."""
 
     carries = False
 
@@ -48,7 +42,7 @@ class Windows:
         """Cut ids (N,) into pieces.
 
         Raises:
-            CorpusError: when there are fewer pieces than a batch needs.
+            CorpusError: when there are too few pieces for one batch.
         """
         self.seq_length, self.batch, self.seed = seq_length, batch, seed
         count = len(ids) // (seq_length + 1)
@@ -60,12 +54,12 @@ class Windows:
         self.steps_per_epoch = count // batch
 
     def pair(self, index: int) -> Pair:
-        """Piece `index` of the text as input (T,) and target (T,)."""
+        """Return piece `index` of the text as input (T,) and target (T,)."""
         piece = self.pieces[index].astype(np.int64)
         return piece[:-1], piece[1:]
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Pair]:
-        """The batches of an epoch from step `start` on: inputs (T, B) and targets (T, B)."""
+        """Yield the batches of an epoch from step `start`: inputs (T, B) and targets (T, B)."""
         order = epoch_generator(self.seed, epoch).permutation(len(self.pieces))
         for step in range(start, self.steps_per_epoch):
             chosen = order[step * self.batch : (step + 1) * self.batch]
@@ -76,14 +70,14 @@ class Windows:
 class Streams:
     """`batch` contiguous streams, spread evenly over the text, read `seq_length` characters at a time.
 
-    The text is treated as a ring that each epoch enters at another place, so that no character is left out and
-    the seams lie elsewhere every time. Row b of a batch goes on where row b of the batch before it ended.
+    The text is a ring that each epoch enters at a different offset: over several epochs every character is read, and
+    the boundaries between streams move. Row b of a batch continues row b of the previous batch.
     """
 
     carries = True
 
     def __init__(self, ids: npt.NDArray[Any], seq_length: int, batch: int, seed: int = 1) -> None:
-        """Lay `batch` streams over ids (N,).
+        """Spread `batch` streams over ids (N,).
 
         Raises:
             CorpusError: when the text is shorter than one batch.
@@ -95,7 +89,7 @@ class Streams:
             raise CorpusError(f"{len(ids):,} ids are too few for a batch of {batch} x {seq_length}")
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Pair]:
-        """The batches of an epoch from step `start` on: inputs (T, B) and targets (T, B)."""
+        """Yield the batches of an epoch from step `start`: inputs (T, B) and targets (T, B)."""
         offset = int(epoch_generator(self.seed, epoch).integers(len(self.ids)))
         begins = offset + self.span * np.arange(self.batch)  # (B,)
         for step in range(start, self.steps_per_epoch):
@@ -105,69 +99,11 @@ class Streams:
 
 
 def epoch_generator(seed: int, epoch: int) -> np.random.Generator:
-    """The random generator of one epoch's order."""
+    """Return the random generator that orders one epoch."""
     return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)))
 
 
-def shrink_to_fit(length: int, config: SequenceConfig) -> tuple[SequenceConfig, str | None]:
-    """The batch and, if need be, the sequence made small enough for a text of `length` ids, and a word about it.
-
-    Raises:
-        CorpusError: when there is no second character to predict.
-    """
-    if length < 2:
-        raise CorpusError(f"the training text has {length} characters; at least two are needed")
-    seq_length = min(config.seq_length, length - 1)
-    per_row = seq_length + 1 if config.order == "windows" else seq_length
-    batch = max(1, min(config.batch, length // per_row))
-    if (batch, seq_length) == (config.batch, config.seq_length):
-        return config, None
-    word = (
-        f"the training text has {length:,} characters only: "
-        f"batches of {batch} x {seq_length} instead of {config.batch} x {config.seq_length}"
-    )
-    return SequenceConfig(order=config.order, batch=batch, seq_length=seq_length), word
-
-
 def make_dataset(ids: npt.NDArray[Any], config: SequenceConfig, seed: int) -> Dataset:
-    """The dataset that a configuration asks for."""
+    """Build the dataset that a configuration describes."""
     kind = Windows if config.order == "windows" else Streams
     return kind(ids, config.seq_length, config.batch, seed)
-
-
-def prefetch(items: Iterator[Item], depth: int = 2) -> Iterator[Item]:
-    """The same items, up to `depth` of them made ahead by a thread while the current one is in use."""
-    ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=depth)
-    stopped = threading.Event()
-
-    def put(message: tuple[str, Any]) -> None:
-        while not stopped.is_set():
-            try:
-                ready.put(message, timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for item in items:
-                put(("item", item))
-                if stopped.is_set():
-                    return
-            put(("end", None))
-        except BaseException as error:  # handed over to the thread that asks
-            put(("error", error))
-
-    thread = threading.Thread(target=work, name="charwright-prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, value = ready.get()
-            if kind == "end":
-                return
-            if kind == "error":
-                raise value
-            yield value
-    finally:
-        stopped.set()
-        thread.join()

@@ -1,1 +1,1 @@
-"""From a trained model to text: sampling, the engine, the generator. No PyTorch is needed here."""
+"""Text generation with a trained model: engine, sampling, sessions. Does not import PyTorch."""

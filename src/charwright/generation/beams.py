@@ -1,4 +1,4 @@
-"""Beam search: the likeliest text instead of a drawn one."""
+"""Beam search: the most likely text, instead of a sampled one."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ import numpy.typing as npt
 
 from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
 from charwright.generation.endings import Endings
-from charwright.generation.engine import MOST_STEPS, Engine, Stream
+from charwright.generation.engine import MOST_STEPS, Engine
+from charwright.generation.masks import Mask
 from charwright.generation.session import incomplete
+from charwright.generation.streams import Stream
 
 Ids = npt.NDArray[np.int32]
-Floats = npt.NDArray[np.float64]
+Float64s = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Found:
-    """What the search found: the text up to its end, why it ended, and ln p of each character.
+    """The result of a search: the text up to its end, why it ended, and ln p of each character.
 
-    `mean` is ln p per character of all that was written, the stop text included: by it texts of different lengths are
-    compared.
+    `mean` is ln p per character of everything generated, including the stop string: texts of different lengths are
+    compared by it.
     """
 
     text: str
@@ -38,7 +40,7 @@ def _no_ids() -> Ids:
 
 @dataclass(frozen=True)
 class _Beam:
-    """One of the likeliest beginnings: its last id, and what stands before that."""
+    """One of the most likely prefixes: its last id, and the beam before that."""
 
     endings: Endings
     before: _Beam | None = None
@@ -46,21 +48,21 @@ class _Beam:
     logprob: float = 0.0
     total: float = 0.0
     characters: int = 0
-    partial: Ids = field(default_factory=_no_ids)  # the last ids, where they are no character yet
+    partial: Ids = field(default_factory=_no_ids)  # the bytes of an incomplete character
 
     def longer(self, vocabulary: Vocabulary, token_id: int, logprob: float, length: int) -> _Beam:
-        """The beginning that has one more id."""
+        """The beam extended by one id."""
         ids = np.append(self.partial, np.int32(token_id))
         piece, endings = vocabulary.decoder().feed_all(ids), self.endings
         if piece and endings.waiting:
-            endings = copy.copy(endings)  # Others go on from here too.
+            endings = copy.copy(endings)  # Other beams continue from here too.
             endings.feed(piece[: length - self.characters])
         characters = min(length, self.characters + len(piece))
         total = self.total + logprob
         return _Beam(endings, self, token_id, logprob, total, characters, incomplete(vocabulary, ids))
 
     def path(self) -> list[_Beam]:
-        """What the beginning was at each of its ids."""
+        """The beam at each of its ids, from the first to the last."""
         path, beam = [], self
         while beam.before is not None:
             path.append(beam)
@@ -72,23 +74,23 @@ def beam_search(
     engine: Engine,
     vocabulary: Vocabulary,
     prompt: Ids,
-    masked: npt.NDArray[np.bool_],
+    masked: Mask,
     *,
     beams: int,
     length: int,
     stop: tuple[str, ...] = (),
     until: str | None = None,
 ) -> Found:
-    """The likeliest text of `length` characters after the prompt's ids that is found, or one that ends before.
+    """Search for the most likely text of at most `length` characters after the prompt's ids.
 
-    At each id the `beams` likeliest beginnings are kept (Lowerre, 1976), one less for each that has ended; `masked`
-    (V,) ids are not written. Texts that met a stop text, or the end of `until`, are compared with the others by ln p
-    per character.
+    At each id the `beams` most likely prefixes are kept (Lowerre, 1976), one less for each that has ended. `masked`
+    (V,) ids are not generated. Texts that end early, at a stop string or at `until`, are compared with the others by
+    ln p per character.
     """
     state, logits = _read(engine, prompt)
     alive, done = [_Beam(Endings(stop, until))], list[_Beam]()
     while alive:
-        # Had it place for all again, what is next to impossible would fill it, and end before the likely does.
+        # If ended beams gave up their places, very unlikely prefixes would fill them, and end before likely ones.
         parents, kept = _best(alive, _log_softmax(logits), masked, beams - len(done)), list[int]()
         grown = [alive[row].longer(vocabulary, token_id, logprob, length) for row, token_id, logprob in parents]
         alive = []
@@ -105,8 +107,8 @@ def beam_search(
     return _found(vocabulary, best, length, Endings(stop, until))
 
 
-def _read(engine: Engine, prompt: Ids) -> tuple[npt.NDArray[np.generic], Floats]:
-    """The state (1, L, S, H) and the logits (1, V) behind the prompt."""
+def _read(engine: Engine, prompt: Ids) -> tuple[npt.NDArray[np.generic], Float64s]:
+    """The state (1, L, S, H) and the logits (1, V) after the prompt."""
     state, logits = engine.zero_state(1), np.zeros((1, engine.vocabulary_size))
     stream = Stream(state[0], prompt.copy(), len(prompt), drawing=False, logits=logits[0])
     while stream.unread:
@@ -114,10 +116,8 @@ def _read(engine: Engine, prompt: Ids) -> tuple[npt.NDArray[np.generic], Floats]
     return state, logits
 
 
-def _best(
-    beams: list[_Beam], logprobs: Floats, masked: npt.NDArray[np.bool_], count: int
-) -> list[tuple[int, int, float]]:
-    """The likeliest ways to go on, of logprobs (beams, V): which beam, the id and its ln p."""
+def _best(beams: list[_Beam], logprobs: Float64s, masked: Mask, count: int) -> list[tuple[int, int, float]]:
+    """The most likely extensions, from logprobs (beams, V): the beam's index, the id and its ln p."""
     totals = np.array([beam.total for beam in beams])[:, None] + np.where(masked, -np.inf, logprobs)
     best = np.argsort(-totals.reshape(-1), kind="stable")[:count]
     pairs = [divmod(index, logprobs.shape[1]) for index in best.tolist()]
@@ -130,7 +130,7 @@ def _found(vocabulary: Vocabulary, beam: _Beam, length: int, endings: Endings) -
     for each in beam.path():
         logprob += each.logprob
         if piece := decoder.feed(each.token_id):
-            # A broken byte before a character makes two of them at once: the first gets it all.
+            # A broken byte before a character yields two characters at once: the first gets the sum.
             written += piece
             logprobs += [logprob, *([0.0] * (len(piece) - 1))]
             logprob = 0.0
@@ -138,7 +138,7 @@ def _found(vocabulary: Vocabulary, beam: _Beam, length: int, endings: Endings) -
     return Found(text, endings.ended or "length", endings.stop, logprobs[: len(text)], beam.total / beam.characters)
 
 
-def _log_softmax(logits: Floats) -> Floats:
+def _log_softmax(logits: Float64s) -> Float64s:
     shifted = logits - logits.max(axis=-1, keepdims=True)
-    result: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    result: Float64s = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return result

@@ -1,4 +1,4 @@
-"""Where a text ends: at a stop text, or with a line, a paragraph, a sentence. Found in text that comes in pieces."""
+"""Find the end of a text that arrives in pieces: a stop string, or the end of a line, paragraph or sentence."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 from charwright.config import parse_until
 
-# What ends a sentence, what may stand behind that, and where the next begins: behind a space where a script has them.
+# The marks that end a sentence, and those that may follow them. In scripts with spaces, a space must come next.
 _STOPS, _WIDE_STOPS, _CLOSERS = ".!?…؟।۔", "。！？｡", "\"'”’»›)]}」』】）》〉"
 _SENTENCE_END = re.compile(
     f"[{_STOPS}]+[{re.escape(_CLOSERS)}]*(?=\\s)|[{_WIDE_STOPS}]+[{re.escape(_CLOSERS)}]*(?=[^{_WIDE_STOPS}{re.escape(_CLOSERS)}])"
 )
-# For each unit: its end, and what may be the beginning of one at the end of what was read so far.
+# For each unit: its end, and what may be an incomplete end at the end of the text so far.
 _UNIT_ENDS = {
     "line": (re.compile("\n"), re.compile(r"(?!)")),
     "paragraph": (re.compile("\n[ \t]*\n"), re.compile(r"\n[ \t]*\Z")),
@@ -22,7 +22,7 @@ _UNIT_ENDS = {
 
 
 class Found(NamedTuple):
-    """An ending: how many characters of the text stand before it, where it is complete, and what it is called."""
+    """An ending: where it begins in the text, where it is complete, and its name."""
 
     begin: int
     end: int
@@ -30,34 +30,34 @@ class Found(NamedTuple):
 
 
 class Endings:
-    """Reads a text piece by piece and says what of it may be shown, and whether it has ended.
+    """Read a text piece by piece; determine what may be shown, and whether it has ended.
 
-    What might be the beginning of an ending is held back until it is one or is none. The same text gives the same end
-    however it is cut into pieces: the ending that is complete first.
+    Text that may be the beginning of an ending is held back until that is decided. The text ends at the ending that is
+    complete first, however the text is cut into pieces.
     """
 
     def __init__(self, stop: Sequence[str] = (), until: str | None = None) -> None:
-        """Look for the stop texts, and for what `until` says (`line`, `paragraph`, `3 sentences`)."""
+        """Look for the stop strings, and for the end of `until` (`line`, `paragraph`, `3 sentences`)."""
         self.ended: str | None = None
         """Why it ended: `stop`, `line`, `paragraph` or `sentence`."""
         self.stop: str | None = None
-        """The stop text that was met."""
+        """The stop string that was found."""
         self.held = ""
-        """What is held back; once it has ended, nothing."""
+        """The text held back; empty after the end."""
         self.behind = ""
-        """What was read behind the end: at least what showed that a sentence has ended."""
+        """The text read after the end: for a sentence, at least the character that follows it."""
         self._stops = sorted(stop, key=len, reverse=True)
         self._unit, self._left = (parse_until(until) if until else None) or ("", 0)
-        self._undecided = 0  # characters at the end of what is held that may belong to the end of a unit
-        self._begun = False  # an empty line is no line, and an empty paragraph none
+        self._undecided = 0  # characters at the end of the held text that may be the end of a unit
+        self._begun = False  # empty lines and paragraphs do not count
 
     @property
     def waiting(self) -> bool:
-        """Whether there is anything to look for."""
+        """Whether there is any ending to look for."""
         return bool(self._stops or self._unit)
 
     def feed(self, piece: str) -> str:
-        """Take the next piece; return what may be shown now."""
+        """Read the next piece; return the text that may be shown now."""
         if not self.waiting:
             return piece
         text = self.held + piece
@@ -72,7 +72,7 @@ class Endings:
         return text[: len(text) - keep]
 
     def flush(self) -> str:
-        """What was held back, at the end of a text that ended for another reason."""
+        """Return the text held back, when the text ends for another reason."""
         held, self.held = self.held, ""
         return held
 
@@ -82,7 +82,7 @@ class Endings:
                 yield Found(at, at + len(stop), "stop")
 
     def _undecided_stop(self, text: str) -> int:
-        """How many characters at the end may be the beginning of a stop text."""
+        """The number of characters at the end that may be the beginning of a stop string."""
         longest = min(len(text), max((len(stop) for stop in self._stops), default=1) - 1)
         for size in range(longest, 0, -1):
             if any(stop.startswith(text[-size:]) for stop in self._stops):
@@ -90,18 +90,18 @@ class Endings:
         return 0
 
     def _unit_in(self, text: str) -> Iterator[Found]:
-        """The end of the last unit that is wanted; units before it are counted on the way."""
+        """The end of the last requested unit. Units before it are counted."""
         if not self._unit:
             return
         end, undecided = _UNIT_ENDS[self._unit]
-        at = len(self.held) - self._undecided  # what stands before was looked at with the piece before
+        at = len(self.held) - self._undecided  # the text before was searched with the previous piece
         for match in end.finditer(text, at):
             if not (self._begun or text[at : match.start()].strip()):
                 continue
             at, self._begun = match.end(), False
             self._left -= 1
             if self._left == 0:
-                # A sentence keeps its full stop, and what comes behind it decides; a line does without its end.
+                # A sentence keeps its final mark, and the next character decides; a line drops its newline.
                 sentence = self._unit == "sentence"
                 yield Found(match.end() if sentence else match.start(), match.end() + sentence, self._unit)
                 return

@@ -1,20 +1,20 @@
-"""The network one step at a time: arrays in, ids out, without PyTorch.
+"""Run the network one step at a time: arrays in, ids out, without PyTorch.
 
-What does the arithmetic is the C kernels (`native.py`) or, where they were not built, numpy (`plain.py`). The input
-side of the first layer is a table with a row for each token, made once.
+The arithmetic is that of the C kernels (`native_backend.py`) or, if they are not built, of NumPy (`numpy_backend.py`).
+The input product of the first layer is a table with a row per token, computed once.
 
-Three precisions: `f32` is the model's own; `bf16` stores the weights in half the bytes; `q8` has 8-bit weights and
-whole numbers throughout (`quantized.py`), so that a seed gives the same text on every machine.
+Three precisions: `f32` is the model's own; `bf16` stores the weights in half the bytes; `q8` has int8 weights and
+integer arithmetic throughout (`quantized.py`), so that a seed gives the same text on every machine.
 
-B is the number of streams, V the vocabulary, H the units, L the layers, S the arrays of a state: 1 (h) or 2 (h and c).
+B is the number of streams, V the vocabulary size, H the number of units, L the number of layers, S the number of
+arrays in a state: 1 (h) or 2 (h and c).
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,75 +22,19 @@ import numpy.typing as npt
 from charwright import kernels
 from charwright.config import STATES, ModelConfig
 from charwright.errors import UsageError
-from charwright.generation.sampling import PENALTY_WINDOW, Sampler
+from charwright.generation.backend import Backend
+from charwright.generation.native_backend import NativeBackend
+from charwright.generation.streams import Stream
 
-Array = npt.NDArray[np.float32]
+Float32s = npt.NDArray[np.float32]
+Float64s = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int32]
-Floats = npt.NDArray[np.float64]
 
 PRECISIONS = ("q8", "bf16", "f32")
-ROOM = 256  # ids a stream has room for, at least; the oldest are let go
 MOST_STEPS = 1024
-"""Steps of one call: so many can be waited for."""
+"""Steps of one call, which cannot be interrupted."""
 MOST_STREAMS = 64
-"""Streams that go together: more are no quicker, and need more memory."""
-
-
-@dataclass
-class Stream:
-    """One text inside the engine: the state of the network, and the ids that were read, drawn, and are to be read."""
-
-    state: npt.NDArray[Any] = field(repr=False)  # (L, S, H), changed in place
-    ids: Ids = field(default_factory=lambda: np.zeros(0, dtype=np.int32), repr=False)  # with room behind the last
-    length: int = 0  # how many ids there are
-    at: int = 0  # which is read next
-    drawing: bool = True  # draw the next id when all are read
-    sampler: Sampler = field(default_factory=Sampler)
-    drawn: int = 0  # random numbers used
-    scores: Floats | None = field(
-        default=None, repr=False
-    )  # beside ids: ln p of each under the model, where it was computed
-    logits: Floats | None = field(default=None, repr=False)  # (V,): those after the last step
-    forgotten: int = 0  # ids let go
-
-    @property
-    def unread(self) -> int:
-        """How many ids wait to be read. After a step of a stream that draws it is one at least."""
-        return self.length - self.at
-
-    def feed(self, ids: Ids) -> None:
-        """Append ids that are to be read."""
-        self.make_room(len(ids))
-        self.ids[self.length : self.length + len(ids)] = ids
-        self.length += len(ids)
-
-    def make_room(self, more: int) -> None:
-        """Have room for so many more ids, and let go of old ones that nothing looks back on."""
-        if self.length + more <= len(self.ids):
-            return
-        first = max(0, self.at - PENALTY_WINDOW)
-        kept = self.length - first
-        size = max(ROOM, 2 * (kept + more))
-        self.ids = _moved(self.ids, first, kept, size)
-        if self.scores is not None:
-            self.scores = _moved(self.scores, first, kept, size)
-        self.length, self.at, self.forgotten = kept, self.at - first, self.forgotten + first
-
-
-def _moved(array: npt.NDArray[Any], first: int, kept: int, size: int) -> npt.NDArray[Any]:
-    moved = np.zeros(size, dtype=array.dtype)
-    moved[:kept] = array[first : first + kept]
-    return moved
-
-
-class Backend(Protocol):
-    """What does the arithmetic."""
-
-    units: int
-    state_type: type[np.float32] | type[np.int32]
-
-    def advance(self, streams: Sequence[Stream], steps: int) -> None:
-        """Take `steps` steps with all streams; each has as many ids to read, or draws."""
+"""Streams in a batch: larger batches need more memory and are not faster."""
 
 
 class Engine:
@@ -99,24 +43,24 @@ class Engine:
     def __init__(
         self,
         config: ModelConfig,
-        weights: Mapping[str, Array],
+        weights: Mapping[str, Float32s],
         precision: str = "q8",
         *,
         threads: int | None = None,
         variant: str | None = None,
     ) -> None:
-        """Take the weights by the names of `ModelConfig.weight_shapes`.
+        """Lay out the weights, named as in `ModelConfig.weight_shapes`.
 
-        `threads` is how many the kernels may use, all cores by default; they find out how many are quickest. `variant`
-        is one of `kernels.VARIANTS`, or `none` for numpy.
+        `threads` is the largest number of threads to use, by default one per core; the fastest number is found while
+        the engine runs. `variant` is one of `kernels.VARIANTS`, or `none` for NumPy.
 
         Raises:
-            UsageError: when the precision or the variant does not exist here.
+            UsageError: if the precision does not exist, or the variant does not run on this machine.
         """
         if precision not in PRECISIONS:
             raise UsageError(f"--precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
         if threads is not None and threads < 1:
-            raise UsageError(f"an engine needs one thread at least, not {threads}")
+            raise UsageError(f"an engine needs at least one thread, not {threads}")
         self.config, self.precision = config, precision
         self.vocabulary_size = len(weights["embedding.weight"])
         self._backend = _backend(config, weights, precision, threads or _cores(), variant)
@@ -124,35 +68,35 @@ class Engine:
     def zero_state(self, streams: int = 1) -> npt.NDArray[Any]:
         """The state (B, L, S, H) before the first character: float32, or int32 for q8.
 
-        H is the model's units filled up to a multiple of 16.
+        H is the model's number of units, padded to a multiple of 16.
         """
         shape = (streams, self.config.layers, STATES[self.config.cell], self._backend.units)
         return np.zeros(shape, dtype=self._backend.state_type)
 
     def advance(self, streams: Sequence[Stream], steps: int) -> None:
-        """Take `steps` steps with all streams together.
+        """Run `steps` steps of all streams together.
 
-        Each reads one id a step; a stream that has read all of its ids draws the next. So a stream that does not draw
-        must have `steps` ids to read, and one that does, one at least.
+        Each stream reads one id per step; a stream that has read all of its ids samples the next one. A stream with
+        `drawing` needs at least one id to read, a stream without it `steps`.
 
         Raises:
-            UsageError: when a stream has too few ids to read, or a state that is none of this engine's.
+            UsageError: if a stream has too few ids to read, or its state does not fit this engine.
         """
         for stream in streams:
             self._check_state(stream.state[None])
             if not all(array.flags.c_contiguous for array in (stream.ids, stream.scores) if array is not None):
-                raise UsageError("a stream's ids and scores must lie in one piece each")
+                raise UsageError("a stream's ids and scores must be contiguous arrays")
             if stream.unread < (1 if stream.drawing else steps):
                 raise UsageError(f"a stream has {stream.unread} ids to read, too few for {steps} steps")
             stream.make_room(steps + 1)
         if streams and steps > 0:
             self._backend.advance(streams, steps)
 
-    def step(self, ids: npt.NDArray[np.integer], state: npt.NDArray[Any]) -> Floats:
-        """Logits (B, V) after one more id for each stream, ids (B,). `state` (B, L, S, H) is changed in place.
+    def step(self, ids: npt.NDArray[np.integer], state: npt.NDArray[Any]) -> Float64s:
+        """Return the logits (B, V) after one more id per stream, ids (B,). `state` (B, L, S, H) is changed in place.
 
         Raises:
-            UsageError: when an id is outside the vocabulary, or the state none of this engine's.
+            UsageError: if an id is outside the vocabulary, or the state does not fit this engine.
         """
         self._check_ids(np.asarray(ids))
         self._check_state(state)
@@ -165,26 +109,26 @@ class Engine:
             self._backend.advance(streams, 1)
         return logits
 
-    def scores(self, rows: Sequence[Ids]) -> list[Floats]:
+    def scores(self, rows: Sequence[Ids]) -> list[Float64s]:
         """For each row of ids: ln p of each id after the first, given those before it, from a zero state.
 
         Raises:
-            UsageError: when an id is outside the vocabulary.
+            UsageError: if an id is outside the vocabulary.
         """
         streams = []
         for ids in rows:
             self._check_ids(np.asarray(ids))
-            room = np.ascontiguousarray(ids, dtype=np.int32)
+            buffer = np.ascontiguousarray(ids, dtype=np.int32)
             state = self.zero_state()[0]
-            streams.append(Stream(state, room, len(room), drawing=False, scores=np.zeros(len(room))))
-        while going := [stream for stream in streams if stream.unread > 1]:
-            self._backend.advance(going, min(MOST_STEPS, *(stream.unread - 1 for stream in going)))
+            streams.append(Stream(state, buffer, len(buffer), drawing=False, scores=np.zeros(len(buffer))))
+        while active := [stream for stream in streams if stream.unread > 1]:
+            self._backend.advance(active, min(MOST_STEPS, *(stream.unread - 1 for stream in active)))
         return [stream.scores[1:] for stream in streams if stream.scores is not None]
 
-    def target_nats(self, inputs: npt.NDArray[np.integer], targets: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
+    def target_nats(self, inputs: npt.NDArray[np.integer], targets: npt.NDArray[np.integer]) -> Float64s:
         """-ln p of each target (T, B), given inputs (T, B), each column from a zero state.
 
-        Targets of -1 at a column's end cost nothing; before that each target is the next input.
+        Targets of -1 at the end of a column cost nothing. Before them, each target is the next input.
         """
         rows = [
             np.concatenate([before[:1], after[after >= 0]]) for before, after in zip(inputs.T, targets.T, strict=True)
@@ -205,28 +149,24 @@ class Engine:
         right = state.shape[1:] == wanted and state.dtype == self._backend.state_type
         if not (right and all(row.flags.c_contiguous and row.flags.writeable for row in state)):
             raise UsageError(
-                f"this engine's states are {np.dtype(self._backend.state_type)} of shape (streams, "
-                f"{', '.join(map(str, wanted))}), a row in one piece each: zero_state() makes them"
+                f"this engine's states are {np.dtype(self._backend.state_type)} arrays of shape (streams, "
+                f"{', '.join(map(str, wanted))}) with contiguous, writable rows; zero_state() returns one"
             )
 
 
 def _cores() -> int:
-    """How many cores this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _backend(
-    config: ModelConfig, weights: Mapping[str, Array], precision: str, threads: int, variant: str | None
+    config: ModelConfig, weights: Mapping[str, Float32s], precision: str, threads: int, variant: str | None
 ) -> Backend:
     loaded = None if variant == "none" else kernels.load(variant)
     if loaded is not None:
-        from charwright.generation.native import NativeBackend
-
         return NativeBackend(config, weights, precision, loaded, threads)
+    from charwright.generation.numpy_backend import Int8NumpyBackend, NumpyBackend
+
     if precision == "q8":
-        from charwright.generation.plain import PlainWholeBackend
-
-        return PlainWholeBackend(config, weights)
-    from charwright.generation.plain import PlainBackend
-
-    return PlainBackend(config, weights, narrow=precision == "bf16")
+        return Int8NumpyBackend(config, weights)
+    return NumpyBackend(config, weights, narrow=precision == "bf16")

@@ -1,4 +1,4 @@
-"""Prompts become texts: one, many at once, or character by character."""
+"""Generate text from prompts: one completion, a batch, or character by character."""
 
 from __future__ import annotations
 
@@ -15,39 +15,40 @@ from charwright.data.vocabulary import Vocabulary
 from charwright.errors import UsageError
 from charwright.generation.beams import beam_search
 from charwright.generation.engine import Engine
-from charwright.generation.session import Draft, Guard, Session, allowed, prompt_ids
+from charwright.generation.masks import allowed
+from charwright.generation.session import Draft, Guard, Session, prompt_ids
 
 
 class Trained(Protocol):
-    """What a generator asks of a model."""
+    """What a generator needs of a model."""
 
     config: ModelConfig
 
     def arrays(self) -> dict[str, npt.NDArray[np.float32]]:
-        """The weights by name."""
+        """Return the weights by name."""
 
 
 @dataclass(frozen=True)
-class Text:
-    """What was written: `str()` of it is the prompt and what follows."""
+class Completion:
+    """A generated text. `str()` returns the prompt and its continuation."""
 
     prompt: str
     continuation: str
     seed: int
     stream: int
     ended: str = "length"
-    """Why it ended: `length`, `stop`, `line`, `paragraph` or `sentence`; or `interrupted`, when it has not."""
+    """Why it ended: `length`, `stop`, `line`, `paragraph`, `sentence`, or `interrupted`."""
     stop: str | None = None
-    """The stop text that was met; it is not part of the continuation."""
+    """The stop string that ended it, which is not part of the continuation."""
     logprobs: tuple[float, ...] | None = None
-    """ln p of each character of the continuation under the model itself, where they were asked for."""
+    """ln p of each character of the continuation under the model, if requested."""
 
     def __str__(self) -> str:
         return self.prompt + self.continuation
 
 
 class Generator:
-    """Writes with a trained model.
+    """Generate text with a trained model.
 
     >>> writer = Generator(model.config, model.arrays(), vocabulary)    # doctest: +SKIP
     >>> print(writer.generate("ROMEO:", length=200, seed=7)[0])         # doctest: +SKIP
@@ -62,13 +63,13 @@ class Generator:
         *,
         threads: int | None = None,
     ):
-        """Lay out the weights; `Generator.of(model, vocabulary)` takes them from a model."""
+        """Lay out the weights. `Generator.of(model, vocabulary)` takes them from a model."""
         self.vocabulary = vocabulary
         self.engine = Engine(model, weights, precision, threads=threads)
 
     @classmethod
     def of(cls, model: Trained, vocabulary: Vocabulary, precision: str = "q8") -> Generator:
-        """A generator with a model's present weights."""
+        """Create a generator with a model's current weights."""
         return cls(model.config, model.arrays(), vocabulary, precision)
 
     def generate(
@@ -79,11 +80,11 @@ class Generator:
         logprobs: bool = False,
         guard: Guard | None = None,
         **options: Any,
-    ) -> list[Text]:
-        """Write `num` texts from each prompt, all together.
+    ) -> list[Completion]:
+        """Generate `num` completions of each prompt in one batch.
 
-        Options are the fields of `GenerationConfig`. Text i of the result is stream i: its draws depend on the seed
-        and on i alone. Without a seed, 0 is taken. `guard` forbids ids on the way (`novelty.CopyGuard`).
+        Options are the fields of `GenerationConfig`. Completion i of the result is stream i: its random numbers depend
+        only on the seed (0 by default) and on i. `guard` forbids ids at each step (`novelty.CopyGuard`).
         """
         config = dataclasses.replace(config or GenerationConfig(), **options)
         listed = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -91,7 +92,7 @@ class Generator:
         return list(self.texts(repeated, config, logprobs=logprobs, guard=guard))
 
     def stream(self, prompt: str = "", config: GenerationConfig | None = None, **options: Any) -> Iterator[str]:
-        """Write one text, and yield its characters as they are made, some at a time."""
+        """Generate one completion, and yield its text as it grows, a few characters at a time."""
         config = dataclasses.replace(config or GenerationConfig(), **options)
         for _, piece in self.write([prompt], config):
             yield piece
@@ -101,10 +102,10 @@ class Generator:
     ) -> Iterator[tuple[int, str]]:
         """Yield (index of the prompt, piece of text) as the streams advance.
 
-        An empty prompt begins as a line does: the model reads a newline that is not part of the text.
+        For an empty prompt the model reads a newline, which is not part of the text.
 
         Raises:
-            UsageError: when there is nothing to write with.
+            UsageError: if no character is allowed.
         """
         session = Session(self.engine, self.vocabulary)
         numbers = {session.join(prompt, config, index, guard=guard): index for index, prompt in enumerate(prompts)}
@@ -120,8 +121,8 @@ class Generator:
         *,
         logprobs: bool = False,
         guard: Guard | None = None,
-    ) -> Iterator[Text]:
-        """Write a text from each prompt, all together; yield them in order, each as soon as those before are done."""
+    ) -> Iterator[Completion]:
+        """Complete all prompts in one batch. Yield completions in order, each as soon as those before it are done."""
         session = Session(self.engine, self.vocabulary)
         drafts = [
             session.join(prompt, config, index, guard=guard, logprobs=logprobs) for index, prompt in enumerate(prompts)
@@ -131,14 +132,14 @@ class Generator:
                 session.advance()
             yield finished(draft, logprobs=logprobs)
 
-    def likeliest(self, prompt: str, config: GenerationConfig, beams: int) -> Text:
-        """The likeliest text that beam search finds; see `beams.beam_search`. Temperature and seed mean nothing here.
+    def beam_search(self, prompt: str, config: GenerationConfig, beams: int) -> Completion:
+        """Return the most likely completion that beam search finds. Temperature and seed have no effect.
 
         Raises:
-            UsageError: when there is nothing to write with, or no beam to search with.
+            UsageError: if no character is allowed, or `beams` is less than 1.
         """
         if beams < 1:
-            raise UsageError(f"a search needs one beam at least, not {beams}")
+            raise UsageError(f"a search needs at least one beam, not {beams}")
         found = beam_search(
             self.engine,
             self.vocabulary,
@@ -149,24 +150,22 @@ class Generator:
             stop=config.stop,
             until=config.until,
         )
-        return Text(prompt, found.text, 0, 0, found.ended, found.stop, tuple(found.logprobs))
+        return Completion(prompt, found.text, 0, 0, found.ended, found.stop, tuple(found.logprobs))
 
     def logprobs(self, text: str) -> list[float]:
-        """The ln p of each character of `text` after the first, given those before it, from a zero state.
+        """Return ln p of each character of `text` after the first, given those before it, from a zero state.
 
         Raises:
-            UsageError: when the text has fewer than two characters, or the model's unit is the byte.
+            UsageError: if the text has fewer than two characters, or the model generates bytes.
         """
-        if self.vocabulary.unit != "character" or len(text) < 2:
-            raise UsageError(
-                "there are log-probabilities for two characters or more, of a model that writes characters"
-            )
+        if self.vocabulary.level != "character" or len(text) < 2:
+            raise UsageError("log-probabilities need a text of at least two characters and a character-level model")
         return [float(score) for score in self.engine.scores([self.vocabulary.encode(text)])[0]]
 
 
-def finished(draft: Draft, *, logprobs: bool = False) -> Text:
-    """What a draft has become, when nobody has called `pop` yet; one that has not ended was interrupted."""
+def finished(draft: Draft, *, logprobs: bool = False) -> Completion:
+    """The completion of a draft on which `pop` was not called. A draft that has not ended was interrupted."""
     sampler = draft.stream.sampler
     scores = tuple(draft.logprobs[: draft.shown]) if logprobs else None
     ended = draft.ended or "interrupted"
-    return Text(draft.prompt, draft.pop(), sampler.seed, sampler.stream, ended, draft.endings.stop, scores)
+    return Completion(draft.prompt, draft.pop(), sampler.seed, sampler.stream, ended, draft.endings.stop, scores)

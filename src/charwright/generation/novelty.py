@@ -1,8 +1,8 @@
-"""How much of a text stands word for word in the corpus, and a guard that keeps a writer from copying.
+"""How much of a text is copied verbatim from the corpus, and a guard that limits copying.
 
-`measure` names the pieces of the written text, of 1, 2, 4, ... characters (Karp, Miller and Rosenberg, 1972), and looks
-for them in the corpus. A suffix array would sort the whole corpus for the sake of a page, and its libraries are
-compiled; fingerprints would have to be checked against the text, and names are exact by themselves.
+`measure_novelty` names the substrings of the text, of 1, 2, 4, ... characters (Karp, Miller and Rosenberg, 1972), and
+finds them in the corpus. A suffix array would sort the whole corpus for a page of text and needs a compiled library;
+fingerprints would have to be verified against the text, whereas names are exact.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from charwright.errors import ConfigError, VocabularyError
 Ids = npt.NDArray[np.int32]
 Keys = npt.NDArray[np.uint64]
 
-PART = 1 << 16  # places of the corpus at a time: what lies between two steps then stays in the processor's cache
+PART = 1 << 16  # positions of the corpus at a time: intermediate results then stay in the processor's cache
 
 
 @dataclass(frozen=True)
 class Novelty:
-    """How much of a text was copied.
+    """How much of a text is copied.
 
-    `longest` is the longest passage of it that the corpus has too, the first among equals, and `longest_at` its place
-    in the text. `copied_chars` counts the characters inside copied passages of `shortest` characters or more.
+    `longest` is the longest passage of the text that is also in the corpus (the first of equals), and `longest_at` its
+    position in the text. `copied_chars` counts the characters inside copied passages of at least `shortest` characters.
     """
 
     characters: int
@@ -38,22 +38,22 @@ class Novelty:
 
     @property
     def copied_share(self) -> float:
-        """The part of the text that was copied, from 0 to 1."""
+        """The copied share of the text, from 0 to 1."""
         return self.copied_chars / self.characters if self.characters else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Return plain values for JSON."""
         return {**asdict(self), "copied_share": self.copied_share}
 
 
-def measure(corpus: str, written: str, shortest: int = 20) -> Novelty:
-    """Find what of `written` stands word for word in `corpus`.
+def measure_novelty(corpus: str, written: str, shortest: int = 20) -> Novelty:
+    """Find the passages of `written` that are copied verbatim from `corpus`.
 
-    Exact for all characters; half of a surrogate pair is none, and equals nothing. It takes four bytes for each
-    character of the corpus, twice, and is meant for a `written` that is much shorter.
+    The result is exact; a lone surrogate is not a character, and equals nothing. It takes eight bytes of memory per
+    character of the corpus, and is intended for a `written` that is much shorter.
 
     Raises:
-        ConfigError: when `shortest` is less than 1.
+        ConfigError: if `shortest` is less than 1.
     """
     if shortest < 1:
         raise ConfigError(f"the shortest copied passage must be at least 1, not {shortest}")
@@ -73,10 +73,10 @@ def measure(corpus: str, written: str, shortest: int = 20) -> Novelty:
 
 @dataclass(frozen=True)
 class _Pieces:
-    """All pieces of `length` characters: the names of those that begin at each place of the two texts.
+    """The names of all substrings ("pieces") of `length` characters, at each position of the two texts.
 
-    M and N are how many characters `written` and `corpus` have. Equal pieces have equal names, different ones have
-    different names, from 1 on; 0 is a piece that `written` does not have.
+    M and N are the lengths of `written` and `corpus`. Equal pieces have equal names, different pieces different names,
+    from 1; 0 is a piece that is not in `written`.
     """
 
     length: int
@@ -85,7 +85,7 @@ class _Pieces:
 
     @classmethod
     def characters(cls, corpus: str, written: str) -> _Pieces:
-        """Single characters; their names are the ids of a vocabulary of `written`, where [UNK] is 0."""
+        """Single characters, named by their ids in a vocabulary of `written`, where [UNK] is 0."""
         vocabulary = Vocabulary.from_text(written)
         names = np.empty(len(corpus), dtype=np.int32)
         for begin in range(0, len(corpus), PART):
@@ -94,11 +94,11 @@ class _Pieces:
 
     @property
     def found(self) -> bool:
-        """Whether the corpus has any piece of `written`."""
+        """Whether any piece of `written` is in the corpus."""
         return bool(self.corpus.any())
 
     def longer(self, length: int) -> _Pieces:
-        """The pieces of `length` characters, at most twice as many: each is two of these, which may overlap."""
+        """The pieces of a greater `length`, at most twice this one: each is two of these pieces, which may overlap."""
         step = length - self.length
         base = int(self.written.max(initial=0)) + 1
         ahead = max(0, len(self.written) - step)
@@ -111,15 +111,15 @@ class _Pieces:
         return _Pieces(length, (names + 1).astype(np.int32), corpus)
 
     def copied(self) -> npt.NDArray[np.bool_]:
-        """Which pieces of `written` the corpus has: (M - length + 1,)."""
+        """Which pieces of `written` are in the corpus: (M - length + 1,)."""
         seen = np.zeros(int(self.written.max(initial=0)) + 1, dtype=np.bool_)
         seen[self.corpus[self.corpus != 0]] = True
         return seen[self.written]
 
     def covered(self) -> npt.NDArray[np.bool_]:
-        """Which characters of `written` lie in a piece that the corpus has: (M,)."""
+        """Which characters of `written` are inside a piece that is in the corpus: (M,)."""
         copied = self.copied()
-        # +1 where a copied piece begins and -1 behind its end: the sum so far is how many of them one is inside of.
+        # +1 at the start of a copied piece and -1 after its end: the running sum counts the pieces around a character.
         edges = np.zeros(len(copied) + self.length, dtype=np.int64)
         edges[: len(copied)] += copied
         edges[self.length :] -= copied
@@ -127,7 +127,7 @@ class _Pieces:
 
 
 def _longest(pieces: _Pieces, too_long: int) -> _Pieces:
-    """The longest pieces that the corpus has any of: as long as `pieces` or longer, and shorter than `too_long`."""
+    """The longest pieces found in the corpus: at least as long as `pieces`, and shorter than `too_long`."""
     while too_long - pieces.length > 1:
         between = pieces.longer((pieces.length + too_long) // 2)
         if between.found:
@@ -138,12 +138,12 @@ def _longest(pieces: _Pieces, too_long: int) -> _Pieces:
 
 
 def _paired(first: Ids, second: Ids, base: int) -> npt.NDArray[np.int64]:
-    """One number for each two names, which are all below `base`."""
+    """One number for each pair of names, which are all below `base`."""
     return first.astype(np.int64) * base + second
 
 
 def _names(pairs: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The place of each wanted pair among the sorted `pairs`, from 1 on; 0 for one that is not there."""
+    """The position of each wanted pair in the sorted `pairs`, from 1; 0 for a pair that is not there."""
     if not len(pairs):
         return np.zeros_like(wanted)
     places = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
@@ -151,19 +151,20 @@ def _names(pairs: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]) -> npt.N
 
 
 class CopyGuard:
-    """Knows which ids would make a copied passage longer than `limit` ids.
+    """Forbid ids that would make a copied passage longer than `limit` ids.
 
-    For each place of the corpus it keeps one number: in front the fingerprint of the `limit` ids before that place,
-    behind it the id that stands there. Equal passages have equal fingerprints, so no copy is let through. Different
-    ones share one with a chance of about 2**(b - 64), for ids of b bits, and then an id is forbidden without need.
+    For each position of the corpus it stores a key: the fingerprint of the `limit` ids before the position in the high
+    bits, and the id at the position in the low bits. Equal passages have equal fingerprints, so no copy passes.
+    Different passages collide with a probability of about 2**(b - 64), for ids of b bits; an id is then forbidden
+    needlessly.
     """
 
     def __init__(self, corpus_ids: Ids, vocabulary_size: int, limit: int) -> None:
-        """Learn the corpus, ids (N,): 8 bytes are kept for each, and the time grows with N times `limit`.
+        """Index the corpus, ids (N,), in 8 N bytes. The time is proportional to N times `limit`.
 
         Raises:
-            ConfigError: when `limit` is less than 1.
-            VocabularyError: when an id is outside the vocabulary.
+            ConfigError: if `limit` is less than 1.
+            VocabularyError: if an id is outside the vocabulary.
         """
         if limit < 1:
             raise ConfigError(f"the longest passage that may be copied must be at least 1, not {limit}")
@@ -172,26 +173,26 @@ class CopyGuard:
         self.limit = limit
         self.vocabulary_size = vocabulary_size
         self._id_bits = np.uint64((1 << (vocabulary_size - 1).bit_length()) - 1)
-        # Drawn, as multilinear hashing asks, but the same on every machine.
+        # Random, as multilinear hashing requires, but the same on every machine.
         self._multipliers = np.random.Philox(key=limit).random_raw(limit)
         self._keys = self._sorted_keys(corpus_ids)
 
     def forbidden(self, recent: Ids) -> npt.NDArray[np.bool_]:
-        """Which ids (V,) may not follow the ids written so far, of which the last `limit` count."""
+        """Return a mask (V,) of the ids that must not follow. Only the last `limit` of the ids so far matter."""
         result = np.zeros(self.vocabulary_size, dtype=np.bool_)
         if len(recent) >= self.limit:
             [fingerprint] = self._fingerprints(recent[-self.limit :])
             first = np.searchsorted(self._keys, fingerprint)
-            # No key stands twice, so V of them hold all that begin with this fingerprint; what is left is the id.
+            # Keys are unique, so the next V include all with this fingerprint; the difference is the id.
             ids = self._keys[first : first + self.vocabulary_size] - fingerprint
             result[ids[ids <= self._id_bits]] = True
         return result
 
     def _fingerprints(self, ids: Ids) -> Keys:
-        """The fingerprint of each `limit` ids in a row, with zeros in the place of the next id.
+        """The fingerprint of every `limit` consecutive ids, with zeros in the low bits, where the next id goes.
 
-        Multilinear hashing keeps its promise in all bits but the last ones, which are as many as an id has (Lemire
-        and Kaser, 2014, arXiv:1202.4961). A power of one base instead of the multipliers would fail on some texts.
+        Multilinear hashing is universal in all but the lowest bits, as many as an id has (Lemire and Kaser, 2014,
+        arXiv:1202.4961). Powers of one base instead of random multipliers would fail on some texts.
         """
         sums = np.correlate(ids.astype(np.uint64), self._multipliers, "valid")
         return sums & ~self._id_bits

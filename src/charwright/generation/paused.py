@@ -1,7 +1,7 @@
-"""Texts put aside: all that it takes to go on exactly where they stopped, in one safetensors file.
+"""Paused texts: everything needed to continue them exactly where they stopped, in one safetensors file.
 
-For each text the network's state, the last ids, those that were not shown yet, and the key and count of its random
-numbers; a hash of the weights, so that it does not go on with another model, and one of all this.
+For each text: the network's state, the last ids, the ids not shown yet, and the key and count of its random numbers.
+For the file: a hash of the weights, so that it is not continued with another model, and a checksum.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from charwright.errors import DamagedRunError, UsageError
-from charwright.generation.engine import PRECISIONS, Engine, Stream
-from charwright.generation.sampling import PENALTY_WINDOW, Sampler
+from charwright.generation.engine import PRECISIONS, Engine
+from charwright.generation.repetition import PENALTY_WINDOW
+from charwright.generation.sampling import Sampler
 from charwright.generation.session import Paused
+from charwright.generation.streams import Stream
 from charwright.storage import read_mixed_arrays, write_arrays
 
 FORMAT = 1
@@ -25,7 +27,7 @@ KINDS = {"F32", "I32", "I64", "U64", "U8"}
 
 
 def fingerprint(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
-    """SHA-256 over all arrays and their names: of the weights, what tells one model from another."""
+    """SHA-256 over all arrays and their names. That of the weights identifies a model."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         digest.update(name.encode())
@@ -34,10 +36,10 @@ def fingerprint(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
 
 
 def write_paused(path: Path, engine: Engine, model: bytes, texts: Sequence[Paused]) -> None:
-    """Put texts aside; `model` is the fingerprint of the weights.
+    """Write paused texts. `model` is the fingerprint of the weights.
 
     Raises:
-        RunError: when the system refuses; then there is no file, or the one that was there before.
+        RunError: if the file cannot be written; a file that existed before is unchanged.
     """
     arrays: dict[str, npt.NDArray[Any]] = {
         "format": np.array([FORMAT, PRECISIONS.index(engine.precision), len(texts)], dtype=np.int64),
@@ -55,27 +57,27 @@ def write_paused(path: Path, engine: Engine, model: bytes, texts: Sequence[Pause
 
 
 def paused_precision(path: Path) -> str:
-    """The precision that the texts in a file were written with.
+    """The precision with which the texts of a file were generated.
 
     Raises:
-        DamagedRunError: when the file is something else.
+        DamagedRunError: if it is not a file of paused texts.
     """
     return PRECISIONS[int(_arrays(path)["format"][1])]
 
 
 def read_paused(path: Path, engine: Engine, model: bytes) -> list[Paused]:
-    """The texts of a file, ready to go on.
+    """Read the paused texts of a file.
 
     Raises:
-        UsageError: when they were written with another model or precision.
-        DamagedRunError: when the file is something else.
+        UsageError: if they were generated with another model or precision.
+        DamagedRunError: if it is not a file of paused texts.
     """
     arrays = _arrays(path)
     _, precision, count = arrays["format"].tolist()
     if arrays.get("model", np.zeros(0)).tobytes() != model:
-        raise UsageError(f"{path} was written with another model; go on with the run that it comes from")
+        raise UsageError(f"{path} belongs to another model; use the run that it was saved with")
     if PRECISIONS[precision] != engine.precision:
-        raise UsageError(f"{path} was written with --precision {PRECISIONS[precision]}; go on with the same")
+        raise UsageError(f"{path} was saved with --precision {PRECISIONS[precision]}; use the same")
     try:
         return [_text(arrays, str(index), engine) for index in range(count)]
     except (KeyError, ValueError) as error:
@@ -83,31 +85,31 @@ def read_paused(path: Path, engine: Engine, model: bytes) -> list[Paused]:
 
 
 def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """What the file holds, when it is such a file and whole."""
+    """Read the arrays of a file and verify its format and checksum."""
     try:
         arrays = read_mixed_arrays(path, KINDS)
     except DamagedRunError as error:
         if not path.is_file():
             raise
-        raise DamagedRunError(f"{error}; --state-in goes on with a whole file that --state-out has written") from error
+        raise DamagedRunError(f"{error}; --state-in needs a complete file from --state-out") from error
     head = arrays.get("format", np.zeros(0))
     if head.shape != (3,) or head.dtype != np.int64 or head[0] < 1:
-        raise DamagedRunError(f"{path} holds no text to go on with; --state-out writes such a file")
+        raise DamagedRunError(f"{path} does not contain a paused text; --state-out writes one")
     if head[0] > FORMAT or not 0 <= head[1] < len(PRECISIONS):
-        raise DamagedRunError(f"{path} comes from a later version")
+        raise DamagedRunError(f"{path} was saved by a later version of charwright; update charwright to read it")
     check = arrays.pop("check", np.zeros(0))
     if check.tobytes() != fingerprint(arrays):
-        raise DamagedRunError(f"{path} is damaged: it is not what was written")
+        raise DamagedRunError(f"{path} is damaged: its checksum does not match")
     return arrays
 
 
 def _text(arrays: Mapping[str, npt.NDArray[Any]], name: str, engine: Engine) -> Paused:
-    """One of the texts; what does not fit the engine would make it read where nothing is."""
+    """One of the texts. Arrays that do not fit the engine would make it read outside their memory."""
     state, random = arrays[f"{name}.state"], arrays[f"{name}.random"]
     ids, unshown = (_ids(arrays[f"{name}.{part}"], engine) for part in ("ids", "unshown"))
     zero = engine.zero_state()[0]
     if state.shape != zero.shape or state.dtype != zero.dtype or not np.isfinite(state).all():
-        raise ValueError(f"{name}.state is no state of this model")
+        raise ValueError(f"{name}.state does not fit this model")
     if random.shape != (4,) or random.dtype != np.uint64 or random[3] >= len(ids):
         raise ValueError(f"{name}.random does not fit")
     seed, stream, drawn, at = random.tolist()
@@ -121,5 +123,5 @@ def _ids(ids: npt.NDArray[Any], engine: Engine) -> npt.NDArray[np.int32]:
         or ids.dtype != np.int32
         or (len(ids) and not 0 <= ids.min() <= ids.max() < engine.vocabulary_size)
     ):
-        raise ValueError("it has ids that this model does not know")
+        raise ValueError("it has ids outside this model's vocabulary")
     return ids

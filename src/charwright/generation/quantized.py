@@ -1,15 +1,16 @@
-"""The 8-bit engine, defined in whole numbers: every machine, language and thread count gives the same bits.
+"""The int8 engine, defined in integers: every machine, language and number of threads gives the same bits.
 
-What is computed is written down in docs/explanation/q8.md; this is the definition that the kernels are held to. All
-sums are of whole numbers that a float64 holds exactly, so that nothing depends on their order.
+docs/explanation/q8.md specifies the arithmetic; this module is the reference that the kernels are tested against. All
+sums are of integers that a float64 represents exactly, so that no result depends on their order.
 
-B is the number of streams, V the vocabulary, H the units, G the gates, K the inputs of a product.
+B is the number of streams, V the vocabulary size, H the number of units, G the number of gates, K the number of inputs
+of a product.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -17,88 +18,83 @@ import numpy as np
 import numpy.typing as npt
 
 from charwright.config import ModelConfig
+from charwright.generation.layout import candidate_bias, input_bias, row_blocks
 
-Ints = npt.NDArray[np.int32]
-Floats = npt.NDArray[np.float32]
+Int32s = npt.NDArray[np.int32]
+Int64s = npt.NDArray[np.int64]
+Float32s = npt.NDArray[np.float32]
 
 PRE_BITS = 11
-"""Fraction bits of what goes into a gate: 16-bit numbers from -16 to 16."""
+"""Fraction bits of a gate's pre-activation: 16-bit numbers from -16 to 16."""
 STATE_BITS = 15
-"""Fraction bits of a state and of a gate's value."""
+"""Fraction bits of a state and of a gate."""
 LOGIT_BITS = 16
 """Fraction bits of a logit."""
 SHIFT = 20
-"""Fraction bits of the multipliers that bring a product's sum to the fraction bits of its goal."""
+"""Fraction bits of the multipliers that requantize a product's sums."""
 LARGEST = 127
-"""Weights and what they are multiplied with go from -127 to 127."""
+"""Weights and activations are integers from -127 to 127."""
 PRE_LIMIT = 2**15 - 1
 STATE_LIMIT = 2**15 - 1
 CELL_LIMIT = 2**21 - 1
-"""An LSTM's cell state goes from -64 to 64."""
+"""An LSTM's cell state is a number from -64 to 64."""
 PRODUCT_LIMIT = 2**30 - 1
-"""A product at its goal, and a bias: two of them fit into 32 bits."""
+"""The limit of a requantized product and of a bias: two of them fit into 32 bits."""
 
 TABLE_STEP_BITS = 5
-"""tanh's table has an entry for each 1/128: 2^5 numbers of 12 fraction bits."""
+"""The table of tanh has an entry per 1/128: 2^5 numbers of 12 fraction bits."""
 TABLE_SIZE = 1024
 
-PART = 128
-
 EXACT_BITS = 20
-"""Bits of the numbers whose products make the first layer's table."""
+"""Bits of the numbers whose products are the first layer's table."""
 
 
 @dataclass(frozen=True)
 class Product:
-    """A matrix of 8-bit weights: rows (N, K), and what each row's sum is multiplied with."""
+    """A matrix (N, K) of int8 weights, and the multiplier of each row's sum."""
 
     weights: npt.NDArray[np.int8]  # (N, K)
-    multipliers: Ints  # (N,)
+    multipliers: Int32s  # (N,)
 
 
-def quantize(weights: Floats, goal_bits: int) -> Product:
-    """A matrix (N, K), a scale for each row, as a product that gives numbers of `goal_bits` fraction bits.
+def quantize(weights: Float32s, goal_bits: int) -> Product:
+    """Quantize a matrix (N, K) with a scale per row. Its product has `goal_bits` fraction bits.
 
-    The multiplier comes first and the weights are rounded to its steps, so that its own rounding costs nothing.
+    The multiplier is chosen first and the weights are rounded to its steps, so that its own rounding costs nothing.
     """
     unit = 2.0 ** (goal_bits + SHIFT) / LARGEST  # one step of an activation is 1 / LARGEST
-    whole, multipliers = np.empty(weights.shape, dtype=np.int8), np.empty(len(weights), dtype=np.int32)
-    for part in parts(len(weights)):
+    rounded, multipliers = np.empty(weights.shape, dtype=np.int8), np.empty(len(weights), dtype=np.int32)
+    for part in row_blocks(len(weights)):
         rows = weights[part].astype(np.float64)
         wanted = np.abs(rows).max(axis=1, initial=0.0) / LARGEST * unit
         steps = np.clip(np.ceil(wanted), 1, 2**31 - 1)
-        whole[part] = np.clip(np.rint(rows / (steps / unit)[:, None]), -LARGEST, LARGEST)
+        rounded[part] = np.clip(np.rint(rows / (steps / unit)[:, None]), -LARGEST, LARGEST)
         multipliers[part] = steps
-    return Product(whole, multipliers)
+    return Product(rounded, multipliers)
 
 
-def parts(rows: int) -> Iterator[slice]:
-    """Rows a few at a time: what is computed in wider numbers on the way would not fit into memory all at once."""
-    return (slice(begin, begin + PART) for begin in range(0, rows, PART))
-
-
-def fixed(values: Floats, bits: int, limit: int) -> Ints:
-    """Numbers with `bits` fraction bits."""
+def fixed(values: Float32s, bits: int, limit: int) -> Int32s:
+    """Round values to `bits` fraction bits."""
     return np.clip(np.rint(values.astype(np.float64) * 2.0**bits), -limit, limit).astype(np.int32)
 
 
-def input_table(embedding: Floats, weights: Floats, bias: Floats) -> npt.NDArray[np.int16]:
-    """What each token gives the first layer's gates: embedding (V, E) times weights (N, E), plus bias; (V, N).
+def input_table(embedding: Float32s, weights: Float32s, bias: Float32s) -> npt.NDArray[np.int16]:
+    """The first layer's input product for each token (V, N): embedding (V, E) times weights (N, E), plus bias.
 
-    Both are rounded to 20 bits of their largest number first: then every partial sum is a whole number below 2^53, and
-    the table is the same whoever adds in whatever order.
+    Both factors are first rounded to 20 bits of their largest number: then every partial sum is an integer below 2^53,
+    and the table does not depend on the order of the additions.
     """
     left, left_unit = _exact(embedding)
     right, right_unit = _exact(weights)
     table = np.empty((len(embedding), len(weights)), dtype=np.int16)
-    for part in parts(len(embedding)):
+    for part in row_blocks(len(embedding)):
         sums = left[part] @ right.T * (left_unit * right_unit) + bias.astype(np.float64)
         table[part] = np.clip(np.rint(sums * 2.0**PRE_BITS), -PRE_LIMIT, PRE_LIMIT)
     return table
 
 
-def _exact(values: Floats) -> tuple[npt.NDArray[np.float64], float]:
-    """Whole numbers of at most 20 bits, and the power of two that makes them the values again."""
+def _exact(values: Float32s) -> tuple[npt.NDArray[np.float64], float]:
+    """The values as integers of at most 20 bits, and the power of two that scales them back."""
     largest = float(np.abs(values).max(initial=0.0))
     unit = 2.0 ** (math.frexp(largest)[1] - EXACT_BITS) if largest else 1.0
     return np.rint(values.astype(np.float64) / unit), unit
@@ -106,52 +102,52 @@ def _exact(values: Floats) -> tuple[npt.NDArray[np.float64], float]:
 
 @cache
 def tanh_table() -> npt.NDArray[np.int16]:
-    """Values of tanh at 0, 1/128 ... 8 with 15 fraction bits, and one entry more for the last interval."""
+    """The table of tanh: 0, 1/128, ..., 8 with 15 fraction bits, and one more entry for the last interval."""
     points = range(TABLE_SIZE + 2)
     return np.array([min(round(math.tanh(i / 128) * 2**15), STATE_LIMIT) for i in points], dtype=np.int16)
 
 
-def tanh_at(v: Ints) -> Ints:
-    """The tanh of numbers with 12 fraction bits, with 15: a table and straight lines between its entries."""
+def tanh_at(v: Int32s) -> Int32s:
+    """Compute tanh of numbers with 12 fraction bits, with 15 fraction bits: linear interpolation in a table."""
     table = tanh_table().astype(np.int32)
     size = np.minimum(np.abs(v), (TABLE_SIZE << TABLE_STEP_BITS) - 1)
     index, part = size >> TABLE_STEP_BITS, size & ((1 << TABLE_STEP_BITS) - 1)
     low = table[index]
     value = low + (((table[index + 1] - low) * part + (1 << (TABLE_STEP_BITS - 1))) >> TABLE_STEP_BITS)
-    signed: Ints = np.where(v < 0, -value, value).astype(np.int32)
+    signed: Int32s = np.where(v < 0, -value, value).astype(np.int32)
     return signed
 
 
-def tanh(pre: Ints) -> Ints:
-    """The tanh of what goes into a gate."""
-    doubled: Ints = pre * np.int32(2)
+def tanh(pre: Int32s) -> Int32s:
+    """Compute tanh of a pre-activation."""
+    doubled: Int32s = pre * np.int32(2)
     return tanh_at(doubled)
 
 
-def sigmoid(pre: Ints) -> Ints:
-    """The logistic function: (1 + tanh(x / 2)) / 2; x / 2 with 12 fraction bits is the number that x is with 11."""
-    value: Ints = (np.int32(2**STATE_BITS) + tanh_at(pre)) >> 1
+def sigmoid(pre: Int32s) -> Int32s:
+    """The logistic function, (1 + tanh(x / 2)) / 2. x / 2 with 12 fraction bits is the same integer as x with 11."""
+    value: Int32s = (np.int32(2**STATE_BITS) + tanh_at(pre)) >> 1
     return value
 
 
-def activation(state: Ints) -> Ints:
-    """A state as the products take it: -127 to 127."""
-    value: Ints = (state * LARGEST + (1 << (STATE_BITS - 1))) >> STATE_BITS
+def activation(state: Int32s) -> Int32s:
+    """A state rounded to an input of the products: -127 to 127."""
+    value: Int32s = (state * LARGEST + (1 << (STATE_BITS - 1))) >> STATE_BITS
     return value
 
 
-def rounded_shift(product: npt.NDArray[np.int64], bits: int) -> npt.NDArray[np.int64]:
-    """A product over 2^bits to the nearest whole number, halves upwards."""
+def rounded_shift(product: Int64s, bits: int) -> Int64s:
+    """Divide by 2^bits and round to the nearest integer, halves up."""
     return (product + (1 << (bits - 1))) >> bits
 
 
-def clip_pre(values: npt.NDArray[np.int64]) -> Ints:
-    """What goes into a gate, kept within its 16 bits."""
+def clip_pre(values: Int64s) -> Int32s:
+    """Clip pre-activations to 16 bits."""
     return np.clip(values, -PRE_LIMIT, PRE_LIMIT).astype(np.int32)
 
 
-def gru(inputs: Ints, products: npt.NDArray[np.int64], bias: Ints, h: Ints) -> Ints:
-    """The new h (B, H) from inputs and products (B, 3H), the candidate's recurrent bias (H) and h (B, H)."""
+def gru(inputs: Int32s, products: Int64s, bias: Int32s, h: Int32s) -> Int32s:
+    """The new h (B, H), from inputs and products (B, 3H), the candidate's recurrent bias (H) and h (B, H)."""
     units = h.shape[-1]
     r = sigmoid(clip_pre(inputs[:, :units] + products[:, :units]))
     z = sigmoid(clip_pre(inputs[:, units : 2 * units] + products[:, units : 2 * units]))
@@ -160,8 +156,8 @@ def gru(inputs: Ints, products: npt.NDArray[np.int64], bias: Ints, h: Ints) -> I
     return (n + rounded_shift(z * (h - n), STATE_BITS)).astype(np.int32)
 
 
-def lstm(inputs: Ints, products: npt.NDArray[np.int64], c: Ints) -> tuple[Ints, Ints]:
-    """The new h and c (B, H) from inputs (B, 4H), recurrent products (B, 4H) and c (B, H)."""
+def lstm(inputs: Int32s, products: Int64s, c: Int32s) -> tuple[Int32s, Int32s]:
+    """The new h and c (B, H), from inputs (B, 4H), recurrent products (B, 4H) and c (B, H)."""
     units = c.shape[-1]
     pre = clip_pre(inputs + products)
     i, f = sigmoid(pre[:, :units]).astype(np.int64), sigmoid(pre[:, units : 2 * units]).astype(np.int64)
@@ -171,40 +167,31 @@ def lstm(inputs: Ints, products: npt.NDArray[np.int64], c: Ints) -> tuple[Ints, 
     return h.astype(np.int32), cell
 
 
-def product(weights: Product, activations: Ints) -> npt.NDArray[np.int64]:
-    """Activations (B, K) times the weights: (B, N), brought to the product's goal.
-
-    The sums are whole numbers, and float64 holds them exactly in whatever order they are made.
-    """
-    sums = (activations.astype(np.float64) @ weights.weights.T.astype(np.float64)).astype(np.int64)
-    return scaled(sums, weights.multipliers)
-
-
-def scaled(sums: npt.NDArray[np.int64], multipliers: Ints) -> npt.NDArray[np.int64]:
-    """A product's sums (B, N), each row brought to the product's goal."""
+def requantize(sums: Int64s, multipliers: Int32s) -> Int64s:
+    """Scale a product's sums (B, N) by their rows' multipliers, to the product's fraction bits."""
     return np.clip(rounded_shift(sums * multipliers, SHIFT), -PRODUCT_LIMIT, PRODUCT_LIMIT)
 
 
 @dataclass(frozen=True)
-class WholeModel:
-    """A model in whole numbers: what `q8` runs.
+class Int8Model:
+    """A model in integers, as `q8` runs it.
 
-    A GRU's recurrent biases of r and z are in the input's biases; the candidate's stands inside the product with r and
-    is on its own.
+    The input biases of a GRU include the recurrent biases of r and z; the candidate's is separate, since r multiplies
+    it.
     """
 
     config: ModelConfig
     table: npt.NDArray[np.int16]  # (V, G * H)
     recurrent: list[Product]  # for each layer (G * H, H)
-    candidate_bias: list[Ints]  # for each layer (H); zeros but for a GRU
+    candidate_bias: list[Int32s]  # for each layer (H); zeros except for a GRU
     inputs: list[Product]  # for each layer after the first (G * H, H)
-    input_bias: list[Ints]  # for each layer after the first (G * H)
+    input_bias: list[Int32s]  # for each layer after the first (G * H)
     head: Product  # (V, H)
-    head_bias: Ints  # (V)
+    head_bias: Int32s  # (V)
 
     @classmethod
-    def of(cls, config: ModelConfig, weights: Mapping[str, Floats]) -> WholeModel:
-        """Round a model's weights, by the names of `ModelConfig.weight_shapes`."""
+    def of(cls, config: ModelConfig, weights: Mapping[str, Float32s]) -> Int8Model:
+        """Quantize a model's weights, named as in `ModelConfig.weight_shapes`."""
         layers = range(config.layers)
         upper = layers[1:]
         candidates = [candidate_bias(config, weights, layer) for layer in layers]
@@ -218,19 +205,3 @@ class WholeModel:
             quantize(weights["embedding.weight" if config.tied else "head.weight"], LOGIT_BITS),
             fixed(weights["head.bias"], LOGIT_BITS, PRODUCT_LIMIT),
         )
-
-
-def input_bias(config: ModelConfig, weights: Mapping[str, Floats], layer: int) -> Floats:
-    """What a layer's input is given besides its product (G * H): for a GRU with the recurrent biases of r and z."""
-    bias = weights[f"recurrent.{layer}.bias_ih"]
-    if config.cell == "gru":
-        bias = bias.copy()
-        bias[: 2 * config.units] += weights[f"recurrent.{layer}.bias_hh"][: 2 * config.units]
-    return bias
-
-
-def candidate_bias(config: ModelConfig, weights: Mapping[str, Floats], layer: int) -> Floats:
-    """The bias (H) inside the product with r of a GRU; zeros elsewhere."""
-    if config.cell == "gru":
-        return weights[f"recurrent.{layer}.bias_hh"][2 * config.units :]
-    return np.zeros(config.units, dtype=np.float32)

@@ -1,1 +1,1 @@
-"""Models of other programs become runs, and runs become models of other programs: one file for each format."""
+"""Import of foreign models as runs and export of runs to other formats: one module per format."""

@@ -1,7 +1,7 @@
-"""The C kernels: found, checked and described to Python. What they do is in `charwright_kernels.h`.
+"""Load the C kernels. `charwright_kernels.h` documents them.
 
-The library is built when the package is installed and a C compiler is there. Without it everything still works,
-more slowly, and `load` gives None.
+The library is built at installation if a C compiler is available. Without it everything works, more slowly, and `load`
+returns None.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 from charwright.errors import UsageError
 
 ABI = 4
-CELLS = {"gru": 0, "lstm": 1, "rnn": 2}
+CELL_CODES = {"gru": 0, "lstm": 1, "rnn": 2}
 UNITS_MULTIPLE = 16
-"""The kernels want the number of units as a multiple of this; callers fill up with zeros."""
+"""The kernels require a number of units that is a multiple of this; callers pad with zeros."""
 
 STORAGES = {"f32": 0, "bf16": 1, "q8": 2}
 
@@ -82,7 +82,7 @@ class Sampler(ctypes.Structure):
     )
 
 
-class Text(ctypes.Structure):
+class StreamBuffers(ctypes.Structure):
     """`cw_text`, field for field."""
 
     _fields_ = (
@@ -99,7 +99,7 @@ class Text(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Layout:
-    """How a variant wants packed weights to lie for single steps; see `cw_matrix` and `cw_layout`."""
+    """A variant's layout of packed weights for single steps; see `cw_matrix` and `cw_layout`."""
 
     lanes: int
     layer_panel: int
@@ -110,40 +110,40 @@ class Layout:
 
 @dataclass(frozen=True)
 class Kernels:
-    """A loaded library, and the variant of it that is used."""
+    """A loaded library, and its variant in use."""
 
     library: ctypes.CDLL
     variant: int
     name: str
 
     def packed_bytes(self, cell: str, units: int, bf16: bool) -> int:
-        """How many bytes the packed recurrent weights take."""
-        return int(self.library.cw_packed_bytes(self.variant, CELLS[cell], units, int(bf16)))
+        """The size of the packed recurrent weights in bytes."""
+        return int(self.library.cw_packed_bytes(self.variant, CELL_CODES[cell], units, int(bf16)))
 
     def pack(self, cell: str, units: int, *, bf16: bool, backward: bool, threads: int, weights: int, to: int) -> None:
-        """Lay float32 weights (G * H, H) at address `weights` out at address `to`."""
+        """Pack float32 weights (G * H, H) from address `weights` to address `to`."""
         self.library.cw_pack(
-            self.variant, CELLS[cell], units, int(bf16), int(backward), threads, ctypes.c_void_p(weights),
+            self.variant, CELL_CODES[cell], units, int(bf16), int(backward), threads, ctypes.c_void_p(weights),
             ctypes.c_void_p(to),
         )  # fmt: skip
 
     def forward(self, layer: Layer) -> None:
-        """Run a layer over its whole sequence."""
+        """Run a layer's forward pass over its sequence."""
         self.library.cw_forward(self.variant, ctypes.byref(layer))
 
     def backward(self, layer: Layer) -> None:
-        """Run a layer's gradients back over its whole sequence."""
+        """Run a layer's backward pass over its sequence."""
         self.library.cw_backward(self.variant, ctypes.byref(layer))
 
     def outer_bytes(self, n: int, m: int, columns: int, *, bf16: bool) -> int:
-        """How many bytes of scratch `outer` needs."""
+        """The size of the scratch memory of `outer` in bytes."""
         return int(self.library.cw_outer_bytes(int(bf16), n, m, columns))
 
     def outer(
         self, n: int, m: int, columns: int, *, bf16: bool, threads: int, first_row: int, a: int, a_row: int, b: int,
         b_row: int, scratch: int, c: int,
     ) -> None:  # fmt: skip
-        """C (m, columns) float32 = a (n, m) transposed times b (n, columns); addresses, and rows in elements."""
+        """C (m, columns) float32 = a (n, m) transposed times b (n, columns). Addresses; row strides in elements."""
         self.library.cw_outer(
             self.variant, int(bf16), threads, n, m, columns, first_row, ctypes.c_void_p(a), ctypes.c_size_t(a_row),
             ctypes.c_void_p(b), ctypes.c_size_t(b_row), ctypes.c_void_p(scratch), ctypes.c_void_p(c),
@@ -153,7 +153,7 @@ class Kernels:
         self, rows: int, vocabulary: int, *, bf16: bool, threads: int, logits: int, bias: int, targets: int,
         scale: float, losses: int, d_bias: int | None, scratch: int,
     ) -> None:  # fmt: skip
-        """Losses of logits + bias against targets; with d_bias the logits become gradients. All are addresses."""
+        """Losses of logits + bias against targets. With d_bias, gradients replace the logits. All are addresses."""
         self.library.cw_cross_entropy(
             self.variant, int(bf16), threads, rows, vocabulary, ctypes.c_void_p(logits), ctypes.c_void_p(bias),
             ctypes.c_void_p(targets), ctypes.c_float(scale), ctypes.c_void_p(losses), ctypes.c_void_p(d_bias),
@@ -161,24 +161,24 @@ class Kernels:
         )  # fmt: skip
 
     def layout(self, storage: str, cell: str) -> Layout:
-        """How `write` wants weights to lie."""
+        """The layout of weights that `write` requires."""
         out = (ctypes.c_int32 * 5)()
-        self.library.cw_layout(self.variant, STORAGES[storage], CELLS[cell], out)
+        self.library.cw_layout(self.variant, STORAGES[storage], CELL_CODES[cell], out)
         return Layout(out[0], out[1], out[2], out[3], bool(out[4]))
 
-    def write(self, model: Model, threads: int, texts: ctypes.Array[Text], steps: int) -> None:
-        """Take steps with all texts together.
+    def write(self, model: Model, threads: int, streams: ctypes.Array[StreamBuffers], steps: int) -> None:
+        """Run steps of all streams together.
 
         Raises:
-            MemoryError: when there is no room for the scratch memory.
+            MemoryError: if the scratch memory cannot be allocated.
         """
         if self.library.cw_write(
-            self.variant, ctypes.byref(model), threads, texts, len(texts), ctypes.c_int64(steps)
+            self.variant, ctypes.byref(model), threads, streams, len(streams), ctypes.c_int64(steps)
         ):  # fmt: skip
-            raise MemoryError(f"no memory for {len(texts)} texts at once")
+            raise MemoryError(f"not enough memory for {len(streams)} streams at once")
 
     def draw(self, sampler: Sampler, logits: int, vocabulary: int, ids: int, length: int, scratch: int) -> int:
-        """Draw an id from logits (V,) float64 as `write` does; addresses, and scratch of `draw_bytes`."""
+        """Sample an id from logits (V,) float64, as `write` does. Addresses; scratch of `draw_bytes`."""
         return int(
             self.library.cw_draw(
                 ctypes.byref(sampler), ctypes.c_void_p(logits), vocabulary, ctypes.c_void_p(ids),
@@ -187,22 +187,22 @@ class Kernels:
         )  # fmt: skip
 
     def draw_bytes(self, vocabulary: int) -> int:
-        """How many bytes of scratch `draw` needs."""
+        """The size of the scratch memory of `draw` in bytes."""
         return int(self.library.cw_draw_bytes(vocabulary))
 
     def use_openmp(self, runtime: ctypes.CDLL) -> None:
-        """Run on the threads of an OpenMP runtime that is in this process, instead of threads of our own."""
+        """Run on the threads of an OpenMP runtime in this process, instead of the library's own threads."""
         names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
         self.library.cw_use_openmp(*(ctypes.cast(getattr(runtime, name), ctypes.c_void_p) for name in names))
 
 
 def load(variant: str | None = None) -> Kernels | None:
-    """The kernels in their best variant for this machine, or in the named one; None where they were not built.
+    """Load the best variant of the kernels for this machine, or the named one. None if they are not built.
 
-    CHARWRIGHT_KERNELS names a variant for the whole process, or is `none`.
+    The environment variable CHARWRIGHT_KERNELS selects a variant for the whole process, or `none`.
 
     Raises:
-        UsageError: when the named variant does not exist or does not run here.
+        UsageError: if the named variant does not exist or does not run on this machine.
     """
     wanted = variant or os.environ.get("CHARWRIGHT_KERNELS") or "best"
     if wanted == "none":
@@ -211,7 +211,7 @@ def load(variant: str | None = None) -> Kernels | None:
 
 
 def available() -> list[str]:
-    """The variants that this machine runs, best first."""
+    """The variants that run on this machine, best first."""
     library = _library()
     return list(_variants(library)) if library else []
 
@@ -224,23 +224,27 @@ def _load(wanted: str) -> Kernels | None:
     names = _variants(library)
     name = next(iter(names)) if wanted == "best" else wanted
     if name not in names:
-        raise UsageError(f"CHARWRIGHT_KERNELS={name}: this machine runs {', '.join(names)}; or say none")
+        raise UsageError(
+            f"CHARWRIGHT_KERNELS={name}: this machine runs {', '.join(names)}; choose one of them, or none"
+        )
     return Kernels(library, names[name], name)
 
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    """The library, when it is there and speaks the language of this file."""
+    """The library, if it exists and has the ABI of this module."""
     path = _library_path()
     if path is None:
         return None
     try:
         library = ctypes.CDLL(str(path))
-    except OSError as error:  # built for another kind of machine, say
-        warnings.warn(f"the C kernels in {path} do not load and are not used: {error}", RuntimeWarning, stacklevel=2)
+    except OSError as error:  # built for another architecture, for example
+        warnings.warn(
+            f"the C kernels in {path} cannot be loaded and are not used: {error}", RuntimeWarning, stacklevel=2
+        )
         return None
-    # Another number means that it was left over from another version; a new installation builds the right one. This
-    # comes first: another version may lack the functions that are named below.
+    # A different number means a library left over from another version; reinstalling builds the right one. This check
+    # comes first: another version may lack the functions below.
     if not hasattr(library, "cw_abi") or library.cw_abi() != ABI:
         return None
     library.cw_variant_name.restype = ctypes.c_char_p
@@ -251,14 +255,14 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _variants(library: ctypes.CDLL) -> dict[str, int]:
-    """The number of each variant that this machine runs, by name, best first."""
+    """The index of each variant that runs on this machine, by name, best first."""
     bits = library.cw_variants()
     runs_here = [index for index in range(bits.bit_length()) if bits >> index & 1]
     return {library.cw_variant_name(index).decode(): index for index in runs_here}
 
 
 def _library_path() -> Path | None:
-    """The library beside this file, or where an editable installation put it."""
+    """The path of the library: next to this file, or where an editable installation put it."""
     if override := os.environ.get("CHARWRIGHT_KERNELS_LIBRARY"):
         return Path(override)
     suffix = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")

@@ -1,7 +1,7 @@
-/* The interface of the kernels: plain C, arrays in, arrays out. Nothing here knows of Python or PyTorch.
+/* The interface of the kernels: plain C, arrays in, arrays out. Independent of Python and PyTorch.
  *
- * Shapes: T time steps, B rows of the batch, H units (a multiple of 16; callers fill up with zeros), G gates.
- * "Storage" is float32 or bfloat16 (as uint16_t), by `bf16`. Gates lie in the order r, z, n (GRU) or i, f, g, o (LSTM).
+ * Shapes: T time steps, B rows of the batch, H units (a multiple of 16; callers pad with zeros), G gates.
+ * "Storage" is float32 or bfloat16 (as uint16_t), selected by `bf16`. Gate order: r, z, n (GRU) or i, f, g, o (LSTM).
  */
 #ifndef CHARWRIGHT_KERNELS_H
 #define CHARWRIGHT_KERNELS_H
@@ -19,71 +19,72 @@ enum { CW_GRU = 0, CW_LSTM = 1, CW_RNN = 2 };
 
 #define CW_ABI 4
 
-/* How numbers are stored, and what the products are made of. */
+/* The storage type of weights and activations, and of the products' operands. */
 #define CW_F32 0
 #define CW_BF16 1
-#define CW_Q8 2 /* whole numbers: docs/explanation/q8.md */
+#define CW_Q8 2 /* 8-bit integers: docs/explanation/q8.md */
 
 typedef struct {
     int32_t cell, bf16, steps, batch, units, threads;
-    /* Input: rows of a table chosen by ids, or one row for each position. */
+    /* Input: rows of a table selected by ids, or one row per position. */
     const float *table;     /* (tokens, G * H), or NULL */
     const int64_t *ids;     /* (T, B) with the table */
     const void *inputs;     /* (T, B, G * H) storage, without a table */
     const float *bias;      /* (G * H) recurrent bias, or NULL */
-    const float *mask;      /* (B, H) on the state inside the recurrent product, or NULL */
+    const float *mask;      /* (B, H), multiplies the state in the recurrent product; or NULL */
     const void *packed;     /* from cw_pack, forward or backward */
     void *hidden;           /* (T + 1, B, H) storage; [t] is the state before step t */
-    void *masked;           /* the same times the mask; only with a mask */
-    void *gates;            /* forward writes, backward reads and overwrites with gradients; see `cw_slots` */
+    void *masked;           /* `hidden` times the mask; only with a mask */
+    void *gates;            /* written by forward, overwritten with gradients by backward; see `cw_slots` */
     void *cells;            /* (T + 1, B, H) storage; LSTM only */
-    float *state_h;         /* (B, H): in the first state, out the last */
+    float *state_h;         /* (B, H): the initial state in, the final state out */
     float *state_c;         /* (B, H), LSTM only */
     /* Backward only. */
     const void *d_outputs;  /* (T, B, H) storage */
-    float *d_h;             /* (B, H): in the gradient of the last state, out that of the first */
+    float *d_h;             /* (B, H): gradient of the final state in, of the initial state out */
     float *d_c;             /* (B, H), LSTM only */
     float *d_table;         /* (tokens, G * H), added to; with a table */
     float *d_bias;          /* (G * H), added to; with a bias */
 } cw_layer;
 
-/* Arrays (B, H) that `gates` holds for each step, in storage.
+/* The number of arrays (B, H) per step in `gates`, in storage.
  * GRU: r, z, n, U_n h + c_n; after backward: d(n) * r, d(r), d(z), d(n), so that the first three are the gradient
- * at the recurrent product and the last three at the input's. LSTM: i, f, g, o and their gradients. RNN: its gradient. */
+ * of the recurrent product and the last three that of the input. LSTM: i, f, g, o and their gradients. RNN: its
+ * gradient. */
 static inline int cw_slots(int cell) { return cell == CW_RNN ? 1 : 4; }
 static inline int cw_gate_count(int cell) { return cell == CW_GRU ? 3 : cell == CW_LSTM ? 4 : 1; }
 
 CW_PUBLIC int cw_abi(void);
-/* The variants that this machine can run, best first, as a bit set over cw_variant_name's indices. */
+/* The variants that run on this machine, as a bit set over the indices of cw_variant_name, best first. */
 CW_PUBLIC int cw_variants(void);
 CW_PUBLIC const char *cw_variant_name(int variant);
-/* Take the threads of an OpenMP runtime: its GOMP_parallel, omp_get_thread_num and omp_get_num_threads, or NULLs. */
+/* Use the threads of an OpenMP runtime: its GOMP_parallel, omp_get_thread_num and omp_get_num_threads, or NULLs. */
 CW_PUBLIC void cw_use_openmp(void *parallel, void *thread_number, void *thread_count);
-/* Bytes that packed weights take. */
+/* The size of packed weights in bytes. */
 CW_PUBLIC size_t cw_packed_bytes(int variant, int cell, int units, int bf16);
-/* Lay the recurrent weights (G * H, H) out for the forward or the backward product. */
+/* Pack the recurrent weights (G * H, H) for the forward or the backward product. */
 CW_PUBLIC void cw_pack(int variant, int cell, int units, int bf16, int backward, int threads, const float *weights,
                        void *packed);
 CW_PUBLIC void cw_forward(int variant, const cw_layer *layer);
 CW_PUBLIC void cw_backward(int variant, const cw_layer *layer);
-/* The gradient of weights: c (m, columns) float32 = a (n, m) transposed times b (n, columns), both in storage with rows
- * a_row and b_row elements apart; `columns` is a multiple of 16. Column i of a makes row (i + first_row) % m of c.
+/* The gradient of weights: c (m, columns) float32 = a (n, m) transposed times b (n, columns), both in storage with row
+ * strides a_row and b_row in elements; `columns` is a multiple of 16. Column i of a gives row (i + first_row) % m of c.
  * `scratch` has cw_outer_bytes. */
 CW_PUBLIC size_t cw_outer_bytes(int bf16, int n, int m, int columns);
 CW_PUBLIC void cw_outer(int variant, int bf16, int threads, int n, int m, int columns, int first_row, const void *a,
                         size_t a_row, const void *b, size_t b_row, void *scratch, float *c);
-/* Losses (rows) in nats of logits (rows, vocabulary) + bias against targets. With d_bias (vocabulary), to which is
- * added, the logits are replaced by the gradients of `scale` times the losses' sum. Scratch: threads * (vocabulary + 16)
+/* Losses (rows) in nats of logits (rows, vocabulary) + bias against targets. With d_bias (vocabulary), which is added
+ * to, the gradients of `scale` times the sum of the losses replace the logits. Scratch: threads * (vocabulary + 16)
  * floats. */
 CW_PUBLIC void cw_cross_entropy(int variant, int bf16, int threads, int rows, int vocabulary, void *logits,
                                 const float *bias, const int64_t *targets, float scale, float *losses, float *d_bias,
                                 void *scratch);
 
-/* --- Writing: the network one step at a time, and the draw of what comes next --- */
+/* --- Generation: the network one step at a time, and sampling --- */
 
-/* A matrix (rows, K) laid out by the caller: panels of vectors of `lanes` rows, in a panel k in groups of `depth`, then
- * vector, lane, depth. A layer's vectors go block by block of `lanes` units, in a block gate by gate; a panel has as many
- * as cw_layout says, the last one fewer. */
+/* A matrix (rows, K) packed by the caller. A vector is `lanes` rows. A panel is a number of vectors given by cw_layout,
+ * fewer in the last one; its order is k in groups of `depth`, then vector, lane, depth. The vectors of a layer are
+ * ordered by block of `lanes` units, then by gate. */
 typedef struct {
     const void *packed;
     const int32_t *multipliers; /* (rows), 8-bit only */
@@ -92,43 +93,43 @@ typedef struct {
 } cw_matrix;
 
 typedef struct {
-    int32_t storage, cell, layers, units, vocabulary; /* units: a multiple of 16; the head's rows: of 16, filled up */
-    const void *table;          /* (V, G * H) storage, or int16 for 8-bit: what a token gives the first layer */
-    const cw_matrix *recurrent; /* (layers); the bias of a GRU's r and z is in the input's */
-    const cw_matrix *inputs;    /* (layers); the first is not used */
+    int32_t storage, cell, layers, units, vocabulary; /* units: a multiple of 16; the head's rows: padded to one */
+    const void *table;          /* (V, G * H) storage, or int16 for 8-bit: the first layer's input per token */
+    const cw_matrix *recurrent; /* (layers); a GRU's biases of r and z are part of the input's */
+    const cw_matrix *inputs;    /* (layers); the first one is unused */
     const cw_matrix *head;
     const int16_t *tanh_table;  /* 8-bit only */
 } cw_model;
 
 typedef struct {
-    double temperature; /* 0: the likeliest */
+    double temperature; /* 0: greedy */
     double top_p;       /* 1: all */
     double min_p;       /* 0: all */
-    double penalty;     /* ln of what divides the probability of a character that goes on repeating; 0: none */
+    double penalty;     /* ln of the factor that divides the probability of continuing a repetition; 0: none */
     int32_t top_k;      /* 0: all */
-    int32_t penalty_from, penalty_window; /* repeats so long count, in so many of the last ids */
-    const uint8_t *masked; /* (V): 1 where an id must not be drawn; or NULL */
-    uint64_t seed, stream, drawn; /* the key of the random numbers, and how many were used */
+    int32_t penalty_from, penalty_window; /* the shortest repeat that counts, and the number of last ids searched */
+    const uint8_t *masked; /* (V): 1 for ids that must not be sampled; or NULL */
+    uint64_t seed, stream, drawn; /* the key of the random numbers, and the number used */
 } cw_sampler;
 
-/* One text: what it has read and written. */
+/* One stream of text: its state and ids. */
 typedef struct {
     void *state;        /* (L, S, H) float, or int32 for 8-bit; changed in place */
-    int32_t *ids;       /* with room for what is drawn */
-    int64_t length, at; /* how many ids there are; which is read next */
-    double *scores;     /* scores[i] = ln p(ids[i] | those before), for every i > at; or NULL */
-    double *logits;     /* (V): those after the last step; or NULL */
-    int32_t drawing;    /* draw when all ids are read */
+    int32_t *ids;       /* with room for the sampled ids */
+    int64_t length, at; /* the number of ids; the index of the next to read */
+    double *scores;     /* scores[i] = ln p(ids[i] | the ids before), for every i > at; or NULL */
+    double *logits;     /* (V): after the last step; or NULL */
+    int32_t drawing;    /* sample when all ids are read */
     cw_sampler sampler;
 } cw_text;
 
-/* out: lanes, vectors in a layer's panel, in the head's; what is added to 8-bit activations; whether the bytes of four
- * weights lie in the order 0, 2, 1, 3. */
+/* out: lanes; vectors in a layer's panel; vectors in the head's panel; the offset added to 8-bit activations; whether
+ * the bytes of four weights are in the order 0, 2, 1, 3. */
 CW_PUBLIC void cw_layout(int variant, int storage, int cell, int32_t out[5]);
-/* Take `steps` steps with all texts together; each has an id to read at every step, or draws it at the step before.
- * Returns 0, or 1 when there was no memory. */
+/* Run `steps` steps of all texts together; each has an id to read at every step, or samples it in the step before.
+ * Returns 0, or 1 if memory allocation fails. */
 CW_PUBLIC int cw_write(int variant, const cw_model *model, int threads, cw_text *texts, int count, int64_t steps);
-/* Draw one id from logits (V), as cw_write does; `ids` (length) is what came before. Scratch: cw_draw_bytes. */
+/* Sample one id from logits (V), as cw_write does; `ids` (length) are the ids before. Scratch: cw_draw_bytes. */
 CW_PUBLIC size_t cw_draw_bytes(int vocabulary);
 CW_PUBLIC int cw_draw(cw_sampler *sampler, const double *logits, int vocabulary, const int32_t *ids, int64_t length,
                       void *scratch);

@@ -1,8 +1,8 @@
-/* Chooses among the variants that were compiled in, by what the processor can do. */
+/* Select among the compiled variants by the features of the processor. */
 #include "charwright_kernels.h"
 #include "variant.h"
 
-/* CW_HAS_... says that this compiler could build a variant; an older one leaves the newest out. */
+/* CW_HAS_... is defined if the compiler can build a variant; an older compiler lacks the newest. */
 #if defined(CW_HAS_AVX512BF16)
 extern const cw_variant cw_avx512bf16;
 static int has_avx512bf16(void) {
@@ -42,7 +42,7 @@ static int runs_here(int index) {
 #if defined(CW_HAS_AVX512BF16) || defined(CW_HAS_AVX512) || defined(CW_HAS_AVX2)
     __builtin_cpu_init();
 #endif
-#if defined(CW_HAS_AVX512BF16) /* only ever built together with plain AVX-512 */
+#if defined(CW_HAS_AVX512BF16) /* only built together with plain AVX-512 */
     if (variant == &cw_avx512bf16) return has_avx512() && has_avx512bf16();
 #endif
 #if defined(CW_HAS_AVX512)
@@ -85,7 +85,7 @@ void cw_backward(int variant, const cw_layer *layer) {
     cw_parallel(layer->threads, variants[variant]->backward[layer->bf16], (void *)layer);
 }
 
-/* A slice of this many values of n: what is packed of b for one tile stays in the second cache. */
+/* Slices of at most this many values of n: the packed part of b for one tile then fits into the L2 cache. */
 #define DEEPEST 2048
 
 static int slice(int n) {

@@ -1,11 +1,11 @@
 /* The recurrent layers for one storage type, on the products of products.h.
  *
- * Each thread owns a range of units. In every step it multiplies the whole state by its own columns of the weights,
- * works out its own gates and writes its own part of the next state; then all meet at a barrier.
+ * Each thread owns a range of units. At each step it multiplies the whole state by its own columns of the weights,
+ * computes its own gates and writes its own part of the next state; a barrier ends the step.
  */
 /* --- Packing: blocks of LANES units (vectors of them side by side), then k, then DEPTH. --- */
 
-#define AT_ONCE 16 /* values of k; the number of units is a multiple of it */
+#define AT_ONCE 16 /* values of k; divides the number of units */
 
 static void NAME(pack)(int thread, int threads, cw_barrier *barrier, void *argument) {
     const cw_packing *job = argument;
@@ -21,7 +21,7 @@ static void NAME(pack)(int thread, int threads, cw_barrier *barrier, void *argum
                 const float *rows = weights + ((size_t)gate * units + (size_t)block * LANES) * units;
                 elem *out = packed + (size_t)block * units * gates * LANES + (size_t)gate * LANES * DEPTH;
                 for (int k = 0; k < units; k += AT_ONCE) {
-                    /* Rows are read, and made narrow, in whole pieces; then each step of k takes one from every row. */
+                    /* Read and narrow whole pieces of rows; each step of k then takes one value from every row. */
                     elem narrow[LANES][AT_ONCE];
                     for (int lane = 0; lane < LANES; lane++)
                         for (int i = 0; i < AT_ONCE; i += LANES)
@@ -33,7 +33,7 @@ static void NAME(pack)(int thread, int threads, cw_barrier *barrier, void *argum
             }
         return;
     }
-    /* out[block][k][lane][depth] = weights[row k of the gradients' order][unit]; a GRU's gradients begin with n. */
+    /* out[block][k][lane][depth] = weights[row k in gradient order][unit]; a GRU's gradients start with n. */
     for (int block = first; block < last; block++) {
         elem *out = packed + (size_t)block * units * gates * LANES;
         for (int slot = 0; slot < gates; slot++) {
@@ -50,8 +50,8 @@ static void NAME(pack)(int thread, int threads, cw_barrier *barrier, void *argum
     }
 }
 
-/* Ask for what the other threads have just written: all at once it comes many times faster than line by line when the
- * product stumbles over it. `width` values of each row, `stride` apart. */
+/* Prefetch what the other threads have just written: all at once, it arrives many times faster than one cache line at a
+ * time, on demand. `width` values of each row, `stride` apart. */
 INLINE void NAME(fetch)(const elem *rows, int batch, size_t stride, size_t width, int threads) {
     if (threads == 1) return;
     for (int b = 0; b < batch; b++)
@@ -60,7 +60,7 @@ INLINE void NAME(fetch)(const elem *rows, int batch, size_t stride, size_t width
 
 /* --- Forward --- */
 
-/* What the input says to gate `gate` of `unit` in row `row` of the whole sequence. */
+/* The input of gate `gate` for LANES units from `unit`, in row `row` of the sequence. */
 INLINE vec NAME(input)(const cw_layer *layer, int gates, size_t row, int gate, int unit) {
     size_t width = (size_t)gates * layer->units, at = (size_t)gate * layer->units + unit;
     if (layer->table) return load(layer->table + layer->ids[row] * width + at);
@@ -107,7 +107,7 @@ INLINE vec NAME(rnn_gates)(const cw_layer *layer, size_t row, int b, int unit, c
     return hyperbolic_tangent(NAME(input)(layer, 1, row, 0, unit) + load(c) + NAME(bias)(layer, 0, unit));
 }
 
-/* Keep the new state of LANES units in one row: for the next product, for the caller, for the next step's gates. */
+/* Store the new state of LANES units in one row: for the next product, the caller, and the gates of the next step. */
 INLINE void NAME(keep)(const cw_layer *layer, size_t row, int b, int unit, vec h) {
     const size_t units = layer->units, at = (row + layer->batch) * units + unit;
     store(layer->state_h + b * units + unit, h);
@@ -115,7 +115,7 @@ INLINE void NAME(keep)(const cw_layer *layer, size_t row, int b, int unit, vec h
     if (layer->mask) NAME(put)((elem *)layer->masked + at, h * load(layer->mask + b * units + unit));
 }
 
-/* The first state in storage, for the units from `first` to `last`. */
+/* Convert the initial state to storage, for the units from `first` to `last`. */
 static void NAME(begin_state)(const cw_layer *layer, int first, int last) {
     const size_t units = layer->units;
     for (size_t b = 0; b < (size_t)layer->batch; b++)
@@ -177,8 +177,8 @@ INLINE void NAME(add_to_bias)(const cw_layer *layer, int gate, int unit, vec gra
     store(at, load(at) + gradient);
 }
 
-/* Gradients at the gates of LANES units in one row, from d_h at the step's output. What goes straight on to the state
- * before (not through the recurrent product) is left in d_h (and d_c). */
+/* Gradients of the gates of LANES units in one row, from d_h at the output of the step. The part of the gradient that
+ * reaches the previous state directly (not through the recurrent product) remains in d_h (and d_c). */
 INLINE void NAME(gru_gradients)(const cw_layer *layer, size_t row, int b, int unit, vec d_h) {
     const size_t units = layer->units;
     elem *saved = (elem *)layer->gates + row * 4 * units + unit;
@@ -230,14 +230,14 @@ INLINE void NAME(rnn_gradients)(const cw_layer *layer, size_t row, int b, int un
     store(layer->d_h + b * units + unit, (vec){0});
 }
 
-/* d_h of the state before += gradients (rows, G * H) * weights, for `vectors` blocks of units from `block` on. */
+/* d_h of the previous state += gradients (rows, G * H) * weights, for `vectors` blocks of units from `block`. */
 #define PANEL 64
 static void NAME(through_product)(const cw_layer *layer, int gates, const elem *gradients, int block, int vectors,
                                   float *c) {
     const size_t units = layer->units, stride = (size_t)cw_slots(layer->cell) * units;
     for (int panel = 0; panel < layer->batch; panel += PANEL) {
         const int end = panel + PANEL < layer->batch ? panel + PANEL : layer->batch;
-        for (int gate = 0; gate < gates; gate++) { /* a gate at a time, so that the rows' values stay close by */
+        for (int gate = 0; gate < gates; gate++) { /* one gate at a time, so that the rows stay in the cache */
             const elem *w = (const elem *)layer->packed + ((size_t)block * gates + gate) * units * LANES;
             for (int b = panel, rows; b < end; b += rows) {
                 rows = share(end - b, ROWS);

@@ -1,6 +1,6 @@
-/* Cross-entropy and its gradient for one storage type, over rows of logits that are replaced by their gradients. */
+/* Cross-entropy and its gradient for one storage type, over rows of logits, which their gradients replace. */
 
-/* LANES logits of a row with the bias, from column `at`; what lies beyond the vocabulary is as unlikely as can be. */
+/* LANES logits of a row with the bias, from column `at`; close to minus infinity beyond the vocabulary. */
 INLINE vec NAME(logits_at)(const cw_loss_job *job, const elem *row, int at) {
     if (at + LANES <= job->vocabulary) return NAME(get)(row + at) + load(job->bias + at);
     elem rest[LANES] = {0};
@@ -58,8 +58,8 @@ static void NAME(cross_entropy)(int thread, int threads, cw_barrier *barrier, vo
     }
     if (!job->wanted) return;
     cw_meet(barrier);
-    /* The gradient of the bias: each thread adds up columns of its own, in the order of the rows; some hundred columns
-     * at a time, so that the sums stay close by and each row is read in whole pieces. */
+    /* The gradient of the bias: each thread sums its own columns, in row order; a few hundred columns at a time, so
+     * that the sums stay in the cache and each row is read in long pieces. */
     const int vectors = padded / LANES;
     const int begin = vectors * thread / threads * LANES, end = vectors * (thread + 1) / threads * LANES;
     float totals[COLUMNS];

@@ -1,9 +1,9 @@
 /* The gradients of weights: c (m, columns) = a (n, m) transposed times b (n, columns), on the tile of products.h. */
 
-#define GROUP 16 /* columns that are packed together; every ROWS and LANES divides it */
+#define GROUP 16 /* columns that are packed together; a multiple of every ROWS and LANES */
 
-/* One row of pairs: columns `at` to `at + GROUP` of rows k and k + 1, side by side; beyond `width`, and below the last
- * row, zeros. */
+/* One row of pairs: columns `at` to `at + GROUP` of rows k and k + 1, side by side; zeros beyond `width` and after
+ * the last row. */
 INLINE void NAME(pair_up)(const elem *rows, size_t stride, int k, int depth_left, int at, int width, elem *pairs) {
     const elem *from = rows + (size_t)k * stride + at;
     if (at + GROUP <= width && depth_left >= DEPTH) {
@@ -32,7 +32,7 @@ static void NAME(outer)(int thread, int threads, cw_barrier *barrier, void *argu
         const int k = job->n - begin < job->depth ? job->n - begin : job->depth, steps = (k + DEPTH - 1) / DEPTH;
         const elem *a = (const elem *)job->a + (size_t)begin * job->a_row;
         const elem *b = (const elem *)job->b + (size_t)begin * job->b_row;
-        /* b: vectors of LANES columns, then k. Each thread packs its share; everybody reads all of it. */
+        /* b: vectors of LANES columns, then k. Each thread packs its share; all threads read all of it. */
         for (int at = job->columns / GROUP * thread / threads * GROUP;
              at < job->columns / GROUP * (thread + 1) / threads * GROUP; at += GROUP)
             for (int s = 0; s < steps; s++) {
@@ -41,7 +41,7 @@ static void NAME(outer)(int thread, int threads, cw_barrier *barrier, void *argu
                     memcpy(packed_b + ((size_t)(at / LANES + v) * steps + s) * LANES * DEPTH, pairs + v * LANES * DEPTH,
                            LANES * DEPTH * sizeof(elem));
             }
-        /* a: blocks of ROWS columns, then k; each thread packs what it will read itself. */
+        /* a: blocks of ROWS columns, then k; each thread packs what it reads itself. */
         for (int at = first; at < last; at += GROUP)
             for (int s = 0; s < steps; s++) {
                 NAME(pair_up)(a, job->a_row, s * DEPTH, k - s * DEPTH, at, job->m, pairs);
@@ -62,6 +62,6 @@ static void NAME(outer)(int thread, int threads, cw_barrier *barrier, void *argu
                 NAME(multiply)(last - i < ROWS ? last - i : ROWS, vectors, &product);
             }
         }
-        cw_meet(barrier); /* before anybody packs over what another still reads */
+        cw_meet(barrier); /* before any thread overwrites what another still reads */
     }
 }

@@ -1,8 +1,8 @@
-/* Two ways to have threads: our own, which sleep between jobs, or those of an OpenMP runtime that is in the process
- * already. A runtime's threads keep watching for a while after each of its jobs; jobs on other threads would have to
- * share the cores with them, so where there is one, its threads are the better ones.
+/* Two kinds of threads: the library's own, which sleep between jobs, or those of an OpenMP runtime already in the
+ * process. A runtime's threads spin for a while after each of its jobs and would compete with other threads for the
+ * cores, so they are used if there is such a runtime.
  *
- * Our own take jobs one at a time: a second caller waits for the first.
+ * The library's own threads run one job at a time: a second caller waits for the first.
  */
 #include "charwright_kernels.h"
 #include "pool.h"
@@ -42,16 +42,16 @@ typedef pthread_cond_t signal_t;
 #endif
 
 #define MOST_THREADS 256
-/* About 20 microseconds: longer than a step's imbalance, shorter than anybody would notice. */
+/* About 20 microseconds: longer than the imbalance of a step, too short to notice. */
 #define SPINS 4000
 
-static lock_t one_job = LOCK_READY; /* held for the length of a job */
-static lock_t lock = LOCK_READY;    /* guards what follows */
+static lock_t one_job = LOCK_READY; /* held during a job */
+static lock_t lock = LOCK_READY;    /* guards the variables below */
 static signal_t begin = SIGNAL_READY, end = SIGNAL_READY;
-static int started;        /* threads that exist */
-static atomic_int ticket;  /* the number of the present job */
-static atomic_int busy;    /* helpers that have not finished it */
-static int wanted;         /* helpers that take part in it */
+static int started;        /* number of threads created */
+static atomic_int ticket;  /* the number of the current job */
+static atomic_int busy;    /* workers that have not finished it */
+static int wanted;         /* workers that take part in it */
 static cw_job present_job;
 static void *present_argument;
 static cw_barrier barrier;
@@ -67,7 +67,7 @@ void cw_meet(cw_barrier *meeting) {
     }
     for (int spins = 0; atomic_load_explicit(&meeting->round, memory_order_acquire) == round; spins++) {
         if (spins < SPINS) breathe();
-        else stand_aside(); /* somebody else needs the processor more than this loop does */
+        else stand_aside(); /* let another thread use the processor */
     }
 }
 
@@ -79,14 +79,14 @@ static int (*openmp_thread)(void), (*openmp_threads)(void);
 #if defined(_WIN32)
 static void watch_forks(void) {}
 #else
-/* A fork has none of the threads, neither ours nor a runtime's, and of the locks only what they were at that moment. */
+/* A forked process has none of the threads, neither ours nor the runtime's; its locks are copied in any state. */
 static void begin_anew(void) {
     const lock_t free_lock = LOCK_READY;
     const signal_t quiet = SIGNAL_READY;
     one_job = lock = free_lock;
     begin = end = quiet;
     started = 0;
-    openmp_parallel = NULL; /* It would wait for its threads for ever; ours are started anew. */
+    openmp_parallel = NULL; /* It would wait for its threads forever; ours are created again. */
 }
 static void watch_forks(void) {
     static int watching;
@@ -109,7 +109,7 @@ typedef struct {
 
 static void enter_team(void *argument) {
     team_job *team = argument;
-    /* The runtime may give fewer threads than were asked for; all of them write the same number here. */
+    /* The runtime may provide fewer threads than requested; all of them write the same number here. */
     const int threads = openmp_threads();
     atomic_store_explicit(&team->barrier.threads, threads, memory_order_relaxed);
     team->job(openmp_thread(), threads, &team->barrier, team->argument);
@@ -161,7 +161,7 @@ static int start_thread(int index) {
 }
 #endif
 
-/* Make sure that `helpers` threads exist; returns how many do. */
+/* Create threads until `helpers` exist; returns how many do. */
 static int ensure(int helpers) {
     if (helpers > started) watch_forks();
     while (started < helpers && start_thread(started + 1)) started++;
@@ -175,7 +175,7 @@ void cw_parallel(int threads, cw_job job, void *argument) {
         openmp_parallel(enter_team, &team, threads, 0);
         return;
     }
-    if (threads <= 1) { /* without a lock, so that callers with a thread each do not wait for each other */
+    if (threads <= 1) { /* without a lock, so that single-threaded callers do not wait for each other */
         cw_barrier alone = {.threads = 1};
         job(0, 1, &alone, argument);
         return;

@@ -1,4 +1,4 @@
-/* Threads, and the barrier at which they meet each step. */
+/* Threads, and the barrier that synchronizes them at each step. */
 #ifndef CHARWRIGHT_POOL_H
 #define CHARWRIGHT_POOL_H
 
@@ -10,7 +10,7 @@ typedef struct {
 
 typedef void (*cw_job)(int thread, int threads, cw_barrier *barrier, void *argument);
 
-/* Run `job` on `threads` threads, the caller being one of them, and return when all are done. */
+/* Run `job` on `threads` threads, including the caller's, and return when all are done. */
 void cw_parallel(int threads, cw_job job, void *argument);
 void cw_meet(cw_barrier *barrier);
 

@@ -1,10 +1,10 @@
 /* Matrix products for one storage type: a tile of sums that stays in registers.
  *
- * recurrent.c includes this once for each: STORAGE is CW_F32, CW_BF16 or CW_Q8 (8-bit weights, whole numbers throughout).
+ * recurrent.c includes this once for each: STORAGE is CW_F32, CW_BF16 or CW_Q8 (8-bit weights, integers throughout).
  */
 #if STORAGE == CW_BF16
 #define NAME(name) PASTE(name, _bf16)
-#define DEPTH 2 /* values of k that one product takes: pairs of bfloat16 make one lane */
+#define DEPTH 2 /* values of k in one product: a lane is a pair of bfloat16 */
 typedef uint16_t NAME(weight_t), NAME(value_t);
 typedef float NAME(sum_t);
 typedef vec NAME(sums_t);
@@ -38,7 +38,7 @@ INLINE void NAME(put)(elem *to, vec v) {
 #endif
 }
 #endif
-/* sum + a * w, where `a` points at DEPTH values that every lane takes, and w holds DEPTH values a lane. */
+/* sum + a * w, where `a` points to DEPTH values used in every lane, and w has DEPTH values per lane. */
 #if STORAGE == CW_BF16 && defined(__AVX512BF16__)
 typedef __m512bh NAME(wide);
 INLINE NAME(wide) NAME(weights_at)(const elem *w) { return (__m512bh)_mm512_loadu_si512(w); }
@@ -69,7 +69,7 @@ typedef vec NAME(wide);
 INLINE NAME(wide) NAME(weights_at)(const elem *w) { return load(w); }
 INLINE NAME(wide) NAME(everywhere)(const elem *a) { return same(*a); }
 INLINE vec NAME(dot)(vec sum, NAME(wide) a, NAME(wide) w) { return sum + a * w; }
-#elif Q8_UNSIGNED /* values from 1 to 255: 128 is added to each, and taken off the sums later */
+#elif Q8_UNSIGNED /* values from 1 to 255: 128 is added to each, and subtracted from the sums later */
 typedef uint8_t NAME(value_t);
 typedef __m512i NAME(wide), NAME(wide_value);
 INLINE NAME(wide) NAME(weights_at)(const elem *w) { return _mm512_loadu_si512(w); }
@@ -93,7 +93,7 @@ INLINE NAME(wide_value) NAME(everywhere)(const NAME(value_t) * a) {
 INLINE ivec NAME(dot)(ivec sum, NAME(wide_value) a, NAME(wide) w) {
     return (ivec)vdotq_s32((int32x4_t)sum, w, a);
 }
-#else /* Pairs of 16 bits: the weights lie in the order 0, 2, 1, 3, so that even and odd bytes are pairs of neighbours. */
+#else /* Pairs of 16 bits: the weights are in the order 0, 2, 1, 3, so that even and odd bytes are neighbor pairs. */
 typedef int16_t NAME(value_t);
 typedef struct {
     ivec first, second;
@@ -116,8 +116,8 @@ INLINE ivec NAME(dot)(ivec sum, NAME(wide_value) a, NAME(wide) w) {
 typedef NAME(wide) NAME(wide_value);
 #endif
 
-/* c (rows, vectors * LANES) = [c +] a (rows, k) * w (k, vectors * LANES); rows and vectors are constants to the
- * compiler. Every operand says how far its next row, next step of k and next vector lie, in elements. */
+/* c (rows, vectors * LANES) = [c +] a (rows, k) * w (k, vectors * LANES); rows and vectors are compile-time
+ * constants. Each operand has the strides of a row, a step of k and a vector, in elements. */
 typedef struct {
     const NAME(value_t) * a;
     size_t a_row, a_step;

@@ -1,14 +1,14 @@
-/* From logits to an id: masks, the repetition's penalty, temperature, top-k, top-p, min-p, and a draw by Philox.
+/* Sample an id from logits: masks, repetition penalty, temperature, top-k, top-p, min-p, and a random number by Philox.
  *
  * generation/sampling.py is the reference: the same operations in the same order, all in double precision, so that both
- * draw the same. This file is compiled without contracted multiply-adds for that.
+ * sample the same ids. For this reason, this file is compiled without contraction into fused multiply-adds.
  */
 #include <math.h>
 #include <string.h>
 
 #include "charwright_kernels.h"
 
-/* --- Philox4x64-10 (Salmon et al., 2011), as numpy keys and counts it --- */
+/* --- Philox4x64-10 (Salmon et al., 2011), with NumPy's key and counter --- */
 
 static uint64_t multiply(uint64_t a, uint64_t b, uint64_t *high) {
 #if defined(__SIZEOF_INT128__)
@@ -40,7 +40,7 @@ static double uniform(uint64_t seed, uint64_t stream, uint64_t index) {
     return (double)(counter[index % 4] >> 11) * (1.0 / 9007199254740992.0);
 }
 
-/* --- The draw --- */
+/* --- Sampling --- */
 
 /* e^x for x <= 0, the same on every machine: 2^k * e^r by a polynomial of degree 13; 0 below -708. */
 static double exponential(double x) {
@@ -70,13 +70,13 @@ static double exponential(double x) {
     return x > -708.0 ? p * power : 0.0;
 }
 
-/* Lower the scores of what would go on repeating: see generation/sampling.py. */
+/* Lower the scores of ids that would continue a repetition: see generation/sampling.py. */
 static void penalize(const cw_sampler *sampler, double *scores, int vocabulary, const int32_t *ids, int64_t length,
                      int32_t *repeats) {
     memset(repeats, 0, (size_t)vocabulary * sizeof *repeats);
     const int64_t first = length > sampler->penalty_window ? length - sampler->penalty_window : 0;
     for (int64_t next = first + 1; next < length; next++) {
-        int32_t same = 0; /* how many ids before `next` are those at the end */
+        int32_t same = 0; /* length of the match between the ids before `next` and the end */
         while (next - 1 - same >= first && ids[next - 1 - same] == ids[length - 1 - same]) same++;
         if (same > repeats[ids[next]]) repeats[ids[next]] = same;
     }
@@ -85,7 +85,7 @@ static void penalize(const cw_sampler *sampler, double *scores, int vocabulary, 
             scores[i] -= sampler->penalty * (double)(repeats[i] - sampler->penalty_from + 1);
 }
 
-/* A heap of ids, the likeliest on top; among equals the smaller id. */
+/* A heap of ids, the most likely on top; of equals, the smaller id. */
 static int before(const double *weights, int32_t a, int32_t b) {
     return weights[a] > weights[b] || (weights[a] == weights[b] && a < b);
 }
@@ -115,7 +115,7 @@ static double total(const double *weights, int vocabulary) {
     return sum;
 }
 
-/* Keep the k likeliest of `weights`; the others become 0. */
+/* Keep the k most likely of `weights`; set the others to 0. */
 static void keep_likeliest(double *weights, int vocabulary, int k, int32_t *heap, double *kept) {
     make_heap(weights, vocabulary, heap);
     memset(kept, 0, (size_t)vocabulary * sizeof *kept);
@@ -125,7 +125,7 @@ static void keep_likeliest(double *weights, int vocabulary, int k, int32_t *heap
     }
     memcpy(weights, kept, (size_t)vocabulary * sizeof *kept);
 }
-/* Keep the likeliest that together have the share `top_p` of all. */
+/* Keep the most likely ids, up to the share `top_p` of the total. */
 static void keep_nucleus(double *weights, int vocabulary, double top_p, int32_t *heap, double *kept) {
     const double limit = top_p * total(weights, vocabulary);
     make_heap(weights, vocabulary, heap);
@@ -158,7 +158,7 @@ int cw_draw(cw_sampler *sampler, const double *logits, int vocabulary, const int
     if (sampler->top_k > 0 && sampler->top_k < vocabulary)
         keep_likeliest(scores, vocabulary, sampler->top_k, heap, spare);
     if (sampler->top_p < 1) keep_nucleus(scores, vocabulary, sampler->top_p, heap, spare);
-    if (sampler->min_p > 0) /* the likeliest has 1 */
+    if (sampler->min_p > 0) /* the most likely id has 1 */
         for (int i = 0; i < vocabulary; i++)
             if (scores[i] < sampler->min_p) scores[i] = 0;
     const double goal = random * total(scores, vocabulary);
@@ -171,5 +171,5 @@ int cw_draw(cw_sampler *sampler, const double *logits, int vocabulary, const int
             last = i;
         }
     }
-    return last; /* rounding at the very end */
+    return last; /* only after rounding at the end */
 }

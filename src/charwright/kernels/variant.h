@@ -1,4 +1,4 @@
-/* What a variant of the kernels offers: each function in every storage type that it knows. */
+/* A variant of the kernels: each function for every storage type. */
 #ifndef CHARWRIGHT_VARIANT_H
 #define CHARWRIGHT_VARIANT_H
 
@@ -12,7 +12,7 @@ typedef struct {
 } cw_packing;
 
 /* c (m, columns) float32 = a (n, m) transposed times b (n, columns), both in storage, `depth` values of n at a time.
- * Column i of a makes row (i + first_row) % m of c. */
+ * Column i of a gives row (i + first_row) % m of c. */
 typedef struct {
     int n, m, columns, depth, first_row;
     const void *a, *b;
@@ -37,15 +37,15 @@ typedef struct {
     cw_text *texts;
     int count;
     int64_t steps;
-    int turn;          /* which half of `activations` holds those before the step */
-    void *activations; /* (L, 2, texts, H): a layer's state as the products take it, before and after the step */
+    int turn;          /* the half of `activations` from before the step */
+    void *activations; /* (L, 2, texts, H): the inputs of the products, before and after the step */
     double *logits;    /* (texts, V) */
     char *scratch;     /* cw_draw_bytes for each thread */
 } cw_writing;
 
-/* Whether any text wants the logits of this step. */
+/* Whether any text needs the logits of this step. */
 int cw_head_needed(const cw_writing *writing);
-/* Go on to a text's next id, which is drawn where none is left to read. */
+/* Advance to the next id of a text, and sample it if none is left to read. */
 void cw_read_on(const cw_writing *writing, int text, int thread);
 
 typedef struct {
@@ -58,7 +58,7 @@ typedef struct {
     cw_job pack[2], forward[2], backward[2], outer[2], cross_entropy[2], write[3];
 } cw_variant;
 
-/* How many vectors a panel of packed weights has for single steps: enough sums to keep the processor busy. */
+/* The vectors in a panel of packed weights for single steps: enough sums to keep the processor busy. */
 #define PANEL_VECTORS(cell) ((cell) == CW_GRU ? 6 : (cell) == CW_LSTM ? 8 : 4)
 #define HEAD_PANEL 3
 

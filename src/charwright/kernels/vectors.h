@@ -1,6 +1,6 @@
 /* Vectors of LANES floats, written with the compiler's vector types, so that one source serves every processor.
  *
- * CW_VARIANT names the variant; the compiler's target flags decide how wide a vector is. ROWS and the number of
+ * CW_VARIANT names the variant; the compiler's target flags set the width of a vector. ROWS and the number of
  * vectors side by side are chosen so that a tile's sums stay in registers.
  */
 #include <stdint.h>
@@ -22,7 +22,7 @@
 #define ROWS 4
 #endif
 
-/* How 8-bit products take what the weights are multiplied with; see products.h. */
+/* The type of activations in 8-bit products; see products.h. */
 #if defined(__AVX512VNNI__)
 #define Q8_UNSIGNED 1
 #else
@@ -45,8 +45,8 @@ typedef uint8_t qvec __attribute__((vector_size(LANES)));
 typedef int16_t swide __attribute__((vector_size(4 * LANES)));
 typedef uint16_t uswide __attribute__((vector_size(4 * LANES)));
 
-/* How many of `left` rows (or vectors) the next tile takes, at most `most`: about as many as those after it, since a
- * tile of few sums leaves the processor waiting for each. */
+/* The number of rows (or vectors) in the next tile, of `left` and at most `most`: tiles are about equal, since a tile
+ * with few sums makes the processor wait for each. */
 INLINE int share(int left, int most) {
     const int tiles = (left + most - 1) / most;
     return (left + tiles - 1) / tiles;
@@ -72,7 +72,7 @@ INLINE void store_bf16(uint16_t *to, vec v) {
     memcpy(to, &h, sizeof h);
 #else
     uvec bits = (uvec)v;
-    bits += 0x7fff + ((bits >> 16) & 1); /* to the nearest, ties to even */
+    bits += 0x7fff + ((bits >> 16) & 1); /* round to nearest, ties to even */
     hvec h = __builtin_convertvector(bits >> 16, hvec);
     memcpy(to, &h, sizeof h);
 #endif
@@ -84,7 +84,7 @@ INLINE vec exponential(vec x) {
     x = (vec)((above & (ivec)high) | (~above & (ivec)x));
     x = (vec)((below & (ivec)low) | (~below & (ivec)x));
     vec scaled = x * 1.44269504f;
-    vec rounded = (scaled + 12582912.0f) - 12582912.0f; /* adding 1.5 * 2^23 leaves no room for a fraction */
+    vec rounded = (scaled + 12582912.0f) - 12582912.0f; /* adding 1.5 * 2^23 rounds to an integer */
     vec f = x - rounded * 0.693359375f;
     f = f + rounded * 2.12194440e-4f;
     vec p = same(1.9841270e-4f);
@@ -98,7 +98,7 @@ INLINE vec exponential(vec x) {
     ivec exponent = __builtin_convertvector(rounded, ivec) + 127;
     return p * (vec)(exponent << 23);
 }
-/* 1 / x: an estimate of 14 bits and a step of Newton's are quicker than a division, and as right. */
+/* 1 / x: an estimate of 14 bits and a Newton step are faster than a division, and as accurate. */
 INLINE vec reciprocal(vec x) {
 #if defined(__AVX512F__)
     vec guess = (vec)_mm512_rcp14_ps((__m512)x);
@@ -110,7 +110,7 @@ INLINE vec reciprocal(vec x) {
 INLINE vec sigmoid(vec x) { return reciprocal(1.0f + exponential(-x)); }
 INLINE vec hyperbolic_tangent(vec x) { return 1.0f - 2.0f * reciprocal(1.0f + exponential(x + x)); }
 
-/* --- Whole numbers --- */
+/* --- Integers --- */
 
 INLINE ivec load_whole(const int32_t *from) {
     ivec v;
@@ -141,7 +141,7 @@ INLINE ivec multiply_pairs(ivec a, ivec b) {
     return ((ivec)((uvec)a << 16) >> 16) * ((ivec)((uvec)b << 16) >> 16) + (a >> 16) * (b >> 16);
 #endif
 }
-/* (a * b + plus) / 2^shift to the nearest, halves upwards, kept within the limit: with 64 bits on the way. */
+/* (a * b + plus) / 2^shift, rounded to nearest, halves up, and clipped to the limit; 64-bit intermediates. */
 INLINE ivec scaled(ivec a, ivec b, ivec plus, int shift, int32_t limit) {
 #if defined(__AVX512F__)
     const __m512i half = _mm512_set1_epi64(1LL << (shift - 1)), top = _mm512_set1_epi64(limit);

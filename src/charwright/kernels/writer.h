@@ -1,8 +1,8 @@
 /* The network one step at a time for several texts, in one storage type, on the products of products.h.
  *
- * Each thread owns a range of each layer's units, of the head's rows and of the texts whose next id it draws; between
- * these stages all meet at a barrier. A sum runs over k in order in every tile, so that a text's numbers depend neither on
- * the other texts nor on the threads.
+ * Each thread owns a range of each layer's units, of the head's rows, and of the texts whose next id it samples;
+ * barriers separate these stages. Sums run over k in order in every tile, so that the numbers of a text depend neither
+ * on the other texts nor on the threads.
  */
 #define value NAME(value_t)
 #define sum NAME(sum_t)
@@ -14,7 +14,7 @@ typedef float NAME(state_t);
 #endif
 #define state_t NAME(state_t)
 
-/* A state's values as the products take them, for LANES units from `unit` on. */
+/* Convert the state of LANES units to inputs of the products. */
 INLINE void NAME(activate)(value *to, const state_t *from) {
 #if STORAGE == CW_Q8
     const ivec a = (load_whole(from) * 127 + (1 << 14)) >> 15;
@@ -31,7 +31,7 @@ INLINE void NAME(activate)(value *to, const state_t *from) {
 #endif
 }
 
-/* sums (rows, vectors of a panel) = activations * a panel of the matrix. One row goes over the whole panel at once. */
+/* sums (rows, vectors of a panel) = activations * a panel of the matrix. A single row uses the whole panel at once. */
 static void NAME(panel)(const value *activations, size_t stride, int rows, const elem *packed, int width, int begin,
                         int vectors, int k, sum *sums) {
     const NAME(product) product = {
@@ -41,7 +41,7 @@ static void NAME(panel)(const value *activations, size_t stride, int rows, const
     NAME(multiply)(rows, vectors, &product);
 }
 
-/* --- Gates: sums hold the recurrent product, `fed` what the input says, a vector for each gate --- */
+/* --- Gates: `sums` is the recurrent product and `fed` the input, a vector per gate --- */
 
 #if STORAGE == CW_Q8
 #define PRE_LIMIT 32767
@@ -130,7 +130,7 @@ INLINE void NAME(logits)(const cw_matrix *head, const sum *sums, size_t row, int
 
 /* --- The stages of a step --- */
 
-/* Ask for what the other threads have just written, as layers.h does. */
+/* Prefetch what the other threads have just written, as layers.h does. */
 INLINE void NAME(share_values)(const value *rows, int count, size_t units, int threads) {
     if (threads == 1) return;
     for (size_t i = 0; i < count * units; i += 64 / sizeof(value)) __builtin_prefetch(rows + i, 0, 2);
@@ -143,7 +143,7 @@ INLINE state_t *NAME(state_of)(const cw_writing *w, int text, int layer, int par
     const int parts = model->cell == CW_LSTM ? 2 : 1;
     return (state_t *)w->texts[text].state + ((size_t)layer * parts + part) * model->units;
 }
-/* The activations (texts, H) of a layer, before or after the present step. */
+/* The activations (texts, H) of a layer, before or after the current step. */
 INLINE value *NAME(activations)(const cw_writing *w, int layer, int after) {
     const size_t size = (size_t)w->count * w->model->units;
     return (value *)w->activations + (2 * (size_t)layer + (w->turn ^ after)) * size;
@@ -173,7 +173,7 @@ static void NAME(write_layer)(const cw_writing *w, int layer, int thread, int th
     for (int panel = panels * thread / threads; panel < panels * (thread + 1) / threads; panel++) {
         const int first = panel * wide, in_panel = blocks - first < wide ? blocks - first : wide;
         const size_t at = (size_t)first * gates * LANES * units;
-        /* One text takes the whole panel at once; several take one block of it after another. */
+        /* One text uses the whole panel at once; several use one block of it after another. */
         const int together = w->count == 1 ? in_panel : 1;
         for (int block = 0; block < in_panel; block += together)
             for (int text = 0, rows; text < w->count; text += rows) {
@@ -206,7 +206,7 @@ static void NAME(write_layer)(const cw_writing *w, int layer, int thread, int th
 
 static void NAME(write_head)(const cw_writing *w, int thread, int threads) {
     const cw_model *model = w->model;
-    const int vectors = (model->vocabulary + 15) / 16 * 16 / LANES; /* rows are filled up to a multiple of 16 */
+    const int vectors = (model->vocabulary + 15) / 16 * 16 / LANES; /* rows are padded to a multiple of 16 */
     const int panels = (vectors + HEAD_PANEL - 1) / HEAD_PANEL;
     const value *last = NAME(activations)(w, model->layers - 1, 1);
     sum sums[ROWS * MOST_PANEL * LANES] __attribute__((aligned(64)));
@@ -230,13 +230,13 @@ static void NAME(write_head)(const cw_writing *w, int thread, int threads) {
 
 static void NAME(write)(int thread, int threads, cw_barrier *barrier, void *argument) {
     const cw_writing *w = argument;
-    cw_writing mine = *w; /* with a turn of its own, which goes the same way in every thread */
+    cw_writing mine = *w; /* each thread has its own `turn`, with the same value */
     NAME(begin)(&mine, thread, threads);
     for (int64_t step = 0; step < w->steps; step++, mine.turn ^= 1) {
         int head_needed = 0;
         for (int layer = 0; layer < w->model->layers; layer++) {
-            cw_meet(barrier); /* the ids, and what this layer reads, are there */
-            if (layer == 0) head_needed = cw_head_needed(w); /* nobody reads on before the next meeting */
+            cw_meet(barrier); /* the ids and the input of this layer are written */
+            if (layer == 0) head_needed = cw_head_needed(w); /* no text advances before the next barrier */
             NAME(write_layer)(&mine, layer, thread, threads);
         }
         cw_meet(barrier);

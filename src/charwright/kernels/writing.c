@@ -1,4 +1,4 @@
-/* A call of cw_write: its memory, and what is done between the steps, whatever the storage. */
+/* cw_write: its memory, and the work between steps that does not depend on the storage type. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +24,7 @@ int cw_head_needed(const cw_writing *writing) {
     return 0;
 }
 
-/* ln of the probability that the model itself gives an id. */
+/* ln of the probability of an id under the model. */
 static double score(const double *logits, int vocabulary, int32_t id) {
     double highest = logits[0], sum = 0;
     for (int i = 1; i < vocabulary; i++) highest = logits[i] > highest ? logits[i] : highest;

@@ -1,8 +1,8 @@
 """The equations of the recurrent cells, one time step each.
 
-This is the reference: written for reading, proved equal to PyTorch's own layers, and what every fast core is
-tested against. B is the batch, E the width of the input, H the number of units. The gates of one layer lie one
-below the other in its weights: r, z, n for the GRU; i, f, g, o for the LSTM.
+This is the reference implementation: written for reading, tested against PyTorch's layers, and the standard for every
+fast core. B is the batch size, E the input size, H the number of units. The weights of the gates are stacked: r, z, n
+for the GRU; i, f, g, o for the LSTM.
 """
 
 from __future__ import annotations
@@ -72,28 +72,4 @@ def rnn_cell(x: Tensor, state: State, weights: Weights) -> State:
     return (torch.tanh(x @ weights.weight_ih.T + weights.bias_ih + h @ weights.weight_hh.T),)
 
 
-CELLS = {"gru": gru_cell, "lstm": lstm_cell, "rnn": rnn_cell}
-
-
-def unroll(cell: str, x: Tensor, state: State, weights: Weights, mask: Tensor | None = None) -> tuple[Tensor, State]:
-    """The cell over a whole sequence, step by step: x (T, B, E) -> outputs (T, B, H) and the last state.
-
-    A mask (B, H) on the state inside the recurrent product is the same as one on the weights' columns, row by row.
-    """
-    if mask is not None:
-        return _unroll_masked(cell, x, state, weights, mask)
-    outputs = []
-    for x_t in x:
-        state = CELLS[cell](x_t, state, weights)
-        outputs.append(state[0])
-    return torch.stack(outputs), state
-
-
-def _unroll_masked(cell: str, x: Tensor, state: State, weights: Weights, mask: Tensor) -> tuple[Tensor, State]:
-    """Each row of the batch by itself, with its own masked weights."""
-    rows = []
-    for b in range(x.shape[1]):
-        masked = weights._replace(weight_hh=weights.weight_hh * mask[b])
-        rows.append(unroll(cell, x[:, b : b + 1], tuple(part[b : b + 1] for part in state), masked))
-    outputs = torch.cat([row[0] for row in rows], dim=1)
-    return outputs, tuple(torch.cat(parts) for parts in zip(*(row[1] for row in rows), strict=True))
+CELL_FUNCTIONS = {"gru": gru_cell, "lstm": lstm_cell, "rnn": rnn_cell}

@@ -1,10 +1,10 @@
 """The cells over whole sequences in PyTorch alone: the core for machines without the C kernels.
 
-What it does differently from `cells.py`, without changing a result beyond rounding:
+It differs from `cells.py` in three ways, none of which changes a result beyond rounding:
 
-- The loop over time holds only what depends on the step before: one product h x U, and the gates.
-- The gradients of the weights are one product over all steps after the backward loop, not one a step.
-- Products may run in bfloat16; the state and the arithmetic of the gates stay in float32.
+- The loop over time has only what depends on the previous step: the product h x U, and the gates.
+- The gradients of the weights are one product over all steps after the backward loop, not one per step.
+- Products may be in bfloat16; the state and the gates stay in float32.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from charwright.model.cells import State, Weights
 def fused_layer(
     cell: str, gates: Tensor, state: State, weights: Weights, dtype: torch.dtype, mask: Tensor | None
 ) -> tuple[Tensor, State]:
-    """One layer: gates (T, B, G * H) are what the input says; outputs (T, B, H) and the last state.
+    """One layer: gate inputs (T, B, G * H) -> outputs (T, B, H) and the last state.
 
-    `mask` (B, H) is multiplied with the state inside the recurrent product, where it is given.
+    `mask` (B, H), if given, multiplies the state inside the recurrent product.
     """
     low = weights.weight_hh.to(dtype)
     mask = torch.ones_like(state[0]) if mask is None else mask

@@ -1,8 +1,8 @@
-"""The head and the cross-entropy in one, so that the logits of a batch never exist in float32 all at once.
+"""Output layer and cross-entropy in one, without all logits of a batch in memory.
 
-For a vocabulary of thousands, the logits of a batch are larger than everything else in the step. Here they are made
-some rows at a time, in the forward pass, and turned into gradients at once (as in Wijmans et al., 2024, "Cut your
-losses in large-vocabulary language models", arXiv:2411.09009).
+With a vocabulary of thousands, the logits of a batch are larger than everything else in the step. Here they are
+computed some rows at a time in the forward pass, and turned into gradients immediately (as in Wijmans et al., 2024,
+"Cut your losses in large-vocabulary language models", arXiv:2411.09009).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from charwright import kernels
 from charwright.kernels import UNITS_MULTIPLE, Kernels
 from charwright.model import native
 
-# The most logits that exist at once: in bfloat16 64 MB, and in float32 what PyTorch alone needs several copies of.
+# The most logits in memory at once: 64 MB in bfloat16; PyTorch alone needs several float32 copies of them.
 MOST_LOGITS = 2**25
 MOST_LOGITS_PLAIN = 2**21
 
-# Beyond this vocabulary PyTorch's product is faster than ours; it rounds the sums to bfloat16.
+# Above this vocabulary size PyTorch's product is faster; it rounds the sums to bfloat16.
 MOST_NATIVE_COLUMNS = 2048
 
 
@@ -36,7 +36,7 @@ def head_loss(x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, dtype: t
 
 
 class _HeadLoss(torch.autograd.Function):
-    """x (N, H), weight (V, H), bias (V,), targets (N,) -> the mean loss; gradients are made on the way."""
+    """x (N, H), weight (V, H), bias (V,), targets (N,) -> the mean loss; computes the gradients in the forward pass."""
 
     @staticmethod
     def forward(
@@ -68,7 +68,7 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = grads
         made: tuple[Tensor, ...] = ctx.saved_tensors
-        # A loss that is used as it is has the gradient 1; asking costs nothing where no device has to answer.
+        # The gradient of a loss is usually 1; reading it is free on the CPU.
         if scale.device.type == "cpu" and float(scale) == 1.0:
             return (*made, None, None, None)
         return (*(gradient * scale for gradient in made), None, None, None)

@@ -1,7 +1,6 @@
-"""The C kernels as a recurrent core: a layer over its whole sequence in one call, forward and backward.
+"""The C kernels as a recurrent core: a layer over a whole sequence in one call, forward and backward.
 
-What is left to PyTorch is the table of the first layer (or the projection of a later one) before, and one product for
-the gradient of the recurrent weights after.
+PyTorch computes the table of the first layer, or the input projection of a later one.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from charwright.kernels import CELLS, UNITS_MULTIPLE, Kernels, Layer
+from charwright.kernels import CELL_CODES, UNITS_MULTIPLE, Kernels, Layer
 from charwright.model.cells import State, Weights
 
 SLOTS = {"gru": 4, "lstm": 4, "rnn": 1}
@@ -25,16 +24,16 @@ SLOTS = {"gru": 4, "lstm": 4, "rnn": 1}
 
 @cache
 def share_threads(kernels: Kernels) -> None:
-    """Let the kernels run on PyTorch's own OpenMP threads, where that runtime can be found.
+    """Run the kernels on PyTorch's OpenMP threads, if that runtime can be found.
 
-    Its threads watch for work for some milliseconds after each of PyTorch's operations; threads of our own would share
-    the cores with them.
+    Its threads spin for some milliseconds after each PyTorch operation and would compete with other threads for the
+    cores.
     """
     if not hasattr(os, "RTLD_NOLOAD"):
-        return  # Windows; the kernels' own threads serve there.
+        return  # Windows: the kernels use their own threads.
     brought_along = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
     for name in [*map(str, brought_along), "libgomp.so.1"]:
-        # Only a runtime that is loaded already can be PyTorch's.
+        # Only a runtime that is already loaded can be PyTorch's.
         with suppress(OSError):
             kernels.use_openmp(ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW))
             return
@@ -50,7 +49,7 @@ def native_layer(
     dtype: torch.dtype,
     mask: Tensor | None,
 ) -> tuple[Tensor, State]:
-    """One layer: `table` (V, G * H) float32 with ids (T, B), or what the input says at each position (T, B, G * H).
+    """One layer: `table` (V, G * H) float32 with ids (T, B), or the gate inputs at each position (T, B, G * H).
 
     Returns outputs (T, B, H) in `dtype` and the last state in float32.
     """
@@ -75,7 +74,7 @@ def native_layer(
 
 
 def _filled_gates(x: Tensor, gates: int, spare: int) -> Tensor:
-    """(..., G * H) -> (..., G * (H + spare)), each gate filled up with zeros."""
+    """(..., G * H) -> (..., G * (H + spare)), each gate padded with zeros."""
     shaped = F.pad(x.unflatten(-1, (gates, -1)), (0, spare))  # type: ignore[no-untyped-call]
     return shaped.flatten(-2)
 
@@ -117,7 +116,7 @@ class _NativeLayer(torch.autograd.Function):
         ctx.save_for_backward(inputs if ids is not None else None, ids, weights, bias, mask)
         ctx.kernels, ctx.cell, ctx.dtype = kernels, cell, dtype
         if any(ctx.needs_input_grad):
-            # The kernels overwrite some of these with gradients, which autograd's own keeping would forbid.
+            # The kernels overwrite some of these with gradients, which save_for_backward does not allow.
             ctx.kept = (hidden, masked, cells, gates)
         else:
             _give_back(masked, cells, gates)
@@ -126,7 +125,7 @@ class _NativeLayer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.kept is None:
-            raise RuntimeError("the native core can go back through a sequence once only; run it forward again")
+            raise RuntimeError("the native core supports one backward pass per forward pass; run it forward again")
         (hidden, masked, cells, gates), ctx.kept = ctx.kept, None
         table, ids, weights, bias, mask = ctx.saved_tensors
         steps, batch, units = hidden.shape[0] - 1, hidden.shape[1], hidden.shape[2]
@@ -144,7 +143,7 @@ class _NativeLayer(torch.autograd.Function):
         for name, tensor in tensors.items():
             _point(layer, name, tensor)
         ctx.kernels.backward(layer)
-        del packed, tensors  # before the step's largest moment
+        del packed, tensors  # before the step's peak of memory
         d_weights = _recurrent_gradient(ctx.kernels, cell, gates, hidden if masked is None else masked)
         d_inputs = d_table
         if d_table is None:
@@ -159,7 +158,7 @@ def _recurrent_gradient(kernels: Kernels, cell: str, gates: Tensor, states: Tens
     """All steps' gradients of U at once: gates (T, B, slots * H) and states (T + 1, B, H) -> (G * H, H) float32."""
     units = states.shape[2]
     rows, before = gates.flatten(0, 1), states[:-1].flatten(0, 1)
-    if cell == "gru":  # Its slots begin with the gradient at U_n h, which comes last among the gates.
+    if cell == "gru":  # Its slots start with the gradient of U_n h, which is the last gate.
         return outer(kernels, rows[:, : 3 * units], before, first_row=2 * units)
     return outer(kernels, rows, before)
 
@@ -198,7 +197,7 @@ def cross_entropy(
     return losses
 
 
-# Large arrays that nobody outside sees are used again: fresh memory costs a page fault every 4 kB.
+# Large internal arrays are reused: fresh memory costs a page fault every 4 kB.
 _spare: dict[tuple[tuple[int, ...], torch.dtype], Tensor] = {}
 MOST_SPARE = 8
 
@@ -218,7 +217,7 @@ def _give_back(*tensors: Tensor | None) -> None:
 
 def _layer(cell: str, dtype: torch.dtype, steps: int, batch: int, units: int) -> Layer:
     return Layer(
-        cell=CELLS[cell],
+        cell=CELL_CODES[cell],
         bf16=int(dtype == torch.bfloat16),
         steps=steps,
         batch=batch,
@@ -228,7 +227,7 @@ def _layer(cell: str, dtype: torch.dtype, steps: int, batch: int, units: int) ->
 
 
 def _point(layer: Layer, name: str, tensor: Tensor | None) -> None:
-    """Give the kernels the address of a tensor; the caller keeps it alive."""
+    """Pass the address of a tensor to the kernels; the caller keeps the tensor alive."""
     setattr(layer, name, None if tensor is None else tensor.data_ptr())
 
 

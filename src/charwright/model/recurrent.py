@@ -1,18 +1,15 @@
-"""The cells over whole sequences, made fast: which core there is, which one is used, and what they share.
+"""One recurrent layer over a whole sequence, by one of four cores.
 
-A core turns one layer's inputs and state into its outputs. There are four:
-
-- `plain`: the cells of `cells.py` in a loop. Slow, on any device, and right by inspection: the others are tested by it.
+- `plain`: the cells in a loop, on any device. Slow and simple: the reference for the others.
 - `native`: the C kernels, on a CPU.
-- `fused`: the same thoughts in PyTorch alone, on any device.
-- `torch`: PyTorch's own layers, which means cuDNN on CUDA.
+- `fused`: the same optimizations in PyTorch alone, on any device.
+- `torch`: PyTorch's own layers, which use cuDNN on CUDA; with recurrent dropout, the same as `fused`.
 
-The first layer's input product is a table, embedding x W_ih + b_ih, with a row for each token that occurs.
+The input product of the first layer is a table, embedding x W_ih + b_ih, with one row per token.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,55 +18,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from charwright import kernels
-from charwright.errors import UsageError
-from charwright.model.cells import State, Weights, unroll
+from charwright.model.cells import State, Weights
 from charwright.model.fused import fused_layer
 from charwright.model.native import native_layer
+from charwright.model.plain import unroll
 
-CORES = ("auto", "plain", "native", "fused", "torch")
-
-# Up to this many tokens, the gradient of a lookup is a product with one-hot rows; beyond it, a scatter-add.
+# Up to this many tokens the gradient of a lookup is a product with one-hot rows; above it, a scatter-add.
 ONE_HOT_LIMIT = 512
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The input of the first layer: ids (T, B) int64 and the embedding (V, E) that they select from."""
+    """The input of the first layer: token ids (T, B) int64 and the embedding (V, E)."""
 
     ids: Tensor
     embedding: Tensor
 
     def embedded(self) -> Tensor:
-        """The embedding's rows (T, B, E)."""
+        """The embedded tokens (T, B, E)."""
         return F.embedding(self.ids, self.embedding)
 
 
 LayerInput = Tensor | Tokens
-
-
-def choose_core(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
-    """The core that a name means on a device, for products in `dtype`.
-
-    `auto` (or what CHARWRIGHT_CORE says) is the C kernels on a CPU, where they were built, and the library's own
-    layers on a GPU.
-
-    Raises:
-        UsageError: when the name is no core, or a core that cannot work here.
-    """
-    if name == "auto":
-        name = os.environ.get("CHARWRIGHT_CORE") or "auto"
-    if name not in CORES:
-        raise UsageError(f"--core must be one of {', '.join(CORES)}, not {name!r}")
-    fits_native = device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
-    if name == "auto":
-        if device.type != "cpu":
-            return "torch"
-        return "native" if fits_native and kernels.load() is not None else "fused"
-    if name == "native" and not fits_native:
-        raise UsageError(f"--core native works on the cpu in f32 and bf16, not on {device.type} in {dtype}")
-    if name == "native" and kernels.load() is None:
-        raise UsageError("--core native: the C kernels were not built; install charwright where a C compiler is")
-    return name
 
 
 def run_layer(
@@ -84,7 +54,7 @@ def run_layer(
     """One recurrent layer over a sequence.
 
     Args:
-        core: one of `CORES`, not `auto`.
+        core: plain, native, fused or torch.
         cell: gru, lstm or rnn.
         x: (T, B, E), or the tokens of the first layer.
         state: (h,) or (h, c), each (B, H).
@@ -95,9 +65,9 @@ def run_layer(
     Returns:
         outputs (T, B, H), in float32 or `dtype`, and the last state in float32.
     """
-    if core == "plain" or (core == "torch" and mask is not None):
-        return unroll(cell, _plain(x), state, weights, mask)  # the library has no masks on its state
-    if core == "torch":
+    if core == "plain":
+        return unroll(cell, _plain(x), state, weights, mask)
+    if core == "torch" and mask is None:
         return _library_layer(cell, _plain(x), state, weights, dtype)
     if core == "native":
         loaded = kernels.load()
@@ -107,6 +77,7 @@ def run_layer(
             return native_layer(loaded, cell, table, ids, state, weights, dtype, mask)
         gates = linear(x, weights.weight_ih, weights.bias_ih, dtype)
         return native_layer(loaded, cell, gates, None, state, weights, dtype, mask)
+    # PyTorch's layers have no mask on the state: with one, the core `torch` computes as `fused` does.
     return fused_layer(cell, _project(x, weights, dtype), state, weights, dtype, mask)
 
 
@@ -115,23 +86,23 @@ def _plain(x: LayerInput) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
-    """Multiply and add: x W^T + b with the product in `dtype`, and the result in the type of the bias."""
+    """X W^T + b, with the product in `dtype` and the result in the type of the bias."""
     if dtype == bias.dtype:
         return F.linear(x.to(dtype), weight, bias)
     return F.linear(x.to(dtype), weight.to(dtype)).to(bias.dtype) + bias
 
 
 def _table(x: Tokens, weights: Weights, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """What each token that occurs says to the gates, (U, G * H), and for each position its row (T, B)."""
+    """The gate inputs of each token that occurs, (U, G * H), and the row of each position (T, B)."""
     embedding, ids = x.embedding, x.ids
-    if len(embedding) > ids.numel() // 4:  # With a small vocabulary nearly all tokens occur.
+    if len(embedding) > ids.numel() // 4:  # In a small vocabulary nearly all tokens occur.
         occurring, ids = torch.unique(ids, return_inverse=True)
         embedding = F.embedding(occurring, embedding)
     return linear(embedding, weights.weight_ih, weights.bias_ih, dtype), ids
 
 
 def _project(x: LayerInput, weights: Weights, dtype: torch.dtype) -> Tensor:
-    """What the input says to the gates at each position, (T, B, G * H)."""
+    """The gate inputs at each position, (T, B, G * H)."""
     if isinstance(x, Tokens):
         table, ids = _table(x, weights, dtype)
         looked_up: Tensor = _Lookup.apply(table, ids, dtype)  # type: ignore[no-untyped-call]
@@ -160,7 +131,7 @@ class _Lookup(torch.autograd.Function):
 
 
 def _library_layer(cell: str, x: Tensor, state: State, weights: Weights, dtype: torch.dtype) -> tuple[Tensor, State]:
-    """PyTorch's own layer: cuDNN on CUDA, Metal on a Mac."""
+    """PyTorch's own layer, which uses cuDNN on CUDA and Metal on a Mac."""
     bias_hh = weights.bias_hh if weights.bias_hh is not None else torch.zeros_like(weights.bias_ih)
     params = [tensor.to(dtype) for tensor in (weights.weight_ih, weights.weight_hh, weights.bias_ih, bias_hh)]
     states = [part[None].to(dtype).contiguous() for part in state]

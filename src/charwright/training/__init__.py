@@ -1,1 +1,1 @@
-"""Finding the weights: the loop, the recipes, and what is shown meanwhile."""
+"""Training: the loop, the step, the optimizer, the schedule, snapshots and events."""

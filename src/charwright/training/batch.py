@@ -1,4 +1,4 @@
-"""What a training step is given: one batch, where its streams stand, and randomness of its own."""
+"""The input of a training step: a batch on the device, the carried hidden state, and the step's random generator."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from charwright.config import TrainingConfig
+from charwright.data.sequences import Pair
 from charwright.model.cells import State
 from charwright.model.language_model import LanguageModel
 
@@ -16,8 +18,8 @@ from charwright.model.language_model import LanguageModel
 class Batch:
     """One batch for `train_step`.
 
-    `state` is what the batch starts from (None is zero); a step that wants it carried on leaves the last state here.
-    `generator` is this batch's own randomness, for dropout and the like: a function of the seed and the step alone.
+    `state` is the hidden state the batch starts from (None is zero); a step that carries the state stores the last one
+    here. `generator` is the randomness of this batch, for dropout and the like: a function of the seed and the step.
     """
 
     inputs: Tensor  # (T, B) int64
@@ -29,13 +31,32 @@ class Batch:
 TrainStep = Callable[[LanguageModel, Batch, torch.optim.Optimizer], Tensor]
 
 
+def make_batch(pair: Pair, hidden: State | None, config: TrainingConfig, step: int, device: torch.device) -> Batch:
+    """Move a pair of arrays (T, B) to the device, with the hidden state carried from the batch before."""
+    generator = batch_generator(config.seed, step, device)
+    inputs, targets = (torch.from_numpy(array).to(device, non_blocking=True) for array in pair)
+    return Batch(inputs, targets, _reset_streams(hidden, config.state_reset, generator), generator)
+
+
+def _reset_streams(hidden: State | None, probability: float, generator: torch.Generator) -> State | None:
+    """Set the hidden state of random rows to zero.
+
+    A model that never sees the zero state in training generates poorly from a prompt, which starts there.
+    """
+    if hidden is None or probability == 0:
+        return hidden
+    rows = hidden[0].shape[1]
+    kept = torch.rand(rows, generator=generator, device=generator.device) >= probability
+    return tuple(part * kept[None, :, None] for part in hidden)
+
+
 def batch_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
-    """The randomness of one step's batch, a function of the two numbers alone."""
+    """The random generator of one step: a function of the seed and the step."""
     return torch.Generator(device).manual_seed(_mixed(seed, step))
 
 
 def _mixed(seed: int, step: int) -> int:
-    """One 63-bit seed from two numbers (the finalizer of splitmix64), so that neighbours have nothing in common."""
+    """Mix two numbers into a 63-bit seed (the finalizer of splitmix64), so that neighbors are uncorrelated."""
     mixed = (seed * 0x9E3779B97F4A7C15 + step + 1) & (2**64 - 1)
     mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
     mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)

@@ -1,4 +1,4 @@
-"""The training loop: `train_step` does one batch and may be replaced, `fit` does the rest and yields events."""
+"""The training loop: `train_step` trains on one batch and can be replaced; `fit` runs the loop and yields events."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ import torch
 from torch import Tensor
 
 from charwright.config import TrainingConfig
-from charwright.data.sequences import Dataset
+from charwright.data.sequences import Dataset, Pair
 from charwright.errors import DivergedError
-from charwright.evaluate import Evaluation
+from charwright.evaluation.evaluate import Evaluation
+from charwright.model.compute import keep_memory
 from charwright.model.language_model import LanguageModel
-from charwright.model.machine import keep_memory
-from charwright.training.batch import Batch, TrainStep
-from charwright.training.events import (
-    End,
-    Event,
-)
-from charwright.training.snapshot import (
-    Snapshot,
-)
-from charwright.training.trainer import Helpers, Trainer
+from charwright.training.batch import Batch, TrainStep, make_batch
+from charwright.training.budget import Budget, remaining_batches
+from charwright.training.capture import initial_state
+from charwright.training.events import End, Event
+from charwright.training.optimizer import clipped_gradients, make_optimizer, set_learning_rate
+from charwright.training.reports import Callbacks, Reporter
+from charwright.training.rollback import KEEP_EVERY, LastGoodState
+from charwright.training.schedule import learning_rate_factor
+from charwright.training.snapshot import Snapshot
+from charwright.training.threads import training_threads
 
 
 def train_step(model: LanguageModel, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
-    """Forward, backward, update: the mean loss of the batch in nats, a scalar."""
+    """Forward, backward, update; returns the mean loss of the batch in nats per token, a scalar."""
     loss, state = model.loss(batch.inputs, batch.targets, batch.state, generator=batch.generator)
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
@@ -35,21 +36,7 @@ def train_step(model: LanguageModel, batch: Batch, optimizer: torch.optim.Optimi
     return loss.detach()
 
 
-def make_optimizer(model: LanguageModel, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Adam (Kingma & Ba, 2015) or AdamW (Loshchilov & Hutter, 2019) as configured, in its fused form."""
-    betas = (config.beta1, config.beta2)
-    if config.optimizer == "adam":
-        return torch.optim.Adam(
-            model.parameters(), lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True
-        )
-    # Biases and the embedding are not products' weights, and decay does them no good.
-    decayed = [weight for name, weight in model.weights.items() if weight.ndim > 1 and name != "embedding_weight"]
-    spared = [weight for name, weight in model.weights.items() if weight.ndim <= 1 or name == "embedding_weight"]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
-
-
-def fit(
+def fit(  # noqa: PLR0915  (one loop, in one place)
     model: LanguageModel,
     dataset: Dataset,
     config: TrainingConfig,
@@ -66,40 +53,96 @@ def fit(
 ) -> Iterator[Event]:
     """Train `model` on `dataset` until the budget of `config` is spent; yields events and prints nothing.
 
-    A run whose loss is no number any more, or forgets half of what was learned, goes back to its last good state and on
-    from there with a lower learning rate.
+    A run that diverges rolls back to its last good state and continues with a lower learning rate.
 
     Args:
-        model: trained in place; in the end it holds its last weights (averaged, where they are), and the best ones
-            have gone to `save`.
-        dataset: where batches come from.
-        config: the budget and how to spend it.
-        train_step: what is done with a batch; gradients are clipped whenever it calls `optimizer.step()`.
-        optimizer: one of your own; its learning rates follow the schedule in proportion.
-        validate: measures the model at the end of an epoch, and inside one that is long.
-        sample: lets the model write at the same time.
-        save: keeps a snapshot, at the end of each epoch and every `checkpoint_minutes`.
-        resume: a snapshot to go on from; the same bits come out as if training had never stopped.
-        should_stop: asked after each step; a reason ends training, with everything saved.
-        clock: seconds from anywhere.
-        spent_s: seconds of the budget that were gone before: for reading the text, say.
+        model: trained in place; at the end it holds its last weights, or their EMA. The best ones went to `save`.
+        dataset: the source of the batches.
+        config: the budget, and how to spend it.
+        train_step: trains on one batch; gradients are clipped whenever it calls `optimizer.step()`.
+        optimizer: a custom optimizer; its learning rates follow the schedule in proportion.
+        validate: evaluates the model at the end of each epoch, and within long ones.
+        sample: generates text at the same times.
+        save: stores a snapshot, at the end of each epoch and every `checkpoint_minutes`.
+        resume: the snapshot to continue from; the result has the same bits as an uninterrupted run.
+        should_stop: called after each step; returns a reason to stop after saving, or None.
+        clock: a monotonic clock, in seconds.
+        spent_s: seconds of the budget that are already spent, for example on reading the text.
 
     Raises:
         UsageError: when the configuration has no budget.
-        DivergedError: when training diverges whatever the learning rate.
+        DivergedError: when training diverges at every learning rate.
     """
     keep_memory()
     optimizer = optimizer or make_optimizer(model, config)
-    trainer = Trainer(model, dataset, config, train_step, optimizer, resume, clock, spent_s)
-    helpers = Helpers(validate, sample, save)
-    position = trainer.position
-    yield trainer.started(resumed=resume is not None)
-    reason = None
-    with trainer.clipping(), trainer.own_threads():
-        while not (reason or position.done):
+    state = initial_state(model, optimizer, config, resume)
+    position = state.position
+    budget = Budget(config, position, dataset.steps_per_epoch, clock, spent_s)
+    position.done = resume is not None and budget.nothing_left()
+    last_good = LastGoodState(state, budget.time_s)
+    reporter = Reporter(state, dataset, budget, Callbacks(validate, sample, save), last_good)
+    yield reporter.start(resumed=resume is not None)
+
+    reason: str | None = None
+    batches: Iterator[Pair] | None = None
+    with (
+        clipped_gradients(model, optimizer, config.clip_norm),
+        training_threads(config, state.device, clock) as threads,
+    ):
+        while reason is None and not position.done:
             try:
-                reason = yield from trainer.train_epoch(helpers, should_stop)
+                batches = remaining_batches(dataset, budget) if batches is None else batches
+                pair = next(batches, None)
+                if pair is not None:
+                    # Learning rate: the schedule, and what rollbacks have left of it.
+                    factor = learning_rate_factor(config, position.step, budget.warmup, budget.fraction)
+                    set_learning_rate(optimizer, factor * position.rate_scale)
+
+                    # Batch: token ids (T, B), the carried hidden state, and this step's random generator.
+                    batch = make_batch(pair, state.hidden, config, position.step, state.device)
+
+                    # Step: forward, backward, update.
+                    model.train()
+                    with threads.timed():
+                        state.unread.append(train_step(model, batch, optimizer).detach())
+                        carried = batch.state if dataset.carries else None
+                        state.hidden = None if carried is None else tuple(part.detach() for part in carried)
+
+                        # Count: the position, and the average of the weights.
+                        budget.count_step()
+                        if state.ema is not None:
+                            state.ema.update(position.step)
+
+                    # Report: a step event now and then, and a good state to roll back to.
+                    if position.step % config.log_every == 0:
+                        yield reporter.step()
+                    if position.step % KEEP_EVERY == 0:
+                        last_good.keep_if_healthy(state, budget.time_s)
+
+                    # Save: before a stop, and within an epoch that is long.
+                    reason = should_stop()
+                    continues = reporter.within_epoch and budget.fraction < 1
+                    if reason or (continues and budget.checkpoint_due and not budget.report_due_within_epoch):
+                        yield from reporter.checkpoint()
+                    elif continues and budget.report_due_within_epoch:
+                        reason = yield from reporter.report()
+                    if reason or continues:
+                        continue
+
+                # The end of an epoch, or of the budget: validate, sample and save.
+                batches = None
+                position.done = budget.fraction >= 1
+                position.done_minutes = config.minutes if position.done else position.done_minutes
+                if position.done or budget.report_due:
+                    reason = (yield from reporter.report(epoch_ends=True)) or should_stop()
+                    continue
+                yield reporter.end_epoch(validate=False)
+                reason = should_stop()
+                if reason or budget.checkpoint_due:
+                    yield from reporter.checkpoint()
             except DivergedError as error:
-                yield trainer.roll_back(error)
-    trainer.leave_average()
-    yield End(position.step, trainer.pace.time_s, reason or "done", position.best_loss, position.best_step)
+                yield last_good.roll_back(state, error, budget.time_s, config.learning_rate)
+                batches = None
+    if state.ema is not None:
+        state.ema.swap()  # The model keeps the weights to use.
+    yield End(position.step, budget.time_s, reason or "done", position.best_loss, position.best_step)

@@ -1,12 +1,11 @@
-"""Events shown to people and kept for programs: the terminal, plain lines, TensorBoard."""
+"""Writers of events: a progress bar, plain lines, TensorBoard."""
 
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self, TextIO
+from typing import Any, Protocol, TextIO
 
 from charwright.errors import MissingExtraError
 from charwright.training.events import (
@@ -23,64 +22,43 @@ from charwright.training.events import (
 )
 
 PLAIN_LINE_EVERY_S = 10.0
-EPOCH_LINE_EVERY_S = 1.0  # of epochs that nothing was measured in: a tiny text has hundreds a minute
+EPOCH_LINE_EVERY_S = 1.0  # for epochs without validation, of which a tiny text has hundreds per minute
 
 
 class Writer(Protocol):
-    """Something that takes events."""
+    """Receives events."""
 
     def write(self, event: Event) -> None:
-        """Take one event."""
+        """Receive one event."""
 
     def close(self) -> None:
-        """No more will come."""
-
-
-class Writers(AbstractContextManager["Writers"]):
-    """Several writers as one; all are closed at the end."""
-
-    def __init__(self, *writers: Writer) -> None:
-        self.writers = writers
-
-    def write(self, event: Event) -> None:
-        """Hand the event to each."""
-        for writer in self.writers:
-            writer.write(event)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for writer in self.writers:
-            writer.close()
+        """Finish: no more events follow."""
 
 
 def terminal_progress(stream: TextIO | None = None) -> Writer:
-    """A bar where a person is looking, plain lines elsewhere."""
+    """A progress bar on a terminal, plain lines elsewhere."""
     stream = stream or sys.stderr
     return BarProgress(stream) if stream.isatty() else PlainProgress(stream)
 
 
 def describe_start(event: Start) -> str:
-    """One line about the work ahead."""
-    going = f"going on at step {event.step:,}: " if isinstance(event, Resume) else ""
+    """A line about the model, the batches and the device."""
+    prefix = f"resuming at step {event.step:,}: " if isinstance(event, Resume) else ""
     return (
-        f"{going}{event.parameters:,} parameters, {event.steps_per_epoch:,} step{'s' * (event.steps_per_epoch > 1)} of "
-        f"{event.batch} x {event.seq_length} an epoch, {event.precision} on {event.device}"
+        f"{prefix}{event.parameters:,} parameters, {event.steps_per_epoch:,} step{'s' * (event.steps_per_epoch > 1)} "
+        f"of {event.batch} x {event.seq_length} per epoch, {event.precision} on {event.device}"
         + (f" with {event.threads} thread{'s' * (event.threads > 1)}" if event.device == "cpu" else "")
     )
 
 
 def describe_epoch(event: Epoch) -> str:
-    """One line about an epoch."""
+    """A line about an epoch."""
     line = f"epoch {event.epoch}  {_losses(event)}"
     return line + f"  {event.chars_per_s:,.0f} chars/s  {format_seconds(event.elapsed_s)}"
 
 
 def describe_validation(event: Validation) -> str:
-    """One line about a validation inside an epoch."""
+    """A line about a validation within an epoch."""
     return f"step {event.step:,}  {_losses(event)}"
 
 
@@ -93,15 +71,15 @@ def _losses(event: Validation) -> str:
 
 
 def describe_rollback(event: Rollback) -> str:
-    """One line about a fall."""
+    """A line about a rollback."""
     return (
-        f"diverged near step {event.diverged_step:,}: going on from step {event.step:,} with a learning rate of "
+        f"diverged near step {event.diverged_step:,}: rolling back to step {event.step:,} with a learning rate of "
         f"{event.learning_rate:.2g}"
     )
 
 
 def format_seconds(seconds: float | None) -> str:
-    """Seconds as people say them: 8 s, 2:05, 1:02:03."""
+    """A duration for people: 8 s, 2:05, 1:02:03."""
     if seconds is None:
         return "?"
     whole = int(seconds + 0.5)
@@ -113,13 +91,13 @@ def format_seconds(seconds: float | None) -> str:
 
 
 class EpochLines:
-    """Which epochs are shown: those that were measured, and of the others one a second."""
+    """Selects the epochs to show: validated ones, and at most one per second of the others."""
 
     def __init__(self) -> None:
         self.last_s: float | None = None
 
     def worth_a_line(self, event: Epoch) -> bool:
-        """Whether to show this one."""
+        """Whether to show this epoch."""
         often_enough = self.last_s is not None and event.time_s - self.last_s < EPOCH_LINE_EVERY_S
         if event.validation_loss is None and often_enough:
             return False
@@ -136,7 +114,7 @@ class PlainProgress:
         self.epochs = EpochLines()
 
     def write(self, event: Event) -> None:
-        """Print what is worth a line."""
+        """Print the events that matter."""
         match event:
             case Start():
                 self.last_s = event.time_s
@@ -163,13 +141,13 @@ class PlainProgress:
         """Nothing to do."""
 
     def _line(self, text: str) -> None:
-        # Training goes on when nobody listens any more (`2>&1 | head`).
+        # A closed pipe (`2>&1 | head`) does not stop training.
         with suppress(BrokenPipeError):
             print(text, file=self.stream, flush=True)
 
 
 class BarProgress:
-    """One line that grows, with the samples above it."""
+    """A progress bar, with epochs and samples above it."""
 
     def __init__(self, stream: TextIO) -> None:
         from rich.console import Console
@@ -188,7 +166,7 @@ class BarProgress:
         self.task = self.bar.add_task("", total=1.0, epoch=1, note="starting")
 
     def write(self, event: Event) -> None:
-        """Move the bar, or print above it."""
+        """Update the bar, or print above it."""
         match event:
             case Start():
                 self._print(describe_start(event))
@@ -214,16 +192,16 @@ class BarProgress:
                 pass
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self.bar.stop()
 
     def _print(self, text: str, style: str | None = None) -> None:
-        # The model may well write something that looks like markup.
+        # Generated text may look like markup.
         self.bar.console.print(text, style=style, markup=False, soft_wrap=True)
 
 
 class TensorBoard:
-    """Losses, rates and samples for TensorBoard."""
+    """Losses, learning rates and samples for TensorBoard."""
 
     def __init__(self, folder: Path) -> None:
         self.require()
@@ -233,7 +211,7 @@ class TensorBoard:
 
     @staticmethod
     def require() -> None:
-        """See that the package is there.
+        """See that the package is installed.
 
         Raises:
             MissingExtraError: with the command that installs it.
@@ -244,7 +222,7 @@ class TensorBoard:
             raise MissingExtraError("--tensorboard", "tensorboard") from error
 
     def write(self, event: Event) -> None:
-        """Record the event's numbers at its step."""
+        """Record the values of an event at its step."""
         match event:
             case Step():
                 self.writer.add_scalar("train/loss", event.loss, event.step)
@@ -263,5 +241,5 @@ class TensorBoard:
                 pass
 
     def close(self) -> None:
-        """Write what is left."""
+        """Flush and close."""
         self.writer.close()

@@ -1,52 +1,52 @@
-/* The page's controls: a form that starts a writer, and a text that grows while it works. */
+/* The page's controls: a form that starts a Writer, and the text that it generates. */
 "use strict";
 
-const SLICE_MS = 24; // of work between two looks at the screen and the keyboard
+const SLICE_MS = 24; // of work between two screen and keyboard updates
 
-/** Everything of the page that is looked at or changed. */
-function parts() {
+/** The page's elements by id. */
+function elements() {
   return Object.fromEntries([...document.querySelectorAll("[id]")].map((element) => [element.id, element]));
 }
 
-/** Set the page up around a model. */
+/** Connect the page to a model. */
 function start(model) {
-  const page = parts();
-  let writing = null; // what stops the text that is being written
+  const page = elements();
+  let running = null; // the request being generated
 
   const say = (line) => (page.status.textContent = line);
 
-  // Not `disabled`, which would take the keyboard's place away from whoever stands on the button.
+  // `disabled` would drop the keyboard focus from the button.
   const allow = (button, allowed) => button.setAttribute("aria-disabled", String(!allowed));
 
   const busy = (isBusy) => {
-    allow(page.write, !isBusy);
-    allow(page.another, !isBusy);
+    allow(page.generate, !isBusy);
+    allow(page.newSeed, !isBusy);
     allow(page.stop, isBusy);
     page.text.setAttribute("aria-busy", String(isBusy));
   };
 
   const ended = (line) => {
-    writing = null;
+    running = null;
     busy(false);
     say(line);
   };
 
-  async function write() {
+  async function generate() {
     const prompt = page.prompt.value, temperature = page.temperature.valueAsNumber;
     const length = page.length.valueAsNumber, seed = page.seed.valueAsNumber;
-    const stopped = { asked: false };
-    writing = stopped;
+    const request = { stopped: false };
+    running = request;
     busy(true);
-    page.written.textContent = "";
-    page.begun.textContent = prompt;
+    page.generated.textContent = "";
+    page.promptText.textContent = prompt;
     say("Reading the prompt …");
     await pause();
-    const began = performance.now();
+    const started = performance.now();
     const writer = new Writer(model, prompt, temperature, seed);
-    while (!stopped.asked && inSlice(() => writer.read())) await pause();
-    say("Writing …");
+    while (!request.stopped && inSlice(() => writer.read())) await pause();
+    say("Generating …");
     let count = 0;
-    while (count < length && !stopped.asked) {
+    while (count < length && !request.stopped) {
       let piece = "";
       inSlice(() => {
         const more = Array.from(writer.next()).slice(0, length - count);
@@ -55,50 +55,52 @@ function start(model) {
         return count < length;
       });
       const below = page.text.scrollHeight - page.text.scrollTop - page.text.clientHeight;
-      page.written.append(piece);
+      page.generated.append(piece);
       if (below < 40) page.text.scrollTop = page.text.scrollHeight;
       await pause();
     }
-    const speed = Math.round((count / Math.max(performance.now() - began, 1)) * 1000).toLocaleString("en");
+    const speed = Math.round((count / Math.max(performance.now() - started, 1)) * 1000).toLocaleString("en");
     const unknown = unknownIn(model, prompt);
-    const left = unknown ? ` The model does not know ${unknown} of the characters that it began with.` : "";
-    const many = `${count.toLocaleString("en")} characters, ${speed} a second`;
-    ended((stopped.asked ? `Stopped after ${many}.` : `Done: ${many}.`) + left);
+    const note = unknown ? ` Unknown prompt characters: ${unknown}.` : "";
+    const result = `${count.toLocaleString("en")} characters, ${speed} characters/s`;
+    ended((request.stopped ? `Stopped after ${result}.` : `Done: ${result}.`) + note);
   }
 
   page.form.addEventListener("submit", (event) => {
     event.preventDefault();
-    if (!writing) write().catch((error) => ended(`It failed: ${error.message}`));
+    if (!running) generate().catch((error) => ended(`Error: ${error.message}`));
   });
-  page.stop.addEventListener("click", () => writing && (writing.asked = true));
-  page.another.addEventListener("click", () => {
-    if (writing) return;
+  page.stop.addEventListener("click", () => running && (running.stopped = true));
+  page.newSeed.addEventListener("click", () => {
+    if (running) return;
     page.seed.value = crypto.getRandomValues(new Uint32Array(1))[0];
     page.form.requestSubmit();
   });
   page.copy.addEventListener("click", () => {
-    copy(page.begun.textContent + page.written.textContent).then(
+    copy(page.promptText.textContent + page.generated.textContent).then(
       () => say("Copied."),
-      () => say("This browser does not let a page copy; select the text and copy it yourself."),
+      () => say("The browser does not allow copying; select the text and copy it yourself."),
     );
   });
-  page.temperature.addEventListener("input", () => (page.heat.textContent = page.temperature.valueAsNumber.toFixed(2)));
+  page.temperature.addEventListener("input", () => {
+    page.shownTemperature.textContent = page.temperature.valueAsNumber.toFixed(2);
+  });
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && writing) writing.asked = true;
+    if (event.key === "Escape" && running) running.stopped = true;
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) page.form.requestSubmit();
   });
   busy(false);
   say("Ready.");
 }
 
-/** Work for one slice of time, or until there is no more to do; whether there is. */
+/** Call `work` for one time slice or until it returns false; return whether there is more to do. */
 function inSlice(work) {
   const end = performance.now() + SLICE_MS;
   while (work()) if (performance.now() >= end) return true;
   return false;
 }
 
-/** Let the browser draw and listen. A message comes at once; a timer would be held back where nobody looks. */
+/** Let the browser render and handle input. A message resumes at once; timers are throttled in background tabs. */
 const pause = () =>
   new Promise((resume) => {
     const channel = new MessageChannel();
@@ -109,13 +111,13 @@ const pause = () =>
     channel.port2.postMessage(null);
   });
 
-/** Put a text on the clipboard, also where a page from a file has no clipboard of its own. */
+/** Copy text to the clipboard, including in browsers without a clipboard API for file: pages. */
 async function copy(text) {
   if (navigator.clipboard?.writeText) {
     try {
       return await navigator.clipboard.writeText(text);
     } catch {
-      // Some browsers have it and refuse it; the old way may still go.
+      // The API exists but is denied; execCommand may still work.
     }
   }
   const area = document.createElement("textarea");

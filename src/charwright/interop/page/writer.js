@@ -1,8 +1,8 @@
-/* Writes text with a model in whole numbers, as `charwright generate --precision q8` does: the same seed, the same text.
+/* Generates text with a model in integer arithmetic, as `charwright generate --precision q8` does: same seed, same text.
 
-   The arithmetic is that of docs/explanation/q8.md, and the names are those of generation/quantized.py. A product's sum
-   fits into 32 bits. What can be wider is a number in double precision, which holds whole numbers up to 2^53; the only
-   ones beyond are products that their clipping makes the same whatever their last bits were. */
+   The arithmetic is defined in docs/explanation/q8.md; names are those of generation/quantized.py. The sum of a product
+   fits into 32 bits. Wider values are doubles, which hold integers up to 2^53 exactly; the only larger values are
+   products that are clipped to the same result whatever their last bits are. */
 "use strict";
 
 const PRE_LIMIT = 32767;
@@ -12,13 +12,13 @@ const UNKNOWN = 0;
 
 const clip = (x, limit) => (x > limit ? limit : x < -limit ? -limit : x);
 
-/** A product divided by 2^bits to the nearest whole number, halves upwards; exact for all that a clip lets through. */
+/** Divide a product by 2^bits, rounding to nearest with halves up; exact for every value that is not clipped after. */
 const rounded = (product, bits) => Math.floor((product + 2 ** (bits - 1)) / 2 ** bits);
 
-/** tanh at 0, 1/128 ... with 15 fraction bits, and one entry more for the last interval. */
+/** tanh at 0, 1/128 ... with 15 fraction bits, and one more entry for the last interval. */
 const TANH = Int32Array.from({ length: 1026 }, (_, i) => Math.min(Math.round(Math.tanh(i / 128) * 32768), 32767));
 
-/** The tanh of a number with 12 fraction bits, with 15. */
+/** tanh of a value with 12 fraction bits; the result has 15. */
 function tanhAt(v) {
   const size = v < 0 ? (v < -32767 ? 32767 : -v) : v > 32767 ? 32767 : v;
   const low = TANH[size >> 5];
@@ -29,16 +29,16 @@ function tanhAt(v) {
 const tanh = (pre) => tanhAt(2 * pre);
 const sigmoid = (pre) => (32768 + tanhAt(pre)) >> 1;
 
-/** Bring a row's sum to its goal. */
+/** Requantize the sum of a row. */
 const scaled = (sum, multiplier) => clip(rounded(sum * multiplier, 20), PRODUCT_LIMIT);
 
-const HALF = 2 ** 26; // two weights in one number: the upper one times this, plus the lower one
-const BLOCK = 2048; // columns whose sums stay apart there: 2048 * 127 * 127 is less than HALF / 2
-const TOGETHER = 8; // rows that are summed at once, in four numbers
+const HALF = 2 ** 26; // two weights are packed into one double: the upper one times this, plus the lower one
+const BLOCK = 2048; // columns whose packed sums cannot overlap: 2048 * 127 * 127 is less than HALF / 2
+const TOGETHER = 8; // rows that are summed at once, in four doubles
 
-/** An 8-bit matrix (rows, columns) laid out for `multiply`: two rows in one number, eight rows and a block at a time.
+/** Lay out an 8-bit matrix (rows, columns) for `multiply`: two rows per double, eight rows and one block at a time.
 
-    A multiplication then does the work of two, and every sum is still a whole number that a double holds. */
+    One multiplication does the work of two, and every sum is still an integer that a double holds exactly. */
 function paired(weights, rows, columns) {
   const groups = Math.ceil(rows / TOGETHER);
   const pairs = new Float64Array(groups * columns * 4);
@@ -57,7 +57,7 @@ function paired(weights, rows, columns) {
   return pairs;
 }
 
-/** The matrix times activations, each row brought to its goal. */
+/** Multiply the matrix by activations and requantize each row. */
 function multiply(matrix, activations, out) {
   const { pairs, multipliers, columns, sums } = matrix;
   const rows = out.length;
@@ -74,23 +74,23 @@ function multiply(matrix, activations, out) {
         c += x * pairs[at + 2];
         d += x * pairs[at + 3];
       }
-      apart(a, sums, row);
-      apart(b, sums, row + 2);
-      apart(c, sums, row + 4);
-      apart(d, sums, row + 6);
+      unpack(a, sums, row);
+      unpack(b, sums, row + 2);
+      unpack(c, sums, row + 4);
+      unpack(d, sums, row + 6);
     }
   }
   for (let row = 0; row < rows; row++) out[row] = scaled(sums[row], multipliers[row]);
 }
 
-/** Add the two sums of a number to those of two rows. */
-function apart(both, sums, row) {
+/** Split a packed sum and add its halves to the sums of two rows. */
+function unpack(both, sums, row) {
   const upper = Math.round(both / HALF);
   sums[row] += upper;
   sums[row + 1] += both - upper * HALF;
 }
 
-/** A state as products take it: -127 to 127. */
+/** Quantize a hidden state to -127 ... 127. */
 function activate(state, out) {
   for (let k = 0; k < state.length; k++) out[k] = (state[k] * 127 + 16384) >> 15;
 }
@@ -107,14 +107,14 @@ class Network {
     this.reset();
   }
 
-  /** Begin anew, from states of zeros. */
+  /** Set all states to zero. */
   reset() {
     const { layers, units } = this.model;
     this.h = Array.from({ length: layers }, () => new Int32Array(units));
     this.c = Array.from({ length: layers }, () => new Int32Array(units));
   }
 
-  /** Read one id; its logits, with 16 fraction bits, are in `logits` afterwards where they are wanted. */
+  /** Feed one id to the network; if `wanted`, set `logits`, with 16 fraction bits. */
   step(id, wanted) {
     const { model, activations } = this;
     const width = this.inputs.length;
@@ -168,7 +168,7 @@ class Network {
 const FACTORIALS = [1];
 for (let n = 1; n <= 13; n++) FACTORIALS.push(FACTORIALS[n - 1] * n);
 
-/** e^x for x <= 0 with the same bits everywhere: IEEE 754 defines each of these operations. */
+/** e^x for x <= 0, bit-identical on every machine: IEEE 754 defines each of these operations exactly. */
 function exponential(x) {
   if (!(x > -708)) return 0;
   const k = x * 1.4426950408889634 + 6755399441055744 - 6755399441055744;
@@ -180,7 +180,7 @@ function exponential(x) {
 
 const MASK = 2n ** 64n - 1n;
 
-/** The words of numpy's Philox 4x64 with ten rounds (Salmon et al., 2011), under a key of two numbers. */
+/** The four words of NumPy's Philox 4x64-10 (Salmon et al., 2011) for a key of two words and a counter. */
 function philox(key0, key1, counter) {
   let [a, b, c, d] = [counter & MASK, (counter >> 64n) & MASK, 0n, 0n];
   for (let round = 0; round < 10; round++) {
@@ -192,7 +192,7 @@ function philox(key0, key1, counter) {
   return [a, b, c, d];
 }
 
-/** Uniform numbers from 0 to 1, those that numpy draws for a seed and a stream. */
+/** Uniform numbers in [0, 1), the same as NumPy's for a seed and a stream. */
 class Uniform {
   constructor(seed, stream = 0) {
     this.seed = BigInt(seed);
@@ -206,19 +206,19 @@ class Uniform {
   }
 }
 
-/** Draw an id from logits with 16 fraction bits; `weights` is room for as many numbers. */
+/** Sample an id from logits with 16 fraction bits; `weights` is a scratch buffer of the same length. */
 function draw(logits, temperature, uniform, weights) {
-  let likeliest = 1;
-  for (let id = 2; id < logits.length; id++) if (logits[id] > logits[likeliest]) likeliest = id;
-  if (temperature === 0) return likeliest;
-  const highest = logits[likeliest] / 65536;
+  let best = 1;
+  for (let id = 2; id < logits.length; id++) if (logits[id] > logits[best]) best = id;
+  if (temperature === 0) return best;
+  const highest = logits[best] / 65536;
   let total = 0;
   for (let id = 1; id < logits.length; id++) {
     weights[id] = exponential((logits[id] / 65536 - highest) / temperature);
     total += weights[id];
   }
   const goal = uniform.next() * total;
-  let sum = 0, last = likeliest;
+  let sum = 0, last = best;
   for (let id = 1; id < logits.length; id++) {
     sum += weights[id];
     if (sum > goal) return id;
@@ -227,7 +227,7 @@ function draw(logits, temperature, uniform, weights) {
   return last;
 }
 
-/** One text: `read` goes through its prompt, then each `next` gives a piece of what follows. */
+/** The generation of one text: call `read` until the prompt is consumed, then `next` for each piece of text. */
 class Writer {
   constructor(model, prompt, temperature, seed) {
     this.model = model;
@@ -239,14 +239,14 @@ class Writer {
     this.unread = encode(model, prompt).reverse();
   }
 
-  /** Read one id of the prompt; false when there is none left. */
+  /** Feed one id of the prompt to the network; return false when none is left. */
   read() {
     if (this.unread.length === 0) return false;
     this.network.step(this.unread.pop(), this.unread.length === 0);
     return true;
   }
 
-  /** Draw an id and read it; the text that is complete with it, "" inside of a character of several bytes. */
+  /** Sample an id and feed it to the network; return the text it completes, "" inside a multi-byte character. */
   next() {
     const id = draw(this.network.logits, this.temperature, this.uniform, this.weights);
     this.network.step(id, true);
@@ -255,17 +255,17 @@ class Writer {
   }
 }
 
-/** The ids of a prompt; an empty one begins as a line does. */
+/** Encode a prompt; an empty one is replaced by a newline, or a space if the vocabulary has no newline. */
 function encode(model, prompt) {
   if (model.unit === "byte") return Array.from(new TextEncoder().encode(prompt || "\n"), (byte) => byte + 1);
   const begin = prompt || (model.ids.has("\n") ? "\n" : " ");
   return Array.from(begin, (character) => model.ids.get(character) ?? UNKNOWN);
 }
 
-/** How many characters of a prompt the model reads as unknown. */
+/** Count the characters of a prompt that are not in the vocabulary. */
 const unknownIn = (model, prompt) => (prompt ? encode(model, prompt).filter((id) => id === UNKNOWN).length : 0);
 
-/** The model from its description and the bytes of all its arrays. */
+/** Build the model from its description and the bytes of its arrays. */
 function readModel(description, bytes) {
   const kinds = { int8: Int8Array, int16: Int16Array, int32: Int32Array };
   const array = ({ kind, at, length }) => new kinds[kind](bytes.buffer, bytes.byteOffset + at, length);
@@ -289,7 +289,7 @@ function readModel(description, bytes) {
   };
 }
 
-/** The bytes that base64 stands for. */
+/** Decode base64 to bytes. */
 function fromBase64(text) {
   const raw = atob(text);
   const bytes = new Uint8Array(raw.length);

@@ -1,0 +1,37 @@
+"""Generate text with exported ONNX graphs, using onnxruntime and NumPy but not charwright.
+
+    charwright export runs/novel --to onnx
+    python examples/exported/generate_with_onnx.py novel-onnx "ROMEO:" 1000
+
+It uses both graphs: `generate.onnx` generates a text in one call, `step.onnx` one character at a time.
+"""
+
+import json
+import sys
+
+import numpy as np
+import onnxruntime
+
+folder, prompt, length = sys.argv[1], sys.argv[2] or "\n", int(sys.argv[3])
+generate = onnxruntime.InferenceSession(f"{folder}/generate.onnx")
+step = onnxruntime.InferenceSession(f"{folder}/step.onnx")
+
+tokens = json.loads(step.get_modelmeta().custom_metadata_map["vocabulary"])
+ids_of = {token: number for number, token in enumerate(tokens)}
+ids = np.array([[ids_of.get(character, 0) for character in prompt]], dtype=np.int64)
+random = np.random.default_rng(1)
+
+uniform = random.random((1, length), dtype=np.float32)
+(drawn,) = generate.run(["ids"], {"prompt": ids, "temperature": np.array(0.8, dtype=np.float32), "uniform": uniform})
+print(prompt + "".join(tokens[number] for number in drawn[0]))
+
+print("\n--- and step by step, always the most likely character:")
+layers, arrays, _, units = step.get_inputs()[1].shape
+state = np.zeros((layers, arrays, 1, units), dtype=np.float32)
+text = prompt
+for _ in range(100):
+    logits, state = step.run(["logits", "next_state"], {"ids": ids, "state": state})
+    best = 1 + int(logits[0, -1, 1:].argmax())  # id 0 is [UNK]
+    text += tokens[best]
+    ids = np.array([[best]], dtype=np.int64)
+print(text)

@@ -1,0 +1,1 @@
+"""The terminal editor of `charwright compose`, based on prompt_toolkit."""

@@ -1,0 +1,55 @@
+"""Requests to the model, and suggestions of at most one line in reply."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from charwright.compose.rows import begins_word, is_wide
+
+TARGET_COLUMNS, MAX_COLUMNS = 40, 60
+"""A suggestion ends with the word that reaches 40 columns, or at 60 columns inside a word."""
+
+MAX_LEADING_NEWLINES = 3
+
+
+class TextGenerator(Protocol):
+    """The part of `Generator` that the editor uses."""
+
+    def stream(self, prompt: str, /, *, length: int, temperature: float, seed: int) -> Iterator[str]:
+        """Yield the continuation of a prompt in pieces, as they are sampled."""
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """A context to continue, with the sampling options. Equal requests produce equal text."""
+
+    context: str
+    seed: int
+    temperature: float
+
+    def stream(self, generator: TextGenerator, length: int) -> Iterator[str]:
+        """Yield the characters of the continuation."""
+        pieces = generator.stream(self.context, length=length, temperature=self.temperature, seed=self.seed)
+        # A byte-level model can sample invalid UTF-8; the replacement character does not belong in the text.
+        return (character for piece in pieces for character in piece if character != "\ufffd")
+
+
+def suggest(generator: TextGenerator, request: GenerationRequest) -> str:
+    """Return the rest of the current line, or the next line if the current one is complete, cut to MAX_COLUMNS."""
+    return _one_line(request.stream(generator, MAX_COLUMNS))
+
+
+def _one_line(characters: Iterable[str]) -> str:
+    text, columns = "", 0
+    for character in characters:
+        if character == "\n" and (text.strip("\n") or len(text) == MAX_LEADING_NEWLINES):
+            break
+        if columns >= TARGET_COLUMNS and (
+            columns >= MAX_COLUMNS or character.isspace() or begins_word(text + character, len(text))
+        ):
+            break
+        text += character
+        columns += 2 if is_wide(character) else 1
+    return text

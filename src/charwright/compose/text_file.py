@@ -1,0 +1,92 @@
+"""The file of a manuscript: read once, written atomically, never over changes made by another program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+
+from charwright.errors import CharwrightError, UsageError
+
+
+class TextFile:
+    """A UTF-8 file that a text is saved to. The caller checks `would_overwrite` before `save`, and asks the user."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self._text = ""  # The file's content, as last read or written.
+        self._fingerprint: tuple[int, int, int] | None = None
+
+    def read(self) -> str | None:
+        """Return the text of the file, or None if it does not exist. Afterwards, saving may replace the file.
+
+        Raises:
+            UsageError: if the folder does not exist.
+            CharwrightError: if the file cannot be read, or is not UTF-8.
+        """
+        assert self.path is not None
+        if not self.path.parent.is_dir():
+            raise UsageError(f"--out: the folder {self.path.parent} does not exist")
+        try:
+            text = self.path.read_bytes().decode("utf-8-sig")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise CharwrightError(f"cannot read {self.path}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise CharwrightError(f"{self.path} is not UTF-8: invalid byte at offset {error.start}") from error
+        self._text = text.replace("\r\n", "\n").replace("\r", "\n")
+        self._fingerprint = _fingerprint(self.path)
+        return self._text
+
+    def is_saved(self, text: str) -> bool:
+        """Whether the file already contains the text. An empty text needs no file."""
+        return text == self._text
+
+    def would_overwrite(self, path: Path) -> bool:
+        """Whether the path has content that was neither read nor written here."""
+        found = _fingerprint(path)
+        return found is not None and (path != self.path or found != self._fingerprint)
+
+    def save(self, text: str, path: Path) -> None:
+        """Write the text atomically, keep the file's mode, and make `path` this text's file.
+
+        Raises:
+            RunError: if the file cannot be written.
+        """
+        from charwright.storage import write_file
+
+        mode = path.stat().st_mode if path.exists() else None
+        # Keyboard input that was not valid UTF-8 is written back as the same bytes.
+        write_file(path, text.encode("utf-8", "surrogateescape"))
+        if mode is not None:
+            with suppress(OSError):
+                path.chmod(mode)
+        self.path, self._text, self._fingerprint = path, text, _fingerprint(path)
+
+    def rescue(self, text: str) -> Path | None:
+        """Save without asking, under a numbered name if the name is taken; return the path, or None on failure."""
+        if self.is_saved(text):
+            return self.path
+        wanted = self.path or Path("charwright-unsaved.txt")
+        path = next(path for path in _numbered(wanted) if not self.would_overwrite(path))
+        with suppress(CharwrightError, OSError):
+            self.save(text, path)
+            return path
+        return None
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    """Yield story.txt, story-2.txt, story-3.txt, ..."""
+    yield path
+    yield from (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(2))
+
+
+def _fingerprint(path: Path) -> tuple[int, int, int] | None:
+    """Return inode, size and modification time, or None if there is no file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -1,0 +1,194 @@
+"""Evaluation of a model on a text: nats and bits per character."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from charwright.data.code_points import UNICODE_SIZE
+from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
+from charwright.errors import CorpusError, UsageError
+from charwright.model.cells import State
+from charwright.model.language_model import LanguageModel
+
+MOST_STREAMS = 64
+SHORTEST_STREAM = 1000
+CHUNK = 128  # time steps per call, fewer if their logits exceed 64 MB; does not change the result
+MOST_LOGITS = 2**24
+FEWEST_BLOCKS = 16
+SHORTEST_BLOCK = 16
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The code length of a text under a model, per character, and the protocol.
+
+    `blocks` are the nats per character of contiguous parts of the text, equal in length to within one character, for
+    `standard_error_of_difference`. There are 16 to 64, fewer for a very short text.
+    """
+
+    nats_per_char: float
+    bits_per_char: float
+    chars: int
+    unknown_chars: int
+    protocol: str
+    blocks: tuple[float, ...] = field(default=(), repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values without the blocks, ready for JSON."""
+        return {name: value for name, value in asdict(self).items() if name != "blocks"}
+
+
+def standard_error_of_difference(a: Evaluation, b: Evaluation) -> float:
+    """The standard error of `a.nats_per_char - b.nats_per_char`, paired over the blocks of the text.
+
+    Blocks that are hard for one model are hard for the other, so the difference is much more precise than either loss.
+    Infinite with fewer than two blocks.
+
+    Raises:
+        ValueError: when the two differ in text length or protocol.
+    """
+    if (a.chars, a.protocol, len(a.blocks)) != (b.chars, b.protocol, len(b.blocks)):
+        raise ValueError("only evaluations of the same text with the same protocol can be compared")
+    return paired_error(a.blocks, b.blocks)
+
+
+def paired_error(a: Sequence[float], b: Sequence[float]) -> float:
+    """The standard error of the mean difference between paired blocks; infinite with fewer than two."""
+    if min(len(a), len(b)) < 2:
+        return math.inf
+    differences = np.subtract(a, b)
+    return float(differences.std(ddof=1) / math.sqrt(len(differences)))
+
+
+def evaluate(model: LanguageModel, vocabulary: Vocabulary, text: str, protocol: str = "carried") -> Evaluation:
+    """The loss of `model` on `text`, in the precision of its products; protocols as for `evaluate_with`."""
+    return evaluate_with(partial(_target_nats, model), vocabulary, text, protocol)
+
+
+TargetNats = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], npt.NDArray[np.floating[Any]]]
+"""-ln p of each nonnegative target (T, B), given inputs (T, B), with a zero state at the start of each column."""
+
+
+def evaluate_with(target_nats: TargetNats, vocabulary: Vocabulary, text: str, protocol: str = "carried") -> Evaluation:
+    """The loss on `text` of a model or an engine (`Engine.target_nats`).
+
+    Protocols: `carried` is one pass with the state carried, in at most 64 contiguous streams of 1,000 ids or more;
+    `windows-N` takes the complete windows of N ids, each from a zero state.
+
+    A character outside the vocabulary costs -ln p([UNK]) + ln(1,114,112 - V), the cost of identifying it.
+
+    Raises:
+        UsageError: when there is no such protocol.
+        CorpusError: when the text is too short for it.
+    """
+    ids = vocabulary.encode(text)
+    if len(text) < 2:  # One character may be several bytes, but none follows it.
+        raise CorpusError("the text to evaluate has fewer than two characters")
+    inputs, targets = _carried(ids) if protocol == "carried" else _windows(ids, protocol)
+    # In the order of the text: stream after stream, window after window.
+    nats = target_nats(inputs, targets).T[targets.T >= 0]
+    return evaluation_of(nats, vocabulary, text, protocol)
+
+
+def evaluation_of(nats: npt.NDArray[np.floating[Any]], vocabulary: Vocabulary, text: str, protocol: str) -> Evaluation:
+    """The evaluation from -ln p (N,) of the N ids that follow the first id of `text`."""
+    ids = vocabulary.encode(text)
+    unknown = ids[1 : len(nats) + 1] == UNKNOWN_ID
+    exact = nats.astype(np.float64) + unknown * math.log(UNICODE_SIZE - len(vocabulary))
+    # A byte-level text has fewer characters than ids; the predicted fraction is the same.
+    chars = round(len(exact) * (len(text) - 1) / (len(ids) - 1))
+    mean = float(exact.sum()) / chars
+    blocks = _blocks(exact, vocabulary, text[: chars + 1])
+    return Evaluation(mean, mean / math.log(2), chars, int(unknown.sum()), protocol, blocks)
+
+
+def _blocks(nats: npt.NDArray[np.float64], vocabulary: Vocabulary, text: str) -> tuple[float, ...]:
+    """The nats per character of each block of the text, whose first character is not predicted.
+
+    Blocks are cut at characters, so that byte-level and character-level models have the same ones. With 16 streams or
+    more, `carried` streams are the blocks.
+    """
+    chars = len(text) - 1
+    count = max(1, min(MOST_STREAMS, max(FEWEST_BLOCKS, chars // SHORTEST_STREAM), chars // SHORTEST_BLOCK))
+    cuts = [0, *(1 + chars * i // count for i in range(1, count + 1))]
+    ends = np.cumsum([len(vocabulary.encode(text[begin:end])) for begin, end in pairwise(cuts)]) - 1
+    ends[-1] = len(nats)
+    sums = np.diff(np.concatenate([[0.0], np.cumsum(nats)[np.minimum(ends, len(nats)) - 1]]))
+    lengths = np.diff(cuts)
+    lengths[0] -= 1
+    return tuple((sums / lengths).tolist())
+
+
+def parse_protocol(protocol: str) -> int | None:
+    """The N of `windows-N`, or None for `carried`.
+
+    Raises:
+        UsageError: for anything else.
+    """
+    if protocol == "carried":
+        return None
+    kind, _, number = protocol.partition("-")
+    if kind != "windows" or not number.isdecimal() or int(number) < 1:
+        raise UsageError(f"--protocol must be carried or windows-N (windows-256, say), not {protocol!r}")
+    return int(number)
+
+
+def _carried(ids: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Inputs and targets (T, B) in streams of nearly equal length; a target of -1 is ignored."""
+    predicted = len(ids) - 1
+    streams = max(1, min(MOST_STREAMS, predicted // SHORTEST_STREAM))
+    length = -(-predicted // streams)
+    inputs = np.zeros((streams, length), dtype=np.int64)
+    targets = np.full((streams, length), -1, dtype=np.int64)
+    for row, (begin, end) in enumerate(pairwise(predicted * i // streams for i in range(streams + 1))):
+        inputs[row, : end - begin] = ids[begin:end]
+        targets[row, : end - begin] = ids[begin + 1 : end + 1]
+    return inputs.T, targets.T
+
+
+def _windows(ids: npt.NDArray[np.int32], protocol: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Inputs and targets (N, windows)."""
+    length = parse_protocol(protocol) or 1
+    count = (len(ids) - 1) // length
+    if count < 1:
+        raise CorpusError(f"the text has {len(ids):,} ids, too few for one window of {length}")
+    inputs = ids[: count * length].reshape(count, length)
+    targets = ids[1 : count * length + 1].reshape(count, length)
+    return inputs.T.astype(np.int64), targets.T.astype(np.int64)
+
+
+@torch.no_grad()
+def _target_nats(
+    model: LanguageModel, inputs: npt.NDArray[np.int64], targets: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    """-ln p of all targets (T, B), 0 for negative ones; 64 columns and one chunk of time per call."""
+    device = model.weight("head.bias").device
+    was_training = model.training
+    model.eval()
+    nats = np.empty(targets.shape, dtype=np.float32)
+    chunk = max(1, min(CHUNK, MOST_LOGITS // (MOST_STREAMS * model.vocabulary_size)))
+    for column in range(0, inputs.shape[1], MOST_STREAMS):
+        state: State | None = None
+        for begin in range(0, len(inputs), chunk):
+            piece = (slice(begin, begin + chunk), slice(column, column + MOST_STREAMS))
+            x, y = _tensor(inputs[piece], device), _tensor(targets[piece], device)
+            logits, state = model(x, state)
+            losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-1, reduction="none")
+            nats[piece] = losses.view(y.shape).cpu().numpy()
+    model.train(was_training)
+    return nats
+
+
+def _tensor(array: npt.NDArray[np.int64], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)

@@ -1,0 +1,55 @@
+"""How the backends lay out a model: padded units, bfloat16, and which bias is added where.
+
+H is the number of units, G the number of gates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from charwright import kernels
+from charwright.config import ModelConfig
+
+Float32s = npt.NDArray[np.float32]
+
+BLOCK_ROWS = 128
+
+
+def padded(units: int) -> int:
+    """The units of a state: padded to a multiple of 16."""
+    return -(-units // kernels.UNITS_MULTIPLE) * kernels.UNITS_MULTIPLE
+
+
+def row_blocks(rows: int) -> Iterator[slice]:
+    """Slices of a few rows each: intermediate results are wider than weights, and would not all fit into memory."""
+    return (slice(begin, begin + BLOCK_ROWS) for begin in range(0, rows, BLOCK_ROWS))
+
+
+def input_bias(config: ModelConfig, weights: Mapping[str, Float32s], layer: int) -> Float32s:
+    """The bias (G * H) of a layer's input product; for a GRU it includes the recurrent biases of r and z."""
+    bias = weights[f"recurrent.{layer}.bias_ih"]
+    if config.cell == "gru":
+        bias = bias.copy()
+        bias[: 2 * config.units] += weights[f"recurrent.{layer}.bias_hh"][: 2 * config.units]
+    return bias
+
+
+def candidate_bias(config: ModelConfig, weights: Mapping[str, Float32s], layer: int) -> Float32s:
+    """The recurrent bias (H) of a GRU's candidate, which r multiplies; zeros for other cells."""
+    if config.cell == "gru":
+        return weights[f"recurrent.{layer}.bias_hh"][2 * config.units :]
+    return np.zeros(config.units, dtype=np.float32)
+
+
+def bf16_bits(values: Float32s) -> npt.NDArray[np.uint16]:
+    """float32 rounded to the nearest bfloat16, ties to even: its bits, the upper half of a float32."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def to_bf16_and_back(values: Float32s) -> Float32s:
+    """float32 rounded to bfloat16 precision."""
+    return (bf16_bits(values).astype(np.uint32) << 16).view(np.float32)

@@ -1,0 +1,42 @@
+"""Which ids may be sampled: never [UNK], and only those that the options allow."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from charwright.config import GenerationConfig
+from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
+from charwright.errors import UsageError
+
+Mask = npt.NDArray[np.bool_]
+
+
+def allowed(vocabulary: Vocabulary, config: GenerationConfig) -> Mask:
+    """The ids (V,) that may be sampled: those of `only`, if given, without `ban` and [UNK].
+
+    Raises:
+        UsageError: if no id is left.
+    """
+    if len(vocabulary) < 2:
+        raise UsageError("this model's vocabulary has no characters to generate")
+    mask = np.ones(len(vocabulary), dtype=np.bool_)
+    if config.only is not None:
+        mask[:] = False
+        mask[_ids_of(vocabulary, config.only, "--only")] = True
+        mask[UNKNOWN_ID] = False
+        if not mask.any():
+            raise UsageError(f"--only: the model knows none of the characters in {config.only!r}")
+    mask[_ids_of(vocabulary, config.ban, "--ban")] = False
+    mask[UNKNOWN_ID] = False
+    if not mask.any():
+        raise UsageError(
+            f"{'--only and --ban leave' if config.only else '--ban leaves'} the model no character to generate"
+        )
+    return mask
+
+
+def _ids_of(vocabulary: Vocabulary, characters: str, flag: str) -> npt.NDArray[np.int32]:
+    if vocabulary.level == "byte" and not characters.isascii():
+        raise UsageError(f"{flag}: this model generates bytes; {characters!r} has characters of more than one byte")
+    return vocabulary.encode(characters)

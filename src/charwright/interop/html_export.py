@@ -1,0 +1,94 @@
+"""`--to html`: one page that contains the model with 8-bit weights and generates text in the browser, offline.
+
+The page is `page/page.html` with its style, scripts and model filled in. `page/writer.js` implements the arithmetic of
+docs/explanation/q8.md, so that a seed gives the same text as `charwright generate --precision q8`.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from charwright.config import GATES
+from charwright.generation.quantized import Int8Model, Product
+from charwright.run import Run
+
+ALIGNMENT = 8  # bytes
+
+
+def page_bytes(run: Run, card: Mapping[str, Any]) -> bytes:
+    """Return the page as UTF-8."""
+    arrays = _Arrays()
+    model = Int8Model.of(run.model, run.weights())
+    description = {
+        "cell": run.model.cell,
+        "layers": run.model.layers,
+        "units": run.model.units,
+        "gates": GATES[run.model.cell],
+        "tokens": len(run.vocabulary),
+        "unit": run.vocabulary.level,
+        "characters": run.vocabulary.characters,
+        "table": arrays.add(model.table),
+        "recurrent": [arrays.product(product) for product in model.recurrent],
+        "candidateBias": [arrays.add(bias) for bias in model.candidate_bias],
+        "inputs": [arrays.product(product) for product in model.inputs],
+        "inputBias": [arrays.add(bias) for bias in model.input_bias],
+        "head": arrays.product(model.head),
+        "headBias": arrays.add(model.head_bias),
+    }
+    values = {
+        "made_by": html.escape(str(card["made_by"])),
+        "name": html.escape(str(card["name"])),
+        "about": _about(card),
+        "style": _source("page.css"),
+        "writer": _source("writer.js"),
+        "screen": _source("screen.js"),
+        # An HTML parser ends a script at the first </script>, so the JSON must contain no <.
+        "model": json.dumps(description, ensure_ascii=True).replace("<", "\\u003c"),
+        "weights": base64.b64encode(bytes(arrays.buffer)).decode("ascii"),
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: values[found[1]], _source("page.html")).encode("utf-8")
+
+
+def _source(name: str) -> str:
+    return files("charwright.interop").joinpath("page", name).read_text(encoding="utf-8")
+
+
+def _about(card: Mapping[str, Any]) -> str:
+    """Return the rows of the model's description."""
+    model, corpus, loss = card["model"], card["corpus"], card["validation_nats_per_char"]
+    layers = "one layer" if model["layers"] == 1 else f"{model['layers']} layers"
+    rows = {
+        "Network": f"{model['cell'].upper()}, {layers} of {model['units']:,} units, 8-bit weights",
+        "Vocabulary": f"{card['tokens']:,} tokens, {card['unit']} level",
+        "Training text": f"{corpus['characters']:,} characters" if corpus["characters"] else "not recorded",
+        "Validation loss": "not measured" if loss is None else f"{loss:.4f} nats per character",
+        "Made by": card["made_by"],
+    }
+    return "\n".join(f"<dt>{name}</dt><dd>{html.escape(str(value))}</dd>" for name, value in rows.items())
+
+
+class _Arrays:
+    """A buffer of all arrays, little-endian, and the offset of each."""
+
+    def __init__(self) -> None:
+        self.buffer = bytearray()
+
+    def add(self, array: npt.NDArray[Any]) -> dict[str, Any]:
+        """Append an array and return its type, offset and length."""
+        self.buffer += bytes(-len(self.buffer) % ALIGNMENT)
+        at = len(self.buffer)
+        self.buffer += np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).tobytes()
+        return {"kind": array.dtype.name, "at": at, "length": array.size}
+
+    def product(self, product: Product) -> dict[str, Any]:
+        """Append a matrix and its multipliers."""
+        return {"weights": self.add(product.weights), "multipliers": self.add(product.multipliers)}

@@ -1,0 +1,346 @@
+"""`--to onnx`: two graphs that contain the weights.
+
+    step.onnx       ids (B, T) int64, state (L, S, B, H) -> logits (B, T, V), next_state (L, S, B, H)
+    generate.onnx   prompt (B, T) int64, temperature (), uniform (B, N) -> ids (B, N) int64
+
+B, T and N are dynamic. The generator includes the loop, the [UNK] mask and sampling, so that one call generates text;
+everything except ids is float32. A temperature of 0 takes the most likely token. S is 2 for an LSTM (h and c), else 1.
+
+The graphs are built node by node, because one attribute is easy to get wrong: a GRU that applies the reset gate after
+the recurrent product, as charwright, Keras and cuDNN do, has `linear_before_reset=1`. Both graphs are run and compared
+with the model before anything is written. The gates are reordered to ONNX's order here (`GATE_ORDER`).
+
+V is the vocabulary size, E the embedding size, H the number of units, G the number of gates, L the number of layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from charwright.config import GATES, STATES, ModelConfig
+from charwright.data.vocabulary import UNKNOWN_ID
+from charwright.errors import ForeignModelError, MissingExtraError
+from charwright.generation.engine import Engine
+from charwright.interop.model_card import as_json
+from charwright.run import Run
+
+OPSET = 17
+IR_VERSION = 8
+TOLERANCE = 1e-4
+"""The largest accepted difference between an exported graph's logits and states and the model's."""
+MAX_BYTES = (1 << 31) - 1  # of a graph that contains its weights
+GATE_ORDER = {"gru": (1, 0, 2), "lstm": (0, 3, 1, 2), "rnn": (0,)}
+"""charwright's position (r, z, n and i, f, g, o) of each ONNX gate (z, r, n and i, o, f, g)."""
+CHECKED_SIZES = ((1, 1), (3, 7), (2, 40))
+"""The batch sizes and sequence lengths that the step graph is checked at."""
+GREEDY_TEMPERATURE = 1e-6
+"""Temperatures up to this take the most likely token."""
+CHECKED_IDS = 40
+"""The number of ids that the generator is checked with."""
+
+Array = npt.NDArray[np.float32]
+
+
+def onnx_graphs(run: Run, card: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return the two files by name, after checking both against the model.
+
+    Raises:
+        ForeignModelError: when a graph differs from the model, or is larger than the format allows.
+        MissingExtraError: when onnx or onnxruntime is not installed.
+    """
+    weights = run.weights()
+    network = _Network(run.model, weights)
+    metadata = {
+        "vocabulary": as_json(run.vocabulary.tokens),
+        "unit": run.vocabulary.level,
+        "card": as_json(card),
+    }
+    files = {"step.onnx": network.step(metadata), "generate.onnx": network.generate(metadata)}
+    check_graphs(files, run.model, weights)
+    return files
+
+
+def check_graphs(files: Mapping[str, bytes], config: ModelConfig, weights: Mapping[str, Array]) -> None:
+    """Run both graphs with onnxruntime at several sizes and compare them with the engine in float32.
+
+    Raises:
+        ForeignModelError: when a logit or state differs by more than `TOLERANCE`, or a sampled id is wrong.
+        MissingExtraError: when onnxruntime is not installed.
+    """
+    engine = Engine(config, weights, precision="f32")
+    random = np.random.Generator(np.random.Philox(key=np.array([0, 0], dtype=np.uint64)))
+    step, generate = (_session(files[name]) for name in ("step.onnx", "generate.onnx"))
+    error = max(_step_error(step, engine, config, random, *sizes) for sizes in CHECKED_SIZES)
+    if not error <= TOLERANCE:
+        raise ForeignModelError(f"the ONNX step graph differs from the model by {error:.2g}")
+    for temperature in (0.0, 1e-9, 0.8):
+        error = _sampling_error(generate, engine, random, temperature)
+        if not error <= TOLERANCE:
+            raise ForeignModelError(f"the ONNX generator samples differently from the model, by {error:.2g}")
+
+
+def _session(graph: bytes) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError("exporting to ONNX", "onnx") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def _step_error(
+    session: Any, engine: Engine, config: ModelConfig, random: np.random.Generator, batch: int, time: int
+) -> float:
+    """Return the largest difference of a logit or state after ids (batch, time) from a nonzero state."""
+    ids = random.integers(0, engine.vocabulary_size, (batch, time))
+    state = engine.zero_state(batch)  # (B, L, S, H plus padding)
+    state[..., : config.units] = random.uniform(-0.9, 0.9, (*state.shape[:3], config.units))
+    given = np.ascontiguousarray(state[..., : config.units].transpose(1, 2, 0, 3))
+    logits, after = session.run(["logits", "next_state"], {"ids": ids, "state": given})
+    expected = np.stack([engine.step(column, state) for column in ids.T], axis=1)  # (B, T, V)
+    states = np.abs(after - state[..., : config.units].transpose(1, 2, 0, 3)).max()
+    return float(max(np.abs(logits - expected).max(), states))
+
+
+def _sampling_error(session: Any, engine: Engine, random: np.random.Generator, temperature: float) -> float:
+    """Return the largest error of a sampled id, given its random number and the engine's logits for the ids before."""
+    prompt = random.integers(1, engine.vocabulary_size, (2, 5))
+    uniform = random.random((2, CHECKED_IDS), dtype=np.float32)
+    (ids,) = session.run(
+        ["ids"], {"prompt": prompt, "temperature": np.array(temperature, dtype=np.float32), "uniform": uniform}
+    )
+    worst = 0.0
+    state = engine.zero_state(2)
+    for column in prompt.T:
+        logits = engine.step(column, state)
+    for column, numbers in zip(ids.T, uniform.T, strict=True):
+        for stream, (drawn, number) in enumerate(zip(column, numbers, strict=True)):
+            worst = max(worst, _sample_distance(logits[stream], int(drawn), float(number), temperature))
+        logits = engine.step(column, state)
+    return worst
+
+
+def _sample_distance(logits: npt.NDArray[np.float64], drawn: int, number: float, temperature: float) -> float:
+    """Return the distance of the number from the id's interval of the cumulative distribution; if greedy, in logits."""
+    scores = logits.copy()
+    scores[UNKNOWN_ID] = -np.inf
+    if temperature <= GREEDY_TEMPERATURE:
+        return float(scores.max() - scores[drawn])
+    exponentials = np.exp((scores - scores.max()) / temperature)
+    ends = np.cumsum(exponentials) / exponentials.sum()
+    return float(max(ends[drawn] - exponentials[drawn] / exponentials.sum() - number, number - ends[drawn], 0.0))
+
+
+@dataclass
+class _Graph:
+    """A growing list of nodes, with generated names for their outputs."""
+
+    helper: Any
+    prefix: str = ""  # of all names, unique to a nested graph
+    nodes: list[Any] = field(default_factory=list)
+
+    def add(self, operation: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any) -> Any:
+        """Add a node and return the name of its output, or the list of names if there are several."""
+        names = [f"{self.prefix}{operation}_{len(self.nodes)}_{index}" for index in range(outputs)]
+        self.nodes.append(self.helper.make_node(operation, list(inputs), names, **attributes))
+        return names[0] if outputs == 1 else names
+
+    def add_output(self, name: str, operation: str, inputs: Sequence[str], **attributes: Any) -> None:
+        """Add a node whose output is the graph output `name`."""
+        self.nodes.append(self.helper.make_node(operation, list(inputs), [name], **attributes))
+
+
+class _Network:
+    """Builder of the graphs of one model."""
+
+    def __init__(self, config: ModelConfig, weights: Mapping[str, Array]) -> None:
+        try:
+            import onnx
+        except ImportError as error:
+            raise MissingExtraError("exporting to ONNX", "onnx") from error
+        self.onnx, self.helper, self.config = onnx, onnx.helper, config
+        self.tokens = len(weights["head.bias"])
+        self.constants: dict[str, npt.NDArray[Any]] = {"embedding": weights["embedding.weight"]}
+        for layer in range(config.layers):
+            self.constants |= _layer_constants(config, weights, layer)
+        head = weights["embedding.weight" if config.tied else "head.weight"]
+        self.constants["head"], self.constants["head_bias"] = np.ascontiguousarray(head.T), weights["head.bias"]
+        for number in range(-1, max(2, config.layers)):
+            self.constants[f"number_{number}"] = np.array([number], dtype=np.int64)
+
+    def step(self, metadata: Mapping[str, str]) -> bytes:
+        """Return the step graph: logits at each position, and the state after the last."""
+        graph = _Graph(self.helper)
+        by_time = graph.add("Transpose", ["ids"], perm=[1, 0])
+        logits, state = self._steps(graph, by_time, "state")  # (T, B, V)
+        graph.add_output("logits", "Transpose", [logits], perm=[1, 0, 2])
+        graph.add_output("next_state", "Identity", [state])
+        inputs = [self._value("ids", np.int64, "B", "T"), self._state("state")]
+        outputs = [self._value("logits", np.float32, "B", "T", self.tokens), self._state("next_state")]
+        return self._model("step", graph, inputs, outputs, metadata)
+
+    def generate(self, metadata: Mapping[str, str]) -> bytes:
+        """Return the generator graph: read a prompt, then sample one id per column of random numbers."""
+        graph = _Graph(self.helper)
+        batch = graph.add("Gather", [graph.add("Shape", ["prompt"]), "number_0"])
+        units = [self.config.layers, STATES[self.config.cell], self.config.units]
+        self.constants["layers_and_states"] = np.array(units[:2], dtype=np.int64)
+        self.constants["units"] = np.array(units[2:], dtype=np.int64)
+        self.constants["hidden"] = _unknown_mask(self.tokens)
+        self.constants["places"] = np.arange(self.tokens, dtype=np.int64)
+        self.constants["coldest"] = np.array(GREEDY_TEMPERATURE, dtype=np.float32)
+        self.constants["zero"] = np.array(0, dtype=np.float32)
+        self.constants["one"] = np.array(1, dtype=np.float32)
+        shape = graph.add("Concat", ["layers_and_states", batch, "units"], axis=0)
+        zeros = graph.add("ConstantOfShape", [shape])
+        by_time = graph.add("Transpose", ["prompt"], perm=[1, 0])
+        logits, state = self._steps(graph, by_time, zeros)
+        last = graph.add("Squeeze", [graph.add("Gather", [logits, "number_-1"], axis=0), "number_0"])  # (B, V)
+        # NaN, negative, or so small that dividing by it would overflow: greedy.
+        greedy = graph.add("Not", [graph.add("Greater", ["temperature", "coldest"])])
+        divisor = graph.add("Where", [greedy, "one", "temperature"])
+        count = graph.add("Squeeze", [graph.add("Gather", [graph.add("Shape", ["uniform"]), "number_1"]), "number_0"])
+        drawn = graph.add("Loop", [count, "", last, state], outputs=3, body=self._loop_body(greedy, divisor))[
+            2
+        ]  # (N, B)
+        graph.add_output("ids", "Transpose", [drawn], perm=[1, 0])
+        inputs = [
+            self._value("prompt", np.int64, "B", "T"),
+            self._value("temperature", np.float32),
+            self._value("uniform", np.float32, "B", "N"),
+        ]
+        return self._model("generate", graph, inputs, [self._value("ids", np.int64, "B", "N")], metadata)
+
+    def _steps(self, graph: _Graph, ids: str, state: str) -> tuple[str, str]:
+        """Add the network: logits (T, B, V) for ids (T, B) from a state (L, S, B, H), and the state after the last."""
+        config = self.config
+        values = graph.add("Gather", ["embedding", ids])  # (T, B, E)
+        states = []
+        for layer in range(config.layers):
+            before = graph.add("Gather", [state, f"number_{layer}"], axis=0)  # (1, S, B, H)
+            before = graph.add("Squeeze", [before, "number_0"])
+            parts = [graph.add("Gather", [before, f"number_{part}"], axis=0) for part in range(STATES[config.cell])]
+            weights = [f"{name}_{layer}" for name in ("inputs", "recurrent", "biases")]
+            attributes: dict[str, Any] = {"hidden_size": config.units}
+            if config.cell == "gru":
+                attributes["linear_before_reset"] = 1
+            # Each part is (1, B, H): the operators have a leading axis for the direction.
+            outputs = 1 + len(parts)
+            found = graph.add(config.cell.upper(), [values, *weights, "", *parts], outputs=outputs, **attributes)
+            values = graph.add("Squeeze", [found[0], "number_1"])  # (T, B, H)
+            states.append(graph.add("Unsqueeze", [graph.add("Concat", found[1:], axis=0), "number_0"]))
+        product = graph.add("MatMul", [values, "head"])
+        return graph.add("Add", [product, "head_bias"]), graph.add("Concat", states, axis=0)
+
+    def _loop_body(self, greedy: str, divisor: str) -> Any:
+        """Return one loop iteration: sample an id from the logits, then feed it to the network."""
+        graph = _Graph(self.helper, "turn_")
+        drawn = self._sample(graph, greedy, divisor)  # (B)
+        logits, state = self._steps(graph, graph.add("Unsqueeze", [drawn, "number_0"]), "state_before")
+        graph.add_output("going_on", "Identity", ["going"])
+        graph.add_output("logits_after", "Squeeze", [logits, "number_0"])
+        graph.add_output("state_after", "Identity", [state])
+        graph.add_output("drawn", "Identity", [drawn])
+        inputs = [
+            self._value("turn", np.int64),
+            self._value("going", np.bool_),
+            self._value("logits_before", np.float32, "B", self.tokens),
+            self._state("state_before"),
+        ]
+        outputs = [
+            self._value("going_on", np.bool_),
+            self._value("logits_after", np.float32, "B", self.tokens),
+            self._state("state_after"),
+            self._value("drawn", np.int64, "B"),
+        ]
+        return self.helper.make_graph(graph.nodes, "turn", inputs, outputs)
+
+    def _sample(self, graph: _Graph, greedy: str, divisor: str) -> str:
+        """Sample ids (B): the first whose cumulative probability exceeds the random number, with [UNK] masked."""
+        scores = graph.add("Add", ["logits_before", "hidden"])
+        most_likely = graph.add("ArgMax", [scores], axis=1, keepdims=0)
+        divided = graph.add("Div", ["logits_before", divisor])
+        probabilities = graph.add("Softmax", [graph.add("Add", [divided, "hidden"])], axis=1)
+        sums = graph.add("CumSum", [probabilities, "number_1"])  # (B, V)
+        number = graph.add("Unsqueeze", [graph.add("Gather", ["uniform", "turn"], axis=1), "number_1"])  # (B, 1)
+        total = graph.add("Gather", [sums, "number_-1"], axis=1)
+        passed = graph.add("Greater", [sums, graph.add("Mul", [number, total])])
+        # If rounding leaves no sum above the number, take the last id with a nonzero probability.
+        first = graph.add("ArgMax", [graph.add("Cast", [passed], to=self._kind(np.float32))], axis=1, keepdims=0)
+        possible = graph.add("Greater", [probabilities, "zero"])
+        places = graph.add("Where", [possible, "places", "number_0"])
+        last = graph.add("ReduceMax", [places], axes=[1], keepdims=0)
+        any_passed = graph.add(
+            "ReduceMax", [graph.add("Cast", [passed], to=self._kind(np.int64))], axes=[1], keepdims=0
+        )
+        found = graph.add("Where", [graph.add("Cast", [any_passed], to=self._kind(np.bool_)), first, last])
+        drawn: str = graph.add("Where", [greedy, most_likely, found])
+        return drawn
+
+    def _state(self, name: str) -> Any:
+        config = self.config
+        return self._value(name, np.float32, config.layers, STATES[config.cell], "B", config.units)
+
+    def _value(self, name: str, kind: type, *shape: int | str) -> Any:
+        return self.helper.make_tensor_value_info(name, self._kind(kind), shape)
+
+    def _kind(self, kind: type) -> int:
+        return int(self.helper.np_dtype_to_tensor_dtype(np.dtype(kind)))
+
+    def _model(
+        self, name: str, graph: _Graph, inputs: list[Any], outputs: list[Any], metadata: Mapping[str, str]
+    ) -> bytes:
+        used = {name for node in graph.nodes for name in _names_in(node)}
+        constants = [
+            self.onnx.numpy_helper.from_array(array, name) for name, array in self.constants.items() if name in used
+        ]
+        if sum(array.nbytes for array in self.constants.values()) > MAX_BYTES:
+            raise ForeignModelError("the model is too large for an ONNX file, which is limited to 2 GiB")
+        made = self.helper.make_graph(graph.nodes, f"charwright_{name}", inputs, outputs, constants)
+        model = self.helper.make_model(
+            made,
+            opset_imports=[self.helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+            producer_name="charwright",
+        )
+        self.helper.set_model_props(model, dict(metadata))
+        self.onnx.checker.check_model(model, full_check=True)
+        data: bytes = model.SerializeToString()
+        return data
+
+
+def _names_in(node: Any) -> list[str]:
+    """Return the input names of a node and of the graphs nested in it."""
+    inner = [name for attribute in node.attribute for held in attribute.g.node for name in _names_in(held)]
+    return [*node.input, *inner]
+
+
+def _unknown_mask(tokens: int) -> Array:
+    """Return the mask that is added to logits (V): minus infinity for [UNK]."""
+    mask = np.zeros(tokens, dtype=np.float32)
+    mask[UNKNOWN_ID] = -np.inf
+    return mask
+
+
+def _layer_constants(config: ModelConfig, weights: Mapping[str, Array], layer: int) -> dict[str, Array]:
+    """Return a layer's operator weights: inputs (1, G * H, E), recurrent (1, G * H, H) and biases (1, 2 * G * H)."""
+    named = {name: weights[f"recurrent.{layer}.{name}"] for name in ("weight_ih", "weight_hh", "bias_ih")}
+    second = weights.get(f"recurrent.{layer}.bias_hh", np.zeros_like(named["bias_ih"]))
+    biases = np.concatenate([_reorder_gates(config.cell, named["bias_ih"]), _reorder_gates(config.cell, second)])
+    return {
+        f"inputs_{layer}": _reorder_gates(config.cell, named["weight_ih"])[None],
+        f"recurrent_{layer}": _reorder_gates(config.cell, named["weight_hh"])[None],
+        f"biases_{layer}": biases[None],
+    }
+
+
+def _reorder_gates(cell: str, rows: Array) -> Array:
+    """Reorder the gates of rows (G * H, ...) from charwright's order to ONNX's."""
+    blocks = rows.reshape(GATES[cell], -1, *rows.shape[1:])
+    return np.ascontiguousarray(blocks[list(GATE_ORDER[cell])]).reshape(rows.shape)

@@ -1,0 +1,149 @@
+"""Where and how a model computes: device, recurrent core, precision and threads."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from charwright import kernels
+from charwright.errors import UsageError
+
+CORES = ("auto", "plain", "native", "fused", "torch")
+
+NO_KERNELS = (
+    "the C kernels were not built, so training on the CPU takes about twice as long; "
+    "reinstall charwright with a C compiler available"
+)
+
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Device, recurrent core, type of the matrix products, and CPU threads (None: as PyTorch is set)."""
+
+    device: torch.device = CPU
+    core: str = "auto"
+    precision: torch.dtype = torch.float32
+    threads: int | None = None
+
+    @classmethod
+    def choose(
+        cls, device: str = "auto", core: str = "auto", precision: str = "auto", threads: int | None = None
+    ) -> Compute:
+        """Resolve the names that options use; `auto` selects the best on this machine.
+
+        Raises:
+            UsageError: when a name is unknown, or not available on this machine.
+        """
+        place = choose_device(device)
+        dtype = choose_precision(precision, place)
+        choose_core(core, place, dtype)
+        return cls(place, core, dtype, threads)
+
+    def use_threads(self) -> None:
+        """Set PyTorch's number of threads, if one is given."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+
+
+def choose_device(name: str) -> torch.device:
+    """Resolve the name of a device; `auto` selects CUDA, then Metal, then the CPU.
+
+    Raises:
+        UsageError: when there is no such device, or not on this machine.
+    """
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if name == "auto":
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if available[kind]))
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"--device {name!r} is not a device; try auto, cpu, cuda or mps") from error
+    if not available.get(device.type, False):
+        raise UsageError(f"--device {name}: this machine, or its PyTorch, has no {device.type}; try --device cpu")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """The type of the matrix products; `auto` selects bfloat16 if the device multiplies it faster than float32."""
+    if name == "auto":
+        return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
+    return {"f32": torch.float32, "bf16": torch.bfloat16}[name]
+
+
+def choose_core(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
+    """Resolve the name of a core on a device, for products in `dtype`.
+
+    `auto` (or the value of CHARWRIGHT_CORE) selects the C kernels on a CPU if they were built, and PyTorch's own layers
+    on a GPU.
+
+    Raises:
+        UsageError: when there is no such core, or it does not work here.
+    """
+    if name == "auto":
+        name = os.environ.get("CHARWRIGHT_CORE") or "auto"
+    if name not in CORES:
+        raise UsageError(f"--core must be one of {', '.join(CORES)}, not {name!r}")
+    fits_native = device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
+    if name == "auto":
+        if device.type != "cpu":
+            return "torch"
+        return "native" if fits_native and kernels.load() is not None else "fused"
+    if name == "native" and not fits_native:
+        raise UsageError(f"--core native works on the cpu in f32 and bf16, not on {device.type} in {dtype}")
+    if name == "native" and kernels.load() is None:
+        raise UsageError("--core native: the C kernels were not built; install charwright where a C compiler is")
+    return name
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for bfloat16 products."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
+    # PyTorch exposes the CPU's features only under private names.
+    probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(probe() for probe in probes if probe is not None)
+
+
+@cache
+def keep_memory() -> None:
+    """Ask the C library to keep freed memory for the next training step.
+
+    By default it returns the memory to the system after each step and gets it back as pages that have to be cleared,
+    which can cost a sixth of a training step. This works with glibc and does nothing elsewhere.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    with suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_threshold, 32 * 2**20)  # the largest value it accepts
+        mallopt(trim_threshold, 2**31 - 1)
+
+
+def describe_machine() -> dict[str, Any]:
+    """What this machine offers and what `auto` selects on it."""
+    compute = Compute.choose()
+    loaded = kernels.load()
+    on_cuda = compute.device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(compute.device) if on_cuda else str(compute.device),
+        "threads": torch.get_num_threads(),
+        "precision": "bf16" if compute.precision == torch.bfloat16 else "f32",
+        "core": choose_core(compute.core, compute.device, compute.precision),
+        "kernels": loaded.name if loaded else f"none: {NO_KERNELS}",
+        "kernels_here": kernels.available(),
+        "torch": torch.__version__,
+    }

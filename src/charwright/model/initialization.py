@@ -1,0 +1,33 @@
+"""Initial weights, as Keras draws them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from charwright.config import ModelConfig
+
+
+@torch.no_grad()
+def initialize(
+    config: ModelConfig, weights: Mapping[str, Tensor], generator: torch.Generator, embedding_range: float
+) -> None:
+    """Keras's defaults: uniform embedding, Glorot input and output weights, orthogonal recurrence, zero biases.
+
+    `weights` are filled in place, in the order of `ModelConfig.weight_shapes`.
+    """
+    for name, weight in weights.items():
+        if name == "embedding.weight":
+            weight.uniform_(-embedding_range, embedding_range, generator=generator)
+        elif name.endswith("weight_hh"):
+            nn.init.orthogonal_(weight, generator=generator)
+        elif name.endswith("weight_ih") or name == "head.weight":
+            limit = math.sqrt(6 / sum(weight.shape))  # Glorot & Bengio, 2010, equation 16
+            weight.uniform_(-limit, limit, generator=generator)
+        else:
+            weight.zero_()
+        if config.cell == "lstm" and name.endswith("bias_ih"):
+            weight[config.units : 2 * config.units] = 1  # the forget gate (Jozefowicz et al., 2015)

@@ -1,0 +1,61 @@
+"""The weights of a model as float32 arrays, by the names of `ModelConfig.weight_shapes`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from charwright.config import ModelConfig
+from charwright.errors import ConfigError
+from charwright.storage import Arrays
+
+
+class WeightedModule(nn.Module):
+    """A module whose weights have the names of `ModelConfig.weight_shapes`, and convert to and from arrays."""
+
+    def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
+        """Allocate the weights, uninitialized."""
+        super().__init__()
+        self.config, self.vocabulary_size = config, vocabulary_size
+        self._shapes = config.weight_shapes(vocabulary_size)
+        self.weights = nn.ParameterDict({_key(name): torch.empty(shape) for name, shape in self._shapes.items()})
+
+    def weight(self, name: str) -> Tensor:
+        """One weight by its name in `ModelConfig.weight_shapes`."""
+        weight: Tensor = self.weights[_key(name)]
+        return weight
+
+    def named_weights(self) -> dict[str, Tensor]:
+        """All weights by name, in order."""
+        return {name: self.weight(name) for name in self._shapes}
+
+    def arrays(self) -> Arrays:
+        """A copy of all weights."""
+        return {
+            name: weight.detach().to("cpu", torch.float32).numpy().copy()
+            for name, weight in self.named_weights().items()
+        }
+
+    def load_arrays(self, arrays: Mapping[str, npt.NDArray[np.float32]]) -> None:
+        """Copy the weights from arrays.
+
+        Raises:
+            ConfigError: when a name is missing or unknown, or a shape is wrong.
+        """
+        if set(arrays) != set(self._shapes):
+            odd = sorted(set(arrays) ^ set(self._shapes))[0]
+            raise ConfigError(f"the weights do not fit the model: {odd!r} is missing or unknown")
+        with torch.no_grad():
+            for name, shape in self._shapes.items():
+                if arrays[name].shape != shape:
+                    raise ConfigError(f"the weight {name!r} has shape {arrays[name].shape}, not {shape}")
+                self.weight(name).copy_(torch.from_numpy(np.ascontiguousarray(arrays[name])))
+
+
+def _key(name: str) -> str:
+    """The key of a weight: ParameterDict does not allow dots."""
+    return name.replace(".", "_")

@@ -1,0 +1,1 @@
+"""Which options to train with: named recipes, recipe files, and the plan for a text, a machine and a budget."""

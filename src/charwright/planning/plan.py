@@ -1,0 +1,208 @@
+"""A plan: the recipe for one text, one machine and one budget, and the reasons behind it.
+
+The rule is fitted to trials: `experiments/` has them, docs/explanation/recipes.md explains them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from charwright.config import Recipe
+from charwright.data.short_texts import shrink_to_fit
+from charwright.planning.profile import TextProfile
+from charwright.planning.recipes import DEFAULT
+from charwright.planning.speeds import speed_at
+from charwright.schema import flag
+
+WIDTHS = (64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 2048)
+USABLE = 0.93  # the fraction of the time that is trained; the rest is start-up, validation and saving
+BUDGETS = ("minutes", "epochs", "steps")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe for one text, one machine and one budget, and the reasons for its options.
+
+    `passes` is how often the text is read; `speeds` are measured characters per second of one GRU layer by units, empty
+    if none were measured; `reasons` are by option.
+    """
+
+    recipe: Recipe
+    text: TextProfile
+    passes: float
+    speeds: Mapping[int, float]
+    reasons: Mapping[str, str]
+
+    def summary(self) -> tuple[str, str]:
+        """Two lines: what was chosen, and why."""
+        model, training = self.recipe.model, self.recipe.training
+        amount, name = next((value, name) for name in BUDGETS if (value := getattr(training, name)))
+        budget = f"{amount:g} {name.removesuffix('s') if amount == 1 else name}"
+        layers = "1 layer" if model.layers == 1 else f"{model.layers} layers"
+        regularization = (
+            f"dropout {model.dropout:g}, recurrent dropout {model.recurrent_dropout:g}, "
+            f"weight decay {training.weight_decay:g}"
+        )
+        return (
+            f"plan: {layers} of {model.units} {model.cell.upper()} units for {budget}, learning rate "
+            f"{training.learning_rate:g}, {regularization}",
+            f"plan: {self.text.characters:,} characters ({self.text.script}, {self.text.vocabulary:,} tokens) "
+            f"are read {_times(self.passes)}{self._speed()}",
+        )
+
+    def _speed(self) -> str:
+        if not self.speeds:
+            return ""
+        # The speed of this model, which may differ in cell and layers from those that were measured.
+        speed = self.passes * self.text.characters / (USABLE * 60 * (self.recipe.training.minutes or 1))
+        return f" at {float(f'{speed:.2g}'):,.0f} characters/s (measured)"
+
+    def explanation(self) -> list[tuple[str, str, str]]:
+        """The flag, value and reason of every planned option."""
+        values = {
+            item.name: getattr(part, item.name)
+            for part in (self.recipe.sequences, self.recipe.model, self.recipe.training)
+            for item in dataclasses.fields(part)
+        }
+        shown = {name: "none" if value is None else str(value) for name, value in values.items()}
+        return [(flag(name), shown[name], reason) for name, reason in self.reasons.items()]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {
+            "characters": self.text.characters,
+            "tokens": self.text.tokens,
+            "vocabulary": self.text.vocabulary,
+            "script": self.text.script,
+            "passes": round(self.passes, 3),
+            "speeds": {str(units): round(speed) for units, speed in self.speeds.items()},
+            "reasons": dict(self.reasons),
+        }
+
+
+def make_plan(text: TextProfile, options: Mapping[str, Any], speeds: Mapping[int, float]) -> Plan:
+    """Plan a recipe for a text; `options` given by hand are kept as they are.
+
+    `speeds` are measured characters per second of one GRU layer by units. Only a budget in minutes needs them; a plan
+    for any other budget does not depend on the clock.
+    """
+    if options.get("tied") and "embedding_size" in options:
+        options = {"units": options["embedding_size"], **options}
+    rule = _Rule(text, starting_recipe(options), options, speeds)
+    chosen = rule.choose()
+    recipe = DEFAULT.with_options({name: value for name, (value, _) in chosen.items()} | dict(options))
+    given = {name: "given by hand" for name in chosen if name in options}
+    reasons = {name: reason for name, (_, reason) in chosen.items()} | given
+    return Plan(recipe, text, rule.passes(recipe), dict(speeds), reasons)
+
+
+def starting_recipe(options: Mapping[str, Any]) -> Recipe:
+    """The recipe a plan starts from: the defaults, and the options given by hand.
+
+    Tied weights need two equal widths, so `tied` is left to the plan while one of them is still to be chosen.
+
+    Raises:
+        ConfigError: when an option is out of bounds, or two contradict each other.
+    """
+    widths_open = "units" not in options or "embedding_size" not in options
+    kept = {name: value for name, value in options.items() if name != "tied" or not widths_open}
+    return DEFAULT.with_options(kept)
+
+
+class _Rule:
+    """The rule that the trials led to: formulas in the length of the text and the number of passes over it."""
+
+    def __init__(
+        self, text: TextProfile, start: Recipe, options: Mapping[str, Any], speeds: Mapping[int, float]
+    ) -> None:
+        self.text, self.start, self.options, self.speeds = text, start, options, speeds
+        # A text shorter than a batch is trained in smaller batches.
+        self.sequences, _ = shrink_to_fit(max(2, text.tokens), start.sequences)
+
+    def choose(self) -> dict[str, tuple[Any, str]]:
+        """The value and the reason of each option that is planned."""
+        units, why = self._units()
+        model = dataclasses.replace(self.start.model, units=self.options.get("units", units))
+        passes = self.passes(dataclasses.replace(self.start, model=model))
+        strain = self._strain(passes)
+        read = f"the text is read {_times(passes)}"
+        sequences, training = DEFAULT.sequences, DEFAULT.training
+        return {
+            "cell": (DEFAULT.model.cell, "a GRU learns more per minute than an LSTM on every text tried"),
+            "layers": (DEFAULT.model.layers, "one wide layer beats two narrow ones of the same speed"),
+            "units": (units, why),
+            "embedding_size": self._embedding(model.units),
+            "batch": (sequences.batch, "smaller batches are slower, larger ones leave too few steps"),
+            "seq_length": (
+                sequences.seq_length,
+                "longer sequences leave too few steps, shorter ones too little context",
+            ),
+            "learning_rate": (self._learning_rate(model.units), "wider layers need smaller steps"),
+            "dropout": (_rounded(0.1 * strain, most=0.5), f"{read}; dropout prevents memorization"),
+            "recurrent_dropout": (_rounded(0.08 * strain, most=0.35), f"{read}; so does recurrent dropout"),
+            "weight_decay": (_rounded(0.2 * max(0.5, strain), most=1.2), f"{read}; so does weight decay"),
+            "ema": (training.ema, "an average over the last tenth of the steps is steadier than the last step"),
+            "schedule": (training.schedule, "the learning rate falls to zero as the budget ends"),
+            "warmup": (training.warmup, "Adam's first steps are too large for a wide layer"),
+            "state_reset": (training.state_reset, "some streams restart in each batch, as a prompt does"),
+            "patience": (10, "a validation loss that keeps rising does not recover"),
+        }
+
+    def _units(self) -> tuple[int, str]:
+        """The widest layer that the text supports and the time can train."""
+        fits = [units for units in WIDTHS if units <= self._widest()] or [WIDTHS[0]]
+        supported = f"as wide as {self.text.characters:,} characters support"
+        if not self.speeds:
+            return min(DEFAULT.model.units, fits[-1]), supported
+        trained = [units for units in fits if self._steps(units) >= 2800 * (units / 512) ** 2]
+        units = trained[-1] if trained else WIDTHS[0]
+        if units == fits[-1]:
+            return units, supported
+        return units, f"the widest layer that this time can train: {self._steps(units):,.0f} steps"
+
+    def _embedding(self, units: int) -> tuple[int, str]:
+        if self.options.get("tied"):
+            return units, "tied weights are as wide as the layer"
+        return DEFAULT.model.embedding_size, "larger embeddings change little"
+
+    def _widest(self) -> float:
+        return 256 * math.pow(self.text.characters / 16_000, 0.34)
+
+    def _learning_rate(self, units: int) -> float:
+        return _rounded(DEFAULT.training.learning_rate * min(1.0, math.sqrt(640 / units)), most=1.0)
+
+    def _strain(self, passes: float) -> float:
+        """How strongly the model tends to memorize the text: 1 at seven passes."""
+        return math.sqrt(passes / 7)
+
+    def _speed(self, units: int) -> float:
+        """Characters per second of a model of this width."""
+        model = self.start.model
+        cell = {"gru": 1.0, "lstm": 1.2, "rnn": 0.4}[model.cell]
+        return speed_at(self.speeds, units) / (cell * (1 + 1.15 * (model.layers - 1)))
+
+    def _steps(self, units: int) -> float:
+        sequences = self.sequences
+        seconds = (self.start.training.minutes or 0) * 60 * USABLE
+        return self._speed(units) * seconds / (sequences.batch * sequences.seq_length)
+
+    def passes(self, recipe: Recipe) -> float:
+        """How often the text is read."""
+        training, sequences = recipe.training, self.sequences
+        if training.epochs is not None:
+            return float(training.epochs)
+        steps = training.steps if training.steps is not None else self._steps(recipe.model.units)
+        return steps * sequences.batch * sequences.seq_length / max(1, self.text.tokens)
+
+
+def _times(passes: float) -> str:
+    return f"{passes:,.0f} times" if passes >= 9.5 else f"{passes:.1f} times"
+
+
+def _rounded(value: float, *, most: float) -> float:
+    """Two significant digits, which is all that the rule is good for."""
+    return float(f"{min(value, most):.2g}")

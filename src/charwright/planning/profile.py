@@ -1,0 +1,38 @@
+"""What a plan needs to know about a text: its size, its vocabulary and its script."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+
+from charwright.data.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class TextProfile:
+    """The size of a training text in characters and in token ids, the size of its vocabulary, and its script.
+
+    A byte-level vocabulary has more token ids than characters.
+    """
+
+    characters: int
+    vocabulary: int
+    script: str
+    tokens: int
+
+    @classmethod
+    def of(cls, training_text: str, vocabulary: Vocabulary) -> TextProfile:
+        """Measure a text."""
+        tokens = len(vocabulary.encode(training_text))
+        return cls(len(training_text), len(vocabulary), script_of(training_text), tokens)
+
+
+def script_of(text: str) -> str:
+    """The script of most letters, as Unicode names it: Latin, Cyrillic, CJK, ..."""
+    sampled = text[:: max(1, len(text) // 20_000)]
+    names = Counter(unicodedata.name(c, "unknown").split()[0] for c in sampled if c.isalpha())
+    if not names:
+        return "no letters"
+    [(name, _)] = names.most_common(1)
+    return name if name == "CJK" else name.capitalize()

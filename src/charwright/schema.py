@@ -1,0 +1,134 @@
+"""How options are declared and checked: the base of the dataclasses in config.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import field, fields
+from typing import Any, ClassVar, Self
+
+from charwright.errors import ConfigError
+
+
+def option(
+    default: Any,
+    help_text: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    none_word: str | None = None,
+) -> Any:
+    """Make a dataclass field with bounds and a help text.
+
+    `minimum` and `maximum` are inclusive, `above` and `below` exclusive. `none_word` is the command line's spelling of
+    None (`--keep-checkpoints all`).
+    """
+    bounds = {"minimum": minimum, "maximum": maximum, "above": above, "below": below}
+    return field(
+        default=default,
+        metadata={"help": help_text, "choices": choices, "none_word": none_word, **bounds},
+    )
+
+
+def flag(name: str) -> str:
+    """The command line's spelling of a field name."""
+    return "--" + name.replace("_", "-")
+
+
+def field_names(*configs: type) -> list[str]:
+    """The names of all fields of some config classes."""
+    return [item.name for config in configs for item in fields(config)]
+
+
+def option_types(cls: type) -> dict[str, tuple[type, bool]]:
+    """The plain type of each field of a config class, and whether None is allowed."""
+    hints = typing.get_type_hints(cls)
+    return {item.name: _plain_type(hints[item.name]) for item in fields(cls)}
+
+
+def _plain_type(annotation: Any) -> tuple[type, bool]:
+    """The plain type behind `int`, `float | None`, `tuple[str, ...]` and so on, and whether None is allowed."""
+    if isinstance(annotation, types.UnionType):
+        inner = [part for part in typing.get_args(annotation) if part is not type(None)]
+        return inner[0], True
+    return typing.get_origin(annotation) or annotation, False
+
+
+def _complaint(value: Any, kind: type, metadata: Mapping[str, Any]) -> str | None:
+    """What is wrong with `value`, or None if it is valid."""
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value) if abs(value) < 2**1000 else math.inf
+    if kind is tuple:
+        right = isinstance(value, tuple) and all(isinstance(item, str) and item for item in value)
+        return None if right else "must be a tuple of non-empty strings"
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        return f"must be {'a number' if kind in (int, float) else kind.__name__}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "must be a finite number"
+    if (choices := metadata.get("choices")) and value not in choices:
+        return f"must be one of {', '.join(choices)}"
+    if (low := metadata.get("minimum")) is not None and value < low:
+        return f"must be at least {low:g}"
+    if (high := metadata.get("maximum")) is not None and value > high:
+        return f"must be at most {high:g}"
+    if (low := metadata.get("above")) is not None and value <= low:
+        return f"must be above {low:g}"
+    if (high := metadata.get("below")) is not None and value >= high:
+        return f"must be below {high:g}"
+    return None
+
+
+class Config:
+    """The base of the config dataclasses: validation, and conversion to and from plain JSON values."""
+
+    RENAMED: ClassVar[Mapping[str, str]] = {}
+    """Keys of the previous version and their present names: files with them stay readable."""
+    REMOVED: ClassVar[frozenset[str]] = frozenset()
+    """Keys of the previous version that no longer exist and are ignored in files."""
+
+    def __post_init__(self) -> None:
+        """Check every field against its type and bounds.
+
+        Raises:
+            ConfigError: naming the flag, the problem and the value.
+        """
+        kinds = option_types(type(self))
+        for item in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, item.name)
+            kind, optional = kinds[item.name]
+            if value is None and optional:
+                continue
+            if complaint := _complaint(value, kind, item.metadata):
+                raise ConfigError(f"{flag(item.name)} {complaint}, not {value!r}")
+            if kind is float:
+                object.__setattr__(self, item.name, float(value))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload,no-any-return]
+
+    @classmethod
+    def from_json(cls, values: Any, where: str) -> Self:
+        """Read what `to_json` wrote; `where` names the place in messages.
+
+        A missing key takes its default, so that older files stay readable.
+
+        Raises:
+            ConfigError: at an unknown key, or a value out of bounds.
+        """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{where} must be an object, not {type(values).__name__}")
+        values = {cls.RENAMED.get(key, key): value for key, value in values.items() if key not in cls.REMOVED}
+        known = {item.name for item in fields(cls)}  # type: ignore[arg-type]
+        if unknown := sorted(set(values) - known):
+            raise ConfigError(f"{where} has the unknown key {unknown[0]!r}; it may come from a later version")
+        try:
+            return cls(**values)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error

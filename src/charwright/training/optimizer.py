@@ -1,0 +1,53 @@
+"""The optimizer: makes it, sets its learning rate by the schedule, and clips gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from charwright.config import TrainingConfig
+from charwright.model.language_model import LanguageModel
+
+
+def make_optimizer(model: LanguageModel, config: TrainingConfig) -> torch.optim.Optimizer:
+    """Adam (Kingma & Ba, 2015) or AdamW (Loshchilov & Hutter, 2019) as configured, in PyTorch's fused form."""
+    betas = (config.beta1, config.beta2)
+    if config.optimizer == "adam":
+        return torch.optim.Adam(
+            model.parameters(), lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True
+        )
+    # Weight decay applies to the weights of products, not to biases and the embedding.
+    decayed = [weight for name, weight in model.weights.items() if weight.ndim > 1 and name != "embedding_weight"]
+    spared = [weight for name, weight in model.weights.items() if weight.ndim <= 1 or name == "embedding_weight"]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set each group's learning rate to `factor` times its initial one."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+
+
+def learning_rate_of(optimizer: torch.optim.Optimizer) -> float:
+    """The present learning rate of the first parameter group."""
+    return float(optimizer.param_groups[0]["lr"])
+
+
+@contextmanager
+def clipped_gradients(model: LanguageModel, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Iterator[None]:
+    """Clip the gradients to `max_norm` before each optimizer step (Pascanu et al., 2013); None clips nothing."""
+    if max_norm is None:
+        yield
+        return
+
+    def clip(*_: object) -> None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+
+    hook = optimizer.register_step_pre_hook(clip)
+    try:
+        yield
+    finally:
+        hook.remove()

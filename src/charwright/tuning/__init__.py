@@ -1,0 +1,1 @@
+"""A search for better options, in trials of a few minutes each."""

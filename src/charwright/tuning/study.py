@@ -1,0 +1,118 @@
+"""The folder of a search: its Optuna study, opened by one process at a time."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+from charwright.config import RENAMED, Recipe
+from charwright.errors import DamagedRunError, RunError, UsageError
+from charwright.schema import flag
+from charwright.storage import drop_cut_line, locked
+
+JOURNAL = "journal.jsonl"
+NAME = "search"
+COMPARED = 5  # complete trials before one is pruned for being worse than their median
+
+
+@contextmanager
+def open_study(folder: Path, start: Callable[[], Recipe], protocol: Mapping[str, Any]) -> Iterator[optuna.Study]:
+    """The study in a folder, new or continued, locked for this process.
+
+    Two searches at once would compete for the cores, and a trial is judged by what it learns in its time.
+
+    Args:
+        folder: created if it does not exist.
+        start: makes the recipe of the first trial of a new search.
+        protocol: what makes two trials comparable, by option; that of the text is `text`. It must have `--seed` and
+            `--minutes-per-trial`.
+
+    Raises:
+        RunError: when the folder holds something else, or another process searches in it.
+        UsageError: when the search in the folder has another protocol.
+        DamagedRunError: when its journal cannot be read.
+    """
+    check_place(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot create the folder {folder}: {error.strerror}; choose another with --out") from error
+    with locked(folder / ".lock") as alone, quiet():
+        if not alone:
+            raise RunError(f"another process is searching in {folder}; wait for it, or choose another --out")
+        yield _opened(folder, start, protocol)
+
+
+def check_place(folder: Path) -> None:
+    """See that a folder is free or holds a search.
+
+    Raises:
+        RunError: when it holds something else.
+    """
+    if not folder.exists() or (folder / JOURNAL).is_file():
+        return
+    if not folder.is_dir() or any(path.name != ".lock" for path in folder.iterdir()):
+        raise RunError(f"{folder} exists and is not a search; choose another place with --out")
+
+
+def _opened(folder: Path, start: Callable[[], Recipe], protocol: Mapping[str, Any]) -> optuna.Study:
+    path = folder / JOURNAL
+    drop_cut_line(path)
+    with suppress(OSError):  # A lock left by a killed process would block forever.
+        (folder / f"{JOURNAL}.lock").unlink()
+    try:
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
+        study = optuna.create_study(
+            storage=storage,
+            study_name=NAME,
+            direction="minimize",
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=COMPARED),
+            load_if_exists=True,
+        )
+        attributes = study.user_attrs
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedRunError(f"{path} is damaged: {error!r}; start a new search with another --out") from error
+    if "protocol" not in attributes:
+        study.set_user_attr("start", start().to_json())
+        study.set_user_attr("protocol", dict(protocol))
+    _check_protocol(folder, study.user_attrs["protocol"], protocol)
+    return study
+
+
+def _check_protocol(folder: Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    old_names = {flag(old): flag(new) for old, new in RENAMED.items()}
+    stored = {old_names.get(name, name): value for name, value in stored.items()}
+    # The stored values have been through JSON, which has no tuples.
+    for name, value in json.loads(json.dumps(dict(given))).items():
+        if stored.get(name) == value:
+            continue
+        if name == "text":
+            raise UsageError(f"{folder} is a search for another text; choose another place with --out")
+        raise UsageError(
+            f"{folder} is a search with {name} {_shown(stored.get(name))}, not {_shown(value)}; its trials cannot be"
+            " compared with new ones; choose another place with --out"
+        )
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence Optuna's own log and warnings."""
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(level)

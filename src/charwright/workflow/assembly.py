@@ -1,0 +1,52 @@
+"""Assemble the parts of a training run: the model and the dataset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from charwright.config import Recipe
+from charwright.data.sequences import Dataset, make_dataset
+from charwright.data.short_texts import shrink_to_fit
+from charwright.data.vocabulary import Vocabulary
+from charwright.model.compute import Compute
+from charwright.model.growth import grow_arrays
+from charwright.model.language_model import LanguageModel
+from charwright.storage import Arrays
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A model before its first step, and its batches; `notice` says if the batches are smaller than configured."""
+
+    model: LanguageModel
+    dataset: Dataset
+    notice: str | None = None
+
+
+def assemble(
+    recipe: Recipe, vocabulary: Vocabulary, training_text: str, compute: Compute, weights: Arrays | None = None
+) -> Assembly:
+    """Build the dataset, and the model on its device; `weights` replace the initial weights.
+
+    Raises:
+        CorpusError: when the text is too short.
+    """
+    ids = vocabulary.encode(training_text)
+    sequences, notice = shrink_to_fit(len(ids), recipe.sequences)
+    training = recipe.training
+    dataset = make_dataset(ids, sequences, training.seed)
+    model = LanguageModel(
+        recipe.model, len(vocabulary), seed=training.seed, embedding_range=training.embedding_range, compute=compute
+    )
+    if weights is not None:
+        model.load_arrays(weights)
+    return Assembly(model, dataset, notice)
+
+
+def grow_weights(weights: Arrays, vocabulary: Vocabulary, training_text: str, seed: int) -> Arrays:
+    """The weights with rows for a vocabulary that has grown; `training_text` gives the frequencies."""
+    counts = np.bincount(vocabulary.encode(training_text), minlength=len(vocabulary))
+    key = np.array([seed, 0], dtype=np.uint64)
+    return grow_arrays(weights, counts, np.random.Generator(np.random.Philox(key=key)))

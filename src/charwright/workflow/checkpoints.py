@@ -1,0 +1,60 @@
+"""Converts snapshots to the checkpoints that `run.py` writes, and back."""
+
+from __future__ import annotations
+
+from charwright.errors import ConfigError, DamagedRunError, RunError
+from charwright.run import Run
+from charwright.storage import Arrays
+from charwright.training.snapshot import Position, Snapshot
+
+
+def save_checkpoint(run: Run, snapshot: Snapshot, keep: int | None) -> None:
+    """Write the weights to use and a checkpoint, and remove all but the newest `keep` checkpoints."""
+    groups = {"weights": snapshot.weights, "optimizer": snapshot.optimizer}
+    optional = {"state": snapshot.state, "average": snapshot.average, "best": snapshot.best}
+    groups |= {name: arrays for name, arrays in optional.items() if arrays}
+    # The checkpoint comes last: a resume relies on the weights to use having been written with it.
+    run.write_weights(snapshot.to_use)
+    run.write_checkpoint(snapshot.position.step, groups, snapshot.position.to_json(), keep)
+
+
+def save_initial_checkpoint(run: Run, weights: Arrays, keep: int | None) -> None:
+    """Write a checkpoint at step 0, so that a resume before the first one finds the initial weights."""
+    save_checkpoint(run, Snapshot(Position(), weights, optimizer={}), keep)
+
+
+def load_checkpoint(run: Run) -> Snapshot | None:
+    """The newest checkpoint; None if the run was stopped before its first.
+
+    Raises:
+        RunError: when the run was not trained here, or was stopped before it had the weights to start from.
+        DamagedRunError: when no checkpoint is intact.
+    """
+    found = run.latest_checkpoint()
+    if found is None:
+        _check_can_start_over(run)
+        return None
+    arrays, position = found
+    try:
+        read = Position.from_json(position, f"{run.folder}: position.json of step {position.get('step')}")
+    except ConfigError as error:
+        raise DamagedRunError(str(error)) from error
+    return Snapshot(
+        position=read,
+        weights=arrays["weights"],
+        optimizer=arrays["optimizer"],
+        state=arrays.get("state", {}),
+        average=arrays.get("average", {}),
+        best=arrays.get("best", {}),
+    )
+
+
+def _check_can_start_over(run: Run) -> None:
+    """See that a run without a checkpoint can start from the beginning."""
+    if run.config.parent is not None:  # It was stopped before its initial checkpoint.
+        raise RunError(f"{run.folder} was stopped before it had weights; train it again with --from and --force")
+    if run.has_weights and not any(run.log()):
+        raise RunError(
+            f"{run.folder} was not trained here, so there is no training to resume; continue from it with: charwright "
+            f"train TEXT --from {run.folder}"
+        )

@@ -1,0 +1,259 @@
+"""Prepares a training run: its texts, options, vocabulary and weights. Nothing is written yet."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from charwright import __version__
+from charwright.config import BUDGETS, CorpusConfig, Recipe, SplitConfig, TrainingConfig
+from charwright.data.corpus import STDIN_PATH, Places
+from charwright.data.vocabularies import make_vocabulary
+from charwright.data.vocabulary import Vocabulary
+from charwright.errors import UsageError
+from charwright.model.compute import Compute
+from charwright.planning.calibration import plan_here
+from charwright.planning.plan import Plan, starting_recipe
+from charwright.planning.profile import TextProfile
+from charwright.planning.recipe_file import recipe_of
+from charwright.planning.recipes import DEFAULT, PLANNED
+from charwright.run import Run
+from charwright.run_config import Parent, RunConfig
+from charwright.schema import flag
+from charwright.storage import Arrays
+from charwright.workflow.assembly import grow_weights
+from charwright.workflow.texts import Notify, Specs, read_texts, texts_of_run
+
+RESUMABLE = (*BUDGETS, "target_loss", "patience", "log_every", "checkpoint_minutes", "keep_checkpoints")
+"""The options that a resume may change."""
+
+INHERITED = ("cell", "layers", "units", "embedding_size", "tied", "embedding_range")
+"""The options that a run takes unchanged from the run it continues from."""
+
+NAMED_CHARACTERS = 20
+"""New characters listed in a notice, at most."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to train; `open_run` creates or opens its folder, when nothing can fail any more."""
+
+    recipe: Recipe
+    vocabulary: Vocabulary
+    training_text: str
+    validation_text: str
+    open_run: Callable[[], Run]
+    resume: bool = False
+    weights: Arrays | None = None
+    """The initial weights, if they come from another run."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a new run starts from: its options and, if it continues from a parent run, that run and its weights."""
+
+    recipe: Recipe
+    recipe_name: str
+    options: Mapping[str, Any]
+    parent: Run | None = None
+    weights: Arrays | None = None
+
+    @property
+    def planned(self) -> bool:
+        """Whether the recipe is planned for the text."""
+        return self.parent is None and self.recipe_name == PLANNED
+
+    def plan(self, training_text: str, vocabulary: Vocabulary, compute: Compute) -> Plan:
+        """Plan the recipe, measuring the machine if the budget is in minutes."""
+        return plan_here(TextProfile.of(training_text, vocabulary), self.options, compute)
+
+    def parent_entry(self) -> Parent | None:
+        """The record of the parent in config.json."""
+        if self.parent is None:
+            return None
+        config = self.parent.config
+        return Parent(str(self.parent.folder), self.parent.weights_step(), config.characters, config.sha256)
+
+
+def origin_of_recipe(name: str, options: Mapping[str, Any]) -> Origin:
+    """A run from initial weights, by a named recipe or a recipe file.
+
+    Raises:
+        UsageError: when there is no such recipe.
+        ConfigError: when an option is out of bounds.
+    """
+    if name == PLANNED:
+        return Origin(starting_recipe(options), name, options)
+    return Origin(recipe_of(name).with_options(options), name, options)
+
+
+def origin_of_run(folder: Path, options: Mapping[str, Any], *, replaced: Path | None = None) -> Origin:
+    """A run that continues from the weights of another; `replaced` is the folder that will be replaced by it."""
+    for name in options:
+        if name in INHERITED:
+            raise UsageError(f"{flag(name)} is as in the run that --from names; start a new run to change it")
+    run = Run.open(folder)
+    if replaced is not None and run.lies_in(replaced):
+        raise UsageError(f"--force would remove {folder}, which --from continues from; choose another --out")
+    level = run.vocabulary.level
+    if options.get("level", level) != level:
+        raise UsageError(f"--level cannot change: the tokens of {folder} are {level}s")
+    options = {**options, "level": level}
+    recipe = _recipe_after(run.config, options)
+    return Origin(recipe, run.config.recipe_name, options, run, run.weights())
+
+
+def _recipe_after(config: RunConfig, options: Mapping[str, Any]) -> Recipe:
+    """The options of a run that continues from another: those of its parent, with a budget of its own."""
+    defaults: dict[str, Any] = {"target_loss": None}  # The parent's target was for another text.
+    if not any(options.get(name) for name in BUDGETS):
+        defaults["minutes"] = DEFAULT.training.minutes
+    if config.validation:  # The parent held nothing out, since it had a separate validation text.
+        defaults["val_fraction"] = SplitConfig().val_fraction
+    return config.recipe.with_options({**defaults, **options})
+
+
+def prepare_new(
+    origin: Origin,
+    corpus: Specs,
+    validation: Specs,
+    reading: CorpusConfig,
+    compute: Compute,
+    *,
+    out: Path | None,
+    force: bool,
+    places: Places,
+    notify: Notify,
+) -> Prepared:
+    """Read the texts and settle the options of a new run."""
+    check_corpus_given(corpus)
+    recipe = origin.recipe
+    if out is not None:
+        Run.check_place(out, force=force)
+    texts = read_texts(corpus, validation, reading, recipe.split, places, notify)
+    if texts.validation_corpus is not None:
+        recipe = recipe.with_options({"val_fraction": 0.0})
+    if not texts.validation:
+        _check_unvalidated(recipe.training, "raise --val-fraction", notify)
+    text = texts.corpus
+    if origin.parent is None:
+        vocabulary = make_vocabulary(text.text, recipe.vocabulary)
+    else:
+        vocabulary = origin.parent.vocabulary.grown(text.text, recipe.vocabulary)
+    plan = origin.plan(texts.training, vocabulary, compute) if origin.planned else None
+    if plan is not None:
+        recipe = dataclasses.replace(plan.recipe, split=recipe.split)
+        for line in plan.summary():
+            notify(line)
+    if origin.parent is not None:
+        growth = _describe_growth(origin.parent.vocabulary, vocabulary)
+        notify(f"continues from {origin.parent.folder} ({growth})")
+    config = RunConfig(
+        recipe=recipe,
+        recipe_name=origin.recipe_name,
+        sources=text.sources,
+        corpus=reading,
+        characters=len(text.text),
+        sha256=text.sha256,
+        validation=texts.validation_corpus.sources if texts.validation_corpus else (),
+        versions=_versions(),
+        parent=origin.parent_entry(),
+        plan=plan.to_json() if plan else None,
+    )
+    place = out or _free_folder(Path("runs") / text.name)
+    corpora = [text, *([texts.validation_corpus] if texts.validation_corpus else [])]
+    unrepeatable = [corpus.unrepeatable for corpus in corpora if corpus.unrepeatable]
+    create = partial(_create_run, place, config, vocabulary, unrepeatable, force)
+    weights = origin.weights
+    if weights is not None:
+        weights = grow_weights(weights, vocabulary, texts.training, recipe.training.seed)
+    return Prepared(recipe, vocabulary, texts.training, texts.validation, create, weights=weights)
+
+
+def check_resume_options(options: Mapping[str, Any]) -> None:
+    """See that a resume changes nothing that belongs to the run.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    for name in options:
+        if name not in RESUMABLE:
+            shown = "--recipe" if name == "recipe_name" else flag(name)
+            raise UsageError(f"{shown} belongs to the run and cannot change on --resume; start a new run for that")
+
+
+def prepare_resume(
+    run: Run, moved: Sequence[str], options: Mapping[str, Any], *, places: Places, notify: Notify
+) -> Prepared:
+    """Find the texts of a run again, and apply the options that a resume may change."""
+    run.check_resumable()
+    recipe = run.config.recipe.with_options(options)
+    training_text, validation_text = texts_of_run(run, moved, places)
+    if not validation_text:
+        asked = dataclasses.replace(recipe.training, patience=options.get("patience"))  # Plans always set a patience.
+        _check_unvalidated(asked, "start a new run for that", notify)
+    if recipe != run.config.recipe:
+        run.rewrite_config(dataclasses.replace(run.config, recipe=recipe))
+    return Prepared(recipe, run.vocabulary, training_text, validation_text, lambda: run, resume=True)
+
+
+def check_corpus_given(corpus: Specs) -> None:
+    """See that a corpus is named.
+
+    Raises:
+        UsageError: when it is not.
+    """
+    if not corpus:
+        raise UsageError("name a text to learn from: a file, a folder, -, an address, shakespeare or python-docs")
+
+
+def _check_unvalidated(asked: TrainingConfig, advice: str, notify: Notify) -> None:
+    """See that a run without validation text has no option that needs one."""
+    if asked.target_loss is not None:
+        raise UsageError(f"--target-loss needs validation text, and there is none: {advice}")
+    if asked.patience is not None:
+        notify(f"--patience has no effect without validation text: {advice}")
+
+
+def _create_run(place: Path, config: RunConfig, vocabulary: Vocabulary, unrepeatable: list[str], force: bool) -> Run:
+    """Create the run folder, with a copy of the text that came through standard input."""
+    run = Run.create(place, config, vocabulary, force=force)
+    for text in unrepeatable:
+        run.keep_text(STDIN_PATH, text)
+    return run
+
+
+def _describe_growth(old: Vocabulary, new: Vocabulary) -> str:
+    """How many characters are known, and how many and which are new."""
+    if old.level == "byte":
+        return "bytes, as before"
+    added = new.characters[len(old.characters) :]
+    counts = f"{len(old.characters):,} known characters, {len(added) or 'none'} new"
+    names = " ".join(c if c.isprintable() and not c.isspace() else repr(c) for c in added[:NAMED_CHARACTERS])
+    return f"{counts}{': ' if added else ''}{names}{' ...' if len(added) > NAMED_CHARACTERS else ''}"
+
+
+def _free_folder(folder: Path) -> Path:
+    """The folder, or the first of folder-2, folder-3, ... that does not exist."""
+    number, free = 1, folder
+    while free.exists():
+        number += 1
+        free = folder.with_name(f"{folder.name}-{number}")
+    return free
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "charwright": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }

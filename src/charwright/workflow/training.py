@@ -1,0 +1,237 @@
+"""Training as one call: `train` a text into a run folder, `resume` a run, or only `plan` the training."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from charwright import kernels
+from charwright.config import CorpusConfig
+from charwright.data.corpus import Places
+from charwright.data.vocabularies import make_vocabulary
+from charwright.evaluation.evaluate import Evaluation, evaluate
+from charwright.generation.generator import Generator
+from charwright.model.compute import NO_KERNELS, Compute
+from charwright.model.language_model import LanguageModel
+from charwright.planning.plan import Plan
+from charwright.planning.recipes import PLANNED
+from charwright.run import Run
+from charwright.training.events import End, Event
+from charwright.training.loop import fit
+from charwright.training.progress import TensorBoard
+from charwright.workflow.assembly import assemble
+from charwright.workflow.checkpoints import load_checkpoint, save_checkpoint, save_initial_checkpoint
+from charwright.workflow.preparation import (
+    Prepared,
+    check_corpus_given,
+    check_resume_options,
+    origin_of_recipe,
+    origin_of_run,
+    prepare_new,
+    prepare_resume,
+)
+from charwright.workflow.texts import Notify, Specs, read_texts
+
+SAMPLE_LENGTH = 160
+
+OnEvent = Callable[[Event], None]
+
+
+def train(
+    corpus: Specs,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    recipe: str = PLANNED,
+    parent: str | os.PathLike[str] | None = None,
+    validation: Specs = (),
+    reading: CorpusConfig | None = None,
+    force: bool = False,
+    device: str = "auto",
+    core: str = "auto",
+    threads: int | None = None,
+    tensorboard: bool = False,
+    on_event: OnEvent = lambda _: None,
+    notify: Notify = lambda _: None,
+    should_stop: Callable[[], str | None] = lambda: None,
+    places: Places | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    spent_s: float = 0.0,
+    **options: Any,
+) -> Run:
+    """Train a model on a corpus, and keep it in a run folder: `train("novel.txt", minutes=2, out="runs/novel")`.
+
+    Args:
+        corpus: files, folders, `-` for standard input, addresses or named corpora; one or several.
+        out: the run folder; by default runs/ and the name of the corpus.
+        recipe: a named recipe, a recipe file or a run; the default recipe is planned for the text.
+        parent: a run whose weights and options the new one continues from, instead of a recipe.
+        validation: texts to validate on instead of a part of the corpus.
+        reading: how files are decoded.
+        force: replace the run in `out`.
+        device: auto, cpu, cuda or mps.
+        core: the recurrent core: auto, native, fused, torch or plain.
+        threads: the number of CPU threads; by default all cores.
+        tensorboard: also write TensorBoard files into the run folder.
+        on_event: called with each event of `charwright.training.events`.
+        notify: called with each line about something the user may want to know.
+        should_stop: called after each step; returns a reason to stop after saving, or None.
+        places: where corpora are looked up.
+        clock: a monotonic clock, in seconds.
+        spent_s: seconds of the budget that are already spent.
+        **options: options of the recipe, by the names in `charwright.config`.
+
+    Returns:
+        The run, trained; the last event says why training ended.
+
+    Raises:
+        CharwrightError: (a subclass) when an option, a text or the folder cannot be used, or training diverges.
+    """
+    began = clock() - spent_s
+    if tensorboard:
+        TensorBoard.require()
+    folder = None if out is None else Path(out)
+    if parent is None:
+        origin = origin_of_recipe(recipe, options)
+    else:
+        origin = origin_of_run(Path(parent), options, replaced=folder if force else None)
+    compute = Compute.choose(device, core, origin.recipe.training.precision, threads)
+    compute.use_threads()
+    prepared = prepare_new(
+        origin,
+        corpus,
+        validation,
+        reading or CorpusConfig(),
+        compute,
+        out=folder,
+        force=force,
+        places=places or Places.of_this_user(),
+        notify=notify,
+    )
+    return _run(prepared, compute, began, clock, on_event, notify, should_stop, tensorboard=tensorboard)
+
+
+def resume(
+    run: Run | str | os.PathLike[str],
+    *,
+    corpus: Sequence[str] = (),
+    device: str = "auto",
+    core: str = "auto",
+    threads: int | None = None,
+    tensorboard: bool = False,
+    on_event: OnEvent = lambda _: None,
+    notify: Notify = lambda _: None,
+    should_stop: Callable[[], str | None] = lambda: None,
+    places: Places | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    spent_s: float = 0.0,
+    **options: Any,
+) -> Run:
+    """Continue the training of a run from its newest checkpoint, as if it had never stopped.
+
+    `corpus` says where the text is now, if it has moved. The budget and what is kept on the way are the only `options`
+    that may change: `resume("runs/novel", minutes=10)`. The other arguments are as for `train`.
+
+    Raises:
+        CharwrightError: (a subclass) when the run or its texts cannot be used, or training diverges.
+    """
+    began = clock() - spent_s
+    check_resume_options(options)
+    if tensorboard:
+        TensorBoard.require()
+    opened = Run.open(run.folder if isinstance(run, Run) else run, for_writing=True)
+    compute = Compute.choose(device, core, opened.config.recipe.training.precision, threads)
+    compute.use_threads()
+    prepared = prepare_resume(opened, corpus, options, places=places or Places.of_this_user(), notify=notify)
+    return _run(prepared, compute, began, clock, on_event, notify, should_stop, tensorboard=tensorboard)
+
+
+def plan(
+    corpus: Specs,
+    *,
+    validation: Specs = (),
+    reading: CorpusConfig | None = None,
+    device: str = "auto",
+    core: str = "auto",
+    threads: int | None = None,
+    notify: Notify = lambda _: None,
+    places: Places | None = None,
+    **options: Any,
+) -> Plan:
+    """The plan that `train` would follow for a corpus, and the reasons; arguments as for `train`."""
+    check_corpus_given(corpus)
+    origin = origin_of_recipe(PLANNED, options)
+    compute = Compute.choose(device, core, origin.recipe.training.precision, threads)
+    compute.use_threads()
+    split = origin.recipe.split
+    texts = read_texts(corpus, validation, reading or CorpusConfig(), split, places or Places.of_this_user(), notify)
+    return origin.plan(texts.training, make_vocabulary(texts.corpus.text, origin.recipe.vocabulary), compute)
+
+
+def _run(
+    prepared: Prepared,
+    compute: Compute,
+    began: float,
+    clock: Callable[[], float],
+    on_event: OnEvent,
+    notify: Notify,
+    should_stop: Callable[[], str | None],
+    *,
+    tensorboard: bool,
+) -> Run:
+    """Assemble the model and the dataset, open the run, and train."""
+    training = prepared.recipe.training
+    assembly = assemble(prepared.recipe, prepared.vocabulary, prepared.training_text, compute, prepared.weights)
+    if assembly.notice:
+        notify(assembly.notice)
+    if compute.device.type == "cpu" and kernels.load() is None:
+        notify(f"note: {NO_KERNELS}")
+    run = prepared.open_run()
+    if prepared.weights is not None:
+        save_initial_checkpoint(run, prepared.weights, training.keep_checkpoints)
+    snapshot = load_checkpoint(run) if prepared.resume else None
+    board = TensorBoard(run.folder / "tensorboard") if tensorboard else None
+    spent_s = clock() - began
+    if not prepared.resume and training.minutes is not None and spent_s >= training.minutes * 60:
+        notify(f"the start took {spent_s:.1f} s, the whole budget: the model has learned nothing; raise --minutes")
+    try:
+        for event in fit(
+            assembly.model,
+            assembly.dataset,
+            training,
+            validate=_validator(prepared) if prepared.validation_text else None,
+            sample=_sampler(prepared),
+            save=lambda taken: save_checkpoint(run, taken, training.keep_checkpoints),
+            resume=snapshot,
+            should_stop=should_stop,
+            clock=clock,
+            spent_s=spent_s,
+        ):
+            run.append_log(event.to_json())
+            on_event(event)
+            if board is not None:
+                board.write(event)
+            done = isinstance(event, End) and event.reason == "done"
+            if done and snapshot is not None and snapshot.position.step == event.step:
+                notify("the budget was already spent; to train on, raise it with --epochs, --steps or --minutes")
+    finally:
+        if board is not None:
+            board.close()
+    return run
+
+
+def _validator(prepared: Prepared) -> Callable[[LanguageModel], Evaluation]:
+    return lambda model: evaluate(model, prepared.vocabulary, prepared.validation_text)
+
+
+def _sampler(prepared: Prepared) -> Callable[[LanguageModel], str]:
+    """What the model generates without a prompt, with the same seed each time."""
+
+    def sample(model: LanguageModel) -> str:
+        generator = Generator.of(model, prepared.vocabulary)
+        [text] = generator.generate(length=SAMPLE_LENGTH, temperature=0.8, seed=prepared.recipe.training.seed)
+        return text.continuation
+
+    return sample

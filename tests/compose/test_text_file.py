@@ -1,0 +1,80 @@
+"""The file of a manuscript: reading, saving, and files of other programs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from charwright.compose.text_file import TextFile
+from charwright.errors import CharwrightError, RunError, UsageError
+
+
+def test_a_saved_text_is_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "story.txt"
+    file = TextFile(path)
+    assert file.read() is None
+    assert file.is_saved("")
+    assert not file.is_saved("中文\n")
+    file.save("中文\n", path)
+    assert file.is_saved("中文\n")
+    assert path.read_bytes() == "中文\n".encode()
+    assert TextFile(path).read() == "中文\n"
+
+
+def test_a_file_changed_by_another_program_is_detected(tmp_path: Path) -> None:
+    path, other = tmp_path / "story.txt", tmp_path / "other.txt"
+    file = TextFile(path)
+    assert not file.would_overwrite(path)
+    file.save("mine", path)
+    assert not file.would_overwrite(path)
+    path.write_text("theirs", encoding="utf-8")
+    assert file.would_overwrite(path)
+    other.write_text("", encoding="utf-8")
+    assert file.would_overwrite(other)
+
+
+def test_rescue_uses_a_numbered_name_if_the_name_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "story.txt"
+    path.write_text("theirs", encoding="utf-8")
+    assert TextFile(path).rescue("mine") == tmp_path / "story-2.txt"
+    assert TextFile(path).rescue("mine") == tmp_path / "story-3.txt"
+    assert path.read_text(encoding="utf-8") == "theirs"
+    assert TextFile().rescue("mine") == Path("charwright-unsaved.txt")
+    assert Path("charwright-unsaved.txt").read_text(encoding="utf-8") == "mine"
+    assert TextFile(tmp_path / "nowhere" / "x").rescue("mine") is None
+    assert TextFile().rescue("") is None
+    assert sorted(found.name for found in tmp_path.iterdir()) == [
+        "charwright-unsaved.txt",
+        "story-2.txt",
+        "story-3.txt",
+        "story.txt",
+    ]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such file modes")
+def test_saving_keeps_the_mode_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "diary.txt"
+    path.write_bytes(b"\xef\xbb\xbfDear\r\ndiary")
+    path.chmod(0o600)
+    file = TextFile(path)
+    assert file.read() == "Dear\ndiary"
+    file.save("Dear\ndiary,", path)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_unusable_paths_and_encodings(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not exist"):
+        TextFile(tmp_path / "nowhere" / "story.txt").read()
+    (tmp_path / "latin.txt").write_bytes(b"d\xe9j\xe0")
+    with pytest.raises(CharwrightError, match="offset 1"):
+        TextFile(tmp_path / "latin.txt").read()
+    with pytest.raises(RunError, match="cannot write"):
+        TextFile().save("x", tmp_path / "nowhere" / "story.txt")
+
+
+def test_invalid_utf_8_input_is_saved_as_the_same_bytes(tmp_path: Path) -> None:
+    TextFile().save(b"caf\xe9".decode("utf-8", "surrogateescape"), tmp_path / "x.txt")
+    assert (tmp_path / "x.txt").read_bytes() == b"caf\xe9"

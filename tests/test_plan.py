@@ -1,0 +1,128 @@
+"""The planner's rule, for any text, machine and budget, and the reasons it gives."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from charwright.config import ModelConfig, SequenceConfig, TrainingConfig, VocabularyConfig
+from charwright.data.vocabularies import make_vocabulary
+from charwright.planning.plan import Plan, make_plan
+from charwright.planning.profile import TextProfile
+from charwright.planning.recipes import DEFAULT
+
+SPEEDS = {128: 350e3, 256: 220e3, 512: 100e3, 1024: 39e3}
+SHAKESPEARE = TextProfile(1_003_854, 66, "Latin", 1_003_854)
+
+
+def plan(text: TextProfile = SHAKESPEARE, speeds: dict[int, float] | None = None, **options: Any) -> Plan:
+    return make_plan(text, {"minutes": 5.0, **options}, SPEEDS if speeds is None else speeds)
+
+
+@given(
+    characters=st.integers(2, 10**10),
+    vocabulary=st.integers(2, 20_000),
+    minutes=st.floats(0.01, 525_600),
+    speed=st.floats(10, 1e8),
+)
+def test_there_is_a_plan_for_any_input(characters: int, vocabulary: int, minutes: float, speed: float) -> None:
+    planned = plan(
+        TextProfile(characters, vocabulary, "Latin", characters), {128: speed, 256: speed / 3}, minutes=minutes
+    )
+    assert planned.recipe.training.minutes == minutes
+    assert planned.recipe.model.units <= 2048
+    assert planned.recipe.training.learning_rate <= DEFAULT.training.learning_rate
+    assert planned.passes > 0
+    json.dumps(planned.to_json(), allow_nan=False)
+    assert len(planned.summary()) == 2
+    assert all("\n" not in line for line in planned.summary())
+
+
+def test_the_summary_has_the_speed_of_the_planned_model() -> None:
+    """Two LSTM layers are slower than the GRU layer that was measured."""
+    assert "at 100,000 characters/s" in plan(units=512).summary()[1]
+    assert "at 39,000 characters/s" in plan(units=512, cell="lstm", layers=2).summary()[1]
+
+
+def test_a_budget_of_one_is_in_the_singular() -> None:
+    assert "for 1 minute," in plan(minutes=1.0).summary()[0]
+    assert "for 1 epoch," in make_plan(SHAKESPEARE, {"epochs": 1}, {}).summary()[0]
+
+
+@given(minutes=st.floats(0.1, 1_000), times=st.floats(1, 100))
+def test_more_time_lowers_neither_the_width_nor_the_regularization(minutes: float, times: float) -> None:
+    short, long = plan(minutes=minutes).recipe, plan(minutes=minutes * times).recipe
+    assert long.model.units >= short.model.units
+    if long.model.units == short.model.units:
+        assert long.model.dropout >= short.model.dropout
+        assert long.model.recurrent_dropout >= short.model.recurrent_dropout
+        assert long.training.weight_decay >= short.training.weight_decay
+
+
+def test_a_faster_machine_trains_a_wider_model() -> None:
+    ten_times = {units: 10 * speed for units, speed in SPEEDS.items()}
+    assert plan(minutes=1.0, speeds=ten_times).recipe.model.units > plan(minutes=1.0).recipe.model.units
+
+
+def test_a_small_text_gets_a_small_model_and_much_regularization() -> None:
+    small, large = (
+        plan(TextProfile(20_000, 60, "Latin", 20_000)).recipe,
+        plan(TextProfile(20_000_000, 60, "Latin", 20_000_000)).recipe,
+    )
+    assert small.model.units < large.model.units
+    assert small.model.dropout > 3 * large.model.dropout
+    assert small.training.weight_decay > large.training.weight_decay
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("units", 96), ("dropout", 0.07), ("weight_decay", 0.3), ("learning_rate", 0.001), ("cell", "lstm")],
+)
+def test_options_given_by_hand_are_kept(name: str, value: Any) -> None:
+    planned = plan(**{name: value})
+    [(_, shown, reason)] = [row for row in planned.explanation() if row[0] == "--" + name.replace("_", "-")]
+    assert (shown, reason) == (str(value), "given by hand")
+
+
+def test_a_width_given_by_hand_changes_the_options_derived_from_it() -> None:
+    """A narrow model reads the text more often in the same time, so it needs more dropout."""
+    assert plan(units=128).passes > 3 * plan(units=1024).passes
+    assert plan(units=128).recipe.model.dropout > plan(units=1024).recipe.model.dropout
+    assert plan(units=1024).recipe.training.learning_rate < plan(units=128).recipe.training.learning_rate
+
+
+def test_tied_weights_have_one_width() -> None:
+    free, fixed = plan(tied=True).recipe.model, plan(tied=True, embedding_size=200).recipe.model
+    assert free.embedding_size == free.units
+    assert (fixed.embedding_size, fixed.units) == (200, 200)
+
+
+def test_passes_over_bytes() -> None:
+    """With three bytes per character the same steps read the text a third as often."""
+    text = "道可道，非常道。" * 1000
+    of_characters = TextProfile.of(text, make_vocabulary(text, VocabularyConfig()))
+    of_bytes = TextProfile.of(text, make_vocabulary(text, VocabularyConfig(level="byte")))
+    assert of_bytes.tokens == 3 * of_characters.tokens
+    assert plan(of_bytes, units=64).passes == pytest.approx(plan(of_characters, units=64).passes / 3)
+
+
+@pytest.mark.parametrize("budget", [{"epochs": 7}, {"steps": 3430}])
+def test_a_budget_in_epochs_or_steps_needs_no_measurement(budget: dict[str, int]) -> None:
+    planned = make_plan(SHAKESPEARE, budget, {})
+    assert planned.passes == pytest.approx(7, rel=0.01)
+    assert planned.recipe.model.units == 512
+    assert "measured" not in " ".join(planned.summary())
+
+
+def test_options_that_are_not_planned_keep_their_defaults() -> None:
+    planned = plan()
+    untouched = {"beta1", "beta2", "clip_norm", "epsilon", "optimizer", "precision", "seed", "log_every"}
+    for name in untouched:
+        assert getattr(planned.recipe.training, name) == getattr(TrainingConfig(), name)
+    assert planned.recipe.sequences == SequenceConfig()
+    assert planned.recipe.model.tied is ModelConfig().tied
+    assert {row[0] for row in planned.explanation()} >= {"--units", "--dropout", "--learning-rate", "--patience"}
