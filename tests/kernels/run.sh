@@ -47,7 +47,10 @@ if [ "$kind" != arm ] && [ "$(uname -m)" = x86_64 ]; then
     add_variant avx2 -mavx2 -mfma
     add_variant avx512 "${avx512[@]}"
     add_variant avx512bf16 "${avx512[@]}" -mavx512bf16 -mavx512vnni
+    # 1: the tiles of the processor (CW_HARDWARE in tiles.h). Its assembler has to know them, its options do not matter.
+    add_variant amx "${avx512[@]}" -mavx512bf16 -mavx512vnni -DCW_TILES=1
 fi
+add_variant emulated -Wno-psabi -DCW_TILES=2
 compile -ffp-contract=off -c $source/sampling.c -o "$build/sampling.o" &
 compile -ffp-contract=off -D_DEFAULT_SOURCE -c tests/kernels/check.c -o "$build/check.o" &
 for file in dispatch pool writing; do

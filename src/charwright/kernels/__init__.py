@@ -16,21 +16,21 @@ from pathlib import Path
 
 from charwright.errors import UsageError
 
-ABI = 4
+ABI = 5
 CELL_CODES = {"gru": 0, "lstm": 1, "rnn": 2}
 UNITS_MULTIPLE = 16
 """The kernels require a number of units that is a multiple of this; callers pad with zeros."""
 
 STORAGES = {"f32": 0, "bf16": 1, "q8": 2}
 
-VARIANTS = ("avx512bf16", "avx512", "avx2", "portable")
+VARIANTS = ("amx", "avx512bf16", "avx512", "avx2", "portable", "emulated")
 
 
 class Layer(ctypes.Structure):
     """`cw_layer` of charwright_kernels.h, field for field."""
 
     _fields_ = (
-        *((name, ctypes.c_int32) for name in ("cell", "bf16", "steps", "batch", "units", "threads")),
+        *((name, ctypes.c_int32) for name in ("cell", "bf16", "steps", "batch", "units", "threads", "tokens")),
         *(
             (name, ctypes.c_void_p)
             for name in (
@@ -128,24 +128,44 @@ class Kernels:
         )  # fmt: skip
 
     def forward(self, layer: Layer) -> None:
-        """Run a layer's forward pass over its sequence."""
-        self.library.cw_forward(self.variant, ctypes.byref(layer))
+        """Run a layer's forward pass over its sequence.
+
+        Raises:
+            MemoryError: if the working memory cannot be allocated.
+        """
+        if self.library.cw_forward(self.variant, ctypes.byref(layer)):
+            raise MemoryError(f"not enough memory for a layer of {layer.units} units")
 
     def backward(self, layer: Layer) -> None:
-        """Run a layer's backward pass over its sequence."""
-        self.library.cw_backward(self.variant, ctypes.byref(layer))
+        """Run a layer's backward pass over its sequence.
+
+        Raises:
+            MemoryError: if the working memory cannot be allocated.
+        """
+        if self.library.cw_backward(self.variant, ctypes.byref(layer)):
+            raise MemoryError(f"not enough memory for the gradients of a layer of {layer.units} units")
+
+    def input_gradient(self, layer: Layer, to: int) -> None:
+        """After `backward`: the gradient of the inputs (T, B, G * H), to an address, in storage."""
+        self.library.cw_input_gradient(self.variant, ctypes.byref(layer), ctypes.c_void_p(to))
+
+    def weight_gradient(self, layer: Layer, scratch: int, to: int) -> None:
+        """After `backward`: the gradient of the recurrent weights (G * H, H) float32. Scratch of `outer_bytes`."""
+        self.library.cw_weight_gradient(
+            self.variant, ctypes.byref(layer), ctypes.c_void_p(scratch), ctypes.c_void_p(to)
+        )  # fmt: skip
 
     def outer_bytes(self, n: int, m: int, columns: int, *, bf16: bool) -> int:
         """The size of the scratch memory of `outer` in bytes."""
         return int(self.library.cw_outer_bytes(int(bf16), n, m, columns))
 
     def outer(
-        self, n: int, m: int, columns: int, *, bf16: bool, threads: int, first_row: int, a: int, a_row: int, b: int,
-        b_row: int, scratch: int, c: int,
+        self, n: int, m: int, columns: int, *, bf16: bool, threads: int, a: int, a_row: int, b: int, b_row: int,
+        scratch: int, c: int,
     ) -> None:  # fmt: skip
         """C (m, columns) float32 = a (n, m) transposed times b (n, columns). Addresses; row strides in elements."""
         self.library.cw_outer(
-            self.variant, int(bf16), threads, n, m, columns, first_row, ctypes.c_void_p(a), ctypes.c_size_t(a_row),
+            self.variant, int(bf16), threads, n, m, columns, ctypes.c_void_p(a), ctypes.c_size_t(a_row),
             ctypes.c_void_p(b), ctypes.c_size_t(b_row), ctypes.c_void_p(scratch), ctypes.c_void_p(c),
         )  # fmt: skip
 

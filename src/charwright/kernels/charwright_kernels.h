@@ -17,7 +17,7 @@
 
 enum { CW_GRU = 0, CW_LSTM = 1, CW_RNN = 2 };
 
-#define CW_ABI 4
+#define CW_ABI 5
 
 /* The storage type of weights and activations, and of the products' operands. */
 #define CW_F32 0
@@ -26,6 +26,7 @@ enum { CW_GRU = 0, CW_LSTM = 1, CW_RNN = 2 };
 
 typedef struct {
     int32_t cell, bf16, steps, batch, units, threads;
+    int32_t tokens;         /* the rows of the table */
     /* Input: rows of a table selected by ids, or one row per position. */
     const float *table;     /* (tokens, G * H), or NULL */
     const int64_t *ids;     /* (T, B) with the table */
@@ -36,7 +37,7 @@ typedef struct {
     void *hidden;           /* (T + 1, B, H) storage; [t] is the state before step t */
     void *masked;           /* `hidden` times the mask; only with a mask */
     void *gates;            /* written by forward, overwritten with gradients by backward; see `cw_slots` */
-    void *cells;            /* (T + 1, B, H) storage; LSTM only */
+    void *cells;            /* (T + 1, H / 16, B, 16) storage; LSTM only */
     float *state_h;         /* (B, H): the initial state in, the final state out */
     float *state_c;         /* (B, H), LSTM only */
     /* Backward only. */
@@ -47,7 +48,7 @@ typedef struct {
     float *d_bias;          /* (G * H), added to; with a bias */
 } cw_layer;
 
-/* The number of arrays (B, H) per step in `gates`, in storage.
+/* The number of slots in `gates` (T, H / 16, B, slots, 16) storage.
  * GRU: r, z, n, U_n h + c_n; after backward: d(n) * r, d(r), d(z), d(n), so that the first three are the gradient
  * of the recurrent product and the last three that of the input. LSTM: i, f, g, o and their gradients. RNN: its
  * gradient. */
@@ -65,14 +66,19 @@ CW_PUBLIC size_t cw_packed_bytes(int variant, int cell, int units, int bf16);
 /* Pack the recurrent weights (G * H, H) for the forward or the backward product. */
 CW_PUBLIC void cw_pack(int variant, int cell, int units, int bf16, int backward, int threads, const float *weights,
                        void *packed);
-CW_PUBLIC void cw_forward(int variant, const cw_layer *layer);
-CW_PUBLIC void cw_backward(int variant, const cw_layer *layer);
+/* Both return 0, or 1 if memory allocation fails. */
+CW_PUBLIC int cw_forward(int variant, const cw_layer *layer);
+CW_PUBLIC int cw_backward(int variant, const cw_layer *layer);
+/* After backward: the gradient of the inputs (T, B, G * H), in storage. */
+CW_PUBLIC void cw_input_gradient(int variant, const cw_layer *layer, void *d_inputs);
+/* After backward: the gradient of the recurrent weights (G * H, H) float32. `scratch` has cw_outer_bytes for
+ * n = T * B, m = G * H and H columns. */
+CW_PUBLIC void cw_weight_gradient(int variant, const cw_layer *layer, void *scratch, float *d_weights);
 /* The gradient of weights: c (m, columns) float32 = a (n, m) transposed times b (n, columns), both in storage with row
- * strides a_row and b_row in elements; `columns` is a multiple of 16. Column i of a gives row (i + first_row) % m of c.
- * `scratch` has cw_outer_bytes. */
+ * strides a_row and b_row in elements; `columns` is a multiple of 16. `scratch` has cw_outer_bytes. */
 CW_PUBLIC size_t cw_outer_bytes(int bf16, int n, int m, int columns);
-CW_PUBLIC void cw_outer(int variant, int bf16, int threads, int n, int m, int columns, int first_row, const void *a,
-                        size_t a_row, const void *b, size_t b_row, void *scratch, float *c);
+CW_PUBLIC void cw_outer(int variant, int bf16, int threads, int n, int m, int columns, const void *a, size_t a_row,
+                        const void *b, size_t b_row, void *scratch, float *c);
 /* Losses (rows) in nats of logits (rows, vocabulary) + bias against targets. With d_bias (vocabulary), which is added
  * to, the gradients of `scale` times the sum of the losses replace the logits. Scratch: threads * (vocabulary + 16)
  * floats. */

@@ -1,8 +1,31 @@
 /* Select among the compiled variants by the features of the processor. */
+#define _DEFAULT_SOURCE /* syscall */
+#include <stdlib.h>
+#include <string.h>
+
 #include "charwright_kernels.h"
 #include "variant.h"
 
 /* CW_HAS_... is defined if the compiler can build a variant; an older compiler lacks the newest. */
+#if defined(CW_HAS_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+extern const cw_variant cw_amx;
+/* The processor has the tiles of AMX for bfloat16 and 8 bits, and the system lets this process use them. */
+static int has_amx(void) {
+    static int answer = -1;
+    if (answer >= 0) return answer;
+    unsigned a, b, c, d;
+    const unsigned wanted = 1u << 22 | 1u << 24 | 1u << 25; /* AMX-BF16, AMX-TILE, AMX-INT8 */
+    answer = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & wanted) == wanted &&
+             syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* the data of the tiles */) == 0;
+    return answer;
+}
+#endif
+#if defined(CW_HAS_EMULATED)
+extern const cw_variant cw_emulated; /* tiles in plain C, for tests */
+#endif
 #if defined(CW_HAS_AVX512BF16)
 extern const cw_variant cw_avx512bf16;
 static int has_avx512bf16(void) {
@@ -23,6 +46,9 @@ static int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_c
 extern const cw_variant cw_portable;
 
 static const cw_variant *const variants[] = {
+#if defined(CW_HAS_AMX)
+    &cw_amx,
+#endif
 #if defined(CW_HAS_AVX512BF16)
     &cw_avx512bf16,
 #endif
@@ -33,6 +59,9 @@ static const cw_variant *const variants[] = {
     &cw_avx2,
 #endif
     &cw_portable,
+#if defined(CW_HAS_EMULATED)
+    &cw_emulated,
+#endif
 };
 
 enum { COUNT = sizeof variants / sizeof variants[0] };
@@ -41,6 +70,12 @@ static int runs_here(int index) {
     const cw_variant *variant = variants[index];
 #if defined(CW_HAS_AVX512BF16) || defined(CW_HAS_AVX512) || defined(CW_HAS_AVX2)
     __builtin_cpu_init();
+#endif
+#if defined(CW_HAS_AMX) /* only built together with bfloat16 in AVX-512 */
+    if (variant == &cw_amx) return has_avx512() && has_avx512bf16() && has_amx();
+#endif
+#if defined(CW_HAS_EMULATED)
+    if (variant == &cw_emulated) return 1;
 #endif
 #if defined(CW_HAS_AVX512BF16) /* only built together with plain AVX-512 */
     if (variant == &cw_avx512bf16) return has_avx512() && has_avx512bf16();
@@ -66,9 +101,13 @@ const char *cw_variant_name(int variant) { return variant >= 0 && variant < COUN
 
 const cw_variant *cw_chosen(int variant) { return variants[variant]; }
 
+/* The values of k that a variant multiplies at once, to which it pads. */
+static int padded(const cw_variant *variant, int units, int bf16) {
+    return variant->shape.tiles && bf16 ? (units + 31) / 32 * 32 : units;
+}
+
 size_t cw_packed_bytes(int variant, int cell, int units, int bf16) {
-    (void)variant;
-    return (size_t)cw_gate_count(cell) * units * units * (bf16 ? 2 : 4);
+    return (size_t)cw_gate_count(cell) * units * padded(variants[variant], units, bf16) * (bf16 ? 2 : 4);
 }
 
 void cw_pack(int variant, int cell, int units, int bf16, int backward, int threads, const float *weights,
@@ -77,30 +116,85 @@ void cw_pack(int variant, int cell, int units, int bf16, int backward, int threa
     cw_parallel(threads, variants[variant]->pack[bf16], &packing);
 }
 
-void cw_forward(int variant, const cw_layer *layer) {
-    cw_parallel(layer->threads, variants[variant]->forward[layer->bf16], (void *)layer);
+/* Take `bytes` of memory, from and to a cache line. */
+static void *take(char **memory, size_t bytes) {
+    char *taken = *memory;
+    *memory += (bytes + 63) / 64 * 64;
+    return taken;
 }
 
-void cw_backward(int variant, const cw_layer *layer) {
-    cw_parallel(layer->threads, variants[variant]->backward[layer->bf16], (void *)layer);
+/* Run a job of a layer with working memory, for an operand with `gates` times the units. */
+static int run_layer(int variant, const cw_layer *layer, const cw_job *jobs, int gates, int has_table) {
+    const size_t units = layer->units, size = layer->bf16 ? 2 : 4, rows = ((size_t)layer->batch + 15) / 16 * 16;
+    const size_t state = (size_t)layer->batch * units * sizeof(float);
+    const size_t k = gates * padded(variants[variant], layer->units, layer->bf16) + 64 / size;
+    const size_t table = has_table && layer->tokens <= CW_SMALL_TABLE
+                             ? layer->tokens * cw_gate_count(layer->cell) * units * sizeof(float) : 0;
+    const size_t operand = rows * k * size + 64, all = 3 * (state + 64) + 2 * operand + table + 256;
+    char *memory = malloc(all), *free_memory = memory;
+    if (!memory) return 1;
+    free_memory += 64 - (size_t)(uintptr_t)memory % 64;
+    cw_layer_job job = {.layer = layer};
+    job.h = take(&free_memory, state);
+    job.c = take(&free_memory, state);
+    job.mask = take(&free_memory, state);
+    for (int turn = 0; turn < 2; turn++) {
+        job.operand[turn] = take(&free_memory, operand);
+        /* Rows and values of k that only fill up tiles must be numbers. */
+        if (variants[variant]->shape.tiles) memset(job.operand[turn], 0, operand);
+    }
+    if (table) job.table = take(&free_memory, table);
+    cw_parallel(layer->threads, jobs[layer->bf16], &job);
+    free(memory);
+    return 0;
 }
 
-/* Slices of at most this many values of n: the packed part of b for one tile then fits into the L2 cache. */
-#define DEEPEST 2048
+int cw_forward(int variant, const cw_layer *layer) {
+    return run_layer(variant, layer, variants[variant]->forward, 1, layer->table != NULL);
+}
 
-static int slice(int n) {
-    const int slices = (n + DEEPEST - 1) / DEEPEST, depth = (n + slices - 1) / slices;
-    return depth + depth % 2;
+int cw_backward(int variant, const cw_layer *layer) {
+    return run_layer(variant, layer, variants[variant]->backward, cw_gate_count(layer->cell), layer->d_table != NULL);
+}
+
+void cw_input_gradient(int variant, const cw_layer *layer, void *d_inputs) {
+    cw_spread_job job = {layer, d_inputs};
+    cw_parallel(layer->threads, variants[variant]->spread_inputs[layer->bf16], &job);
+}
+
+/* Slices of at most this many values of n: the packed part of b for one product then fits into the L2 cache, or with
+ * tiles, which read faster, into the L1 cache. */
+#define DEEPEST 1024
+#define DEEPEST_TILES 384
+
+static int slice(int n, int deepest) {
+    const int slices = (n + deepest - 1) / deepest, depth = (n + slices - 1) / slices;
+    return (depth + 31) / 32 * 32;
 }
 
 size_t cw_outer_bytes(int bf16, int n, int m, int columns) {
-    return (size_t)slice(n) * ((m + 15) / 16 * 16 + columns) * (bf16 ? 2 : 4);
+    return (size_t)slice(n, DEEPEST) * ((m + 15) / 16 * 16 + columns) * (bf16 ? 2 : 4);
 }
 
-void cw_outer(int variant, int bf16, int threads, int n, int m, int columns, int first_row, const void *a, size_t a_row,
-              const void *b, size_t b_row, void *scratch, float *c) {
-    cw_outer_job job = {n, m, columns, slice(n), first_row, a, b, a_row, b_row, scratch, c};
-    cw_parallel(threads, variants[variant]->outer[bf16], &job);
+static void outer(int variant, int bf16, int threads, cw_outer_job *job) {
+    job->depth = slice(job->n, bf16 && variants[variant]->shape.tiles ? DEEPEST_TILES : DEEPEST);
+    cw_parallel(threads, variants[variant]->outer[bf16], job);
+}
+
+void cw_outer(int variant, int bf16, int threads, int n, int m, int columns, const void *a, size_t a_row, const void *b,
+              size_t b_row, void *scratch, float *c) {
+    cw_outer_job job = {.n = n, .m = m, .columns = columns, .a = a, .b = b, .a_row = a_row, .b_row = b_row,
+                        .scratch = scratch, .c = c};
+    outer(variant, bf16, threads, &job);
+}
+
+void cw_weight_gradient(int variant, const cw_layer *layer, void *scratch, float *d_weights) {
+    const int units = layer->units;
+    cw_outer_job job = {.n = layer->steps * layer->batch, .m = cw_gate_count(layer->cell) * units, .columns = units,
+                        .first_row = layer->cell == CW_GRU ? 2 * units : 0, /* the slots start with gate n */
+                        .layer = layer, .b = layer->mask ? layer->masked : layer->hidden, .b_row = units,
+                        .scratch = scratch, .c = d_weights};
+    outer(variant, layer->bf16, layer->threads, &job);
 }
 
 void cw_cross_entropy(int variant, int bf16, int threads, int rows, int vocabulary, void *logits, const float *bias,

@@ -1,54 +1,178 @@
-/* The gradients of weights: c (m, columns) = a (n, m) transposed times b (n, columns), on the tile of products.h. */
+/* The gradients of weights: c (m, columns) = a (n, m) transposed times b (n, columns), on the products of products.h
+ * or tiles.h. */
 
-#define GROUP 16 /* columns that are packed together; a multiple of every ROWS and LANES */
+#define GROUP 16 /* columns that are packed together; a multiple of every ROWS and LANES, and a block of units */
 
-/* One row of pairs: columns `at` to `at + GROUP` of rows k and k + 1, side by side; zeros beyond `width` and after
- * the last row. */
-INLINE void NAME(pair_up)(const elem *rows, size_t stride, int k, int depth_left, int at, int width, elem *pairs) {
-    const elem *from = rows + (size_t)k * stride + at;
-    if (at + GROUP <= width && depth_left >= DEPTH) {
+/* Reads a group of columns of a, row by row. */
+typedef struct {
+    const elem *row;
+    size_t stride, jump; /* between rows; additionally, after the last row of a step */
+    int batch, at;       /* rows of a step; the number of the row in it */
+} NAME(reader);
+
+INLINE NAME(reader) NAME(read_a)(const cw_outer_job *job, int column, int row) {
+    const cw_layer *layer = job->layer;
+    if (!layer) return (NAME(reader)){(const elem *)job->a + row * job->a_row + column, job->a_row, 0, INT32_MAX, 0};
+    const int batch = layer->batch, slots = cw_slots(layer->cell), blocks = layer->units / GROUP;
+    const int t = row / batch, b = row % batch, slot = column / layer->units, block = column % layer->units / GROUP;
+    const size_t row_of_block = ((size_t)t * blocks + block) * batch + b, stride = (size_t)slots * GROUP;
+    return (NAME(reader)){(const elem *)layer->gates + row_of_block * stride + slot * GROUP, stride,
+                          (blocks - 1) * (size_t)batch * stride, batch, b};
+}
+INLINE const elem *NAME(next_row)(NAME(reader) * reader) {
+    const elem *row = reader->row;
+    reader->row += reader->stride;
+    if (++reader->at == reader->batch) {
+        reader->at = 0;
+        reader->row += reader->jump;
+    }
+    return row;
+}
+
+/* DEPTH rows of a group, side by side: `width` columns of them exist; a row may be NULL, for zeros. */
+INLINE void NAME(pair_up)(const elem *const rows[DEPTH], int width, elem *pairs) {
 #if STORAGE == CW_BF16
+    if (width >= GROUP && rows[0] && rows[1]) {
         uint32_t both[GROUP];
-        for (int i = 0; i < GROUP; i++) both[i] = from[i] | (uint32_t)from[stride + i] << 16;
+        for (int i = 0; i < GROUP; i++) both[i] = rows[0][i] | (uint32_t)rows[1][i] << 16;
         memcpy(pairs, both, sizeof both);
-#else
-        memcpy(pairs, from, GROUP * sizeof(elem));
-#endif
         return;
     }
+#else
+    if (width >= GROUP && rows[0]) {
+        memcpy(pairs, rows[0], GROUP * sizeof(elem));
+        return;
+    }
+#endif
     for (int i = 0; i < GROUP; i++)
-        for (int d = 0; d < DEPTH; d++)
-            pairs[i * DEPTH + d] = at + i < width && d < depth_left ? from[d * stride + i] : 0;
+        for (int d = 0; d < DEPTH; d++) pairs[i * DEPTH + d] = rows[d] && i < width ? rows[d][i] : 0;
+}
+/* The next DEPTH rows, of `left`. */
+INLINE void NAME(next_pair)(NAME(reader) * reader, int left, int width, elem *pairs) {
+    const elem *rows[DEPTH];
+    for (int d = 0; d < DEPTH; d++) rows[d] = d < left ? NAME(next_row)(reader) : NULL;
+    NAME(pair_up)(rows, width, pairs);
+}
+
+/* b: vectors of LANES columns, then k. Each thread packs its share; all threads read all of it. */
+static void NAME(pack_b)(const cw_outer_job *job, int begin, int k, int steps, int first, int last, elem *packed) {
+    elem pairs[GROUP * DEPTH] __attribute__((aligned(64)));
+    for (int at = first; at < last; at += GROUP) {
+        const elem *b = (const elem *)job->b + (size_t)begin * job->b_row + at;
+        NAME(reader) reader = {b, job->b_row, 0, INT32_MAX, 0};
+        for (int s = 0; s < steps; s++) {
+            NAME(next_pair)(&reader, k - s * DEPTH, job->columns - at, pairs);
+            for (int v = 0; v < GROUP / LANES; v++)
+                memcpy(packed + ((size_t)(at / LANES + v) * steps + s) * LANES * DEPTH, pairs + v * LANES * DEPTH,
+                       LANES * DEPTH * sizeof(elem));
+        }
+    }
+}
+
+#if TILED
+/* 16 x 16 pairs, transposed. */
+INLINE void NAME(transpose)(uint32_t *to, const uint32_t from[GROUP][GROUP]) {
+#if CW_TILES == CW_HARDWARE
+    /* Four exchanges of halves, quarters, eighths and sixteenths between rows. */
+    __m512i rows[16], other[16];
+    for (int i = 0; i < 16; i++) rows[i] = _mm512_loadu_si512(from[i]);
+    for (int i = 0; i < 16; i += 2) {
+        other[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+        other[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        rows[i] = _mm512_unpacklo_epi64(other[i], other[i + 2]);
+        rows[i + 1] = _mm512_unpackhi_epi64(other[i], other[i + 2]);
+        rows[i + 2] = _mm512_unpacklo_epi64(other[i + 1], other[i + 3]);
+        rows[i + 3] = _mm512_unpackhi_epi64(other[i + 1], other[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        other[i] = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0x88);
+        other[i + 4] = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0xdd);
+        other[i + 8] = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0x88);
+        other[i + 12] = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 8; i++) {
+        _mm512_storeu_si512(to + i * GROUP, _mm512_shuffle_i32x4(other[i], other[i + 8], 0x88));
+        _mm512_storeu_si512(to + (i + 8) * GROUP, _mm512_shuffle_i32x4(other[i], other[i + 8], 0xdd));
+    }
+#else
+    for (int i = 0; i < GROUP; i++)
+        for (int j = 0; j < GROUP; j++) to[i * GROUP + j] = from[j][i];
+#endif
 }
 
 static void NAME(outer)(int thread, int threads, cw_barrier *barrier, void *argument) {
     const cw_outer_job *job = argument;
+    const int groups = (job->m + GROUP - 1) / GROUP, vectors = job->columns / LANES;
+    const int first = groups * thread / threads, last = groups * (thread + 1) / threads;
+    const size_t tile = TILE_ROWS * TILE_BYTES / sizeof(elem), c_row = job->columns * sizeof(float);
+    elem *packed_b = job->scratch, *packed_a = packed_b + (size_t)job->depth * job->columns;
+    float rest[TILE_ROWS * 3 * LANES] __attribute__((aligned(64)));
+    begin_tiles();
+    for (int begin = 0; begin < job->n; begin += job->depth) {
+        const int k = job->n - begin < job->depth ? job->n - begin : job->depth, tiles_of_k = (k + 31) / 32;
+        const int some = job->columns / GROUP;
+        NAME(pack_b)(job, begin, k, tiles_of_k * 16, some * thread / threads * GROUP,
+                     some * (thread + 1) / threads * GROUP, packed_b);
+        /* a: blocks of 16 columns, which become rows, then tiles of k. Each thread packs what it reads itself. */
+        for (int i = first; i < last; i++) {
+            NAME(reader) reader = NAME(read_a)(job, i * GROUP, begin);
+            for (int s = 0; s < tiles_of_k; s++) {
+                uint32_t pairs[GROUP][GROUP] __attribute__((aligned(64)));
+                for (int p = 0; p < 16; p++)
+                    NAME(next_pair)(&reader, k - (s * 16 + p) * DEPTH, job->m - i * GROUP, (elem *)pairs[p]);
+                NAME(transpose)((uint32_t *)(packed_a + ((size_t)i * tiles_of_k + s) * tile), pairs);
+            }
+        }
+        cw_meet(barrier);
+        for (int vector = 0, wide; vector < vectors; vector += wide) {
+            wide = share(vectors - vector, 3);
+            for (int i = first, blocks; i < last; i += blocks) {
+                const int partial = (i + 1) * GROUP > job->m; /* the last rows of c do not fill a tile */
+                blocks = i + 1 < last && (i + 2) * GROUP <= job->m && (i * GROUP + job->first_row) % job->m +
+                         2 * GROUP <= job->m ? 2 : 1;
+                float *c = job->c + (size_t)((i * GROUP + job->first_row) % job->m) * job->columns + vector * LANES;
+                const int rows = job->m - i * GROUP;
+                for (int r = 0; partial && r < rows; r++)
+                    memcpy(rest + r * wide * LANES, c + (size_t)r * job->columns, wide * LANES * sizeof(float));
+                const tile_product product = {
+                    .a = packed_a + (size_t)i * tiles_of_k * tile, .a_block = tiles_of_k * tile * sizeof(elem),
+                    .a_step = tile * sizeof(elem), .a_row = TILE_BYTES,
+                    .w = packed_b + (size_t)vector * tiles_of_k * tile, .w_vector = tiles_of_k * tile * sizeof(elem),
+                    .w_step = tile * sizeof(elem), .w_row = TILE_BYTES, .c = partial ? rest : c,
+                    .c_row = partial ? wide * LANES * sizeof(float) : c_row, .steps = tiles_of_k, .adding = begin > 0};
+                multiply_tiles_bf16(blocks, wide, &product);
+                for (int r = 0; partial && r < rows; r++)
+                    memcpy(c + (size_t)r * job->columns, rest + r * wide * LANES, wide * LANES * sizeof(float));
+            }
+        }
+        cw_meet(barrier); /* before any thread overwrites what another still reads */
+    }
+    end_tiles();
+}
+#else
+static void NAME(outer)(int thread, int threads, cw_barrier *barrier, void *argument) {
+    const cw_outer_job *job = argument;
     const int groups = (job->m + GROUP - 1) / GROUP, first = groups * thread / threads * GROUP;
     const int end = groups * (thread + 1) / threads * GROUP, last = end < job->m ? end : job->m;
-    const int all = job->columns / LANES;
+    const int all = job->columns / LANES, some = job->columns / GROUP;
     elem *packed_b = job->scratch, *packed_a = packed_b + (size_t)job->depth * job->columns;
     elem pairs[GROUP * DEPTH] __attribute__((aligned(64)));
     for (int begin = 0; begin < job->n; begin += job->depth) {
         const int k = job->n - begin < job->depth ? job->n - begin : job->depth, steps = (k + DEPTH - 1) / DEPTH;
-        const elem *a = (const elem *)job->a + (size_t)begin * job->a_row;
-        const elem *b = (const elem *)job->b + (size_t)begin * job->b_row;
-        /* b: vectors of LANES columns, then k. Each thread packs its share; all threads read all of it. */
-        for (int at = job->columns / GROUP * thread / threads * GROUP;
-             at < job->columns / GROUP * (thread + 1) / threads * GROUP; at += GROUP)
-            for (int s = 0; s < steps; s++) {
-                NAME(pair_up)(b, job->b_row, s * DEPTH, k - s * DEPTH, at, job->columns, pairs);
-                for (int v = 0; v < GROUP / LANES; v++)
-                    memcpy(packed_b + ((size_t)(at / LANES + v) * steps + s) * LANES * DEPTH, pairs + v * LANES * DEPTH,
-                           LANES * DEPTH * sizeof(elem));
-            }
+        NAME(pack_b)(job, begin, k, steps, some * thread / threads * GROUP, some * (thread + 1) / threads * GROUP,
+                     packed_b);
         /* a: blocks of ROWS columns, then k; each thread packs what it reads itself. */
-        for (int at = first; at < last; at += GROUP)
+        for (int at = first; at < last; at += GROUP) {
+            NAME(reader) reader = NAME(read_a)(job, at, begin);
             for (int s = 0; s < steps; s++) {
-                NAME(pair_up)(a, job->a_row, s * DEPTH, k - s * DEPTH, at, job->m, pairs);
+                NAME(next_pair)(&reader, k - s * DEPTH, job->m - at, pairs);
                 for (int r = 0; r < GROUP / ROWS; r++)
                     memcpy(packed_a + ((size_t)(at / ROWS + r) * steps + s) * ROWS * DEPTH, pairs + r * ROWS * DEPTH,
                            ROWS * DEPTH * sizeof(elem));
             }
+        }
         cw_meet(barrier);
         for (int vector = 0, vectors; vector < all; vector += vectors) {
             vectors = share(all - vector, 3);
@@ -65,3 +189,4 @@ static void NAME(outer)(int thread, int threads, cw_barrier *barrier, void *argu
         cw_meet(barrier); /* before any thread overwrites what another still reads */
     }
 }
+#endif

@@ -22,6 +22,13 @@ typedef vec NAME(sums_t);
 #endif
 #define elem NAME(weight_t)
 
+/* Whether the products of many rows are made of tiles. */
+#if defined(CW_TILES) && STORAGE != CW_F32
+#define TILED 1
+#else
+#define TILED 0
+#endif
+
 #if STORAGE != CW_Q8
 INLINE vec NAME(get)(const elem *from) {
 #if STORAGE == CW_BF16
@@ -38,6 +45,30 @@ INLINE void NAME(put)(elem *to, vec v) {
 #endif
 }
 #endif
+/* The functions of the gates. */
+#if STORAGE == CW_BF16 && defined(__AVX512F__)
+#define CHEAP 1 /* with 8 bits of precision, fewer terms are enough */
+#else
+#define CHEAP 0
+#endif
+#if STORAGE != CW_Q8
+INLINE vec NAME(sigmoid)(vec x) {
+#if CHEAP
+    return cheap_sigmoid(x);
+#else
+    return sigmoid(x);
+#endif
+}
+INLINE vec NAME(tanh)(vec x) {
+#if CHEAP
+    return cheap_tangent(x);
+#else
+    return hyperbolic_tangent(x);
+#endif
+}
+#endif
+#undef CHEAP
+
 /* sum + a * w, where `a` points to DEPTH values used in every lane, and w has DEPTH values per lane. */
 #if STORAGE == CW_BF16 && defined(__AVX512BF16__)
 typedef __m512bh NAME(wide);
@@ -69,7 +100,7 @@ typedef vec NAME(wide);
 INLINE NAME(wide) NAME(weights_at)(const elem *w) { return load(w); }
 INLINE NAME(wide) NAME(everywhere)(const elem *a) { return same(*a); }
 INLINE vec NAME(dot)(vec sum, NAME(wide) a, NAME(wide) w) { return sum + a * w; }
-#elif Q8_UNSIGNED /* values from 1 to 255: 128 is added to each, and subtracted from the sums later */
+#elif Q8_UNSIGNED && defined(__AVX512VNNI__) /* values from 1 to 255: 128 is added to each, and subtracted from the sums later */
 typedef uint8_t NAME(value_t);
 typedef __m512i NAME(wide), NAME(wide_value);
 INLINE NAME(wide) NAME(weights_at)(const elem *w) { return _mm512_loadu_si512(w); }
@@ -80,6 +111,28 @@ INLINE NAME(wide_value) NAME(everywhere)(const NAME(value_t) * a) {
 }
 INLINE ivec NAME(dot)(ivec sum, NAME(wide_value) a, NAME(wide) w) {
     return (ivec)_mm512_dpbusd_epi32((__m512i)sum, a, w);
+}
+#elif Q8_UNSIGNED /* the same without the instruction, for emulated tiles */
+typedef uint8_t NAME(value_t);
+typedef struct {
+    int8_t bytes[4 * LANES];
+} NAME(wide);
+typedef struct {
+    uint8_t bytes[4];
+} NAME(wide_value);
+INLINE NAME(wide) NAME(weights_at)(const elem *w) {
+    NAME(wide) all;
+    memcpy(&all, w, sizeof all);
+    return all;
+}
+INLINE NAME(wide_value) NAME(everywhere)(const NAME(value_t) * a) {
+    NAME(wide_value) four;
+    memcpy(&four, a, sizeof four);
+    return four;
+}
+INLINE ivec NAME(dot)(ivec sum, NAME(wide_value) a, NAME(wide) w) {
+    for (int i = 0; i < 4 * LANES; i++) sum[i / 4] += a.bytes[i % 4] * w.bytes[i];
+    return sum;
 }
 #elif defined(__ARM_FEATURE_DOTPROD)
 typedef int8_t NAME(value_t);

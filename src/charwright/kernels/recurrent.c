@@ -9,6 +9,8 @@
 #define TEXT_(a) #a
 #define TEXT(a) TEXT_(a)
 
+#include "tiles.h"
+
 #define STORAGE CW_F32
 #include "products.h"
 #include "outer.h"
@@ -38,12 +40,19 @@
 #define Q8_SWAPPED 1
 #endif
 
+#if defined(CW_TILES)
+#define HAS_TILES 1
+#else
+#define HAS_TILES 0
+#endif
+
 const cw_variant PASTE(cw_, CW_VARIANT) = {
     TEXT(CW_VARIANT),
-    {LANES, Q8_OFFSET, Q8_SWAPPED},
+    {LANES, Q8_OFFSET, Q8_SWAPPED, HAS_TILES},
     {pack_f32, pack_bf16},
     {forward_f32, forward_bf16},
     {backward_f32, backward_bf16},
+    {spread_inputs_f32, spread_inputs_bf16},
     {outer_f32, outer_bf16},
     {cross_entropy_f32, cross_entropy_bf16},
     {write_f32, write_bf16, write_q8},

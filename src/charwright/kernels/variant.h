@@ -11,12 +11,30 @@ typedef struct {
     void *packed;
 } cw_packing;
 
+/* The working memory of a layer during a call; units are in blocks of 16. See layers.h. */
+typedef struct {
+    const cw_layer *layer;
+    float *table;       /* (H / 16, tokens, G, 16): the table or its gradient, if it is small; or NULL */
+    float *h, *c;       /* (H / 16, B, 16): the state or its gradient */
+    float *mask;        /* the same shape */
+    void *operand[2];   /* of the recurrent product, for steps in turn */
+} cw_layer_job;
+
+/* A larger table is used as it is: its blocks would not stay in the cache. */
+#define CW_SMALL_TABLE 512
+
+typedef struct {
+    const cw_layer *layer;
+    void *to;
+} cw_spread_job;
+
 /* c (m, columns) float32 = a (n, m) transposed times b (n, columns), both in storage, `depth` values of n at a time.
- * Column i of a gives row (i + first_row) % m of c. */
+ * Column i of a gives row (i + first_row) % m of c. With a layer, a is its gates: (T * B, slots * H). */
 typedef struct {
     int n, m, columns, depth, first_row;
     const void *a, *b;
     size_t a_row, b_row;
+    const cw_layer *layer;
     void *scratch;
     float *c;
 } cw_outer_job;
@@ -37,8 +55,9 @@ typedef struct {
     cw_text *texts;
     int count;
     int64_t steps;
+    int rows;          /* of activations: texts, and zeros that fill up the last tile */
     int turn;          /* the half of `activations` from before the step */
-    void *activations; /* (L, 2, texts, H): the inputs of the products, before and after the step */
+    void *activations; /* (L, 2, rows, H): the inputs of the products, before and after the step */
     double *logits;    /* (texts, V) */
     char *scratch;     /* cw_draw_bytes for each thread */
 } cw_writing;
@@ -50,12 +69,13 @@ void cw_read_on(const cw_writing *writing, int text, int thread);
 
 typedef struct {
     int32_t lanes, q8_offset, q8_swapped;
+    int32_t tiles; /* whether products in bfloat16 and 8 bits are made of tiles */
 } cw_shape;
 
 typedef struct {
     const char *name;
     cw_shape shape;
-    cw_job pack[2], forward[2], backward[2], outer[2], cross_entropy[2], write[3];
+    cw_job pack[2], forward[2], backward[2], spread_inputs[2], outer[2], cross_entropy[2], write[3];
 } cw_variant;
 
 /* The vectors in a panel of packed weights for single steps: enough sums to keep the processor busy. */

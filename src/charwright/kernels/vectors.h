@@ -10,6 +10,9 @@
 #include <immintrin.h>
 #define LANES 16
 #define ROWS 8
+#elif defined(CW_TILES) /* emulated, on any processor: the columns of a tile */
+#define LANES 16
+#define ROWS 8
 #elif defined(__AVX2__)
 #include <immintrin.h>
 #define LANES 8
@@ -23,7 +26,7 @@
 #endif
 
 /* The type of activations in 8-bit products; see products.h. */
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) || defined(CW_TILES)
 #define Q8_UNSIGNED 1
 #else
 #define Q8_UNSIGNED 0
@@ -77,26 +80,34 @@ INLINE void store_bf16(uint16_t *to, vec v) {
     memcpy(to, &h, sizeof h);
 #endif
 }
-/* e^x to 2 units in the last place: 2^i * 2^f with |f| <= 1/2, 2^f by its Taylor polynomial in f ln 2 (degree 7). */
+/* x, not less than `low` and not more than `high`; NaN stays NaN. */
+INLINE vec within_floats(vec x, float low, float high) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_min_ps(_mm512_set1_ps(high), _mm512_max_ps(_mm512_set1_ps(low), (__m512)x));
+#elif defined(__AVX2__)
+    return (vec)_mm256_min_ps(_mm256_set1_ps(high), _mm256_max_ps(_mm256_set1_ps(low), (__m256)x));
+#else
+    const vec most = same(high), least = same(low);
+    const ivec above = x > most, below = x < least;
+    x = (vec)((above & (ivec)most) | (~above & (ivec)x));
+    return (vec)((below & (ivec)least) | (~below & (ivec)x));
+#endif
+}
+/* e^x to 2 units in the last place: 2^i * e^f with |f| <= ln 2 / 2, e^f by the polynomial of degree 6 with the least
+ * relative error. Adding 1.5 * 2^23 rounds x / ln 2 to the integer i, which is then in the lowest bits. */
 INLINE vec exponential(vec x) {
-    const vec high = same(88.0f), low = same(-87.0f);
-    ivec above = x > high, below = x < low;
-    x = (vec)((above & (ivec)high) | (~above & (ivec)x));
-    x = (vec)((below & (ivec)low) | (~below & (ivec)x));
-    vec scaled = x * 1.44269504f;
-    vec rounded = (scaled + 12582912.0f) - 12582912.0f; /* adding 1.5 * 2^23 rounds to an integer */
-    vec f = x - rounded * 0.693359375f;
-    f = f + rounded * 2.12194440e-4f;
-    vec p = same(1.9841270e-4f);
-    p = p * f + 1.3888889e-3f;
-    p = p * f + 8.3333333e-3f;
-    p = p * f + 4.1666667e-2f;
-    p = p * f + 1.6666667e-1f;
-    p = p * f + 0.5f;
+    x = within_floats(x, -87.0f, 88.0f);
+    const vec shifted = x * 1.44269504f + 12582912.0f, i = shifted - 12582912.0f;
+    vec f = x - i * 0.693359375f;
+    f = f + i * 2.12194440e-4f;
+    vec p = same(1.40614222e-3f);
+    p = p * f + 8.37905904e-3f;
+    p = p * f + 4.16647733e-2f;
+    p = p * f + 1.66663648e-1f;
+    p = p * f + 5.00000044e-1f;
     p = p * f + 1.0f;
     p = p * f + 1.0f;
-    ivec exponent = __builtin_convertvector(rounded, ivec) + 127;
-    return p * (vec)(exponent << 23);
+    return p * (vec)(((ivec)shifted << 23) + 0x3f800000);
 }
 /* 1 / x: an estimate of 14 bits and a Newton step are faster than a division, and as accurate. */
 INLINE vec reciprocal(vec x) {
@@ -109,6 +120,29 @@ INLINE vec reciprocal(vec x) {
 }
 INLINE vec sigmoid(vec x) { return reciprocal(1.0f + exponential(-x)); }
 INLINE vec hyperbolic_tangent(vec x) { return 1.0f - 2.0f * reciprocal(1.0f + exponential(x + x)); }
+
+#if defined(__AVX512F__)
+/* 2^x to 18 bits, without bounds: infinity and zero are right. */
+INLINE __m512 cheap_power_of_2(__m512 x) {
+    const __m512 whole = _mm512_roundscale_ps(x, 8), f = _mm512_sub_ps(x, whole);
+    __m512 p = _mm512_set1_ps(9.78275e-3f);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.5976e-2f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.40206e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.93113e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(p, whole);
+}
+/* To an absolute error of 4e-5 and 8e-5: the estimate of 14 bits of 1 / x is not refined. */
+INLINE vec cheap_sigmoid(vec x) {
+    const __m512 e = cheap_power_of_2(_mm512_mul_ps((__m512)x, _mm512_set1_ps(-1.44269504f)));
+    return (vec)_mm512_rcp14_ps(_mm512_add_ps(e, _mm512_set1_ps(1.0f)));
+}
+INLINE vec cheap_tangent(vec x) {
+    const __m512 e = cheap_power_of_2(_mm512_mul_ps((__m512)x, _mm512_set1_ps(2.88539008f)));
+    return (vec)_mm512_fnmadd_ps(_mm512_set1_ps(2.0f), _mm512_rcp14_ps(_mm512_add_ps(e, _mm512_set1_ps(1.0f))),
+                                 _mm512_set1_ps(1.0f));
+}
+#endif
 
 /* --- Integers --- */
 
@@ -135,7 +169,7 @@ INLINE ivec multiply_pairs(ivec a, ivec b) {
     return (ivec)_mm512_madd_epi16((__m512i)a, (__m512i)b);
 #elif defined(__AVX2__)
     return (ivec)_mm256_madd_epi16((__m256i)a, (__m256i)b);
-#elif defined(__SSE2__)
+#elif defined(__SSE2__) && LANES == 4
     return (ivec)_mm_madd_epi16((__m128i)a, (__m128i)b);
 #else
     return ((ivec)((uvec)a << 16) >> 16) * ((ivec)((uvec)b << 16) >> 16) + (a >> 16) * (b >> 16);

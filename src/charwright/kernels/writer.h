@@ -31,13 +31,67 @@ INLINE void NAME(activate)(value *to, const state_t *from) {
 #endif
 }
 
+/* The most rows in a product. With tiles, activations and sums have room for whole tiles. In 8 bits the sums are exact,
+ * and a single text is read faster by vectors; in bfloat16 one text and many must be summed in the same order. */
+#if TILED
+#define WRITER_ROWS (2 * TILE_ROWS)
+INLINE int NAME(by_tiles)(int texts) { return STORAGE == CW_BF16 || texts > 1; }
+#else
+#define WRITER_ROWS ROWS
+INLINE int NAME(by_tiles)(int texts) { return texts < 0; }
+#endif
+INLINE int NAME(rows_at_once)(int left, int texts, int most) {
+    return NAME(by_tiles)(texts) ? (left < WRITER_ROWS ? left : WRITER_ROWS) : share(left, most);
+}
+
+#if TILED
+/* The first values of k by tiles; returns how many. */
+INLINE int NAME(panel_of_tiles)(const value *activations, size_t stride, int rows, const elem *packed, int width,
+                                int vectors, int k, sum *sums) {
+    const int steps = k * (int)sizeof(elem) / TILE_BYTES, blocks = rows > TILE_ROWS ? 2 : 1;
+    for (int v = 0, some; steps && v < vectors; v += some) {
+        some = share(vectors - v, blocks == 1 ? 6 : 3);
+        const tile_product product = {
+            .a = activations, .a_block = TILE_ROWS * stride * sizeof(value), .a_step = TILE_BYTES,
+            .a_row = stride * sizeof(value), .w = packed + (size_t)v * LANES * DEPTH, .w_vector = TILE_BYTES,
+            .w_row = (size_t)width * TILE_BYTES, .w_step = (size_t)TILE_ROWS * width * TILE_BYTES,
+            .c = sums + (size_t)v * LANES, .c_row = (size_t)vectors * LANES * sizeof(sum), .steps = steps};
+#if STORAGE == CW_BF16
+        multiply_tiles_bf16(blocks, some, &product);
+#else
+        multiply_tiles_q8(blocks, some, &product);
+#endif
+    }
+    return steps * TILE_BYTES / (int)sizeof(elem);
+}
+#endif
+
 /* sums (rows, vectors of a panel) = activations * a panel of the matrix. A single row uses the whole panel at once. */
 static void NAME(panel)(const value *activations, size_t stride, int rows, const elem *packed, int width, int begin,
-                        int vectors, int k, sum *sums) {
-    const NAME(product) product = {
-        .a = activations, .a_row = stride, .a_step = DEPTH, .w = packed + (size_t)begin * LANES * DEPTH,
-        .w_step = (size_t)width * LANES * DEPTH, .w_vector = LANES * DEPTH, .c = sums,
-        .c_row = (size_t)vectors * LANES, .k = k};
+                        int vectors, int k, int texts, sum *sums) {
+    const size_t w_step = (size_t)width * LANES * DEPTH, c_row = (size_t)vectors * LANES;
+    packed += (size_t)begin * LANES * DEPTH;
+#if TILED
+    if (NAME(by_tiles)(texts)) {
+        const int done = NAME(panel_of_tiles)(activations, stride, rows, packed, width, vectors, k, sums);
+        for (int v = 0, wide; done < k && v < vectors; v += wide) { /* what does not fill a tile */
+            wide = share(vectors - v, 3);
+            for (int r = 0; r < rows; r += ROWS) {
+                const NAME(product) product = {
+                    .a = activations + r * stride + done, .a_row = stride, .a_step = DEPTH,
+                    .w = packed + done / DEPTH * w_step + (size_t)v * LANES * DEPTH, .w_step = w_step,
+                    .w_vector = LANES * DEPTH, .c = sums + r * c_row + (size_t)v * LANES, .c_row = c_row, .k = k - done,
+                    .adding = done > 0};
+                NAME(multiply)(rows - r < ROWS ? rows - r : ROWS, wide, &product);
+            }
+        }
+        return;
+    }
+#else
+    (void)texts;
+#endif
+    const NAME(product) product = {.a = activations, .a_row = stride, .a_step = DEPTH, .w = packed, .w_step = w_step,
+                                   .w_vector = LANES * DEPTH, .c = sums, .c_row = c_row, .k = k};
     NAME(multiply)(rows, vectors, &product);
 }
 
@@ -145,7 +199,7 @@ INLINE state_t *NAME(state_of)(const cw_writing *w, int text, int layer, int par
 }
 /* The activations (texts, H) of a layer, before or after the current step. */
 INLINE value *NAME(activations)(const cw_writing *w, int layer, int after) {
-    const size_t size = (size_t)w->count * w->model->units;
+    const size_t size = (size_t)w->rows * w->model->units;
     return (value *)w->activations + (2 * (size_t)layer + (w->turn ^ after)) * size;
 }
 
@@ -166,8 +220,8 @@ static void NAME(write_layer)(const cw_writing *w, int layer, int thread, int th
     const cw_matrix *recurrent = model->recurrent + layer, *inputs = model->inputs + layer;
     const value *before = NAME(activations)(w, layer, 0), *below = layer ? NAME(activations)(w, layer - 1, 1) : NULL;
     value *after = NAME(activations)(w, layer, 1);
-    sum sums[ROWS * MOST_PANEL * LANES] __attribute__((aligned(64)));
-    sum fed_sums[ROWS * MOST_PANEL * LANES] __attribute__((aligned(64)));
+    sum sums[WRITER_ROWS * MOST_PANEL * LANES] __attribute__((aligned(64)));
+    sum fed_sums[WRITER_ROWS * MOST_PANEL * LANES] __attribute__((aligned(64)));
     NAME(share_values)(before, w->count, units, threads);
     if (layer) NAME(share_values)(below, w->count, units, threads);
     for (int panel = panels * thread / threads; panel < panels * (thread + 1) / threads; panel++) {
@@ -177,13 +231,13 @@ static void NAME(write_layer)(const cw_writing *w, int layer, int thread, int th
         const int together = w->count == 1 ? in_panel : 1;
         for (int block = 0; block < in_panel; block += together)
             for (int text = 0, rows; text < w->count; text += rows) {
-                rows = share(w->count - text, most_rows);
+                rows = NAME(rows_at_once)(w->count - text, w->count, most_rows);
                 const size_t row = (size_t)text * units;
                 NAME(panel)(before + row, units, rows, (const elem *)recurrent->packed + at, in_panel * gates,
-                            block * gates, together * gates, units, sums);
+                            block * gates, together * gates, units, w->count, sums);
                 if (layer)
                     NAME(panel)(below + row, units, rows, (const elem *)inputs->packed + at, in_panel * gates,
-                                block * gates, together * gates, units, fed_sums);
+                                block * gates, together * gates, units, w->count, fed_sums);
                 for (int r = 0; r < rows; r++) {
                     const cw_text *one = w->texts + text + r;
                     for (int b = 0; b < together; b++) {
@@ -209,15 +263,15 @@ static void NAME(write_head)(const cw_writing *w, int thread, int threads) {
     const int vectors = (model->vocabulary + 15) / 16 * 16 / LANES; /* rows are padded to a multiple of 16 */
     const int panels = (vectors + HEAD_PANEL - 1) / HEAD_PANEL;
     const value *last = NAME(activations)(w, model->layers - 1, 1);
-    sum sums[ROWS * MOST_PANEL * LANES] __attribute__((aligned(64)));
+    sum sums[WRITER_ROWS * MOST_PANEL * LANES] __attribute__((aligned(64)));
     NAME(share_values)(last, w->count, model->units, threads);
     for (int panel = panels * thread / threads; panel < panels * (thread + 1) / threads; panel++) {
         const int first = panel * HEAD_PANEL, here = vectors - first < HEAD_PANEL ? vectors - first : HEAD_PANEL;
         const elem *packed = (const elem *)model->head->packed + (size_t)first * LANES * model->units;
         for (int text = 0, rows; text < w->count; text += rows) {
-            rows = share(w->count - text, ROWS);
+            rows = NAME(rows_at_once)(w->count - text, w->count, ROWS);
             NAME(panel)(last + (size_t)text * model->units, model->units, rows, packed, here, 0, here, model->units,
-                        sums);
+                        w->count, sums);
             for (int r = 0; r < rows; r++)
                 for (int v = 0; v < here; v++) {
                     const int row = (first + v) * LANES, left = model->vocabulary - row;
@@ -231,6 +285,9 @@ static void NAME(write_head)(const cw_writing *w, int thread, int threads) {
 static void NAME(write)(int thread, int threads, cw_barrier *barrier, void *argument) {
     const cw_writing *w = argument;
     cw_writing mine = *w; /* each thread has its own `turn`, with the same value */
+#if TILED
+    begin_tiles();
+#endif
     NAME(begin)(&mine, thread, threads);
     for (int64_t step = 0; step < w->steps; step++, mine.turn ^= 1) {
         int head_needed = 0;
@@ -247,9 +304,13 @@ static void NAME(write)(int thread, int threads, cw_barrier *barrier, void *argu
         for (int text = w->count * thread / threads; text < w->count * (thread + 1) / threads; text++)
             cw_read_on(w, text, thread);
     }
+#if TILED
+    end_tiles();
+#endif
 }
 
 #undef MOST_PANEL
+#undef WRITER_ROWS
 #undef PRE_LIMIT
 #undef value
 #undef sum
@@ -258,9 +319,11 @@ static void NAME(write)(int thread, int threads, cw_barrier *barrier, void *argu
 #undef CASES
 #undef CASES_OF_4
 #undef ROWS_OF_4
-#undef PANEL
 #undef GROUP
 #undef AT_ONCE
+#undef BLOCK
+#undef VECTORS
+#undef TILED
 #undef COLUMNS
 #undef DEPTH
 #undef NAME

@@ -49,8 +49,8 @@ void cw_read_on(const cw_writing *writing, int number, int thread) {
 
 int cw_write(int variant, const cw_model *model, int threads, cw_text *texts, int count, int64_t steps) {
     const size_t size = model->storage == CW_F32 ? 4 : 2; /* 8-bit activations have 16 bits on some machines */
-    cw_writing writing = {.model = model, .texts = texts, .count = count, .steps = steps};
-    writing.activations = malloc(2 * (size_t)model->layers * count * model->units * size);
+    cw_writing writing = {.model = model, .texts = texts, .count = count, .rows = (count + 15) / 16 * 16, .steps = steps};
+    writing.activations = calloc(2 * (size_t)model->layers * writing.rows * model->units, size);
     writing.logits = malloc((size_t)count * model->vocabulary * sizeof(double));
     writing.scratch = malloc(cw_draw_bytes(model->vocabulary) * threads);
     const int enough = writing.activations && writing.logits && writing.scratch;

@@ -105,7 +105,7 @@ class _NativeLayer(torch.autograd.Function):
         last_h, last_c = h.clone(), c.clone() if c is not None else None
         inputs = inputs.contiguous()
         ids, bias, mask = (None if part is None else part.contiguous() for part in (ids, bias, mask))
-        layer = _layer(cell, dtype, steps, batch, units)
+        layer = _layer(cell, dtype, steps, batch, units, tokens=0 if ids is None else len(inputs))
         _point(layer, "table" if ids is not None else "inputs", inputs)
         packed = _packed(kernels, cell, weights, dtype, backward=False)
         tensors = {"ids": ids, "bias": bias, "mask": mask, "packed": packed, "hidden": hidden, "masked": masked}
@@ -135,7 +135,7 @@ class _NativeLayer(torch.autograd.Function):
         d_c = grads[2].contiguous().clone() if cells is not None else None
         d_table = torch.zeros_like(table) if ids is not None else None
         d_bias = torch.zeros_like(bias) if bias is not None else None
-        layer = _layer(cell, dtype, steps, batch, units)
+        layer = _layer(cell, dtype, steps, batch, units, tokens=0 if table is None else len(table))
         packed = _packed(ctx.kernels, cell, weights, dtype, backward=True)
         tensors = {"ids": ids, "bias": bias, "mask": mask, "packed": packed, "hidden": hidden, "masked": masked}
         tensors |= {"gates": gates, "cells": cells, "d_outputs": d_outputs, "d_h": d_h, "d_c": d_c}
@@ -144,27 +144,29 @@ class _NativeLayer(torch.autograd.Function):
             _point(layer, name, tensor)
         ctx.kernels.backward(layer)
         del packed, tensors  # before the step's peak of memory
-        d_weights = _recurrent_gradient(ctx.kernels, cell, gates, hidden if masked is None else masked)
+        d_weights = _weight_gradient(ctx.kernels, layer, weights)
         d_inputs = d_table
-        if d_table is None:
-            d_inputs = gates[..., units:] if cell == "gru" else gates
-        else:
-            _give_back(gates)
-        _give_back(masked, cells)
+        if d_inputs is None:
+            d_inputs = torch.empty(steps, batch, len(weights), dtype=dtype)
+            ctx.kernels.input_gradient(layer, d_inputs.data_ptr())
+        _give_back(masked, cells, gates)
         return None, None, None, d_inputs, None, d_weights, d_bias, d_h, d_c, None
 
 
-def _recurrent_gradient(kernels: Kernels, cell: str, gates: Tensor, states: Tensor) -> Tensor:
-    """All steps' gradients of U at once: gates (T, B, slots * H) and states (T + 1, B, H) -> (G * H, H) float32."""
-    units = states.shape[2]
-    rows, before = gates.flatten(0, 1), states[:-1].flatten(0, 1)
-    if cell == "gru":  # Its slots start with the gradient of U_n h, which is the last gate.
-        return outer(kernels, rows[:, : 3 * units], before, first_row=2 * units)
-    return outer(kernels, rows, before)
+def _weight_gradient(kernels: Kernels, layer: Layer, weights: Tensor) -> Tensor:
+    """The gradient of U (G * H, H) float32 from all steps at once, after backward."""
+    rows, units = weights.shape
+    scratch = _borrow(
+        (kernels.outer_bytes(layer.steps * layer.batch, rows, units, bf16=bool(layer.bf16)),), torch.uint8
+    )  # fmt: skip
+    result = torch.empty(rows, units)
+    kernels.weight_gradient(layer, scratch.data_ptr(), result.data_ptr())
+    _give_back(scratch)
+    return result
 
 
-def outer(kernels: Kernels, a: Tensor, b: Tensor, first_row: int = 0) -> Tensor:
-    """A (N, M) transposed times b (N, K) -> (M, K) float32; column i of a makes row (i + first_row) % M.
+def outer(kernels: Kernels, a: Tensor, b: Tensor) -> Tensor:
+    """A (N, M) transposed times b (N, K) -> (M, K) float32.
 
     K must be a multiple of `UNITS_MULTIPLE`, and both must have the same type, float32 or bfloat16.
     """
@@ -172,8 +174,8 @@ def outer(kernels: Kernels, a: Tensor, b: Tensor, first_row: int = 0) -> Tensor:
     scratch = _borrow((kernels.outer_bytes(n, m, columns, bf16=bf16),), torch.uint8)
     result = torch.empty(m, columns)
     kernels.outer(
-        n, m, columns, bf16=bf16, threads=torch.get_num_threads(), first_row=first_row, a=a.data_ptr(),
-        a_row=a.stride(0), b=b.data_ptr(), b_row=b.stride(0), scratch=scratch.data_ptr(), c=result.data_ptr(),
+        n, m, columns, bf16=bf16, threads=torch.get_num_threads(), a=a.data_ptr(), a_row=a.stride(0), b=b.data_ptr(),
+        b_row=b.stride(0), scratch=scratch.data_ptr(), c=result.data_ptr(),
     )  # fmt: skip
     _give_back(scratch)
     return result
@@ -215,7 +217,7 @@ def _give_back(*tensors: Tensor | None) -> None:
         _spare.pop(next(iter(_spare)), None)
 
 
-def _layer(cell: str, dtype: torch.dtype, steps: int, batch: int, units: int) -> Layer:
+def _layer(cell: str, dtype: torch.dtype, steps: int, batch: int, units: int, tokens: int) -> Layer:
     return Layer(
         cell=CELL_CODES[cell],
         bf16=int(dtype == torch.bfloat16),
@@ -223,6 +225,7 @@ def _layer(cell: str, dtype: torch.dtype, steps: int, batch: int, units: int) ->
         batch=batch,
         units=units,
         threads=torch.get_num_threads(),
+        tokens=tokens,
     )
 
 

@@ -1,0 +1,195 @@
+/* Tiles: matrices of 16 rows x 64 bytes in eight registers, and products of them.
+ *
+ * CW_TILES names who multiplies: the processor (Intel's AMX), or plain C that emulates it, so that every machine can
+ * test the code around it. The sums are those of the processor: with bfloat16, even and odd values of k apart within a
+ * tile, without denormal numbers (Intel 64 and IA-32 Architectures Software Developer's Manual, TDPBF16PS).
+ */
+#define CW_HARDWARE 1
+#define CW_EMULATED 2
+
+#if defined(CW_TILES)
+#define TILE_ROWS 16
+#define TILE_BYTES 64
+
+#if CW_TILES == CW_HARDWARE
+/* The compiler's intrinsics for loads do not tell it that memory is read. */
+#define TILE_ZERO(t) __asm__ volatile("tilezero %%tmm" #t ::)
+#define TILE_LOAD(t, from, row) \
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t ::"r"((const void *)(from)), "r"((size_t)(row)) : "memory")
+#define TILE_STORE(t, to, row) \
+    __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"((void *)(to)), "r"((size_t)(row)) : "memory")
+#define TILE_DOT_BF16(c, a, w) __asm__ volatile("tdpbf16ps %%tmm" #w ", %%tmm" #a ", %%tmm" #c ::)
+#define TILE_DOT_Q8(c, a, w) __asm__ volatile("tdpbusd %%tmm" #w ", %%tmm" #a ", %%tmm" #c ::)
+
+/* Configure all tiles of the calling thread to their full size. */
+static void begin_tiles(void) {
+    struct {
+        uint8_t palette, start_row, reserved[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } shapes = {.palette = 1};
+    for (int t = 0; t < 8; t++) {
+        shapes.row_bytes[t] = TILE_BYTES;
+        shapes.rows[t] = TILE_ROWS;
+    }
+    __asm__ volatile("ldtilecfg %0" ::"m"(shapes));
+}
+/* Until this, the system saves 8 KB more at each switch of threads. */
+static void end_tiles(void) { __asm__ volatile("tilerelease" ::); }
+
+#else
+typedef union {
+    float floats[TILE_ROWS][16];
+    int32_t whole[TILE_ROWS][16];
+    uint16_t halves[TILE_ROWS][32];
+    uint8_t bytes[TILE_ROWS][64];
+    int8_t signed_bytes[TILE_ROWS][64];
+} tile;
+static _Thread_local tile tiles[8];
+
+static void tile_load(tile *t, const void *from, size_t row) {
+    for (int i = 0; i < TILE_ROWS; i++) memcpy(t->bytes[i], (const char *)from + i * row, TILE_BYTES);
+}
+static void tile_store(const tile *t, void *to, size_t row) {
+    for (int i = 0; i < TILE_ROWS; i++) memcpy((char *)to + i * row, t->bytes[i], TILE_BYTES);
+}
+static float without_denormals(float x) { return x < 1.17549435e-38f && x > -1.17549435e-38f ? 0 : x; }
+static float wide(uint16_t half) {
+    const uint32_t bits = (uint32_t)half << 16;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return without_denormals(x);
+}
+static void tile_dot_bf16(tile *c, const tile *a, const tile *w) {
+    for (int m = 0; m < TILE_ROWS; m++)
+        for (int n = 0; n < 16; n++) {
+            float even = 0, odd = 0;
+            for (int k = 0; k < 16; k++) {
+                even = without_denormals(even + wide(a->halves[m][2 * k]) * wide(w->halves[k][2 * n]));
+                odd = without_denormals(odd + wide(a->halves[m][2 * k + 1]) * wide(w->halves[k][2 * n + 1]));
+            }
+            c->floats[m][n] = without_denormals(c->floats[m][n] + without_denormals(even + odd));
+        }
+}
+static void tile_dot_q8(tile *c, const tile *a, const tile *w) {
+    for (int m = 0; m < TILE_ROWS; m++)
+        for (int n = 0; n < 16; n++)
+            for (int k = 0; k < 64; k++)
+                c->whole[m][n] += a->bytes[m][k] * w->signed_bytes[k / 4][4 * n + k % 4];
+}
+#define TILE_ZERO(t) memset(&tiles[t], 0, sizeof tiles[t])
+#define TILE_LOAD(t, from, row) tile_load(&tiles[t], from, row)
+#define TILE_STORE(t, to, row) tile_store(&tiles[t], to, row)
+#define TILE_DOT_BF16(c, a, w) tile_dot_bf16(&tiles[c], &tiles[a], &tiles[w])
+#define TILE_DOT_Q8(c, a, w) tile_dot_q8(&tiles[c], &tiles[a], &tiles[w])
+static void begin_tiles(void) {}
+static void end_tiles(void) {}
+#endif
+
+/* c = [c +] a * w for up to 2 blocks of 16 rows and, with 1 block, 6 vectors of 16 columns, otherwise 3. Strides are in
+ * bytes; a tile of a has 64 bytes of k for 16 rows, one of w the values of 16 columns for as much of k. */
+typedef struct {
+    const void *a;
+    size_t a_block, a_step, a_row;
+    const void *w;
+    size_t w_vector, w_step, w_row;
+    void *c;
+    size_t c_row;
+    int steps, adding;
+} tile_product;
+
+/* The sums are tiles 0 to 5, a is tile 6 and w is tile 7. The second block starts with the tile of w that the first one
+ * ended with. */
+#define PRODUCT_OF_TILES(name, DOT)                                                              \
+    INLINE void name(int blocks, int vectors, const tile_product *product) {                     \
+        const tile_product p = *product;                                                         \
+        char *c = p.c, *below = c + TILE_ROWS * p.c_row;                                         \
+        if (p.adding) {                                                                          \
+            TILE_LOAD(0, c, p.c_row);                                                            \
+            if (vectors > 1) TILE_LOAD(1, c + 64, p.c_row);                                      \
+            if (vectors > 2) TILE_LOAD(2, c + 128, p.c_row);                                     \
+            if (vectors > 3) TILE_LOAD(3, c + 192, p.c_row);                                     \
+            if (vectors > 4) TILE_LOAD(4, c + 256, p.c_row);                                     \
+            if (vectors > 5) TILE_LOAD(5, c + 320, p.c_row);                                     \
+            if (blocks > 1) TILE_LOAD(3, below, p.c_row);                                        \
+            if (blocks > 1 && vectors > 1) TILE_LOAD(4, below + 64, p.c_row);                    \
+            if (blocks > 1 && vectors > 2) TILE_LOAD(5, below + 128, p.c_row);                   \
+        } else {                                                                                 \
+            TILE_ZERO(0);                                                                        \
+            if (vectors > 1) TILE_ZERO(1);                                                       \
+            if (vectors > 2) TILE_ZERO(2);                                                       \
+            if (blocks > 1 || vectors > 3) TILE_ZERO(3);                                         \
+            if (blocks > 1 || vectors > 4) TILE_ZERO(4);                                         \
+            if (blocks > 1 || vectors > 5) TILE_ZERO(5);                                         \
+        }                                                                                        \
+        const char *a = p.a, *w = p.w;                                                           \
+        for (int step = 0; step < p.steps; step++, a += p.a_step, w += p.w_step) {               \
+            TILE_LOAD(6, a, p.a_row);                                                            \
+            TILE_LOAD(7, w, p.w_row);                                                            \
+            DOT(0, 6, 7);                                                                        \
+            if (vectors > 1) {                                                                   \
+                TILE_LOAD(7, w + p.w_vector, p.w_row);                                           \
+                DOT(1, 6, 7);                                                                    \
+            }                                                                                    \
+            if (vectors > 2) {                                                                   \
+                TILE_LOAD(7, w + 2 * p.w_vector, p.w_row);                                       \
+                DOT(2, 6, 7);                                                                    \
+            }                                                                                    \
+            if (vectors > 3) {                                                                   \
+                TILE_LOAD(7, w + 3 * p.w_vector, p.w_row);                                       \
+                DOT(3, 6, 7);                                                                    \
+            }                                                                                    \
+            if (vectors > 4) {                                                                   \
+                TILE_LOAD(7, w + 4 * p.w_vector, p.w_row);                                       \
+                DOT(4, 6, 7);                                                                    \
+            }                                                                                    \
+            if (vectors > 5) {                                                                   \
+                TILE_LOAD(7, w + 5 * p.w_vector, p.w_row);                                       \
+                DOT(5, 6, 7);                                                                    \
+            }                                                                                    \
+            if (blocks > 1) {                                                                    \
+                TILE_LOAD(6, a + p.a_block, p.a_row);                                            \
+                if (vectors > 2) DOT(5, 6, 7);                                                   \
+                if (vectors > 1) {                                                               \
+                    if (vectors > 2) TILE_LOAD(7, w + p.w_vector, p.w_row);                      \
+                    DOT(4, 6, 7);                                                                \
+                    TILE_LOAD(7, w, p.w_row);                                                    \
+                }                                                                                \
+                DOT(3, 6, 7);                                                                    \
+            }                                                                                    \
+        }                                                                                        \
+        TILE_STORE(0, c, p.c_row);                                                               \
+        if (vectors > 1) TILE_STORE(1, c + 64, p.c_row);                                         \
+        if (vectors > 2) TILE_STORE(2, c + 128, p.c_row);                                        \
+        if (vectors > 3) TILE_STORE(3, c + 192, p.c_row);                                        \
+        if (vectors > 4) TILE_STORE(4, c + 256, p.c_row);                                        \
+        if (vectors > 5) TILE_STORE(5, c + 320, p.c_row);                                        \
+        if (blocks > 1) {                                                                        \
+            TILE_STORE(3, below, p.c_row);                                                       \
+            if (vectors > 1) TILE_STORE(4, below + 64, p.c_row);                                 \
+            if (vectors > 2) TILE_STORE(5, below + 128, p.c_row);                                \
+        }                                                                                        \
+    }
+
+PRODUCT_OF_TILES(product_of_tiles_bf16, TILE_DOT_BF16)
+PRODUCT_OF_TILES(product_of_tiles_q8, TILE_DOT_Q8)
+
+#define TILES_CASE(blocks, vectors, name) \
+    case (blocks) * 8 + (vectors):        \
+        name(blocks, vectors, product);   \
+        break;
+#define TILES_CASES(name)                                                               \
+    TILES_CASE(1, 1, name)                                                              \
+    TILES_CASE(1, 2, name)                                                              \
+    TILES_CASE(1, 3, name)                                                              \
+    TILES_CASE(1, 4, name)                                                              \
+    TILES_CASE(1, 5, name)                                                              \
+    TILES_CASE(1, 6, name) TILES_CASE(2, 1, name) TILES_CASE(2, 2, name) TILES_CASE(2, 3, name)
+
+static void multiply_tiles_bf16(int blocks, int vectors, const tile_product *product) {
+    switch (blocks * 8 + vectors) { TILES_CASES(product_of_tiles_bf16) }
+}
+static void multiply_tiles_q8(int blocks, int vectors, const tile_product *product) {
+    switch (blocks * 8 + vectors) { TILES_CASES(product_of_tiles_q8) }
+}
+#endif
