@@ -127,10 +127,11 @@ static void *take(char **memory, size_t bytes) {
 static int run_layer(int variant, const cw_layer *layer, const cw_job *jobs, int gates, int has_table) {
     const size_t units = layer->units, size = layer->bf16 ? 2 : 4, rows = ((size_t)layer->batch + 15) / 16 * 16;
     const size_t state = (size_t)layer->batch * units * sizeof(float);
-    const size_t k = gates * padded(variants[variant], layer->units, layer->bf16) + 64 / size;
+    const size_t k = gates * (padded(variants[variant], layer->units, layer->bf16) + 64 / size);
     const size_t table = has_table && layer->tokens <= CW_SMALL_TABLE
                              ? layer->tokens * cw_gate_count(layer->cell) * units * sizeof(float) : 0;
-    const size_t operand = rows * k * size + 64, all = 3 * (state + 64) + 2 * operand + table + 256;
+    const size_t operand = (rows * k * size + 63) / 64 * 64 + 64, operands = layer->threads * operand;
+    const size_t all = 3 * (state + 64) + operands + table + 256;
     char *memory = malloc(all), *free_memory = memory;
     if (!memory) return 1;
     free_memory += 64 - (size_t)(uintptr_t)memory % 64;
@@ -138,11 +139,10 @@ static int run_layer(int variant, const cw_layer *layer, const cw_job *jobs, int
     job.h = take(&free_memory, state);
     job.c = take(&free_memory, state);
     job.mask = take(&free_memory, state);
-    for (int turn = 0; turn < 2; turn++) {
-        job.operand[turn] = take(&free_memory, operand);
-        /* Rows and values of k that only fill up tiles must be numbers. */
-        if (variants[variant]->shape.tiles) memset(job.operand[turn], 0, operand);
-    }
+    job.operands = take(&free_memory, operands);
+    job.operand_bytes = operand;
+    /* Rows and values of k that only fill up tiles must be numbers. */
+    if (variants[variant]->shape.tiles) memset(job.operands, 0, operands);
     if (table) job.table = take(&free_memory, table);
     cw_parallel(layer->threads, jobs[layer->bf16], &job);
     free(memory);

@@ -28,6 +28,8 @@ INLINE elem *NAME(operand_at)(elem *operand, size_t size, int b, int k) {
     return operand + b * size + k;
 #endif
 }
+/* The rows of an operand for a batch. */
+INLINE size_t NAME(filled)(int batch) { return TILED ? ((size_t)batch + 15) / 16 * 16 : (size_t)batch; }
 /* The number of rows in the next product, of `left`, for `vectors` columns side by side. */
 INLINE int NAME(rows_of)(int left, int vectors) {
 #if TILED
@@ -37,24 +39,23 @@ INLINE int NAME(rows_of)(int left, int vectors) {
     return share(left, vectors == 4 ? ROWS_OF_4 : ROWS);
 #endif
 }
-/* c (rows, vectors) = [c +] operand (rows from b, `k` values from `from`) * w; the operand has `size` values a row. */
-INLINE void NAME(recurrent_product)(const elem *operand, size_t size, int b, int rows, int from, int k, const elem *w,
+/* c (rows, vectors) = [c +] operand (rows from b, `k` of `size` values) * w. */
+INLINE void NAME(recurrent_product)(const elem *operand, size_t size, int b, int rows, int k, const elem *w,
                                     size_t w_step, size_t w_vector, int vectors, float *c, size_t c_row, int adding) {
 #if TILED
     const size_t block = size * TILE_ROWS * sizeof(elem), tile = TILE_ROWS * TILE_BYTES;
     for (int v = 0, some; v < vectors; v += some) {
         some = vectors == 4 ? 2 : vectors; /* eight tiles are too few for 2 blocks of 4 */
         const tile_product product = {
-            .a = (const char *)operand + b / TILE_ROWS * block + from / MULTIPLE * tile, .a_block = block,
-            .a_step = tile, .a_row = TILE_BYTES, .w = w + v * w_vector, .w_vector = w_vector * sizeof(elem),
-            .w_row = w_step * sizeof(elem), .w_step = TILE_ROWS * w_step * sizeof(elem), .c = c + v * LANES,
-            .c_row = c_row * sizeof(float), .steps = k / MULTIPLE, .adding = adding};
+            .a = (const char *)operand + b / TILE_ROWS * block, .a_block = block, .a_step = tile, .a_row = TILE_BYTES,
+            .w = w + v * w_vector, .w_vector = w_vector * sizeof(elem), .w_row = w_step * sizeof(elem),
+            .w_step = TILE_ROWS * w_step * sizeof(elem), .c = c + v * LANES, .c_row = c_row * sizeof(float),
+            .steps = k / MULTIPLE, .adding = adding};
         multiply_tiles_bf16(rows > TILE_ROWS ? 2 : 1, some, &product);
     }
 #else
-    const NAME(product) product = {.a = operand + b * size + from, .a_row = size, .a_step = DEPTH, .w = w,
-                                   .w_step = w_step, .w_vector = w_vector, .c = c, .c_row = c_row, .k = k,
-                                   .adding = adding};
+    const NAME(product) product = {.a = operand + b * size, .a_row = size, .a_step = DEPTH, .w = w, .w_step = w_step,
+                                   .w_vector = w_vector, .c = c, .c_row = c_row, .k = k, .adding = adding};
     NAME(multiply)(rows, vectors, &product);
 #endif
 }
@@ -111,13 +112,6 @@ static void NAME(pack)(int thread, int threads, cw_barrier *barrier, void *argum
 
 /* --- What forward and backward share --- */
 
-/* Prefetch what the other threads have just written: all at once, it arrives many times faster than one cache line at a
- * time, on demand. */
-INLINE void NAME(fetch)(const elem *operand, size_t count, int threads) {
-    if (threads == 1) return;
-    for (size_t i = 0; i < count; i += 64 / sizeof(elem)) __builtin_prefetch(operand + i, 0, 2);
-}
-
 /* Copy between an array (B, H) and blocks (B, 16), for the units of blocks `first` to `last`. */
 static void NAME(to_blocks)(float *blocks, const float *rows, int batch, int units, int first, int last) {
     for (int block = first; block < last; block++)
@@ -142,6 +136,14 @@ INLINE elem *NAME(cell_at)(const cw_layer *layer, int t, int block, int b) {
 }
 
 /* --- Forward --- */
+
+/* Copy the states (B, H) before a step to a thread's own operand. The copy fetches what the other threads have just
+ * written, all at once: line by line, on demand, it would take many times as long. */
+static void NAME(stage_states)(elem *operand, size_t size, const elem *states, int batch, int units) {
+    for (int b = 0; b < batch; b++)
+        for (int k = 0; k < units; k += BLOCK)
+            memcpy(NAME(operand_at)(operand, size, b, k), states + (size_t)b * units + k, BLOCK * sizeof(elem));
+}
 
 /* The inputs of the gates of one block in one row, `stride` apart: float, or in storage. */
 typedef struct {
@@ -203,16 +205,14 @@ INLINE vec NAME(gates_forward)(int cell, const NAME(gate_place) * p, size_t unit
     return h;
 }
 
-/* Store a new state of LANES units: for the caller, and as the operand of the next product. */
-INLINE void NAME(keep)(const cw_layer_job *job, elem *operand, size_t size, size_t row, int b, int unit, vec h) {
+/* Store a new state of LANES units: for the caller and, with a mask, for the next product. */
+INLINE void NAME(keep)(const cw_layer_job *job, size_t row, int b, int unit, vec h) {
     const cw_layer *layer = job->layer;
     const size_t at = row * layer->units + unit;
     NAME(put)((elem *)layer->hidden + at, h);
-    if (layer->mask) {
-        h *= load(job->mask + ((size_t)(unit / BLOCK) * layer->batch + b) * BLOCK + unit % BLOCK);
-        NAME(put)((elem *)layer->masked + at, h);
-    }
-    NAME(put)(NAME(operand_at)(operand, size, b, unit), h);
+    if (!layer->mask) return;
+    h *= load(job->mask + ((size_t)(unit / BLOCK) * layer->batch + b) * BLOCK + unit % BLOCK);
+    NAME(put)((elem *)layer->masked + at, h);
 }
 
 /* Prefetch what the gates of a block in one row read and write, to arrive while the product runs. */
@@ -233,7 +233,7 @@ INLINE void NAME(expect)(const cw_layer *layer, int gates, int t, int block, int
 }
 
 /* The initial state, and what is copied to blocks, for blocks `first` to `last`. */
-static void NAME(begin_forward)(const cw_layer_job *job, size_t size, int first, int last) {
+static void NAME(begin_forward)(const cw_layer_job *job, int first, int last) {
     const cw_layer *layer = job->layer;
     const int units = layer->units, batch = layer->batch, gates = cw_gate_count(layer->cell);
     if (job->table)
@@ -249,13 +249,14 @@ static void NAME(begin_forward)(const cw_layer_job *job, size_t size, int first,
         for (int b = 0; b < batch; b++)
             for (int lane = 0; lane < BLOCK; lane += LANES) {
                 const size_t at = ((size_t)block * batch + b) * BLOCK + lane;
-                NAME(keep)(job, job->operand[0], size, b, b, block * BLOCK + lane, load(job->h + at));
+                NAME(keep)(job, b, b, block * BLOCK + lane, load(job->h + at));
                 if (layer->cell == CW_LSTM)
                     NAME(put)(NAME(cell_at)(layer, 0, block, b) + lane, load(job->c + at));
             }
 }
 
-INLINE void NAME(forward_block)(int cell, const cw_layer_job *job, int t, int block, size_t size) {
+INLINE void NAME(forward_block)(int cell, const cw_layer_job *job, int t, int block, const elem *operand,
+                                size_t size) {
     const cw_layer *layer = job->layer;
     const int units = layer->units, batch = layer->batch, gates = cw_gate_count(cell), depth = NAME(padded)(units);
     const elem *w = (const elem *)layer->packed + (size_t)block * BLOCK * depth * gates;
@@ -264,9 +265,9 @@ INLINE void NAME(forward_block)(int cell, const cw_layer_job *job, int t, int bl
         rows = NAME(rows_of)(batch - b, gates);
         for (int r = 0; r < rows; r++) NAME(expect)(layer, gates, t, block, b + r);
         for (int v = 0; v < VECTORS; v++)
-            NAME(recurrent_product)(job->operand[t & 1], size, b, rows, 0, depth,
-                                    w + (size_t)v * LANES * depth * gates, (size_t)gates * LANES * DEPTH,
-                                    LANES * DEPTH, gates, c + v * gates * LANES, gates * BLOCK, 0);
+            NAME(recurrent_product)(operand, size, b, rows, depth, w + (size_t)v * LANES * depth * gates,
+                                    (size_t)gates * LANES * DEPTH, LANES * DEPTH, gates, c + v * gates * LANES,
+                                    gates * BLOCK, 0);
         for (int r = 0; r < rows; r++) {
             const size_t row = (size_t)t * batch + b + r, at = ((size_t)block * batch + b + r) * BLOCK;
             NAME(gate_place) place = {
@@ -276,7 +277,7 @@ INLINE void NAME(forward_block)(int cell, const cw_layer_job *job, int t, int bl
             for (int v = 0; v < VECTORS; v++) {
                 place.sums = c + ((size_t)r * VECTORS + v) * gates * LANES;
                 const vec h = NAME(gates_forward)(cell, &place, units, v * LANES);
-                NAME(keep)(job, job->operand[~t & 1], size, row + batch, b + r, block * BLOCK + v * LANES, h);
+                NAME(keep)(job, row + batch, b + r, block * BLOCK + v * LANES, h);
             }
         }
     }
@@ -291,14 +292,16 @@ static void NAME(forward)(int thread, int threads, cw_barrier *barrier, void *ar
 #if TILED
     begin_tiles();
 #endif
-    NAME(begin_forward)(&job, size, first, last);
+    NAME(begin_forward)(&job, first, last);
+    const elem *states = layer->mask ? layer->masked : layer->hidden;
+    elem *operand = (elem *)((char *)job.operands + thread * job.operand_bytes);
     for (int t = 0; t < layer->steps; t++) {
         cw_meet(barrier); /* every part of the state before this step is written */
-        NAME(fetch)(job.operand[t & 1], batch * size, threads);
+        NAME(stage_states)(operand, size, states + (size_t)t * batch * units, batch, units);
         for (int block = first; block < last; block++)
-            if (layer->cell == CW_GRU) NAME(forward_block)(CW_GRU, &job, t, block, size);
-            else if (layer->cell == CW_LSTM) NAME(forward_block)(CW_LSTM, &job, t, block, size);
-            else NAME(forward_block)(CW_RNN, &job, t, block, size);
+            if (layer->cell == CW_GRU) NAME(forward_block)(CW_GRU, &job, t, block, operand, size);
+            else if (layer->cell == CW_LSTM) NAME(forward_block)(CW_LSTM, &job, t, block, operand, size);
+            else NAME(forward_block)(CW_RNN, &job, t, block, operand, size);
     }
 #if TILED
     end_tiles();
@@ -357,10 +360,9 @@ INLINE void NAME(gradients)(int cell, const NAME(gradient_place) * p, int lane, 
 }
 
 /* The gradients of a block at step t, in all rows; those of the table and the bias are added up. */
-INLINE void NAME(backward_block)(int cell, const cw_layer_job *job, int t, int block, size_t size) {
+INLINE void NAME(backward_block)(int cell, const cw_layer_job *job, int t, int block) {
     const cw_layer *layer = job->layer;
-    const int units = layer->units, batch = layer->batch, gates = cw_gate_count(cell), depth = NAME(padded)(units);
-    elem *operand = job->operand[t & 1];
+    const int units = layer->units, batch = layer->batch, gates = cw_gate_count(cell);
     vec d_bias[VECTORS][4];
     memset(d_bias, 0, sizeof d_bias);
     for (int b = 0; b < batch; b++) {
@@ -387,10 +389,7 @@ INLINE void NAME(backward_block)(int cell, const cw_layer_job *job, int t, int b
             vec d_x[4], d_u;
             NAME(gradients)(cell, &place, lane, d_x, &d_u);
             for (int gate = 0; gate < gates; gate++) {
-                const vec through = cell == CW_GRU && gate == 2 ? d_u : d_x[gate];
-                const int slot = cell == CW_GRU ? (gate + 1) % 3 : gate;
-                NAME(put)(NAME(operand_at)(operand, size, b, slot * depth + block * BLOCK + lane), through);
-                if (layer->d_bias) d_bias[v][gate] += through;
+                if (layer->d_bias) d_bias[v][gate] += cell == CW_GRU && gate == 2 ? d_u : d_x[gate];
                 if (!d_table) continue;
                 float *sum = d_table + gate * stride + lane;
                 store(sum, load(sum) + d_x[gate]);
@@ -406,7 +405,19 @@ INLINE void NAME(backward_block)(int cell, const cw_layer_job *job, int t, int b
 
 #define PANEL 64 /* rows */
 
-/* d_h of the previous state += the operand (B, G * H) * weights, for `vectors` vectors of units from `vector`. */
+/* Copy the gradients of a step's gates to a thread's own operand (G, B, H), as `stage_states` does. */
+static void NAME(stage_gradients)(elem *operand, size_t size, const cw_layer *layer, int t, int gates) {
+    const size_t gate_size = NAME(filled)(layer->batch) * size;
+    const int slots = cw_slots(layer->cell);
+    const elem *from = NAME(gates_at)(layer, t, 0, 0);
+    for (int block = 0; block < layer->units / BLOCK; block++)
+        for (int b = 0; b < layer->batch; b++, from += slots * BLOCK)
+            for (int slot = 0; slot < gates; slot++)
+                memcpy(NAME(operand_at)(operand + slot * gate_size, size, b, block * BLOCK), from + slot * BLOCK,
+                       BLOCK * sizeof(elem));
+}
+
+/* d_h of the previous state += the operand (G, B, H) * weights, for `vectors` vectors of units from `vector`. */
 static void NAME(through_product)(const cw_layer_job *job, const elem *operand, size_t size, int vector, int vectors) {
     const cw_layer *layer = job->layer;
     const int batch = layer->batch, depth = NAME(padded)(layer->units), gates = cw_gate_count(layer->cell);
@@ -418,8 +429,8 @@ static void NAME(through_product)(const cw_layer_job *job, const elem *operand, 
             const elem *w = (const elem *)layer->packed + vector * column + (size_t)gate * depth * LANES;
             for (int b = panel, rows; b < end; b += rows) {
                 rows = NAME(rows_of)(end - b, vectors);
-                NAME(recurrent_product)(operand, size, b, rows, gate * depth, depth, w, LANES * DEPTH, column, vectors,
-                                        c + (b - panel) * c_row, c_row, gate > 0);
+                NAME(recurrent_product)(operand + gate * NAME(filled)(batch) * size, size, b, rows, depth, w,
+                                        LANES * DEPTH, column, vectors, c + (b - panel) * c_row, c_row, gate > 0);
             }
         }
         for (int v = 0; v < vectors; v++) {
@@ -454,23 +465,23 @@ static void NAME(backward)(int thread, int threads, cw_barrier *barrier, void *a
     const cw_layer *layer = job.layer;
     const int units = layer->units, batch = layer->batch, gates = cw_gate_count(layer->cell), blocks = units / BLOCK;
     const int first = blocks * thread / threads, last = blocks * (thread + 1) / threads;
-    const size_t size = gates * NAME(padded)(units) + SPACING;
+    const size_t size = NAME(padded)(units) + SPACING;
     NAME(to_blocks)(job.h, layer->d_h, batch, units, first, last);
     if (layer->cell == CW_LSTM) NAME(to_blocks)(job.c, layer->d_c, batch, units, first, last);
     if (layer->mask) NAME(to_blocks)(job.mask, layer->mask, batch, units, first, last);
     const size_t slice = (size_t)layer->tokens * gates * BLOCK;
+    elem *operand = (elem *)((char *)job.operands + thread * job.operand_bytes);
     if (job.table) memset(job.table + first * slice, 0, (last - first) * slice * sizeof(float));
 #if TILED
     begin_tiles();
 #endif
     for (int t = layer->steps - 1; t >= 0; t--) {
         for (int block = first; block < last; block++)
-            if (layer->cell == CW_GRU) NAME(backward_block)(CW_GRU, &job, t, block, size);
-            else if (layer->cell == CW_LSTM) NAME(backward_block)(CW_LSTM, &job, t, block, size);
-            else NAME(backward_block)(CW_RNN, &job, t, block, size);
+            if (layer->cell == CW_GRU) NAME(backward_block)(CW_GRU, &job, t, block);
+            else if (layer->cell == CW_LSTM) NAME(backward_block)(CW_LSTM, &job, t, block);
+            else NAME(backward_block)(CW_RNN, &job, t, block);
         cw_meet(barrier); /* every part of this step's gradients is written */
-        const elem *operand = job.operand[t & 1];
-        NAME(fetch)(operand, batch * size, threads);
+        NAME(stage_gradients)(operand, size, layer, t, gates);
         for (int vector = first * VECTORS, vectors; vector < last * VECTORS; vector += vectors) {
             vectors = share(last * VECTORS - vector, 3);
             NAME(through_product)(&job, operand, size, vector, vectors);
@@ -500,6 +511,7 @@ static void NAME(spread_inputs)(int thread, int threads, cw_barrier *barrier, vo
                            NAME(gates_at)(layer, t, block, b) + (first + gate) * BLOCK, BLOCK * sizeof(elem));
         }
 }
+#undef AHEAD
 #undef PANEL
 #undef MOST_ROWS
 #undef MULTIPLE

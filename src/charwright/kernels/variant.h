@@ -17,7 +17,8 @@ typedef struct {
     float *table;       /* (H / 16, tokens, G, 16): the table or its gradient, if it is small; or NULL */
     float *h, *c;       /* (H / 16, B, 16): the state or its gradient */
     float *mask;        /* the same shape */
-    void *operand[2];   /* of the recurrent product, for steps in turn */
+    void *operands;     /* a thread's own operand of the recurrent product, for each */
+    size_t operand_bytes;
 } cw_layer_job;
 
 /* A larger table is used as it is: its blocks would not stay in the cache. */
