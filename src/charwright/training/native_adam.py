@@ -56,26 +56,33 @@ class NativeStep(torch.optim.Optimizer):
             self._library_step()
         return loss
 
-    @torch.no_grad()
     def _native_step(self, loaded: Kernels) -> bool:
-        """Update the parameters in the kernels; False, with nothing changed, if they cannot."""
-        if getattr(self, "grad_scale", None) is not None or any(map(_has_unknown, self.param_groups)):
+        """Update the parameters in the kernels; False, with all of them as they were, if that is not possible."""
+        if getattr(self, "grad_scale", None) is not None:
             return False
-        tensors: list[Tensor] = []  # keeps copies of gradients alive
+        parameters: list[Tensor] = []
+        copies: list[Tensor] = []  # of gradients; the kernels read them, so they must live until the end
         described: list[Parameter] = []
         for group in self.param_groups:
+            if any(group.get(name) for name in UNKNOWN):
+                return False
             terms = self._terms(group)
             for parameter in group["params"]:
-                if parameter.grad is None:
+                gradient = parameter.grad
+                if gradient is None:
                     continue
-                parts = self._parts(parameter)
+                if isinstance(gradient, torch.FloatTensor) and not gradient.is_contiguous():
+                    gradient = gradient.contiguous()
+                    copies.append(gradient)
+                state = self._state_of(parameter)
+                parts = (parameter, state["exp_avg"], state["exp_avg_sq"], gradient, state["step"])
                 if not _fit(*parts):
                     return False
-                tensors += parts
+                parameters.append(parameter)
                 described.append(Parameter(*(part.data_ptr() for part in parts), parameter.numel(), *terms))
         if described:
             self._run(loaded, (Parameter * len(described))(*described))
-            torch.autograd.graph.increment_version(tensors)
+            torch.autograd.graph.increment_version(parameters)
         return True
 
     def _terms(self, group: dict[str, Any]) -> tuple[float, ...]:
@@ -84,17 +91,12 @@ class NativeStep(torch.optim.Optimizer):
         decoupled = group.get("decoupled_weight_decay", self.decoupled)
         return float(group["lr"]), float(beta1), float(beta2), group["eps"], group["weight_decay"], int(decoupled)
 
-    def _parts(self, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The parameter, the averages of its gradient and its square, the gradient, and the count of steps."""
-        assert parameter.grad is not None
-        state = self.state[parameter]
+    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        gradient = parameter.grad
-        if gradient.layout == torch.strided:
-            gradient = gradient.contiguous()
-        return parameter, state["exp_avg"], state["exp_avg_sq"], gradient, state["step"]
+        return state
 
     def _run(self, loaded: Kernels, parameters: ctypes.Array[Parameter]) -> None:
         share_threads(loaded)
@@ -128,16 +130,13 @@ class NativeAdamW(NativeStep, torch.optim.AdamW):
     decoupled = True
 
 
-def _has_unknown(group: dict[str, Any]) -> bool:
-    return any(group.get(name) for name in UNKNOWN)
-
-
 def _plain(tensor: Tensor) -> bool:
     """Whether a tensor is float32 numbers in a row, in the memory of the CPU."""
-    return tensor.dtype == torch.float32 and tensor.is_cpu and tensor.layout == torch.strided and tensor.is_contiguous()
+    return isinstance(tensor, torch.FloatTensor) and tensor.is_contiguous()
 
 
 def _fit(parameter: Tensor, mean: Tensor, square: Tensor, gradient: Tensor, step: Tensor) -> bool:
-    shape = parameter.shape
-    same = mean.shape == shape and square.shape == shape and gradient.shape == shape and step.numel() == 1
-    return same and all(map(_plain, (parameter, mean, square, gradient, step)))
+    count = parameter.numel()
+    if not (mean.numel() == square.numel() == gradient.numel() == count and step.numel() == 1):
+        raise RuntimeError("the optimizer's state does not have the sizes of the parameters; it is another model's")
+    return _plain(parameter) and _plain(mean) and _plain(square) and _plain(gradient) and _plain(step)
