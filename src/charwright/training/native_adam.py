@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from charwright import kernels
 from charwright.kernels import Kernels, Parameter
@@ -20,6 +21,8 @@ from charwright.model.native import share_threads
 
 # Options of PyTorch's Adam that the kernels do not have.
 UNKNOWN = ("amsgrad", "maximize", "capturable", "differentiable")
+# Hooks of all optimizers, in dictionaries that stay the same objects.
+GLOBAL_HOOKS = (_global_optimizer_pre_hooks, _global_optimizer_post_hooks)
 
 
 def kernels_fit(parameters: Iterable[Tensor]) -> bool:
@@ -47,6 +50,14 @@ class NativeStep(torch.optim.Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update the parameters; returns what `closure` returns, which computes the loss and the gradients anew."""
+        if any((self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks, *GLOBAL_HOOKS)):
+            return self._step_with_hooks(closure)
+        return self._step(closure)
+
+    # PyTorch's way to mark a step that needs no wrapper to run the hooks.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _step(self, closure: Callable[[], Any] | None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -55,6 +66,17 @@ class NativeStep(torch.optim.Optimizer):
         if loaded is None or not self._native_step(loaded):
             self._library_step()
         return loss
+
+    _step_with_hooks = torch.optim.Optimizer.profile_hook_step(_step)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients, or set them to zero; PyTorch's own takes longer to forget them."""
+        if not set_to_none:
+            super().zero_grad(set_to_none)
+            return
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
 
     def _native_step(self, loaded: Kernels) -> bool:
         """Update the parameters in the kernels; False, with all of them as they were, if that is not possible."""
