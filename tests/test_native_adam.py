@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import charwright as cw
 from charwright import kernels
@@ -213,6 +214,25 @@ def test_hooks_run_once_and_a_closure_computes_the_loss() -> None:
         set_gradients(optimizer.param_groups[0]["params"], 1)
         assert optimizer.step(torch.is_grad_enabled) is True
         assert calls == ["before", "after"]
+
+
+def test_hooks_of_all_optimizers_run() -> None:
+    optimizer = NativeAdam(make_parameters(), **OPTIONS)
+    calls: list[torch.optim.Optimizer] = []
+    hook = register_optimizer_step_post_hook(lambda which, *_: calls.append(which))
+    optimizer.step()
+    hook.remove()
+    optimizer.step()
+    assert calls == [optimizer]
+
+
+def test_a_learning_rate_scheduler_counts_the_steps() -> None:
+    optimizer = NativeAdam(make_parameters(), **OPTIONS)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
+    for expected in (0.01, 0.005, 0.0025):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)
+        optimizer.step()
+        schedule.step()
 
 
 def test_a_parameter_that_a_graph_still_needs_is_reported() -> None:

@@ -1,5 +1,6 @@
-/* The update of a model's weights by Adam, and the norm of its gradients. Both read each number once, so memory is the
- * limit.
+/* The update of a model's weights by Adam, and the norm of its gradients.
+ *
+ * Both read each number once, so memory is the limit.
  *
  * The numbers are divided into chunks, and each thread has a range of them. What happens to a chunk does not depend on
  * the thread, so the result has the same bits with any number of threads.

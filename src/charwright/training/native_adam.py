@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+from torch.optim import optimizer as library
 
 from charwright import kernels
 from charwright.kernels import Kernels, Parameter
@@ -21,8 +21,10 @@ from charwright.model.native import share_threads
 
 # Options of PyTorch's Adam that the kernels do not have.
 UNKNOWN = ("amsgrad", "maximize", "capturable", "differentiable")
-# Hooks of all optimizers, in dictionaries that stay the same objects.
-GLOBAL_HOOKS = (_global_optimizer_pre_hooks, _global_optimizer_post_hooks)
+# The hooks around a step: one optimizer's, and those of all. The names are private; with a PyTorch that lacks one,
+# every step takes the way with hooks.
+HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+GLOBAL_HOOKS = tuple(getattr(library, f"_global_optimizer_{when}_hooks", True) for when in ("pre", "post"))
 
 
 def kernels_fit(parameters: Iterable[Tensor]) -> bool:
@@ -50,11 +52,11 @@ class NativeStep(torch.optim.Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update the parameters; returns what `closure` returns, which computes the loss and the gradients anew."""
-        if any((self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks, *GLOBAL_HOOKS)):
+        if any(GLOBAL_HOOKS) or any(getattr(self, name, True) for name in HOOKS):
             return self._step_with_hooks(closure)
         return self._step(closure)
 
-    # PyTorch's way to mark a step that needs no wrapper to run the hooks.
+    # PyTorch adds a wrapper that runs hooks to each step without this mark.
     step.hooked = True  # type: ignore[attr-defined]
 
     def _step(self, closure: Callable[[], Any] | None) -> Any:
@@ -104,7 +106,8 @@ class NativeStep(torch.optim.Optimizer):
                 described.append(Parameter(*(part.data_ptr() for part in parts), parameter.numel(), *terms))
         if described:
             self._run(loaded, (Parameter * len(described))(*described))
-            torch.autograd.graph.increment_version(parameters)
+            for parameter in parameters:
+                torch.autograd.graph.increment_version(parameter)
         return True
 
     def _terms(self, group: dict[str, Any]) -> tuple[float, ...]:
