@@ -269,7 +269,14 @@ static void check_loss(int variant, int bf16, int threads, int rows, int vocabul
             expected_bias[v] += expected[at];
         }
     }
-    cw_cross_entropy(variant, bf16, threads, rows, vocabulary, logits, bias, targets, 1 / 7.0f, losses, d_bias, scratch);
+    const double sum = cw_cross_entropy(variant, bf16, threads, rows, vocabulary, logits, bias, targets, 1 / 7.0f, losses,
+                                        d_bias, scratch);
+    double expected_sum = 0;
+    for (int n = 0; n < rows; n++) expected_sum += losses[n];
+    if (sum != expected_sum) {
+        printf("%s: the sum of the losses is off\n", cw_variant_name(variant));
+        exit(1);
+    }
     far_apart("loss", &e, cw_variant_name(variant), losses, 0, expected_losses, rows);
     far_apart("d logits", &e, cw_variant_name(variant), logits, bf16, expected, count);
     far_apart("d bias of the head", &e, cw_variant_name(variant), d_bias, 0, expected_bias, vocabulary);

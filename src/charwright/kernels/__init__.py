@@ -164,13 +164,14 @@ class Kernels:
     def cross_entropy(
         self, rows: int, vocabulary: int, *, bf16: bool, threads: int, logits: int, bias: int, targets: int,
         scale: float, losses: int, d_bias: int | None, scratch: int,
-    ) -> None:  # fmt: skip
-        """Losses of logits + bias against targets. With d_bias, gradients replace the logits. All are addresses."""
-        self.library.cw_cross_entropy(
+    ) -> float:  # fmt: skip
+        """The losses of logits + bias against targets, and their sum. With d_bias, gradients replace the logits."""
+        total: float = self.library.cw_cross_entropy(
             self.variant, int(bf16), threads, rows, vocabulary, ctypes.c_void_p(logits), ctypes.c_void_p(bias),
             ctypes.c_void_p(targets), ctypes.c_float(scale), ctypes.c_void_p(losses), ctypes.c_void_p(d_bias),
             ctypes.c_void_p(scratch),
         )  # fmt: skip
+        return total
 
     def norm(self, parameters: ctypes.Array[Parameter], threads: int) -> float:
         """The Euclidean norm of all gradients together."""
@@ -274,6 +275,7 @@ def _library() -> ctypes.CDLL | None:
     library.cw_draw_bytes.restype = ctypes.c_size_t
     library.cw_norm_bytes.restype = ctypes.c_size_t
     library.cw_norm.restype = ctypes.c_double
+    library.cw_cross_entropy.restype = ctypes.c_double
     return library
 
 

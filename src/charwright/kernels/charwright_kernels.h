@@ -75,10 +75,10 @@ CW_PUBLIC void cw_outer(int variant, int bf16, int threads, int n, int m, int co
                         size_t a_row, const void *b, size_t b_row, void *scratch, float *c);
 /* Losses (rows) in nats of logits (rows, vocabulary) + bias against targets. With d_bias (vocabulary), which is added
  * to, the gradients of `scale` times the sum of the losses replace the logits. Scratch: threads * (vocabulary + 16)
- * floats. */
-CW_PUBLIC void cw_cross_entropy(int variant, int bf16, int threads, int rows, int vocabulary, void *logits,
-                                const float *bias, const int64_t *targets, float scale, float *losses, float *d_bias,
-                                void *scratch);
+ * floats. Returns the sum of the losses. */
+CW_PUBLIC double cw_cross_entropy(int variant, int bf16, int threads, int rows, int vocabulary, void *logits,
+                                  const float *bias, const int64_t *targets, float scale, float *losses, float *d_bias,
+                                  void *scratch);
 
 /* --- The optimizer --- */
 

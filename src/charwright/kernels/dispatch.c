@@ -103,10 +103,13 @@ void cw_outer(int variant, int bf16, int threads, int n, int m, int columns, int
     cw_parallel(threads, variants[variant]->outer[bf16], &job);
 }
 
-void cw_cross_entropy(int variant, int bf16, int threads, int rows, int vocabulary, void *logits, const float *bias,
-                      const int64_t *targets, float scale, float *losses, float *d_bias, void *scratch) {
+double cw_cross_entropy(int variant, int bf16, int threads, int rows, int vocabulary, void *logits, const float *bias,
+                        const int64_t *targets, float scale, float *losses, float *d_bias, void *scratch) {
     cw_loss_job job = {rows, vocabulary, d_bias != NULL, logits, bias, targets, scale, losses, d_bias, scratch};
     cw_parallel(threads, variants[variant]->cross_entropy[bf16], &job);
+    double sum = 0;
+    for (int n = 0; n < rows; n++) sum += losses[n];
+    return sum;
 }
 
 static int64_t all_chunks(const cw_parameter *parameters, int count) {
