@@ -271,7 +271,14 @@ static void check_loss(int variant, int bf16, int threads, int rows, int vocabul
             expected_bias[v] += expected[at];
         }
     }
-    cw_cross_entropy(variant, bf16, threads, rows, vocabulary, logits, bias, targets, 1 / 7.0f, losses, d_bias, scratch);
+    const double sum = cw_cross_entropy(variant, bf16, threads, rows, vocabulary, logits, bias, targets, 1 / 7.0f, losses,
+                                        d_bias, scratch);
+    double expected_sum = 0;
+    for (int n = 0; n < rows; n++) expected_sum += losses[n];
+    if (sum != expected_sum) {
+        printf("%s: the sum of the losses is off\n", cw_variant_name(variant));
+        exit(1);
+    }
     for (int n = 0; n < rows; n++) { /* a loss is the logarithm of a number near 1, of which float32 has 24 bits */
         losses[n] += 1;
         expected_losses[n] += 1;
@@ -281,6 +288,86 @@ static void check_loss(int variant, int bf16, int threads, int rows, int vocabul
     far_apart("d bias of the head", &e, cw_variant_name(variant), d_bias, 0, expected_bias, vocabulary);
     void *all[] = {logits, scratch, bias, losses, d_bias, targets, expected, expected_losses, expected_bias};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+}
+
+/* Adam and AdamW over some steps, with sizes below, at and above a vector and a chunk; and the norm of the gradients.
+ * The bits must be those of one thread. */
+enum { ARRAYS = 7 };
+static const int64_t adam_sizes[ARRAYS] = {1, 3, 16, 67, 4096, 4099, 12301};
+
+static void adam_reference(cw_parameter p, int step, double scale, double *w, double *m, double *v) {
+    for (int64_t i = 0; i < p.count; i++) {
+        const double g = p.gradient[i] * scale + (p.decoupled ? 0 : p.decay * w[i]);
+        m[i] = p.beta1 * m[i] + (1 - p.beta1) * g;
+        v[i] = p.beta2 * v[i] + (1 - p.beta2) * g * g;
+        if (p.decoupled) w[i] *= 1 - p.rate * p.decay;
+        w[i] -= p.rate * (m[i] / (1 - pow(p.beta1, step))) / (sqrt(v[i] / (1 - pow(p.beta2, step))) + p.epsilon);
+    }
+}
+
+static uint64_t check_adam(int variant, int threads, int decoupled) {
+    const example e = {.threads = threads, .by_table = decoupled};
+    const char *name = cw_variant_name(variant);
+    cw_parameter all[ARRAYS];
+    double *expected[ARRAYS][3];
+    float steps[ARRAYS] = {0};
+    uint64_t bits = 0;
+    const uint64_t before = random_state;
+    random_state = 7; /* the same numbers for every number of threads */
+    for (int i = 0; i < ARRAYS; i++) {
+        const size_t count = (size_t)adam_sizes[i];
+        all[i] = (cw_parameter){noises(count, 1), room(count, 4), room(count, 4), room(count, 4), steps + i, adam_sizes[i],
+                                0.01 / (i + 1), 0.9, 0.999, 1e-7, i % 2 ? 0.3 : 0, decoupled};
+        for (int kind = 0; kind < 3; kind++) expected[i][kind] = room(count, 8);
+        for (size_t k = 0; k < count; k++) expected[i][0][k] = all[i].weight[k];
+    }
+    void *scratch = room(cw_norm_bytes(all, ARRAYS), 1);
+    for (int step = 1; step <= 4; step++) {
+        double squares = 0;
+        for (int i = 0; i < ARRAYS; i++)
+            for (int64_t k = 0; k < all[i].count; k++) {
+                ((float *)all[i].gradient)[k] = (float)noise();
+                squares += (double)all[i].gradient[k] * all[i].gradient[k];
+            }
+        const double found = cw_norm(variant, threads, all, ARRAYS, scratch);
+        if (!(fabs(found / squares - 1) < 1e-6)) {
+            printf("%s: the norm is off by %.2g with %d threads\n", name, found / squares - 1, threads);
+            exit(1);
+        }
+        const float scale = step % 2 ? 1 : (float)(0.5 / sqrt(found));
+        cw_adam(variant, threads, all, ARRAYS, scale);
+        for (int i = 0; i < ARRAYS; i++)
+            adam_reference(all[i], step, scale, expected[i][0], expected[i][1], expected[i][2]);
+    }
+    for (int i = 0; i < ARRAYS; i++) {
+        far_apart("Adam's weight", &e, name, all[i].weight, 0, expected[i][0], (size_t)all[i].count);
+        far_apart("Adam's mean", &e, name, all[i].mean, 0, expected[i][1], (size_t)all[i].count);
+        far_apart("Adam's square", &e, name, all[i].square, 0, expected[i][2], (size_t)all[i].count);
+        if (steps[i] != 4) exit(1);
+        for (int64_t k = 0; k < all[i].count; k++) {
+            uint32_t some;
+            memcpy(&some, all[i].weight + k, 4);
+            bits = bits * 31 + some;
+        }
+        void *used[] = {all[i].weight, (void *)all[i].gradient, all[i].mean, all[i].square, expected[i][0], expected[i][1],
+                        expected[i][2]};
+        for (size_t k = 0; k < sizeof used / sizeof *used; k++) free(used[k]);
+    }
+    free(scratch);
+    random_state = before;
+    return bits;
+}
+
+static int check_all_adam(int variant) {
+    for (int decoupled = 0; decoupled < 2; decoupled++) {
+        const uint64_t alone = check_adam(variant, 1, decoupled);
+        for (int threads = 2; threads <= 4; threads++)
+            if (check_adam(variant, threads, decoupled) != alone) {
+                printf("%s: Adam's bits depend on the threads (%d)\n", cw_variant_name(variant), threads);
+                exit(1);
+            }
+    }
+    return 8;
 }
 
 /* --- Sampling --- */
@@ -791,6 +878,7 @@ int main(void) {
                 check_loss(variant, bf16, threads, 7, 66);
                 check_loss(variant, bf16, threads, 33, 160);
             }
+        count += check_all_adam(variant);
         printf("%s: %d examples agree, the furthest to %.1g\n", cw_variant_name(variant), count, worst);
         worst = 0;
         count = check_all_writing(variant);

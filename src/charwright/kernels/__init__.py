@@ -7,6 +7,7 @@ returns None.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import sys
 import warnings
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from charwright.errors import UsageError
 
-ABI = 5
+ABI = 6
 CELL_CODES = {"gru": 0, "lstm": 1, "rnn": 2}
 UNITS_MULTIPLE = 16
 """The kernels require a number of units that is a multiple of this; callers pad with zeros."""
@@ -97,6 +98,17 @@ class StreamBuffers(ctypes.Structure):
     )
 
 
+class Parameter(ctypes.Structure):
+    """`cw_parameter`, field for field."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("weight", "mean", "square", "gradient", "step")),
+        ("count", ctypes.c_int64),
+        *((name, ctypes.c_double) for name in ("rate", "beta1", "beta2", "epsilon", "decay")),
+        ("decoupled", ctypes.c_int32),
+    )
+
+
 @dataclass(frozen=True)
 class Layout:
     """A variant's layout of packed weights for single steps; see `cw_matrix` and `cw_layout`."""
@@ -172,13 +184,23 @@ class Kernels:
     def cross_entropy(
         self, rows: int, vocabulary: int, *, bf16: bool, threads: int, logits: int, bias: int, targets: int,
         scale: float, losses: int, d_bias: int | None, scratch: int,
-    ) -> None:  # fmt: skip
-        """Losses of logits + bias against targets. With d_bias, gradients replace the logits. All are addresses."""
-        self.library.cw_cross_entropy(
+    ) -> float:  # fmt: skip
+        """The losses of logits + bias against targets, and their sum. With d_bias, gradients replace the logits."""
+        total: float = self.library.cw_cross_entropy(
             self.variant, int(bf16), threads, rows, vocabulary, ctypes.c_void_p(logits), ctypes.c_void_p(bias),
             ctypes.c_void_p(targets), ctypes.c_float(scale), ctypes.c_void_p(losses), ctypes.c_void_p(d_bias),
             ctypes.c_void_p(scratch),
         )  # fmt: skip
+        return total
+
+    def norm(self, parameters: ctypes.Array[Parameter], threads: int) -> float:
+        """The Euclidean norm of all gradients together."""
+        scratch = ctypes.create_string_buffer(self.library.cw_norm_bytes(parameters, len(parameters)))
+        return math.sqrt(self.library.cw_norm(self.variant, threads, parameters, len(parameters), scratch))
+
+    def adam(self, parameters: ctypes.Array[Parameter], threads: int, scale: float) -> None:
+        """One step of Adam for all parameters, with gradients times `scale`."""
+        self.library.cw_adam(self.variant, threads, parameters, len(parameters), ctypes.c_float(scale))
 
     def layout(self, storage: str, cell: str) -> Layout:
         """The layout of weights that `write` requires."""
@@ -271,6 +293,9 @@ def _library() -> ctypes.CDLL | None:
     library.cw_packed_bytes.restype = ctypes.c_size_t
     library.cw_outer_bytes.restype = ctypes.c_size_t
     library.cw_draw_bytes.restype = ctypes.c_size_t
+    library.cw_norm_bytes.restype = ctypes.c_size_t
+    library.cw_norm.restype = ctypes.c_double
+    library.cw_cross_entropy.restype = ctypes.c_double
     return library
 
 

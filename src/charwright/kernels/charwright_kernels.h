@@ -17,7 +17,7 @@
 
 enum { CW_GRU = 0, CW_LSTM = 1, CW_RNN = 2 };
 
-#define CW_ABI 5
+#define CW_ABI 6
 
 /* The storage type of weights and activations, and of the products' operands. */
 #define CW_F32 0
@@ -81,10 +81,28 @@ CW_PUBLIC void cw_outer(int variant, int bf16, int threads, int n, int m, int co
                         const void *b, size_t b_row, void *scratch, float *c);
 /* Losses (rows) in nats of logits (rows, vocabulary) + bias against targets. With d_bias (vocabulary), which is added
  * to, the gradients of `scale` times the sum of the losses replace the logits. Scratch: threads * (vocabulary + 16)
- * floats. */
-CW_PUBLIC void cw_cross_entropy(int variant, int bf16, int threads, int rows, int vocabulary, void *logits,
-                                const float *bias, const int64_t *targets, float scale, float *losses, float *d_bias,
-                                void *scratch);
+ * floats. Returns the sum of the losses. */
+CW_PUBLIC double cw_cross_entropy(int variant, int bf16, int threads, int rows, int vocabulary, void *logits,
+                                  const float *bias, const int64_t *targets, float scale, float *losses, float *d_bias,
+                                  void *scratch);
+
+/* --- The optimizer --- */
+
+/* A parameter of a model, float32, and its state in Adam. */
+typedef struct {
+    float *weight, *mean, *square; /* (count): the numbers, and the averages of the gradient and of its square */
+    const float *gradient;         /* (count) */
+    float *step;                   /* one number: the updates so far */
+    int64_t count;
+    double rate, beta1, beta2, epsilon, decay;
+    int32_t decoupled; /* whether decay acts on the weights (AdamW) or is added to the gradient (Adam) */
+} cw_parameter;
+
+/* The sum of the squares of all gradients, accumulated in double. Scratch: cw_norm_bytes. */
+CW_PUBLIC size_t cw_norm_bytes(const cw_parameter *parameters, int count);
+CW_PUBLIC double cw_norm(int variant, int threads, const cw_parameter *parameters, int count, void *scratch);
+/* One step of Adam for all parameters, with gradients times `scale`; counts the step. */
+CW_PUBLIC void cw_adam(int variant, int threads, const cw_parameter *parameters, int count, float scale);
 
 /* --- Generation: the network one step at a time, and sampling --- */
 

@@ -197,8 +197,35 @@ void cw_weight_gradient(int variant, const cw_layer *layer, void *scratch, float
     outer(variant, layer->bf16, layer->threads, &job);
 }
 
-void cw_cross_entropy(int variant, int bf16, int threads, int rows, int vocabulary, void *logits, const float *bias,
-                      const int64_t *targets, float scale, float *losses, float *d_bias, void *scratch) {
+double cw_cross_entropy(int variant, int bf16, int threads, int rows, int vocabulary, void *logits, const float *bias,
+                        const int64_t *targets, float scale, float *losses, float *d_bias, void *scratch) {
     cw_loss_job job = {rows, vocabulary, d_bias != NULL, logits, bias, targets, scale, losses, d_bias, scratch};
     cw_parallel(threads, variants[variant]->cross_entropy[bf16], &job);
+    double sum = 0;
+    for (int n = 0; n < rows; n++) sum += losses[n];
+    return sum;
+}
+
+static int64_t all_chunks(const cw_parameter *parameters, int count) {
+    int64_t chunks = 0;
+    for (int i = 0; i < count; i++) chunks += cw_chunks(parameters[i].count);
+    return chunks;
+}
+
+size_t cw_norm_bytes(const cw_parameter *parameters, int count) {
+    return (size_t)all_chunks(parameters, count) * sizeof(double);
+}
+
+double cw_norm(int variant, int threads, const cw_parameter *parameters, int count, void *scratch) {
+    cw_adam_job job = {parameters, count, all_chunks(parameters, count), 1, scratch};
+    cw_parallel(threads, variants[variant]->norm, &job);
+    double sum = 0;
+    for (int64_t i = 0; i < job.chunks; i++) sum += job.partial[i];
+    return sum;
+}
+
+void cw_adam(int variant, int threads, const cw_parameter *parameters, int count, float scale) {
+    cw_adam_job job = {parameters, count, all_chunks(parameters, count), scale, NULL};
+    for (int i = 0; i < count; i++) *parameters[i].step += 1;
+    cw_parallel(threads, variants[variant]->adam, &job);
 }

@@ -9,6 +9,7 @@
 #define TEXT_(a) #a
 #define TEXT(a) TEXT_(a)
 
+#include "optimizer.h"
 #include "tiles.h"
 
 #define STORAGE CW_F32
@@ -56,4 +57,6 @@ const cw_variant PASTE(cw_, CW_VARIANT) = {
     {outer_f32, outer_bf16},
     {cross_entropy_f32, cross_entropy_bf16},
     {write_f32, write_bf16, write_q8},
+    norm,
+    adam,
 };

@@ -50,6 +50,18 @@ typedef struct {
     void *scratch;
 } cw_loss_job;
 
+/* The numbers of each parameter are divided into chunks of at most CW_CHUNK. */
+#define CW_CHUNK 4096
+static inline int64_t cw_chunks(int64_t count) { return (count + CW_CHUNK - 1) / CW_CHUNK; }
+
+typedef struct {
+    const cw_parameter *parameters;
+    int count;
+    int64_t chunks;
+    float scale;
+    double *partial; /* (chunks): the sums of squares */
+} cw_adam_job;
+
 /* A call of cw_write. */
 typedef struct {
     const cw_model *model;
@@ -76,7 +88,7 @@ typedef struct {
 typedef struct {
     const char *name;
     cw_shape shape;
-    cw_job pack[2], forward[2], backward[2], spread_inputs[2], outer[2], cross_entropy[2], write[3];
+    cw_job pack[2], forward[2], backward[2], spread_inputs[2], outer[2], cross_entropy[2], write[3], norm, adam;
 } cw_variant;
 
 /* The vectors in a panel of packed weights for single steps: enough sums to keep the processor busy. */

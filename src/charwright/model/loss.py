@@ -49,12 +49,12 @@ class _HeadLoss(torch.autograd.Function):
         d_x = torch.empty_like(inputs) if wanted else inputs
         d_weight: Tensor | None = None
         d_bias = torch.zeros_like(bias) if wanted else None
-        total = bias.new_zeros(())
+        total: float | Tensor = 0.0
         for begin in range(0, len(x), rows):
             some = slice(begin, begin + rows)
             logits = F.linear(inputs[some], low)
             if loaded:
-                total += native.cross_entropy(loaded, logits, bias, targets[some], 1 / len(x), d_bias).sum()
+                total += native.cross_entropy(loaded, logits, bias, targets[some], 1 / len(x), d_bias)
             else:
                 total += _cross_entropy(logits, bias, targets[some], 1 / len(x), d_bias)
             if wanted:
@@ -62,7 +62,8 @@ class _HeadLoss(torch.autograd.Function):
                 more = _outer(loaded, logits, inputs[some], weight.dtype)
                 d_weight = more if d_weight is None else d_weight.add_(more)
         ctx.save_for_backward(d_x.to(x.dtype), d_weight, d_bias)
-        return total / len(x)
+        mean = total / len(x)
+        return mean if isinstance(mean, Tensor) else bias.new_tensor(mean)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -183,20 +183,19 @@ def outer(kernels: Kernels, a: Tensor, b: Tensor) -> Tensor:
 
 def cross_entropy(
     kernels: Kernels, logits: Tensor, bias: Tensor, targets: Tensor, scale: float, d_bias: Tensor | None
-) -> Tensor:
-    """The losses (N,) float32 in nats of logits (N, V) + bias (V,) against targets (N,).
+) -> float:
+    """The sum of the losses in nats of logits (N, V) + bias (V,) against targets (N,).
 
     With `d_bias`, to which is added, the logits are overwritten with the gradients of `scale` times the losses' sum.
     """
     rows, vocabulary = logits.shape
     threads = torch.get_num_threads()
     losses, scratch = torch.empty(rows), torch.empty(threads, vocabulary + UNITS_MULTIPLE)
-    kernels.cross_entropy(
+    return kernels.cross_entropy(
         rows, vocabulary, bf16=logits.dtype == torch.bfloat16, threads=threads, logits=logits.data_ptr(),
         bias=bias.data_ptr(), targets=targets.data_ptr(), scale=scale, losses=losses.data_ptr(),
         d_bias=None if d_bias is None else d_bias.data_ptr(), scratch=scratch.data_ptr(),
     )  # fmt: skip
-    return losses
 
 
 # Large internal arrays are reused: fresh memory costs a page fault every 4 kB.

@@ -9,20 +9,25 @@ import torch
 
 from charwright.config import TrainingConfig
 from charwright.model.language_model import LanguageModel
+from charwright.training.native_adam import NativeAdam, NativeAdamW, NativeStep, kernels_fit
 
 
 def make_optimizer(model: LanguageModel, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Adam (Kingma & Ba, 2015) or AdamW (Loshchilov & Hutter, 2019) as configured, in PyTorch's fused form."""
+    """Adam (Kingma & Ba, 2015) or AdamW (Loshchilov & Hutter, 2019) as configured.
+
+    With the C kernels on a CPU the step is theirs, otherwise PyTorch's fused one.
+    """
+    native = kernels_fit(model.parameters())
     betas = (config.beta1, config.beta2)
     if config.optimizer == "adam":
-        return torch.optim.Adam(
-            model.parameters(), lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True
-        )
+        adam = NativeAdam if native else torch.optim.Adam
+        return adam(model.parameters(), lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
     # Weight decay applies to the weights of products, not to biases and the embedding.
     decayed = [weight for name, weight in model.weights.items() if weight.ndim > 1 and name != "embedding_weight"]
     spared = [weight for name, weight in model.weights.items() if weight.ndim <= 1 or name == "embedding_weight"]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
+    adamw = NativeAdamW if native else torch.optim.AdamW
+    return adamw(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
@@ -41,6 +46,10 @@ def clipped_gradients(model: LanguageModel, optimizer: torch.optim.Optimizer, ma
     """Clip the gradients to `max_norm` before each optimizer step (Pascanu et al., 2013); None clips nothing."""
     if max_norm is None:
         yield
+        return
+    if isinstance(optimizer, NativeStep):
+        with optimizer.clipping(max_norm):
+            yield
         return
 
     def clip(*_: object) -> None:

@@ -1,0 +1,115 @@
+/* The update of a model's weights by Adam, and the norm of its gradients.
+ *
+ * Both read each number once, so memory is the limit.
+ *
+ * The numbers are divided into chunks, and each thread has a range of them. What happens to a chunk does not depend on
+ * the thread, so the result has the same bits with any number of threads.
+ */
+
+INLINE vec root(vec x) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX2__)
+    return (vec)_mm256_sqrt_ps((__m256)x);
+#elif defined(__SSE2__)
+    return (vec)_mm_sqrt_ps((__m128)x);
+#else
+    vec result;
+    for (int i = 0; i < LANES; i++) result[i] = sqrtf(x[i]);
+    return result;
+#endif
+}
+
+/* The sum of the squares of at most one chunk. Four sums hide the latency of an addition. */
+static double squares(const float *values, int count) {
+    vec sums[4] = {{0}};
+    int at = 0;
+    for (; at + 4 * LANES <= count; at += 4 * LANES)
+        for (int i = 0; i < 4; i++) {
+            const vec x = load(values + at + i * LANES);
+            sums[i] += x * x;
+        }
+    double total = 0;
+    const vec sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    for (int i = 0; i < LANES; i++) total += sum[i];
+    for (; at < count; at++) total += (double)values[at] * values[at];
+    return total;
+}
+
+/* What is the same for all numbers of a parameter. */
+typedef struct {
+    float scale, added_decay, kept, beta1, rest1, beta2, rest2, step_size, correction, epsilon;
+} adam_terms;
+
+static adam_terms adam_terms_of(const cw_parameter *p, float scale) {
+    const double corrected1 = 1 - pow(p->beta1, *p->step), corrected2 = 1 - pow(p->beta2, *p->step);
+    return (adam_terms){
+        .scale = scale,
+        .added_decay = p->decoupled ? 0 : (float)p->decay,
+        .kept = p->decoupled ? (float)(1 - p->rate * p->decay) : 1,
+        .beta1 = (float)p->beta1,
+        .rest1 = (float)(1 - p->beta1),
+        .beta2 = (float)p->beta2,
+        .rest2 = (float)(1 - p->beta2),
+        .step_size = (float)(p->rate / corrected1),
+        .correction = (float)(1 / sqrt(corrected2)),
+        .epsilon = (float)p->epsilon,
+    };
+}
+
+INLINE void adam_vector(const adam_terms *terms, float *weight, const float *gradient, float *mean, float *square) {
+    const vec w = load(weight), g = load(gradient) * terms->scale + w * terms->added_decay;
+    const vec m = load(mean) * terms->beta1 + g * terms->rest1;
+    const vec v = load(square) * terms->beta2 + g * g * terms->rest2;
+    store(mean, m);
+    store(square, v);
+    store(weight, w * terms->kept - m * terms->step_size / (root(v) * terms->correction + terms->epsilon));
+}
+
+static void adam_chunk(const adam_terms *terms, const cw_parameter *p, int64_t begin, int count) {
+    float *weight = p->weight + begin, *mean = p->mean + begin, *square = p->square + begin;
+    const float *gradient = p->gradient + begin;
+    const adam_terms local = *terms; /* a copy, which no store can change: its fields stay in registers */
+    int at = 0;
+    for (; at + LANES <= count; at += LANES)
+        adam_vector(&local, weight + at, gradient + at, mean + at, square + at);
+    if (at == count) return;
+    float some[4][LANES] = {{0}};
+    const size_t bytes = (size_t)(count - at) * sizeof(float);
+    memcpy(some[0], weight + at, bytes);
+    memcpy(some[1], gradient + at, bytes);
+    memcpy(some[2], mean + at, bytes);
+    memcpy(some[3], square + at, bytes);
+    adam_vector(&local, some[0], some[1], some[2], some[3]);
+    memcpy(weight + at, some[0], bytes);
+    memcpy(mean + at, some[2], bytes);
+    memcpy(square + at, some[3], bytes);
+}
+
+/* A thread's chunks of all parameters: the norm, or the update. */
+INLINE void own_chunks(const cw_adam_job *job, int thread, int threads, int updates) {
+    const int64_t first = job->chunks * thread / threads, last = job->chunks * (thread + 1) / threads;
+    int64_t begin = 0; /* the number of the parameter's first chunk */
+    for (int i = 0; i < job->count && begin < last; i++) {
+        const cw_parameter *p = job->parameters + i;
+        const int64_t end = begin + cw_chunks(p->count);
+        if (end > first) {
+            const adam_terms terms = updates ? adam_terms_of(p, job->scale) : (adam_terms){0};
+            for (int64_t chunk = first > begin ? first : begin; chunk < end && chunk < last; chunk++) {
+                const int64_t at = (chunk - begin) * CW_CHUNK, left = p->count - at;
+                const int count = left < CW_CHUNK ? (int)left : CW_CHUNK;
+                if (updates) adam_chunk(&terms, p, at, count);
+                else job->partial[chunk] = squares(p->gradient + at, count);
+            }
+        }
+        begin = end;
+    }
+}
+static void norm(int thread, int threads, cw_barrier *barrier, void *argument) {
+    (void)barrier;
+    own_chunks(argument, thread, threads, 0);
+}
+static void adam(int thread, int threads, cw_barrier *barrier, void *argument) {
+    (void)barrier;
+    own_chunks(argument, thread, threads, 1);
+}
