@@ -366,6 +366,7 @@ def test_a_run_on_cuda_resumes_where_it_stopped() -> None:
 
 
 @needs_cuda
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_steps_do_not_wait_for_the_gpu() -> None:
     device = torch.device("cuda")
     model = make_model(device)
