@@ -12,6 +12,7 @@ from datetime import date
 from pathlib import Path
 
 TENSORFLOW = "tensorflow==2.21.0"
+FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
 
 
 def describe_machine() -> str:
@@ -21,8 +22,8 @@ def describe_machine() -> str:
     if cpuinfo.is_file():
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         name = names[0] if names else name
-    flags = cpuinfo.read_text() if cpuinfo.is_file() else ""
-    has = ", ".join(flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags)
+    flags = set(cpuinfo.read_text().split()) if cpuinfo.is_file() else set()
+    has = ", ".join(flag for flag in FLAGS if flag in flags)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{name} ({has or platform.machine()}), {cores} cores, {platform.system()}, {date.today().isoformat()}"
 

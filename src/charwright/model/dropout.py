@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,15 +16,18 @@ class Dropout:
     A rate of 0 changes nothing and draws nothing.
     """
 
-    def __init__(self, config: ModelConfig, generator: torch.Generator | None) -> None:
-        """Draw masks from `generator`, which may be None if both rates are 0.
+    def __init__(
+        self, config: ModelConfig, generator: torch.Generator | None, drawn: Sequence[Tensor] | None = None
+    ) -> None:
+        """Draw masks from `generator`, or take those of `draw_masks`; both may be None if both rates are 0.
 
         Raises:
             ValueError: when a mask has to be drawn and there is no generator.
         """
-        if generator is None and (config.dropout or config.recurrent_dropout):
+        if generator is None and drawn is None and (config.dropout or config.recurrent_dropout):
             raise ValueError("training with dropout draws its masks from a generator; pass generator=...")
         self._config, self._generator = config, generator
+        self._drawn = None if drawn is None else iter(drawn)
 
     def outputs(self, x: Tensor) -> Tensor:
         """Dropout on a layer's outputs (T, B, H), with one mask (1, B, H)."""
@@ -36,5 +41,27 @@ class Dropout:
     def _mask(self, like: Tensor, rate: float) -> Tensor | None:
         if rate == 0:
             return None
-        mask = torch.empty_like(like, requires_grad=False).bernoulli_(1 - rate, generator=self._generator)
-        return mask.div_(1 - rate)
+        if self._drawn is not None:
+            return next(self._drawn)
+        return _draw(torch.empty_like(like, requires_grad=False), rate, self._generator)
+
+
+def empty_masks(config: ModelConfig, batch: int, like: Tensor) -> list[Tensor]:
+    """Memory for the masks of a batch, in the order in which the layers ask for them."""
+    return [like.new_empty(shape) for _, shape in _rates_and_shapes(config, batch)]
+
+
+def draw_masks(config: ModelConfig, masks: Sequence[Tensor], generator: torch.Generator) -> None:
+    """Draw the masks that the layers would draw from `generator` themselves into memory from `empty_masks`."""
+    for mask, (rate, _) in zip(masks, _rates_and_shapes(config, 0), strict=True):
+        _draw(mask, rate, generator)
+
+
+def _rates_and_shapes(config: ModelConfig, batch: int) -> list[tuple[float, tuple[int, ...]]]:
+    state = (config.recurrent_dropout, (batch, config.units))
+    outputs = (config.dropout, (1, batch, config.units))
+    return [one for one in (state, outputs) * config.layers if one[0]]
+
+
+def _draw(mask: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
+    return mask.bernoulli_(1 - rate, generator=generator).div_(1 - rate)

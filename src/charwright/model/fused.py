@@ -5,6 +5,8 @@ It differs from `cells.py` in three ways, none of which changes a result beyond 
 - The loop over time has only what depends on the previous step: the product h x U, and the gates.
 - The gradients of the weights are one product over all steps after the backward loop, not one per step.
 - Products may be in bfloat16; the state and the gates stay in float32.
+
+On CUDA the GRU and the LSTM are those of `cuda_cells.py`, with fewer kernels per step.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from charwright.model import cuda_cells
 from charwright.model.cells import State, Weights
 
 
@@ -24,8 +27,10 @@ def fused_layer(
 
     `mask` (B, H), if given, multiplies the state inside the recurrent product.
     """
-    low = weights.weight_hh.to(dtype)
     mask = torch.ones_like(state[0]) if mask is None else mask
+    if gates.is_cuda and cell in cuda_cells.CELLS:
+        return cuda_cells.cell_layer(cell, gates, state, weights, dtype, mask)
+    low = weights.weight_hh.to(dtype)
     outputs: Any
     if cell == "gru":
         assert weights.bias_hh is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -60,26 +60,31 @@ class LanguageModel(WeightedModule):
         Returns:
             logits (T, B, V) float32, and the state after the last position.
         """
-        x, state = self._recurrent(ids, state, generator)
+        x, state = self._recurrent(ids, state, Dropout(self.config, generator) if self.training else None)
         return linear(x, self._head, self.weight("head.bias"), self.compute.precision), state
 
     def loss(
-        self, ids: Tensor, targets: Tensor, state: State | None = None, *, generator: torch.Generator | None = None
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        state: State | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        masks: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, State]:
         """The mean cross-entropy of a batch in nats, and the state after it.
 
         Equal to `cross_entropy` of the logits, but faster and without all logits in memory at once, which matters for a
-        large vocabulary. Arguments as for `forward`; targets: (T, B) int64.
+        large vocabulary. Arguments as for `forward`; targets: (T, B) int64; masks: those of dropout, drawn already.
         """
-        x, state = self._recurrent(ids, state, generator)
+        x, state = self._recurrent(ids, state, Dropout(self.config, generator, masks) if self.training else None)
         bias, precision = self.weight("head.bias"), self.compute.precision
         return head_loss(x, self._head, bias, targets, precision, self._core(ids.device)), state
 
-    def _recurrent(self, ids: Tensor, state: State | None, generator: torch.Generator | None) -> tuple[Tensor, State]:
+    def _recurrent(self, ids: Tensor, state: State | None, dropout: Dropout | None) -> tuple[Tensor, State]:
         """All recurrent layers: ids (T, B) -> outputs of the last layer (T, B, H), and the state after."""
         state = self.zero_state(ids.shape[1]) if state is None else state
         core, precision = self._core(ids.device), self.compute.precision
-        dropout = Dropout(self.config, generator) if self.training else None
         x: LayerInput = Tokens(ids, self.weight("embedding.weight"))
         last = []
         for layer in range(self.config.layers):

@@ -93,9 +93,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tenso
 
 
 def _table(x: Tokens, weights: Weights, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The gate inputs of each token that occurs, (U, G * H), and the row of each position (T, B)."""
+    """The gate inputs of each token that occurs, or of all, (U, G * H), and the row of each position (T, B)."""
     embedding, ids = x.embedding, x.ids
-    if len(embedding) > ids.numel() // 4:  # In a small vocabulary nearly all tokens occur.
+    # In a small vocabulary nearly all tokens occur. A GPU has to be waited for to count those that do.
+    if len(embedding) > ids.numel() // 4 and not ids.is_cuda:
         occurring, ids = torch.unique(ids, return_inverse=True)
         embedding = F.embedding(occurring, embedding)
     return linear(embedding, weights.weight_ih, weights.bias_ih, dtype), ids
@@ -103,6 +104,8 @@ def _table(x: Tokens, weights: Weights, dtype: torch.dtype) -> tuple[Tensor, Ten
 
 def _project(x: LayerInput, weights: Weights, dtype: torch.dtype) -> Tensor:
     """The gate inputs at each position, (T, B, G * H)."""
+    if isinstance(x, Tokens) and x.ids.is_cuda and len(x.embedding) > x.ids.numel():
+        x = x.embedded()  # A table of all tokens would have more rows than there are positions.
     if isinstance(x, Tokens):
         table, ids = _table(x, weights, dtype)
         looked_up: Tensor = _Lookup.apply(table, ids, dtype)  # type: ignore[no-untyped-call]

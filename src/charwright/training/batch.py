@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -34,8 +36,16 @@ TrainStep = Callable[[LanguageModel, Batch, torch.optim.Optimizer], Tensor]
 def make_batch(pair: Pair, hidden: State | None, config: TrainingConfig, step: int, device: torch.device) -> Batch:
     """Move a pair of arrays (T, B) to the device, with the hidden state carried from the batch before."""
     generator = batch_generator(config.seed, step, device)
-    inputs, targets = (torch.from_numpy(array).to(device, non_blocking=True) for array in pair)
+    inputs, targets = (_to_device(array, device) for array in pair)
     return Batch(inputs, targets, _reset_streams(hidden, config.state_reset, generator), generator)
+
+
+def _to_device(array: npt.NDArray[np.int64], device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        # A copy from pinned memory does not wait for the steps before it.
+        tensor = tensor.contiguous().pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def _reset_streams(hidden: State | None, probability: float, generator: torch.Generator) -> State | None:

@@ -17,6 +17,7 @@ from charwright.model.language_model import LanguageModel
 from charwright.training.batch import Batch, TrainStep, make_batch
 from charwright.training.budget import Budget, remaining_batches
 from charwright.training.capture import initial_state
+from charwright.training.cuda_graph import fastest_step
 from charwright.training.events import End, Event
 from charwright.training.optimizer import clipped_gradients, make_optimizer, set_learning_rate
 from charwright.training.reports import Callbacks, Reporter
@@ -34,6 +35,9 @@ def train_step(model: LanguageModel, batch: Batch, optimizer: torch.optim.Optimi
     optimizer.step()
     batch.state = tuple(part.detach() for part in state)
     return loss.detach()
+
+
+_OWN_STEP = train_step
 
 
 def fit(  # noqa: PLR0915  (one loop, in one place)
@@ -74,8 +78,10 @@ def fit(  # noqa: PLR0915  (one loop, in one place)
         DivergedError: when training diverges at every learning rate.
     """
     keep_memory()
+    own = optimizer is None and train_step is _OWN_STEP
     optimizer = optimizer or make_optimizer(model, config)
     state = initial_state(model, optimizer, config, resume)
+    train_step = fastest_step(train_step, state.device) if own else train_step
     position = state.position
     budget = Budget(config, position, dataset.steps_per_epoch, clock, spent_s)
     position.done = resume is not None and budget.nothing_left()

@@ -31,9 +31,13 @@ def make_optimizer(model: LanguageModel, config: TrainingConfig) -> torch.optim.
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set each group's learning rate to `factor` times its initial one."""
+    """Set each group's learning rate to `factor` times its initial one; a tensor keeps its memory."""
     for group in optimizer.param_groups:
-        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+        rate = group["lr"]
+        if isinstance(rate, torch.Tensor):
+            rate.copy_(group.setdefault("initial_lr", rate.clone()) * factor)
+        else:
+            group["lr"] = group.setdefault("initial_lr", rate) * factor
 
 
 def learning_rate_of(optimizer: torch.optim.Optimizer) -> float:
