@@ -73,7 +73,7 @@ def _print_speeds(*, as_json: bool) -> None:
             f"characters/s in training, 1 layer of {model.units} {model.cell.upper()} units with dropout, "
             f"{batch.batch} x {batch.seq_length} characters, {TYPICAL.vocabulary} tokens:"
         )
-    for one in survey():
+    for one in survey(workload=TYPICAL):
         found.append(one)
         if not as_json:
             shown = f"{one.speed:>12,.0f}" if one.speed is not None else f"failed: {one.why}"

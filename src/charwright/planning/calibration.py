@@ -187,7 +187,7 @@ class Calibration:
         """What was chosen, and the speeds of all candidates; those far behind are scaled to the last model."""
         if len(self._ranked) < 2:
             return Choice(self.best)
-        scale = max((speed / self._ranked[compute] for compute, speed in self._compared.items()), default=1.0)
+        scale = min((speed / self._ranked[compute] for compute, speed in self._compared.items()), default=1.0)
         least = min((self._ranked[compute] for compute in self._compared), default=math.inf)
         behind = {compute: scale * speed for compute, speed in self._ranked.items() if speed < least}
         measured = self._compared | behind

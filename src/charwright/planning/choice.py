@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
+
 from charwright import kernels
 from charwright.model.compute import CPU, PRECISIONS, Compute, Wanted, asked_core, choose_device
 from charwright.model.features import features_of
@@ -50,8 +52,12 @@ def candidates(wanted: Wanted, *, masked: bool) -> list[Compute]:
     ]
 
     def unlikely(candidate: Compute) -> tuple[bool, int]:
-        bf16 = candidate.precision_name == "bf16"
-        order = 1 if candidate.core == "native" else 2 if not bf16 else 0 if features.fast_bfloat16 else 3
+        if candidate.core == "native":
+            order = 1 if candidate.kernel == features.variants[0] else 3
+        elif candidate.precision == torch.bfloat16:
+            order = 0 if features.fast_bfloat16 else 4
+        else:
+            order = 2
         return candidate != rule, order
 
     return sorted(found, key=unlikely)
