@@ -329,6 +329,16 @@ def test_a_tiny_budget_measures_the_first_alone(options: dict[str, Any], monkeyp
 
 
 @pytest.mark.usefixtures("here")
+def test_a_model_too_large_for_the_time_left_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Fake({"native bf16 amx": 0.010, "fused bf16": 0.011}, monkeypatch)
+    _, choice = plan_here(TEXT, OPTIONS | {"units": 8192}, Wanted(), clock=fake.clock)
+    recipe = Recipe().with_options({"minutes": 5, "units": 8192, "recurrent_dropout": 0.2})
+    assert choice.compute.label == choose_here(recipe, 66, Wanted(), clock=fake.clock).compute.label
+    assert max(units for _, units, _ in fake.seen) <= 2048
+    assert choice.measured is not None
+
+
+@pytest.mark.usefixtures("here")
 def test_a_clock_that_jumps_measures_the_first_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     fake, ticks = Fake({}, monkeypatch), iter(range(1000))
     _, choice = plan_here(TEXT, OPTIONS, Wanted(), clock=lambda: 5.0 * next(ticks))
