@@ -156,9 +156,8 @@ def test_the_starting_recipe_is_planned_for_the_text_and_the_minutes(monkeypatch
 
 def test_all_trials_of_a_search_compute_as_its_start_chose(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen, notices = Choice(Compute(core="fused", threads=1), {"fused f32": 5, "native f32 avx2": 3}), []
-    monkeypatch.setattr(
-        start_module, "plan_here", lambda *_: (make_plan(TextProfile.of(TEXT, task().vocabulary), {}, {}), chosen)
-    )
+    plan = make_plan(TextProfile.of(TEXT, task().vocabulary), {"minutes": 1.0}, {512: 1e5})
+    monkeypatch.setattr(start_module, "plan_here", lambda *_: (plan, chosen))
 
     def compute(wanted: Wanted) -> Compute:
         start = Start(task(), {}, wanted)
