@@ -295,6 +295,20 @@ def test_a_plan_is_for_the_fastest(best: str, monkeypatch: pytest.MonkeyPatch) -
     assert fake.clock.now < 3
 
 
+EVERY = [*LABELS, "native bf16 avx2", "native bf16 avx512bf16"]
+
+
+@pytest.mark.usefixtures("here")
+@given(st.lists(st.floats(0.002, 0.02), min_size=len(EVERY), max_size=len(EVERY)))
+def test_nobody_is_more_than_5_percent_slower_than_the_best(seconds: list[float]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        fake = Fake(dict(zip(EVERY, seconds, strict=True)), patch)
+        plan, choice = plan_here(TEXT, OPTIONS, Wanted(), clock=fake.clock)
+    assert fake.table[choice.compute.label] <= 1.05 * min(seconds)
+    assert plan.speeds[512] == pytest.approx(2048 / fake.table[choice.compute.label])
+    assert fake.clock.now < 3
+
+
 @pytest.mark.usefixtures("here")
 def test_the_planned_model_decides_and_the_plan_follows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two candidates that are near each other on one model may change places on another."""
