@@ -24,7 +24,7 @@ from charwright.config import RENAMED, Recipe
 from charwright.data.sequences import make_dataset
 from charwright.data.short_texts import shrink_to_fit
 from charwright.data.split import split_corpus
-from charwright.model.compute import Compute, choose_precision
+from charwright.model.compute import Compute
 from charwright.storage import drop_cut_line
 from charwright.training import events
 
@@ -69,7 +69,7 @@ def run_trial(corpus: str, minutes: float, options: dict[str, Any]) -> dict[str,
         len(vocabulary),
         seed=settings.seed,
         embedding_range=settings.embedding_range,
-        compute=Compute(precision=choose_precision("auto", torch.device("cpu"))),
+        compute=Compute.choose("cpu"),
     )
     began = time.monotonic()
     trained = 0.0

@@ -17,12 +17,14 @@ from torch import Tensor
 from charwright import cli, kernels
 from charwright.config import GATES, STATES, ModelConfig
 from charwright.errors import UsageError
+from charwright.model import compute as compute_module
 from charwright.model import recurrent
 from charwright.model.cells import Weights
-from charwright.model.compute import Compute, choose_core, describe_machine
+from charwright.model.compute import Compute, Wanted, choose_core, describe_machine
 from charwright.model.language_model import LanguageModel
 from charwright.model.native import native_layer
 from charwright.model.recurrent import Tokens, run_layer
+from charwright.planning.choice import candidates
 from ramps import fill_with_ramps, ramp, some_ids
 
 CPU = torch.device("cpu")
@@ -89,13 +91,16 @@ def test_auto_never_reaches_the_reference(
     monkeypatch.setattr(recurrent, "unroll", reference)
     if not kernels_here:
         monkeypatch.setenv("CHARWRIGHT_KERNELS", "none")
-    core = choose_core("auto", torch.device(device))
-    shape = ModelConfig(cell=cell, layers=2, units=21, embedding_size=5, recurrent_dropout=0.2 * masked)
-    model = LanguageModel(shape, 30, compute=Compute(core=core)).train()
-    ids = torch.arange(24).reshape(6, 4)
-    loss, _ = model.loss(ids, ids, generator=torch.Generator().manual_seed(1))
-    loss.backward()
-    assert all(weight.grad is not None for weight in model.parameters())
+    monkeypatch.setattr(compute_module, "choose_device", lambda _: torch.device(device))
+    pool = candidates(Wanted(), masked=masked)
+    cores = {choose_core("auto", torch.device(device)), Compute.choose().core, *(one.core for one in pool)}
+    for core in cores:
+        shape = ModelConfig(cell=cell, layers=2, units=21, embedding_size=5, recurrent_dropout=0.2 * masked)
+        model = LanguageModel(shape, 30, compute=Compute(core=core)).train()
+        ids = torch.arange(24).reshape(6, 4)
+        loss, _ = model.loss(ids, ids, generator=torch.Generator().manual_seed(1))
+        loss.backward()
+        assert all(weight.grad is not None for weight in model.parameters())
 
 
 @pytest.mark.parametrize("core", ["plain", "fused", "torch"])

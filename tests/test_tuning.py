@@ -21,8 +21,9 @@ from charwright.config import ModelConfig, Recipe, SequenceConfig, TrainingConfi
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import CorpusError, DamagedRunError, DivergedError, RunError, UsageError
 from charwright.evaluation.evaluate import evaluate
-from charwright.model.compute import Compute
+from charwright.model.compute import Compute, Wanted
 from charwright.model.language_model import LanguageModel
+from charwright.planning.choice import Choice
 from charwright.planning.plan import make_plan
 from charwright.planning.profile import TextProfile
 from charwright.planning.recipe_file import read_recipe
@@ -31,9 +32,11 @@ from charwright.training.events import Epoch, Event, Validation
 from charwright.training.loop import fit
 from charwright.tuning import search as search_module
 from charwright.tuning import space as space_module
+from charwright.tuning import start as start_module
 from charwright.tuning import trial as trial_module
 from charwright.tuning.search import Limits, Search, TrialResult, search_in
-from charwright.tuning.space import nearest_point, recipe_of_trial, search_space, starting_recipe
+from charwright.tuning.space import nearest_point, recipe_of_trial, search_space
+from charwright.tuning.start import Start
 from charwright.tuning.trial import (
     MARKS,
     PROBE_LENGTH,
@@ -143,11 +146,30 @@ def test_a_tied_embedding_stays_as_wide_as_the_layer() -> None:
 
 def test_the_starting_recipe_is_planned_for_the_text_and_the_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     speeds = {128: 90_000.0, 512: 20_000.0}
-    monkeypatch.setattr(space_module, "plan_here", lambda text, options, _: make_plan(text, options, speeds))
-    recipe = starting_recipe(task(), {"min_count": 3, "seed": 7})
+    planned = Choice(Compute(core="fused"))
+    monkeypatch.setattr(start_module, "plan_here", lambda text, options, _: (make_plan(text, options, speeds), planned))
+    recipe = Start(task(), {"min_count": 3, "seed": 7}, Wanted()).recipe()
     text = TextProfile.of(task().training_text, task().vocabulary)
     assert recipe == make_plan(text, {"minutes": task().minutes, "min_count": 3, "seed": 7}, speeds).recipe
     assert (recipe.training.minutes, recipe.vocabulary.min_count, recipe.training.seed) == (task().minutes, 3, 7)
+
+
+def test_all_trials_of_a_search_compute_as_its_start_chose(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, notices = Choice(Compute(core="fused", threads=1), {"fused f32": 5, "native f32 avx2": 3}), []
+    plan = make_plan(TextProfile.of(TEXT, task().vocabulary), {"minutes": 1.0}, {512: 1e5})
+    monkeypatch.setattr(start_module, "plan_here", lambda *_: (plan, chosen))
+
+    def compute(wanted: Wanted) -> Compute:
+        start = Start(task(), {}, wanted)
+        with search_in(folder, start.recipe, PROTOCOL) as search:
+            return start.task_of(search, notices.append).compute
+
+    assert compute(Wanted()) == chosen.compute
+    monkeypatch.setattr(start_module, "plan_here", None)
+    assert compute(Wanted()) == chosen.compute, "the search continues without planning or choosing again"
+    assert notices == []
+    assert compute(Wanted(core="torch", precision="f32")).core == "torch"
+    assert len(notices) == 1
 
 
 # Results.

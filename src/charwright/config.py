@@ -164,7 +164,7 @@ class TrainingConfig(Config):
     )
     precision: str = option(
         "auto",
-        "Precision of the matrix products; auto selects bf16 where it is fast.",
+        "Precision of the matrix products; auto selects bf16 where it is faster.",
         choices=("auto", "f32", "bf16"),
     )
     seed: int = option(1, "Random seed for weights, batch order and dropout.", minimum=0, maximum=2**63 - 1)

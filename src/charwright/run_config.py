@@ -11,6 +11,9 @@ from charwright.data.corpus import Source
 from charwright.errors import ConfigError, DamagedRunError
 from charwright.storage import FORMAT, checked, exact_object
 
+RUN_CORES = ("native", "fused", "torch", "plain")
+PRECISIONS = ("f32", "bf16")
+
 
 @dataclass(frozen=True)
 class Parent:
@@ -46,12 +49,63 @@ class Parent:
 
 
 @dataclass(frozen=True)
+class ComputeRecord:
+    """How a run computes: `compute` in config.json.
+
+    `kernel` is the variant of the C kernels, or None for a core without them; `threads` is the most that are used.
+    `measured` are characters per second of the candidates by their labels, if the choice was measured.
+    """
+
+    device: str
+    core: str
+    precision: str
+    kernel: str | None
+    threads: int
+    measured: Mapping[str, int] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Any, where: str) -> ComputeRecord:
+        """Read what `to_json` wrote.
+
+        Raises:
+            DamagedRunError: naming the key that is missing, unknown or wrong.
+        """
+        entry = exact_object(values, {"device", "core", "precision", "kernel", "threads", "measured"}, where)
+        names = {name: checked(entry[name], str, f"{where}.{name}") for name in ("device", "core", "precision")}
+        for name, allowed in (("core", RUN_CORES), ("precision", PRECISIONS)):
+            if names[name] not in allowed:
+                raise DamagedRunError(f"{where}.{name} must be one of {', '.join(allowed)}, not {names[name]!r}")
+        threads = checked(entry["threads"], int, f"{where}.threads")
+        if threads < 1:
+            raise DamagedRunError(f"{where}.threads must be at least 1, not {threads}")
+        return cls(
+            **names,
+            kernel=None if entry["kernel"] is None else checked(entry["kernel"], str, f"{where}.kernel"),
+            threads=threads,
+            measured=None if entry["measured"] is None else _speeds(entry["measured"], f"{where}.measured"),
+        )
+
+    def __str__(self) -> str:
+        """`the cpu by the native core in f32 (avx512)`."""
+        variant = f" ({self.kernel})" if self.kernel else ""
+        return f"the {self.device} by the {self.core} core in {self.precision}{variant}"
+
+
+def _speeds(values: Any, where: str) -> dict[str, int]:
+    return {label: checked(speed, int, f"{where}.{label}") for label, speed in checked(values, dict, where).items()}
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """The content of `config.json`.
 
     `corpus` is how files were decoded; `sources`, `characters` and `sha256` identify the text, and are empty for a
     model that was saved without one. `parent` is the run whose weights this one started from. `plan` is what the
-    recipe was derived from, if it was planned.
+    recipe was derived from, if it was planned; `compute` is how the run computes, if that is known.
     """
 
     recipe: Recipe
@@ -64,6 +118,7 @@ class RunConfig:
     versions: Mapping[str, str]
     parent: Parent | None = None
     plan: Mapping[str, Any] | None = None
+    compute: ComputeRecord | None = None
     removed: Mapping[str, Any] = field(default_factory=dict)
     """Options of an earlier version that the run was trained with and this version no longer has; not written."""
 
@@ -82,6 +137,7 @@ class RunConfig:
                 "validation": [asdict(source) for source in self.validation],
             },
             **({"plan": dict(self.plan)} if self.plan else {}),
+            **({"compute": self.compute.to_json()} if self.compute else {}),
             "versions": dict(self.versions),
         }
 
@@ -93,7 +149,7 @@ class RunConfig:
             DamagedRunError: naming the key that is missing, unknown or wrong.
         """
         keys = {"format", "recipe_name", "recipe", "corpus", "versions"}
-        keys |= {"from", "plan"} & set(values if isinstance(values, dict) else ())
+        keys |= {"from", "plan", "compute"} & set(values if isinstance(values, dict) else ())
         top = exact_object(values, keys, where)
         corpus = exact_object(
             top["corpus"], {"characters", "sha256", "reading", "sources", "validation"}, f"{where}: corpus"
@@ -110,6 +166,7 @@ class RunConfig:
                 versions=checked(top["versions"], dict, f"{where}: versions"),
                 parent=Parent.from_json(top["from"], f"{where}: from") if "from" in top else None,
                 plan=_plan(top["plan"], f"{where}: plan") if "plan" in top else None,
+                compute=ComputeRecord.from_json(top["compute"], f"{where}: compute") if "compute" in top else None,
                 removed=_removed(top["recipe"]),
             )
         except ConfigError as error:

@@ -11,16 +11,20 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 pytest.importorskip("optuna")
 
+from charwright.config import Recipe
+from charwright.model.compute import Wanted
+from charwright.planning.choice import Choice
 from charwright.planning.recipe_file import read_recipe
 from charwright.planning.recipes import DEFAULT
 from charwright.run import Run
-from charwright.tuning import space as space_module
+from charwright.tuning import start as start_module
 from charwright.tuning import trial as trial_module
 from charwright.tuning.trial import Outcome
 from commands import TEXT, Terminal, process
@@ -43,15 +47,24 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[Outcome]:
         return outcomes.pop(0) if outcomes else Outcome("complete", 2.0, 1.0, seconds=1.0)
 
     monkeypatch.setattr(trial_module, "run_trial", run_trial)
-    monkeypatch.setattr(space_module, "starting_recipe", lambda _, options: DEFAULT.with_options(options))
+    plan_as(DEFAULT, monkeypatch)
     return outcomes
+
+
+def plan_as(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start each search from a recipe, without measuring the machine."""
+
+    def plan_here(_: object, options: dict[str, Any], wanted: Wanted) -> tuple[SimpleNamespace, Choice]:
+        return SimpleNamespace(recipe=recipe.with_options(options)), Choice(wanted.by_rule())
+
+    monkeypatch.setattr(start_module, "plan_here", plan_here)
 
 
 def test_a_search_from_the_text_to_a_trained_run(
     charwright: Terminal, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = DEFAULT.with_options({"units": 16, "embedding_size": 8, "batch": 4, "seq_length": 16, "minutes": 0.01})
-    monkeypatch.setattr(space_module, "starting_recipe", lambda _, options: small.with_options(options))
+    plan_as(small, monkeypatch)
     result = charwright(
         "tune", "hamlet.txt", "--trials", "1", "--minutes-per-trial", "0.01", "--min-count", "2", "--threads", "1"
     )

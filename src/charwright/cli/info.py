@@ -12,20 +12,27 @@ import click
 from charwright.errors import MissingExtraError, RunError, UsageError
 
 if TYPE_CHECKING:
+    from charwright.planning.survey import Surveyed
     from charwright.run import Run
 
 
 @click.command(short_help="Show layers, weights and history of a run.")
 @click.argument("run", type=click.Path(path_type=Path), required=False)
 @click.option("--machine", is_flag=True, help="Show what this machine offers, and what auto selects.")
+@click.option("--measure", is_flag=True, help="With --machine: measure everything that auto selects from.")
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.png", help="Plot the losses.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def info(run: Path | None, machine: bool, plot: Path | None, as_json: bool) -> None:
-    """Show the layers and weights of RUN, its text, and the history of its losses."""
+def info(run: Path | None, machine: bool, measure: bool, plot: Path | None, as_json: bool) -> None:
+    """Show the layers and weights of RUN, its text, how it computes, and the history of its losses."""
     from charwright.run import Run
 
+    if measure and not machine:
+        raise UsageError("--measure measures this machine: use it with --machine")
     if machine:
-        _print_machine(as_json=as_json)
+        if measure:
+            _print_speeds(as_json=as_json)
+        else:
+            _print_machine(as_json=as_json)
         return
     if run is None:
         raise UsageError("name a run, or use --machine")
@@ -53,6 +60,42 @@ def _print_machine(*, as_json: bool) -> None:
         return
     for name, value in facts.items():
         click.echo(f"{name.replace('_', ' '):16} {', '.join(value) if isinstance(value, list) else value}")
+
+
+def _print_speeds(*, as_json: bool) -> None:
+    """A line for each candidate as soon as it is measured, and the best at the end; or one JSON object."""
+    from charwright.planning.survey import TYPICAL, best_of, survey
+
+    found = []
+    if not as_json:
+        model, batch = TYPICAL.model, TYPICAL.sequences
+        click.echo(
+            f"characters/s in training, 1 layer of {model.units} {model.cell.upper()} units with dropout, "
+            f"{batch.batch} x {batch.seq_length} characters, {TYPICAL.vocabulary} tokens:"
+        )
+    for one in survey(workload=TYPICAL):
+        found.append(one)
+        if not as_json:
+            shown = f"{one.speed:>12,.0f}" if one.speed is not None else f"failed: {one.why}"
+            click.echo(f"  {one.label:45} {shown}")
+    best = best_of(found)
+    if as_json:
+        click.echo(json.dumps({"best": best and best.label, "candidates": [_candidate(one) for one in found]}))
+    elif best is not None:
+        click.echo(f"best: {best.label}")
+
+
+def _candidate(one: Surveyed) -> dict[str, Any]:
+    return {
+        "label": one.label,
+        "device": str(one.compute.device),
+        "core": one.compute.core,
+        "precision": one.compute.precision_name,
+        "kernel": one.compute.kernel,
+        "recurrent_dropout": one.masked,
+        "chars_per_s": None if one.speed is None else round(one.speed),
+        "error": one.why or None,
+    }
 
 
 def _layers(run: Run) -> list[dict[str, Any]]:
@@ -119,6 +162,11 @@ def _print_corpus(run: Run) -> None:
             f"{config.plan['characters']:,} characters ({config.plan['script']}) read {config.plan['passes']:g} times"
         )
         click.echo(f"Planned for {read}")
+    if config.compute:
+        compute = config.compute
+        threads = f"{compute.threads} thread{'' if compute.threads == 1 else 's'}"
+        measured = f", fastest of {len(compute.measured)} measured" if compute.measured else ""
+        click.echo(f"Computed on {compute}, {threads}{measured}")
     click.echo(
         f"Vocabulary: {len(run.vocabulary):,} tokens ({run.vocabulary.level} level). Recipe: {config.recipe_name}"
     )

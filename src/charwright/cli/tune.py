@@ -19,6 +19,7 @@ from charwright.cli.options import (
     core_option,
     device_option,
     given,
+    say,
     threads_option,
 )
 from charwright.config import CorpusConfig, Recipe, SplitConfig, VocabularyConfig
@@ -85,9 +86,9 @@ def tune(
     _check(corpus, hours, trials, minutes)
     _require_optuna()
     from charwright.cli.corpora import read_texts
-    from charwright.model.compute import Compute
+    from charwright.model.compute import Wanted
     from charwright.tuning.search import Limits, search_in
-    from charwright.tuning.space import starting_recipe
+    from charwright.tuning.start import Start
     from charwright.tuning.study import check_place
 
     if out is not None:
@@ -95,13 +96,16 @@ def tune(
     options = given(ctx, field_names(SplitConfig, VocabularyConfig)) | {"seed": seed}
     recipe = Recipe().with_options(options)
     reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
-    compute = Compute.choose(device, core, recipe.training.precision, threads)
+    wanted = Wanted(device, core, recipe.training.precision, threads)
+    compute = wanted.by_rule()
     compute.use_threads()
     texts = read_texts(corpus, validation, reading, recipe.split)
     task = _task(texts, recipe, minutes, compute)
     place = out if out is not None else Path("tune") / texts.corpus.name
-    protocol = _protocol(texts, task, seed, recipe)
-    with search_in(place, lambda: starting_recipe(task, options), protocol) as search, _Progress(task) as shown:
+    protocol = _protocol(texts, task, core, seed, recipe)
+    start = Start(task, options, wanted)
+    with search_in(place, start.recipe, protocol) as search, _Progress(task) as shown:
+        task = start.task_of(search, say)
         limits = Limits(None if hours is None else 3600 * hours, trials)
         stopped = _search(search, task, limits, shown)
     if stopped:
@@ -144,7 +148,7 @@ def _task(texts: Texts, recipe: Recipe, minutes: float, compute: Compute) -> Tas
     return task
 
 
-def _protocol(texts: Texts, task: Task, seed: int, recipe: Recipe) -> dict[str, Any]:
+def _protocol(texts: Texts, task: Task, core: str, seed: int, recipe: Recipe) -> dict[str, Any]:
     """What makes two trials comparable, and may not change within a search."""
     import torch
 
@@ -155,7 +159,7 @@ def _protocol(texts: Texts, task: Task, seed: int, recipe: Recipe) -> dict[str, 
         "--minutes-per-trial": task.minutes,
         "--seed": seed,
         "--device": str(task.compute.device),
-        "--core": task.compute.core,
+        "--core": core,
         "--threads": torch.get_num_threads(),
         **{flag(name): value for name, value in parts.items()},
     }

@@ -1,4 +1,4 @@
-"""Where and how a model computes: device, recurrent core, precision and threads."""
+"""Where and how a model computes: device, recurrent core, precision, kernels and threads."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 
 from charwright import kernels
 from charwright.errors import UsageError
+from charwright.model.features import by_features, features_of
 
 CORES = ("auto", "plain", "native", "fused", "torch")
 
@@ -25,33 +26,69 @@ NO_KERNELS = (
 CPU = torch.device("cpu")
 
 
+PRECISIONS = {"f32": torch.float32, "bf16": torch.bfloat16}
+
+
 @dataclass(frozen=True)
 class Compute:
-    """Device, recurrent core, type of the matrix products, and CPU threads (None: as PyTorch is set)."""
+    """How a model computes.
+
+    `core` is the recurrent core, `precision` the type of the matrix products, `threads` the number of CPU threads
+    (None: as PyTorch is set), `kernel` the variant of the C kernels (None: as CHARWRIGHT_KERNELS says, or the best).
+    """
 
     device: torch.device = CPU
     core: str = "auto"
     precision: torch.dtype = torch.float32
     threads: int | None = None
+    kernel: str | None = None
 
     @classmethod
     def choose(
         cls, device: str = "auto", core: str = "auto", precision: str = "auto", threads: int | None = None
     ) -> Compute:
-        """Resolve the names that options use; `auto` selects the best on this machine.
+        """Resolve the names that options use; for `auto` the features of this machine decide, by `by_features`.
 
         Raises:
             UsageError: when a name is unknown, or not available on this machine.
         """
         place = choose_device(device)
-        dtype = choose_precision(precision, place)
-        choose_core(core, place, dtype)
-        return cls(place, core, dtype, threads)
+        core = asked_core(core)
+        if core not in CORES:
+            choose_core(core, place)
+        core, named, kernel = by_features(features_of(place), core, precision)
+        compute = cls(place, core, PRECISIONS[named], threads, kernel)
+        choose_core(core, place, compute.precision)
+        return compute
+
+    @property
+    def precision_name(self) -> str:
+        """The precision as options name it: f32 or bf16."""
+        return next((name for name, dtype in PRECISIONS.items() if dtype == self.precision), str(self.precision))
+
+    @property
+    def label(self) -> str:
+        """Core, precision and variant in a few words: `native f32 avx512`."""
+        return " ".join([self.core, self.precision_name, *([self.kernel] if self.kernel else [])])
 
     def use_threads(self) -> None:
         """Set PyTorch's number of threads, if one is given."""
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user asks for, by the names that options use; `auto` and None leave it to the machine."""
+
+    device: str = "auto"
+    core: str = "auto"
+    precision: str = "auto"
+    threads: int | None = None
+
+    def by_rule(self) -> Compute:
+        """What the features of this machine decide, without a measurement."""
+        return Compute.choose(self.device, self.core, self.precision, self.threads)
 
 
 def choose_device(name: str) -> torch.device:
@@ -76,15 +113,13 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type of the matrix products; `auto` selects bfloat16 if the device multiplies it faster than float32."""
-    if name == "auto":
-        return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
-    return {"f32": torch.float32, "bf16": torch.bfloat16}[name]
+def asked_core(name: str) -> str:
+    """The core that the user asks for: by an option or, if that is `auto`, by CHARWRIGHT_CORE."""
+    return (os.environ.get("CHARWRIGHT_CORE") or "auto") if name == "auto" else name
 
 
-def choose_core(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
-    """Resolve the name of a core on a device, for products in `dtype`.
+def choose_core(name: str, device: torch.device, dtype: torch.dtype = torch.float32, kernel: str | None = None) -> str:
+    """Resolve the name of a core on a device, for products in `dtype`, by a variant of the kernels if one is named.
 
     `auto` (or the value of CHARWRIGHT_CORE) selects the C kernels on a CPU if they were built, and PyTorch's own layers
     on a GPU.
@@ -92,31 +127,19 @@ def choose_core(name: str, device: torch.device, dtype: torch.dtype = torch.floa
     Raises:
         UsageError: when there is no such core, or it does not work here.
     """
-    if name == "auto":
-        name = os.environ.get("CHARWRIGHT_CORE") or "auto"
+    name = asked_core(name)
     if name not in CORES:
         raise UsageError(f"--core must be one of {', '.join(CORES)}, not {name!r}")
     fits_native = device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
     if name == "auto":
         if device.type != "cpu":
             return "torch"
-        return "native" if fits_native and kernels.load() is not None else "fused"
+        return "native" if fits_native and kernels.load(kernel) is not None else "fused"
     if name == "native" and not fits_native:
         raise UsageError(f"--core native works on the cpu in f32 and bf16, not on {device.type} in {dtype}")
-    if name == "native" and kernels.load() is None:
+    if name == "native" and kernels.load(kernel) is None:
         raise UsageError("--core native: the C kernels were not built; install charwright where a C compiler is")
     return name
-
-
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether the device has instructions for bfloat16 products."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type != "cpu":
-        return False
-    # PyTorch exposes the CPU's features only under private names.
-    probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(probe() for probe in probes if probe is not None)
 
 
 @cache
@@ -141,8 +164,8 @@ def describe_machine() -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name(compute.device) if on_cuda else str(compute.device),
         "threads": torch.get_num_threads(),
-        "precision": "bf16" if compute.precision == torch.bfloat16 else "f32",
-        "core": choose_core(compute.core, compute.device, compute.precision),
+        "precision": compute.precision_name,
+        "core": compute.core,
         "kernels": loaded.name if loaded else f"none: {NO_KERNELS}",
         "kernels_here": kernels.available(),
         "torch": torch.__version__,

@@ -78,8 +78,8 @@ class LanguageModel(WeightedModule):
         large vocabulary. Arguments as for `forward`; targets: (T, B) int64; masks: those of dropout, drawn already.
         """
         x, state = self._recurrent(ids, state, Dropout(self.config, generator, masks) if self.training else None)
-        bias, precision = self.weight("head.bias"), self.compute.precision
-        return head_loss(x, self._head, bias, targets, precision, self._core(ids.device)), state
+        bias, precision, kernel = self.weight("head.bias"), self.compute.precision, self.compute.kernel
+        return head_loss(x, self._head, bias, targets, precision, self._core(ids.device), kernel), state
 
     def _recurrent(self, ids: Tensor, state: State | None, dropout: Dropout | None) -> tuple[Tensor, State]:
         """All recurrent layers: ids (T, B) -> outputs of the last layer (T, B, H), and the state after."""
@@ -90,7 +90,8 @@ class LanguageModel(WeightedModule):
         for layer in range(self.config.layers):
             mask = dropout.state_mask(state[0][layer]) if dropout is not None else None
             before = tuple(part[layer] for part in state)
-            x, after = run_layer(core, self.config.cell, x, before, self._layer(layer), precision, mask)
+            weights, kernel = self._layer(layer), self.compute.kernel
+            x, after = run_layer(core, self.config.cell, x, before, weights, precision, mask, kernel)
             x = dropout.outputs(x) if dropout is not None else x
             last.append(after)
         assert isinstance(x, Tensor)
@@ -111,7 +112,7 @@ class LanguageModel(WeightedModule):
         return Weights(*(self.weight(f"recurrent.{layer}.{name}") for name in names))
 
     def _core(self, device: torch.device) -> str:
-        return choose_core(self.compute.core, device, self.compute.precision)
+        return choose_core(self.compute.core, device, self.compute.precision, self.compute.kernel)
 
     @classmethod
     def from_arrays(

@@ -25,13 +25,22 @@ MOST_LOGITS_PLAIN = 2**21
 MOST_NATIVE_COLUMNS = 2048
 
 
-def head_loss(x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype, core: str) -> Tensor:
+def head_loss(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    targets: Tensor,
+    dtype: torch.dtype,
+    core: str,
+    kernel: str | None = None,
+) -> Tensor:
     """The mean cross-entropy in nats of softmax(x W^T + b) against targets.
 
     x: (T, B, H); weight: (V, H); bias: (V,); targets: (T, B) int64; products in `dtype`, by the C kernels
-    where `core` is native. A scalar.
+    where `core` is native, in their variant `kernel`. A scalar.
     """
-    result: Any = _HeadLoss.apply(x.flatten(0, 1), weight, bias, targets.flatten(), dtype, core)  # type: ignore[no-untyped-call]
+    loaded = kernels.load(kernel) if core == "native" and bias.dtype == torch.float32 else None
+    result: Any = _HeadLoss.apply(x.flatten(0, 1), weight, bias, targets.flatten(), dtype, loaded)  # type: ignore[no-untyped-call]
     return result  # type: ignore[no-any-return]
 
 
@@ -40,11 +49,16 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype, core: str
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        targets: Tensor,
+        dtype: torch.dtype,
+        loaded: Kernels | None,
     ) -> Tensor:
         wanted = any(ctx.needs_input_grad)
         low, inputs, targets = weight.to(dtype), x.to(dtype).contiguous(), targets.contiguous()
-        loaded = kernels.load() if core == "native" and bias.dtype == torch.float32 else None
         rows = max(64, (MOST_LOGITS if loaded else MOST_LOGITS_PLAIN) // len(weight))
         d_x = torch.empty_like(inputs) if wanted else inputs
         d_weight: Tensor | None = None

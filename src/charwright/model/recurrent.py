@@ -50,6 +50,7 @@ def run_layer(
     weights: Weights,
     dtype: torch.dtype,
     mask: Tensor | None = None,
+    kernel: str | None = None,
 ) -> tuple[Tensor, State]:
     """One recurrent layer over a sequence.
 
@@ -61,6 +62,7 @@ def run_layer(
         weights: the layer's weights.
         dtype: the type of the matrix products.
         mask: (B, H), multiplied with the state inside the recurrent product (Gal & Ghahramani, 2016).
+        kernel: the variant of the C kernels; None is as CHARWRIGHT_KERNELS says, or the best.
 
     Returns:
         outputs (T, B, H), in float32 or `dtype`, and the last state in float32.
@@ -70,7 +72,7 @@ def run_layer(
     if core == "torch" and mask is None:
         return _library_layer(cell, _plain(x), state, weights, dtype)
     if core == "native":
-        loaded = kernels.load()
+        loaded = kernels.load(kernel)
         assert loaded is not None
         if isinstance(x, Tokens):
             table, ids = _table(x, weights, dtype)

@@ -57,9 +57,14 @@ class Plan:
     def _speed(self) -> str:
         if not self.speeds:
             return ""
-        # The speed of this model, which may differ in cell and layers from those that were measured.
-        speed = self.passes * self.text.characters / (USABLE * 60 * (self.recipe.training.minutes or 1))
+        # A byte-level vocabulary has more tokens than characters.
+        speed = self.speed * self.text.characters / max(1, self.text.tokens)
         return f" at {float(f'{speed:.2g}'):,.0f} characters/s (measured)"
+
+    @property
+    def speed(self) -> float:
+        """Tokens per second of this model, which may differ in cell and layers from those that were measured."""
+        return self.passes * self.text.tokens / (USABLE * 60 * (self.recipe.training.minutes or 1))
 
     def explanation(self) -> list[tuple[str, str, str]]:
         """The flag, value and reason of every planned option."""

@@ -56,6 +56,7 @@ class Reporter:
     def start(self, *, resumed: bool) -> Start:
         """The first event."""
         state, model = self.state, self.state.model
+        compute = model.compute
         return (Resume if resumed else Start)(
             step=state.position.step,
             time_s=self.budget.time_s,
@@ -64,8 +65,8 @@ class Reporter:
             batch=self.dataset.batch,
             seq_length=self.dataset.seq_length,
             device=str(state.device),
-            precision="bf16" if model.compute.precision == torch.bfloat16 else "f32",
-            core=choose_core(model.compute.core, state.device, model.compute.precision),
+            precision=compute.precision_name,
+            core=choose_core(compute.core, state.device, compute.precision, compute.kernel),
             threads=torch.get_num_threads(),
         )
 

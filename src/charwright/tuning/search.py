@@ -95,6 +95,17 @@ class Search:
         """Seconds of searching so far, over all sessions."""
         return float(self.study.user_attrs.get("spent_s", 0.0))
 
+    @property
+    def compute(self) -> dict[str, Any] | None:
+        """How the trials compute, as `keep_compute` kept it; None in a search that has not kept it."""
+        kept: dict[str, Any] | None = self.study.user_attrs.get("compute")
+        return kept
+
+    def keep_compute(self, record: Mapping[str, Any]) -> None:
+        """Keep how the trials compute, for when the search continues."""
+        if record != self.compute:
+            self.study.set_user_attr("compute", dict(record))
+
     def results(self) -> list[TrialResult]:
         """The trials that are over, in order, without those that were interrupted."""
         found = (self._result(trial) for trial in self.study.get_trials(deepcopy=False) if trial.state.is_finished())

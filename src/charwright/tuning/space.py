@@ -8,15 +8,6 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from charwright.config import Recipe
-from charwright.planning.calibration import plan_here
-from charwright.planning.profile import TextProfile
-from charwright.tuning.trial import Task
-
-
-def starting_recipe(task: Task, options: Mapping[str, Any]) -> Recipe:
-    """The recipe of the first trial: the plan that `train` would follow for this text and these minutes."""
-    text = TextProfile.of(task.training_text, task.vocabulary)
-    return plan_here(text, {"minutes": task.minutes, **options}, task.compute).recipe
 
 
 def search_space(start: Recipe) -> dict[str, BaseDistribution]:

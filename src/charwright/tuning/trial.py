@@ -14,7 +14,7 @@ from charwright.data.short_texts import shrink_to_fit
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import CorpusError, DivergedError, UsageError
 from charwright.evaluation.evaluate import evaluate
-from charwright.model.compute import Compute, choose_precision
+from charwright.model.compute import Compute
 from charwright.training.events import End, Event, Validation
 from charwright.training.loop import fit
 from charwright.workflow.assembly import assemble
@@ -29,7 +29,7 @@ PROBE_LENGTH = 300
 
 @dataclass(frozen=True)
 class Task:
-    """What all trials of a search share: the texts, the minutes of each trial, and where it computes."""
+    """What all trials of a search share: the texts, the minutes of each trial, and how it computes."""
 
     vocabulary: Vocabulary
     training_text: str
@@ -137,9 +137,7 @@ class _Training:
     def outcome(self) -> Outcome:
         """Train, and evaluate the best weights."""
         task = self.task
-        precision = choose_precision(self.recipe.training.precision, task.compute.device)
-        compute = dataclasses.replace(task.compute, precision=precision)
-        assembly = assemble(self.recipe, task.vocabulary, task.training_text, compute)
+        assembly = assemble(self.recipe, task.vocabulary, task.training_text, task.compute)
         model, dataset = assembly.model, assembly.dataset
         best, seen, end = model.arrays(), None, None
         for event in fit(

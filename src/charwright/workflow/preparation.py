@@ -19,8 +19,9 @@ from charwright.data.corpus import STDIN_PATH, Places
 from charwright.data.vocabularies import make_vocabulary
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import UsageError
-from charwright.model.compute import Compute
-from charwright.planning.calibration import plan_here
+from charwright.model.compute import Wanted
+from charwright.planning.calibration import choose_here, plan_here
+from charwright.planning.choice import Choice
 from charwright.planning.plan import Plan, starting_recipe
 from charwright.planning.profile import TextProfile
 from charwright.planning.recipe_file import recipe_of
@@ -30,9 +31,10 @@ from charwright.run_config import Parent, RunConfig
 from charwright.schema import flag
 from charwright.storage import Arrays
 from charwright.workflow.assembly import grow_weights
+from charwright.workflow.computing import choice_for_resume, record_of
 from charwright.workflow.texts import Notify, Specs, read_texts, texts_of_run
 
-RESUMABLE = (*BUDGETS, "target_loss", "patience", "log_every", "checkpoint_minutes", "keep_checkpoints")
+RESUMABLE = (*BUDGETS, "target_loss", "patience", "log_every", "checkpoint_minutes", "keep_checkpoints", "precision")
 """The options that a resume may change."""
 
 INHERITED = ("cell", "layers", "units", "embedding_size", "tied", "embedding_range")
@@ -50,6 +52,7 @@ class Prepared:
     vocabulary: Vocabulary
     training_text: str
     validation_text: str
+    choice: Choice
     open_run: Callable[[], Run]
     resume: bool = False
     weights: Arrays | None = None
@@ -71,9 +74,9 @@ class Origin:
         """Whether the recipe is planned for the text."""
         return self.parent is None and self.recipe_name == PLANNED
 
-    def plan(self, training_text: str, vocabulary: Vocabulary, compute: Compute) -> Plan:
-        """Plan the recipe, measuring the machine if the budget is in minutes."""
-        return plan_here(TextProfile.of(training_text, vocabulary), self.options, compute)
+    def plan(self, training_text: str, vocabulary: Vocabulary, wanted: Wanted) -> tuple[Plan, Choice]:
+        """Plan the recipe and choose how to compute, measuring the machine if the budget is in minutes."""
+        return plan_here(TextProfile.of(training_text, vocabulary), self.options, wanted)
 
     def parent_entry(self) -> Parent | None:
         """The record of the parent in config.json."""
@@ -126,7 +129,7 @@ def prepare_new(
     corpus: Specs,
     validation: Specs,
     reading: CorpusConfig,
-    compute: Compute,
+    wanted: Wanted,
     *,
     out: Path | None,
     force: bool,
@@ -148,11 +151,14 @@ def prepare_new(
         vocabulary = make_vocabulary(text.text, recipe.vocabulary)
     else:
         vocabulary = origin.parent.vocabulary.grown(text.text, recipe.vocabulary)
-    plan = origin.plan(texts.training, vocabulary, compute) if origin.planned else None
-    if plan is not None:
+    plan: Plan | None = None
+    if origin.planned:
+        plan, choice = origin.plan(texts.training, vocabulary, wanted)
         recipe = dataclasses.replace(plan.recipe, split=recipe.split)
         for line in plan.summary():
             notify(line)
+    else:
+        choice = choose_here(recipe, len(vocabulary), wanted)
     if origin.parent is not None:
         growth = _describe_growth(origin.parent.vocabulary, vocabulary)
         notify(f"continues from {origin.parent.folder} ({growth})")
@@ -167,6 +173,7 @@ def prepare_new(
         versions=_versions(),
         parent=origin.parent_entry(),
         plan=plan.to_json() if plan else None,
+        compute=record_of(choice),
     )
     place = out or _free_folder(Path("runs") / text.name)
     corpora = [text, *([texts.validation_corpus] if texts.validation_corpus else [])]
@@ -175,7 +182,7 @@ def prepare_new(
     weights = origin.weights
     if weights is not None:
         weights = grow_weights(weights, vocabulary, texts.training, recipe.training.seed)
-    return Prepared(recipe, vocabulary, texts.training, texts.validation, create, weights=weights)
+    return Prepared(recipe, vocabulary, texts.training, texts.validation, choice, create, weights=weights)
 
 
 def check_resume_options(options: Mapping[str, Any]) -> None:
@@ -191,18 +198,23 @@ def check_resume_options(options: Mapping[str, Any]) -> None:
 
 
 def prepare_resume(
-    run: Run, moved: Sequence[str], options: Mapping[str, Any], *, places: Places, notify: Notify
+    run: Run, moved: Sequence[str], options: Mapping[str, Any], wanted: Wanted, *, places: Places, notify: Notify
 ) -> Prepared:
-    """Find the texts of a run again, and apply the options that a resume may change."""
+    """Find the texts of a run again, and apply the options that a resume may change.
+
+    `wanted` is what the user asks for now; otherwise the run computes as it did.
+    """
     run.check_resumable()
     recipe = run.config.recipe.with_options(options)
     training_text, validation_text = texts_of_run(run, moved, places)
     if not validation_text:
         asked = dataclasses.replace(recipe.training, patience=options.get("patience"))  # Plans always set a patience.
         _check_unvalidated(asked, "start a new run for that", notify)
-    if recipe != run.config.recipe:
-        run.rewrite_config(dataclasses.replace(run.config, recipe=recipe))
-    return Prepared(recipe, run.vocabulary, training_text, validation_text, lambda: run, resume=True)
+    choice = choice_for_resume(run.config.compute, recipe, len(run.vocabulary), wanted, notify)
+    config = dataclasses.replace(run.config, recipe=recipe, compute=record_of(choice))
+    if config != run.config:
+        run.rewrite_config(config)
+    return Prepared(recipe, run.vocabulary, training_text, validation_text, choice, lambda: run, resume=True)
 
 
 def check_corpus_given(corpus: Specs) -> None:

@@ -14,7 +14,7 @@ from charwright.data.corpus import Places
 from charwright.data.vocabularies import make_vocabulary
 from charwright.evaluation.evaluate import Evaluation, evaluate
 from charwright.generation.generator import Generator
-from charwright.model.compute import NO_KERNELS, Compute
+from charwright.model.compute import NO_KERNELS, Wanted
 from charwright.model.language_model import LanguageModel
 from charwright.planning.plan import Plan
 from charwright.planning.recipes import PLANNED
@@ -97,20 +97,20 @@ def train(
         origin = origin_of_recipe(recipe, options)
     else:
         origin = origin_of_run(Path(parent), options, replaced=folder if force else None)
-    compute = Compute.choose(device, core, origin.recipe.training.precision, threads)
-    compute.use_threads()
+    wanted = Wanted(device, core, origin.recipe.training.precision, threads)
+    wanted.by_rule().use_threads()
     prepared = prepare_new(
         origin,
         corpus,
         validation,
         reading or CorpusConfig(),
-        compute,
+        wanted,
         out=folder,
         force=force,
         places=places or Places.of_this_user(),
         notify=notify,
     )
-    return _run(prepared, compute, began, clock, on_event, notify, should_stop, tensorboard=tensorboard)
+    return _run(prepared, began, clock, on_event, notify, should_stop, tensorboard=tensorboard)
 
 
 def resume(
@@ -132,7 +132,8 @@ def resume(
     """Continue the training of a run from its newest checkpoint, as if it had never stopped.
 
     `corpus` says where the text is now, if it has moved. The budget and what is kept on the way are the only `options`
-    that may change: `resume("runs/novel", minutes=10)`. The other arguments are as for `train`.
+    that may change: `resume("runs/novel", minutes=10)`. The other arguments are as for `train`. The run computes as
+    before, unless `device`, `core` or `precision` say otherwise or this machine cannot.
 
     Raises:
         CharwrightError: (a subclass) when the run or its texts cannot be used, or training diverges.
@@ -142,10 +143,12 @@ def resume(
     if tensorboard:
         TensorBoard.require()
     opened = Run.open(run.folder if isinstance(run, Run) else run, for_writing=True)
-    compute = Compute.choose(device, core, opened.config.recipe.training.precision, threads)
-    compute.use_threads()
-    prepared = prepare_resume(opened, corpus, options, places=places or Places.of_this_user(), notify=notify)
-    return _run(prepared, compute, began, clock, on_event, notify, should_stop, tensorboard=tensorboard)
+    precision = options.get("precision", opened.config.recipe.training.precision)
+    wanted = Wanted(device, core, precision, threads)
+    wanted.by_rule().use_threads()
+    prepared = prepare_resume(opened, corpus, options, wanted, places=places or Places.of_this_user(), notify=notify)
+    prepared.choice.compute.use_threads()
+    return _run(prepared, began, clock, on_event, notify, should_stop, tensorboard=tensorboard)
 
 
 def plan(
@@ -163,16 +166,15 @@ def plan(
     """The plan that `train` would follow for a corpus, and the reasons; arguments as for `train`."""
     check_corpus_given(corpus)
     origin = origin_of_recipe(PLANNED, options)
-    compute = Compute.choose(device, core, origin.recipe.training.precision, threads)
-    compute.use_threads()
+    wanted = Wanted(device, core, origin.recipe.training.precision, threads)
+    wanted.by_rule().use_threads()
     split = origin.recipe.split
     texts = read_texts(corpus, validation, reading or CorpusConfig(), split, places or Places.of_this_user(), notify)
-    return origin.plan(texts.training, make_vocabulary(texts.corpus.text, origin.recipe.vocabulary), compute)
+    return origin.plan(texts.training, make_vocabulary(texts.corpus.text, origin.recipe.vocabulary), wanted)[0]
 
 
 def _run(
     prepared: Prepared,
-    compute: Compute,
     began: float,
     clock: Callable[[], float],
     on_event: OnEvent,
@@ -182,7 +184,7 @@ def _run(
     tensorboard: bool,
 ) -> Run:
     """Assemble the model and the dataset, open the run, and train."""
-    training = prepared.recipe.training
+    training, compute = prepared.recipe.training, prepared.choice.compute
     assembly = assemble(prepared.recipe, prepared.vocabulary, prepared.training_text, compute, prepared.weights)
     if assembly.notice:
         notify(assembly.notice)

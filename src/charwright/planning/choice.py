@@ -1,0 +1,111 @@
+"""How a model computes is chosen by measurement: the candidates of a machine, and the fastest of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from charwright import kernels
+from charwright.model.compute import CPU, PRECISIONS, Compute, Wanted, asked_core, choose_device
+from charwright.model.features import features_of
+from charwright.planning.measurement import Deadline
+
+SAME_IN_FLOAT32 = ("amx", "avx512bf16", "avx512")
+"""Variants whose float32 code is the same."""
+
+Measure = Callable[[Compute, float], float]
+"""Characters per second of a candidate, given the best speed so far (0: none)."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a run computes; `measured` are characters per second by label, or None if nothing was compared."""
+
+    compute: Compute
+    measured: Mapping[str, int] | None = None
+
+
+def candidates(wanted: Wanted, *, masked: bool) -> list[Compute]:
+    """What could be the fastest within what the user asks for, the likely ones first; the reference core never is.
+
+    Left out is what cannot win: a variant for older processors that differs from a better one only in its instructions
+    (`portable`), one for tests (`emulated`), and equal code under another name. With a recurrent-dropout mask
+    (`masked`) the core `torch` computes as `fused` does.
+    """
+    rule = wanted.by_rule()
+    features = features_of(rule.device)
+    if asked_core(wanted.core) != "auto":
+        cores = [rule.core]
+    elif rule.device.type == "cpu":
+        cores = [*(["native"] if features.variants else []), "fused", *([] if masked else ["torch"])]
+    else:
+        cores = ["torch", *([] if masked else ["fused"])]
+    names = list(PRECISIONS) if wanted.precision == "auto" and rule.core != "plain" else [rule.precision_name]
+
+    found = [
+        Compute(rule.device, core, PRECISIONS[name], wanted.threads, variant)
+        for core in cores
+        for name in names
+        for variant in (_different(features.variants, name) if core == "native" else [None])
+    ]
+
+    def unlikely(candidate: Compute) -> tuple[bool, int]:
+        if candidate.core == "native":
+            order = 1 if candidate.kernel == features.variants[0] else 3
+        elif candidate.precision == torch.bfloat16:
+            order = 0 if features.fast_bfloat16 else 4
+        else:
+            order = 2
+        return candidate != rule, order
+
+    return sorted(found, key=unlikely)
+
+
+def _different(variants: Iterable[str], precision: str) -> list[str | None]:
+    """The variants worth comparing in a precision, best first."""
+    kept = list(variants)
+    if precision == "f32":
+        same = [variant for variant in kept if variant in SAME_IN_FLOAT32]
+        kept = [variant for variant in kept if variant not in same[1:]]
+    return [variant for variant in kept if variant not in ("portable", "emulated") or len(kept) == 1]
+
+
+def every_candidate(device: str = "auto") -> list[Compute]:
+    """All that runs on a device except the reference core: each variant of the kernels, each core, each precision."""
+    place = choose_device(device)
+    dtypes = PRECISIONS.values()
+    native = kernels.available() if place.type == CPU.type else []
+    return [
+        *(Compute(place, "native", dtype, kernel=variant) for variant in native for dtype in dtypes),
+        *(Compute(place, core, dtype) for core in ("fused", "torch") for dtype in dtypes),
+    ]
+
+
+def ranking(pool: Iterable[Compute], measure: Measure, deadline: Deadline) -> dict[Compute, float]:
+    """The speeds of the candidates that could be measured in time, fastest first.
+
+    They are measured in order. A candidate that fails, for want of memory or of an operation on its device, is dropped;
+    without a deadline to spare only the first that works is measured.
+
+    Raises:
+        Exception: of the first candidate, when all have failed.
+    """
+    speeds: dict[Compute, float] = {}
+    failure: Exception | None = None
+    for candidate in pool:
+        if speeds and deadline.left_s <= 0:
+            break
+        try:
+            speeds[candidate] = measure(candidate, max(speeds.values(), default=0.0))
+        except Exception as error:
+            failure = failure or error
+    if failure is not None and not speeds:
+        raise failure
+    return dict(sorted(speeds.items(), key=lambda item: -item[1]))
+
+
+def fastest(pool: Iterable[Compute], measure: Measure, deadline: Deadline) -> Compute:
+    """The fastest candidate by `ranking`; of two that are equal, the first."""
+    return next(iter(ranking(pool, measure, deadline)))

@@ -1,0 +1,95 @@
+"""Times real training steps on random token ids: the speed of one way to compute, for one model and batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from charwright.config import ModelConfig, SequenceConfig, TrainingConfig
+from charwright.model.compute import Compute, keep_memory
+from charwright.model.language_model import LanguageModel
+from charwright.training.batch import Batch
+from charwright.training.loop import train_step
+from charwright.training.optimizer import make_optimizer
+
+EACH_S = 0.2  # of timed steps for a speed that a plan relies on
+BRIEF_STEPS = 3  # for a comparison, which the fastest of them decides
+BRIEF_S = 0.1
+HOPELESS = 1.6
+"""A candidate is abandoned when a step takes this many times the best one's."""
+WARMING = 2.0
+"""The first step may take this many times longer: it creates threads and fills caches."""
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """When a measurement has to end, by a monotonic clock in seconds."""
+
+    clock: Callable[[], float]
+    ends: float
+
+    @property
+    def left_s(self) -> float:
+        """The seconds that are left; negative after the deadline."""
+        return self.ends - self.clock()
+
+    def part(self, share: float) -> Deadline:
+        """The deadline after a share of the time that is left."""
+        return Deadline(self.clock, self.ends - (1 - share) * self.left_s)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a training step computes: a model, the size of its vocabulary, and a batch."""
+
+    model: ModelConfig
+    vocabulary: int
+    sequences: SequenceConfig
+
+    @property
+    def characters(self) -> int:
+        """Characters per step."""
+        return self.sequences.batch * self.sequences.seq_length
+
+
+def step_times(workload: Workload, compute: Compute, clock: Callable[[], float]) -> Iterator[float]:
+    """The seconds of one step after another; the first is slower than the others."""
+    keep_memory()  # As training does; without it the steps are half as fast.
+    model = LanguageModel(workload.model, workload.vocabulary, compute=compute)
+    optimizer = make_optimizer(model, TrainingConfig())
+    generator = torch.Generator(compute.device).manual_seed(1)
+    shape = (workload.sequences.seq_length, workload.sequences.batch)
+    ids = torch.randint(workload.vocabulary, shape, generator=generator, device=compute.device)
+    batch = Batch(ids, ids, None, generator)
+    while True:
+        batch.state = None
+        began = clock()
+        float(train_step(model, batch, optimizer))  # Reading the loss waits for the device.
+        yield max(clock() - began, 1e-9)
+
+
+def mean_speed(workload: Workload, compute: Compute, deadline: Deadline, each_s: float = EACH_S) -> float:
+    """Characters per second, over the steps of `each_s` seconds: what training will do."""
+    times = step_times(workload, compute, deadline.clock)
+    next(times)
+    steps, seconds = 1, next(times)
+    while seconds < each_s and deadline.left_s > 0:
+        steps, seconds = steps + 1, seconds + next(times)
+    return steps * workload.characters / seconds
+
+
+def brief_speed(workload: Workload, compute: Compute, best: float, deadline: Deadline) -> float:
+    """Characters per second in the fastest of a few steps, which other programs disturb least.
+
+    A candidate that is hopeless beside the `best` speed so far (0: none) is abandoned after a step.
+    """
+    hopeless_s = HOPELESS * workload.characters / best if best else float("inf")
+    times = step_times(workload, compute, deadline.clock)
+    if (first_s := next(times)) > WARMING * hopeless_s:
+        return workload.characters / first_s
+    seconds = [next(times)]
+    while seconds[0] < hopeless_s and len(seconds) < BRIEF_STEPS and sum(seconds) < BRIEF_S and deadline.left_s > 0:
+        seconds.append(next(times))
+    return workload.characters / min(seconds)

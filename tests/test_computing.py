@@ -1,0 +1,257 @@
+"""How a run computes is recorded in config.json, shown, and kept by a resume; and `info --machine --measure`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import charwright as cw
+from charwright import kernels
+from charwright.config import ModelConfig, SequenceConfig
+from charwright.errors import DamagedRunError
+from charwright.model.compute import Compute, Wanted
+from charwright.planning import survey as survey_module
+from charwright.planning.choice import Choice
+from charwright.planning.measurement import Workload
+from charwright.planning.survey import Surveyed, best_of, survey
+from charwright.run import Run
+from charwright.run_config import ComputeRecord
+from charwright.training.events import Event, Start
+from charwright.workflow import computing, preparation
+from charwright.workflow.computing import kept_compute
+from commands import SMALL, TEXT, Terminal
+
+pytestmark = pytest.mark.usefixtures("one_thread", "no_variables")
+
+HERE = kernels.available()
+OPTIONS: dict[str, Any] = {"units": 16, "embedding_size": 8, "batch": 4, "seq_length": 16}
+RECORD = ComputeRecord("cpu", "fused", "bf16", None, 1, {"fused bf16": 200, "fused f32": 100})
+
+
+@pytest.fixture
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CHARWRIGHT_CORE", "CHARWRIGHT_KERNELS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def charwright(capsys: pytest.CaptureFixture[str]) -> Terminal:
+    return Terminal(capsys)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "hamlet.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def run(text: Path, tmp_path: Path) -> Run:
+    return cw.train(text, out=tmp_path / "run", steps=4, device="cpu", **OPTIONS)
+
+
+def edit(run: Run, compute: Any) -> None:
+    """Replace the entry in config.json."""
+    path = run.folder / "config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["compute"] = compute
+    if compute is None:
+        del values["compute"]
+    path.write_text(json.dumps(values), encoding="utf-8")
+
+
+# The record.
+
+
+def test_a_run_records_what_it_logs(run: Run) -> None:
+    record = Run.open(run.folder).config.compute
+    rule = Compute.choose("cpu")
+    assert record == ComputeRecord("cpu", rule.core, rule.precision_name, rule.kernel, 1)
+    start = next(run.log())
+    for name in ("device", "core", "precision", "threads"):
+        assert start[name] == getattr(record, name)
+
+
+def test_a_measured_choice_is_recorded_and_used(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, charwright: Terminal
+) -> None:
+    choice = Choice(Compute(core="fused", precision=torch.bfloat16), {"fused bf16": 200, "fused f32": 100})
+    monkeypatch.setattr(preparation, "choose_here", lambda *_: choice)
+    words = ["--recipe", "tutorial", "--minutes", "0.01", *SMALL, "--out", tmp_path / "run", "--device", "cpu"]
+    assert charwright("train", text, *words).code == 0
+    opened = Run.open(tmp_path / "run")
+    assert opened.config.compute == RECORD
+    assert {key: next(opened.log())[key] for key in ("core", "precision")} == {"core": "fused", "precision": "bf16"}
+    shown = charwright("info", tmp_path / "run").out
+    assert "Computed on the cpu by the fused core in bf16, 1 thread, fastest of 2 measured\n" in shown
+    assert json.loads(charwright("info", tmp_path / "run", "--json").out)["compute"] == RECORD.to_json()
+
+
+def test_a_variant_is_shown() -> None:
+    assert str(ComputeRecord("cpu", "native", "f32", "avx512", 2)) == "the cpu by the native core in f32 (avx512)"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"core": 1}, r"compute\.core must be a string"),
+        ({"core": "fast"}, r"compute\.core must be one of native, fused, torch, plain"),
+        ({"precision": "f64"}, r"compute\.precision must be one of f32, bf16"),
+        ({"kernel": 5}, r"compute\.kernel must be a string"),
+        ({"threads": "2"}, r"compute\.threads must be an integer"),
+        ({"threads": 0}, r"compute\.threads must be at least 1"),
+        ({"device": None}, r"compute\.device must be a string"),
+        ({"measured": [1]}, r"compute\.measured must be an object"),
+        ({"measured": {"fused f32": 1.5}}, r"compute\.measured\.fused f32 must be an integer"),
+        ({"cores": 2}, "the key 'cores' is unknown"),
+    ],
+)
+def test_a_damaged_record_names_the_key(run: Run, change: dict[str, Any], named: str) -> None:
+    edit(run, RECORD.to_json() | change)
+    with pytest.raises(DamagedRunError, match=named):
+        Run.open(run.folder)
+
+
+def test_a_missing_key_is_named(run: Run) -> None:
+    edit(run, {name: value for name, value in RECORD.to_json().items() if name != "kernel"})
+    with pytest.raises(DamagedRunError, match="the key 'kernel' is missing"):
+        Run.open(run.folder)
+
+
+# The resume.
+
+
+def resumed(run: Run, **options: Any) -> tuple[Start, list[str]]:
+    """The first event and the notices of a resume by one step more."""
+    seen: list[Event] = []
+    notices: list[str] = []
+    steps = 1 + max(event["step"] for event in run.log())
+    cw.resume(run.folder, steps=steps, on_event=seen.append, notify=notices.append, **options)
+    assert isinstance(seen[0], Start)
+    return seen[0], notices
+
+
+def test_a_resume_computes_as_before(run: Run) -> None:
+    edit(run, RECORD.to_json())
+    start, notices = resumed(run)
+    assert (start.core, start.precision, notices) == ("fused", "bf16", [])
+    assert Run.open(run.folder).config.compute == RECORD
+    start, notices = resumed(run, core="fused", precision="bf16", device="cpu")
+    assert (start.core, start.precision, notices) == ("fused", "bf16", [])
+
+
+@pytest.mark.parametrize("asked", [{"core": "torch"}, {"precision": "f32"}, {"core": "fused", "precision": "f32"}])
+def test_options_of_a_resume_choose_anew(run: Run, asked: dict[str, str]) -> None:
+    edit(run, RECORD.to_json())
+    start, notices = resumed(run, **asked)
+    expected = Compute.choose("cpu", asked.get("core", "auto"), asked.get("precision", "auto"))
+    assert (start.core, start.precision) == (expected.core, expected.precision_name)
+    assert notices == [f"continues on {Run.open(run.folder).config.compute}; until now it computed on {RECORD}"]
+    assert resumed(run, **{name: value for name, value in asked.items() if name == "precision"})[1] == []
+
+
+@pytest.mark.parametrize(
+    "gone", [{"device": "cuda"}, {"core": "native", "kernel": "avx1024"}, {"device": "abacus"}], ids=str
+)
+def test_a_machine_that_cannot_go_on_chooses_anew(
+    run: Run, gone: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    edit(run, RECORD.to_json() | gone)
+    start, notices = resumed(run)
+    assert (start.device, start.core) == ("cpu", Compute.choose("cpu").core)
+    assert len(notices) == 1
+    assert resumed(run)[1] == []
+
+
+def test_a_variable_chooses_anew(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit(run, RECORD.to_json())
+    monkeypatch.setenv("CHARWRIGHT_CORE", "torch")
+    assert resumed(run)[0].core == "torch"
+    if HERE:
+        edit(run, RECORD.to_json() | {"core": "native", "kernel": HERE[0]})
+        monkeypatch.delenv("CHARWRIGHT_CORE")
+        monkeypatch.setenv("CHARWRIGHT_KERNELS", "none")
+        assert resumed(run)[0].core == "fused"
+
+
+def test_a_run_without_a_record_gets_one(run: Run) -> None:
+    recorded = run.config.compute
+    edit(run, None)
+    assert Run.open(run.folder).config.compute is None
+    assert resumed(run)[1] == []
+    assert Run.open(run.folder).config.compute == recorded
+
+
+def test_a_resume_in_minutes_measures_when_it_chooses_anew(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    choice = Choice(Compute(core="torch"), {"torch f32": 3, "fused f32": 2})
+    monkeypatch.setattr(computing, "choose_here", lambda *_, **__: choice)
+    edit(run, None)
+    assert resumed(run)[0].core == "torch"
+    record = Run.open(run.folder).config.compute
+    assert record is not None
+    assert record.measured == choice.measured
+
+
+def test_threads_are_kept_as_far_as_there_are_cores() -> None:
+    many = ComputeRecord("cpu", "fused", "f32", None, 2)
+    assert torch.get_num_threads() == 1
+
+    def threads(record: ComputeRecord, wanted: Wanted) -> int | None:
+        kept = kept_compute(record, wanted)
+        assert kept is not None
+        return kept.threads
+
+    assert threads(many, Wanted()) is None
+    assert threads(many, Wanted(threads=4)) == 4
+    torch.set_num_threads(3)
+    assert threads(many, Wanted()) == 2
+    torch.set_num_threads(1)
+
+
+# The survey.
+
+TINY = Workload(
+    ModelConfig(units=16, embedding_size=4, recurrent_dropout=0.1), 9, SequenceConfig(batch=2, seq_length=4)
+)
+
+
+def test_the_machine_is_measured(charwright: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey_module, "TYPICAL", TINY)
+    monkeypatch.setattr(survey_module, "EACH_S", 0.01)
+    result = charwright("info", "--machine", "--measure", "--json")
+    assert result.code == 0
+    facts = json.loads(result.out)
+    found = {row["label"]: row for row in facts["candidates"]}
+    native = [f"native {name} {variant}" for variant in HERE for name in ("f32", "bf16")]
+    assert list(found)[: len(native)] == native
+    assert list(found)[len(native) : len(native) + 2] == ["fused f32", "fused bf16"]
+    assert {row["recurrent_dropout"] for row in found.values() if row["core"] == "torch"} == {False}
+    assert all(row["chars_per_s"] > 0 for row in found.values() if row["error"] is None)
+    assert found[facts["best"]]["chars_per_s"] == max(
+        row["chars_per_s"] for row in found.values() if row["recurrent_dropout"] and row["chars_per_s"]
+    )
+    lines = charwright("info", "--machine", "--measure").out.splitlines()
+    assert len(lines) == len(found) + 2
+    assert lines[-1].startswith("best: ")
+    assert charwright("info", "--measure").code == 2
+
+
+def test_a_candidate_that_fails_does_not_end_the_survey(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(workload: Workload, compute: Compute, *_: object) -> float:
+        if compute.core == "fused":
+            raise RuntimeError("no such\noperation")
+        return 7.0
+
+    monkeypatch.setattr(survey_module, "mean_speed", measure)
+    found = list(survey("cpu", TINY, clock=time.monotonic))
+    failed = [one for one in found if one.speed is None]
+    assert {(one.compute.core, one.why) for one in failed} == {("fused", "no such operation")}
+    assert best_of(failed) is None
+    assert best_of([Surveyed(Compute(core="torch"), 9.0, masked=False)]) is None
