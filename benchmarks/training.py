@@ -45,6 +45,7 @@ from charwright import kernels
 from charwright.data.sequences import Windows
 from charwright.model.compute import Compute, keep_memory
 from charwright.training.loop import train_step
+from charwright.training.optimizer import make_optimizer
 from machine import TENSORFLOW, describe_machine, ratio_and_spread, tensorflow_python
 
 PRECISIONS = {"f32": torch.float32, "bf16": torch.bfloat16}
@@ -158,7 +159,7 @@ def ours(work: Work, precision: str) -> Callable[[], None]:
     shape = cw.ModelConfig(cell=work.cell, layers=work.layers, units=work.units, embedding_size=work.embedding)
     model = cw.LanguageModel(shape, work.vocabulary, compute=Compute(precision=PRECISIONS[precision]))
     model.train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    optimizer = make_optimizer(model, cw.TrainingConfig(optimizer="adam", learning_rate=1e-3))
     following = batches(work)
 
     def step() -> None:
@@ -169,7 +170,7 @@ def ours(work: Work, precision: str) -> Callable[[], None]:
 
 
 def theirs(work: Work, precision: str) -> Callable[[], None]:
-    """One step of PyTorch's own layers, with the same optimizer."""
+    """One step of PyTorch's own layers, with its fused Adam."""
     model = PeerModel(work)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     following = batches(work)
