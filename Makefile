@@ -54,6 +54,7 @@ tensorflow-test: $(READY) $(TENSORFLOW)  ## test import from and export to Tenso
 
 kernels:  ## test the C kernels against plain equations, without Python
 	tests/kernels/run.sh native
+	tests/kernels/run.sh amx
 
 sanitize:  ## test the C kernels under the address, undefined-behaviour and thread sanitizers (minutes)
 	tests/kernels/run.sh address

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Build check.c with the kernels and run it: natively, under the sanitizers, or as an Arm program under qemu.
 #
-#   tests/kernels/run.sh native | address | thread | arm
+#   tests/kernels/run.sh native | address | thread | arm | amx
+#
+# `amx` runs the machine code for tiles, with AVX-512 BF16; where the processor has no tiles, trap.c does their work.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -18,7 +20,11 @@ case $kind in
         flags=(-O2 -static)
         runner=(qemu-aarch64 -cpu max)
         ;;
-    *) echo "usage: $0 native|address|thread|arm" >&2; exit 2 ;;
+    amx)
+        grep -qs avx512f /proc/cpuinfo || { echo "kernels (amx): skipped, there is no AVX-512"; exit 0; }
+        flags=(-O2 -DCW_TRAPPED_TILES)
+        ;;
+    *) echo "usage: $0 native|address|thread|arm|amx" >&2; exit 2 ;;
 esac
 for needed in "$CC" ${runner[0]+"${runner[0]}"}; do
     command -v "$needed" >/dev/null || { echo "kernels ($kind): skipped, there is no $needed"; exit 0; }
@@ -42,15 +48,17 @@ add_variant() {
         echo "kernels ($kind): without $name, for which $CC is too old"
     fi
 }
+avx512=(-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefer-vector-width=512)
+# 1: the tiles of the processor (CW_HARDWARE in tiles.h), which the assembler has to know; 2: emulated.
+tiles=("${avx512[@]}" -mavx512bf16 -mavx512vnni -DCW_TILES=1)
 if [ "$kind" != arm ] && [ "$(uname -m)" = x86_64 ]; then
-    avx512=(-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefer-vector-width=512)
     add_variant avx2 -mavx2 -mfma
     add_variant avx512 "${avx512[@]}"
     add_variant avx512bf16 "${avx512[@]}" -mavx512bf16 -mavx512vnni
-    # 1: the tiles of the processor (CW_HARDWARE in tiles.h). Its assembler has to know them, its options do not matter.
-    add_variant amx "${avx512[@]}" -mavx512bf16 -mavx512vnni -DCW_TILES=1
+    add_variant amx "${tiles[@]}"
 fi
-add_variant emulated -Wno-psabi -DCW_TILES=2
+[ "$kind" != amx ] || compile -c tests/kernels/trap.c -o "$build/trap.o" &
+[ "$kind" = amx ] || add_variant emulated -Wno-psabi -DCW_TILES=2
 compile -ffp-contract=off -c $source/sampling.c -o "$build/sampling.o" &
 compile -ffp-contract=off -D_DEFAULT_SOURCE -c tests/kernels/check.c -o "$build/check.o" &
 for file in dispatch pool writing; do
@@ -64,7 +72,11 @@ check() {
     wait
     compile "$build"/*.o -lm -o "$build/check"
     echo "kernels ($name):"
-    ${runner[@]+"${runner[@]}"} "$build/check"
+    ${runner[@]+"${runner[@]}"} "$build/check" || {
+        status=$?
+        [ "$kind $status" = "amx 4" ] && echo "kernels (amx): skipped, the processor lacks what else the variant uses" && return
+        return $status
+    }
 }
 check "$kind"
 if [ "$kind" = arm ]; then # 8-bit products have instructions of their own on newer processors

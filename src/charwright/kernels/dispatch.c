@@ -15,6 +15,10 @@ extern const cw_variant cw_amx;
 /* The processor has the tiles of AMX for bfloat16 and 8 bits, and the system lets this process use them. */
 static int has_amx(void) {
     static int answer = -1;
+#if defined(CW_TRAPPED_TILES) /* tests/kernels/trap.c */
+    syscall(SYS_arch_prctl, 0x1023, 18);
+    answer = 1;
+#endif
     if (answer >= 0) return answer;
     unsigned a, b, c, d;
     const unsigned wanted = 1u << 22 | 1u << 24 | 1u << 25; /* AMX-BF16, AMX-TILE, AMX-INT8 */
@@ -29,6 +33,9 @@ extern const cw_variant cw_emulated; /* tiles in plain C, for tests */
 #if defined(CW_HAS_AVX512BF16)
 extern const cw_variant cw_avx512bf16;
 static int has_avx512bf16(void) {
+#if defined(CW_TRAPPED_TILES) /* some virtual machines hide it */
+    return 1;
+#endif
     return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
 }
 #endif

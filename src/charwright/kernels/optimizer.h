@@ -11,7 +11,7 @@ INLINE vec root(vec x) {
     return (vec)_mm512_sqrt_ps((__m512)x);
 #elif defined(__AVX2__)
     return (vec)_mm256_sqrt_ps((__m256)x);
-#elif defined(__SSE2__)
+#elif defined(__SSE2__) && LANES == 4
     return (vec)_mm_sqrt_ps((__m128)x);
 #else
     vec result;

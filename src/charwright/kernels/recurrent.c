@@ -14,15 +14,19 @@
 
 #define STORAGE CW_F32
 #include "products.h"
-#include "outer.h"
 #include "layers.h"
+#include "outer.h"
+#include "forward.h"
+#include "backward.h"
 #include "loss.h"
 #include "writer.h"
 #undef STORAGE
 #define STORAGE CW_BF16
 #include "products.h"
-#include "outer.h"
 #include "layers.h"
+#include "outer.h"
+#include "forward.h"
+#include "backward.h"
 #include "loss.h"
 #include "writer.h"
 #undef STORAGE

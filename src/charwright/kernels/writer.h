@@ -322,6 +322,9 @@ static void NAME(write)(int thread, int threads, cw_barrier *barrier, void *argu
 #undef GROUP
 #undef AT_ONCE
 #undef BLOCK
+#undef MOST_ROWS
+#undef MULTIPLE
+#undef SPACING
 #undef VECTORS
 #undef TILED
 #undef COLUMNS

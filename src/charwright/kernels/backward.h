@@ -1,0 +1,204 @@
+/* The backward pass of a recurrent layer over a sequence, for one storage type. */
+
+/* Gradients of the gates of LANES units in one row, from d_h at the output of the step. */
+typedef struct {
+    elem *saved;              /* (slots, 16): the gates, which the gradients replace */
+    const elem *before;       /* the state before the step, and for an RNN after it */
+    const elem *cells, *last; /* the cell before and after the step */
+    const elem *d_output;
+    float *d_h, *d_c;
+} NAME(gradient_place);
+
+/* Writes the gradients into `saved`, as slots, and returns those at the input as d_x[G]; d_u is that of U_n h + c_n.
+ * What reaches the previous state directly (not through the recurrent product) remains in d_h and d_c. */
+INLINE void NAME(gradients)(int cell, const NAME(gradient_place) * p, int lane, vec d_x[4], vec *d_u) {
+    const vec d_h = load(p->d_h + lane) + NAME(get)(p->d_output + lane);
+    elem *saved = p->saved + lane;
+    if (cell == CW_GRU) {
+        const vec r = NAME(get)(saved), z = NAME(get)(saved + BLOCK);
+        const vec n = NAME(get)(saved + 2 * BLOCK), u = NAME(get)(saved + 3 * BLOCK);
+        const vec before = NAME(get)(p->before + lane);
+        d_x[2] = d_h * (1.0f - z) * (1.0f - n * n);
+        d_x[1] = d_h * (before - n) * z * (1.0f - z);
+        d_x[0] = d_x[2] * u * r * (1.0f - r);
+        *d_u = d_x[2] * r;
+        NAME(put)(saved, *d_u);
+        NAME(put)(saved + BLOCK, d_x[0]);
+        NAME(put)(saved + 2 * BLOCK, d_x[1]);
+        NAME(put)(saved + 3 * BLOCK, d_x[2]);
+        store(p->d_h + lane, d_h * z);
+    } else if (cell == CW_LSTM) {
+        const vec i = NAME(get)(saved), f = NAME(get)(saved + BLOCK);
+        const vec g = NAME(get)(saved + 2 * BLOCK), o = NAME(get)(saved + 3 * BLOCK);
+        const vec tanh_c = NAME(tanh)(NAME(get)(p->last + lane));
+        const vec d_c = load(p->d_c + lane) + d_h * o * (1.0f - tanh_c * tanh_c);
+        d_x[0] = d_c * g * i * (1.0f - i);
+        d_x[1] = d_c * NAME(get)(p->cells + lane) * f * (1.0f - f);
+        d_x[2] = d_c * i * (1.0f - g * g);
+        d_x[3] = d_h * tanh_c * o * (1.0f - o);
+        for (int gate = 0; gate < 4; gate++) NAME(put)(saved + gate * BLOCK, d_x[gate]);
+        store(p->d_c + lane, d_c * f);
+        store(p->d_h + lane, (vec){0});
+    } else {
+        const vec after = NAME(get)(p->before + lane);
+        d_x[0] = d_h * (1.0f - after * after);
+        NAME(put)(saved, d_x[0]);
+        store(p->d_h + lane, (vec){0});
+    }
+}
+
+/* The gradients of a block at step t, in all rows; those of the table and the bias are added up. */
+INLINE void NAME(backward_block)(int cell, const cw_layer_job *job, int t, int block) {
+    const cw_layer *layer = job->layer;
+    const int units = layer->units, batch = layer->batch, gates = cw_gate_count(cell);
+    vec d_bias[VECTORS][4];
+    memset(d_bias, 0, sizeof d_bias);
+    for (int b = 0; b < batch; b++) {
+        const size_t row = (size_t)t * batch + b, at = row * units + block * BLOCK;
+        const size_t after = cell == CW_RNN ? (size_t)batch * units : 0;
+        const NAME(gradient_place) place = {
+            .saved = NAME(gates_at)(layer, t, block, b), .before = (const elem *)layer->hidden + at + after,
+            .cells = NAME(cell_at)(layer, t, block, b), .last = NAME(cell_at)(layer, t + 1, block, b),
+            .d_output = (const elem *)layer->d_outputs + at, .d_h = job->h + ((size_t)block * batch + b) * BLOCK,
+            .d_c = job->c + ((size_t)block * batch + b) * BLOCK};
+        /* The rows are far apart: expect those of the next block. */
+        __builtin_prefetch(place.before + BLOCK);
+        __builtin_prefetch(place.d_output + BLOCK);
+        float *d_table = NULL;
+        size_t stride = units;
+        if (job->table) {
+            d_table = job->table + ((size_t)block * layer->tokens + layer->ids[row]) * gates * BLOCK;
+            stride = BLOCK;
+        } else if (layer->d_table) {
+            d_table = layer->d_table + layer->ids[row] * gates * units + block * BLOCK;
+        }
+        for (int v = 0; v < VECTORS; v++) {
+            const int lane = v * LANES;
+            vec d_x[4], d_u;
+            NAME(gradients)(cell, &place, lane, d_x, &d_u);
+            for (int gate = 0; gate < gates; gate++) {
+                if (layer->d_bias) d_bias[v][gate] += cell == CW_GRU && gate == 2 ? d_u : d_x[gate];
+                if (!d_table) continue;
+                float *sum = d_table + gate * stride + lane;
+                store(sum, load(sum) + d_x[gate]);
+            }
+        }
+    }
+    for (int v = 0; layer->d_bias && v < VECTORS; v++)
+        for (int gate = 0; gate < gates; gate++) {
+            float *sum = layer->d_bias + gate * units + block * BLOCK + v * LANES;
+            store(sum, load(sum) + d_bias[v][gate]);
+        }
+}
+
+#define PANEL 64 /* rows */
+
+/* Copy the gradients of a step's gates to a thread's own operand (G, B, H), as `stage_states` does. */
+static void NAME(stage_gradients)(elem *operand, size_t size, const cw_layer *layer, int t, int gates) {
+    const size_t gate_size = NAME(filled)(layer->batch) * size;
+    const int slots = cw_slots(layer->cell);
+    const elem *from = NAME(gates_at)(layer, t, 0, 0);
+    for (int block = 0; block < layer->units / BLOCK; block++)
+        for (int b = 0; b < layer->batch; b++, from += slots * BLOCK)
+            for (int slot = 0; slot < gates; slot++)
+                memcpy(NAME(operand_at)(operand + slot * gate_size, size, b, block * BLOCK), from + slot * BLOCK,
+                       BLOCK * sizeof(elem));
+}
+
+/* d_h of the previous state += the operand (G, B, H) * weights, for `vectors` vectors of units from `vector`. */
+static void NAME(through_product)(const cw_layer_job *job, const elem *operand, size_t size, int vector, int vectors) {
+    const cw_layer *layer = job->layer;
+    const int batch = layer->batch, depth = NAME(padded)(layer->units), gates = cw_gate_count(layer->cell);
+    const size_t column = (size_t)gates * depth * LANES, c_row = (size_t)vectors * LANES;
+    float c[PANEL * 3 * LANES] __attribute__((aligned(64)));
+    for (int panel = 0; panel < batch; panel += PANEL) {
+        const int end = panel + PANEL < batch ? panel + PANEL : batch;
+        for (int gate = 0; gate < gates; gate++) { /* one gate at a time, so that the rows stay in the cache */
+            const elem *w = (const elem *)layer->packed + vector * column + (size_t)gate * depth * LANES;
+            for (int b = panel, rows; b < end; b += rows) {
+                rows = NAME(rows_of)(end - b, vectors);
+                NAME(recurrent_product)(operand + gate * NAME(filled)(batch) * size, size, b, rows, depth, w,
+                                        LANES * DEPTH, column, vectors, c + (b - panel) * c_row, c_row, gate > 0);
+            }
+        }
+        for (int v = 0; v < vectors; v++) {
+            const int unit = (vector + v) * LANES;
+            const size_t at = (size_t)(unit / BLOCK) * batch * BLOCK + unit % BLOCK;
+            for (int b = panel; b < end; b++) {
+                vec through = load(c + (b - panel) * c_row + v * LANES);
+                if (layer->mask) through *= load(job->mask + at + b * BLOCK);
+                float *d_h = job->h + at + b * BLOCK;
+                store(d_h, load(d_h) + through);
+            }
+        }
+    }
+}
+
+/* Add the gradient of the table, which was summed up in blocks. */
+static void NAME(add_table)(const cw_layer_job *job, int first, int last) {
+    const cw_layer *layer = job->layer;
+    const int gates = cw_gate_count(layer->cell);
+    for (int block = first; block < last; block++)
+        for (int token = 0; token < layer->tokens; token++)
+            for (int gate = 0; gate < gates; gate++)
+                for (int lane = 0; lane < BLOCK; lane += LANES) {
+                    const size_t from = (((size_t)block * layer->tokens + token) * gates + gate) * BLOCK + lane;
+                    float *to = layer->d_table + ((size_t)token * gates + gate) * layer->units + block * BLOCK + lane;
+                    store(to, load(to) + load(job->table + from));
+                }
+}
+
+static void NAME(backward)(int thread, int threads, cw_barrier *barrier, void *argument) {
+    const cw_layer_job job = *(const cw_layer_job *)argument;
+    const cw_layer *layer = job.layer;
+    const int units = layer->units, batch = layer->batch, gates = cw_gate_count(layer->cell), blocks = units / BLOCK;
+    const int first = blocks * thread / threads, last = blocks * (thread + 1) / threads;
+    const size_t size = NAME(padded)(units) + SPACING;
+    NAME(to_blocks)(job.h, layer->d_h, batch, units, first, last);
+    if (layer->cell == CW_LSTM) NAME(to_blocks)(job.c, layer->d_c, batch, units, first, last);
+    if (layer->mask) NAME(to_blocks)(job.mask, layer->mask, batch, units, first, last);
+    const size_t slice = (size_t)layer->tokens * gates * BLOCK;
+    elem *operand = (elem *)((char *)job.operands + thread * job.operand_bytes);
+    if (job.table) memset(job.table + first * slice, 0, (last - first) * slice * sizeof(float));
+#if TILED
+    begin_tiles();
+#endif
+    for (int t = layer->steps - 1; t >= 0; t--) {
+        for (int block = first; block < last; block++)
+            if (layer->cell == CW_GRU) NAME(backward_block)(CW_GRU, &job, t, block);
+            else if (layer->cell == CW_LSTM) NAME(backward_block)(CW_LSTM, &job, t, block);
+            else NAME(backward_block)(CW_RNN, &job, t, block);
+        cw_meet(barrier); /* every part of this step's gradients is written */
+        NAME(stage_gradients)(operand, size, layer, t, gates);
+        for (int vector = first * VECTORS, vectors; vector < last * VECTORS; vector += vectors) {
+            vectors = share(last * VECTORS - vector, 3);
+            NAME(through_product)(&job, operand, size, vector, vectors);
+        }
+    }
+#if TILED
+    end_tiles();
+#endif
+    if (job.table) NAME(add_table)(&job, first, last);
+    NAME(from_blocks)(layer->d_h, job.h, batch, units, first, last);
+    if (layer->cell == CW_LSTM) NAME(from_blocks)(layer->d_c, job.c, batch, units, first, last);
+}
+
+/* The gradient of the inputs (T, B, G * H), from the gates after backward. */
+static void NAME(spread_inputs)(int thread, int threads, cw_barrier *barrier, void *argument) {
+    const cw_spread_job *job = argument;
+    const cw_layer *layer = job->layer;
+    (void)barrier;
+    const int gates = cw_gate_count(layer->cell), first = layer->cell == CW_GRU; /* a GRU's slots: n * r, r, z, n */
+    const int blocks = layer->units / BLOCK, begin = (int)((int64_t)layer->steps * thread / threads);
+    for (int t = begin; t < (int)((int64_t)layer->steps * (thread + 1) / threads); t++)
+        for (int b = 0; b < layer->batch; b++) {
+            elem *row = (elem *)job->to + ((size_t)t * layer->batch + b) * gates * layer->units;
+            for (int block = 0; block < blocks; block++)
+                for (int gate = 0; gate < gates; gate++)
+                    memcpy(row + gate * layer->units + block * BLOCK,
+                           NAME(gates_at)(layer, t, block, b) + (first + gate) * BLOCK, BLOCK * sizeof(elem));
+        }
+}
+#undef AHEAD
+
+#undef PANEL

@@ -1,0 +1,174 @@
+/* The forward pass of a recurrent layer over a sequence, for one storage type. */
+
+/* Copy the states (B, H) before a step to a thread's own operand. The copy fetches what the other threads have just
+ * written, all at once: line by line, on demand, it would take many times as long. */
+static void NAME(stage_states)(elem *operand, size_t size, const elem *states, int batch, int units) {
+    for (int b = 0; b < batch; b++)
+        for (int k = 0; k < units; k += BLOCK)
+            memcpy(NAME(operand_at)(operand, size, b, k), states + (size_t)b * units + k, BLOCK * sizeof(elem));
+}
+
+/* The inputs of the gates of one block in one row, `stride` apart: float, or in storage. */
+typedef struct {
+    const float *floats;
+    const elem *stored;
+    size_t stride;
+} NAME(feed);
+
+INLINE NAME(feed) NAME(feed_of)(const cw_layer_job *job, int gates, size_t row, int block) {
+    const cw_layer *layer = job->layer;
+    const size_t units = layer->units, width = gates * units;
+    if (job->table) {
+        const size_t at = (size_t)block * layer->tokens + layer->ids[row];
+        return (NAME(feed)){job->table + at * gates * BLOCK, NULL, BLOCK};
+    }
+    if (layer->table) return (NAME(feed)){layer->table + layer->ids[row] * width + block * BLOCK, NULL, units};
+    return (NAME(feed)){NULL, (const elem *)layer->inputs + row * width + block * BLOCK, units};
+}
+INLINE vec NAME(fed)(const NAME(feed) * feed, int gate, int lane) {
+    const size_t at = gate * feed->stride + lane;
+    return feed->floats ? load(feed->floats + at) : NAME(get)(feed->stored + at);
+}
+
+/* The gates of LANES units from `lane` of a block. `sums` has the recurrent products, a vector for each gate. */
+typedef struct {
+    NAME(feed) feed;
+    const float *sums, *bias; /* bias: of the block, `units` apart, or NULL */
+    float *h, *c;             /* the state of the block */
+    elem *saved;              /* (slots, 16) */
+    elem *cell;               /* after the step */
+} NAME(gate_place);
+
+INLINE vec NAME(gates_forward)(int cell, const NAME(gate_place) * p, size_t units, int lane) {
+    vec pre[4];
+    for (int gate = 0; gate < cw_gate_count(cell); gate++) {
+        pre[gate] = load(p->sums + gate * LANES);
+        if (p->bias) pre[gate] += load(p->bias + gate * units + lane);
+        if (cell != CW_GRU || gate < 2) pre[gate] += NAME(fed)(&p->feed, gate, lane);
+    }
+    vec saved[4], h;
+    if (cell == CW_GRU) {
+        const vec r = NAME(sigmoid)(pre[0]), z = NAME(sigmoid)(pre[1]);
+        const vec n = NAME(tanh)(NAME(fed)(&p->feed, 2, lane) + r * pre[2]);
+        h = n + z * (load(p->h + lane) - n);
+        saved[0] = r, saved[1] = z, saved[2] = n, saved[3] = pre[2];
+    } else if (cell == CW_LSTM) {
+        const vec i = NAME(sigmoid)(pre[0]), f = NAME(sigmoid)(pre[1]), g = NAME(tanh)(pre[2]);
+        const vec o = NAME(sigmoid)(pre[3]), c = f * load(p->c + lane) + i * g;
+        h = o * NAME(tanh)(c);
+        store(p->c + lane, c);
+        NAME(put)(p->cell + lane, c);
+        saved[0] = i, saved[1] = f, saved[2] = g, saved[3] = o;
+    } else {
+        h = NAME(tanh)(pre[0]);
+    }
+    if (cell != CW_RNN)
+        for (int slot = 0; slot < 4; slot++) NAME(put)(p->saved + slot * BLOCK + lane, saved[slot]);
+    store(p->h + lane, h);
+    return h;
+}
+
+/* Store a new state of LANES units: for the caller and, with a mask, for the next product. */
+INLINE void NAME(keep)(const cw_layer_job *job, size_t row, int b, int unit, vec h) {
+    const cw_layer *layer = job->layer;
+    const size_t at = row * layer->units + unit;
+    NAME(put)((elem *)layer->hidden + at, h);
+    if (!layer->mask) return;
+    h *= load(job->mask + ((size_t)(unit / BLOCK) * layer->batch + b) * BLOCK + unit % BLOCK);
+    NAME(put)((elem *)layer->masked + at, h);
+}
+
+/* Prefetch what the gates of a block in one row read and write, to arrive while the product runs. */
+INLINE void NAME(expect)(const cw_layer *layer, int gates, int t, int block, int b) {
+    const size_t row = (size_t)t * layer->batch + b, after = (row + layer->batch) * layer->units + block * BLOCK;
+    const size_t bytes = cw_slots(layer->cell) * BLOCK * sizeof(elem);
+    if (!layer->table || layer->tokens > CW_SMALL_TABLE) {
+        const size_t width = (size_t)gates * layer->units, at = block * BLOCK;
+        for (int gate = 0; gate < gates; gate++)
+            if (layer->table) __builtin_prefetch(layer->table + layer->ids[row] * width + at + gate * layer->units);
+            else __builtin_prefetch((const elem *)layer->inputs + row * width + at + gate * layer->units);
+    }
+    for (size_t i = 0; layer->cell != CW_RNN && i < bytes; i += 64)
+        __builtin_prefetch((char *)NAME(gates_at)(layer, t, block, b) + i, 1);
+    __builtin_prefetch((elem *)layer->hidden + after, 1);
+    if (layer->mask) __builtin_prefetch((elem *)layer->masked + after, 1);
+    if (layer->cell == CW_LSTM) __builtin_prefetch(NAME(cell_at)(layer, t + 1, block, b), 1);
+}
+
+/* The initial state, and what is copied to blocks, for blocks `first` to `last`. */
+static void NAME(begin_forward)(const cw_layer_job *job, int first, int last) {
+    const cw_layer *layer = job->layer;
+    const int units = layer->units, batch = layer->batch, gates = cw_gate_count(layer->cell);
+    if (job->table)
+        for (int block = first; block < last; block++)
+            for (int token = 0; token < layer->tokens; token++)
+                for (int gate = 0; gate < gates; gate++)
+                    memcpy(job->table + (((size_t)block * layer->tokens + token) * gates + gate) * BLOCK,
+                           layer->table + ((size_t)token * gates + gate) * units + block * BLOCK, BLOCK * sizeof(float));
+    NAME(to_blocks)(job->h, layer->state_h, batch, units, first, last);
+    if (layer->mask) NAME(to_blocks)(job->mask, layer->mask, batch, units, first, last);
+    if (layer->cell == CW_LSTM) NAME(to_blocks)(job->c, layer->state_c, batch, units, first, last);
+    for (int block = first; block < last; block++)
+        for (int b = 0; b < batch; b++)
+            for (int lane = 0; lane < BLOCK; lane += LANES) {
+                const size_t at = ((size_t)block * batch + b) * BLOCK + lane;
+                NAME(keep)(job, b, b, block * BLOCK + lane, load(job->h + at));
+                if (layer->cell == CW_LSTM)
+                    NAME(put)(NAME(cell_at)(layer, 0, block, b) + lane, load(job->c + at));
+            }
+}
+
+INLINE void NAME(forward_block)(int cell, const cw_layer_job *job, int t, int block, const elem *operand,
+                                size_t size) {
+    const cw_layer *layer = job->layer;
+    const int units = layer->units, batch = layer->batch, gates = cw_gate_count(cell), depth = NAME(padded)(units);
+    const elem *w = (const elem *)layer->packed + (size_t)block * BLOCK * depth * gates;
+    float c[MOST_ROWS * 4 * BLOCK] __attribute__((aligned(64)));
+    for (int b = 0, rows; b < batch; b += rows) {
+        rows = NAME(rows_of)(batch - b, gates);
+        for (int r = 0; r < rows; r++) NAME(expect)(layer, gates, t, block, b + r);
+        for (int v = 0; v < VECTORS; v++)
+            NAME(recurrent_product)(operand, size, b, rows, depth, w + (size_t)v * LANES * depth * gates,
+                                    (size_t)gates * LANES * DEPTH, LANES * DEPTH, gates, c + v * gates * LANES,
+                                    gates * BLOCK, 0);
+        for (int r = 0; r < rows; r++) {
+            const size_t row = (size_t)t * batch + b + r, at = ((size_t)block * batch + b + r) * BLOCK;
+            NAME(gate_place) place = {
+                .feed = NAME(feed_of)(job, gates, row, block), .bias = layer->bias ? layer->bias + block * BLOCK : NULL,
+                .h = job->h + at, .c = job->c + at, .saved = NAME(gates_at)(layer, t, block, b + r),
+                .cell = NAME(cell_at)(layer, t + 1, block, b + r)};
+            for (int v = 0; v < VECTORS; v++) {
+                place.sums = c + ((size_t)r * VECTORS + v) * gates * LANES;
+                const vec h = NAME(gates_forward)(cell, &place, units, v * LANES);
+                NAME(keep)(job, row + batch, b + r, block * BLOCK + v * LANES, h);
+            }
+        }
+    }
+}
+
+static void NAME(forward)(int thread, int threads, cw_barrier *barrier, void *argument) {
+    const cw_layer_job job = *(const cw_layer_job *)argument;
+    const cw_layer *layer = job.layer;
+    const int units = layer->units, batch = layer->batch, blocks = units / BLOCK;
+    const int first = blocks * thread / threads, last = blocks * (thread + 1) / threads;
+    const size_t size = NAME(padded)(units) + SPACING;
+#if TILED
+    begin_tiles();
+#endif
+    NAME(begin_forward)(&job, first, last);
+    const elem *states = layer->mask ? layer->masked : layer->hidden;
+    elem *operand = (elem *)((char *)job.operands + thread * job.operand_bytes);
+    for (int t = 0; t < layer->steps; t++) {
+        cw_meet(barrier); /* every part of the state before this step is written */
+        NAME(stage_states)(operand, size, states + (size_t)t * batch * units, batch, units);
+        for (int block = first; block < last; block++)
+            if (layer->cell == CW_GRU) NAME(forward_block)(CW_GRU, &job, t, block, operand, size);
+            else if (layer->cell == CW_LSTM) NAME(forward_block)(CW_LSTM, &job, t, block, operand, size);
+            else NAME(forward_block)(CW_RNN, &job, t, block, operand, size);
+    }
+#if TILED
+    end_tiles();
+#endif
+    NAME(from_blocks)(layer->state_h, job.h, batch, units, first, last);
+    if (layer->cell == CW_LSTM) NAME(from_blocks)(layer->state_c, job.c, batch, units, first, last);
+}
