@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
 from screen import Screen
+
+if TYPE_CHECKING:
+    from charwright.model.features import Features
 
 # The same examples in every run, and no deadline: a busy machine must not make a test fail.
 settings.register_profile("charwright", derandomize=True, deadline=None)
@@ -45,6 +49,24 @@ def _named_by(variable: str, what: str) -> Path:
 def tinyshakespeare(shared: Path) -> str:
     """The tutorial's text: 1,115,394 characters."""
     return (shared / "data" / "tinyshakespeare.txt").read_bytes().decode("utf-8")
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Features], None]:
+    """Make this machine look like another."""
+    import torch
+
+    from charwright.model import compute as compute_module
+
+    def pretend(features: Features) -> None:
+        for name in ("CHARWRIGHT_CORE", "CHARWRIGHT_KERNELS"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(compute_module, "choose_device", lambda _: torch.device(features.device))
+        for module in ("charwright.model.compute", "charwright.planning.choice"):
+            monkeypatch.setattr(f"{module}.features_of", lambda _: features)
+        monkeypatch.setattr(compute_module.kernels, "load", lambda _=None: object())
+
+    return pretend
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from charwright import kernels
 from charwright.config import ModelConfig, Recipe, SequenceConfig
 from charwright.errors import UsageError
-from charwright.model import compute as compute_module
 from charwright.model import features as features_module
 from charwright.model.compute import CORES, Compute, Wanted
 from charwright.model.features import AMD, Features, by_features
@@ -82,21 +81,6 @@ def test_the_vendor_is_read_where_linux_says_it(monkeypatch: pytest.MonkeyPatch,
 
 
 # The candidates.
-
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Features], None]:
-    """Make this machine look like another."""
-
-    def pretend(features: Features) -> None:
-        for name in ("CHARWRIGHT_CORE", "CHARWRIGHT_KERNELS"):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setattr(compute_module, "choose_device", lambda _: torch.device(features.device))
-        for module in ("charwright.model.compute", "charwright.planning.choice"):
-            monkeypatch.setattr(f"{module}.features_of", lambda _: features)
-        monkeypatch.setattr(compute_module.kernels, "load", lambda _=None: object())
-
-    return pretend
 
 
 def labels(pool: list[Compute]) -> list[str]:

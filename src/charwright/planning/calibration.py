@@ -1,7 +1,7 @@
 """Measures this machine for a training in minutes: how to compute, and how fast, in three seconds at most.
 
-First all candidates are ranked on one width, then the best is timed at several widths, which the plan needs, and at the
-end the best few are compared on the model as planned.
+First all candidates are ranked on one width. On CUDA the batch is chosen next. Then the best candidate is timed at
+several widths, which the plan needs, and at the end the best few are compared on the model as planned.
 """
 
 from __future__ import annotations
@@ -17,16 +17,26 @@ import torch
 
 from charwright.config import ModelConfig, Recipe, SequenceConfig
 from charwright.model.compute import Compute, Wanted
+from charwright.planning.batches import SLOWER, SMALLEST, batches_within
 from charwright.planning.choice import Choice, candidates, ranking
-from charwright.planning.measurement import BRIEF_STEPS, Deadline, Workload, brief_speed, mean_speed
-from charwright.planning.plan import Plan, make_plan, starting_recipe
+from charwright.planning.measurement import (
+    BRIEF_S,
+    BRIEF_STEPS,
+    Deadline,
+    Workload,
+    brief_speed,
+    mean_speed,
+    steps_taken,
+)
+from charwright.planning.plan import Plan, make_plan, planned_batch, starting_recipe
 from charwright.planning.profile import TextProfile
 from charwright.planning.speeds import speed_at
 from charwright.threads import fastest_count
 
 WIDTHS = (256, 512, 1024, 2048)
-RANKED_AT = 512  # the width at which candidates are ranked, if there is time; else the narrowest
+RANKED_AT = 512  # the width at which candidates are ranked, if there is time, else the narrowest; batches always
 RANKING_SHARE = 0.5  # of the time that is left after the first measurement
+BATCHES_SHARE = 0.5  # of the time that is left after the ranking
 LONGEST_S = 3.0
 SHARE = 0.05  # of the budget
 DROPOUT = 0.1  # Plans always have dropout, whose masks some cores compute on a slower path.
@@ -50,12 +60,28 @@ def plan_here(
     masked = options.get("recurrent_dropout") != 0
     pool = candidates(wanted, masked=masked)
     with _calibrated(pool, text.vocabulary, start, clock, masked=masked) as calibration:
+        batch = _batch_here(text, options, start.sequences, calibration)
         speeds = calibration.speeds()
-        plan = make_plan(text, options, speeds)
+        plan = make_plan(text, options, speeds, batch)
         ratio = calibration.compare(plan.recipe.model, plan.speed)
     if ratio != 1:
-        plan = make_plan(text, options, {units: ratio * speed for units, speed in speeds.items()})
+        plan = make_plan(text, options, {units: ratio * speed for units, speed in speeds.items()}, batch)
     return plan, calibration.choice()
+
+
+def _batch_here(
+    text: TextProfile, options: Mapping[str, Any], sequences: SequenceConfig, calibration: Calibration
+) -> int:
+    """The batch of the plan, from which on all is measured: larger on CUDA, if none is given by hand."""
+    batches = batches_within(text.tokens, sequences.seq_length)
+    if calibration.best.device.type != "cuda" or "batch" in options or len(batches) == 1:
+        return SMALLEST
+    seconds = calibration.batch_times(batches)
+    if not seconds:
+        return SMALLEST
+    batch = planned_batch(text, options, calibration.known, seconds)
+    calibration.use_batch(batch, seconds[batch])
+    return batch
 
 
 def choose_here(recipe: Recipe, vocabulary_size: int, wanted: Wanted, *, clock: Clock = time.monotonic) -> Choice:
@@ -117,7 +143,8 @@ class Calibration:
         """Start the clock; `pool` are the candidates, the one by the written rule first."""
         self.pool, self.best = list(pool), pool[0]
         self.first = 0.0
-        """The speed at the narrowest width, of the first candidate that works."""
+        """The speed at the narrowest width and the first batch, of the best candidate so far."""
+        self._known: dict[int, float] = {}
         self._budget_s = budget_s
         self._deadline = Deadline(clock, clock() + min(LONGEST_S, SHARE * budget_s))
         model = ModelConfig(units=WIDTHS[0], dropout=DROPOUT, recurrent_dropout=DROPOUT * masked)
@@ -142,10 +169,10 @@ class Calibration:
     def rank(self) -> None:
         """Rank all candidates at one width, if there is time for more than one."""
         narrow_s = self._workload.characters / self.first
-        steps = (1 + BRIEF_STEPS) * len(self.pool)
+        each = steps_taken(self.best.device, BRIEF_STEPS)
         deadline = self._deadline.part(RANKING_SHARE)
-        width = RANKED_AT if 4 * steps * narrow_s < deadline.left_s else WIDTHS[0]
-        if len(self.pool) == 1 or 2 * (1 + BRIEF_STEPS) * narrow_s > deadline.left_s:
+        width = RANKED_AT if 4 * each * len(self.pool) * narrow_s < deadline.left_s else WIDTHS[0]
+        if len(self.pool) == 1 or 2 * each * narrow_s > deadline.left_s:
             return
         work = self._at(width, self._cell)
         self._ranked = ranking(self.pool, lambda compute, best: brief_speed(work, compute, best, deadline), deadline)
@@ -154,18 +181,51 @@ class Calibration:
             self.first *= self._ranked[best] / self._ranked.get(self.best, self._ranked[best])
             self.best = best
 
+    @property
+    def known(self) -> dict[int, float]:
+        """The speeds of the best candidate by width that are measured so far."""
+        return dict(self._known) or {WIDTHS[0]: self.first}
+
+    def batch_times(self, batches: Sequence[int]) -> dict[int, float]:
+        """Seconds per step by batch, ascending, as far as the time allows and until a step takes noticeably longer."""
+        deadline, seconds = self._deadline.part(BATCHES_SHARE), dict[int, float]()
+        # As in `speeds`: this width may be four times slower than the narrowest.
+        cost_s = 4 * steps_taken(self.best.device, 1) * self._workload.characters / self.first
+        for batch in batches:
+            if cost_s > deadline.left_s:
+                break
+            work, began = self._at(RANKED_AT, batch=batch), deadline.clock()
+            try:
+                speed = mean_speed(work, self.best, deadline, BRIEF_S)
+            except RuntimeError:  # as when the device lacks the memory
+                break
+            seconds[batch] = work.characters / speed
+            cost_s = 2 * (deadline.clock() - began)
+            if seconds[batch] > SLOWER * seconds[batches[0]]:
+                break
+        if seconds:
+            self._known = self.known | {RANKED_AT: self._workload.characters / seconds[batches[0]]}
+        return seconds
+
+    def use_batch(self, batch: int, step_s: float) -> None:
+        """Measure with this batch from now on; `step_s` is its time as measured by `batch_times`."""
+        sequences = dataclasses.replace(self._workload.sequences, batch=batch)
+        if sequences != self._workload.sequences:
+            self._workload = dataclasses.replace(self._workload, sequences=sequences)
+            self._known = {RANKED_AT: self._workload.characters / step_s}
+
     def speeds(self) -> dict[int, float]:
-        """The speeds of the best candidate by width, as far as the time allows; the narrowest is always among them."""
-        speeds = {WIDTHS[0]: self.first}
-        for width in WIDTHS[1:]:
+        """The speeds of the best candidate by width, as far as the time allows, with those that are known."""
+        speeds = self.known
+        for width in (width for width in WIDTHS if width not in speeds):
             slowest = min(speeds.values())
             steps = slowest * self._budget_s / self._workload.characters
             # The next width may be four times slower; it is not started if it cannot be finished.
             step_s = 4 * self._workload.characters / slowest
-            if steps < FEWEST_STEPS or 2 * step_s > self._deadline.left_s:
+            if steps < FEWEST_STEPS or steps_taken(self.best.device, 1) * step_s > self._deadline.left_s:
                 break
             speeds[width] = self._mean(width, self.best)
-        return speeds
+        return dict(sorted(speeds.items()))
 
     def compare(self, model: ModelConfig, speed: float) -> float:
         """Compare the best few candidates on a model; how many times faster than the best so far the new best is.
@@ -174,7 +234,8 @@ class Calibration:
         """
         rivals = [compute for compute, ranked in self._ranked.items() if ranked * RIVAL > self._ranked[self.best]]
         work = dataclasses.replace(self._workload, model=model)
-        if len(rivals) < 2 or 4 * work.characters > speed * self._deadline.left_s:
+        steps = 2 * steps_taken(self.best.device, 1)
+        if len(rivals) < 2 or steps * work.characters > speed * self._deadline.left_s:
             return 1.0
         deadline = self._deadline
         found = ranking(rivals, lambda compute, best: brief_speed(work, compute, best, deadline), deadline)
@@ -193,9 +254,11 @@ class Calibration:
         measured = self._compared | behind
         return Choice(self.best, {compute.label: round(speed) for compute, speed in measured.items()})
 
-    def _at(self, width: int, cell: str = "gru") -> Workload:
-        model = dataclasses.replace(self._workload.model, units=width, cell=cell)
-        return dataclasses.replace(self._workload, model=model)
+    def _at(self, width: int, cell: str = "gru", batch: int | None = None) -> Workload:
+        work = self._workload
+        model = dataclasses.replace(work.model, units=width, cell=cell)
+        sequences = dataclasses.replace(work.sequences, batch=batch or work.sequences.batch)
+        return dataclasses.replace(work, model=model, sequences=sequences)
 
     def _mean(self, width: int, compute: Compute) -> float:
         return mean_speed(self._at(width), compute, self._deadline)

@@ -13,6 +13,7 @@ from typing import Any
 
 from charwright.config import Recipe
 from charwright.data.short_texts import shrink_to_fit
+from charwright.planning.batches import SMALLEST, batch_for, rate_factor, steps_needed
 from charwright.planning.profile import TextProfile
 from charwright.planning.recipes import DEFAULT
 from charwright.planning.speeds import speed_at
@@ -89,20 +90,38 @@ class Plan:
         }
 
 
-def make_plan(text: TextProfile, options: Mapping[str, Any], speeds: Mapping[int, float]) -> Plan:
+def make_plan(
+    text: TextProfile, options: Mapping[str, Any], speeds: Mapping[int, float], batch: int = SMALLEST
+) -> Plan:
     """Plan a recipe for a text; `options` given by hand are kept as they are.
 
-    `speeds` are measured characters per second of one GRU layer by units. Only a budget in minutes needs them; a plan
-    for any other budget does not depend on the clock.
+    `speeds` are measured characters per second of one GRU layer by units, in batches of `batch` rows. Only a budget in
+    minutes needs them; a plan for any other budget does not depend on the clock.
     """
-    if options.get("tied") and "embedding_size" in options:
-        options = {"units": options["embedding_size"], **options}
-    rule = _Rule(text, starting_recipe(options), options, speeds)
+    options = _with_one_width(options)
+    rule = _Rule(text, options, speeds, batch)
     chosen = rule.choose()
     recipe = DEFAULT.with_options({name: value for name, (value, _) in chosen.items()} | dict(options))
     given = {name: "given by hand" for name in chosen if name in options}
     reasons = {name: reason for name, (_, reason) in chosen.items()} | given
     return Plan(recipe, text, rule.passes(recipe), dict(speeds), reasons)
+
+
+def planned_batch(
+    text: TextProfile, options: Mapping[str, Any], speeds: Mapping[int, float], seconds: Mapping[int, float]
+) -> int:
+    """The batch for a text, by the seconds of a step of each; a larger one does not make the layer narrower.
+
+    `speeds` are by units, in batches of the smallest size.
+    """
+    return _Rule(text, _with_one_width(options), speeds).batch_by(seconds)
+
+
+def _with_one_width(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Tied weights given an embedding size are given a width."""
+    if options.get("tied") and "embedding_size" in options:
+        return {"units": options["embedding_size"], **options}
+    return options
 
 
 def starting_recipe(options: Mapping[str, Any]) -> Recipe:
@@ -122,11 +141,15 @@ class _Rule:
     """The rule that the trials led to: formulas in the length of the text and the number of passes over it."""
 
     def __init__(
-        self, text: TextProfile, start: Recipe, options: Mapping[str, Any], speeds: Mapping[int, float]
+        self, text: TextProfile, options: Mapping[str, Any], speeds: Mapping[int, float], batch: int = SMALLEST
     ) -> None:
-        self.text, self.start, self.options, self.speeds = text, start, options, speeds
+        self.text, self.start, self.options, self.speeds = text, starting_recipe(options), options, speeds
+        self.batch = SMALLEST if "batch" in options else batch
+        sequences = self.start.sequences
+        if "batch" not in options:
+            sequences = dataclasses.replace(sequences, batch=batch)
         # A text shorter than a batch is trained in smaller batches.
-        self.sequences, _ = shrink_to_fit(max(2, text.tokens), start.sequences)
+        self.sequences, _ = shrink_to_fit(max(2, text.tokens), sequences)
 
     def choose(self) -> dict[str, tuple[Any, str]]:
         """The value and the reason of each option that is planned."""
@@ -141,12 +164,12 @@ class _Rule:
             "layers": (DEFAULT.model.layers, "one wide layer beats two narrow ones of the same speed"),
             "units": (units, why),
             "embedding_size": self._embedding(model.units),
-            "batch": (sequences.batch, "smaller batches are slower, larger ones leave too few steps"),
+            "batch": (self.batch, self._why_batch()),
             "seq_length": (
                 sequences.seq_length,
                 "longer sequences leave too few steps, shorter ones too little context",
             ),
-            "learning_rate": (self._learning_rate(model.units), "wider layers need smaller steps"),
+            "learning_rate": (self._learning_rate(model.units), self._why_rate()),
             "dropout": (_rounded(0.1 * strain, most=0.5), f"{read}; dropout prevents memorization"),
             "recurrent_dropout": (_rounded(0.08 * strain, most=0.35), f"{read}; so does recurrent dropout"),
             "weight_decay": (_rounded(0.2 * max(0.5, strain), most=1.2), f"{read}; so does weight decay"),
@@ -163,11 +186,27 @@ class _Rule:
         supported = f"as wide as {self.text.characters:,} characters support"
         if not self.speeds:
             return min(DEFAULT.model.units, fits[-1]), supported
-        trained = [units for units in fits if self._steps(units) >= 2800 * (units / 512) ** 2]
+        trained = [units for units in fits if self._steps(units) >= steps_needed(units)]
         units = trained[-1] if trained else WIDTHS[0]
         if units == fits[-1]:
             return units, supported
         return units, f"the widest layer that this time can train: {self._steps(units):,.0f} steps"
+
+    def batch_by(self, seconds: Mapping[int, float]) -> int:
+        """The batch, by the seconds of a step of each."""
+        units = self.options.get("units", self._units()[0])
+        return batch_for(
+            seconds,
+            units=units,
+            steps=self._steps(units),
+            tokens=self.text.tokens,
+            seq_length=self.sequences.seq_length,
+        )
+
+    def _why_batch(self) -> str:
+        if self.batch == SMALLEST:
+            return "smaller batches are slower, larger ones leave too few steps"
+        return f"the device trains {self.batch} rows in about the time of {SMALLEST}"
 
     def _embedding(self, units: int) -> tuple[int, str]:
         if self.options.get("tied"):
@@ -178,7 +217,12 @@ class _Rule:
         return 256 * math.pow(self.text.characters / 16_000, 0.34)
 
     def _learning_rate(self, units: int) -> float:
-        return _rounded(DEFAULT.training.learning_rate * min(1.0, math.sqrt(640 / units)), most=1.0)
+        rate = DEFAULT.training.learning_rate * rate_factor(self.batch)
+        return _rounded(rate * min(1.0, math.sqrt(640 / units)), most=1.0)
+
+    def _why_rate(self) -> str:
+        larger = "" if self.batch == SMALLEST else ", and a larger batch allows larger ones"
+        return f"wider layers need smaller steps{larger}"
 
     def _strain(self, passes: float) -> float:
         """How strongly the model tends to memorize the text: 1 at seven passes."""

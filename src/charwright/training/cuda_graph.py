@@ -62,9 +62,14 @@ class CudaRecorder:
         return graph.replay
 
 
+def has_graphs(device: torch.device) -> bool:
+    """Whether the library's own step is a graph on this device."""
+    return device.type == "cuda"
+
+
 def fastest_step(plain: TrainStep, device: torch.device) -> TrainStep:
     """The library's own step, as a graph where the device has graphs."""
-    return GraphedStep(plain, CudaRecorder(device)) if device.type == "cuda" else plain
+    return GraphedStep(plain, CudaRecorder(device)) if has_graphs(device) else plain
 
 
 class GraphedStep:
