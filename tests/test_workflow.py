@@ -225,7 +225,7 @@ def test_the_number_of_threads_is_set(text: Path, tmp_path: Path) -> None:
     assert isinstance(seen[0], events.Start)
     assert seen[0].threads == torch.get_num_threads() == 2
     torch.set_num_threads(1)
-    Compute.choose("cpu").use_threads()
+    Compute.choose("cpu").start()
     assert torch.get_num_threads() == 1
 
 

@@ -98,7 +98,7 @@ def tune(
     reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
     wanted = Wanted(device, core, recipe.training.precision, threads)
     compute = wanted.by_rule()
-    compute.use_threads()
+    compute.start()
     texts = read_texts(corpus, validation, reading, recipe.split)
     task = _task(texts, recipe, minutes, compute)
     place = out if out is not None else Path("tune") / texts.corpus.name

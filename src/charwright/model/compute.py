@@ -71,10 +71,16 @@ class Compute:
         """Core, precision and variant in a few words: `native f32 avx512`."""
         return " ".join([self.core, self.precision_name, *([self.kernel] if self.kernel else [])])
 
-    def use_threads(self) -> None:
-        """Set PyTorch's number of threads, if one is given."""
+    def start(self) -> None:
+        """Set PyTorch's number of threads, if one is given, and start a GPU.
+
+        A GPU's first product loads libraries, which takes seconds that no measurement of its speed should count.
+        """
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+        if self.device.type != "cpu":
+            one = torch.ones(1, 1, device=self.device)
+            float(one @ one)
 
 
 @dataclass(frozen=True)

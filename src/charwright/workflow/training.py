@@ -98,7 +98,7 @@ def train(
     else:
         origin = origin_of_run(Path(parent), options, replaced=folder if force else None)
     wanted = Wanted(device, core, origin.recipe.training.precision, threads)
-    wanted.by_rule().use_threads()
+    wanted.by_rule().start()
     prepared = prepare_new(
         origin,
         corpus,
@@ -145,9 +145,9 @@ def resume(
     opened = Run.open(run.folder if isinstance(run, Run) else run, for_writing=True)
     precision = options.get("precision", opened.config.recipe.training.precision)
     wanted = Wanted(device, core, precision, threads)
-    wanted.by_rule().use_threads()
+    wanted.by_rule().start()
     prepared = prepare_resume(opened, corpus, options, wanted, places=places or Places.of_this_user(), notify=notify)
-    prepared.choice.compute.use_threads()
+    prepared.choice.compute.start()
     return _run(prepared, began, clock, on_event, notify, should_stop, tensorboard=tensorboard)
 
 
@@ -167,7 +167,7 @@ def plan(
     check_corpus_given(corpus)
     origin = origin_of_recipe(PLANNED, options)
     wanted = Wanted(device, core, origin.recipe.training.precision, threads)
-    wanted.by_rule().use_threads()
+    wanted.by_rule().start()
     split = origin.recipe.split
     texts = read_texts(corpus, validation, reading or CorpusConfig(), split, places or Places.of_this_user(), notify)
     return origin.plan(texts.training, make_vocabulary(texts.corpus.text, origin.recipe.vocabulary), wanted)[0]
