@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-slow lint types tests tensorflow-test kernels sanitize install-test format docs clean
+.PHONY: help setup demo test test-slow lint types tests tensorflow-test kernels tiles-test sanitize install-test format docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -55,6 +55,9 @@ tensorflow-test: $(READY) $(TENSORFLOW)  ## test import from and export to Tenso
 kernels:  ## test the C kernels against plain equations, without Python
 	tests/kernels/run.sh native
 	tests/kernels/run.sh amx
+
+tiles-test: $(READY)  ## test the package with kernels whose tiles are emulated
+	PYTEST="$(BIN)/pytest --numprocesses auto --dist loadfile" tests/kernels/run.sh emulated
 
 sanitize:  ## test the C kernels under the address, undefined-behaviour and thread sanitizers (minutes)
 	tests/kernels/run.sh address

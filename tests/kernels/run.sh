@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Build check.c with the kernels and run it: natively, under the sanitizers, or as an Arm program under qemu.
 #
-#   tests/kernels/run.sh native | address | thread | arm | amx
+#   tests/kernels/run.sh native | address | thread | arm | amx | emulated
 #
+# `emulated` builds a library with emulated tiles and runs tests of the package on it, by the pytest that PYTEST names.
 # `amx` runs the machine code for tiles, with AVX-512 BF16; where the processor has no tiles, trap.c does their work.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -24,7 +25,8 @@ case $kind in
         grep -qs avx512f /proc/cpuinfo || { echo "kernels (amx): skipped, there is no AVX-512"; exit 0; }
         flags=(-O2 -DCW_TRAPPED_TILES)
         ;;
-    *) echo "usage: $0 native|address|thread|arm|amx" >&2; exit 2 ;;
+    emulated) flags=(-O2 -fPIC -fvisibility=hidden) ;;
+    *) echo "usage: $0 native|address|thread|arm|amx|emulated" >&2; exit 2 ;;
 esac
 for needed in "$CC" ${runner[0]+"${runner[0]}"}; do
     command -v "$needed" >/dev/null || { echo "kernels ($kind): skipped, there is no $needed"; exit 0; }
@@ -51,7 +53,7 @@ add_variant() {
 avx512=(-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefer-vector-width=512)
 # 1: the tiles of the processor (CW_HARDWARE in tiles.h), which the assembler has to know; 2: emulated.
 tiles=("${avx512[@]}" -mavx512bf16 -mavx512vnni -DCW_TILES=1)
-if [ "$kind" != arm ] && [ "$(uname -m)" = x86_64 ]; then
+if [ "$kind" != arm ] && [ "$kind" != emulated ] && [ "$(uname -m)" = x86_64 ]; then
     add_variant avx2 -mavx2 -mfma
     add_variant avx512 "${avx512[@]}"
     add_variant avx512bf16 "${avx512[@]}" -mavx512bf16 -mavx512vnni
@@ -64,6 +66,15 @@ compile -ffp-contract=off -D_DEFAULT_SOURCE -c tests/kernels/check.c -o "$build/
 for file in dispatch pool writing; do
     compile ${defines[@]+"${defines[@]}"} -c $source/$file.c -o "$build/$file.o"
 done
+if [ "$kind" = emulated ]; then
+    compile -DCW_VARIANT=portable -c $source/recurrent.c -o "$build/portable.o"
+    wait
+    rm "$build/check.o"
+    compile -shared "$build"/*.o -lm -o "$build/charwright_kernels.so"
+    CHARWRIGHT_KERNELS_LIBRARY="$build/charwright_kernels.so" CHARWRIGHT_KERNELS=emulated ${PYTEST:-pytest} -q \
+        tests/test_quantized.py tests/test_recurrent.py tests/test_engine.py tests/test_session.py
+    exit
+fi
 # Build the portable variant with the options that follow the name, link, and run.
 check() {
     local name=$1
