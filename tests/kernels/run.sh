@@ -57,7 +57,12 @@ if [ "$kind" != arm ] && [ "$kind" != emulated ] && [ "$(uname -m)" = x86_64 ]; 
     add_variant avx2 -mavx2 -mfma
     add_variant avx512 "${avx512[@]}"
     add_variant avx512bf16 "${avx512[@]}" -mavx512bf16 -mavx512vnni
-    add_variant amx "${tiles[@]}"
+    if [ "$(uname -s)" = Linux ] && echo '__asm__("tdpbf16ps %tmm2, %tmm1, %tmm0");' | "$CC" -x c -c -o /dev/null - 2>/dev/null
+    then
+        add_variant amx "${tiles[@]}"
+    else
+        echo "kernels ($kind): without amx, which is for Linux and a newer assembler"
+    fi
 fi
 [ "$kind" != amx ] || compile -c tests/kernels/trap.c -o "$build/trap.o" &
 [ "$kind" = amx ] || add_variant emulated -Wno-psabi -DCW_TILES=2
@@ -85,7 +90,10 @@ check() {
     echo "kernels ($name):"
     ${runner[@]+"${runner[@]}"} "$build/check" || {
         status=$?
-        [ "$kind $status" = "amx 4" ] && echo "kernels (amx): skipped, the processor lacks what else the variant uses" && return
+        if [ "$kind $status" = "amx 4" ] && ! grep -qs avx512_bf16 /proc/cpuinfo; then
+            echo "kernels (amx): skipped, the processor lacks AVX-512 BF16"
+            return
+        fi
         return $status
     }
 }

@@ -93,10 +93,11 @@ typedef struct {
 
 /* VEX with three bytes, map 0F38: C4, inverted R X B and the map, W vvvv L pp, opcode, ModRM, SIB, displacement. */
 static instruction read_instruction(const uint8_t *code, const greg_t *registers) {
-    if (code[0] != 0xC4 || (code[1] & 31) != 2) {
-        fprintf(stderr, "trap.c: not an instruction of AMX: the processor lacks another one, such as VDPBF16PS\n");
+    if (code[0] == 0x62) { /* EVEX: AVX-512 */
+        fprintf(stderr, "trap.c: the processor lacks an instruction of AVX-512, such as VDPBF16PS\n");
         _Exit(4);
     }
+    if (code[0] != 0xC4 || (code[1] & 31) != 2) refuse("not an instruction of AMX");
     const int x = ~code[1] >> 6 & 1, b = ~code[1] >> 5 & 1;
     instruction in = {.prefix = code[2] & 3, .v = ~code[2] >> 3 & 15, .opcode = code[3], .length = 5};
     const uint8_t modrm = code[4], mode = modrm >> 6;

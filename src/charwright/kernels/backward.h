@@ -158,7 +158,7 @@ static void NAME(backward)(int thread, int threads, cw_barrier *barrier, void *a
     if (layer->cell == CW_LSTM) NAME(to_blocks)(job.c, layer->d_c, batch, units, first, last);
     if (layer->mask) NAME(to_blocks)(job.mask, layer->mask, batch, units, first, last);
     const size_t slice = (size_t)layer->tokens * gates * BLOCK;
-    elem *operand = (elem *)((char *)job.operands + thread * job.operand_bytes);
+    elem *operand = NAME(own_operand)(&job, thread);
     if (job.table) memset(job.table + first * slice, 0, (last - first) * slice * sizeof(float));
 #if TILED
     begin_tiles();
@@ -199,6 +199,5 @@ static void NAME(spread_inputs)(int thread, int threads, cw_barrier *barrier, vo
                            NAME(gates_at)(layer, t, block, b) + (first + gate) * BLOCK, BLOCK * sizeof(elem));
         }
 }
-#undef AHEAD
 
 #undef PANEL

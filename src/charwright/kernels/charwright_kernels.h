@@ -98,7 +98,8 @@ typedef struct {
     int32_t decoupled; /* whether decay acts on the weights (AdamW) or is added to the gradient (Adam) */
 } cw_parameter;
 
-/* The sum of the squares of all gradients, accumulated in double. Scratch: cw_norm_bytes. */
+/* The sum of the squares of all gradients: in float32 within chunks of 4,096, whose sums are added in double precision.
+ * Scratch: cw_norm_bytes. */
 CW_PUBLIC size_t cw_norm_bytes(const cw_parameter *parameters, int count);
 CW_PUBLIC double cw_norm(int variant, int threads, const cw_parameter *parameters, int count, void *scratch);
 /* One step of Adam for all parameters, with gradients times `scale`; counts the step. */

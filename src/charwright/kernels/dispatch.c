@@ -1,7 +1,6 @@
 /* Select among the compiled variants by the features of the processor. */
 #define _DEFAULT_SOURCE /* syscall */
 #include <stdlib.h>
-#include <string.h>
 
 #include "charwright_kernels.h"
 #include "variant.h"
@@ -148,8 +147,6 @@ static int run_layer(int variant, const cw_layer *layer, const cw_job *jobs, int
     job.mask = take(&free_memory, state);
     job.operands = take(&free_memory, operands);
     job.operand_bytes = operand;
-    /* Rows and values of k that only fill up tiles must be numbers. */
-    if (variants[variant]->shape.tiles) memset(job.operands, 0, operands);
     if (table) job.table = take(&free_memory, table);
     cw_parallel(layer->threads, jobs[layer->bf16], &job);
     free(memory);

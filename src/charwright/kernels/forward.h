@@ -157,7 +157,7 @@ static void NAME(forward)(int thread, int threads, cw_barrier *barrier, void *ar
 #endif
     NAME(begin_forward)(&job, first, last);
     const elem *states = layer->mask ? layer->masked : layer->hidden;
-    elem *operand = (elem *)((char *)job.operands + thread * job.operand_bytes);
+    elem *operand = NAME(own_operand)(&job, thread);
     for (int t = 0; t < layer->steps; t++) {
         cw_meet(barrier); /* every part of the state before this step is written */
         NAME(stage_states)(operand, size, states + (size_t)t * batch * units, batch, units);

@@ -29,6 +29,12 @@ INLINE elem *NAME(operand_at)(elem *operand, size_t size, int b, int k) {
     return operand + b * size + k;
 #endif
 }
+/* A thread's own operand. Rows and values of k that only fill up tiles are zeros. */
+INLINE elem *NAME(own_operand)(const cw_layer_job *job, int thread) {
+    char *own = (char *)job->operands + thread * job->operand_bytes;
+    if (TILED) memset(own, 0, job->operand_bytes);
+    return (elem *)own;
+}
 /* The rows of an operand for a batch. */
 INLINE size_t NAME(filled)(int batch) { return TILED ? ((size_t)batch + 15) / 16 * 16 : (size_t)batch; }
 /* The number of rows in the next product, of `left`, for `vectors` columns side by side. */

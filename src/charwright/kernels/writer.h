@@ -184,7 +184,7 @@ INLINE void NAME(logits)(const cw_matrix *head, const sum *sums, size_t row, int
 
 /* --- The stages of a step --- */
 
-/* Prefetch what the other threads have just written, as layers.h does. */
+/* Prefetch what the other threads have just written: all at once, it arrives many times faster than line by line. */
 INLINE void NAME(share_values)(const value *rows, int count, size_t units, int threads) {
     if (threads == 1) return;
     for (size_t i = 0; i < count * units; i += 64 / sizeof(value)) __builtin_prefetch(rows + i, 0, 2);
