@@ -126,9 +126,7 @@ def test_an_unknown_variant_is_refused_in_one_line(monkeypatch: pytest.MonkeyPat
         UsageError, match=r"^CHARWRIGHT_KERNELS=avx1024: this machine runs .*portable; choose one of them, or none$"
     ):
         choose_core("auto", CPU)
-    with pytest.raises(
-        UsageError, match=r"^the kernel variant avx2048 does not run here: this machine runs "
-    ):
+    with pytest.raises(UsageError, match=r"^the kernel variant avx2048 does not run here: this machine runs "):
         kernels.load("avx2048")
 
 

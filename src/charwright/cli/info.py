@@ -164,9 +164,9 @@ def _print_corpus(run: Run) -> None:
         click.echo(f"Planned for {read}")
     if config.compute:
         compute = config.compute
-        threads = f"{compute.threads} thread{'' if compute.threads == 1 else 's'}"
+        threads = f", {compute.threads} thread{'' if compute.threads == 1 else 's'}" if compute.threads else ""
         measured = f", fastest of {len(compute.measured)} measured" if compute.measured else ""
-        click.echo(f"Computed on {compute}, {threads}{measured}")
+        click.echo(f"Computed on {compute}{threads}{measured}")
     click.echo(
         f"Vocabulary: {len(run.vocabulary):,} tokens ({run.vocabulary.level} level). Recipe: {config.recipe_name}"
     )
