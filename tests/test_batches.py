@@ -118,7 +118,6 @@ def test_the_step_is_the_one_of_training(monkeypatch: pytest.MonkeyPatch) -> Non
 
     assert vars(measurement)["fastest_step"] is vars(loop)["fastest_step"]
     monkeypatch.setattr(measurement, "fastest_step", choose)
-    monkeypatch.setattr("charwright.training.optimizer.kernels_fit", lambda _: False)  # as on a GPU
     compute = Compute(core="fused")
     step = training_step(WORK, compute)
     first, second = float(step()), float(step())

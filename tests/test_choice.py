@@ -138,11 +138,26 @@ def test_no_candidate_is_the_reference(features: Features, masked: bool, machine
         assert {one.core for one in found} == ({"torch"} if masked else {"torch", "fused"})
 
 
-def test_every_candidate_of_this_machine() -> None:
+def test_every_candidate_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CHARWRIGHT_KERNELS", raising=False)
     found = labels(every_candidate("cpu"))
     others = [f"{core} {name}" for core in ("fused", "torch") for name in PRECISIONS]
-    assert found == [*(f"native {name} {variant}" for variant in HERE for name in PRECISIONS), *others]
+    variants = [variant for variant in HERE if variant != "emulated"]
+    assert found == [*(f"native {name} {variant}" for variant in variants for name in PRECISIONS), *others]
+    monkeypatch.setattr(kernels, "available", lambda: ["avx2", "portable", "emulated"])
+    native = [f"native {name} {variant}" for variant in ("avx2", "portable") for name in PRECISIONS]
+    assert labels(every_candidate("cpu")) == [*native, *others], "not the variant for tests"
     assert set(RUN_CORES) == set(CORES) - {"auto"}
+
+
+@needs_kernels
+@pytest.mark.parametrize(("variable", "variants"), [("portable", ["portable"]), ("none", [])])
+def test_the_variable_restricts_every_candidate(
+    variable: str, variants: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHARWRIGHT_KERNELS", variable)
+    found = [one.kernel for one in every_candidate("cpu") if one.core == "native"]
+    assert found == [variant for variant in variants for _ in PRECISIONS]
 
 
 # The fastest.
@@ -186,6 +201,29 @@ def test_the_error_of_the_only_candidate_is_raised() -> None:
 
     with pytest.raises(RuntimeError, match=f"no {POOL[0].label}"):
         fastest(POOL, measure, LATER)
+
+
+@pytest.mark.parametrize(
+    "failure", [RuntimeError("a"), MemoryError("b"), NotImplementedError("c"), torch.OutOfMemoryError("d")], ids=repr
+)
+def test_a_candidate_that_fails_is_dropped(failure: Exception) -> None:
+    def measure(compute: Compute, _: float) -> float:
+        if compute == POOL[0]:
+            raise failure
+        return 1.0
+
+    assert POOL[0] not in ranking(POOL, measure, LATER)
+
+
+@pytest.mark.parametrize("mistake", [TypeError, KeyError, AssertionError])
+def test_a_mistake_in_the_code_is_not_a_failure_of_a_candidate(mistake: type[Exception]) -> None:
+    def measure(compute: Compute, _: float) -> float:
+        if compute == POOL[-1]:
+            raise mistake
+        return 1.0
+
+    with pytest.raises(mistake):
+        ranking(POOL, measure, LATER)
 
 
 @given(st.integers(0, 20))

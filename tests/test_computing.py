@@ -12,7 +12,7 @@ import torch
 
 import charwright as cw
 from charwright import kernels
-from charwright.config import ModelConfig, SequenceConfig
+from charwright.config import ModelConfig, Recipe, SequenceConfig
 from charwright.errors import DamagedRunError
 from charwright.model.compute import Compute, Wanted
 from charwright.planning import survey as survey_module
@@ -23,7 +23,7 @@ from charwright.run import Run
 from charwright.run_config import ComputeRecord
 from charwright.training.events import Event, Start
 from charwright.workflow import computing, preparation
-from charwright.workflow.computing import kept_compute
+from charwright.workflow.computing import choice_for_resume, kept_compute
 from commands import SMALL, TEXT, Terminal
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_variables")
@@ -66,24 +66,30 @@ def edit(run: Run, compute: Any) -> None:
     path.write_text(json.dumps(values), encoding="utf-8")
 
 
+def config_of(run: Run) -> dict[str, Any]:
+    """The entry in config.json."""
+    entry: dict[str, Any] = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))["compute"]
+    return entry
+
+
 # The record.
 
 
 def test_a_run_records_what_it_logs(run: Run) -> None:
     record = Run.open(run.folder).config.compute
     rule = Compute.choose("cpu")
-    assert record == ComputeRecord("cpu", rule.core, rule.precision_name, rule.kernel, 1)
+    assert record == ComputeRecord("cpu", rule.core, rule.precision_name, rule.kernel, None)
     start = next(run.log())
-    for name in ("device", "core", "precision", "threads"):
+    for name in ("device", "core", "precision"):
         assert start[name] == getattr(record, name)
 
 
 def test_a_measured_choice_is_recorded_and_used(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, charwright: Terminal
 ) -> None:
-    choice = Choice(Compute(core="fused", precision=torch.bfloat16), {"fused bf16": 200, "fused f32": 100})
+    choice = Choice(Compute(core="fused", precision=torch.bfloat16, threads=1), {"fused bf16": 200, "fused f32": 100})
     monkeypatch.setattr(preparation, "choose_here", lambda *_: choice)
-    words = ["--recipe", "tutorial", "--minutes", "0.01", *SMALL, "--out", tmp_path / "run", "--device", "cpu"]
+    words = ["--recipe", "tutorial", "--minutes", "0.01", *SMALL, "--out", tmp_path / "run"]
     assert charwright("train", text, *words).code == 0
     opened = Run.open(tmp_path / "run")
     assert opened.config.compute == RECORD
@@ -91,6 +97,8 @@ def test_a_measured_choice_is_recorded_and_used(
     shown = charwright("info", tmp_path / "run").out
     assert "Computed on the cpu by the fused core in bf16, 1 thread, fastest of 2 measured\n" in shown
     assert json.loads(charwright("info", tmp_path / "run", "--json").out)["compute"] == RECORD.to_json()
+    edit(opened, RECORD.to_json() | {"threads": None, "measured": None})
+    assert "Computed on the cpu by the fused core in bf16\n" in charwright("info", tmp_path / "run").out
 
 
 def test_a_variant_is_shown() -> None:
@@ -104,6 +112,7 @@ def test_a_variant_is_shown() -> None:
         ({"core": "fast"}, r"compute\.core must be one of native, fused, torch, plain"),
         ({"precision": "f64"}, r"compute\.precision must be one of f32, bf16"),
         ({"kernel": 5}, r"compute\.kernel must be a string"),
+        ({"kernel": "avx2"}, r"compute\.kernel must be null, not 'avx2', for the core fused"),
         ({"threads": "2"}, r"compute\.threads must be an integer"),
         ({"threads": 0}, r"compute\.threads must be at least 1"),
         ({"device": None}, r"compute\.device must be a string"),
@@ -147,13 +156,60 @@ def test_a_resume_computes_as_before(run: Run) -> None:
 
 
 @pytest.mark.parametrize("asked", [{"core": "torch"}, {"precision": "f32"}, {"core": "fused", "precision": "f32"}])
-def test_options_of_a_resume_choose_anew(run: Run, asked: dict[str, str]) -> None:
+def test_what_a_resume_does_not_ask_for_stays(run: Run, asked: dict[str, str]) -> None:
     edit(run, RECORD.to_json())
     start, notices = resumed(run, **asked)
-    expected = Compute.choose("cpu", asked.get("core", "auto"), asked.get("precision", "auto"))
-    assert (start.core, start.precision) == (expected.core, expected.precision_name)
-    assert notices == [f"continues on {Run.open(run.folder).config.compute}; until now it computed on {RECORD}"]
-    assert resumed(run, **{name: value for name, value in asked.items() if name == "precision"})[1] == []
+    assert (start.core, start.precision) == (asked.get("core", "fused"), asked.get("precision", "bf16"))
+    record = Run.open(run.folder).config.compute
+    assert record == ComputeRecord("cpu", start.core, start.precision, None, 1), "nothing was measured for this one"
+    assert notices == [f"continues on {record}; until now it computed on {RECORD}"]
+    later, notices = resumed(run)
+    assert (later.core, later.precision, notices) == (start.core, start.precision, []), "later resumes stay with it"
+
+
+@pytest.mark.skipif(not HERE, reason="the C kernels were not built here")
+def test_the_variant_stays_when_the_precision_changes() -> None:
+    record = ComputeRecord("cpu", "native", "f32", HERE[-1])
+    assert kept_compute(record, Wanted(precision="bf16")) == Compute(
+        core="native", precision=torch.bfloat16, kernel=HERE[-1]
+    )
+    assert kept_compute(record, Wanted(core="torch")) == Compute(core="torch")
+    assert kept_compute(RECORD, Wanted(core="native", threads=1)) == Compute(
+        core="native", precision=torch.bfloat16, threads=1, kernel=HERE[0]
+    )
+
+
+def test_a_device_stays_when_the_core_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine with a GPU, too: `auto` would be the GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    kept = kept_compute(RECORD, Wanted(core="torch"))
+    assert kept is not None
+    assert str(kept.device) == "cpu"
+    moved = kept_compute(RECORD, Wanted("cuda"))
+    assert moved is not None
+    assert (str(moved.device), moved.core, moved.precision_name) == ("cuda", "fused", "bf16")
+
+
+def test_a_combination_that_is_impossible_is_chosen_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The core `native` is for the CPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr(Compute, "start", lambda _: None)
+    asked: list[Wanted] = []
+
+    def choose(_: object, __: int, wanted: Wanted, **___: Any) -> Choice:
+        asked.append(wanted)
+        return Choice(Compute(torch.device("cuda"), "torch"))
+
+    monkeypatch.setattr(computing, "choose_here", choose)
+    monkeypatch.setattr(Wanted, "by_rule", lambda _: Compute())
+    record, notices = ComputeRecord("cpu", "native", "bf16", None, 1), list[str]()
+    choice, renewed = choice_for_resume(record, Recipe(), 9, Wanted("cuda"), notices.append)
+    assert asked == [Wanted("cuda", threads=1)]
+    assert renewed == ComputeRecord("cuda", "torch", "f32", None, 1)
+    assert notices == [f"continues on {renewed}; until now it computed on {record}"]
+    assert choice.compute.core == "torch"
 
 
 @pytest.mark.parametrize(
@@ -210,9 +266,32 @@ def test_threads_are_kept_as_far_as_there_are_cores() -> None:
 
     assert threads(many, Wanted()) is None
     assert threads(many, Wanted(threads=4)) == 4
+    assert threads(ComputeRecord("cpu", "fused", "f32", None), Wanted()) is None
     torch.set_num_threads(3)
     assert threads(many, Wanted()) == 2
     torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("options", [{}, {"core": "torch"}, {"core": "native", "kernel": "avx1024"}], ids=str)
+def test_a_machine_with_fewer_threads_does_not_lower_the_record(run: Run, options: dict[str, str]) -> None:
+    """Whether it continues as recorded, with a change, or with a new choice."""
+    change = {"threads": 64, **(options if "kernel" in options else {})}
+    edit(run, RECORD.to_json() | change)
+    start, _ = resumed(run, **({} if "kernel" in options else options))
+    assert start.threads == torch.get_num_threads() == 1
+    assert config_of(run)["threads"] == 64
+
+
+def test_only_a_given_number_of_threads_is_recorded(run: Run, text: Path, tmp_path: Path) -> None:
+    assert config_of(run)["threads"] is None
+    resumed(run)
+    assert config_of(run)["threads"] is None
+    assert resumed(run, threads=1)[1] == []
+    assert config_of(run)["threads"] == 1
+    resumed(run)
+    assert config_of(run)["threads"] == 1
+    given = cw.train(text, out=tmp_path / "given", steps=1, device="cpu", threads=1, **OPTIONS)
+    assert config_of(given)["threads"] == 1
 
 
 # The survey.
@@ -229,7 +308,7 @@ def test_the_machine_is_measured(charwright: Terminal, monkeypatch: pytest.Monke
     assert result.code == 0
     facts = json.loads(result.out)
     found = {row["label"]: row for row in facts["candidates"]}
-    native = [f"native {name} {variant}" for variant in HERE for name in ("f32", "bf16")]
+    native = [f"native {name} {variant}" for variant in HERE if variant != "emulated" for name in ("f32", "bf16")]
     assert list(found)[: len(native)] == native
     assert list(found)[len(native) : len(native) + 2] == ["fused f32", "fused bf16"]
     assert {row["recurrent_dropout"] for row in found.values() if row["core"] == "torch"} == {False}

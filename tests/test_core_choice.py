@@ -126,6 +126,17 @@ def test_an_unknown_variant_is_refused_in_one_line(monkeypatch: pytest.MonkeyPat
         UsageError, match=r"^CHARWRIGHT_KERNELS=avx1024: this machine runs .*portable; choose one of them, or none$"
     ):
         choose_core("auto", CPU)
+    with pytest.raises(UsageError, match=r"^the kernel variant avx2048 does not run here: this machine runs "):
+        kernels.load("avx2048")
+
+
+@needs_kernels
+@pytest.mark.parametrize("variable", ["none", "avx1024"])
+def test_a_named_variant_overrides_the_variable(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHARWRIGHT_KERNELS", variable)
+    loaded = kernels.load("portable")
+    assert loaded is not None
+    assert loaded.name == "portable"
 
 
 # The variants.

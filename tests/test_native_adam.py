@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import charwright as cw
 from charwright import kernels
+from charwright.model.compute import Compute
 from charwright.training.native_adam import NativeAdam, NativeAdamW, NativeStep
 from charwright.training.optimizer import clipped_gradients
 from ramps import fill_with_ramps, ramp
@@ -39,6 +41,12 @@ def two_threads() -> Iterator[Callable[[int], None]]:
 def make_parameters() -> list[Tensor]:
     shapes = enumerate(SHAPES)
     return [torch.nn.Parameter(ramp(*shape, phase=number, dtype=torch.float32)) for number, shape in shapes]
+
+
+def made(kind: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """An optimizer; one of ours has the kernels that CHARWRIGHT_KERNELS selects."""
+    native = isinstance(kind, type) and issubclass(kind, NativeStep)
+    return kind(*arguments, **options, **({"loaded": kernels.load()} if native else {}))
 
 
 def groups_of(parameters: list[Tensor], decay: float) -> list[dict[str, Any]]:
@@ -98,7 +106,7 @@ def test_many_steps_agree_with_pytorch(
     kind: type[NativeStep], decay: float, max_norm: float | None, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CHARWRIGHT_KERNELS", variant)
-    ours = kind(groups_of(make_parameters(), decay), **OPTIONS)
+    ours = made(kind, groups_of(make_parameters(), decay), **OPTIONS)
     theirs = LIBRARY[kind](groups_of(make_parameters(), decay), **OPTIONS)
     ours.max_norm = max_norm
     assert_close(train(ours, range(60), max_norm=max_norm), train(theirs, range(60), max_norm=max_norm))
@@ -107,7 +115,7 @@ def test_many_steps_agree_with_pytorch(
 
 def test_clipping_divides_all_gradients_by_one_norm() -> None:
     """From the definition: with a large epsilon, the first step from zero is minus the clipped gradient."""
-    ours = NativeAdam([torch.nn.Parameter(torch.zeros(shape)) for shape in SHAPES], lr=1e4, eps=1e4, fused=True)
+    ours = made(NativeAdam, [torch.nn.Parameter(torch.zeros(shape)) for shape in SHAPES], lr=1e4, eps=1e4, fused=True)
     parameters = ours.param_groups[0]["params"]
     set_gradients(parameters, 1, scale=1000.0)
     norm = total_norm(parameters)
@@ -125,7 +133,7 @@ def test_the_number_of_threads_changes_no_bit(kind: type[NativeStep], two_thread
     results = []
     for threads in (1, 2, 3):
         two_threads(threads)
-        optimizer = kind(groups_of(make_parameters(), 0.3), **OPTIONS)
+        optimizer = made(kind, groups_of(make_parameters(), 0.3), **OPTIONS)
         optimizer.max_norm = 0.7
         results.append(train(optimizer, range(5)))
     for others in results[1:]:
@@ -137,20 +145,20 @@ def test_the_number_of_threads_changes_no_bit(kind: type[NativeStep], two_thread
 def test_either_optimizer_continues_from_the_others_state(kind: type[NativeStep], native_first: bool) -> None:
     kinds = (kind, LIBRARY[kind]) if native_first else (LIBRARY[kind], kind)
     whole = LIBRARY[kind](groups_of(make_parameters(), 0.3), **OPTIONS)
-    first = kinds[0](groups_of(make_parameters(), 0.3), **OPTIONS)
+    first = made(kinds[0], groups_of(make_parameters(), 0.3), **OPTIONS)
     parameters = train(first, range(6))
     copies = [torch.nn.Parameter(parameter.detach().clone()) for parameter in parameters]
-    second = kinds[1](groups_of(copies, 0.3), **OPTIONS)
+    second = made(kinds[1], groups_of(copies, 0.3), **OPTIONS)
     second.load_state_dict(first.state_dict())
     assert_close(train(second, range(6, 12)), train(whole, range(12)))
     assert_same_state(*((second, whole) if native_first else (whole, second)))
 
 
 def test_a_stop_and_a_resume_change_no_bit() -> None:
-    whole = NativeAdamW(groups_of(make_parameters(), 0.3), **OPTIONS)
-    first = NativeAdamW(groups_of(make_parameters(), 0.3), **OPTIONS)
+    whole = made(NativeAdamW, groups_of(make_parameters(), 0.3), **OPTIONS)
+    first = made(NativeAdamW, groups_of(make_parameters(), 0.3), **OPTIONS)
     copies = [torch.nn.Parameter(parameter.detach().clone()) for parameter in train(first, range(5))]
-    second = NativeAdamW(groups_of(copies, 0.3), **OPTIONS)
+    second = made(NativeAdamW, groups_of(copies, 0.3), **OPTIONS)
     second.load_state_dict(first.state_dict())
     assert all(map(torch.equal, train(second, range(5, 9)), train(whole, range(9))))
 
@@ -160,7 +168,7 @@ def test_a_stop_and_a_resume_change_no_bit() -> None:
 def test_gradients_that_are_not_finite_do_as_in_pytorch(value: float, max_norm: float | None) -> None:
     found = []
     for kind in (NativeAdamW, torch.optim.AdamW):
-        optimizer = kind(make_parameters(), **OPTIONS)
+        optimizer = made(kind, make_parameters(), **OPTIONS)
         if isinstance(optimizer, NativeStep):
             optimizer.max_norm = max_norm
         parameters = optimizer.param_groups[0]["params"]
@@ -177,7 +185,7 @@ def test_gradients_that_are_not_finite_do_as_in_pytorch(value: float, max_norm: 
 
 
 def test_parameters_without_a_gradient_stay_and_count_no_step() -> None:
-    optimizer = NativeAdam(make_parameters(), **OPTIONS)
+    optimizer = made(NativeAdam, make_parameters(), **OPTIONS)
     parameters = optimizer.param_groups[0]["params"]
     set_gradients(parameters, 1)
     parameters[2].grad = None
@@ -193,7 +201,7 @@ def test_parameters_without_a_gradient_stay_and_count_no_step() -> None:
 def test_a_gradient_in_another_order_of_memory() -> None:
     results = []
     for turned in (False, True):
-        optimizer = NativeAdam([torch.nn.Parameter(ramp(71, 83, dtype=torch.float32))], **OPTIONS)
+        optimizer = made(NativeAdam, [torch.nn.Parameter(ramp(71, 83, dtype=torch.float32))], **OPTIONS)
         (parameter,) = optimizer.param_groups[0]["params"]
         parameter.grad = ramp(71, 83, phase=2.0, dtype=torch.float32)
         if turned:
@@ -207,7 +215,7 @@ def test_a_gradient_in_another_order_of_memory() -> None:
 def test_hooks_run_once_and_a_closure_computes_the_loss() -> None:
     torch.optim.Adam(make_parameters())  # PyTorch wraps the step of each class at its first use.
     for options in ({}, {"amsgrad": True}):
-        optimizer = NativeAdam(make_parameters(), **OPTIONS, **options)
+        optimizer = made(NativeAdam, make_parameters(), **OPTIONS, **options)
         calls: list[str] = []
         optimizer.register_step_pre_hook(lambda *_, calls=calls: calls.append("before"))
         optimizer.register_step_post_hook(lambda *_, calls=calls: calls.append("after"))
@@ -217,7 +225,7 @@ def test_hooks_run_once_and_a_closure_computes_the_loss() -> None:
 
 
 def test_hooks_of_all_optimizers_run() -> None:
-    optimizer = NativeAdam(make_parameters(), **OPTIONS)
+    optimizer = made(NativeAdam, make_parameters(), **OPTIONS)
     calls: list[torch.optim.Optimizer] = []
     hook = register_optimizer_step_post_hook(lambda which, *_: calls.append(which))
     optimizer.step()
@@ -227,7 +235,7 @@ def test_hooks_of_all_optimizers_run() -> None:
 
 
 def test_a_learning_rate_scheduler_counts_the_steps() -> None:
-    optimizer = NativeAdam(make_parameters(), **OPTIONS)
+    optimizer = made(NativeAdam, make_parameters(), **OPTIONS)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
     for expected in (0.01, 0.005, 0.0025):
         assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)
@@ -238,7 +246,7 @@ def test_a_learning_rate_scheduler_counts_the_steps() -> None:
 def test_a_parameter_that_a_graph_still_needs_is_reported() -> None:
     """PyTorch notices a change in place by a counter, which the kernels must advance."""
     weight = torch.nn.Parameter(ramp(5, 5, dtype=torch.float32))
-    optimizer = NativeAdam([weight], **OPTIONS)
+    optimizer = made(NativeAdam, [weight], **OPTIONS)
     loss = (weight @ weight).sum()
     weight.grad = ramp(5, 5, dtype=torch.float32)
     optimizer.step()
@@ -253,7 +261,7 @@ def test_a_parameter_that_a_graph_still_needs_is_reported() -> None:
 @pytest.mark.parametrize("max_norm", [None, 0.5])
 @KINDS
 def test_other_options_are_pytorchs(kind: type[NativeStep], options: dict[str, Any], max_norm: float | None) -> None:
-    ours = kind(groups_of(make_parameters(), 0.3), **OPTIONS, **options)
+    ours = made(kind, groups_of(make_parameters(), 0.3), **OPTIONS, **options)
     theirs = LIBRARY[kind](groups_of(make_parameters(), 0.3), **OPTIONS, **options)
     ours.max_norm = max_norm
     mine, other = train(ours, range(4), max_norm=max_norm), train(theirs, range(4), max_norm=max_norm)
@@ -263,7 +271,7 @@ def test_other_options_are_pytorchs(kind: type[NativeStep], options: dict[str, A
 def test_other_types_are_pytorchs() -> None:
     results = []
     for kind in (NativeAdam, torch.optim.Adam):
-        optimizer = kind([torch.nn.Parameter(ramp(7, 5))], **OPTIONS)
+        optimizer = made(kind, [torch.nn.Parameter(ramp(7, 5))], **OPTIONS)
         (parameter,) = optimizer.param_groups[0]["params"]
         parameter.grad = ramp(7, 5, phase=3.0)
         optimizer.step()
@@ -273,7 +281,7 @@ def test_other_types_are_pytorchs() -> None:
 
 
 def test_a_state_of_another_size_is_not_read() -> None:
-    optimizer = NativeAdam(make_parameters(), **OPTIONS)
+    optimizer = made(NativeAdam, make_parameters(), **OPTIONS)
     parameters = train(optimizer, range(1))
     optimizer.state[parameters[-1]]["exp_avg"] = torch.zeros(3)
     set_gradients(parameters, 2)
@@ -282,6 +290,7 @@ def test_a_state_of_another_size_is_not_read() -> None:
 
 
 def test_make_optimizer_uses_the_kernels_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CHARWRIGHT_CORE", raising=False)
     model = cw.LanguageModel(cw.ModelConfig(units=8, embedding_size=6), 12)
     for name, kind in (("adam", NativeAdam), ("adamw", NativeAdamW)):
         config = cw.TrainingConfig(steps=1, optimizer=name)
@@ -291,6 +300,43 @@ def test_make_optimizer_uses_the_kernels_where_they_fit(monkeypatch: pytest.Monk
         with monkeypatch.context() as patch:
             patch.setenv("CHARWRIGHT_KERNELS", "none")
             assert type(cw.make_optimizer(model, config)) is LIBRARY[kind]
+
+
+@pytest.mark.parametrize("core", ["plain", "fused", "torch"])
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_a_model_of_another_core_has_pytorchs_optimizer(core: str, name: str) -> None:
+    """A reference that the kernels update would not be independent of them."""
+    model = cw.LanguageModel(cw.ModelConfig(units=8, embedding_size=6), 12, compute=Compute(core=core))
+    config = cw.TrainingConfig(steps=1, optimizer=name)
+    assert not isinstance(cw.make_optimizer(model, config), NativeStep)
+
+
+@pytest.mark.parametrize("variant", HERE)
+def test_the_step_is_in_the_variant_of_the_model(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[str] = set()
+    for name in ("norm", "adam"):
+        original = getattr(kernels.Kernels, name)
+
+        def noting(self: kernels.Kernels, *arguments: Any, _original: Any = original) -> Any:
+            seen.add(self.name)
+            return _original(self, *arguments)
+
+        monkeypatch.setattr(kernels.Kernels, name, noting)
+    compute = Compute(core="native", kernel=variant)
+    model = fill_with_ramps(cw.LanguageModel(cw.ModelConfig(units=8, embedding_size=6), 12, compute=compute))
+    optimizer = cw.make_optimizer(model, cw.TrainingConfig(steps=1))
+    set_gradients(list(model.parameters()), 1)
+    with clipped_gradients(model, optimizer, 0.1):
+        optimizer.step()
+    assert seen == {variant}
+
+
+def test_a_copy_steps_as_pytorch_does() -> None:
+    """A copy has the state and the options, but no library."""
+    ours = made(NativeAdam, make_parameters(), **OPTIONS)
+    copied = copy.deepcopy(ours)
+    assert copied.loaded is None
+    assert_close(train(copied, range(2)), train(ours, range(2)))
 
 
 @pytest.mark.parametrize("variant", ["none", *HERE])

@@ -28,6 +28,7 @@ from charwright.planning.plan import make_plan
 from charwright.planning.profile import TextProfile
 from charwright.planning.recipe_file import read_recipe
 from charwright.planning.recipes import DEFAULT
+from charwright.run_config import ComputeRecord
 from charwright.training.events import Epoch, Event, Validation
 from charwright.training.loop import fit
 from charwright.tuning import search as search_module
@@ -48,6 +49,7 @@ from charwright.tuning.trial import (
     probe,
     run_trial,
 )
+from charwright.workflow.computing import record_of
 from commands import TEXT
 
 START = DEFAULT.with_options({"minutes": 2.0})
@@ -155,21 +157,70 @@ def test_the_starting_recipe_is_planned_for_the_text_and_the_minutes(monkeypatch
 
 
 def test_all_trials_of_a_search_compute_as_its_start_chose(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen, notices = Choice(Compute(core="fused", threads=1), {"fused f32": 5, "native f32 avx2": 3}), []
+    chosen = Choice(Compute(core="fused", threads=1), {"fused f32": 5, "native f32 avx2": 3})
     plan = make_plan(TextProfile.of(TEXT, task().vocabulary), {"minutes": 1.0}, {512: 1e5})
     monkeypatch.setattr(start_module, "plan_here", lambda *_: (plan, chosen))
 
     def compute(wanted: Wanted) -> Compute:
         start = Start(task(), {}, wanted)
         with search_in(folder, start.recipe, PROTOCOL) as search:
-            return start.task_of(search, notices.append).compute
+            return start.task_of(search).compute
 
     assert compute(Wanted()) == chosen.compute
     monkeypatch.setattr(start_module, "plan_here", None)
     assert compute(Wanted()) == chosen.compute, "the search continues without planning or choosing again"
-    assert notices == []
-    assert compute(Wanted(core="torch", precision="f32")).core == "torch"
-    assert len(notices) == 1
+    for wanted, named in (
+        (Wanted(core="torch"), r"not on the cpu by the torch core in f32"),
+        (Wanted(precision="bf16"), r"not on the cpu by the fused core in bf16"),
+    ):
+        with pytest.raises(UsageError, match=rf"compute on the cpu by the fused core in f32; {named}, and trials"):
+            compute(wanted)
+    assert compute(Wanted()) == chosen.compute, "a refusal changes nothing"
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        ComputeRecord("cpu", "native", "f32", "avx1024"),
+        ComputeRecord("cuda", "torch", "f32", None),
+    ],
+    ids=str,
+)
+def test_a_search_that_cannot_compute_as_it_did_is_refused(
+    folder: Path, record: ComputeRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with search_in(folder, lambda: START, PROTOCOL) as search:
+        search.keep_compute(record.to_json())
+        with pytest.raises(UsageError, match="; that is not possible here, and trials") as refused:
+            Start(task(), {}, Wanted("cpu" if record.device == "cpu" else "auto")).task_of(search)
+        assert f"compute on {record}; " in str(refused.value)
+        assert "\n" not in str(refused.value)
+        assert search.compute == record.to_json()
+
+
+def test_a_search_of_an_earlier_version_goes_on_with_its_core(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It kept the core that `auto` selected, and nothing else about how it computes."""
+    searched(folder, 1, **{"--core": "torch"})
+    monkeypatch.setattr(start_module, "choose_here", None)
+    for core in ("auto", "torch"):
+        with search_in(folder, lambda: START, PROTOCOL | {"--core": core}) as search:
+            assert Start(task(), {}, Wanted("cpu", core)).task_of(search).compute == Compute.choose("cpu", "torch")
+    with (
+        pytest.raises(UsageError, match="with --core torch, not fused"),
+        search_in(folder, lambda: START, PROTOCOL | {"--core": "fused"}),
+    ):
+        pass
+
+
+def test_a_search_that_was_stopped_before_its_choice_chooses(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with search_in(folder, lambda: START, PROTOCOL | {"--core": "auto"}):
+        pass
+    choice = Choice(Compute(core="fused"), {"fused f32": 5})
+    monkeypatch.setattr(start_module, "choose_here", lambda *_: choice)
+    with search_in(folder, lambda: START, PROTOCOL | {"--core": "auto"}) as search:
+        assert Start(task(), {}, Wanted("cpu")).task_of(search).compute == choice.compute
+        assert search.compute == record_of(choice).to_json()
 
 
 # Results.

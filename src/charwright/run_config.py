@@ -52,15 +52,15 @@ class Parent:
 class ComputeRecord:
     """How a run computes: `compute` in config.json.
 
-    `kernel` is the variant of the C kernels, or None for a core without them; `threads` is the most that are used.
-    `measured` are characters per second of the candidates by their labels, if the choice was measured.
+    `kernel` is the variant of the C kernels, or None for a core without them; `threads` is the number that the user
+    gave, or None. `measured` are characters per second of the candidates by their labels, if the choice was measured.
     """
 
     device: str
     core: str
     precision: str
     kernel: str | None
-    threads: int
+    threads: int | None = None
     measured: Mapping[str, int] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -79,12 +79,15 @@ class ComputeRecord:
         for name, allowed in (("core", RUN_CORES), ("precision", PRECISIONS)):
             if names[name] not in allowed:
                 raise DamagedRunError(f"{where}.{name} must be one of {', '.join(allowed)}, not {names[name]!r}")
-        threads = checked(entry["threads"], int, f"{where}.threads")
-        if threads < 1:
+        kernel = None if entry["kernel"] is None else checked(entry["kernel"], str, f"{where}.kernel")
+        if kernel is not None and names["core"] != "native":
+            raise DamagedRunError(f"{where}.kernel must be null, not {kernel!r}, for the core {names['core']}")
+        threads = None if entry["threads"] is None else checked(entry["threads"], int, f"{where}.threads")
+        if threads is not None and threads < 1:
             raise DamagedRunError(f"{where}.threads must be at least 1, not {threads}")
         return cls(
             **names,
-            kernel=None if entry["kernel"] is None else checked(entry["kernel"], str, f"{where}.kernel"),
+            kernel=kernel,
             threads=threads,
             measured=None if entry["measured"] is None else _speeds(entry["measured"], f"{where}.measured"),
         )

@@ -186,6 +186,27 @@ def test_another_text_or_protocol_in_the_same_folder(charwright: Terminal, here:
     assert "1 already run" in charwright("tune", "hamlet.txt", "--trials", "2").err
 
 
+def test_a_journal_of_an_earlier_version_continues(charwright: Terminal, here: Path, quick: list[Outcome]) -> None:
+    """It has the core that `auto` selected instead of `auto`, and no record of the choice."""
+    words = ["tune", "hamlet.txt", "--device", "cpu", "--trials"]
+    assert charwright(*words, "1").code == 0
+    journal = here / "tune" / "hamlet" / "journal.jsonl"
+    lines = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
+    old = [line for line in lines if "compute" not in line.get("user_attr", {})]
+    assert len(old) == len(lines) - 1
+    [protocol] = [line["user_attr"]["protocol"] for line in old if "protocol" in line.get("user_attr", {})]
+    assert protocol["--core"] == "auto"
+    protocol["--core"] = "fused"
+    journal.write_text("".join(json.dumps(line) + "\n" for line in old), encoding="utf-8")
+    more = charwright(*words, "2")
+    assert (more.code, "1 already run" in more.err) == (0, True), more.err
+    kept = [json.loads(line).get("user_attr", {}).get("compute") for line in journal.read_text().splitlines()]
+    assert [record["core"] for record in kept if record] == ["fused"]
+    assert charwright(*words, "2", "--core", "fused").code == 0
+    refused = charwright(*words, "2", "--core", "torch")
+    assert (refused.code, "with --core fused, not torch" in refused.line) == (2, True)
+
+
 def test_a_search_in_which_every_trial_fails(charwright: Terminal, here: Path, quick: list[Outcome]) -> None:
     quick += [Outcome("failed", why="it diverged")] * 2
     result = charwright("tune", "hamlet.txt", "--trials", "2")

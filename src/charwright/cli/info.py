@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.command(short_help="Show layers, weights and history of a run.")
 @click.argument("run", type=click.Path(path_type=Path), required=False)
 @click.option("--machine", is_flag=True, help="Show what this machine offers, and what auto selects.")
-@click.option("--measure", is_flag=True, help="With --machine: measure everything that auto selects from.")
+@click.option("--measure", is_flag=True, help="With --machine: measure every way in which this machine can compute.")
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.png", help="Plot the losses.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(run: Path | None, machine: bool, measure: bool, plot: Path | None, as_json: bool) -> None:
@@ -164,9 +164,9 @@ def _print_corpus(run: Run) -> None:
         click.echo(f"Planned for {read}")
     if config.compute:
         compute = config.compute
-        threads = f"{compute.threads} thread{'' if compute.threads == 1 else 's'}"
+        threads = f", {compute.threads} thread{'' if compute.threads == 1 else 's'}" if compute.threads else ""
         measured = f", fastest of {len(compute.measured)} measured" if compute.measured else ""
-        click.echo(f"Computed on {compute}, {threads}{measured}")
+        click.echo(f"Computed on {compute}{threads}{measured}")
     click.echo(
         f"Vocabulary: {len(run.vocabulary):,} tokens ({run.vocabulary.level} level). Recipe: {config.recipe_name}"
     )

@@ -19,7 +19,6 @@ from charwright.cli.options import (
     core_option,
     device_option,
     given,
-    say,
     threads_option,
 )
 from charwright.config import CorpusConfig, Recipe, SplitConfig, VocabularyConfig
@@ -105,7 +104,7 @@ def tune(
     protocol = _protocol(texts, task, core, seed, recipe)
     start = Start(task, options, wanted)
     with search_in(place, start.recipe, protocol) as search, _Progress(task) as shown:
-        task = start.task_of(search, say)
+        task = start.task_of(search)
         limits = Limits(None if hours is None else 3600 * hours, trials)
         stopped = _search(search, task, limits, shown)
     if stopped:

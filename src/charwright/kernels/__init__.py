@@ -239,17 +239,18 @@ class Kernels:
 
 
 def load(variant: str | None = None) -> Kernels | None:
-    """Load the best variant of the kernels for this machine, or the named one. None if they are not built.
+    """Load a variant of the kernels, by default the best one for this machine. None if they are not built.
 
-    The environment variable CHARWRIGHT_KERNELS selects a variant for the whole process, or `none`.
+    The environment variable CHARWRIGHT_KERNELS is the default for the whole process: a variant, or `none`. A variant
+    that is named here overrides it.
 
     Raises:
-        UsageError: if the named variant does not exist or does not run on this machine.
+        UsageError: if the variant does not exist or does not run on this machine.
     """
     wanted = variant or os.environ.get("CHARWRIGHT_KERNELS") or "best"
     if wanted == "none":
         return None
-    return _load(wanted)
+    return _load(wanted, by_variable=not variant)
 
 
 def available() -> list[str]:
@@ -259,16 +260,17 @@ def available() -> list[str]:
 
 
 @cache
-def _load(wanted: str) -> Kernels | None:
+def _load(wanted: str, *, by_variable: bool) -> Kernels | None:
     library = _library()
     if library is None:
         return None
     names = _variants(library)
     name = next(iter(names)) if wanted == "best" else wanted
     if name not in names:
-        raise UsageError(
-            f"CHARWRIGHT_KERNELS={name}: this machine runs {', '.join(names)}; choose one of them, or none"
-        )
+        here = f"this machine runs {', '.join(names)}"
+        if by_variable:
+            raise UsageError(f"CHARWRIGHT_KERNELS={name}: {here}; choose one of them, or none")
+        raise UsageError(f"the kernel variant {name} does not run here: {here}")
     return Kernels(library, names[name], name)
 
 

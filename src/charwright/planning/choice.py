@@ -7,16 +7,22 @@ from dataclasses import dataclass
 
 import torch
 
-from charwright import kernels
 from charwright.model.compute import CPU, PRECISIONS, Compute, Wanted, asked_core, choose_device
-from charwright.model.features import features_of
+from charwright.model.features import features_of, usable_variants
 from charwright.planning.measurement import Deadline
 
 SAME_IN_FLOAT32 = ("amx", "avx512bf16", "avx512")
 """Variants whose float32 code is the same."""
 
+FOR_TESTS = "emulated"
+"""The variant that computes tiles without the instructions for them; it is only in the library of a test."""
+
 Measure = Callable[[Compute, float], float]
 """Characters per second of a candidate, given the best speed so far (0: none)."""
+
+
+FAILURES = (RuntimeError, MemoryError, NotImplementedError)
+"""How a candidate fails: PyTorch's own lack of memory is a RuntimeError."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +34,12 @@ class Choice:
 
 
 def candidates(wanted: Wanted, *, masked: bool) -> list[Compute]:
-    """What could be the fastest within what the user asks for, the likely ones first; the reference core never is.
+    """What could be the fastest within what the user asks for, the likely ones first.
 
-    Left out is what cannot win: a variant for older processors that differs from a better one only in its instructions
-    (`portable`), one for tests (`emulated`), and equal code under another name. With a recurrent-dropout mask
-    (`masked`) the core `torch` computes as `fused` does.
+    The reference core is one only if it is asked for. Left out is what cannot win: code without the processor's vector
+    instructions (`portable`), code for tests (`emulated`), and equal code under another name. `avx2` stays: where wide
+    vectors lower the clock of the processor, it can be faster than they are. With a recurrent-dropout mask (`masked`)
+    the core `torch` computes as `fused` does.
     """
     rule = wanted.by_rule()
     features = features_of(rule.device)
@@ -69,14 +76,18 @@ def _different(variants: Iterable[str], precision: str) -> list[str | None]:
     if precision == "f32":
         same = [variant for variant in kept if variant in SAME_IN_FLOAT32]
         kept = [variant for variant in kept if variant not in same[1:]]
-    return [variant for variant in kept if variant not in ("portable", "emulated") or len(kept) == 1]
+    return [variant for variant in kept if variant not in ("portable", FOR_TESTS) or len(kept) == 1]
 
 
 def every_candidate(device: str = "auto") -> list[Compute]:
-    """All that runs on a device except the reference core: each variant of the kernels, each core, each precision."""
+    """Every way in which a device can compute: each variant of the kernels, each core, each precision.
+
+    Not among them are the reference core, the variant for tests, and variants that CHARWRIGHT_KERNELS excludes.
+    """
     place = choose_device(device)
     dtypes = PRECISIONS.values()
-    native = kernels.available() if place.type == CPU.type else []
+    usable = usable_variants() if place.type == CPU.type else ()
+    native = [variant for variant in usable if variant != FOR_TESTS]
     return [
         *(Compute(place, "native", dtype, kernel=variant) for variant in native for dtype in dtypes),
         *(Compute(place, core, dtype) for core in ("fused", "torch") for dtype in dtypes),
@@ -90,7 +101,7 @@ def ranking(pool: Iterable[Compute], measure: Measure, deadline: Deadline) -> di
     without a deadline to spare only the first that works is measured.
 
     Raises:
-        Exception: of the first candidate, when all have failed.
+        RuntimeError: (also MemoryError and NotImplementedError) of the first candidate, when all have failed.
     """
     speeds: dict[Compute, float] = {}
     failure: Exception | None = None
@@ -99,7 +110,7 @@ def ranking(pool: Iterable[Compute], measure: Measure, deadline: Deadline) -> di
             break
         try:
             speeds[candidate] = measure(candidate, max(speeds.values(), default=0.0))
-        except Exception as error:
+        except FAILURES as error:
             failure = failure or error
     if failure is not None and not speeds:
         raise failure

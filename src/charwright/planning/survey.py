@@ -1,4 +1,4 @@
-"""Measures every way this machine can compute, on a model of the usual size: `charwright info --machine --measure`."""
+"""Measures every way in which this machine can compute: `charwright info --machine --measure`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from charwright.config import ModelConfig, SequenceConfig
 from charwright.model.compute import Compute
-from charwright.planning.choice import every_candidate
+from charwright.planning.choice import FAILURES, every_candidate
 from charwright.planning.measurement import Deadline, Workload, mean_speed
 
 TYPICAL = Workload(ModelConfig(units=512, dropout=0.1, recurrent_dropout=0.1), 66, SequenceConfig())
@@ -37,7 +37,7 @@ class Surveyed:
 def survey(
     device: str = "auto", workload: Workload = TYPICAL, *, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Surveyed]:
-    """Measure all candidates of a device, one after the other."""
+    """Measure every way in which a device can compute, one after the other."""
     unmasked = dataclasses.replace(workload, model=dataclasses.replace(workload.model, recurrent_dropout=0.0))
     for compute in every_candidate(device):
         masked = compute.core != "torch"  # With a mask it computes as `fused` does.
@@ -45,7 +45,7 @@ def survey(
         try:
             speed = mean_speed(workload if masked else unmasked, compute, deadline, EACH_S)
             yield Surveyed(compute, speed, masked)
-        except Exception as error:
+        except FAILURES as error:
             yield Surveyed(compute, None, masked, " ".join(str(error).split()) or type(error).__name__)
 
 

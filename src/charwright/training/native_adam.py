@@ -17,6 +17,8 @@ from torch.optim import optimizer as library
 
 from charwright import kernels
 from charwright.kernels import Kernels, Parameter
+from charwright.model.compute import CPU, choose_core
+from charwright.model.language_model import LanguageModel
 from charwright.model.native import share_threads
 
 # Options of PyTorch's Adam that the kernels do not have.
@@ -27,16 +29,27 @@ HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 GLOBAL_HOOKS = tuple(getattr(library, f"_global_optimizer_{when}_hooks", True) for when in ("pre", "post"))
 
 
-def kernels_fit(parameters: Iterable[Tensor]) -> bool:
-    """Whether the kernels exist and can update these parameters."""
-    return kernels.load() is not None and all(map(_plain, parameters))
+def kernels_for(model: LanguageModel) -> Kernels | None:
+    """The variant of the kernels that computes a model, if it can also update its parameters; otherwise None."""
+    compute = model.compute
+    if not all(map(_plain, model.parameters())):
+        return None
+    if choose_core(compute.core, CPU, compute.precision, compute.kernel) != "native":
+        return None
+    return kernels.load(compute.kernel)
 
 
 class NativeStep(torch.optim.Optimizer):
-    """The step in the kernels, or PyTorch's own for what the kernels cannot compute."""
+    """The step in the kernels, or PyTorch's own for what the kernels cannot compute, and in a copy of the optimizer."""
 
     decoupled: bool
+    loaded: Kernels | None = None
     max_norm: float | None = None
+
+    def __init__(self, params: Iterable[Any], *, loaded: Kernels, **options: Any) -> None:
+        """Arguments as for PyTorch's optimizer, and the kernels that do the step."""
+        super().__init__(params, **options)
+        self.loaded = loaded
 
     @contextmanager
     def clipping(self, max_norm: float) -> Iterator[None]:
@@ -64,8 +77,7 @@ class NativeStep(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        loaded = kernels.load()
-        if loaded is None or not self._native_step(loaded):
+        if self.loaded is None or not self._native_step(self.loaded):
             self._library_step()
         return loss
 

@@ -4,30 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from charwright.config import TrainingConfig
 from charwright.model.language_model import LanguageModel
-from charwright.training.native_adam import NativeAdam, NativeAdamW, NativeStep, kernels_fit
+from charwright.training.native_adam import NativeAdam, NativeAdamW, NativeStep, kernels_for
 
 
 def make_optimizer(model: LanguageModel, config: TrainingConfig) -> torch.optim.Optimizer:
     """Adam (Kingma & Ba, 2015) or AdamW (Loshchilov & Hutter, 2019) as configured.
 
-    With the C kernels on a CPU the step is theirs, otherwise PyTorch's fused one.
+    A model that the C kernels compute is updated by them, in the same variant; any other by PyTorch's fused step.
     """
-    native = kernels_fit(model.parameters())
-    betas = (config.beta1, config.beta2)
+    loaded = kernels_for(model)
+    options: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": (config.beta1, config.beta2),
+        "eps": config.epsilon,
+        "fused": True,
+    }
     if config.optimizer == "adam":
-        adam = NativeAdam if native else torch.optim.Adam
-        return adam(model.parameters(), lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
+        if loaded is not None:
+            return NativeAdam(model.parameters(), loaded=loaded, **options)
+        return torch.optim.Adam(model.parameters(), **options)
     # Weight decay applies to the weights of products, not to biases and the embedding.
     decayed = [weight for name, weight in model.weights.items() if weight.ndim > 1 and name != "embedding_weight"]
     spared = [weight for name, weight in model.weights.items() if weight.ndim <= 1 or name == "embedding_weight"]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    adamw = NativeAdamW if native else torch.optim.AdamW
-    return adamw(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
+    if loaded is not None:
+        return NativeAdamW(groups, loaded=loaded, **options)
+    return torch.optim.AdamW(groups, **options)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

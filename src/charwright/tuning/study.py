@@ -91,8 +91,8 @@ def _check_protocol(folder: Path, stored: Mapping[str, Any], given: Mapping[str,
     stored = {old_names.get(name, name): value for name, value in stored.items()}
     # The stored values have been through JSON, which has no tuples.
     for name, value in json.loads(json.dumps(dict(given))).items():
-        if stored.get(name) == value:
-            continue
+        if stored.get(name) == value or (name == "--core" and value == "auto" and name in stored):
+            continue  # An earlier version stored the core that `auto` selected, and a search goes on with its core.
         if name == "text":
             raise UsageError(f"{folder} is a search for another text; choose another place with --out")
         raise UsageError(

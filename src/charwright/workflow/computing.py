@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 
@@ -18,14 +19,14 @@ from charwright.workflow.texts import Notify
 
 
 def record_of(choice: Choice) -> ComputeRecord:
-    """What config.json keeps of a choice; called with the threads set that the run uses."""
+    """What config.json keeps of a choice; the number of threads only if the user gave one."""
     compute = choice.compute
     return ComputeRecord(
         device=str(compute.device),
         core=compute.core,
         precision=compute.precision_name,
         kernel=compute.kernel,
-        threads=compute.threads or torch.get_num_threads(),
+        threads=compute.threads,
         measured=choice.measured,
     )
 
@@ -38,32 +39,56 @@ def choice_for_resume(
     notify: Notify,
     *,
     clock: Callable[[], float] = time.monotonic,
-) -> Choice:
-    """The recorded choice if it is still wanted and possible; otherwise a new one, with a notice if there was one."""
+) -> tuple[Choice, ComputeRecord]:
+    """How a run computes from now on, and its new record; a change is one notice.
+
+    What the user does not ask for stays as recorded. If that is not possible here, the choice is made anew. The record
+    keeps the number of threads that the user gave, even if this machine has fewer.
+    """
     kept = None if record is None else kept_compute(record, wanted)
     if record is not None and kept is not None:
-        return Choice(kept, record.measured)
-    choice = choose_here(recipe, vocabulary_size, wanted, clock=clock)
-    if record is not None:
-        notify(f"continues on {record_of(choice)}; until now it computed on {record}")
-    return choice
+        choice = Choice(kept, record.measured if is_recorded(kept, record) else None)
+    else:
+        threads = wanted.threads if record is None else _threads(record, wanted)
+        anew = dataclasses.replace(wanted, threads=threads)
+        anew.by_rule().start()
+        choice = choose_here(recipe, vocabulary_size, anew, clock=clock)
+    renewed = record_of(choice)
+    if record is None:
+        return choice, renewed
+    if not is_recorded(choice.compute, record):
+        notify(f"continues on {renewed}; until now it computed on {record}")
+    return choice, dataclasses.replace(renewed, threads=wanted.threads or record.threads)
 
 
 def kept_compute(record: ComputeRecord, wanted: Wanted) -> Compute | None:
-    """The recorded choice, or None if the user asks for another or this machine cannot do it.
+    """The recorded choice with the changes that the user asks for, or None if this machine cannot do it.
 
-    The number of threads may change; a machine with fewer than recorded uses its own.
+    The kernels stay in the recorded variant. The number of threads is as asked for or as recorded; a machine with fewer
+    than recorded uses its own.
     """
-    asked = {"core": asked_core(wanted.core), "precision": wanted.precision}
-    if any(value not in ("auto", getattr(record, name)) for name, value in asked.items()):
-        return None
+    asked = asked_core(wanted.core)
+    core = record.core if asked == "auto" else asked
+    precision = record.precision if wanted.precision == "auto" else wanted.precision
     try:
-        chosen = Compute.choose(record.device, record.core, record.precision)
-        if wanted.device != "auto" and choose_device(wanted.device) != chosen.device:
-            return None
-        if record.kernel is not None and record.kernel not in usable_variants():
-            return None
+        device = choose_device(record.device if wanted.device == "auto" else wanted.device)
+        chosen = Compute.choose(str(device), core, precision, _threads(record, wanted))
+        if chosen.core != "native" or record.kernel is None:
+            return chosen
+        usable = record.kernel in usable_variants()
     except UsageError:
         return None
-    recorded = record.threads if record.threads <= torch.get_num_threads() else None
-    return Compute(chosen.device, chosen.core, chosen.precision, wanted.threads or recorded, record.kernel)
+    return dataclasses.replace(chosen, kernel=record.kernel) if usable else None
+
+
+def is_recorded(compute: Compute, record: ComputeRecord) -> bool:
+    """Whether a choice is the recorded one; the number of threads may differ."""
+    names = (str(compute.device), compute.core, compute.precision_name, compute.kernel)
+    return names == (record.device, record.core, record.precision, record.kernel)
+
+
+def _threads(record: ComputeRecord, wanted: Wanted) -> int | None:
+    """The number of threads to use; None as PyTorch is set."""
+    if wanted.threads is not None or record.threads is None:
+        return wanted.threads
+    return record.threads if record.threads <= torch.get_num_threads() else None

@@ -210,8 +210,8 @@ def prepare_resume(
     if not validation_text:
         asked = dataclasses.replace(recipe.training, patience=options.get("patience"))  # Plans always set a patience.
         _check_unvalidated(asked, "start a new run for that", notify)
-    choice = choice_for_resume(run.config.compute, recipe, len(run.vocabulary), wanted, notify)
-    config = dataclasses.replace(run.config, recipe=recipe, compute=record_of(choice))
+    choice, record = choice_for_resume(run.config.compute, recipe, len(run.vocabulary), wanted, notify)
+    config = dataclasses.replace(run.config, recipe=recipe, compute=record)
     if config != run.config:
         run.rewrite_config(config)
     return Prepared(recipe, run.vocabulary, training_text, validation_text, choice, lambda: run, resume=True)

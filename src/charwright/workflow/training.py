@@ -133,7 +133,7 @@ def resume(
 
     `corpus` says where the text is now, if it has moved. The budget and what is kept on the way are the only `options`
     that may change: `resume("runs/novel", minutes=10)`. The other arguments are as for `train`. The run computes as
-    before, unless `device`, `core` or `precision` say otherwise or this machine cannot.
+    before, except for what `device`, `core`, `precision` or `threads` say, or if this machine cannot.
 
     Raises:
         CharwrightError: (a subclass) when the run or its texts cannot be used, or training diverges.
@@ -145,7 +145,6 @@ def resume(
     opened = Run.open(run.folder if isinstance(run, Run) else run, for_writing=True)
     precision = options.get("precision", opened.config.recipe.training.precision)
     wanted = Wanted(device, core, precision, threads)
-    wanted.by_rule().start()
     prepared = prepare_resume(opened, corpus, options, wanted, places=places or Places.of_this_user(), notify=notify)
     prepared.choice.compute.start()
     return _run(prepared, began, clock, on_event, notify, should_stop, tensorboard=tensorboard)
