@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from commands import Terminal
 from screen import Screen
 
 if TYPE_CHECKING:
@@ -86,3 +87,9 @@ def screen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Screen]:
     screen = Screen(Path(tmp_path_factory.mktemp("t")) / "s")
     yield screen
     screen.end()
+
+
+@pytest.fixture
+def charwright(capsys: pytest.CaptureFixture[str]) -> Terminal:
+    """Runs a command in this process: `charwright("info", run)`."""
+    return Terminal(capsys)

@@ -126,7 +126,9 @@ def test_the_variable_restricts_the_variants(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("masked", [True, False])
-@pytest.mark.parametrize("features", [INTEL_AMX, Features("cpu"), Features("cuda"), Features("mps")], ids=str)
+@pytest.mark.parametrize(
+    "features", [INTEL_AMX, Features("cpu"), Features("cuda"), Features("mps")], ids=["amx", "cpu", "cuda", "mps"]
+)
 def test_no_candidate_is_the_reference(features: Features, masked: bool, machine: Callable[[Features], None]) -> None:
     machine(features)
     found = candidates(Wanted(), masked=masked)

@@ -40,11 +40,6 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def charwright(capsys: pytest.CaptureFixture[str]) -> Terminal:
-    return Terminal(capsys)
-
-
-@pytest.fixture
 def text(tmp_path: Path) -> Path:
     path = tmp_path / "hamlet.txt"
     path.write_text(TEXT, encoding="utf-8")

@@ -31,11 +31,6 @@ LEARNED = {"step", "epoch"}
 FIGURES = {"event", "step", "epoch", "loss", "learning_rate", "train_loss", "validation_loss"}
 
 
-@pytest.fixture
-def charwright(capsys: pytest.CaptureFixture[str]) -> Terminal:
-    return Terminal(capsys)
-
-
 def for_run(arguments: list[str], folder: Path) -> list[str]:
     return [str(folder) if argument == "RUN" else argument for argument in arguments]
 

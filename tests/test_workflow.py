@@ -30,11 +30,6 @@ def text(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def charwright(capsys: pytest.CaptureFixture[str]) -> Terminal:
-    return Terminal(capsys)
-
-
-@pytest.fixture
 def run(text: Path, tmp_path: Path) -> Run:
     return cw.train(text, out=tmp_path / "run", steps=40, **OPTIONS)
 

@@ -8,17 +8,12 @@ from pathlib import Path
 import pytest
 
 from charwright import cli
-from commands import SMALL, TEXT, Terminal
+from commands import SMALL, TEXT
 
 
 @pytest.fixture(scope="module", autouse=True)
 def in_one_thread(one_thread: None) -> None:
     """All models here are small."""
-
-
-@pytest.fixture
-def charwright(capsys: pytest.CaptureFixture[str]) -> Terminal:
-    return Terminal(capsys)
 
 
 @pytest.fixture

@@ -45,29 +45,14 @@ INLINE void NAME(put)(elem *to, vec v) {
 #endif
 }
 #endif
-/* The functions of the gates. */
+/* The functions of the gates in training; with 8 bits of precision, fewer terms are enough. */
 #if STORAGE == CW_BF16 && defined(__AVX512F__)
-#define CHEAP 1 /* with 8 bits of precision, fewer terms are enough */
-#else
-#define CHEAP 0
+INLINE vec NAME(sigmoid)(vec x) { return cheap_sigmoid(x); }
+INLINE vec NAME(tanh)(vec x) { return cheap_tangent(x); }
+#elif STORAGE != CW_Q8
+INLINE vec NAME(sigmoid)(vec x) { return sigmoid(x); }
+INLINE vec NAME(tanh)(vec x) { return hyperbolic_tangent(x); }
 #endif
-#if STORAGE != CW_Q8
-INLINE vec NAME(sigmoid)(vec x) {
-#if CHEAP
-    return cheap_sigmoid(x);
-#else
-    return sigmoid(x);
-#endif
-}
-INLINE vec NAME(tanh)(vec x) {
-#if CHEAP
-    return cheap_tangent(x);
-#else
-    return hyperbolic_tangent(x);
-#endif
-}
-#endif
-#undef CHEAP
 
 /* sum + a * w, where `a` points to DEPTH values used in every lane, and w has DEPTH values per lane. */
 #if STORAGE == CW_BF16 && defined(__AVX512BF16__)
@@ -100,7 +85,8 @@ typedef vec NAME(wide);
 INLINE NAME(wide) NAME(weights_at)(const elem *w) { return load(w); }
 INLINE NAME(wide) NAME(everywhere)(const elem *a) { return same(*a); }
 INLINE vec NAME(dot)(vec sum, NAME(wide) a, NAME(wide) w) { return sum + a * w; }
-#elif Q8_UNSIGNED && defined(__AVX512VNNI__) /* values from 1 to 255: 128 is added to each, and subtracted from the sums later */
+#elif Q8_UNSIGNED && defined(__AVX512VNNI__)
+/* Values from 1 to 255: 128 is added to each, and subtracted from the sums later. */
 typedef uint8_t NAME(value_t);
 typedef __m512i NAME(wide), NAME(wide_value);
 INLINE NAME(wide) NAME(weights_at)(const elem *w) { return _mm512_loadu_si512(w); }

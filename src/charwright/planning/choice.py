@@ -20,9 +20,8 @@ FOR_TESTS = "emulated"
 Measure = Callable[[Compute, float], float]
 """Characters per second of a candidate, given the best speed so far (0: none)."""
 
-
-FAILURES = (RuntimeError, MemoryError, NotImplementedError)
-"""How a candidate fails: PyTorch's own lack of memory is a RuntimeError."""
+FAILURES = (RuntimeError, MemoryError)
+"""How a candidate fails: PyTorch's lack of memory, or of an operation on a device, is a kind of RuntimeError."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def ranking(pool: Iterable[Compute], measure: Measure, deadline: Deadline) -> di
     without a deadline to spare only the first that works is measured.
 
     Raises:
-        RuntimeError: (also MemoryError and NotImplementedError) of the first candidate, when all have failed.
+        RuntimeError: (or MemoryError) of the first candidate, when all have failed.
     """
     speeds: dict[Compute, float] = {}
     failure: Exception | None = None
