@@ -19,7 +19,19 @@ import click
 from charwright import __version__
 from charwright.errors import CharwrightError
 
-COMMANDS = ("train", "tune", "generate", "compose", "evaluate", "compare", "inspect", "info", "import", "export")
+COMMANDS = (
+    "train",
+    "tune",
+    "generate",
+    "compose",
+    "serve",
+    "evaluate",
+    "compare",
+    "inspect",
+    "info",
+    "import",
+    "export",
+)
 FILES = {"import": "import_model"}
 """The file and function of a command whose name is a Python keyword."""
 

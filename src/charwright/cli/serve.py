@@ -1,0 +1,194 @@
+"""`charwright serve`: runs behind an HTTP service with the OpenAI completions API."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from charwright.cli.options import SectionedCommand, SectionedOption, config_options, given, say
+from charwright.config import ServiceConfig
+from charwright.errors import MissingExtraError, UsageError
+from charwright.schema import field_names
+
+if TYPE_CHECKING:
+    from charwright.run import Run
+
+
+LARGEST_KEY_FILE = 1 << 20  # bytes
+
+
+class AccessOption(SectionedOption):
+    """An option about who may use the service."""
+
+    section = "Access"
+
+
+@click.command(cls=SectionedCommand, short_help="Serve trained models over HTTP, as the OpenAI API.")
+@click.argument("runs", metavar="[NAME=]RUN...", nargs=-1, required=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="Port to listen on; 0 takes a free one.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["q8", "bf16", "f32"]),
+    default="q8",
+    show_default=True,
+    help="Arithmetic: 8-bit integers, which give the same text on every machine, or floating point.",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Maximum number of threads.  [default: all cores]")
+@click.option(
+    "--corpus",
+    multiple=True,
+    metavar="TEXT",
+    help="The training text, for max_copy, if it has moved; for a single run.",
+)
+@click.option(
+    "--log",
+    type=click.Choice(["text", "json", "off"]),
+    default="text",
+    show_default=True,
+    help="One line for each request, on standard error.",
+)
+@click.option("--log-prompts", is_flag=True, help="Log the prompts too.")
+@click.option(
+    "--api-key-file",
+    cls=AccessOption,
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Require an API key of this file: one key a line, or sha256: and its hash.",
+)
+@click.option("--no-auth", cls=AccessOption, is_flag=True, help="Let everyone who reaches the address generate.")
+@click.option(
+    "--allow-host",
+    cls=AccessOption,
+    multiple=True,
+    metavar="NAME",
+    help="A host name by which clients reach the service, besides localhost; * allows all. Repeatable.",
+)
+@click.option(
+    "--cors-origin",
+    cls=AccessOption,
+    multiple=True,
+    metavar="ORIGIN",
+    help="An origin (https://name) whose web pages may use the service. Repeatable.",
+)
+@click.option(
+    "--trusted-proxy",
+    cls=AccessOption,
+    multiple=True,
+    metavar="ADDRESS",
+    help="A proxy whose X-Forwarded-For names the caller. Repeatable.",
+)
+@config_options(ServiceConfig(), "Limits")
+@click.pass_context
+def serve(
+    ctx: click.Context,
+    /,
+    runs: tuple[str, ...],
+    host: str,
+    port: int,
+    precision: str,
+    threads: int | None,
+    corpus: tuple[str, ...],
+    log: str,
+    log_prompts: bool,
+    api_key_file: Path | None,
+    no_auth: bool,
+    allow_host: tuple[str, ...],
+    cors_origin: tuple[str, ...],
+    trusted_proxy: tuple[str, ...],
+    **_: Any,
+) -> int:
+    """Serve the models of RUNs over HTTP, as the OpenAI completions API.
+
+    Any client of that API can use them: set its base URL to http://127.0.0.1:8000/v1. A model has the name of its
+    folder, or NAME. A web page to try them is at the root, the description of the API at /docs.
+
+    SIGTERM and Ctrl-C let the requests in progress end; a second Ctrl-C does not.
+    """
+    limits = ServiceConfig(**given(ctx, field_names(ServiceConfig)))
+    if log_prompts and log == "off":
+        raise UsageError("--log-prompts requires a log; remove --log off")
+    if corpus and len(runs) > 1:
+        raise UsageError("--corpus is for one run; serve the others in a process of their own")
+    _check_origins(cors_origin)
+    _require_extra()
+    from charwright.serve.access import is_loopback
+    from charwright.serve.app import Access
+    from charwright.serve.hosting import load_all
+    from charwright.serve.journal import RequestLog
+    from charwright.serve.keys import Keys
+    from charwright.serve.server import check_exposure, listen
+    from charwright.serve.server import serve as run_server
+    from charwright.serve.service import Service
+
+    check_exposure(host, keys=api_key_file is not None, no_auth=no_auth)
+    keys = Keys.parse(_text(api_key_file), f"--api-key-file: {api_key_file}") if api_key_file is not None else None
+    models = load_all([_named(run) for run in runs], _reader(corpus), precision, threads=threads)
+    listener = listen(host, port)
+    return run_server(
+        Service(models, limits),
+        Access(keys, allow_host, addresses=not is_loopback(host), origins=cors_origin),
+        listener,
+        log=None if log == "off" else RequestLog(as_json=log == "json", prompts=log_prompts),
+        trusted_proxies=",".join(trusted_proxy) or None,
+        say=say,
+    )
+
+
+def _require_extra() -> None:
+    try:
+        import httptools  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import pydantic  # noqa: F401
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("charwright serve", "serve") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST_KEY_FILE + 1)
+        if len(data) > LARGEST_KEY_FILE:
+            raise UsageError(f"--api-key-file: {path} is too large to be a file of keys")
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--api-key-file: {path} is not UTF-8") from error
+    except OSError as error:
+        raise UsageError(f"--api-key-file: cannot read {path}: {error.strerror}") from error
+
+
+def _check_origins(origins: Sequence[str]) -> None:
+    for origin in origins:
+        if not re.fullmatch(r"https?://[^/\s]+", origin):
+            raise UsageError(f"--cors-origin must be like https://example.org, without a path, not {origin!r}")
+
+
+def _named(run: str) -> tuple[str | None, Path]:
+    """The name of a model, if one is given, and the folder of its run."""
+    name, equals, folder = run.partition("=")
+    if not equals or Path(run).exists():
+        return None, Path(run)
+    if not re.fullmatch(r"[^/\\\s]+", name) or not folder:
+        raise UsageError(f"NAME=RUN needs a name without spaces and slashes, and a folder, not {run!r}")
+    return name, Path(folder)
+
+
+def _reader(corpus: Sequence[str]) -> Any:
+    def read(run: Run) -> str:
+        from charwright.cli.corpora import training_text
+
+        return training_text(run, corpus)
+
+    return read

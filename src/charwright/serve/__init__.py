@@ -1,0 +1,1 @@
+"""The HTTP service: runs behind the OpenAI completions API."""

@@ -1,0 +1,130 @@
+"""The answers to a completion request: whole, or in the chunks of a stream."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from charwright.generation.draft import Fragment
+from charwright.serve.jobs import Job
+from charwright.serve.refusals import json_bytes
+from charwright.serve.scheduler import Delivery
+
+Alternatives = tuple[tuple[str, float], ...]
+
+
+class Answer:
+    """Turns the deliveries of a job into choices."""
+
+    def __init__(self, job: Job) -> None:
+        """Start with empty texts."""
+        self._job, request = job, job.request
+        self._logprobs, self._echo = request.logprobs is not None, bool(request.echo)
+        self._top = request.logprobs or 0
+        self._offsets = [0] * len(job.prompts)  # characters of each text so far
+        self._head = {"id": job.id, "object": "text_completion", "created": job.created, "model": request.model}
+        assert job.config.seed is not None
+        self._head["seed"] = job.config.seed
+        include = request.stream_options is not None and request.stream_options.include_usage
+        self._tail: dict[str, Any] = {"usage": None} if include else {}
+
+    def choice(self, index: int, delivery: Delivery) -> dict[str, Any] | None:
+        """What is new about a text, or None if that is nothing to send."""
+        fragment = delivery.fragment
+        if not fragment.text and delivery.ended is None:
+            return None
+        if self._echo and self._offsets[index] == 0:
+            fragment = self._with_prompt(index, fragment)
+        at = self._offsets[index]
+        self._offsets[index] += len(fragment.text)
+        return {
+            "index": index,
+            "text": fragment.text,
+            "logprobs": self._scores(fragment, at) if self._logprobs else None,
+            "finish_reason": _finish_reason(delivery.ended),
+        }
+
+    def chunk(self, choice: dict[str, Any]) -> bytes:
+        """An event of the stream with one choice."""
+        return b"data: " + json_bytes(self._head | {"choices": [choice]} | self._tail) + b"\n\n"
+
+    def last_chunks(self) -> bytes:
+        """The end of the stream, with the usage if it was requested."""
+        done = b"data: [DONE]\n\n"
+        if not self._tail:
+            return done
+        return b"data: " + json_bytes(self._head | {"choices": [], "usage": self._usage()}) + b"\n\n" + done
+
+    def whole(self, parts: list[dict[str, Any]]) -> bytes:
+        """The answer without a stream, of all parts that `choice` returned."""
+        return json_bytes(self._head | {"choices": _joined(parts, len(self._job.prompts)), "usage": self._usage()})
+
+    def _with_prompt(self, index: int, fragment: Fragment) -> Fragment:
+        draft, prompt = self._job.draft(index), self._job.prompts[index]
+        if not self._logprobs:
+            return Fragment(prompt + fragment.text)
+        return Fragment(
+            prompt + fragment.text,
+            [*draft.prompt_logprobs[: len(prompt)], *fragment.logprobs],
+            [*draft.prompt_alternatives[: len(prompt)], *fragment.alternatives],
+        )
+
+    def _scores(self, fragment: Fragment, at: int) -> dict[str, Any]:
+        """OpenAI's `logprobs`: one token for each character."""
+        logprobs = [None if math.isnan(value) else round(value, 6) for value in fragment.logprobs]
+        top = None
+        if self._top:
+            top = [
+                None if logprob is None else _top(character, logprob, alternatives)
+                for character, logprob, alternatives in zip(fragment.text, logprobs, fragment.alternatives, strict=True)
+            ]
+        return {
+            "tokens": list(fragment.text),
+            "token_logprobs": logprobs,
+            "top_logprobs": top,
+            "text_offset": list(range(at, at + len(fragment.text))),
+        }
+
+    def _usage(self) -> dict[str, int]:
+        """Characters; each prompt counts once."""
+        prompt = sum(map(len, self._job.request.prompt))
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": self._job.generated,
+            "total_tokens": prompt + self._job.generated,
+        }
+
+
+def _top(character: str, logprob: float, alternatives: Alternatives) -> dict[str, float]:
+    """The most likely alternatives, and the character itself."""
+    return {text: round(value, 6) for text, value in alternatives} | {character: logprob}
+
+
+def _finish_reason(ended: str | None) -> str | None:
+    if ended is None:
+        return None
+    return "length" if ended == "length" else "stop"
+
+
+def _joined(parts: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The choices, each joined from its parts."""
+    choices: list[dict[str, Any]] = []
+    for index in range(count):
+        own = [part for part in parts if part["index"] == index]
+        scores = [part["logprobs"] for part in own]
+        choices.append(
+            {
+                "index": index,
+                "text": "".join(part["text"] for part in own),
+                "logprobs": _joined_scores(scores) if scores and scores[0] is not None else None,
+                "finish_reason": own[-1]["finish_reason"],
+            }
+        )
+    return choices
+
+
+def _joined_scores(scores: list[dict[str, Any]]) -> dict[str, Any]:
+    joined: dict[str, Any] = {}
+    for name, first in scores[0].items():
+        joined[name] = None if first is None else [value for part in scores for value in part[name]]
+    return joined

@@ -1,0 +1,57 @@
+"""Reads the bodies of requests, within limits."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.types import Receive, Scope
+
+from charwright.config import ServiceConfig
+from charwright.serve.jobs import ClientGoneError
+from charwright.serve.refusals import Refusal
+
+JSON = b"application/json"
+CLOSE = (b"connection", b"close")
+
+
+def header(scope: Scope, name: bytes) -> bytes | None:
+    """The value of a header of the request, by its lower-case name."""
+    return next((value for key, value in scope["headers"] if key == name), None)
+
+
+async def read_body(scope: Scope, receive: Receive, limits: ServiceConfig) -> bytes:
+    """Read a JSON body.
+
+    A page of another site can send forms and plain text without asking, but not JSON: hence the check of the type.
+
+    Raises:
+        Refusal: 415 if it is not JSON, 413 if it is too large, 408 if it does not arrive.
+        ClientGoneError: if the client left.
+    """
+    kind = (header(scope, b"content-type") or b"").split(b";")[0].strip().lower()
+    if kind != JSON:
+        raise Refusal(415, "the body must be JSON, with the header Content-Type: application/json")
+    if (encoding := header(scope, b"content-encoding")) not in (None, b"identity"):
+        raise Refusal(415, f"the body must not be compressed ({(encoding or b'').decode('latin-1')})")
+    declared = header(scope, b"content-length") or b"0"
+    if declared.isdigit() and int(declared) > limits.max_body_bytes:
+        raise _too_large(limits)
+    body = bytearray()
+    while True:
+        try:
+            async with asyncio.timeout(limits.idle_s):
+                message = await receive()
+        except TimeoutError:
+            raise Refusal(408, "the body did not arrive", headers=[CLOSE], reason="idle") from None
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        body += message.get("body", b"")
+        if len(body) > limits.max_body_bytes:
+            raise _too_large(limits)
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def _too_large(limits: ServiceConfig) -> Refusal:
+    message = f"the body is larger than {limits.max_body_bytes:,} bytes"
+    return Refusal(413, message, headers=[CLOSE], reason="size")

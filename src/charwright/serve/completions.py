@@ -1,0 +1,171 @@
+"""`POST /v1/completions`: reads the request, waits for its turn, and sends the text, whole or as it grows."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from charwright.config import GenerationConfig
+from charwright.errors import CharwrightError, UsageError
+from charwright.generation.masks import allowed
+from charwright.generation.session import Guard
+from charwright.serve.answers import Answer
+from charwright.serve.bodies import read_body
+from charwright.serve.jobs import ClientGoneError, Job
+from charwright.serve.refusals import Refusal, bad, busy, json_bytes
+from charwright.serve.requests import CompletionRequest, parse
+from charwright.serve.service import ServedModel, Service
+
+STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would collect the events otherwise.
+]
+SEEDS = 2**32
+"""Random seeds are below this, as on the command line."""
+
+logger = logging.getLogger(__name__)
+
+
+class Completions:
+    """The endpoint."""
+
+    def __init__(self, service: Service) -> None:
+        """Answer with the models of the service."""
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request.
+
+        Raises:
+            Refusal: if it cannot be carried out. Nothing has been sent then.
+        """
+        began = asyncio.get_running_loop().time()
+        service = self._service
+        body = await read_body(scope, receive, service.limits)
+        request = parse(body, service.limits)
+        if service.draining:
+            raise busy(503, "the service is ending", 1, "drain")
+        served = service.model(request.model)
+        config = _checked(request, served)
+        guard = await _guard(request, served)
+        job = Job(service, served, request, config, caller=scope["state"]["caller"], began=began, guard=guard)
+        scope["state"]["job"] = job
+        try:
+            async with _watched(job, receive):
+                with job.running():
+                    await job.turn(service.limits.wait_s)
+                    deadline = began + service.limits.total_s
+                    if request.stream:
+                        await self._stream(job, scope, send, deadline)
+                    else:
+                        answer = await _whole(job, deadline)
+                        await Response(answer, media_type="application/json")(scope, receive, send)
+        except ClientGoneError:
+            service.metrics.abandoned.inc()
+
+    async def _stream(self, job: Job, scope: Scope, send: Send, deadline: float) -> None:
+        """Send the text as it grows. From here on, problems are reported inside the stream."""
+        await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+        metrics, idle_s = self._service.metrics, self._service.limits.idle_s
+        metrics.streams.inc()
+        try:
+            async with asyncio.timeout_at(deadline):
+                await _send_events(job, functools.partial(_send_patiently, scope, send, idle_s))
+        except (TimeoutError, Refusal) as problem:
+            refusal = problem if isinstance(problem, Refusal) else _late()
+            metrics.refusals.labels(refusal.reason).inc()
+            await _send_patiently(scope, send, idle_s, b"data: " + json_bytes(refusal.body()) + b"\n\n", more=False)
+        finally:
+            metrics.streams.dec()
+
+
+async def _send_events(job: Job, send: Callable[..., Awaitable[None]]) -> None:
+    answer = Answer(job)
+    while news := await job.news():
+        choices = [answer.choice(index, delivery) for index, delivery in news]
+        if events := b"".join(answer.chunk(choice) for choice in choices if choice is not None):
+            await send(events, more=True)
+    await send(answer.last_chunks(), more=False)
+
+
+async def _send_patiently(scope: Scope, send: Send, idle_s: float, body: bytes, *, more: bool) -> None:
+    """Send a part of a stream.
+
+    Raises:
+        ClientGoneError: if the client reads nothing for `idle_s` seconds; the connection is closed.
+    """
+    try:
+        async with asyncio.timeout(idle_s):
+            await send({"type": "http.response.body", "body": body, "more_body": more})
+    except TimeoutError:
+        scope["state"]["abort"]()
+        raise ClientGoneError from None
+
+
+async def _whole(job: Job, deadline: float) -> bytes:
+    """The answer when all texts have ended."""
+    answer, parts = Answer(job), []
+    try:
+        async with asyncio.timeout_at(deadline):
+            while news := await job.news():
+                choices = [answer.choice(index, delivery) for index, delivery in news]
+                parts += [choice for choice in choices if choice is not None]
+    except TimeoutError:
+        raise _late() from None
+    return answer.whole(parts)
+
+
+def _late() -> Refusal:
+    message = "the request took too long; ask for fewer characters or texts"
+    return Refusal(503, message, code="timeout", headers=[(b"retry-after", b"1")], reason="time")
+
+
+@asynccontextmanager
+async def _watched(job: Job, receive: Receive) -> AsyncIterator[None]:
+    """Tell the job when its client closes the connection."""
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        job.leave()
+
+    task = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+def _checked(request: CompletionRequest, served: ServedModel) -> GenerationConfig:
+    """The options of the request, checked against the model.
+
+    Raises:
+        Refusal: 400, which names the parameter.
+    """
+    config, vocabulary = request.generation(secrets.randbelow(SEEDS)), served.hosted.vocabulary
+    if request.logprobs and vocabulary.level != "character":
+        raise bad("logprobs", "must be 0, since this model generates bytes, which are not characters")
+    try:
+        allowed(vocabulary, config)
+    except UsageError as error:
+        raise bad("ban" if request.only is None else "only", str(error).replace("--", "")) from error
+    return config
+
+
+async def _guard(request: CompletionRequest, served: ServedModel) -> Guard | None:
+    if request.max_copy is None:
+        return None
+    try:
+        return await asyncio.to_thread(served.hosted.guard, request.max_copy)
+    except CharwrightError as error:
+        # The message names a path of this machine, which is nobody's business.
+        logger.warning("max_copy: %s", error)
+        raise bad("max_copy", "the training text of this model is not at hand") from error

@@ -1,0 +1,96 @@
+"""The models of the service: each run with its engine and vocabulary, under a name that clients use."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from charwright.data.vocabulary import Vocabulary
+from charwright.errors import UsageError
+from charwright.generation.generator import Generator
+from charwright.generation.novelty import CopyGuard
+from charwright.generation.session import Guard
+from charwright.run import Run
+
+ReadText = Callable[[Run], str]
+"""Reads the training text of a run."""
+GUARDS = 4
+"""Guards that are kept for each model: each takes eight bytes for every character of the training text."""
+
+
+@dataclass
+class HostedModel:
+    """A run that the service generates with."""
+
+    name: str
+    created: int
+    """When the run was written, in seconds since 1970."""
+    generator: Generator = field(repr=False)
+    run: Run = field(repr=False)
+    read_text: ReadText = field(repr=False)
+    _guards: dict[int, Guard] = field(default_factory=dict, repr=False)
+    _ids: npt.NDArray[np.int32] | None = field(default=None, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # Guards are made in other threads.
+
+    @classmethod
+    def load(
+        cls, name: str, folder: Path, read_text: ReadText, precision: str = "q8", *, threads: int | None = None
+    ) -> HostedModel:
+        """Open a run and lay out its weights.
+
+        Raises:
+            RunError: if there is no usable run in the folder.
+        """
+        run = Run.open(folder)
+        generator = Generator(run.model, run.weights(), run.vocabulary, precision, threads=threads)
+        return cls(name, int((folder / "config.json").stat().st_mtime), generator, run, read_text)
+
+    def guard(self, max_copy: int) -> Guard:
+        """The guard that `max_copy` needs. The first one reads the training text, and each takes a while to make.
+
+        Raises:
+            CharwrightError: if the training text cannot be read.
+        """
+        with self._lock:
+            if max_copy not in self._guards:
+                while len(self._guards) >= GUARDS:
+                    del self._guards[next(iter(self._guards))]
+                self._guards[max_copy] = CopyGuard(self._text_ids(), len(self.vocabulary), max_copy).forbidden
+            return self._guards[max_copy]
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The characters or bytes that the model knows."""
+        return self.generator.vocabulary
+
+    def _text_ids(self) -> npt.NDArray[np.int32]:
+        if self._ids is None:
+            self._ids = self.vocabulary.encode(self.read_text(self.run))
+        return self._ids
+
+
+def load_all(
+    named: Sequence[tuple[str | None, Path]],
+    read_text: ReadText,
+    precision: str = "q8",
+    *,
+    threads: int | None = None,
+) -> dict[str, HostedModel]:
+    """Load runs under the given names, by default those of their folders.
+
+    Raises:
+        UsageError: if two runs have the same name.
+        RunError: if there is no usable run in a folder.
+    """
+    models: dict[str, HostedModel] = {}
+    for given, folder in named:
+        name = given or folder.resolve().name
+        if name in models:
+            raise UsageError(f"two runs have the name {name!r}; name one of them: NAME={folder}")
+        models[name] = HostedModel.load(name, folder, read_text, precision, threads=threads)
+    return models

@@ -1,0 +1,163 @@
+"""A job: the texts of one request, from their admission to their end, as its client sees them."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import secrets
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from charwright.config import GenerationConfig
+from charwright.generation.draft import Draft
+from charwright.generation.session import Guard
+from charwright.serve.refusals import Refusal
+from charwright.serve.requests import CompletionRequest
+from charwright.serve.scheduler import Delivery, Order, Text
+from charwright.serve.service import ServedModel, Service
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection."""
+
+
+class Job:
+    """The texts of one request. Everything happens in the event loop."""
+
+    def __init__(
+        self,
+        service: Service,
+        served: ServedModel,
+        request: CompletionRequest,
+        config: GenerationConfig,
+        *,
+        caller: str,
+        began: float,
+        guard: Guard | None = None,
+    ) -> None:
+        """Describe the job; `run` admits and submits it."""
+        self.id = f"cmpl-{secrets.token_hex(12)}"
+        self.created = int(time.time())
+        self.request, self.config, self.served = request, config, served
+        self.prompts = [prompt for prompt in request.prompt for _ in range(request.n or 1)]
+        """The prompt of each text."""
+        self.generated = 0
+        """Characters generated so far."""
+        self._service, self._caller, self._began = service, caller, began
+        self._loop = asyncio.get_running_loop()
+        self._news: deque[tuple[int, Delivery]] = deque()
+        self._wake = asyncio.Event()
+        self._gone = False
+        self._unfinished = len(self.prompts)
+        self._texts = [
+            Text(order, functools.partial(self._receive, index)) for index, order in enumerate(self._orders(guard))
+        ]
+        self._started: dict[int, float] = {}
+        self._ended: set[int] = set()
+
+    def _orders(self, guard: Guard | None) -> Iterator[Order]:
+        request, config = self.request, self.config
+        for index, prompt in enumerate(self.prompts):
+            yield Order(
+                prompt,
+                config,
+                index,
+                request.length,
+                logprobs=request.logprobs is not None,
+                alternatives=request.logprobs or 0,
+                echo=bool(request.echo),
+                guard=guard,
+            )
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Admit and submit the texts; cancel what is left of them at the end of the block.
+
+        Raises:
+            Refusal: if there is no room.
+        """
+        self.served.admission.admit(self._caller, len(self._texts))
+        self.served.scheduler.submit(self._texts)
+        try:
+            yield
+        finally:
+            if rest := [text for index, text in enumerate(self._texts) if index not in self._ended]:
+                self.served.scheduler.cancel(rest)
+
+    async def turn(self, wait_s: float) -> None:
+        """Wait until the first text has got a place.
+
+        Raises:
+            Refusal: 503 after `wait_s` seconds.
+            ClientGoneError: if the client left.
+        """
+        try:
+            async with asyncio.timeout(wait_s):
+                while not self._news:
+                    await self._woken()
+        except TimeoutError:
+            refusal = self.served.admission.full()
+            refusal.reason = "wait"
+            raise refusal from None
+
+    async def news(self) -> list[tuple[int, Delivery]]:
+        """Wait for deliveries; each has the index of its text. An empty list is the end of all texts.
+
+        Raises:
+            ClientGoneError: if the client left.
+            Refusal: 500 if the engine failed.
+        """
+        if self._gone:
+            raise ClientGoneError
+        while not self._news and self._unfinished:
+            await self._woken()
+        news, self._news = list(self._news), deque()
+        self._unfinished -= sum(delivery.ended is not None for _, delivery in news)
+        if any(delivery.ended == "failed" for _, delivery in news):
+            raise Refusal(500, "the engine failed; this is a defect of charwright", code="failed", reason="failed")
+        return news
+
+    def draft(self, index: int) -> Draft:
+        """The draft of a text that has got a place."""
+        draft = self._texts[index].draft
+        assert draft is not None
+        return draft
+
+    def leave(self) -> None:
+        """Note that the client closed the connection."""
+        self._gone = True
+        self._wake.set()
+
+    async def _woken(self) -> None:
+        self._wake.clear()
+        await self._wake.wait()
+        if self._gone:
+            raise ClientGoneError
+
+    def _receive(self, index: int, delivery: Delivery) -> None:
+        """Take a delivery from the scheduler, and count."""
+        now, admission = self._loop.time(), self.served.admission
+        if delivery.ended is not None:
+            self._ended.add(index)
+            started = self._started.get(index)
+            admission.end(self._caller, None if started is None else now - started)
+        elif index not in self._started:
+            self._started[index] = now
+            admission.start()
+            name = self.served.hosted.name
+            self._service.metrics.characters.labels(name, "prompt").inc(len(self.prompts[index]))
+        self._count(delivery)
+        self._news.append((index, delivery))
+        self._wake.set()
+
+    def _count(self, delivery: Delivery) -> None:
+        if not delivery.fragment.text:
+            return
+        metrics, model = self._service.metrics, self.served.hosted.name
+        metrics.characters.labels(model, "generated").inc(len(delivery.fragment.text))
+        first = self.generated == 0
+        self.generated += len(delivery.fragment.text)
+        if first:
+            metrics.first_character_s.labels(model).observe(self._loop.time() - self._began)

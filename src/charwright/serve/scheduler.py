@@ -1,0 +1,190 @@
+"""Continuous batching in a thread: texts join the batch of their model at any step, and leave it at their end.
+
+The event loop hands texts over and takes their fragments back. The lock guards only the list of new texts; nothing is
+locked while the engine computes.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from charwright.config import GenerationConfig
+from charwright.generation.draft import Draft, Fragment
+from charwright.generation.engine import MOST_STREAMS
+from charwright.generation.generator import Generator
+from charwright.generation.session import Guard, Session
+
+FIRST_STEPS = 8
+"""Steps beyond the prompt in the first call of a text, so that its first characters come soon."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be generated: one text."""
+
+    prompt: str
+    config: GenerationConfig
+    index: int
+    """The index of the text among those of its seed."""
+    length: int
+    """Characters to generate. With 0, the prompt is only read."""
+    logprobs: bool = False
+    alternatives: int = 0
+    echo: bool = False
+    guard: Guard | None = None
+
+
+class Delivery(NamedTuple):
+    """What is new about a text: the first one of each text comes when it has got a place."""
+
+    fragment: Fragment
+    ended: str | None = None
+    """Why the text ended: `stop`, `length` and so on, `cancelled`, or `failed`; None while it goes on."""
+
+
+@dataclass(eq=False)
+class Text:
+    """One text in the service. `deliver` is called in the event loop."""
+
+    order: Order
+    deliver: Callable[[Delivery], None]
+    draft: Draft | None = field(default=None, repr=False)
+    """Set by the thread when the text gets a place."""
+
+
+Post = Callable[[list[tuple[Text, Delivery]]], None]
+"""Takes deliveries from the thread to the event loop."""
+
+
+class Scheduler:
+    """Generates the texts of one model in a thread of its own."""
+
+    def __init__(self, generator: Generator, name: str, post: Post) -> None:
+        """Create the thread; `start` starts it."""
+        self._generator, self._post = generator, post
+        self._session = self._new_session()
+        self._condition = threading.Condition()
+        self._new: list[Text] = []  # guarded by the condition, as are the next two
+        self._gone: list[Text] = []
+        self._stopping = False
+        self._waiting: deque[Text] = deque()
+        self._texts: dict[Draft, Text] = {}
+        self._thread = threading.Thread(target=self._run, name=f"engine of {name}", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after the present call. Texts in progress stay as they are."""
+        with self._condition:
+            self._stopping = True
+            self._condition.notify()
+        self._thread.join()
+
+    def submit(self, texts: Iterable[Text]) -> None:
+        """Generate texts, as soon as there is a place for each."""
+        with self._condition:
+            self._new += texts
+            self._condition.notify()
+
+    def cancel(self, texts: Iterable[Text]) -> None:
+        """Stop texts; each is delivered a last time, as `cancelled`, unless it has ended."""
+        with self._condition:
+            self._gone += texts
+            self._condition.notify()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        while self._take_changes():
+            try:
+                self._advance()
+            except Exception:  # A defect must not end the service: the texts of this batch fail, later ones may not.
+                logger.exception("the engine failed")
+                self._fail_all()
+
+    def _take_changes(self) -> bool:
+        """Wait for something to do, and take what the event loop has handed over. False ends the thread."""
+        with self._condition:
+            while not (self._new or self._gone or self._stopping or self._texts or self._waiting):
+                self._condition.wait()
+            if self._stopping:
+                return False
+            new, self._new = self._new, []
+            gone, self._gone = self._gone, []
+        self._waiting += new
+        if gone:
+            self._post([(text, Delivery(Fragment(), "cancelled")) for text in gone if self._removed(text)])
+        return True
+
+    def _removed(self, text: Text) -> bool:
+        """Remove a text that has not ended."""
+        if text.draft is not None:
+            if self._texts.pop(text.draft, None) is None:
+                return False
+            self._session.leave(text.draft)
+            return True
+        if text not in self._waiting:
+            return False
+        self._waiting.remove(text)
+        return True
+
+    def _advance(self) -> None:
+        """Give free places to waiting texts, run a few steps, and deliver what is new."""
+        joined = self._join()
+        if joined:
+            self._post(joined)
+        hurry = [draft.stream.unread + FIRST_STEPS for draft in self._texts if draft.stream.drawn == 0]
+        drafts = self._session.advance(min(hurry) if hurry else None)
+        deliveries = [(self._texts[draft], Delivery(draft.take(), draft.ended)) for draft in drafts]
+        self._post([(text, new) for text, new in deliveries if new.fragment.text or new.ended])
+        for draft in drafts:
+            if draft.ended is not None:
+                del self._texts[draft]
+
+    def _join(self) -> list[tuple[Text, Delivery]]:
+        joined = []
+        while self._waiting and len(self._texts) < MOST_STREAMS:
+            text = self._waiting.popleft()
+            try:
+                self._begin(text)
+                joined.append((text, Delivery(Fragment())))
+            except Exception:  # A defect, since requests are checked before: only this text fails.
+                logger.exception("a text could not be started")
+                joined.append((text, Delivery(Fragment(), "failed")))
+        return joined
+
+    def _begin(self, text: Text) -> None:
+        order = text.order
+        text.draft = self._session.join(
+            order.prompt,
+            order.config,
+            order.index,
+            guard=order.guard,
+            logprobs=order.logprobs,
+            alternatives=order.alternatives,
+            echo=order.echo,
+            score_only=order.length == 0,
+        )
+        self._texts[text.draft] = text
+
+    def _new_session(self) -> Session:
+        return Session(self._generator.engine, self._generator.vocabulary)
+
+    def _fail_all(self) -> None:
+        failed = [*self._texts.values(), *self._waiting]
+        self._texts.clear()
+        self._waiting.clear()
+        self._session = self._new_session()
+        self._post([(text, Delivery(Fragment(), "failed")) for text in failed])

@@ -1,0 +1,196 @@
+"""The process: listens, runs the application on uvicorn, and ends when a signal asks for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import sys
+import threading
+from asyncio import TimerHandle
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from charwright.errors import UsageError
+from charwright.serve.access import is_loopback
+from charwright.serve.app import Access, create_app
+from charwright.serve.journal import Log
+from charwright.serve.service import Service
+from charwright.signals import handling
+
+BACKLOG = 1024
+KEEP_ALIVE_S = 30
+"""How long an idle connection stays open. Longer than most proxies keep theirs, so that they close it, not we."""
+ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""What reaches a service that listens on all addresses."""
+SWITCH_S = 0.001
+"""How soon a waiting Python thread gets its turn: the engine's thread must not wait long for the event loop."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Listen on an address.
+
+    Raises:
+        UsageError: if that is not possible.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise UsageError(f"--host: {host} is no address of this machine ({error.strerror})") from error
+    try:
+        if sys.platform != "win32":  # Elsewhere it lets a restarted service listen at once; there it would share ports.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise UsageError(f"cannot listen on {host}, port {port}: {_reason(error, port)}") from error
+    return listener
+
+
+def _reason(error: OSError, port: int) -> str:
+    return f"{error.strerror}; choose another with --port" if port else f"{error.strerror}"
+
+
+def url_of(listener: socket.socket) -> str:
+    """The address to open in a browser on this machine."""
+    host, port = listener.getsockname()[:2]
+    host = ANY_ADDRESS.get(host, host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def serve(
+    service: Service,
+    access: Access,
+    listener: socket.socket,
+    *,
+    log: Log | None = None,
+    trusted_proxies: str | None = None,
+    say: Callable[[str], None],
+) -> int:
+    """Serve until SIGTERM or Ctrl-C, then let the accepted requests end; return the exit code.
+
+    `trusted_proxies` are the addresses whose X-Forwarded-For is believed, separated by commas.
+    """
+    sys.setswitchinterval(SWITCH_S)
+    server = Server(service, create_app(service, access, log=log), say=say, trusted_proxies=trusted_proxies)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run(sockets=[listener])
+    return server.exit_code
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, with our start and end."""
+
+    def __init__(
+        self, service: Service, app: ASGIApp, *, say: Callable[[str], None], trusted_proxies: str | None = None
+    ) -> None:
+        """Prepare to serve `app`; `say` takes messages for the user."""
+        limits = service.limits
+        # uvicorn's own messages are for developers; what a user needs to know is logged by the journal.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=type("Protocol", (_Protocol,), {"idle_s": limits.idle_s}),
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=trusted_proxies is not None,
+                forwarded_allow_ips=trusted_proxies or "",
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=max(1, round(limits.drain_s)),
+                backlog=BACKLOG,
+            )
+        )
+        self._service, self._say = service, say
+        self.exit_code = 0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the engines before the first request."""
+        self._service.start()
+        await super().startup(sockets)
+        places = " and ".join(url_of(listener) for listener in sockets or [])
+        self._say(f"serving {', '.join(self._service.models)} at {places}")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let the accepted requests end, then the engines."""
+        await super().shutdown(sockets)
+        self._service.stop()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle the signals without raising them again at the end, as uvicorn does: the exit code tells."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        with handling(("SIGINT", "SIGTERM"), self.handle_exit):
+            yield
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Begin to end at the first signal, and end at once at the second."""
+        if self.should_exit:
+            self.force_exit, self.exit_code = True, 128 + sig
+            return
+        self.should_exit = self._service.draining = True
+        if held := self._service.held:
+            texts = f"{held} text{'s' if held > 1 else ''}"
+            self._say(f"ending as soon as {texts} in progress are done; Ctrl-C again ends at once")
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP protocol, which closes connections whose request does not arrive."""
+
+    idle_s = 30.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for the first request."""
+        super().connection_made(transport)
+        self._request_task: TimerHandle | None = self.loop.call_later(self.idle_s, transport.abort)
+
+    def on_message_begin(self) -> None:
+        """Wait for the headers of a request."""
+        super().on_message_begin()
+        self._headers_arrived()
+        self._request_task = self.loop.call_later(self.idle_s, self.transport.abort)
+        self.scope["state"]["abort"] = self.transport.abort  # for a client that reads nothing
+
+    def on_headers_complete(self) -> None:
+        """Stop waiting: the application waits for the body."""
+        self._headers_arrived()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop waiting."""
+        self._headers_arrived()
+        super().connection_lost(exc)
+
+    def _headers_arrived(self) -> None:
+        if self._request_task is not None:
+            self._request_task.cancel()
+            self._request_task = None
+
+
+def check_exposure(host: str, *, keys: bool, no_auth: bool) -> None:
+    """See that a service which others can reach asks for keys, unless the user wants none.
+
+    Raises:
+        UsageError: if it does not.
+    """
+    if keys and no_auth:
+        raise UsageError("--api-key-file and --no-auth contradict each other; remove one")
+    if not (is_loopback(host) or keys or no_auth):
+        raise UsageError(
+            f"--host {host} can be reached from other machines: give --api-key-file FILE, or --no-auth if anyone may"
+            " generate"
+        )
