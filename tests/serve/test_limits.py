@@ -1,0 +1,262 @@
+"""Limits and failures: queues, clients that leave, do not send or do not read, long prompts, a broken engine."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from charwright.generation.engine import MOST_STREAMS
+from charwright.generation.generator import Generator
+from services import Reply, Running, eventually, hosted
+from writers import random_writer
+
+LONG = 10_000_000
+
+
+class Raw:
+    """A connection on which a test sends what it likes."""
+
+    def __init__(self, running: Running, *, small_buffer: bool = False) -> None:
+        self.socket = socket.socket()
+        if small_buffer:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.socket.settimeout(20)
+        self.socket.connect(("127.0.0.1", running.port))
+
+    def __enter__(self) -> Raw:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def complete(self, **parameters: Any) -> None:
+        body = json.dumps({"model": "letters", "prompt": "ab"} | parameters).encode()
+        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        self.send(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+
+    def read_until(self, mark: bytes) -> bytes:
+        data = b""
+        while mark not in data:
+            part = self.socket.recv(65536)
+            if not part:
+                raise AssertionError(f"closed after {data!r}")
+            data += part
+        return data
+
+    def read_all(self) -> bytes:
+        data = b""
+        try:
+            while part := self.socket.recv(65536):
+                data += part
+        except ConnectionResetError:
+            pass
+        return data
+
+
+def in_thread(call: Any, **options: Any) -> tuple[threading.Thread, list[Reply]]:
+    replies: list[Reply] = []
+    thread = threading.Thread(target=lambda: replies.append(call(**options)))
+    thread.start()
+    return thread, replies
+
+
+@pytest.fixture
+def slow(serve: Any) -> Running:
+    """A service whose texts are longer than any test."""
+    running: Running = serve(max_tokens=LONG, max_per_caller=1000, max_n=1000, max_waiting=2, wait_s=0.3)
+    return running
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_client_that_leaves_frees_its_place_within_a_second(slow: Running, stream: bool) -> None:
+    with Raw(slow) as client:
+        client.complete(max_tokens=LONG, stream=stream, n=5)
+        if stream:
+            client.read_until(b"data: ")
+        assert eventually(lambda: slow.service.held == 5)
+    assert slow.is_empty(within_s=1)
+    assert eventually(lambda: slow.metric("charwright_abandoned_requests_total") == 1)
+
+
+def test_client_that_leaves_before_its_turn(slow: Running) -> None:
+    with Raw(slow) as first, Raw(slow) as second:
+        first.complete(max_tokens=LONG, stream=True, n=MOST_STREAMS)
+        first.read_until(b"data: ")
+        second.complete(max_tokens=LONG, stream=True)
+        assert eventually(lambda: slow.service.held == MOST_STREAMS + 1)
+        second.socket.close()
+        assert eventually(lambda: slow.service.held == MOST_STREAMS, within_s=1)
+    assert slow.is_empty(within_s=1)
+
+
+def test_full_service_refuses_with_503(slow: Running) -> None:
+    with Raw(slow) as client:
+        client.complete(max_tokens=LONG, stream=True, n=MOST_STREAMS)
+        client.read_until(b"data: ")
+        reply = slow.complete(n=3)
+        assert (reply.status, reply.error["code"]) == (503, "overloaded")
+        assert int(reply.headers["retry-after"]) >= 1
+        began = time.monotonic()
+        waited = slow.complete(n=2)
+        assert (waited.status, waited.error["code"]) == (503, "overloaded")
+        assert 0.25 < time.monotonic() - began < 3
+        assert slow.metric("charwright_refusals_total", reason="full") == 1
+        assert slow.metric("charwright_refusals_total", reason="wait") == 1
+    assert slow.is_empty()
+    assert slow.complete(n=3).status == 200
+
+
+def test_text_that_waits_gets_the_first_free_place(slow: Running) -> None:
+    with Raw(slow) as client:
+        client.complete(max_tokens=LONG, stream=True, n=MOST_STREAMS)
+        client.read_until(b"data: ")
+        thread, replies = in_thread(slow.complete, prompt="ab", seed=1)
+        assert eventually(lambda: slow.service.held == MOST_STREAMS + 1)
+    thread.join()
+    assert replies[0].status == 200
+
+
+def test_caller_with_too_many_texts_gets_429(serve: Any) -> None:
+    running = serve(max_tokens=LONG, max_per_caller=3)
+    with Raw(running) as client:
+        client.complete(max_tokens=LONG, stream=True, n=2)
+        client.read_until(b"data: ")
+        reply = running.complete(n=2)
+        assert (reply.status, reply.error["code"], reply.error["type"]) == (
+            429,
+            "rate_limit_exceeded",
+            "rate_limit_error",
+        )
+        assert int(reply.headers["retry-after"]) >= 1
+        assert running.complete(n=1).status == 200
+    assert running.is_empty()
+    assert running.complete(n=3).status == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_request_that_takes_too_long(serve: Any, stream: bool) -> None:
+    running = serve(max_tokens=LONG, total_s=0.3)
+    reply = running.complete(max_tokens=LONG, stream=stream)
+    if stream:
+        last = reply.body.decode().split("\n\n")[-2]
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "timeout"
+        assert "[DONE]" not in reply.body.decode()
+    else:
+        assert (reply.status, reply.error["code"]) == (503, "timeout")
+    assert running.is_empty(within_s=1)
+
+
+def test_client_that_does_not_read_is_dropped(serve: Any) -> None:
+    running = serve(max_tokens=LONG, idle_s=0.3)
+    with Raw(running, small_buffer=True) as client:
+        client.complete(max_tokens=LONG, stream=True)
+        assert eventually(lambda: running.metric("charwright_streams") == 1)
+        assert running.is_empty(within_s=10)
+        assert b"[DONE]" not in client.read_all()
+
+
+@pytest.mark.parametrize(
+    "part",
+    [b"", b"POST /v1/comp", b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nX: "],
+    ids=["nothing", "line", "head"],
+)
+def test_client_that_sends_no_request_is_dropped(serve: Any, part: bytes) -> None:
+    running = serve(idle_s=0.3)
+    with Raw(running) as client:
+        client.send(part)
+        began = time.monotonic()
+        assert client.read_all() == b""
+        assert time.monotonic() - began < 5
+
+
+def test_client_that_sends_no_body_gets_408(serve: Any) -> None:
+    running = serve(idle_s=0.3)
+    with Raw(running) as client:
+        client.send(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 50\r\n\r\n{"
+        )
+        assert client.read_all().startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_body_that_is_too_large_gets_413(serve: Any, declared: bool) -> None:
+    running = serve(max_body_bytes=2000)
+    body = b'{"model": "letters", "prompt": "' + b"a" * 5000 + b'"}'
+    with Raw(running) as client:
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        if declared:
+            client.send(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        else:
+            client.send(head + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(body), body))
+        answer = client.read_all()
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"larger than 2,000 bytes" in answer
+
+
+def test_long_prompt_does_not_stall_the_others(serve: Any) -> None:
+    running = serve(max_prompt=1_000_000, max_body_bytes=2_000_000)
+    thread, replies = in_thread(running.complete, prompt="ab" * 450_000, max_tokens=1)
+    assert eventually(lambda: running.service.held == 1)
+    began = time.monotonic()
+    assert running.complete(prompt="ab", max_tokens=10, seed=1).status == 200
+    short_s = time.monotonic() - began
+    assert not replies, "the long prompt was read before the short one"
+    thread.join()
+    assert replies[0].status == 200
+    assert short_s < 1
+
+
+def test_connection_is_kept(running: Running) -> None:
+    with Raw(running) as client:
+        for _ in range(3):
+            client.complete(max_tokens=3)
+            assert b'"finish_reason":"length"' in client.read_until(b"total_tokens")
+
+
+class BrokenWriter:
+    """An engine that fails while `broken` is true."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine, self.broken = engine, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def advance(self, streams: Any, steps: int) -> None:
+        if self.broken:
+            raise RuntimeError("broken")
+        self._engine.advance(streams, steps)
+
+
+def test_engine_that_fails_does_not_end_the_service(serve: Any, caplog: pytest.LogCaptureFixture) -> None:
+    writer: Generator = random_writer()
+    engine = BrokenWriter(writer.engine)
+    writer.engine = engine  # type: ignore[assignment]
+    running = serve({"letters": hosted("letters", writer)})
+    engine.broken = True
+    reply = running.complete(prompt="a")
+    assert (reply.status, reply.error["code"]) == (500, "failed")
+    assert "data: " in running.complete(prompt="a", stream=True).body.decode()
+    assert "RuntimeError: broken" in caplog.text
+    engine.broken = False
+    assert running.complete(prompt="a").status == 200
+    assert running.get("/readyz").status == 200
+    assert running.is_empty()
+
+
+def test_draining_service_is_not_ready_and_takes_no_work(serve: Any) -> None:
+    running = serve()
+    running.service.draining = True
+    assert running.get("/healthz").status == 200
+    assert running.get("/readyz").status == 503
+    reply = running.complete()
+    assert (reply.status, reply.headers["retry-after"]) == (503, "1")
