@@ -159,8 +159,8 @@ class Engine:
                 and _is_array(others.scores, np.float64, shape)
             ):
                 raise UsageError(
-                    f"a stream's alternatives must be contiguous arrays of ids (int32) and scores (float64) for each of "
-                    f"its ids, 1 to {self.vocabulary_size} of them"
+                    "a stream's alternatives must be contiguous arrays of ids (int32) and scores (float64), for each "
+                    f"of its ids 1 to {self.vocabulary_size} of them"
                 )
 
     def _check_state(self, state: npt.NDArray[Any]) -> None:

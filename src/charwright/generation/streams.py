@@ -29,9 +29,9 @@ class Alternatives:
     scores: Float64s  # (capacity, K): ln p of each, at temperature 1
 
     @classmethod
-    def of(cls, count: int) -> Alternatives:
-        """Empty arrays for `count` alternatives, at most as many as the vocabulary has ids. `feed` makes room."""
-        return cls(np.zeros((0, count), dtype=np.int32), np.zeros((0, count)))
+    def of(cls, count: int, capacity: int = 0) -> Alternatives:
+        """Zeros for `count` alternatives, at most V, at each of `capacity` positions."""
+        return cls(np.zeros((capacity, count), dtype=np.int32), np.zeros((capacity, count)))
 
 
 @dataclass
