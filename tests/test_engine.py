@@ -29,7 +29,7 @@ from charwright.generation import native_backend as native
 from charwright.generation.engine import PRECISIONS, Engine
 from charwright.generation.repetition import PENALTY_WINDOW
 from charwright.generation.sampling import Sampler
-from charwright.generation.streams import Stream
+from charwright.generation.streams import Alternatives, Stream
 from charwright.model.language_model import LanguageModel
 from ramps import ramp_arrays
 
@@ -245,6 +245,8 @@ def new_stream(engine: Engine, number: int, read: int = 0) -> Stream:
     stream = Stream(engine.zero_state()[0], drawing=not read, sampler=sampler, logits=np.zeros(engine.vocabulary_size))
     if number % 2:
         stream.scores = np.zeros(0)
+    if number % 3:
+        stream.alternatives = Alternatives.of(number)
     stream.feed(prompt)
     return stream
 
@@ -253,8 +255,11 @@ def bits(stream: Stream) -> tuple[Any, ...]:
     """Everything in a stream."""
     assert stream.logits is not None
     scores = b"" if stream.scores is None else stream.scores[1 : stream.length].tobytes()
+    others = stream.alternatives
+    alternatives = [] if others is None else [part[1 : stream.length].tobytes() for part in (others.ids, others.scores)]
     numbers = (stream.length, stream.at, stream.drawn, stream.forgotten)
-    return (stream.ids[: stream.length].tolist(), scores, stream.state.tobytes(), stream.logits.tobytes(), numbers)
+    ids = stream.ids[: stream.length].tolist()
+    return (ids, scores, alternatives, stream.state.tobytes(), stream.logits.tobytes(), numbers)
 
 
 def chunks(steps: int, seed: int) -> Iterator[int]:

@@ -16,11 +16,12 @@ from charwright.config import GenerationConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import ConfigError, UsageError
+from charwright.generation.draft import Draft
 from charwright.generation.engine import MOST_STEPS
 from charwright.generation.generator import Generator
 from charwright.generation.masks import allowed
 from charwright.generation.repetition import PENALTY_WINDOW
-from charwright.generation.session import MOST_PROMPT, Draft, Session, prompt_ids
+from charwright.generation.session import MOST_PROMPT, Session, prompt_ids
 from charwright.generation.streams import ROOM
 from writers import LETTERS, Scripted, random_writer
 

@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from charwright.data.vocabulary import Vocabulary
     from charwright.errors import CharwrightError
     from charwright.evaluation.evaluate import Evaluation, evaluate
+    from charwright.generation.draft import Draft, Fragment
     from charwright.generation.engine import Engine
     from charwright.generation.generator import Completion, Generator
     from charwright.generation.novelty import CopyGuard, Novelty
-    from charwright.generation.session import Draft, Session
+    from charwright.generation.session import Session
     from charwright.model.language_model import LanguageModel
     from charwright.planning.recipes import RECIPES
     from charwright.run import Run
@@ -66,7 +67,8 @@ _HOMES = {
     "Generator": "generation.generator",
     "Completion": "generation.generator",
     "CopyGuard": "generation.novelty",
-    "Draft": "generation.session",
+    "Draft": "generation.draft",
+    "Fragment": "generation.draft",
     "Novelty": "generation.novelty",
     "Session": "generation.session",
     "LanguageModel": "model.language_model",
@@ -93,6 +95,7 @@ __all__ = [
     "Draft",
     "Engine",
     "Evaluation",
+    "Fragment",
     "GenerationConfig",
     "Generator",
     "LanguageModel",

@@ -740,6 +740,10 @@ static cw_text *some_texts(const writing *w, size_t numbers, uint64_t seed, int 
         text->ids = room(text->drawing ? STEPS + 1 : STEPS, sizeof *text->ids);
         for (int j = 0; j < text->length; j++) text->ids[j] = whole_noise(w->vocabulary);
         text->scores = (i + w->threads) % 2 ? room(text->drawing ? STEPS + 1 : STEPS, 8) : NULL;
+        text->likeliest_count = i % 3 == 2 ? 0 : 1 + (i + w->threads) % (w->vocabulary < 20 ? w->vocabulary : 20);
+        const size_t alternatives = (size_t)(text->drawing ? STEPS + 1 : STEPS) * text->likeliest_count;
+        text->likeliest = alternatives ? room(alternatives, sizeof *text->likeliest) : NULL;
+        text->likeliest_scores = alternatives ? room(alternatives, 8) : NULL;
         text->logits = all_logits || (i + w->threads) % 3 == 1 ? room(w->vocabulary, 8) : NULL;
         text->sampler = some_sampler(some_mask(w->vocabulary));
     }
@@ -747,10 +751,35 @@ static cw_text *some_texts(const writing *w, size_t numbers, uint64_t seed, int 
 }
 static void free_texts(const writing *w, cw_text *texts) {
     for (int i = 0; i < w->texts; i++) {
-        void *all[] = {texts[i].state, texts[i].ids, texts[i].scores, texts[i].logits, (void *)texts[i].sampler.masked};
+        void *all[] = {texts[i].state, texts[i].ids, texts[i].scores, texts[i].logits, (void *)texts[i].sampler.masked,
+                       texts[i].likeliest, texts[i].likeliest_scores};
         for (size_t j = 0; j < sizeof all / sizeof *all; j++) free(all[j]);
     }
     free(texts);
+}
+
+/* The scores of the id that a text reads next, and its alternatives: each is the best of the ids not yet among them. */
+static void check_scores(int variant, const writing *w, int number, const cw_text *text) {
+    const int V = w->vocabulary;
+    double most = -INFINITY, sum = 0;
+    for (int v = 0; v < V; v++) most = fmax(most, text->logits[v]);
+    for (int v = 0; v < V; v++) sum += exp(text->logits[v] - most);
+    const double total = most + log(sum);
+    if (text->scores)
+        writing_differs("score", w, variant, number,
+                        fabs(text->scores[text->at] - (text->logits[text->ids[text->at]] - total)), 1e-9);
+    char *used = room(V, 1);
+    for (int k = 0; k < text->likeliest_count; k++) {
+        int best = -1;
+        for (int v = 0; v < V; v++)
+            if (!used[v] && (best < 0 || text->logits[v] > text->logits[best])) best = v;
+        used[best] = 1;
+        const int64_t at = text->at * text->likeliest_count + k;
+        writing_differs("alternative", w, variant, number, abs(text->likeliest[at] - best), 0);
+        writing_differs("alternative's score", w, variant, number,
+                        fabs(text->likeliest_scores[at] - (text->logits[best] - total)), 1e-9);
+    }
+    free(used);
 }
 
 static void check_writing(int variant, writing w) {
@@ -805,13 +834,7 @@ static void check_writing(int variant, writing w) {
                 draw_differs("text", text->ids[text->at], expected, &before, V);
                 writing_differs("length", &w, variant, i, text->length != step + 2, 0);
             }
-            if (text->scores && text->at < text->length) {
-                double most = -INFINITY, sum = 0;
-                for (int v = 0; v < V; v++) most = fmax(most, text->logits[v]);
-                for (int v = 0; v < V; v++) sum += exp(text->logits[v] - most);
-                const double expected = text->logits[text->ids[text->at]] - most - log(sum);
-                writing_differs("score", &w, variant, i, fabs(text->scores[text->at] - expected), 1e-9);
-            }
+            if (text->at < text->length) check_scores(variant, &w, i, text);
         }
     }
 
@@ -825,6 +848,9 @@ static void check_writing(int variant, writing w) {
         same = same && !memcmp(a->state, b->state, numbers * 4);
         same = same && (!b->logits || !memcmp(a->logits, b->logits, (size_t)V * 8));
         same = same && (!b->scores || !memcmp(a->scores, b->scores, (size_t)a->length * 8));
+        const size_t alternatives = (size_t)a->length * a->likeliest_count;
+        same = same && (!b->likeliest || !memcmp(a->likeliest, b->likeliest, alternatives * sizeof *a->likeliest));
+        same = same && (!b->likeliest || !memcmp(a->likeliest_scores, b->likeliest_scores, alternatives * 8));
         writing_differs("text at once", &w, variant, i, !same, 0);
     }
 

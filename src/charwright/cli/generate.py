@@ -24,8 +24,9 @@ from charwright.signals import handling
 
 if TYPE_CHECKING:
     from charwright.data.vocabulary import Vocabulary
+    from charwright.generation.draft import Draft, Guard, Paused
     from charwright.generation.generator import Completion, Generator
-    from charwright.generation.session import Draft, Guard, Paused, Session
+    from charwright.generation.session import Session
     from charwright.run import Run
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_copy", "num", "seed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from charwright.config import VocabularyConfig
-from charwright.data.code_points import IdTable, frequent_characters
+from charwright.data.code_points import UNICODE_SIZE, IdTable, frequent_characters
 from charwright.data.decoders import CharacterDecoder, StreamDecoder
 from charwright.errors import VocabularyError
 
@@ -93,6 +94,14 @@ class Vocabulary:
         """Return the distinct characters of a text that are not in the vocabulary, in order of appearance."""
         known = set(self.characters)
         return [character for character in dict.fromkeys(text) if character not in known]
+
+    @property
+    def unknown_nats(self) -> float:
+        """What [UNK] leaves open, in nats: which of all characters outside the vocabulary it is.
+
+        Such a character costs -ln p([UNK]) and this. See docs/explanation/losses.md.
+        """
+        return math.log(UNICODE_SIZE - len(self))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON, which `vocabulary_from_json` reads."""

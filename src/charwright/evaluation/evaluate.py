@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from charwright.data.code_points import UNICODE_SIZE
 from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
 from charwright.errors import CorpusError, UsageError
 from charwright.model.cells import State
@@ -105,7 +104,7 @@ def evaluation_of(nats: npt.NDArray[np.floating[Any]], vocabulary: Vocabulary, t
     """The evaluation from -ln p (N,) of the N ids that follow the first id of `text`."""
     ids = vocabulary.encode(text)
     unknown = ids[1 : len(nats) + 1] == UNKNOWN_ID
-    exact = nats.astype(np.float64) + unknown * math.log(UNICODE_SIZE - len(vocabulary))
+    exact = nats.astype(np.float64) + unknown * vocabulary.unknown_nats
     # A byte-level text has fewer characters than ids; the predicted fraction is the same.
     chars = round(len(exact) * (len(text) - 1) / (len(ids) - 1))
     mean = float(exact.sum()) / chars

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
+from charwright.generation.draft import incomplete
 from charwright.generation.endings import Endings
 from charwright.generation.engine import MOST_STEPS, Engine
 from charwright.generation.masks import Mask
-from charwright.generation.session import incomplete
 from charwright.generation.streams import Stream
 
 Ids = npt.NDArray[np.int32]

@@ -80,12 +80,11 @@ class Engine:
         `drawing` needs at least one id to read, a stream without it `steps`.
 
         Raises:
-            UsageError: if a stream has too few ids to read, or its state does not fit this engine.
+            UsageError: if a stream has too few ids to read, or its state or buffers do not fit this engine.
         """
         for stream in streams:
             self._check_state(stream.state[None])
-            if not all(array.flags.c_contiguous for array in (stream.ids, stream.scores) if array is not None):
-                raise UsageError("a stream's ids and scores must be contiguous arrays")
+            self._check_buffers(stream)
             if stream.unread < (1 if stream.drawing else steps):
                 raise UsageError(f"a stream has {stream.unread} ids to read, too few for {steps} steps")
             stream.make_room(steps + 1)
@@ -144,6 +143,26 @@ class Engine:
             wrong = ids[(ids < 0) | (ids >= self.vocabulary_size)][0]
             raise UsageError(f"id {wrong} is outside the vocabulary of {self.vocabulary_size}")
 
+    def _check_buffers(self, stream: Stream) -> None:
+        """The kernels write into these arrays, wherever they lie."""
+        ids, scores, others = stream.ids, stream.scores, stream.alternatives
+        if not _is_array(ids, np.int32, ids.shape[:1]) or not (
+            scores is None or _is_array(scores, np.float64, ids.shape)
+        ):
+            raise UsageError("a stream's ids (int32) and scores (float64) must be contiguous arrays of the same length")
+        if others is not None:
+            shape = (len(ids), *others.ids.shape[1:])
+            if not (
+                0 < others.ids.shape[-1] <= self.vocabulary_size
+                and len(shape) == 2
+                and _is_array(others.ids, np.int32, shape)
+                and _is_array(others.scores, np.float64, shape)
+            ):
+                raise UsageError(
+                    "a stream's alternatives must be contiguous arrays of ids (int32) and scores (float64), for each "
+                    f"of its ids 1 to {self.vocabulary_size} of them"
+                )
+
     def _check_state(self, state: npt.NDArray[Any]) -> None:
         wanted = (self.config.layers, STATES[self.config.cell], self._backend.units)
         right = state.shape[1:] == wanted and state.dtype == self._backend.state_type
@@ -152,6 +171,10 @@ class Engine:
                 f"this engine's states are {np.dtype(self._backend.state_type)} arrays of shape (streams, "
                 f"{', '.join(map(str, wanted))}) with contiguous, writable rows; zero_state() returns one"
             )
+
+
+def _is_array(array: npt.NDArray[Any], kind: type[np.generic], shape: tuple[int, ...]) -> bool:
+    return array.shape == shape and array.dtype == kind and array.flags.c_contiguous
 
 
 def _cores() -> int:

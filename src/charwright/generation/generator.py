@@ -14,9 +14,10 @@ from charwright.config import GenerationConfig, ModelConfig
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import UsageError
 from charwright.generation.beams import beam_search
+from charwright.generation.draft import Draft, Guard
 from charwright.generation.engine import Engine
 from charwright.generation.masks import allowed
-from charwright.generation.session import Draft, Guard, Session, prompt_ids
+from charwright.generation.session import Session, prompt_ids
 
 
 class Trained(Protocol):

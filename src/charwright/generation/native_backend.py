@@ -196,12 +196,16 @@ class NativeBackend:
 
 
 def _buffers(stream: Stream) -> kernels.StreamBuffers:
+    others = stream.alternatives
     return kernels.StreamBuffers(
         state=stream.state.ctypes.data,
         ids=stream.ids.ctypes.data,
         length=stream.length,
         at=stream.at,
         scores=None if stream.scores is None else stream.scores.ctypes.data,
+        likeliest=None if others is None else others.ids.ctypes.data,
+        likeliest_scores=None if others is None else others.scores.ctypes.data,
+        likeliest_count=0 if others is None else others.ids.shape[1],
         logits=None if stream.logits is None else stream.logits.ctypes.data,
         drawing=stream.drawing,
         sampler=native_sampler(stream.sampler, stream.drawn),

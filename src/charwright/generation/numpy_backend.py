@@ -61,12 +61,22 @@ def _move_on(stream: Stream, logits: Float64s) -> None:
         stream.drawn += 1
         stream.length += 1
     stream.at += 1
-    if stream.scores is not None and stream.at < stream.length:
-        highest = logits.max()
-        total = float(np.exp(logits - highest).sum())
-        stream.scores[stream.at] = logits[stream.ids[stream.at]] - highest - np.log(total)
+    if stream.at < stream.length and (stream.scores is not None or stream.alternatives is not None):
+        _score(stream, logits)
     if stream.logits is not None:
         stream.logits[:] = logits
+
+
+def _score(stream: Stream, logits: Float64s) -> None:
+    """The score of the stream's next id and its alternatives, as far as they are wanted."""
+    highest = logits.max()
+    log_sum = np.log(float(np.exp(logits - highest).sum()))
+    if stream.scores is not None:
+        stream.scores[stream.at] = logits[stream.ids[stream.at]] - highest - log_sum
+    if (others := stream.alternatives) is not None:
+        likeliest = np.argsort(-logits, kind="stable")[: others.ids.shape[1]]
+        others.ids[stream.at] = likeliest
+        others.scores[stream.at] = logits[likeliest] - highest - log_sum
 
 
 class NumpyBackend(_Stepwise):

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from charwright.errors import DamagedRunError, UsageError
+from charwright.generation.draft import Paused
 from charwright.generation.engine import PRECISIONS, Engine
 from charwright.generation.repetition import PENALTY_WINDOW
 from charwright.generation.sampling import Sampler
-from charwright.generation.session import Paused
 from charwright.generation.streams import Stream
 from charwright.storage import read_mixed_arrays, write_arrays
 

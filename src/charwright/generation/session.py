@@ -6,8 +6,6 @@ No text depends on the others in the batch. `Generator` is built on this, and so
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -15,138 +13,23 @@ import numpy.typing as npt
 from charwright.config import GenerationConfig
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import UsageError
+from charwright.generation.draft import Draft, Guard, Paused
 from charwright.generation.endings import Endings
 from charwright.generation.engine import MOST_STEPS, MOST_STREAMS, Engine
 from charwright.generation.masks import Mask, allowed
 from charwright.generation.sampling import Sampler
-from charwright.generation.streams import Stream
-
-Float64s = npt.NDArray[np.float64]
-Ids = npt.NDArray[np.int32]
+from charwright.generation.streams import Alternatives, Stream
 
 MOST_PROMPT = 1_000_000
 """Characters of a prompt. What a recurrent network read further back no longer affects what it generates."""
 
-Guard = Callable[[Ids], Mask]
-"""From the ids so far to a mask (V,) of the ids that must not come next."""
-
-LONGEST_INCOMPLETE = 3  # bytes of a character without its last one
+MOST_ALTERNATIVES = 20
+"""Alternatives to a character: more are of no use to a reader, and sorting them takes time."""
 
 # The target duration of an engine call: short enough to respond to a key at once, long enough to amortize the call.
 CALL_S = 0.008
 MANY = 8  # More texts than this are not watched letter by letter: longer calls reduce the overhead.
 MANY_CALL_S = 0.05
-
-
-@dataclass(eq=False)
-class Paused:
-    """A paused text: its stream, and the ids that were sampled but not shown yet."""
-
-    stream: Stream
-    unshown: Ids
-    """The start of a possible stop string, text after the end of a sentence, or bytes of an incomplete character."""
-
-
-@dataclass(eq=False)
-class Draft:
-    """One text while it is generated, and afterwards."""
-
-    prompt: str
-    config: GenerationConfig
-    stream: Stream
-    vocabulary: Vocabulary
-    endings: Endings
-    guard: Guard | None = None
-    left: int = 0
-    """Characters left to generate."""
-    ended: str | None = None
-    """Why it ended: `length`, `stop`, `line`, `paragraph` or `sentence`; None while it continues."""
-    logprobs: list[float] = field(default_factory=list)
-    """ln p of each character under the model, at temperature 1 and without masks, if requested.
-
-    NaN for characters that were sampled before a pause and shown after it.
-    """
-    _written: list[str] = field(default_factory=list)  # what `pop` returns next
-    _seen: int = 0  # ids decoded since the start of the stream
-    _shown: int = 0  # characters
-    _logprob: float = 0.0  # of the bytes of an incomplete character
-    _mask: Mask | None = None  # without the guard's mask
-    _partial: Ids = field(default_factory=lambda: np.zeros(0, dtype=np.int32))  # the bytes of an incomplete character
-    _rest: str = ""  # sampled after the end
-
-    def __post_init__(self) -> None:
-        """Start to decode after the prompt."""
-        self._decoder = self.vocabulary.decoder()
-
-    def pop(self) -> str:
-        """Return the text generated since the last call."""
-        piece = "".join(self._written)
-        self._written.clear()
-        return piece
-
-    @property
-    def shown(self) -> int:
-        """The number of characters generated."""
-        return self._shown
-
-    def most_steps(self, wanted: int, *, one_by_one: bool) -> int:
-        """The number of steps until the sampled ids must be examined: for its end, or by the guard."""
-        reading = self.stream.unread - 1  # steps that only read
-        if self.guard is not None or (one_by_one and self.endings.waiting):
-            return min(wanted, max(reading, 1))
-        return min(wanted, reading + self.left)
-
-    def guarded(self) -> None:
-        """Mask what the guard forbids for the next draw, unless nothing else is left."""
-        if self.guard is None or self.stream.unread > 1 or self._mask is None:
-            return
-        mask = self._mask | self.guard(self.stream.ids[: self.stream.length])
-        assert self.stream.sampler.masked is not None
-        self.stream.sampler.masked[:] = self._mask if mask.all() else mask
-
-    def take_in(self) -> None:
-        """Decode the ids that the engine has sampled."""
-        stream = self.stream
-        fresh = slice(self._seen - stream.forgotten, stream.length)
-        self._seen = stream.forgotten + stream.length
-        self.read(stream.ids[fresh], None if stream.scores is None else stream.scores[fresh])
-
-    def read(self, ids: Ids, scores: Float64s | None) -> None:
-        """Append these ids to the text, with ln p of each if requested."""
-        self._partial = incomplete(self.vocabulary, np.concatenate([self._partial, ids]))
-        if scores is None:
-            self._add(self._decoder.feed_all(ids))
-            return
-        for index, logprob in zip(ids.tolist(), scores.tolist(), strict=True):
-            self._logprob += logprob
-            if piece := self._decoder.feed(index):
-                # A broken byte before a character yields two characters at once: the first gets the sum.
-                self.logprobs += [self._logprob, *([0.0] * (len(piece) - 1))]
-                self._logprob = 0.0
-                self._add(piece)
-        del self.logprobs[self._shown if self.ended else len(self.logprobs) :]
-
-    def paused(self) -> Paused:
-        """Return what another draft needs to continue this text. This draft must not be continued."""
-        held = self.vocabulary.encode(self._rest if self.ended else self.endings.held)
-        return Paused(self.stream, np.concatenate([held, self._partial]))
-
-    def _add(self, piece: str) -> None:
-        if self.ended:
-            self._rest += piece
-            return
-        piece, self._rest = piece[: self.left], piece[self.left :]
-        self.left -= len(piece)
-        self._show(self.endings.feed(piece))
-        self.ended = self.endings.ended
-        self._rest = self.endings.behind + self._rest
-        if not self.ended and self.left == 0:
-            self._show(self.endings.flush())
-            self.ended = "length"
-
-    def _show(self, text: str) -> None:
-        self._written.append(text)
-        self._shown += len(text)
 
 
 class Session:
@@ -168,6 +51,9 @@ class Session:
         guard: Guard | None = None,
         logprobs: bool = False,
         start: Paused | None = None,
+        alternatives: int = 0,
+        echo: bool = False,
+        score_only: bool = False,
     ) -> Draft:
         """Start a text, or continue `start`, with its own seed if `config` has none.
 
@@ -177,17 +63,26 @@ class Session:
         One call joins one text, regardless of the config's `num`. `max_copy` requires a guard
         (`CopyGuard(training ids, V, max_copy).forbidden`), since only the caller has the training text.
 
+        `logprobs` fills `Draft.logprobs`; `alternatives`, from 1 to 20, does too, and fills `Draft.alternatives` with
+        so many for each character, or with all V if there are fewer. With `echo`, the characters of the prompt get
+        whichever of these was requested, in `Draft.prompt_logprobs` and `Draft.prompt_alternatives`. With `score_only`
+        nothing is generated, regardless of the config's `length`: the text ends when the scores of its prompt are
+        known, which may be at once.
+
         Raises:
-            UsageError: if no id is allowed, the prompt is too long, or the guard is missing.
+            UsageError: if no id is allowed, the prompt is too long, the guard is missing, the model generates bytes
+                and alternatives are requested, or the prompt of a continued text is to be scored.
         """
         if config.max_copy is not None and guard is None:
             raise UsageError("max_copy requires a guard with the training text: create one with novelty.CopyGuard")
-        mask = ~allowed(self.vocabulary, config)
+        if start is not None and (echo or score_only):
+            raise UsageError("the prompt of a continued text cannot be scored: echo and score_only need a new text")
+        ids, mask = prompt_ids(self.vocabulary, prompt), ~allowed(self.vocabulary, config)
         track = Stream(self.engine.zero_state()[0]) if start is None else start.stream
-        if logprobs:
-            track.scores = np.zeros(len(track.ids))
+        track.drawing = not score_only
+        self._request_scores(track, alternatives, logprobs=logprobs)
         if prompt or start is None:
-            track.feed(prompt_ids(self.vocabulary, prompt))
+            track.feed(ids)
         track.sampler = _sampler(
             config, mask if guard is None else mask.copy(), track.sampler, stream, start is not None
         )
@@ -196,8 +91,12 @@ class Session:
         endings = Endings(config.stop, config.until)
         draft = Draft(prompt, config, track, self.vocabulary, endings, guard, left=config.length)
         draft._mask, draft._seen = mask, track.forgotten + track.length
+        if echo and prompt and track.scores is not None:
+            draft.score_prompt(ids)
+        if score_only:
+            draft.generate_nothing()
         if start is not None and not prompt:
-            draft.read(start.unshown, np.full(len(start.unshown), np.nan) if logprobs else None)
+            draft.read_again(start.unshown)
         if draft.ended is None:
             self.drafts.append(draft)
         return draft
@@ -234,6 +133,15 @@ class Session:
         self.drafts = [draft for draft in self.drafts if draft.ended is None]
         return drafts
 
+    def _request_scores(self, stream: Stream, alternatives: int, *, logprobs: bool) -> None:
+        if not 0 <= alternatives <= MOST_ALTERNATIVES:
+            raise UsageError(f"a character has from 0 to {MOST_ALTERNATIVES} alternatives, not {alternatives}")
+        if alternatives and self.vocabulary.level == "byte":
+            raise UsageError("this model generates bytes: only a model of characters has alternatives to a character")
+        capacity, count = len(stream.ids), min(alternatives, len(self.vocabulary))
+        stream.scores = np.zeros(capacity) if logprobs or count else None
+        stream.alternatives = Alternatives.of(count, capacity) if count else None
+
     def _learn(self, steps: int, seconds: float, wanted_s: float) -> None:
         """Double or halve the number of steps of the next call, by the time of this one."""
         if seconds < wanted_s / 2 and steps >= self._steps:
@@ -259,16 +167,6 @@ def prompt_is_too_long() -> UsageError:
         f"the prompt has more than {MOST_PROMPT:,} characters, and text that far back makes no difference: pass only"
         " its end"
     )
-
-
-def incomplete(vocabulary: Vocabulary, ids: Ids) -> Ids:
-    """The trailing ids that are bytes of an incomplete character."""
-    if vocabulary.level != "byte":
-        return ids[:0]
-    for size in range(min(LONGEST_INCOMPLETE, len(ids)), 0, -1):
-        if not vocabulary.decoder().feed_all(ids[-size:]):
-            return ids[-size:]
-    return ids[:0]
 
 
 def _sampler(config: GenerationConfig, mask: Mask, before: Sampler, stream: int, resumed: bool) -> Sampler:

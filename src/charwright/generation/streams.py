@@ -18,6 +18,22 @@ ROOM = 256
 """The smallest capacity of a stream's buffer, in ids. The oldest ids are dropped."""
 
 
+@dataclass(eq=False)
+class Alternatives:
+    """The K most likely ids at each position of a stream under the model, whatever the sampler allows.
+
+    The likeliest comes first; of equals, the smaller id.
+    """
+
+    ids: Ids  # (capacity, K)
+    scores: Float64s  # (capacity, K): ln p of each, at temperature 1
+
+    @classmethod
+    def of(cls, count: int, capacity: int = 0) -> Alternatives:
+        """Zeros for `count` alternatives, at most V, at each of `capacity` positions."""
+        return cls(np.zeros((capacity, count), dtype=np.int32), np.zeros((capacity, count)))
+
+
 @dataclass
 class Stream:
     """One text inside the engine: the network's state, and the ids that were read, sampled, or are still to be read."""
@@ -32,6 +48,7 @@ class Stream:
     scores: Float64s | None = field(default=None, repr=False)  # for each of `ids`: ln p under the model, if computed
     logits: Float64s | None = field(default=None, repr=False)  # (V,): after the last step
     forgotten: int = 0  # ids dropped from the buffer
+    alternatives: Alternatives | None = field(default=None, repr=False)  # for each of `ids`, if computed
 
     @property
     def unread(self) -> int:
@@ -54,10 +71,13 @@ class Stream:
         self.ids = _moved(self.ids, first, kept, size)
         if self.scores is not None:
             self.scores = _moved(self.scores, first, kept, size)
+        if (others := self.alternatives) is not None:
+            moved = (_moved(array, first, kept, size) for array in (others.ids, others.scores))
+            self.alternatives = Alternatives(*moved)
         self.length, self.at, self.forgotten = kept, self.at - first, self.forgotten + first
 
 
 def _moved(array: npt.NDArray[Any], first: int, kept: int, size: int) -> npt.NDArray[Any]:
-    moved = np.zeros(size, dtype=array.dtype)
+    moved = np.zeros((size, *array.shape[1:]), dtype=array.dtype)
     moved[:kept] = array[first : first + kept]
     return moved

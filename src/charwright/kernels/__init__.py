@@ -17,7 +17,7 @@ from pathlib import Path
 
 from charwright.errors import UsageError
 
-ABI = 6
+ABI = 7
 CELL_CODES = {"gru": 0, "lstm": 1, "rnn": 2}
 UNITS_MULTIPLE = 16
 """The kernels require a number of units that is a multiple of this; callers pad with zeros."""
@@ -92,8 +92,11 @@ class StreamBuffers(ctypes.Structure):
         ("length", ctypes.c_int64),
         ("at", ctypes.c_int64),
         ("scores", ctypes.c_void_p),
-        ("logits", ctypes.c_void_p),
+        ("likeliest", ctypes.c_void_p),
+        ("likeliest_scores", ctypes.c_void_p),
+        ("likeliest_count", ctypes.c_int32),
         ("drawing", ctypes.c_int32),
+        ("logits", ctypes.c_void_p),
         ("sampler", Sampler),
     )
 

@@ -17,7 +17,7 @@
 
 enum { CW_GRU = 0, CW_LSTM = 1, CW_RNN = 2 };
 
-#define CW_ABI 6
+#define CW_ABI 7
 
 /* The storage type of weights and activations, and of the products' operands. */
 #define CW_F32 0
@@ -143,8 +143,12 @@ typedef struct {
     int32_t *ids;       /* with room for the sampled ids */
     int64_t length, at; /* the number of ids; the index of the next to read */
     double *scores;     /* scores[i] = ln p(ids[i] | the ids before), for every i > at; or NULL */
-    double *logits;     /* (V): after the last step; or NULL */
+    int32_t *likeliest; /* (capacity, K): for every i > at, the K most likely ids given the ids before, the likeliest
+                           first, of equals the smaller id; or NULL */
+    double *likeliest_scores;  /* (capacity, K): ln p of each; with `likeliest` */
+    int32_t likeliest_count;   /* K, at most V */
     int32_t drawing;    /* sample when all ids are read */
+    double *logits;     /* (V): after the last step; or NULL */
     cw_sampler sampler;
 } cw_text;
 

@@ -19,17 +19,49 @@ static int last_is_read(const cw_text *text) { return text->at + 1 == text->leng
 int cw_head_needed(const cw_writing *writing) {
     for (int i = 0; i < writing->count; i++) {
         const cw_text *text = writing->texts + i;
-        if (text->scores || text->logits || (text->drawing && last_is_read(text))) return 1;
+        if (text->scores || text->likeliest || text->logits || (text->drawing && last_is_read(text))) return 1;
     }
     return 0;
 }
 
-/* ln of the probability of an id under the model. */
-static double score(const double *logits, int vocabulary, int32_t id) {
+/* The largest logit, and ln of the sum of exp(logit - largest): ln p of an id is its logit less both. */
+typedef struct {
+    double highest, log_sum;
+} totals;
+
+static totals totals_of(const double *logits, int vocabulary) {
     double highest = logits[0], sum = 0;
     for (int i = 1; i < vocabulary; i++) highest = logits[i] > highest ? logits[i] : highest;
     for (int i = 0; i < vocabulary; i++) sum += exp(logits[i] - highest);
-    return logits[id] - highest - log(sum);
+    return (totals){highest, log(sum)};
+}
+
+/* The `count` most likely ids with ln p of each. Few logits exceed the least of those found so far, so this is little
+ * more than one comparison for each. */
+static void find_likeliest(const double *logits, int vocabulary, totals all, int count, int32_t *ids, double *scores) {
+    int found = 0;
+    for (int32_t id = 0; id < vocabulary; id++) {
+        if (found == count && !(logits[id] > scores[count - 1])) continue;
+        int at = found < count ? found++ : count - 1;
+        for (; at > 0 && logits[id] > scores[at - 1]; at--) {
+            ids[at] = ids[at - 1];
+            scores[at] = scores[at - 1];
+        }
+        ids[at] = id;
+        scores[at] = logits[id];
+    }
+    for (int i = 0; i < found; i++) scores[i] = scores[i] - all.highest - all.log_sum;
+}
+
+/* The scores of a text's next id, as far as they are wanted. */
+static void score(cw_text *text, const double *logits, int vocabulary) {
+    const totals all = totals_of(logits, vocabulary);
+    if (text->scores) text->scores[text->at] = logits[text->ids[text->at]] - all.highest - all.log_sum;
+    if (text->likeliest) {
+        const int64_t first = text->at * text->likeliest_count;
+        find_likeliest(logits, vocabulary, all, text->likeliest_count, text->likeliest + first,
+                       text->likeliest_scores + first);
+    }
 }
 
 void cw_read_on(const cw_writing *writing, int number, int thread) {
@@ -42,8 +74,7 @@ void cw_read_on(const cw_writing *writing, int number, int thread) {
         text->length++;
     }
     text->at++;
-    if (text->scores && text->at < text->length)
-        text->scores[text->at] = score(logits, vocabulary, text->ids[text->at]);
+    if ((text->scores || text->likeliest) && text->at < text->length) score(text, logits, vocabulary);
     if (text->logits) memcpy(text->logits, logits, (size_t)vocabulary * sizeof *logits);
 }
 
