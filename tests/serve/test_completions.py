@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from charwright.config import GenerationConfig
-from charwright.data.vocabulary import UNKNOWN_ID
 from services import MODELS, Running
 from writers import random_writer
 
@@ -149,7 +148,7 @@ def test_alternatives_are_the_most_likely_characters(running: Running) -> None:
         logits = generator.engine.step(np.array([index]), state)[0]
         logp = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
         best = np.argsort(-logp, kind="stable")[:3]
-        named = {generator.vocabulary.tokens[i] if i != UNKNOWN_ID else "\ufffd": float(logp[i]) for i in best}
+        named = {generator.vocabulary.tokens[i]: float(logp[i]) for i in best}
         named[text[at]] = float(logp[ids[at]])
         assert found["top_logprobs"][at] == pytest.approx(named, abs=2e-6)
 

@@ -38,10 +38,10 @@ class Paused:
 class Fragment:
     """A part of a text, with the scores of its characters as far as they were requested."""
 
-    text: str
-    logprobs: list[float]
+    text: str = ""
+    logprobs: list[float] = field(default_factory=list)
     """As in `Draft.logprobs`: one for each character, or none."""
-    alternatives: list[Choices]
+    alternatives: list[Choices] = field(default_factory=list)
     """As in `Draft.alternatives`: one for each character, or none."""
 
 

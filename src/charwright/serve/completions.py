@@ -14,8 +14,8 @@ from starlette.types import Receive, Scope, Send
 
 from charwright.config import GenerationConfig
 from charwright.errors import CharwrightError, UsageError
+from charwright.generation.draft import Guard
 from charwright.generation.masks import allowed
-from charwright.generation.session import Guard
 from charwright.serve.answers import Answer
 from charwright.serve.bodies import read_body
 from charwright.serve.jobs import ClientGoneError, Job

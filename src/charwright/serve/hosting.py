@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import UsageError
+from charwright.generation.draft import Guard
 from charwright.generation.generator import Generator
 from charwright.generation.novelty import CopyGuard
-from charwright.generation.session import Guard
 from charwright.run import Run
 
 ReadText = Callable[[Run], str]

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from charwright.config import GenerationConfig
-from charwright.generation.draft import Draft
-from charwright.generation.session import Guard
+from charwright.generation.draft import Draft, Guard
 from charwright.serve.refusals import Refusal
 from charwright.serve.requests import CompletionRequest
 from charwright.serve.scheduler import Delivery, Order, Text

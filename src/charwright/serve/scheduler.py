@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from charwright.config import GenerationConfig
-from charwright.generation.draft import Draft, Fragment
+from charwright.generation.draft import Draft, Fragment, Guard
 from charwright.generation.engine import MOST_STREAMS
 from charwright.generation.generator import Generator
-from charwright.generation.session import Guard, Session
+from charwright.generation.session import Session
 
 FIRST_STEPS = 8
 """Steps beyond the prompt in the first call of a text, so that its first characters come soon."""
@@ -107,8 +107,10 @@ class Scheduler:
         return self._thread.is_alive()
 
     def _run(self) -> None:
-        while self._take_changes():
+        while True:
             try:
+                if not self._take_changes():
+                    return
                 self._advance()
             except Exception:  # A defect must not end the service: the texts of this batch fail, later ones may not.
                 logger.exception("the engine failed")
@@ -154,20 +156,24 @@ class Scheduler:
                 del self._texts[draft]
 
     def _join(self) -> list[tuple[Text, Delivery]]:
-        joined = []
+        deliveries = []
         while self._waiting and len(self._texts) < MOST_STREAMS:
             text = self._waiting.popleft()
             try:
-                self._begin(text)
-                joined.append((text, Delivery(Fragment())))
+                draft = text.draft = self._begin(text.order)
             except Exception:  # A defect, since requests are checked before: only this text fails.
                 logger.exception("a text could not be started")
-                joined.append((text, Delivery(Fragment(), "failed")))
-        return joined
+                deliveries.append((text, Delivery(Fragment(), "failed")))
+                continue
+            deliveries.append((text, Delivery(Fragment())))
+            if draft.ended is None:
+                self._texts[draft] = text
+            else:  # It has nothing to generate.
+                deliveries.append((text, Delivery(draft.take(), draft.ended)))
+        return deliveries
 
-    def _begin(self, text: Text) -> None:
-        order = text.order
-        text.draft = self._session.join(
+    def _begin(self, order: Order) -> Draft:
+        return self._session.join(
             order.prompt,
             order.config,
             order.index,
@@ -177,7 +183,6 @@ class Scheduler:
             echo=order.echo,
             score_only=order.length == 0,
         )
-        self._texts[text.draft] = text
 
     def _new_session(self) -> Session:
         return Session(self._generator.engine, self._generator.vocabulary)
