@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from charwright.schema import field_names
 
 if TYPE_CHECKING:
     from charwright.run import Run
+    from charwright.serve.hosting import ReadText
 
 
 LARGEST_KEY_FILE = 1 << 20  # bytes
@@ -152,7 +154,7 @@ def _require_extra() -> None:
         import pydantic  # noqa: F401
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise MissingExtraError("charwright serve", "serve") from error
 
 
@@ -185,10 +187,12 @@ def _named(run: str) -> tuple[str | None, Path]:
     return name, Path(folder)
 
 
-def _reader(corpus: Sequence[str]) -> Any:
+def _reader(corpus: Sequence[str]) -> ReadText:
     def read(run: Run) -> str:
-        from charwright.cli.corpora import training_text
+        from charwright.data.corpus import Places
+        from charwright.workflow.texts import training_text_of_run
 
-        return training_text(run, corpus)
+        # A request must not start a download.
+        return training_text_of_run(run, corpus, dataclasses.replace(Places.of_this_user(), offline=True))
 
     return read

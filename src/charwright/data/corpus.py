@@ -72,13 +72,14 @@ class Places:
     """Where corpora are read from; passed as an argument so that tests need no patching.
 
     `data_folder` (CHARWRIGHT_DATA) is searched first for published texts, `cache_folder` holds downloads, `stdin` is
-    what `-` reads, and `progress` is a pooch progress bar or None.
+    what `-` reads, and `progress` is a pooch progress bar or None. `offline` refuses downloads.
     """
 
     cache_folder: Path
     data_folder: Path | None = None
     stdin: BinaryIO | None = None
     progress: Any = None
+    offline: bool = False
 
     @classmethod
     def of_this_user(cls, stdin: BinaryIO | None = None, progress: Any = None) -> Places:
@@ -198,12 +199,12 @@ def _read_kind(kind: str, location: str, config: CorpusConfig, places: Places) -
             raise CorpusError("there is no standard input to read; give a file")
         text = decode(places.stdin.read(), config, "standard input")
     elif kind == "url":
-        path = named.download(location, places.cache_folder, places.progress)
+        path = named.download(location, places.cache_folder, places.progress, offline=places.offline)
         data = decompressed(path.read_bytes(), Path(urlsplit(location).path).suffix, location)
         text = decode(data, config, location)
     elif location in named.NAMES:
         # --encoding applies to the user's files; named corpora are always UTF-8.
-        data = named.read(location, places.data_folder, places.cache_folder, places.progress)
+        data = named.read(location, places.data_folder, places.cache_folder, places.progress, offline=places.offline)
         text = decode(data, replace(config, encoding="utf-8"), location)
     else:
         raise CorpusNotFoundError(_not_found_message(location, Path(location)))

@@ -33,7 +33,9 @@ SHAKESPEARE = PublishedText(
 )
 
 
-def find_published(published: PublishedText, data_folder: Path | None, cache_folder: Path, progress: Any) -> Path:
+def find_published(
+    published: PublishedText, data_folder: Path | None, cache_folder: Path, progress: Any, *, offline: bool = False
+) -> Path:
     """Return the file of a published text, from the data folder, the cache or the network.
 
     Raises:
@@ -44,7 +46,14 @@ def find_published(published: PublishedText, data_folder: Path | None, cache_fol
     reasons = []
     for mirror in published.mirrors:
         try:
-            return download(mirror, cache_folder, progress, sha256=published.sha256, file_name=published.file_name)
+            return download(
+                mirror,
+                cache_folder,
+                progress,
+                sha256=published.sha256,
+                file_name=published.file_name,
+                offline=offline,
+            )
         except DownloadError as error:
             reasons.append(str(error))
     raise DownloadError(
@@ -77,17 +86,27 @@ def kept_copy(url: str, cache_folder: Path) -> Path | None:
 
 
 def download(
-    url: str, cache_folder: Path, progress: Any, *, sha256: str | None = None, file_name: str | None = None
+    url: str,
+    cache_folder: Path,
+    progress: Any,
+    *,
+    sha256: str | None = None,
+    file_name: str | None = None,
+    offline: bool = False,
 ) -> Path:
     """Download `url` into the cache folder unless it is there; `progress` is a pooch progress bar or None.
 
     Raises:
-        DownloadError: when the host is unreachable, answers with an error or sends an unexpected file.
+        DownloadError: when the host is unreachable, answers with an error or sends an unexpected file, or the file
+            is not in the cache folder and `offline` refuses to download it.
     """
     import logging
 
     import pooch
     import requests
+
+    if offline and not (cache_folder / (file_name or pooch.utils.unique_file_name(url))).is_file():
+        raise DownloadError(f"{url} has not been downloaded")
 
     pooch.get_logger().setLevel(logging.ERROR)
     try:
@@ -145,7 +164,7 @@ PUBLISHED: dict[str, PublishedText] = {"shakespeare": SHAKESPEARE}
 NAMES: tuple[str, ...] = (*PUBLISHED, *GENERATED)
 
 
-def read(name: str, data_folder: Path | None, cache_folder: Path, progress: Any) -> bytes:
+def read(name: str, data_folder: Path | None, cache_folder: Path, progress: Any, *, offline: bool = False) -> bytes:
     """Return a named corpus as UTF-8.
 
     Raises:
@@ -154,4 +173,4 @@ def read(name: str, data_folder: Path | None, cache_folder: Path, progress: Any)
     """
     if name in GENERATED:
         return GENERATED[name]().encode("utf-8")
-    return find_published(PUBLISHED[name], data_folder, cache_folder, progress).read_bytes()
+    return find_published(PUBLISHED[name], data_folder, cache_folder, progress, offline=offline).read_bytes()

@@ -48,13 +48,13 @@ class Admission:
             )
             raise busy(429, message, self.retry_s(), "caller")
         if self.held + texts > MOST_STREAMS + self._limits.max_waiting:
-            raise self.full()
+            raise self.full("full")
         self._callers[caller] += texts
         self.held += texts
 
-    def full(self) -> Refusal:
-        """The refusal when there is no room."""
-        return busy(503, "the service is full", self.retry_s(), "full")
+    def full(self, reason: str) -> Refusal:
+        """The refusal when there is no room: the queue is `full`, or the `wait` for a place was too long."""
+        return busy(503, "the service is full", self.retry_s(), reason)
 
     def start(self) -> None:
         """Count a text that has got a place."""

@@ -54,22 +54,28 @@ class Completions:
         if service.draining:
             raise busy(503, "the service is ending", 1, "drain")
         served = service.model(request.model)
-        config = _checked(request, served)
-        guard = await _guard(request, served)
-        job = Job(service, served, request, config, caller=scope["state"]["caller"], began=began, guard=guard)
+        job = Job(service, served, request, _checked(request, served), caller=scope["state"]["caller"], began=began)
         scope["state"]["job"] = job
         try:
-            async with _watched(job, receive):
-                with job.running():
-                    await job.turn(service.limits.wait_s)
-                    deadline = began + service.limits.total_s
-                    if request.stream:
-                        await self._stream(job, scope, send, deadline)
-                    else:
-                        answer = await _whole(job, deadline)
-                        await Response(answer, media_type="application/json")(scope, receive, send)
+            with job.admitted():
+                async with _watched(receive):
+                    await self._carry_out(job, scope, receive, send, began + service.limits.total_s)
         except ClientGoneError:
             service.metrics.abandoned.inc()
+
+    async def _carry_out(self, job: Job, scope: Scope, receive: Receive, send: Send, deadline: float) -> None:
+        """Wait for the turn of the job, and send its text."""
+        try:
+            async with asyncio.timeout(self._service.limits.wait_s):
+                job.submit(await _guard(job.request, job.served))
+                await job.turn()
+        except TimeoutError:
+            raise job.served.admission.full("wait") from None
+        if job.request.stream:
+            await self._stream(job, scope, send, deadline)
+        else:
+            answer = await _whole(job, deadline)
+            await Response(answer, media_type="application/json")(scope, receive, send)
 
     async def _stream(self, job: Job, scope: Scope, send: Send, deadline: float) -> None:
         """Send the text as it grows. From here on, problems are reported inside the stream."""
@@ -129,19 +135,32 @@ def _late() -> Refusal:
 
 
 @asynccontextmanager
-async def _watched(job: Job, receive: Receive) -> AsyncIterator[None]:
-    """Tell the job when its client closes the connection."""
+async def _watched(receive: Receive) -> AsyncIterator[None]:
+    """Interrupt the block when the client closes the connection.
+
+    Raises:
+        ClientGoneError: if it does.
+    """
+    block, gone = asyncio.current_task(), False
+    assert block is not None
 
     async def watch() -> None:
+        nonlocal gone
         while (await receive())["type"] != "http.disconnect":
             pass
-        job.leave()
+        gone = True
+        block.cancel()
 
-    task = asyncio.create_task(watch())
+    watcher = asyncio.create_task(watch())
     try:
         yield
+    except asyncio.CancelledError:
+        if not gone:
+            raise
+        block.uncancel()
+        raise ClientGoneError from None
     finally:
-        task.cancel()
+        watcher.cancel()
 
 
 def _checked(request: CompletionRequest, served: ServedModel) -> GenerationConfig:
@@ -165,7 +184,7 @@ async def _guard(request: CompletionRequest, served: ServedModel) -> Guard | Non
         return None
     try:
         return await asyncio.to_thread(served.hosted.guard, request.max_copy)
-    except CharwrightError as error:
+    except (CharwrightError, ImportError) as error:
         # The message names a path of this machine, which is nobody's business.
         logger.warning("max_copy: %s", error)
         raise bad("max_copy", "the training text of this model is not at hand") from error

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from charwright.config import GenerationConfig
 from charwright.generation.draft import Draft, Guard
-from charwright.serve.refusals import Refusal
+from charwright.serve.refusals import Refusal, busy
 from charwright.serve.requests import CompletionRequest
 from charwright.serve.scheduler import Delivery, Order, Text
 from charwright.serve.service import ServedModel, Service
@@ -34,9 +34,8 @@ class Job:
         *,
         caller: str,
         began: float,
-        guard: Guard | None = None,
     ) -> None:
-        """Describe the job; `run` admits and submits it."""
+        """Describe the job, which `began` at this time of the event loop."""
         self.id = f"cmpl-{secrets.token_hex(12)}"
         self.created = int(time.time())
         self.request, self.config, self.served = request, config, served
@@ -48,20 +47,38 @@ class Job:
         self._loop = asyncio.get_running_loop()
         self._news: deque[tuple[int, Delivery]] = deque()
         self._wake = asyncio.Event()
-        self._gone = False
+        self._cut = False
         self._unfinished = len(self.prompts)
-        self._texts = [
-            Text(order, functools.partial(self._receive, index)) for index, order in enumerate(self._orders(guard))
-        ]
+        self._texts: list[Text] = []
         self._started: dict[int, float] = {}
         self._ended: set[int] = set()
 
-    def _orders(self, guard: Guard | None) -> Iterator[Order]:
-        request, config = self.request, self.config
-        for index, prompt in enumerate(self.prompts):
-            yield Order(
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Count the texts of the job; at the end of the block, cancel what is left of them.
+
+        Raises:
+            Refusal: if there is no room.
+        """
+        self.served.admission.admit(self._caller, len(self.prompts))
+        self._service.jobs.add(self)
+        try:
+            yield
+        finally:
+            self._service.jobs.discard(self)
+            if not self._texts:
+                for _ in self.prompts:
+                    self.served.admission.end(self._caller, None)
+            elif rest := [text for index, text in enumerate(self._texts) if index not in self._ended]:
+                self.served.scheduler.cancel(rest)
+
+    def submit(self, guard: Guard | None = None) -> None:
+        """Hand the texts to the scheduler."""
+        request = self.request
+        orders = [
+            Order(
                 prompt,
-                config,
+                self.config,
                 index,
                 request.length,
                 logprobs=request.logprobs is not None,
@@ -69,47 +86,26 @@ class Job:
                 echo=bool(request.echo),
                 guard=guard,
             )
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Admit and submit the texts; cancel what is left of them at the end of the block.
-
-        Raises:
-            Refusal: if there is no room.
-        """
-        self.served.admission.admit(self._caller, len(self._texts))
+            for index, prompt in enumerate(self.prompts)
+        ]
+        self._texts = [Text(order, functools.partial(self._receive, order.index)) for order in orders]
         self.served.scheduler.submit(self._texts)
-        try:
-            yield
-        finally:
-            if rest := [text for index, text in enumerate(self._texts) if index not in self._ended]:
-                self.served.scheduler.cancel(rest)
 
-    async def turn(self, wait_s: float) -> None:
+    async def turn(self) -> None:
         """Wait until the first text has got a place.
 
         Raises:
-            Refusal: 503 after `wait_s` seconds.
-            ClientGoneError: if the client left.
+            Refusal: 503 if the service ends first.
         """
-        try:
-            async with asyncio.timeout(wait_s):
-                while not self._news:
-                    await self._woken()
-        except TimeoutError:
-            refusal = self.served.admission.full()
-            refusal.reason = "wait"
-            raise refusal from None
+        while not self._news:
+            await self._woken()
 
     async def news(self) -> list[tuple[int, Delivery]]:
         """Wait for deliveries; each has the index of its text. An empty list is the end of all texts.
 
         Raises:
-            ClientGoneError: if the client left.
-            Refusal: 500 if the engine failed.
+            Refusal: 500 if the engine failed, 503 if the service ends before the texts.
         """
-        if self._gone:
-            raise ClientGoneError
         while not self._news and self._unfinished:
             await self._woken()
         news, self._news = list(self._news), deque()
@@ -124,16 +120,17 @@ class Job:
         assert draft is not None
         return draft
 
-    def leave(self) -> None:
-        """Note that the client closed the connection."""
-        self._gone = True
+    def cut(self) -> None:
+        """End the job, since the service ends."""
+        self._cut = True
         self._wake.set()
 
     async def _woken(self) -> None:
-        self._wake.clear()
-        await self._wake.wait()
-        if self._gone:
-            raise ClientGoneError
+        if not self._cut:
+            self._wake.clear()
+            await self._wake.wait()
+        if self._cut:
+            raise busy(503, "the service ended before the text", 1, "drain")
 
     def _receive(self, index: int, delivery: Delivery) -> None:
         """Take a delivery from the scheduler, and count."""

@@ -23,6 +23,8 @@ ABOUT = (
     " which names the parameter at fault."
 )
 _TEXT = {"schema": {"type": "string"}}
+_DATA = {"type": "string", "description": "A part of the answer as JSON, an error, or [DONE]."}
+_EVENTS = {"schema": {"type": "object", "properties": {"data": _DATA}, "required": ["data"]}}
 REASONS = {
     "400": "A parameter is wrong; `param` names it.",
     "401": "The API key is missing or wrong.",
@@ -76,8 +78,7 @@ def _paths(*, keys: bool) -> Iterator[tuple[str, Schema]]:
         "responses": {
             "200": {
                 "description": "The texts, or with `stream` their parts as server-sent events that end with [DONE].",
-                "content": _content("application/json", Completion)
-                | {"text/event-stream": {"schema": {"type": "string"}}},
+                "content": _content("application/json", Completion) | {"text/event-stream": _EVENTS},
             },
             **_problems("400", "404", "408", "413", "415", "429", "503", *common),
         },

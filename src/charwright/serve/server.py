@@ -8,6 +8,7 @@ import logging
 import socket
 import sys
 import threading
+import time
 from asyncio import TimerHandle
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -24,8 +25,11 @@ from charwright.serve.service import Service
 from charwright.signals import handling
 
 BACKLOG = 1024
-KEEP_ALIVE_S = 30
-"""How long an idle connection stays open. Longer than most proxies keep theirs, so that they close it, not we."""
+KEEP_ALIVE_S = 130
+"""How long an idle connection stays open: longer than proxies keep theirs (nginx 60 s, Caddy 120 s), so that they close
+it, and no request meets a connection that is being closed."""
+CLOSING_S = 2
+"""How long the last answers may take to be sent when the service ends."""
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 """What reaches a service that listens on all addresses."""
 SWITCH_S = 0.001
@@ -109,11 +113,13 @@ class Server(uvicorn.Server):
                 proxy_headers=trusted_proxies is not None,
                 forwarded_allow_ips=trusted_proxies or "",
                 timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=max(1, round(limits.drain_s)),
+                timeout_graceful_shutdown=CLOSING_S,
                 backlog=BACKLOG,
             )
         )
         self._service, self._say = service, say
+        self._deadline: float | None = None  # on the event loop's clock, after the first signal
+        self._announced = False
         self.exit_code = 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -123,8 +129,22 @@ class Server(uvicorn.Server):
         places = " and ".join(url_of(listener) for listener in sockets or [])
         self._say(f"serving {', '.join(self._service.models)} at {places}")
 
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second: end when the accepted requests have ended, or at the deadline.
+
+        Until then the service listens, so that a balancer can see that it is not ready.
+        """
+        if self._deadline is not None:
+            self._announce_end()
+            late = asyncio.get_running_loop().time() >= self._deadline
+            if late and self._service.jobs:
+                self._say(f"{_requests(len(self._service.jobs))} did not end in time")
+            self.should_exit |= late or not self._service.jobs
+        return await super().on_tick(counter)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let the accepted requests end, then the engines."""
+        """End what is left, then the engines."""
+        self._service.cut()
         await super().shutdown(sockets)
         self._service.stop()
 
@@ -139,13 +159,21 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Begin to end at the first signal, and end at once at the second."""
-        if self.should_exit:
-            self.force_exit, self.exit_code = True, 128 + sig
+        if self._service.draining:
+            self.should_exit, self.exit_code = True, 128 + sig
             return
-        self.should_exit = self._service.draining = True
-        if held := self._service.held:
-            texts = f"{held} text{'s' if held > 1 else ''}"
-            self._say(f"ending as soon as {texts} in progress are done; Ctrl-C again ends at once")
+        self._service.draining = True
+        self._deadline = time.monotonic() + self._service.limits.drain_s
+
+    def _announce_end(self) -> None:
+        """Say once what is still to be done. The handler of the signal may have interrupted another message."""
+        if not self._announced and (count := len(self._service.jobs)):
+            self._say(f"ending after {_requests(count)} in progress; Ctrl-C again ends at once")
+        self._announced = True
+
+
+def _requests(count: int) -> str:
+    return "1 request" if count == 1 else f"{count} requests"
 
 
 class _Protocol(HttpToolsProtocol):

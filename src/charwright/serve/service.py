@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from charwright.config import ServiceConfig
 from charwright.serve.admission import Admission
@@ -12,6 +13,9 @@ from charwright.serve.hosting import HostedModel
 from charwright.serve.metrics import Metrics
 from charwright.serve.refusals import Refusal
 from charwright.serve.scheduler import Delivery, Scheduler, Text
+
+if TYPE_CHECKING:
+    from charwright.serve.jobs import Job
 
 
 class ServedModel:
@@ -49,6 +53,8 @@ class Service:
         callers: Counter[str] = Counter()
         self.models = {name: ServedModel(model, limits, callers) for name, model in hosted.items()}
         self.metrics = Metrics(self.models)
+        self.jobs: set[Job] = set()
+        """Requests that are accepted and not answered to the end."""
         self.draining = False
         """Whether new requests are refused, since the service is about to end."""
 
@@ -81,6 +87,11 @@ class Service:
     def held(self) -> int:
         """Texts that are accepted and not ended."""
         return sum(model.admission.held for model in self.models.values())
+
+    def cut(self) -> None:
+        """End all requests in progress with an error."""
+        for job in list(self.jobs):
+            job.cut()
 
     def metrics_text(self) -> bytes:
         """The metrics, with the present lengths of the queues."""
