@@ -6,8 +6,9 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import field, fields
+from functools import cache
 from typing import Any, ClassVar, Self
 
 from charwright.errors import ConfigError
@@ -46,8 +47,14 @@ def field_names(*configs: type) -> list[str]:
     return [item.name for config in configs for item in fields(config)]
 
 
-def option_types(cls: type) -> dict[str, tuple[type, bool]]:
+def option_types(cls: type) -> Mapping[str, tuple[type, bool]]:
     """The plain type of each field of a config class, and whether None is allowed."""
+    return _option_types(cls)
+
+
+@cache  # Annotations are evaluated slowly, and a server creates a config for each request.
+def _option_types(cls: Hashable) -> Mapping[str, tuple[type, bool]]:
+    assert isinstance(cls, type)
     hints = typing.get_type_hints(cls)
     return {item.name: _plain_type(hints[item.name]) for item in fields(cls)}
 

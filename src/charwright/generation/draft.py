@@ -12,6 +12,7 @@ import numpy.typing as npt
 from charwright.config import GenerationConfig
 from charwright.data.vocabulary import Vocabulary
 from charwright.generation.endings import Endings
+from charwright.generation.engine import MOST_STEPS
 from charwright.generation.masks import Mask
 from charwright.generation.scoring import Choices, PromptScores, named_choices
 from charwright.generation.streams import Stream
@@ -119,12 +120,25 @@ class Draft:
         """The number of characters generated."""
         return self._shown
 
-    def most_steps(self, wanted: int, *, one_by_one: bool) -> int:
-        """The number of steps until the sampled ids must be examined: for its end, or by the guard."""
+    @property
+    def watched(self) -> bool:
+        """Whether its next id is sampled under the guard, which must see all ids before."""
+        return self.guard is not None and self.stream.unread == 1
+
+    @property
+    def needed(self) -> int:
+        """The steps until it has its length, at least. An ending may come before."""
+        return self.stream.unread - 1 + self.left
+
+    def most_steps(self, *, one_by_one: bool) -> int:
+        """The most steps of a call: until its ids must be examined, for its exact end or by the guard.
+
+        Without `one_by_one`, a text that ends within a call may sample on: what is behind its end is not shown.
+        """
         reading = self.stream.unread - 1  # steps that only read
         if self.guard is not None or (one_by_one and self.endings.waiting):
-            return min(wanted, max(reading, 1))
-        return min(wanted, reading + self.left)
+            return max(reading, 1)
+        return self.needed if one_by_one or self.score_only else MOST_STEPS
 
     def guarded(self) -> None:
         """Mask what the guard forbids for the next draw, unless nothing else is left."""
@@ -168,7 +182,8 @@ class Draft:
 
     def read(self, ids: Ids, scores: Float64s | None, choices: list[Choices] | None = None) -> None:
         """Append these ids to the text, with ln p of each and the alternatives to each if requested."""
-        self._partial = incomplete(self.vocabulary, np.concatenate([self._partial, ids]))
+        if self.vocabulary.level == "byte":
+            self._partial = incomplete(self.vocabulary, np.concatenate([self._partial, ids]))
         if scores is None:
             self._add(self._decoder.feed_all(ids))
             return

@@ -64,14 +64,14 @@ class Engine:
         self.config, self.precision = config, precision
         self.vocabulary_size = len(weights["embedding.weight"])
         self._backend = _backend(config, weights, precision, threads or _cores(), variant)
+        self._state_shape = (config.layers, STATES[config.cell], self._backend.units)
 
     def zero_state(self, streams: int = 1) -> npt.NDArray[Any]:
         """The state (B, L, S, H) before the first character: float32, or int32 for q8.
 
         H is the model's number of units, padded to a multiple of 16.
         """
-        shape = (streams, self.config.layers, STATES[self.config.cell], self._backend.units)
-        return np.zeros(shape, dtype=self._backend.state_type)
+        return np.zeros((streams, *self._state_shape), dtype=self._backend.state_type)
 
     def advance(self, streams: Sequence[Stream], steps: int) -> None:
         """Run `steps` steps of all streams together.
@@ -83,7 +83,6 @@ class Engine:
             UsageError: if a stream has too few ids to read, or its state or buffers do not fit this engine.
         """
         for stream in streams:
-            self._check_state(stream.state[None])
             self._check_buffers(stream)
             if stream.unread < (1 if stream.drawing else steps):
                 raise UsageError(f"a stream has {stream.unread} ids to read, too few for {steps} steps")
@@ -145,6 +144,8 @@ class Engine:
 
     def _check_buffers(self, stream: Stream) -> None:
         """The kernels write into these arrays, wherever they lie."""
+        if not self._is_state(stream.state):
+            raise self._wrong_state()
         ids, scores, others = stream.ids, stream.scores, stream.alternatives
         if not _is_array(ids, np.int32, ids.shape[:1]) or not (
             scores is None or _is_array(scores, np.float64, ids.shape)
@@ -164,13 +165,17 @@ class Engine:
                 )
 
     def _check_state(self, state: npt.NDArray[Any]) -> None:
-        wanted = (self.config.layers, STATES[self.config.cell], self._backend.units)
-        right = state.shape[1:] == wanted and state.dtype == self._backend.state_type
-        if not (right and all(row.flags.c_contiguous and row.flags.writeable for row in state)):
-            raise UsageError(
-                f"this engine's states are {np.dtype(self._backend.state_type)} arrays of shape (streams, "
-                f"{', '.join(map(str, wanted))}) with contiguous, writable rows; zero_state() returns one"
-            )
+        if state.ndim != 4 or state.dtype != self._backend.state_type or not all(map(self._is_state, state)):
+            raise self._wrong_state()
+
+    def _is_state(self, row: npt.NDArray[Any]) -> bool:
+        return _is_array(row, self._backend.state_type, self._state_shape) and row.flags.writeable
+
+    def _wrong_state(self) -> UsageError:
+        return UsageError(
+            f"this engine's states are {np.dtype(self._backend.state_type)} arrays of shape (streams, "
+            f"{', '.join(map(str, self._state_shape))}) with contiguous, writable rows; zero_state() returns one"
+        )
 
 
 def _is_array(array: npt.NDArray[Any], kind: type[np.generic], shape: tuple[int, ...]) -> bool:

@@ -6,6 +6,7 @@ import ctypes
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from charwright.threads import GENERATION, ThreadChooser
 
 Array = npt.NDArray[Any]
 Float32s = npt.NDArray[np.float32]
+
+_ROW = np.dtype(kernels.StreamBuffers)
 
 WORTH_TIMING_S, WORTH_TIMING_STEPS = 2e-4, 8
 """Calls that are both shorter and fewer in steps measure little more than the overhead of the call."""
@@ -49,7 +52,13 @@ class NativeBackend:
 
     def advance(self, streams: Sequence[Stream], steps: int) -> None:
         """Run `steps` steps of all streams. Each has an id to read at every step, or samples it."""
-        buffers = (kernels.StreamBuffers * len(streams))(*(_buffers(stream) for stream in streams))
+        packed = bytearray(b"".join([_fixed_part(stream) for stream in streams]))
+        rows = np.frombuffer(packed, dtype=_ROW)
+        rows["length"] = [stream.length for stream in streams]
+        rows["at"] = [stream.at for stream in streams]
+        rows["drawing"] = [stream.drawing for stream in streams]
+        rows["sampler"]["drawn"] = [stream.drawn for stream in streams]
+        buffers = (kernels.StreamBuffers * len(streams)).from_buffer(packed)
         size = len(streams).bit_length()  # The best number of threads depends on the number of streams.
         threads = self._threads.count(size)
         began = time.perf_counter()
@@ -59,8 +68,9 @@ class NativeBackend:
             if seconds > WORTH_TIMING_S or steps > WORTH_TIMING_STEPS:
                 self._threads.took(threads, seconds / steps, size)
         finally:  # The kernels have finished their steps even if Ctrl-C was pressed in the meantime.
-            for stream, after in zip(streams, buffers, strict=True):
-                stream.length, stream.at, stream.drawn = after.length, after.at, after.sampler.drawn
+            after = zip(rows["length"].tolist(), rows["at"].tolist(), rows["sampler"]["drawn"].tolist(), strict=True)
+            for stream, (length, at, drawn) in zip(streams, after, strict=True):
+                stream.length, stream.at, stream.drawn = length, at, drawn
 
     # Layout. The model holds addresses only, so the arrays are kept. Weights are converted a few rows at a time, so
     # that the peak memory is little more than their final size.
@@ -195,19 +205,28 @@ class NativeBackend:
         return int(copy.ctypes.data)
 
 
+def _fixed_part(stream: Stream) -> bytes:
+    """A stream in the kernels' form, without the numbers that change with every step.
+
+    It is kept until one of the arrays is replaced: their addresses take longer to look up than a small network's step.
+    """
+    parts = (stream.state, stream.ids, stream.scores, stream.alternatives, stream.logits, stream.sampler)
+    if stream.native is None or not all(map(is_, parts, stream.native[0])):
+        stream.native = (parts, bytes(_buffers(stream)))
+    fixed: bytes = stream.native[1]
+    return fixed
+
+
 def _buffers(stream: Stream) -> kernels.StreamBuffers:
     others = stream.alternatives
     return kernels.StreamBuffers(
         state=stream.state.ctypes.data,
         ids=stream.ids.ctypes.data,
-        length=stream.length,
-        at=stream.at,
         scores=None if stream.scores is None else stream.scores.ctypes.data,
         likeliest=None if others is None else others.ids.ctypes.data,
         likeliest_scores=None if others is None else others.scores.ctypes.data,
         likeliest_count=0 if others is None else others.ids.shape[1],
         logits=None if stream.logits is None else stream.logits.ctypes.data,
-        drawing=stream.drawing,
         sampler=native_sampler(stream.sampler, stream.drawn),
     )
 

@@ -18,7 +18,7 @@ ROOM = 256
 """The smallest capacity of a stream's buffer, in ids. The oldest ids are dropped."""
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Alternatives:
     """The K most likely ids at each position of a stream under the model, whatever the sampler allows.
 
@@ -49,6 +49,8 @@ class Stream:
     logits: Float64s | None = field(default=None, repr=False)  # (V,): after the last step
     forgotten: int = 0  # ids dropped from the buffer
     alternatives: Alternatives | None = field(default=None, repr=False)  # for each of `ids`, if computed
+
+    native: Any = field(default=None, init=False, repr=False, compare=False)  # kept by native_backend.py between calls
 
     @property
     def unread(self) -> int:
