@@ -22,12 +22,14 @@ import pytest
 from charwright.config import ModelConfig, ServiceConfig
 from charwright.data.vocabulary import Vocabulary
 from charwright.run import Run
+from service_process import serving
 from writers import weights_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 UNIT = ROOT / "packaging" / "charwright.service"
 # What the image is built from.
 SOURCES = ("build_backend.py", "CMakeLists.txt", "constraints.txt", "LICENSE", "pyproject.toml", "README.md", "src")
+KEY = "a-key-that-is-long-enough"
 Instruction = tuple[str, str]
 
 
@@ -194,38 +196,24 @@ def here(command: str, folder: Path) -> str:
 
 
 @contextmanager
-def serving(environment: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """The service of the environment with a small run, as the image starts it; yields its process and port."""
+def serving_as_the_image(environment: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """The service with a small run, as the image starts it; yields its process and port."""
     vocabulary = Vocabulary("\n abcdefgh")
     model = ModelConfig(units=16, embedding_size=8)
     Run.save(tmp_path / "runs" / "tiny", model, weights_of(model, len(vocabulary)), vocabulary)
-    (tmp_path / "keys").write_text("a-key-that-is-long-enough\n")
+    (tmp_path / "keys").write_text(f"{KEY}\n")
     command = [str(environment / "opt/charwright/bin/charwright"), *json.loads(values("ENTRYPOINT")[0])[1:]]
     command[command.index("--port") + 1] = "0"
     command[command.index("--host") + 1] = "127.0.0.1"
-    process = subprocess.Popen(
-        [*command, "tiny", "--api-key-file", str(tmp_path / "keys")],
-        cwd=tmp_path / "runs",
-        env={"PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1", "HOME": "/nonexistent"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stderr is not None
-        line = process.stderr.readline()
-        while line and not line.startswith("serving "):
-            line = process.stderr.readline()
-        found = re.search(r"at http://127\.0\.0\.1:(\d+)", line)
-        assert found is not None, process.communicate()[1]
-        yield process, int(found[1])
-    finally:
-        process.kill()
-        process.communicate()
+    variables = {"PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1", "HOME": "/nonexistent"}
+    keys = ("--api-key-file", tmp_path / "keys")
+    with serving("tiny", *keys, command=command, environment=variables, folder=tmp_path / "runs") as started:
+        yield started
 
 
 def ask(port: int, **more: object) -> dict[str, object]:
     body = {"model": "tiny", "prompt": "abc", "max_tokens": 20, "seed": 1} | more
-    headers = {"Content-Type": "application/json", "Authorization": "Bearer a-key-that-is-long-enough"}
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/v1/completions", json.dumps(body).encode(), headers, method="POST"
     )
@@ -240,7 +228,7 @@ def test_the_environment_of_the_image_serves_without_torch(environment: Path, tm
     program = "import importlib.metadata as m; print(*[one.metadata['name'] for one in m.distributions()])"
     listed = subprocess.check_output([python, "-c", program], text=True)
     assert not {"torch", "pip"} & set(listed.split())
-    with serving(environment, tmp_path) as (process, port):
+    with serving_as_the_image(environment, tmp_path) as (process, port):
         answer = ask(port)
         assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 20, "total_tokens": 23}
         health = json.loads(values("HEALTHCHECK")[0].partition(" CMD ")[2])
