@@ -13,7 +13,7 @@ RUN pip wheel --no-deps --wheel-dir /wheels .
 # Only what the service imports, which the wheel's own requirements exceed. The environment needs no pip.
 RUN python -m venv --without-pip /opt/charwright
 RUN pip --python /opt/charwright/bin/python install --no-cache-dir \
-    click httptools numpy prometheus-client pydantic safetensors starlette uvicorn
+    click httptools numpy platformdirs prometheus-client pydantic rich safetensors starlette uvicorn
 RUN pip --python /opt/charwright/bin/python install --no-cache-dir --no-deps /wheels/*.whl
 
 FROM python:3.13-slim

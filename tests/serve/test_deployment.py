@@ -19,11 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from charwright.config import ModelConfig, ServiceConfig
-from charwright.data.vocabulary import Vocabulary
-from charwright.run import Run
+import charwright as cw
+from charwright.config import ServiceConfig
 from service_process import serving
-from writers import weights_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 UNIT = ROOT / "packaging" / "charwright.service"
@@ -198,16 +196,16 @@ def here(command: str, folder: Path) -> str:
 @contextmanager
 def serving_as_the_image(environment: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """The service with a small run, as the image starts it; yields its process and port."""
-    vocabulary = Vocabulary("\n abcdefgh")
-    model = ModelConfig(units=16, embedding_size=8)
-    Run.save(tmp_path / "runs" / "tiny", model, weights_of(model, len(vocabulary)), vocabulary)
+    (tmp_path / "letters.txt").write_text("a bad cab had a bag\n" * 100)
+    cw.train(tmp_path / "letters.txt", out=tmp_path / "runs" / "tiny", steps=2, units=16, threads=1)
+    (tmp_path / "letters.txt").rename(tmp_path / "moved.txt")
     (tmp_path / "keys").write_text(f"{KEY}\n")
     command = [str(environment / "opt/charwright/bin/charwright"), *json.loads(values("ENTRYPOINT")[0])[1:]]
     command[command.index("--port") + 1] = "0"
     command[command.index("--host") + 1] = "127.0.0.1"
     variables = {"PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1", "HOME": "/nonexistent"}
-    keys = ("--api-key-file", tmp_path / "keys")
-    with serving("tiny", *keys, command=command, environment=variables, folder=tmp_path / "runs") as started:
+    files = ("--api-key-file", tmp_path / "keys", "--corpus", tmp_path / "moved.txt")
+    with serving("tiny", *files, command=command, environment=variables, folder=tmp_path / "runs") as started:
         yield started
 
 
@@ -231,6 +229,7 @@ def test_the_environment_of_the_image_serves_without_torch(environment: Path, tm
     with serving_as_the_image(environment, tmp_path) as (process, port):
         answer = ask(port)
         assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 20, "total_tokens": 23}
+        assert ask(port, max_copy=5)["usage"] == answer["usage"]  # reads the training text
         health = json.loads(values("HEALTHCHECK")[0].partition(" CMD ")[2])
         check = [str(python), *health[1:-1], health[-1].replace(":8000/", f":{port}/")]
         assert subprocess.run(check, env={"http_proxy": "http://127.0.0.1:9"}, check=False).returncode == 0
