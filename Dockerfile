@@ -25,7 +25,6 @@ COPY --from=builder /opt/charwright /opt/charwright
 ENV PATH=/opt/charwright/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER 10001:10001
 WORKDIR /runs
-VOLUME ["/runs"]
 EXPOSE 8000
 # Without a proxy, since the variables of the container may name one.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 CMD ["python", "-c", "import urllib.request as r; r.build_opener(r.ProxyHandler({})).open('http://127.0.0.1:8000/healthz', timeout=4)"]
