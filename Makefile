@@ -63,8 +63,8 @@ sanitize:  ## test the C kernels under the address, undefined-behaviour and thre
 	tests/kernels/run.sh address
 	tests/kernels/run.sh thread
 
-install-test: $(READY)  ## test the installation with a C compiler and without one
-	$(BIN)/pytest -m slow tests/test_install.py
+install-test: $(READY)  ## test the installation with a C compiler, without one, and as in the image for Docker
+	$(BIN)/pytest -m slow tests/test_install.py tests/serve/test_deployment.py
 
 format: $(READY)  ## format the code
 	$(BIN)/ruff check --fix .

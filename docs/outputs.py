@@ -206,7 +206,7 @@ def run_page(page: Page, folder: Path, environment: Mapping[str, str]) -> list[s
         [sys.executable, __file__, "--drive"],
         input=json.dumps(steps),
         cwd=folder,
-        env=os.environ | {"NO_COLOR": "1", "PATH": path, "PYTHONPATH": sources} | dict(environment),
+        env=os.environ | {"NO_COLOR": "1", "PATH": path, "PYTHONPATH": sources, "CURL_HOME": "."} | dict(environment),
         capture_output=True,
         encoding="utf-8",
         timeout=600,

@@ -58,9 +58,8 @@ def links(name: str) -> list[str]:
 def commands(name: str) -> Iterator[list[str]]:
     """The arguments of every `charwright` command that a page shows, in blocks and in the text."""
     inline = re.findall(r"`(charwright [^`]+)`", prose(name))
-    block_lines = [
-        line for language in ("sh", "console") for block in blocks(name, language) for line in block.split("\n")
-    ]
+    shown = [block.replace("\\\n", "") for language in ("sh", "console") for block in blocks(name, language)]
+    block_lines = [line for block in shown for line in block.split("\n")]
     for line in [*inline, *block_lines]:
         lexer = shlex.shlex(line.removeprefix("$ "), posix=True, punctuation_chars="|;&<>")
         lexer.whitespace_split = True

@@ -36,6 +36,7 @@ def importing(folder: Path, shared: Path) -> None:
 
 NEEDS: dict[str, tuple[str, ...]] = {
     "docs/how-to/import.md": ("h5py",),
+    "docs/how-to/serve.md": ("uvicorn",),
     "docs/how-to/tune.md": ("optuna",),
 }
 """The optional packages of a page."""
@@ -65,6 +66,8 @@ def test_shown_output_is_the_real_one(name: str, tmp_path: Path, request: pytest
         pytest.importorskip(package)
     environment = {"OMP_NUM_THREADS": "1"}
     sources = "\n".join(step.source for step in outputs.read_page(text_of(name)).steps)
+    if "curl " in sources and not shutil.which("curl"):
+        pytest.skip("curl is not installed")
     if name in PREPARE or "shakespeare" in sources:
         shared: Path = request.getfixturevalue("shared")
         environment["CHARWRIGHT_DATA"] = str(shared / "data")
