@@ -54,12 +54,14 @@ SIBLINGS = {
 FORBIDDEN = {("training", "run"), ("training", "run_config"), ("data", "kernels"), ("planning", "run")}
 
 MAY_OPEN = {"data/corpus.py", "data/named.py", "storage.py", "compose/text_file.py", "model/features.py"}
+MAY_OPEN |= {"serve/pages.py"}
 MAY_OPEN |= {f"interop/{name}.py" for name in ("keras_files", "tensorflow_import", "numpy_export", "html_export")}
 OPENS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "fdopen", "load_file", "save_file", "fromfile"}
 OPENS |= {"tofile", "memmap", "loadtxt", "savez", "mkstemp", "NamedTemporaryFile"}
 
 HEAVY = {"torch", "numpy", "safetensors", "pooch", "matplotlib", "rich", "tensorboard", "prompt_toolkit", "optuna"}
 HEAVY |= {"h5py", "tensorflow", "onnx", "onnxruntime", "google"}
+HEAVY |= {"uvicorn", "starlette", "pydantic", "prometheus_client", "httptools"}
 WITHOUT_TORCH = (
     "errors",
     "schema",
@@ -72,7 +74,7 @@ WITHOUT_TORCH = (
     "generation",
     "kernels",
 )
-WITHOUT_TORCH += ("interop", "compose")
+WITHOUT_TORCH += ("interop", "compose", "serve")
 
 
 def package_of(path: str) -> str:

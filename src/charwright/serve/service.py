@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from charwright.config import ServiceConfig
 from charwright.serve.admission import Admission
@@ -14,8 +14,12 @@ from charwright.serve.metrics import Metrics
 from charwright.serve.refusals import Refusal
 from charwright.serve.scheduler import Delivery, Scheduler, Text
 
-if TYPE_CHECKING:
-    from charwright.serve.jobs import Job
+
+class InProgress(Protocol):
+    """A request that is accepted and not answered to the end."""
+
+    def cut(self) -> None:
+        """End with an error."""
 
 
 class ServedModel:
@@ -53,8 +57,8 @@ class Service:
         callers: Counter[str] = Counter()
         self.models = {name: ServedModel(model, limits, callers) for name, model in hosted.items()}
         self.metrics = Metrics(self.models)
-        self.jobs: set[Job] = set()
-        """Requests that are accepted and not answered to the end."""
+        self.jobs: set[InProgress] = set()
+        """The requests in progress."""
         self.draining = False
         """Whether new requests are refused, since the service is about to end."""
 
