@@ -246,17 +246,9 @@ class ServiceConfig(Config):
     max_waiting: int = option(256, "Most texts that wait for their turn, for each model.", minimum=0)
     wait_s: float = option(10.0, "Longest wait of a request for its turn, in seconds.", above=0, maximum=3600)
     total_s: float = option(600.0, "Longest time for a request, in seconds.", above=0, maximum=86_400)
-    idle_s: float = option(
-        30.0,
-        "Longest time in which a client sends or reads nothing while it should, in seconds.",
-        above=0,
-        maximum=3600,
-    )
+    idle_s: float = option(30.0, "Longest wait for a client to send or to read, in seconds.", above=0, maximum=3600)
     drain_s: float = option(
-        30.0,
-        "Longest time for the accepted requests to end after SIGTERM or Ctrl-C, in seconds.",
-        minimum=0,
-        maximum=3600,
+        30.0, "Longest wait for the requests in progress when the service ends, in seconds.", minimum=0, maximum=3600
     )
 
 
