@@ -100,7 +100,7 @@ def without_room(stream: Stream) -> None:
 
 
 @settings(max_examples=25)
-@given(st.text("aé中🙂\ud800", min_size=1, max_size=12), st.integers(1, 5))
+@given(st.text("aé\u07ff\u0800中🙂\ud800", min_size=1, max_size=12), st.integers(1, 5))
 @example("中", 1)
 @example("🙂", 2)
 def test_the_scores_of_bytes_are_added_up(prompt: str, most: int) -> None:
@@ -255,6 +255,7 @@ def test_a_continued_text_has_the_scores_that_were_requested_for_it(wanted: bool
     assert len(again.logprobs) == len(again.alternatives) == (9 if wanted else 0)
     assert [len(found) for found in again.alternatives] == ([0, 0] + [2] * 7 if wanted else [])
     assert np.isnan(again.logprobs[:2]).all()
+    assert (again.stream.scores is None) == (again.stream.alternatives is None) == (not wanted)
 
 
 # Piece by piece.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -47,16 +48,14 @@ def field_names(*configs: type) -> list[str]:
     return [item.name for config in configs for item in fields(config)]
 
 
-def option_types(cls: type) -> Mapping[str, tuple[type, bool]]:
-    """The plain type of each field of a config class, and whether None is allowed."""
-    return _option_types(cls)
-
-
-@cache  # Annotations are evaluated slowly, and a server creates a config for each request.
-def _option_types(cls: Hashable) -> Mapping[str, tuple[type, bool]]:
-    assert isinstance(cls, type)
+def _option_types(cls: type) -> dict[str, tuple[type, bool]]:
     hints = typing.get_type_hints(cls)
     return {item.name: _plain_type(hints[item.name]) for item in fields(cls)}
+
+
+# Reading the hints takes longer than generating some texts.
+option_types: Callable[[type], dict[str, tuple[type, bool]]] = functools.cache(_option_types)
+"""The plain type of each field of a config class, and whether None is allowed."""
 
 
 def _plain_type(annotation: Any) -> tuple[type, bool]:

@@ -90,7 +90,6 @@ class Session:
             raise UsageError("the prompt of a continued text cannot be scored: echo and score_only need a new text")
         ids, mask = prompt_ids(self.vocabulary, prompt), ~allowed(self.vocabulary, config)
         track = Stream(self.engine.zero_state()[0]) if start is None else start.stream
-        track.drawing = not score_only
         self._request_scores(track, alternatives, logprobs=logprobs)
         if prompt or start is None:
             track.feed(ids)

@@ -201,6 +201,7 @@ class _Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
         self._headers_arrived()
+        self._unset_keepalive_if_required()  # After a reset, the timer would keep the connection's memory.
         super().connection_lost(exc)
 
     def _headers_arrived(self) -> None:
