@@ -7,9 +7,8 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import field, fields
-from functools import cache
 from typing import Any, ClassVar, Self
 
 from charwright.errors import ConfigError
