@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from charwright.serve.pages import Page, page_of
+from charwright.serve.pages import Page, page_of, source
 
 
 def playground(*, keys: bool) -> Page:
-    """The playground; `keys` says that requests need an API key."""
-    return page_of("playground.html", {"keys": str(keys).lower()})
+    """The playground; `keys` says that requests need an API key, which the code that the page shows then has."""
+    parts = {
+        "style": source("playground.css"),
+        "client": source("client.js"),
+        "controls": source("playground.js"),
+        "keys": str(keys).lower(),
+    }
+    return page_of("playground.html", parts)

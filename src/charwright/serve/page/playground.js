@@ -1,0 +1,369 @@
+/* The page's controls, and the texts that the service writes. */
+"use strict";
+
+const STORE = `charwright playground ${location.pathname}`;
+const SLICE_MS = 24; // of reading between two screen and keyboard updates
+const BOUNDS = [1, 2, 4, 8]; // bits; a character's level is how many of these its surprise reaches
+const JOINED = /^[\p{M}\p{EMod}\u200c\u200d]/u; // characters that are drawn together with the one before
+const NAMES = { "\n": "newline", " ": "space", "\t": "tab" };
+const NUMBERS = ["max_tokens", "temperature", "n", "top_p", "top_k", "min_p", "repetition_penalty"];
+
+const page = Object.fromEntries([...document.querySelectorAll("[id]")].map((element) => [element.id, element]));
+const keys = page.form.dataset.keys === "true";
+let panes = [];
+let running = null; // the AbortController of the request being answered
+let frame = 0; // the animation frame in which the texts will be drawn
+
+const grouped = (number) => Math.round(number).toLocaleString("en");
+const say = (line) => (page.status.textContent = line);
+const total = (numbers) => numbers.reduce((sum, number) => sum + number, 0);
+
+/** One text on the page. If the service measured it, it has the surprise in bits of each character. */
+class Pane {
+  constructor(number, prompt) {
+    this.element = page.pane.content.firstElementChild.cloneNode(true);
+    const parts = this.element.querySelectorAll("h2, p, button, div.text, span");
+    const [title, facts, button, text, before, generated] = parts;
+    Object.assign(this, { facts, text, generated, count: 0, waiting: [] });
+    Object.assign(this, { runs: [], characters: [], bits: [], surprise: 0, reading: -1 });
+    title.textContent = `Text ${number}`;
+    text.setAttribute("aria-label", title.textContent);
+    text.setAttribute("aria-busy", "true");
+    button.setAttribute("aria-label", `Copy text ${number}`);
+    before.textContent = prompt;
+    button.addEventListener("click", () => copyAndSay(text.textContent));
+    for (const kind of ["pointermove", "pointerdown"]) {
+      text.addEventListener(kind, (event) => this.readOut(this.indexAt(event.clientX, event.clientY)));
+    }
+    text.addEventListener("keydown", (event) => this.readOn(event));
+  }
+
+  /** Take a fragment of the text; it is drawn in the next frame. */
+  receive({ text, logprobs, finish_reason: reason }) {
+    const characters = Array.from(text);
+    this.waiting.push({ text, characters, bits: logprobs?.token_logprobs.map((lnp) => Math.max(0, -lnp / Math.LN2)) });
+    this.count += characters.length;
+    this.reason = reason ?? this.reason;
+  }
+
+  /** Draw what has arrived since the last frame. */
+  draw() {
+    const { scrollHeight, scrollTop, clientHeight } = this.text;
+    for (const { text, characters, bits } of this.waiting) {
+      if (bits) characters.forEach((character, at) => this.append(character, bits[at] ?? 0));
+      else this.generated.append(text);
+    }
+    this.waiting = [];
+    this.facts.textContent = this.summary();
+    if (scrollHeight - scrollTop - clientHeight < 40) this.text.scrollTop = this.text.scrollHeight;
+  }
+
+  /** Append a character; neighbours of one level share an element, so that the page stays light. */
+  append(character, bits) {
+    const level = BOUNDS.filter((bound) => bits >= bound).length;
+    let run = this.runs.at(-1);
+    if (run?.level !== level && !(run && (JOINED.test(character) || run.node.data.endsWith("\u200d")))) {
+      const span = document.createElement("span"), node = document.createTextNode("");
+      span.className = `level${level}`;
+      span.append(node);
+      this.generated.append(span);
+      run = { level, node, first: this.bits.length };
+      this.runs.push(run);
+    }
+    run.node.appendData(character);
+    this.characters.push(character);
+    this.bits.push(bits);
+    this.surprise += bits;
+  }
+
+  /** What the text's title says about it. */
+  summary() {
+    const facts = [`${grouped(this.count)} characters`];
+    if (this.bits.length) facts.push(`${(this.surprise / this.bits.length).toFixed(2)} bits per character`);
+    if (this.reason) facts.push(`finish: ${this.reason}`);
+    return facts.join(", ");
+  }
+
+  /** No more will arrive. */
+  end() {
+    this.draw();
+    this.text.setAttribute("aria-busy", "false");
+  }
+
+  /** The range of a drawn character. */
+  rangeOf(index) {
+    const run = this.runs.findLast((run) => run.first <= index);
+    const begin = this.characters.slice(run.first, index).join("").length;
+    const range = document.createRange();
+    range.setStart(run.node, begin);
+    range.setEnd(run.node, begin + this.characters[index].length);
+    return range;
+  }
+
+  /** The index of the character at a point of the window; undefined if there is none. */
+  indexAt(x, y) {
+    const caret = caretAt(x, y);
+    const run = this.runs.find((run) => run.node === caret?.node);
+    if (!run) return undefined;
+    const next = run.first + Array.from(run.node.data.slice(0, caret.offset)).length;
+    const covers = ({ left, right, top, bottom }) => left <= x && x <= right && top <= y && y <= bottom;
+    const drawn = (index) => index >= 0 && index < this.bits.length;
+    return [next, next - 1].find((index) => drawn(index) && covers(this.rangeOf(index).getBoundingClientRect()));
+  }
+
+  /** Show the surprise of a character. */
+  readOut(index) {
+    if (index === undefined) return;
+    const character = this.characters[index], bits = this.bits[index];
+    // The isolates keep a right-to-left character from reordering the line.
+    const name = NAMES[character] ?? `“\u2068${character}\u2069”`;
+    const percent = (100 * 2 ** -bits).toLocaleString("en", { maximumSignificantDigits: 2 });
+    page.readout.textContent = `${name}: ${bits.toFixed(2)} bits, probability ${percent}%`;
+  }
+
+  /** Read the text character by character with the arrow keys. */
+  readOn(event) {
+    const forward = getComputedStyle(this.text).direction === "rtl" ? "ArrowLeft" : "ArrowRight";
+    const held = event.altKey || event.ctrlKey || event.metaKey || event.shiftKey; // These belong to the browser.
+    if (!["ArrowLeft", "ArrowRight"].includes(event.key) || held || !this.bits.length) return;
+    event.preventDefault();
+    const next = this.reading + (event.key === forward ? 1 : -1);
+    this.reading = Math.min(Math.max(next, 0), this.bits.length - 1);
+    const range = this.rangeOf(this.reading), selection = getSelection();
+    selection.removeAllRanges();
+    selection.addRange(range);
+    range.startContainer.parentElement.scrollIntoView({ block: "nearest" });
+    this.readOut(this.reading);
+  }
+}
+
+/** The place in the text at a point of the window; browsers have two names for it. */
+function caretAt(x, y) {
+  const caret = document.caretPositionFromPoint?.(x, y);
+  if (caret) return { node: caret.offsetNode, offset: caret.offset };
+  const range = document.caretRangeFromPoint?.(x, y);
+  return range && { node: range.startContainer, offset: range.startOffset };
+}
+
+/** The request that the controls describe. What is left empty is left out. */
+function requestOf() {
+  const request = { model: page.model.value, prompt: page.prompt.value };
+  for (const name of NUMBERS) if (page[name].value !== "") request[name] = page[name].valueAsNumber;
+  const stops = page.stop.value.split("\n").filter((line) => line !== "").map(unescaped);
+  if (stops.length) request.stop = stops;
+  if (page.until.value.trim()) request.until = page.until.value.trim();
+  if (/^\s*\d+\s*$/.test(page.seed.value)) request.seed = BigInt(page.seed.value).toString();
+  if (page.logprobs.checked) request.logprobs = 0;
+  return request;
+}
+
+/** A stop string as it is typed: \n is a newline, \t a tab, \\ a backslash. */
+const unescaped = (line) => line.replace(/\\([nt\\])/g, (_, letter) => ({ n: "\n", t: "\t" })[letter] ?? letter);
+
+/** Ask the service for texts and show them while they are written. */
+async function generate() {
+  running = new AbortController();
+  const { signal } = running, begun = performance.now();
+  let current = [], seed, sliceEnd = begun + SLICE_MS;
+  busy(true);
+  complain(null);
+  say("Waiting for the service …");
+  try {
+    if (!page.model.value) await loadModels(signal);
+    const request = requestOf();
+    const chunks = await complete(request, signal);
+    // The texts before stay until the service has accepted the request for new ones.
+    current = newPanes(request);
+    say("Generating …");
+    for await (const chunk of chunks) {
+      seed = chunk.seed ?? seed;
+      for (const choice of chunk.choices) current[choice.index]?.receive(choice);
+      drawSoon(begun);
+      if (performance.now() > sliceEnd) sliceEnd = (await pause()) + SLICE_MS;
+    }
+    ended("Done", current, begun, seed);
+  } catch (error) {
+    ended(signal.aborted ? "Stopped" : "Failed", current, begun, seed);
+    if (!signal.aborted) complain(error);
+  }
+}
+
+/** Let the browser draw and handle input, also while text arrives faster than it is read; return the time after. */
+const pause = () =>
+  new Promise((resume) => {
+    const channel = new MessageChannel();
+    channel.port1.onmessage = () => {
+      channel.port1.close();
+      resume(performance.now());
+    };
+    channel.port2.postMessage(null);
+  });
+
+/** Replace the texts on the page by empty ones. */
+function newPanes(request) {
+  panes = Array.from({ length: request.n }, (_, index) => new Pane(index + 1, request.prompt));
+  page.texts.replaceChildren(...panes.map((pane) => pane.element));
+  page.readout.textContent = "Point at a character, or go to a text with Tab and press the arrow keys.";
+  return panes;
+}
+
+/** Draw once per frame, however many fragments arrive. A hidden page has no frames and draws at the end. */
+function drawSoon(begun) {
+  frame ||= requestAnimationFrame(() => {
+    frame = 0;
+    for (const pane of panes) pane.draw();
+    page.progress.textContent = speed(panes, begun);
+  });
+}
+
+/** How much is written, and how fast. */
+function speed(written, begun) {
+  const characters = total(written.map((pane) => pane.count));
+  const seconds = Math.max(performance.now() - begun, 1) / 1000;
+  return `${grouped(characters)} characters, ${grouped(characters / seconds)} characters/s`;
+}
+
+/** Draw the rest and say how it ended. */
+function ended(state, written, begun, seed) {
+  cancelAnimationFrame(frame);
+  frame = 0;
+  running = null;
+  for (const pane of written) pane.end();
+  busy(false);
+  page.progress.textContent = "";
+  const reasons = [...new Set(written.map((pane) => pane.reason).filter(Boolean))];
+  const facts = written.length ? [speed(written, begun)] : [];
+  if (reasons.length) facts.push(`finish: ${reasons.join(" and ")}`);
+  if (seed) facts.push(`seed ${seed}`);
+  say(facts.length ? `${state}: ${facts.join(", ")}.` : `${state}.`);
+  page.keepSeed.dataset.seed = seed ?? page.keepSeed.dataset.seed ?? "";
+  page.keepSeed.hidden = page.keepSeed.dataset.seed === "";
+}
+
+/** Show an error, and mark the control that it is about; null removes both. */
+function complain(error) {
+  const foreign = error && !(error instanceof ServiceError); // such as a page of a proxy where JSON was expected
+  page.alert.textContent = foreign ? `The answer cannot be read: ${error.message}` : (error?.message ?? "");
+  for (const control of page.form.elements) control.removeAttribute("aria-invalid");
+  const control = error?.param && page.form.elements.namedItem(error.param);
+  control?.setAttribute("aria-invalid", "true");
+  control?.closest("details")?.setAttribute("open", "");
+  // The models of a service that was started again may be others.
+  if (error?.code === "model_not_found") loadModels().catch(() => {});
+}
+
+/** Switch the controls between writing and waiting. `disabled` would drop the keyboard focus from a button. */
+function busy(isBusy) {
+  page.generate.setAttribute("aria-disabled", String(isBusy));
+  page.stopButton.setAttribute("aria-disabled", String(!isBusy));
+}
+
+/** Fill the list of models; the one that was chosen before stays chosen. */
+async function loadModels(signal) {
+  const names = await modelNames(signal), wanted = page.model.value || restored().model;
+  page.model.replaceChildren(...names.map((name) => new Option(name, name, false, name === wanted)));
+  show();
+}
+
+/** The inputs that the page was left with. */
+function restored() {
+  try {
+    return JSON.parse(sessionStorage.getItem(STORE)) ?? {};
+  } catch {
+    return {}; // The storage is blocked.
+  }
+}
+
+/** Fill in the inputs that the page was left with. */
+function restore() {
+  for (const [id, value] of Object.entries(restored())) {
+    if (page[id]?.type === "checkbox") page[id].checked = value;
+    else if (page[id]?.matches("input, textarea")) page[id].value = value;
+    else if (page[id]?.matches("details")) page[id].open = value;
+  }
+}
+
+/** Keep the inputs for the case that the page is loaded again. */
+function keep() {
+  const inputs = page.form.querySelectorAll("input, textarea, select");
+  const values = [...inputs].map((input) => [input.id, input.type === "checkbox" ? input.checked : input.value]);
+  const opened = [page.more, page.code].map((details) => [details.id, details.open]);
+  // Without a list of models there is no choice to keep.
+  if (!page.model.value) values.push(["model", restored().model]);
+  try {
+    sessionStorage.setItem(STORE, JSON.stringify(Object.fromEntries([...values, ...opened])));
+  } catch {
+    // The storage is blocked or full: the page works without it.
+  }
+}
+
+/** Bring everything that follows from the inputs up to date. */
+function show() {
+  const request = requestOf();
+  page.shownTemperature.textContent = page.temperature.valueAsNumber.toFixed(2);
+  page.surprise.hidden = !page.logprobs.checked;
+  page.texts.classList.toggle("plain", !page.logprobs.checked);
+  page.curl.textContent = curlOf(request, keys);
+  page.python.textContent = pythonOf(request, keys);
+  keep();
+}
+
+/** Copy text to the clipboard and say so. */
+function copyAndSay(text) {
+  copy(text).then(
+    () => say("Copied."),
+    () => say("The browser does not allow copying; select the text and copy it yourself."),
+  );
+}
+
+/** Copy text to the clipboard. A page that came over plain HTTP has no clipboard API. */
+async function copy(text) {
+  if (navigator.clipboard?.writeText) return navigator.clipboard.writeText(text);
+  const area = document.createElement("textarea"), focused = document.activeElement;
+  area.value = text;
+  document.body.append(area);
+  area.select();
+  const done = document.execCommand("copy");
+  area.remove();
+  focused?.focus();
+  if (!done) throw new Error("not allowed");
+}
+
+/** React to the controls and the keyboard. */
+function connect() {
+  page.form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (!running) generate();
+  });
+  page.form.addEventListener("input", show);
+  // A control inside of closed details could not show its message.
+  page.form.addEventListener("invalid", (event) => event.target.closest("details")?.setAttribute("open", ""), true);
+  for (const details of [page.more, page.code]) details.addEventListener("toggle", keep);
+  page.stopButton.addEventListener("click", () => running?.abort());
+  page.keepSeed.addEventListener("click", () => {
+    page.seed.value = page.keepSeed.dataset.seed;
+    page.more.open = true;
+    show();
+  });
+  page.copyCurl.addEventListener("click", () => copyAndSay(page.curl.textContent));
+  page.copyPython.addEventListener("click", () => copyAndSay(page.python.textContent));
+  document.addEventListener("keydown", (event) => {
+    if (event.isComposing) return;
+    if (event.key === "Escape") running?.abort();
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) page.form.requestSubmit();
+  });
+}
+
+page.docs.href = `${BASE}docs`;
+page.keyNote.hidden = !keys;
+restore();
+connect();
+show();
+loadModels().then(
+  () => running || say("Ready."),
+  (error) => {
+    if (running) return; // That request loads the models too.
+    complain(error);
+    say("Not connected.");
+  },
+);
