@@ -169,7 +169,7 @@ def test_names_are_escaped_and_paths_are_not_told(serve: Any) -> None:
         raise UsageError(f"cannot read {Path.cwd()!s}/novel.txt")
 
     model = hosted(name, random_writer())
-    model.read_text = unreadable
+    model.training_text = unreadable
     running = serve({name: model})
     for path in ("/", "/docs", "/openapi.json", "/v1/models", "/metrics"):
         body = running.get(path).body

@@ -325,19 +325,19 @@ def test_code_gives_the_text_of_the_page(
     assert ran.stdout.decode() == "".join(f"{text}\n" for text in texts).replace("\n", os.linesep)
 
 
-def test_code_can_be_copied(running: Running, opened: Any) -> None:
+@pytest.mark.parametrize(("button", "name"), [("Copy curl", "curl"), ("Copy Python", "python")])
+def test_code_can_be_copied(running: Running, opened: Any, button: str, name: str) -> None:
     page = opened(running.url)
     page.fill(prompt=NASTY)
     page.page.get_by_text("The request as code").click()
-    for button, name in (("Copy curl", "curl"), ("Copy Python", "python")):
-        page.press(button)
-        page.status("Copied.")
-        page.page.get_by_label("Prompt").fill("")
-        page.page.get_by_label("Prompt").focus()
-        page.page.keyboard.press(PASTE)
-        pasted = page.page.get_by_label("Prompt").input_value()
-        page.fill(prompt=NASTY)
-        assert pasted == page.code(name)
+    page.press(button)
+    page.status("Copied.")
+    page.page.get_by_label("Prompt").fill("")
+    page.page.get_by_label("Prompt").focus()
+    page.page.keyboard.press(PASTE)
+    pasted = page.page.get_by_label("Prompt").input_value()
+    page.fill(prompt=NASTY)
+    assert pasted == page.code(name)
 
 
 def test_text_can_be_copied(running: Running, opened: Any) -> None:

@@ -32,14 +32,14 @@ class HostedModel:
     """When the run was written, in seconds since 1970."""
     generator: Generator = field(repr=False)
     run: Run = field(repr=False)
-    read_text: ReadText = field(repr=False)
+    training_text: ReadText = field(repr=False)
     _guards: dict[int, Guard] = field(default_factory=dict, repr=False)
     _ids: npt.NDArray[np.int32] | None = field(default=None, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # Guards are made in other threads.
 
     @classmethod
     def load(
-        cls, name: str, folder: Path, read_text: ReadText, precision: str = "q8", *, threads: int | None = None
+        cls, name: str, folder: Path, training_text: ReadText, precision: str = "q8", *, threads: int | None = None
     ) -> HostedModel:
         """Open a run and lay out its weights.
 
@@ -48,7 +48,7 @@ class HostedModel:
         """
         run = Run.open(folder)
         generator = Generator(run.model, run.weights(), run.vocabulary, precision, threads=threads)
-        return cls(name, int((folder / "config.json").stat().st_mtime), generator, run, read_text)
+        return cls(name, int((folder / "config.json").stat().st_mtime), generator, run, training_text)
 
     def guard(self, max_copy: int) -> Guard:
         """The guard that `max_copy` needs. The first one reads the training text, and each takes a while to make.
@@ -70,13 +70,13 @@ class HostedModel:
 
     def _text_ids(self) -> npt.NDArray[np.int32]:
         if self._ids is None:
-            self._ids = self.vocabulary.encode(self.read_text(self.run))
+            self._ids = self.vocabulary.encode(self.training_text(self.run))
         return self._ids
 
 
 def load_all(
     named: Sequence[tuple[str | None, Path]],
-    read_text: ReadText,
+    training_text: ReadText,
     precision: str = "q8",
     *,
     threads: int | None = None,
@@ -92,5 +92,5 @@ def load_all(
         name = given or folder.resolve().name
         if name in models:
             raise UsageError(f"two runs have the name {name!r}; name one of them: NAME={folder}")
-        models[name] = HostedModel.load(name, folder, read_text, precision, threads=threads)
+        models[name] = HostedModel.load(name, folder, training_text, precision, threads=threads)
     return models
