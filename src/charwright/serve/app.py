@@ -71,6 +71,7 @@ class Routes:
         self._playground = playground(keys=keys)
         self._router = Router(
             [
+                Route("/v1/completions", Completions(service), methods=["POST"]),
                 Route("/", self._playground_page),
                 Route("/docs", self._reference_page),
                 Route("/openapi.json", self._openapi),
@@ -79,7 +80,6 @@ class Routes:
                 Route("/metrics", self._metrics),
                 Route("/v1/models", self._models),
                 Route("/v1/models/{model:path}", self._model),
-                Route("/v1/completions", Completions(service), methods=["POST"]),
             ],
             redirect_slashes=False,
             default=_no_route,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from starlette.responses import Response
@@ -72,48 +71,40 @@ class Completions:
         except TimeoutError:
             raise job.served.admission.full("wait") from None
         if job.request.stream:
-            await self._stream(job, scope, send, deadline)
+            await self._stream(job, send, deadline)
         else:
             answer = await _whole(job, deadline)
             await Response(answer, media_type="application/json")(scope, receive, send)
 
-    async def _stream(self, job: Job, scope: Scope, send: Send, deadline: float) -> None:
+    async def _stream(self, job: Job, send: Send, deadline: float) -> None:
         """Send the text as it grows. From here on, problems are reported inside the stream."""
         await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
-        metrics, idle_s = self._service.metrics, self._service.limits.idle_s
+        metrics = self._service.metrics
         metrics.streams.inc()
         try:
             async with asyncio.timeout_at(deadline):
-                await _send_events(job, functools.partial(_send_patiently, scope, send, idle_s))
+                await _send_events(job, send)
         except (TimeoutError, Refusal) as problem:
             refusal = problem if isinstance(problem, Refusal) else _late()
             metrics.refusals.labels(refusal.reason).inc()
-            await _send_patiently(scope, send, idle_s, b"data: " + json_bytes(refusal.body()) + b"\n\n", more=False)
+            await _send_part(send, b"data: " + json_bytes(refusal.body()) + b"\n\n", more=False)
         finally:
             metrics.streams.dec()
 
 
-async def _send_events(job: Job, send: Callable[..., Awaitable[None]]) -> None:
+async def _send_events(job: Job, send: Send) -> None:
     answer = Answer(job)
     while news := await job.news():
         choices = [answer.choice(index, delivery) for index, delivery in news]
-        if events := b"".join(answer.chunk(choice) for choice in choices if choice is not None):
-            await send(events, more=True)
-    await send(answer.last_chunks(), more=False)
+        events = b"".join(answer.chunk(choice) for choice in choices if choice is not None)
+        if job.finished:
+            await _send_part(send, events + answer.last_chunks(), more=False)
+        elif events:
+            await _send_part(send, events, more=True)
 
 
-async def _send_patiently(scope: Scope, send: Send, idle_s: float, body: bytes, *, more: bool) -> None:
-    """Send a part of a stream.
-
-    Raises:
-        ClientGoneError: if the client reads nothing for `idle_s` seconds; the connection is closed.
-    """
-    try:
-        async with asyncio.timeout(idle_s):
-            await send({"type": "http.response.body", "body": body, "more_body": more})
-    except TimeoutError:
-        scope["state"]["abort"]()
-        raise ClientGoneError from None
+async def _send_part(send: Send, body: bytes, *, more: bool) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": more})
 
 
 async def _whole(job: Job, deadline: float) -> bytes:
@@ -169,7 +160,8 @@ def _checked(request: CompletionRequest, served: ServedModel) -> GenerationConfi
     Raises:
         Refusal: 400, which names the parameter.
     """
-    config, vocabulary = request.generation(secrets.randbelow(SEEDS)), served.hosted.vocabulary
+    seed = secrets.randbelow(SEEDS) if request.seed is None else request.seed
+    config, vocabulary = request.generation(seed), served.hosted.vocabulary
     if request.logprobs and vocabulary.level != "character":
         raise bad("logprobs", "must be 0, since this model generates bytes, which are not characters")
     try:

@@ -114,6 +114,11 @@ class Job:
             raise Refusal(500, "the engine failed; this is a defect of charwright", code="failed", reason="failed")
         return news
 
+    @property
+    def finished(self) -> bool:
+        """Whether `news` has returned everything."""
+        return not self._news and not self._unfinished
+
     def draft(self, index: int) -> Draft:
         """The draft of a text that has got a place."""
         draft = self._texts[index].draft

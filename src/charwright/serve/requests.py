@@ -163,7 +163,7 @@ class CompletionRequest(BaseModel):
         return len(self.prompt) * (self.n or 1)
 
     def generation(self, seed: int) -> GenerationConfig:
-        """The options as those of the command line."""
+        """The options as those of the command line, with a seed that is given or drawn."""
         return GenerationConfig(
             length=max(1, self.length),
             temperature=1.0 if self.temperature is None else self.temperature,
@@ -176,7 +176,7 @@ class CompletionRequest(BaseModel):
             stop=tuple(self.stop or ()),
             until=self.until,
             max_copy=self.max_copy,
-            seed=seed if self.seed is None else self.seed,
+            seed=seed,
         )
 
     @property

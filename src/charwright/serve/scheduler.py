@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from charwright.generation.engine import MOST_STREAMS
 from charwright.generation.generator import Generator
 from charwright.generation.session import Session
 
+FRAGMENTS_PER_S = 640
+"""Most fragments a second of all texts together: sending one takes a tenth of a millisecond of a core."""
 FIRST_STEPS = 8
 """Steps beyond the prompt in the first call of a text, so that its first characters come soon."""
 
@@ -57,6 +60,10 @@ class Text:
     deliver: Callable[[Delivery], None]
     draft: Draft | None = field(default=None, repr=False)
     """Set by the thread when the text gets a place."""
+    shown: int = 0
+    """Characters delivered."""
+    due_s: float = 0.0
+    """When the next fragment is due, on the scheduler's clock."""
 
 
 Post = Callable[[list[tuple[Text, Delivery]]], None]
@@ -66,9 +73,11 @@ Post = Callable[[list[tuple[Text, Delivery]]], None]
 class Scheduler:
     """Generates the texts of one model in a thread of its own."""
 
-    def __init__(self, generator: Generator, name: str, post: Post) -> None:
+    def __init__(
+        self, generator: Generator, name: str, post: Post, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Create the thread; `start` starts it."""
-        self._generator, self._post = generator, post
+        self._generator, self._post, self._clock = generator, post, clock
         self._session = self._new_session()
         self._condition = threading.Condition()
         self._new: list[Text] = []  # guarded by the condition, as are the next two
@@ -149,11 +158,21 @@ class Scheduler:
             self._post(joined)
         hurry = [draft.stream.unread + FIRST_STEPS for draft in self._texts if draft.stream.drawn == 0]
         drafts = self._session.advance(min(hurry) if hurry else None)
-        deliveries = [(self._texts[draft], Delivery(draft.take(), draft.ended)) for draft in drafts]
-        self._post([(text, new) for text, new in deliveries if new.fragment.text or new.ended])
+        now = self._clock()
+        self._post(
+            [(self._texts[draft], Delivery(draft.take(), draft.ended)) for draft in drafts if self._due(draft, now)]
+        )
         for draft in drafts:
             if draft.ended is not None:
                 del self._texts[draft]
+
+    def _due(self, draft: Draft, now: float) -> bool:
+        """Whether something is to be delivered of a text: its end, its first characters, or a fragment that is due."""
+        text = self._texts[draft]
+        if draft.ended is None and (draft.shown == text.shown or now < text.due_s):
+            return False
+        text.shown, text.due_s = draft.shown, now + len(self._texts) / FRAGMENTS_PER_S
+        return True
 
     def _join(self) -> list[tuple[Text, Delivery]]:
         deliveries = []

@@ -32,8 +32,6 @@ CLOSING_S = 2
 """How long the last answers may take to be sent when the service ends."""
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 """What reaches a service that listens on all addresses."""
-SWITCH_S = 0.001
-"""How soon a waiting Python thread gets its turn: the engine's thread must not wait long for the event loop."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -84,7 +82,6 @@ def serve(
 
     `trusted_proxies` are the addresses whose X-Forwarded-For is believed, separated by commas.
     """
-    sys.setswitchinterval(SWITCH_S)
     server = Server(service, create_app(service, access, log=log), say=say, trusted_proxies=trusted_proxies)
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
@@ -177,37 +174,50 @@ def _requests(count: int) -> str:
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol, which closes connections whose request does not arrive."""
+    """uvicorn's HTTP protocol, which closes connections whose client neither sends its request nor reads the answer."""
 
     idle_s = 30.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first request."""
         super().connection_made(transport)
-        self._request_task: TimerHandle | None = self.loop.call_later(self.idle_s, transport.abort)
+        self._patience: TimerHandle | None = None
+        self._wait()
 
     def on_message_begin(self) -> None:
         """Wait for the headers of a request."""
         super().on_message_begin()
-        self._headers_arrived()
-        self._request_task = self.loop.call_later(self.idle_s, self.transport.abort)
-        self.scope["state"]["abort"] = self.transport.abort  # for a client that reads nothing
+        self._wait()
 
     def on_headers_complete(self) -> None:
         """Stop waiting: the application waits for the body."""
-        self._headers_arrived()
+        self._stop_waiting()
         super().on_headers_complete()
+
+    def pause_writing(self) -> None:
+        """Wait for the client to read."""
+        super().pause_writing()
+        self._wait()
+
+    def resume_writing(self) -> None:
+        """Stop waiting."""
+        self._stop_waiting()
+        super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
-        self._headers_arrived()
+        self._stop_waiting()
         self._unset_keepalive_if_required()  # After a reset, the timer would keep the connection's memory.
         super().connection_lost(exc)
 
-    def _headers_arrived(self) -> None:
-        if self._request_task is not None:
-            self._request_task.cancel()
-            self._request_task = None
+    def _wait(self) -> None:
+        self._stop_waiting()
+        self._patience = self.loop.call_later(self.idle_s, self.transport.abort)
+
+    def _stop_waiting(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
 
 
 def check_exposure(host: str, *, keys: bool, no_auth: bool) -> None:
