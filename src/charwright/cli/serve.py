@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,19 +125,23 @@ def serve(
         raise UsageError("--corpus is for one run; serve the others in a process of their own")
     _check_origins(cors_origin)
     _require_extra()
-    from charwright.serve.access import is_loopback
-    from charwright.serve.app import Access
     from charwright.serve.hosting import load_all
-    from charwright.serve.journal import RequestLog
-    from charwright.serve.keys import Keys
-    from charwright.serve.server import check_exposure, listen
-    from charwright.serve.server import serve as run_server
-    from charwright.serve.service import Service
 
-    check_exposure(host, keys=api_key_file is not None, no_auth=no_auth)
-    keys = Keys.parse(_text(api_key_file), f"--api-key-file: {api_key_file}") if api_key_file is not None else None
-    models = load_all([_named(run) for run in runs], _reader(corpus), precision, threads=threads)
-    listener = listen(host, port)
+    with ThreadPoolExecutor(1) as beside:
+        loading = beside.submit(load_all, [_named(run) for run in runs], _reader(corpus), precision, threads=threads)
+        # The rest of the service is imported meanwhile.
+        from charwright.serve.access import check_exposure, is_loopback
+        from charwright.serve.app import Access
+        from charwright.serve.journal import RequestLog
+        from charwright.serve.keys import Keys
+        from charwright.serve.server import listen
+        from charwright.serve.server import serve as run_server
+        from charwright.serve.service import Service
+
+        check_exposure(host, keys=api_key_file is not None, no_auth=no_auth)
+        keys = Keys.parse(_text(api_key_file), f"--api-key-file: {api_key_file}") if api_key_file is not None else None
+        listener = listen(host, port)
+        models = loading.result()
     return run_server(
         Service(models, limits),
         Access(keys, allow_host, addresses=not is_loopback(host), origins=cors_origin),

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from charwright.errors import UsageError
 from charwright.serve.bodies import header
 from charwright.serve.keys import Keys
 from charwright.serve.refusals import Refusal
@@ -154,3 +155,18 @@ def is_address(name: str) -> bool:
 def is_loopback(host: str) -> bool:
     """Whether an address to listen on can be reached from this machine only."""
     return host == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def check_exposure(host: str, *, keys: bool, no_auth: bool) -> None:
+    """See that a service which others can reach asks for keys, unless the user wants none.
+
+    Raises:
+        UsageError: if it does not.
+    """
+    if keys and no_auth:
+        raise UsageError("--api-key-file and --no-auth contradict each other; remove one")
+    if not (is_loopback(host) or keys or no_auth):
+        raise UsageError(
+            f"--host {host} can be reached from other machines: give --api-key-file FILE, or --no-auth if anyone may"
+            " generate"
+        )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -17,7 +19,6 @@ from charwright.serve.completions import Completions
 from charwright.serve.journal import Journal, Log
 from charwright.serve.keys import Keys
 from charwright.serve.metrics import MEDIA_TYPE
-from charwright.serve.openapi import document, reference_page
 from charwright.serve.pages import Page
 from charwright.serve.playground import playground
 from charwright.serve.refusals import Headers, Refusal, json_bytes
@@ -64,11 +65,8 @@ class Routes:
     """The routes of the service."""
 
     def __init__(self, service: Service, *, keys: bool) -> None:
-        """Prepare the pages, which do not change; `keys` says whether requests need an API key."""
-        self._service = service
-        described = document(service.limits, keys=keys)
-        self._document, self._reference = json_bytes(described), reference_page(described)
-        self._playground = playground(keys=keys)
+        """Find the handlers; `keys` says whether requests need an API key."""
+        self._service, self._keys = service, keys
         self._router = Router(
             [
                 Route("/v1/completions", Completions(service), methods=["POST"]),
@@ -116,13 +114,31 @@ class Routes:
         return _json(_described(self._service.model(request.path_params["model"])))
 
     async def _openapi(self, _: Request) -> Response:
-        return Response(self._document, media_type="application/json")
+        return _json(self._described)
 
     async def _playground_page(self, _: Request) -> Response:
         return _page(self._playground)
 
     async def _reference_page(self, _: Request) -> Response:
         return _page(self._reference)
+
+    # The pages do not change, and are made when they are first requested: the service starts sooner.
+
+    @cached_property
+    def _described(self) -> dict[str, Any]:
+        from charwright.serve.openapi import document
+
+        return document(self._service.limits, keys=self._keys)
+
+    @cached_property
+    def _reference(self) -> Page:
+        from charwright.serve.openapi import reference_page
+
+        return reference_page(self._described)
+
+    @cached_property
+    def _playground(self) -> Page:
+        return playground(keys=self._keys)
 
 
 def _json(value: object, status: int = 200) -> Response:

@@ -18,7 +18,6 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from charwright.errors import UsageError
-from charwright.serve.access import is_loopback
 from charwright.serve.app import Access, create_app
 from charwright.serve.journal import Log
 from charwright.serve.service import Service
@@ -218,18 +217,3 @@ class _Protocol(HttpToolsProtocol):
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
-
-
-def check_exposure(host: str, *, keys: bool, no_auth: bool) -> None:
-    """See that a service which others can reach asks for keys, unless the user wants none.
-
-    Raises:
-        UsageError: if it does not.
-    """
-    if keys and no_auth:
-        raise UsageError("--api-key-file and --no-auth contradict each other; remove one")
-    if not (is_loopback(host) or keys or no_auth):
-        raise UsageError(
-            f"--host {host} can be reached from other machines: give --api-key-file FILE, or --no-auth if anyone may"
-            " generate"
-        )
