@@ -13,6 +13,8 @@ import pytest
 from charwright.generation.engine import MOST_STREAMS
 from charwright.generation.generator import Generator
 from services import Reply, Running, eventually, hosted
+from charwright.serve.app import Access
+from charwright.serve.keys import Keys
 from writers import random_writer
 
 LONG = 10_000_000
@@ -37,9 +39,10 @@ class Raw:
     def send(self, data: bytes) -> None:
         self.socket.sendall(data)
 
-    def complete(self, **parameters: Any) -> None:
+    def complete(self, key: str = "none", **parameters: Any) -> None:
         body = json.dumps({"model": "letters", "prompt": "ab"} | parameters).encode()
         head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        head += f"Authorization: Bearer {key}\r\n"
         self.send(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
 
     def read_until(self, mark: bytes) -> bytes:
@@ -122,6 +125,22 @@ def test_text_that_waits_gets_the_first_free_place(slow: Running) -> None:
         assert eventually(lambda: slow.service.held == MOST_STREAMS + 1)
     thread.join()
     assert replies[0].status == 200
+
+
+def test_free_place_goes_to_the_caller_with_the_fewest(serve: Any) -> None:
+    keys = ["first-key-of-some-length", "second-key-of-some-length"]
+    running = serve(
+        access=Access(Keys.parse("\n".join(keys), "keys")), max_tokens=LONG, max_per_caller=1000, max_n=1000
+    )
+    many, few = ({"Authorization": f"Bearer {key}"} for key in keys)
+    with Raw(running) as hog:
+        hog.complete(keys[0], max_tokens=20_000, stream=True, n=3 * MOST_STREAMS)
+        hog.read_until(b"data: ")
+        reply = running.complete(headers=few, max_tokens=5)
+        assert reply.status == 200
+        assert running.metric("charwright_characters_total", model="letters", kind="prompt") < 2 * 2 * MOST_STREAMS
+    assert running.is_empty()
+    assert running.complete(headers=many, max_tokens=5).status == 200
 
 
 def test_caller_with_too_many_texts_gets_429(serve: Any) -> None:

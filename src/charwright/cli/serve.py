@@ -140,12 +140,11 @@ def serve(
 
         check_exposure(host, keys=api_key_file is not None, no_auth=no_auth)
         keys = Keys.parse(_text(api_key_file), f"--api-key-file: {api_key_file}") if api_key_file is not None else None
-        listener = listen(host, port)
         models = loading.result()
     return run_server(
         Service(models, limits),
         Access(keys, allow_host, addresses=not is_loopback(host), origins=cors_origin),
-        listener,
+        listen(host, port),
         log=None if log == "off" else RequestLog(as_json=log == "json", prompts=log_prompts),
         trusted_proxies=",".join(trusted_proxy) or None,
         say=say,

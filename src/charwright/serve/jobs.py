@@ -81,6 +81,7 @@ class Job:
                 self.config,
                 index,
                 request.length,
+                self._caller,
                 logprobs=request.logprobs is not None,
                 alternatives=request.logprobs or 0,
                 echo=bool(request.echo),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -38,6 +38,8 @@ class Order:
     """The index of the text among those of its seed."""
     length: int
     """Characters to generate. With 0, the prompt is only read."""
+    caller: str = ""
+    """Who asks: free places go to whoever has the fewest."""
     logprobs: bool = False
     alternatives: int = 0
     echo: bool = False
@@ -83,7 +85,7 @@ class Scheduler:
         self._new: list[Text] = []  # guarded by the condition, as are the next two
         self._gone: list[Text] = []
         self._stopping = False
-        self._waiting: deque[Text] = deque()
+        self._waiting: list[Text] = []  # in the order of their arrival
         self._texts: dict[Draft, Text] = {}
         self._thread = threading.Thread(target=self._run, name=f"engine of {name}", daemon=True)
 
@@ -177,7 +179,7 @@ class Scheduler:
     def _join(self) -> list[tuple[Text, Delivery]]:
         deliveries = []
         while self._waiting and len(self._texts) < MOST_STREAMS:
-            text = self._waiting.popleft()
+            text = self._next()
             try:
                 draft = text.draft = self._begin(text.order)
             except Exception:  # A defect, since requests are checked before: only this text fails.
@@ -190,6 +192,13 @@ class Scheduler:
             else:  # It has nothing to generate.
                 deliveries.append((text, Delivery(draft.take(), draft.ended)))
         return deliveries
+
+    def _next(self) -> Text:
+        """The text that gets the next place: of the callers with the fewest texts in the batch, the one that came first."""
+        have = Counter(text.order.caller for text in self._texts.values())
+        text = min(self._waiting, key=lambda waiting: have[waiting.order.caller])
+        self._waiting.remove(text)
+        return text
 
     def _begin(self, order: Order) -> Draft:
         return self._session.join(
