@@ -12,9 +12,9 @@ import pytest
 
 from charwright.generation.engine import MOST_STREAMS
 from charwright.generation.generator import Generator
-from services import Reply, Running, eventually, hosted
 from charwright.serve.app import Access
 from charwright.serve.keys import Keys
+from services import Reply, Running, eventually, hosted
 from writers import random_writer
 
 LONG = 10_000_000

@@ -194,7 +194,7 @@ class Scheduler:
         return deliveries
 
     def _next(self) -> Text:
-        """The text that gets the next place: of the callers with the fewest texts in the batch, the one that came first."""
+        """The text that gets the next place: the first of those whose callers have the fewest texts in the batch."""
         have = Counter(text.order.caller for text in self._texts.values())
         text = min(self._waiting, key=lambda waiting: have[waiting.order.caller])
         self._waiting.remove(text)
