@@ -55,7 +55,9 @@ avx512=(-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefer-vector-width=5
 tiles=("${avx512[@]}" -mavx512bf16 -mavx512vnni -DCW_TILES=1)
 if [ "$kind" != arm ] && [ "$kind" != emulated ] && [ "$(uname -m)" = x86_64 ]; then
     add_variant avx2 -mavx2 -mfma
+    add_variant avx2vnni -mavx2 -mfma -mavxvnni
     add_variant avx512 "${avx512[@]}"
+    add_variant avx512vnni "${avx512[@]}" -mavx512vnni
     add_variant avx512bf16 "${avx512[@]}" -mavx512bf16 -mavx512vnni
     if [ "$(uname -s)" = Linux ] && echo '__asm__("tdpbf16ps %tmm2, %tmm1, %tmm0");' | "$CC" -x c -c -o /dev/null - 2>/dev/null
     then

@@ -24,7 +24,7 @@ UNITS_MULTIPLE = 16
 
 STORAGES = {"f32": 0, "bf16": 1, "q8": 2}
 
-VARIANTS = ("amx", "avx512bf16", "avx512", "avx2", "portable", "emulated")
+VARIANTS = ("amx", "avx512bf16", "avx512vnni", "avx512", "avx2vnni", "avx2", "portable", "emulated")
 
 
 class Layer(ctypes.Structure):

@@ -45,6 +45,14 @@ static int has_avx512(void) {
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 #endif
+#if defined(CW_HAS_AVX512VNNI)
+extern const cw_variant cw_avx512vnni;
+static int has_avx512vnni(void) { return __builtin_cpu_supports("avx512vnni"); }
+#endif
+#if defined(CW_HAS_AVX2VNNI)
+extern const cw_variant cw_avx2vnni;
+static int has_avx2vnni(void) { return __builtin_cpu_supports("avxvnni"); }
+#endif
 #if defined(CW_HAS_AVX2)
 extern const cw_variant cw_avx2;
 static int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
@@ -58,8 +66,14 @@ static const cw_variant *const variants[] = {
 #if defined(CW_HAS_AVX512BF16)
     &cw_avx512bf16,
 #endif
+#if defined(CW_HAS_AVX512VNNI)
+    &cw_avx512vnni,
+#endif
 #if defined(CW_HAS_AVX512)
     &cw_avx512,
+#endif
+#if defined(CW_HAS_AVX2VNNI)
+    &cw_avx2vnni,
 #endif
 #if defined(CW_HAS_AVX2)
     &cw_avx2,
@@ -85,6 +99,12 @@ static int runs_here(int index) {
 #endif
 #if defined(CW_HAS_AVX512BF16) /* only built together with plain AVX-512 */
     if (variant == &cw_avx512bf16) return has_avx512() && has_avx512bf16();
+#endif
+#if defined(CW_HAS_AVX512VNNI) /* only built together with plain AVX-512 */
+    if (variant == &cw_avx512vnni) return has_avx512() && has_avx512vnni();
+#endif
+#if defined(CW_HAS_AVX2VNNI)
+    if (variant == &cw_avx2vnni) return has_avx2() && has_avx2vnni();
 #endif
 #if defined(CW_HAS_AVX512)
     if (variant == &cw_avx512) return has_avx512();

@@ -98,6 +98,18 @@ INLINE NAME(wide_value) NAME(everywhere)(const NAME(value_t) * a) {
 INLINE ivec NAME(dot)(ivec sum, NAME(wide_value) a, NAME(wide) w) {
     return (ivec)_mm512_dpbusd_epi32((__m512i)sum, a, w);
 }
+#elif Q8_UNSIGNED && defined(__AVXVNNI__)
+typedef uint8_t NAME(value_t);
+typedef __m256i NAME(wide), NAME(wide_value);
+INLINE NAME(wide) NAME(weights_at)(const elem *w) { return _mm256_loadu_si256((const __m256i *)w); }
+INLINE NAME(wide_value) NAME(everywhere)(const NAME(value_t) * a) {
+    int32_t four;
+    memcpy(&four, a, 4);
+    return _mm256_set1_epi32(four);
+}
+INLINE ivec NAME(dot)(ivec sum, NAME(wide_value) a, NAME(wide) w) {
+    return (ivec)_mm256_dpbusd_avx_epi32((__m256i)sum, a, w);
+}
 #elif Q8_UNSIGNED /* the same without the instruction, for emulated tiles */
 typedef uint8_t NAME(value_t);
 typedef struct {

@@ -26,7 +26,7 @@
 #endif
 
 /* The type of activations in 8-bit products; see products.h. */
-#if defined(__AVX512VNNI__) || defined(CW_TILES)
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(CW_TILES)
 #define Q8_UNSIGNED 1
 #else
 #define Q8_UNSIGNED 0

@@ -11,8 +11,11 @@ from charwright.model.compute import CPU, PRECISIONS, Compute, Wanted, asked_cor
 from charwright.model.features import features_of, usable_variants
 from charwright.planning.measurement import Deadline
 
-SAME_IN_FLOAT32 = ("amx", "avx512bf16", "avx512")
-"""Variants whose float32 code is the same."""
+SAME = {
+    "f32": (("amx", "avx512bf16", "avx512vnni", "avx512"), ("avx2vnni", "avx2")),
+    "bf16": (("avx512vnni", "avx512"), ("avx2vnni", "avx2")),
+}
+"""Variants whose code for training is the same in a precision: those with VNNI differ in 8-bit generation."""
 
 FOR_TESTS = "emulated"
 """The variant that computes tiles without the instructions for them; it is only in the library of a test."""
@@ -72,8 +75,8 @@ def candidates(wanted: Wanted, *, masked: bool) -> list[Compute]:
 def _different(variants: Iterable[str], precision: str) -> list[str | None]:
     """The variants worth comparing in a precision, best first."""
     kept = list(variants)
-    if precision == "f32":
-        same = [variant for variant in kept if variant in SAME_IN_FLOAT32]
+    for group in SAME[precision]:
+        same = [variant for variant in kept if variant in group]
         kept = [variant for variant in kept if variant not in same[1:]]
     return [variant for variant in kept if variant not in ("portable", FOR_TESTS) or len(kept) == 1]
 
