@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from itertools import pairwise
 
 import pytest
@@ -192,3 +193,18 @@ def test_without_endings_everything_is_shown_at_once() -> None:
     assert not endings.waiting
     assert endings.feed("Hello. \n\n") == "Hello. \n\n"
     assert endings.flush() == ""
+
+
+@pytest.mark.parametrize(
+    "marks", ["." * 10_000, "。" * 10_000, '."' * 5_000, '"' * 10_000, "。.」" * 3_000, ".。" * 5_000]
+)
+def test_a_long_run_of_marks_takes_no_time(marks: str) -> None:
+    endings = Endings(until="1000000 sentences")
+    began = time.process_time()
+    for character in marks:
+        endings.feed(character)
+    assert time.process_time() - began < 1
+    whole = Endings(until="sentence")
+    began = time.process_time()
+    whole.feed("a" + marks)
+    assert time.process_time() - began < 0.1

@@ -10,15 +10,14 @@ from charwright.config import parse_until
 
 # The marks that end a sentence, and those that may follow them. In scripts with spaces, a space must come next.
 _STOPS, _WIDE_STOPS, _CLOSERS = ".!?…؟।۔", "。！？｡", "\"'”’»›)]}」』】）》〉"
+_CLOSING = re.escape(_CLOSERS)
+# Runs of marks are matched from their beginning and as a whole, or a long one would take time without end.
 _SENTENCE_END = re.compile(
-    f"[{_STOPS}]+[{re.escape(_CLOSERS)}]*(?=\\s)|[{_WIDE_STOPS}]+[{re.escape(_CLOSERS)}]*(?=[^{_WIDE_STOPS}{re.escape(_CLOSERS)}])"
+    f"(?<![{_STOPS}])[{_STOPS}]++[{_CLOSING}]*+(?=\\s)"
+    f"|(?<![{_WIDE_STOPS}])[{_WIDE_STOPS}]++[{_CLOSING}]*+(?=[^{_WIDE_STOPS}{_CLOSING}])"
 )
-# For each unit: its end, and what may be an incomplete end at the end of the text so far.
-_UNIT_ENDS = {
-    "line": (re.compile("\n"), re.compile(r"(?!)")),
-    "paragraph": (re.compile("\n[ \t]*\n"), re.compile(r"\n[ \t]*\Z")),
-    "sentence": (_SENTENCE_END, re.compile(rf"[{_STOPS}{_WIDE_STOPS}{re.escape(_CLOSERS)}]+\Z")),
-}
+_UNIT_ENDS = {"line": re.compile("\n"), "paragraph": re.compile("\n[ \t]*+\n"), "sentence": _SENTENCE_END}
+_OPEN_PARAGRAPH = re.compile(r"\n[ \t]*+\Z")
 
 
 class Found(NamedTuple):
@@ -93,9 +92,11 @@ class Endings:
         """The end of the last requested unit. Units before it are counted."""
         if not self._unit:
             return
-        end, undecided = _UNIT_ENDS[self._unit]
+        if self._marks_go_on(text):
+            self._undecided += len(text) - len(self.held)
+            return
         at = len(self.held) - self._undecided  # the text before was searched with the previous piece
-        for match in end.finditer(text, at):
+        for match in _UNIT_ENDS[self._unit].finditer(text, at):
             if not (self._begun or text[at : match.start()].strip()):
                 continue
             at, self._begun = match.end(), False
@@ -105,7 +106,25 @@ class Endings:
                 sentence = self._unit == "sentence"
                 yield Found(match.end() if sentence else match.start(), match.end() + sentence, self._unit)
                 return
-        open_end = undecided.search(text, at)
-        decided = open_end.start() if open_end else len(text)
+        decided = max(at, self._decided(text))
         self._begun = self._begun or bool(text[at:decided].strip())
         self._undecided = len(text) - decided
+
+    def _decided(self, text: str) -> int:
+        """The length of the text without what may be an incomplete end of a unit."""
+        if self._unit == "sentence":
+            return len(text.rstrip(_STOPS + _WIDE_STOPS + _CLOSERS))
+        open_end = _OPEN_PARAGRAPH.search(text) if self._unit == "paragraph" else None
+        return open_end.start() if open_end else len(text)
+
+    def _marks_go_on(self, text: str) -> bool:
+        """Whether the new part of the text only adds marks to a run that may end a sentence, and cannot end it.
+
+        Reading the whole run again for each piece would take time without end.
+        """
+        if self._unit != "sentence" or not self._undecided:
+            return False
+        run, new = text[len(self.held) - self._undecided : len(self.held)], text[len(self.held) :]
+        if not new.strip(_WIDE_STOPS + _CLOSERS):
+            return True
+        return not new.strip(_STOPS + _CLOSERS) and not any(stop in run for stop in _WIDE_STOPS)
