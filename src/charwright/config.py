@@ -243,6 +243,13 @@ class ServiceConfig(Config):
     max_per_caller: int = option(
         128, "Most texts of one caller at a time; a caller is an API key, or an address without keys.", minimum=1
     )
+    max_request: int = option(
+        400_000,
+        "Most characters in the answer to one request: of all its texts, with the prompts for echo, and once more for"
+        " each score of a character.",
+        minimum=1,
+    )
+    max_connections: int = option(1000, "Most open connections.", minimum=1, maximum=1_000_000)
     max_waiting: int = option(256, "Most texts that wait for their turn, for each model.", minimum=0)
     wait_s: float = option(10.0, "Longest wait of a request for its turn, in seconds.", above=0, maximum=3600)
     total_s: float = option(600.0, "Longest time for a request, in seconds.", above=0, maximum=86_400)

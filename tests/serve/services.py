@@ -127,6 +127,8 @@ def start(
     log: Log | None = None,
     **limits: Any,
 ) -> Running:
+    if limits.get("max_tokens", 0) > 100_000:
+        limits.setdefault("max_request", 10**12)
     if models is None:
         models = {"letters": hosted("letters", random_writer())}
     service = Service(models, ServiceConfig(**limits))

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def test_loopback_names_are_allowed(running: Running, host: str) -> None:
     "host", ["evil.example", "localhost.evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "a@localhost",
              "localhost:x", "10.0.0.1", "[::1", "localhost/evil", "127.0.0.2"]
 )  # fmt: skip
-@pytest.mark.parametrize("path", ["/", "/healthz", "/v1/models"])
+@pytest.mark.parametrize("path", ["/", "/v1/models"])
 def test_other_host_names_are_refused(running: Running, host: str, path: str) -> None:
     reply = running.get(path, Host=host)
     assert reply.status in (400, 403)
@@ -103,14 +104,28 @@ def test_other_host_names_are_refused(running: Running, host: str, path: str) ->
         assert reply.error["code"] == "host_not_allowed"
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_health_is_told_under_any_name_or_none(running: Running, path: str) -> None:
+    assert running.get(path, Host="balancer.example").status == 200
+    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as client:
+        client.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+        assert client.recv(100).startswith(b"HTTP/1.1 200 ")
+
+
+def test_two_host_headers_are_refused(running: Running) -> None:
+    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as client:
+        client.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 403 ")
+
+
 def test_named_hosts_and_addresses_are_allowed(serve: Any) -> None:
     named = serve(access=Access(hosts=["Writer.example"]))
-    assert named.get("/healthz", Host="writer.EXAMPLE:8000").status == 200
-    assert named.get("/healthz", Host="10.0.0.1").status == 403
+    assert named.get("/v1/models", Host="writer.EXAMPLE:8000").status == 200
+    assert named.get("/v1/models", Host="10.0.0.1").status == 403
     anywhere = serve(access=Access(addresses=True))
-    assert anywhere.get("/healthz", Host="10.0.0.1:8000").status == 200
-    assert anywhere.get("/healthz", Host="writer.example").status == 403
-    assert serve(access=Access(hosts=["*"])).get("/healthz", Host="writer.example").status == 200
+    assert anywhere.get("/v1/models", Host="10.0.0.1:8000").status == 200
+    assert anywhere.get("/v1/models", Host="writer.example").status == 403
+    assert serve(access=Access(hosts=["*"])).get("/v1/models", Host="writer.example").status == 200
 
 
 def test_other_origins_are_refused(running: Running) -> None:
@@ -133,6 +148,10 @@ def test_named_origins_are_allowed(serve: Any) -> None:
     headers = {"Origin": "https://page.example", "Authorization": f"Bearer {KEY}"}
     reply = running.complete(headers=headers)
     assert (reply.status, reply.headers["access-control-allow-origin"]) == (200, "https://page.example")
+    for status, wrong in ((400, {"temperature": -1}), (404, {"model": "other"})):
+        reply = running.complete(headers=headers, **wrong)
+        assert (reply.status, reply.headers.get("access-control-allow-origin")) == (status, "https://page.example")
+    assert running.complete(headers={"Origin": "https://page.example"}).headers["access-control-allow-origin"]
     assert running.complete(headers=headers | {"Origin": "https://other.example"}).status == 403
 
 

@@ -111,9 +111,9 @@ def test_openai_sends_its_key(serve: Any) -> None:
 
 
 def test_openai_reads_when_to_try_again(serve: Any) -> None:
-    running = serve(max_per_caller=1)
+    running = serve(max_per_caller=1, max_tokens=10_000_000)
     client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="unused", max_retries=0)
-    with client.completions.create(model="letters", prompt="ab", max_tokens=10_000, stream=True) as stream:
+    with client.completions.create(model="letters", prompt="ab", max_tokens=10_000_000, stream=True) as stream:
         next(iter(stream))
         with pytest.raises(openai.RateLimitError, match="you have 1 texts in progress") as caught:
             client.completions.create(model="letters", prompt="ab")

@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -138,7 +139,7 @@ def test_free_place_goes_to_the_caller_with_the_fewest(serve: Any) -> None:
         hog.read_until(b"data: ")
         reply = running.complete(headers=few, max_tokens=5)
         assert reply.status == 200
-        assert running.metric("charwright_characters_total", model="letters", kind="prompt") < 2 * 2 * MOST_STREAMS
+        assert running.metric("charwright_characters_total", model="letters", kind="prompt") < 2 * 2.5 * MOST_STREAMS
     assert running.is_empty()
     assert running.complete(headers=many, max_tokens=5).status == 200
 
@@ -219,6 +220,135 @@ def test_body_that_is_too_large_gets_413(serve: Any, declared: bool) -> None:
         answer = client.read_all()
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert b"larger than 2,000 bytes" in answer
+
+
+def test_body_that_trickles_gets_408(serve: Any) -> None:
+    running = serve(idle_s=0.5)
+    with Raw(running) as client:
+        client.send(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 5000\r\n\r\n"
+        )
+        began = time.monotonic()
+        while time.monotonic() - began < 5:
+            time.sleep(0.1)
+            try:
+                client.send(b" ")
+            except OSError:
+                break
+        assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("where", ["names", "value", "line"])
+def test_head_that_has_no_end_gets_431(serve: Any, where: str) -> None:
+    running = serve()
+    begin = {"line": b"GET /", "value": b"GET / HTTP/1.1\r\nX: ", "names": b"GET / HTTP/1.1\r\n"}[where]
+    part = b"".join(b"X-%d: a\r\n" % i for i in range(1000)) if where == "names" else b"a" * 10_000
+    with Raw(running) as client:
+        sent = 0
+        with suppress(OSError):
+            client.send(begin)
+            while sent < 1 << 20:
+                client.send(part)
+                sent += len(part)
+                time.sleep(0.005)
+        assert sent < 300_000
+        assert running.metric("charwright_refusals_total", reason="head") == 1
+    assert running.complete().status == 200
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\r\n"),
+        (b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n", b"{"),
+        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n", b"a"),
+        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /healthz HT"),
+    ],
+    ids=["newline", "refused", "body", "half"],
+)
+def test_connection_with_nothing_to_answer_is_closed(serve: Any, first: bytes, second: bytes) -> None:
+    running = serve(idle_s=0.5)
+    with Raw(running) as client:
+        client.send(first)
+        client.read_until(b"\r\n\r\n")
+        with suppress(OSError):
+            client.send(second)
+        began = time.monotonic()
+        client.read_all()
+        assert time.monotonic() - began < 3
+
+
+def test_answer_is_not_cut_when_the_next_request_begins(serve: Any) -> None:
+    running = serve(idle_s=0.3, max_tokens=LONG)
+    with Raw(running) as client:
+        client.complete(max_tokens=1_500_000, stream=True)
+        client.read_until(b"data: ")
+        client.send(b"POST ")
+        assert client.read_until(b"data: [DONE]")
+
+
+def test_client_that_does_not_read_but_goes_on_asking_is_dropped(serve: Any) -> None:
+    running = serve(max_tokens=LONG, idle_s=0.5, total_s=1)
+    with Raw(running, small_buffer=True) as client:
+        client.complete(max_tokens=LONG, stream=True)
+        client.send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert eventually(lambda: running.metric("charwright_streams") == 1)
+        assert running.is_empty(within_s=10)
+
+
+def test_too_many_connections_get_503(serve: Any) -> None:
+    running = serve(max_connections=3)
+    kept = [Raw(running) for _ in range(3)]
+    for each in kept:
+        each.send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        each.read_until(b"alive")
+    with Raw(running) as client:
+        assert client.read_all().startswith(b"HTTP/1.1 503 ")
+    kept[0].socket.close()
+    assert eventually(lambda: len(running.server.server_state.connections) == 2)
+    assert running.get("/healthz").status == 200
+    for each in kept:
+        each.socket.close()
+
+
+def test_offer_to_speak_http_2_is_ignored(running: Running) -> None:
+    offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQAAP__"}
+    assert running.complete(prompt="ab", headers=offer).status == 200
+
+
+def test_answer_has_a_limit(serve: Any) -> None:
+    running = serve(max_request=1000)
+    assert running.complete(n=10, max_tokens=100).status == 200
+    for wrong in ({"n": 11}, {"logprobs": 0}, {"echo": True, "prompt": ["a", "b"] * 6}):
+        reply = running.complete(**({"n": 10, "max_tokens": 100} | wrong))
+        assert (reply.status, reply.error["param"]) == (400, "max_tokens")
+    assert running.complete(n=5, max_tokens=100, logprobs=0).status == 200
+    assert running.complete(n=2, max_tokens=100, logprobs=3).status == 200
+
+
+def test_one_guard_is_made_at_a_time(serve: Any) -> None:
+    release = threading.Event()
+
+    def slow_text(_: object) -> str:
+        release.wait(20)
+        return "abc" * 100
+
+    model = hosted("letters", random_writer())
+    model.training_text = slow_text
+    running = serve({"letters": model}, wait_s=0.5)
+    thread, replies = in_thread(running.complete, max_copy=5)
+    assert eventually(lambda: running.service.held == 1)
+    reply = running.complete(max_copy=6)
+    assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+    assert "another value of max_copy" in reply.error["message"]
+    assert running.complete().status == 200
+    thread.join()
+    assert replies[0].status == 503
+    release.set()
+    assert eventually(lambda: running.complete(max_copy=5).status == 200)
+    assert running.complete(max_copy=6).status == 200
+    assert running.is_empty()
 
 
 def test_long_prompt_does_not_stall_the_others(serve: Any) -> None:

@@ -50,7 +50,18 @@ class Process:
 
     def __init__(self, folder: Path, port: int = 0) -> None:
         command = [sys.executable, "-m", "charwright", "serve", f"letters={folder}", "--port", str(port)]
-        command += ["--log", "off", "--threads", "1", "--max-tokens", str(ENDLESS), "--drain-s", "0"]
+        command += [
+            "--log",
+            "off",
+            "--threads",
+            "1",
+            "--max-tokens",
+            str(ENDLESS),
+            "--max-request",
+            str(9 * ENDLESS),
+            "--drain-s",
+            "0",
+        ]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, encoding="utf-8")
         assert self.process.stderr is not None
         said = ""

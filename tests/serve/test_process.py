@@ -25,7 +25,7 @@ from commands import process
 from services import eventually
 from writers import LETTERS, random_writer, weights_of
 
-LONG = ["--max-tokens", "10000000"]
+LONG = ["--max-tokens", "10000000", "--max-request", "1000000000"]
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,12 @@ def test_killed_service_starts_again_on_its_port(start: Start, run: Path) -> Non
         (["RUN", "--host", "no.such.name.invalid", "--no-auth"], "is no address of this machine"),
         (["RUN", "--api-key-file", "nowhere"], "cannot read nowhere"),
         (["RUN", "--api-key-file", "EMPTY"], "has no key"),
-        (["RUN", "--cors-origin", "example.org"], "--cors-origin must be like https://example.org"),
+        (["RUN", "--cors-origin", "example.org"], "--cors-origin takes an origin as browsers send it"),
+        (["RUN", "--cors-origin", "https://Example.org"], "--cors-origin takes an origin as browsers send it"),
+        (["RUN", "--allow-host", "https://a.example"], "--allow-host takes a name"),
+        (["RUN", "--allow-host", "a.example:8443"], "--allow-host takes a name"),
+        (["RUN", "--trusted-proxy", "nonsense"], "--trusted-proxy takes an IP address"),
+        (["RUN", "--corpus", "nowhere"], "there is no file or folder nowhere"),
         (["RUN", "--log", "off", "--log-prompts"], "--log-prompts requires a log"),
         (["RUN", "--max-n", "0"], "--max-n must be at least 1"),
         (["RUN", "--port", "PORT"], "choose another with --port"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +32,7 @@ class AccessOption(SectionedOption):
 
 
 @click.command(cls=SectionedCommand, short_help="Serve trained models over HTTP, as the OpenAI API.")
-@click.argument("runs", metavar="[NAME=]RUN...", nargs=-1, required=True)
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port",
@@ -67,7 +68,7 @@ class AccessOption(SectionedOption):
     cls=AccessOption,
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Require an API key of this file: one key a line, or sha256: and its hash.",
+    help="Require an API key of this file, which has one key a line, or sha256: followed by its SHA-256.",
 )
 @click.option("--no-auth", cls=AccessOption, is_flag=True, help="Let everyone who reaches the address generate.")
 @click.option(
@@ -114,41 +115,58 @@ def serve(
     """Serve the models of RUNs over HTTP, as the OpenAI completions API.
 
     Any client of that API can use them: set its base URL to http://127.0.0.1:8000/v1. A model has the name of its
-    folder, or NAME. A web page to try them is at the root, the description of the API at /docs.
+    folder, or another with NAME=RUN. A web page to try them is at the root, the description of the API at /docs.
 
     SIGTERM and Ctrl-C end the service after the requests in progress; a second Ctrl-C ends it at once.
     """
     limits = ServiceConfig(**given(ctx, field_names(ServiceConfig)))
     if log_prompts and log == "off":
         raise UsageError("--log-prompts requires a log; remove --log off")
-    if corpus and len(runs) > 1:
-        raise UsageError("--corpus is for one run; serve the others in a process of their own")
-    _check_origins(cors_origin)
+    _check_corpus(corpus, runs)
     _require_extra()
-    from charwright.serve.hosting import load_all
+    from charwright.serve import access
 
+    access.check_exposure(host, keys=api_key_file is not None, no_auth=no_auth)
+    access.check_names(allow_host, cors_origin, trusted_proxy)
+    from charwright.serve.hosting import load_all
+    from charwright.serve.keys import Keys
+
+    keys = Keys.parse(_text(api_key_file), f"--api-key-file: {api_key_file}") if api_key_file is not None else None
     with ThreadPoolExecutor(1) as beside:
         loading = beside.submit(load_all, [_named(run) for run in runs], _reader(corpus), precision, threads=threads)
         # The rest of the service is imported meanwhile.
-        from charwright.serve.access import check_exposure, is_loopback
         from charwright.serve.app import Access
-        from charwright.serve.journal import RequestLog
-        from charwright.serve.keys import Keys
+        from charwright.serve.journal import Problems, RequestLog
         from charwright.serve.server import listen
         from charwright.serve.server import serve as run_server
         from charwright.serve.service import Service
 
-        check_exposure(host, keys=api_key_file is not None, no_auth=no_auth)
-        keys = Keys.parse(_text(api_key_file), f"--api-key-file: {api_key_file}") if api_key_file is not None else None
         models = loading.result()
+    _report_problems(Problems(as_json=log == "json"))
     return run_server(
         Service(models, limits),
-        Access(keys, allow_host, addresses=not is_loopback(host), origins=cors_origin),
+        Access(keys, allow_host, addresses=not access.is_loopback(host), origins=cors_origin),
         listen(host, port),
         log=None if log == "off" else RequestLog(as_json=log == "json", prompts=log_prompts),
         trusted_proxies=",".join(trusted_proxy) or None,
         say=say,
     )
+
+
+def _report_problems(formatter: logging.Formatter) -> None:
+    """Write the problems of the service to standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter)
+    logger = logging.getLogger("charwright.serve")
+    logger.handlers, logger.propagate = [handler], False
+
+
+def _check_corpus(corpus: Sequence[str], runs: Sequence[str]) -> None:
+    if corpus and len(runs) > 1:
+        raise UsageError("--corpus is for one run; serve the others in a process of their own")
+    for name in corpus:
+        if not Path(name).exists():
+            raise UsageError(f"--corpus: there is no file or folder {name}")
 
 
 def _require_extra() -> None:
@@ -173,12 +191,6 @@ def _text(path: Path) -> str:
         raise UsageError(f"--api-key-file: {path} is not UTF-8") from error
     except OSError as error:
         raise UsageError(f"--api-key-file: cannot read {path}: {error.strerror}") from error
-
-
-def _check_origins(origins: Sequence[str]) -> None:
-    for origin in origins:
-        if not re.fullmatch(r"https?://[^/\s]+", origin):
-            raise UsageError(f"--cors-origin must be like https://example.org, without a path, not {origin!r}")
 
 
 def _named(run: str) -> tuple[str | None, Path]:

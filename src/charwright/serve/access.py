@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import ipaddress
+import re
 from collections.abc import Iterable, Sequence
 from urllib.parse import urlsplit
 
@@ -16,7 +17,7 @@ from charwright.serve.keys import Keys
 from charwright.serve.refusals import Refusal
 
 OPEN = frozenset({"/healthz", "/readyz"})
-"""Routes without a key."""
+"""Routes without a key, under any host name."""
 PAGES = frozenset({"/", "/docs"})
 """Routes that a browser opens: it asks the user for the key as a password."""
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -26,7 +27,7 @@ class HostCheck:
     """Refuse requests under a name that is not ours: a page of another site may have made its name point here.
 
     That attack (DNS rebinding) needs a name, so that addresses are allowed wherever the service listens beyond the
-    loopback interface.
+    loopback interface. Balancers ask for the health of the service under any name or none, and it is no secret.
     """
 
     def __init__(self, app: ASGIApp, *, names: Iterable[str], addresses: bool) -> None:
@@ -41,7 +42,8 @@ class HostCheck:
         Raises:
             Refusal: 403 if it has another name.
         """
-        if not self._allowed(host_name(header(scope, b"host") or b"")):
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        if scope["path"] not in OPEN and not (len(hosts) == 1 and self._allowed(host_name(hosts[0]))):
             message = "this host name is not allowed; the service's --allow-host names those that are"
             raise Refusal(403, message, code="host_not_allowed", reason="host")
         await self._app(scope, receive, send)
@@ -129,7 +131,7 @@ def host_and_port(host: bytes) -> tuple[str, str] | None:
     try:
         parts = urlsplit(b"//" + host)
         port = parts.port
-        name = (parts.hostname or b"").decode("ascii")
+        name = (parts.hostname or b"").decode("ascii").removesuffix(".")
     except ValueError:
         return None
     if not name or parts.path or parts.query or parts.fragment or b"@" in host:
@@ -170,3 +172,26 @@ def check_exposure(host: str, *, keys: bool, no_auth: bool) -> None:
             f"--host {host} can be reached from other machines: give --api-key-file FILE, or --no-auth if anyone may"
             " generate"
         )
+
+
+def check_names(hosts: Iterable[str], origins: Iterable[str], proxies: Iterable[str]) -> None:
+    """See that the names which the user allows have the form in which clients send them.
+
+    Raises:
+        UsageError: if one of them could never match.
+    """
+    for host in hosts:
+        if host != "*" and (host_name(host.encode("utf-8")) or "") != host.strip("[]").lower():
+            raise UsageError(
+                f"--allow-host takes a name without http:// and port, such as text.example.com, not {host!r}"
+            )
+    for origin in origins:
+        if not re.fullmatch(r"https?://[a-z0-9.\-\[\]:]+", origin) or origin.endswith((":80", ":443")):
+            raise UsageError(
+                f"--cors-origin takes an origin as browsers send it, such as https://example.org, not {origin!r}"
+            )
+    for proxy in proxies:
+        try:
+            ipaddress.ip_network(proxy)
+        except ValueError as error:
+            raise UsageError(f"--trusted-proxy takes an IP address or network, not {proxy!r}: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from charwright.generation.draft import Fragment
@@ -55,9 +56,11 @@ class Answer:
             return done
         return b"data: " + json_bytes(self._head | {"choices": [], "usage": self._usage()}) + b"\n\n" + done
 
-    def whole(self, parts: list[dict[str, Any]]) -> bytes:
-        """The answer without a stream, of all parts that `choice` returned."""
-        return json_bytes(self._head | {"choices": _joined(parts, len(self._job.prompts)), "usage": self._usage()})
+    def whole(self, choices: Iterable[Collected]) -> bytes:
+        """The answer without a stream."""
+        head = json_bytes(self._head)[:-1]
+        listed = b",".join(choice.json() for choice in choices)
+        return head + b',"choices":[' + listed + b'],"usage":' + json_bytes(self._usage()) + b"}"
 
     def _with_prompt(self, index: int, fragment: Fragment) -> Fragment:
         draft, prompt = self._job.draft(index), self._job.prompts[index]
@@ -106,25 +109,38 @@ def _finish_reason(ended: str | None) -> str | None:
     return "length" if ended == "length" else "stop"
 
 
-def _joined(parts: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """The choices, each joined from its parts."""
-    choices: list[dict[str, Any]] = []
-    for index in range(count):
-        own = [part for part in parts if part["index"] == index]
-        scores = [part["logprobs"] for part in own]
-        choices.append(
-            {
-                "index": index,
-                "text": "".join(part["text"] for part in own),
-                "logprobs": _joined_scores(scores) if scores and scores[0] is not None else None,
-                "finish_reason": own[-1]["finish_reason"],
-            }
-        )
-    return choices
+class Collected:
+    """A choice of an answer without a stream. Its parts are kept as JSON, which takes less memory than their values."""
 
+    def __init__(self, index: int, logprobs: int | None) -> None:
+        """Start empty; `logprobs` as in the request."""
+        self._index = index
+        self._text: list[str] = []
+        self._finish_reason: str | None = None
+        self._scores: dict[str, list[bytes] | None] | None = None
+        if logprobs is not None:
+            names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+            self._scores = {name: None if name == "top_logprobs" and not logprobs else [] for name in names}
 
-def _joined_scores(scores: list[dict[str, Any]]) -> dict[str, Any]:
-    joined: dict[str, Any] = {}
-    for name, first in scores[0].items():
-        joined[name] = None if first is None else [value for part in scores for value in part[name]]
-    return joined
+    def add(self, choice: dict[str, Any]) -> None:
+        """Append a part of the choice."""
+        self._text.append(choice["text"])
+        self._finish_reason = choice["finish_reason"]
+        for name, parts in (self._scores or {}).items():
+            if parts is not None and (values := choice["logprobs"][name]):
+                parts.append(json_bytes(values)[1:-1])
+
+    def json(self) -> bytes:
+        """The whole choice."""
+        head = json_bytes({"index": self._index, "text": "".join(self._text)})[:-1]
+        end = b',"finish_reason":' + json_bytes(self._finish_reason) + b"}"
+        return head + b',"logprobs":' + self._scores_json() + end
+
+    def _scores_json(self) -> bytes:
+        if self._scores is None:
+            return b"null"
+        fields = [
+            json_bytes(name) + b":" + (b"null" if parts is None else b"[" + b",".join(parts) + b"]")
+            for name, parts in self._scores.items()
+        ]
+        return b"{" + b",".join(fields) + b"}"

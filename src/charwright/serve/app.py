@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from charwright.serve.access import HostCheck, KeyCheck, OriginCheck
 from charwright.serve.completions import Completions
-from charwright.serve.journal import Journal, Log
+from charwright.serve.journal import Journal, Log, RefusalAnswers
 from charwright.serve.keys import Keys
 from charwright.serve.metrics import MEDIA_TYPE
 from charwright.serve.pages import Page
@@ -46,7 +46,7 @@ def create_app(service: Service, access: Access, *, log: Log | None = None) -> A
     """The application, for any ASGI server. `service.start` must be called in its event loop."""
     app: ASGIApp = Routes(service, keys=access.keys is not None)
     app = KeyCheck(app, keys=access.keys)
-    app = OriginCheck(app, origins=access.origins)
+    app = RefusalAnswers(OriginCheck(app, origins=access.origins))
     headers = SAFE
     if access.origins:
         app = CORSMiddleware(
@@ -57,8 +57,8 @@ def create_app(service: Service, access: Access, *, log: Log | None = None) -> A
             expose_headers=["x-request-id", "retry-after"],
         )
         headers = [item for item in SAFE if item != SAME_ORIGIN]
-    app = HostCheck(app, names=access.hosts, addresses=access.addresses)
-    return Journal(app, metrics=service.metrics, log=log, headers=headers)
+    app = RefusalAnswers(HostCheck(app, names=access.hosts, addresses=access.addresses))
+    return Journal(app, metrics=service.metrics, log=log, headers=headers, ending=lambda: service.draining)
 
 
 class Routes:

@@ -30,19 +30,25 @@ async def read_body(scope: Scope, receive: Receive, limits: ServiceConfig) -> by
     """
     kind = (header(scope, b"content-type") or b"").split(b";")[0].strip().lower()
     if kind != JSON:
-        raise Refusal(415, "the body must be JSON, with the header Content-Type: application/json")
+        message = "the body must be JSON, with the header Content-Type: application/json"
+        raise Refusal(415, message, headers=[CLOSE])
     if (encoding := header(scope, b"content-encoding")) not in (None, b"identity"):
-        raise Refusal(415, f"the body must not be compressed ({(encoding or b'').decode('latin-1')})")
+        message = f"the body must not be compressed ({(encoding or b'').decode('latin-1')})"
+        raise Refusal(415, message, headers=[CLOSE])
     declared = header(scope, b"content-length") or b"0"
     if declared.isdigit() and int(declared) > limits.max_body_bytes:
         raise _too_large(limits)
+    try:
+        async with asyncio.timeout(limits.idle_s):
+            return await _whole_body(receive, limits)
+    except TimeoutError:
+        raise Refusal(408, "the body did not arrive in time", headers=[CLOSE], reason="idle") from None
+
+
+async def _whole_body(receive: Receive, limits: ServiceConfig) -> bytes:
     body = bytearray()
     while True:
-        try:
-            async with asyncio.timeout(limits.idle_s):
-                message = await receive()
-        except TimeoutError:
-            raise Refusal(408, "the body did not arrive", headers=[CLOSE], reason="idle") from None
+        message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGoneError
         body += message.get("body", b"")

@@ -15,7 +15,7 @@ from charwright.config import GenerationConfig
 from charwright.errors import CharwrightError, UsageError
 from charwright.generation.draft import Guard
 from charwright.generation.masks import allowed
-from charwright.serve.answers import Answer
+from charwright.serve.answers import Answer, Collected
 from charwright.serve.bodies import read_body
 from charwright.serve.jobs import ClientGoneError, Job
 from charwright.serve.refusals import Refusal, bad, busy, json_bytes
@@ -66,7 +66,8 @@ class Completions:
         """Wait for the turn of the job, and send its text."""
         try:
             async with asyncio.timeout(self._service.limits.wait_s):
-                job.submit(await _guard(job.request, job.served))
+                guard = await job.result_of(_guard(job)) if job.request.max_copy is not None else None
+                job.submit(guard)
                 await job.turn()
         except TimeoutError:
             raise job.served.admission.full("wait") from None
@@ -109,15 +110,18 @@ async def _send_part(send: Send, body: bytes, *, more: bool) -> None:
 
 async def _whole(job: Job, deadline: float) -> bytes:
     """The answer when all texts have ended."""
-    answer, parts = Answer(job), []
+    answer = Answer(job)
+    collected = [Collected(index, job.request.logprobs) for index in range(len(job.prompts))]
     try:
         async with asyncio.timeout_at(deadline):
             while news := await job.news():
-                choices = [answer.choice(index, delivery) for index, delivery in news]
-                parts += [choice for choice in choices if choice is not None]
+                for index, delivery in news:
+                    if (choice := answer.choice(index, delivery)) is not None:
+                        collected[index].add(choice)
+                        await asyncio.sleep(0)  # Long texts with many scores take a while: others come in between.
     except TimeoutError:
         raise _late() from None
-    return answer.whole(parts)
+    return answer.whole(collected)
 
 
 def _late() -> Refusal:
@@ -167,15 +171,15 @@ def _checked(request: CompletionRequest, served: ServedModel) -> GenerationConfi
     try:
         allowed(vocabulary, config)
     except UsageError as error:
-        raise bad("ban" if request.only is None else "only", str(error).replace("--", "")) from error
+        name = "ban" if request.only is None else "only"
+        raise bad(name, str(error).replace("--", "").removeprefix(f"{name}: ")) from error
     return config
 
 
-async def _guard(request: CompletionRequest, served: ServedModel) -> Guard | None:
-    if request.max_copy is None:
-        return None
+async def _guard(job: Job) -> Guard:
+    assert job.request.max_copy is not None
     try:
-        return await asyncio.to_thread(served.hosted.guard, request.max_copy)
+        return await job.served.guards.get(job.request.max_copy)
     except (CharwrightError, ImportError) as error:
         # The message names a path of this machine, which is nobody's business.
         logger.warning("max_copy: %s", error)

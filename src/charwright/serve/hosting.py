@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +18,6 @@ from charwright.run import Run
 
 ReadText = Callable[[Run], str]
 """Reads the training text of a run."""
-GUARDS = 4
-"""Guards that are kept for each model: each takes eight bytes for every character of the training text."""
 
 
 @dataclass
@@ -33,9 +30,7 @@ class HostedModel:
     generator: Generator = field(repr=False)
     run: Run = field(repr=False)
     training_text: ReadText = field(repr=False)
-    _guards: dict[int, Guard] = field(default_factory=dict, repr=False)
     _ids: npt.NDArray[np.int32] | None = field(default=None, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # Guards are made in other threads.
 
     @classmethod
     def load(
@@ -51,17 +46,12 @@ class HostedModel:
         return cls(name, int((folder / "config.json").stat().st_mtime), generator, run, training_text)
 
     def guard(self, max_copy: int) -> Guard:
-        """The guard that `max_copy` needs. The first one reads the training text, and each takes a while to make.
+        """Make the guard that `max_copy` needs. The first one reads the training text.
 
         Raises:
             CharwrightError: if the training text cannot be read.
         """
-        with self._lock:
-            if max_copy not in self._guards:
-                while len(self._guards) >= GUARDS:
-                    del self._guards[next(iter(self._guards))]
-                self._guards[max_copy] = CopyGuard(self._text_ids(), len(self.vocabulary), max_copy).forbidden
-            return self._guards[max_copy]
+        return CopyGuard(self._text_ids(), len(self.vocabulary), max_copy).forbidden
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -90,6 +80,8 @@ def load_all(
     models: dict[str, HostedModel] = {}
     for given, folder in named:
         name = given or folder.resolve().name
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            raise UsageError(f"the name of a model must be Unicode: give it one: NAME={folder}")
         if name in models:
             raise UsageError(f"two runs have the name {name!r}; name one of them: NAME={folder}")
         models[name] = HostedModel.load(name, folder, training_text, precision, threads=threads)

@@ -7,8 +7,9 @@ import functools
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from charwright.config import GenerationConfig
 from charwright.generation.draft import Draft, Guard
@@ -16,6 +17,8 @@ from charwright.serve.refusals import Refusal, busy
 from charwright.serve.requests import CompletionRequest
 from charwright.serve.scheduler import Delivery, Order, Text
 from charwright.serve.service import ServedModel, Service
+
+T = TypeVar("T")
 
 
 class ClientGoneError(Exception):
@@ -91,6 +94,21 @@ class Job:
         ]
         self._texts = [Text(order, functools.partial(self._receive, order.index)) for order in orders]
         self.served.scheduler.submit(self._texts)
+
+    async def result_of(self, awaited: Coroutine[Any, Any, T]) -> T:
+        """Wait for something that the job needs.
+
+        Raises:
+            Refusal: 503 if the service ends first.
+        """
+        task = asyncio.create_task(awaited)
+        task.add_done_callback(lambda _: self._wake.set())
+        try:
+            while not task.done():
+                await self._woken()
+            return task.result()
+        finally:
+            task.cancel()
 
     async def turn(self) -> None:
         """Wait until the first text has got a place.

@@ -1,4 +1,4 @@
-"""The outermost layer: numbers, times, counts and logs each request, and turns what was raised into an answer."""
+"""The outermost layer: numbers, times, counts and logs each request. And the log, and answers to what is refused."""
 
 from __future__ import annotations
 
@@ -53,9 +53,14 @@ Log = Callable[[Entry, float], None]
 class Journal:
     """Keeps an entry for each request."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, log: Log | None, headers: Headers) -> None:
-        """Log with `log`, if any; add `headers` to all answers."""
-        self._app, self._metrics, self._log, self._headers = app, metrics, log, headers
+    def __init__(
+        self, app: ASGIApp, *, metrics: Metrics, log: Log | None, headers: Headers, ending: Callable[[], bool]
+    ) -> None:
+        """Log with `log`, if any; add `headers` to all answers.
+
+        Connections are not kept while the service is `ending`.
+        """
+        self._app, self._metrics, self._log, self._headers, self._ending = app, metrics, log, headers, ending
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Carry out a request, whatever it raises."""
@@ -69,15 +74,13 @@ class Journal:
             if message["type"] == "http.response.start":
                 entry.status = message["status"]
                 own = [(b"x-request-id", entry.id.encode()), *self._headers]
+                if self._ending():
+                    own.append((b"connection", b"close"))
                 message = {**message, "headers": [*message.get("headers", []), *own]}
             await send(message)
 
         try:
             await self._app(scope, receive, send_noting)
-        except Refusal as refusal:
-            entry.refusal = refusal
-            self._metrics.refusals.labels(refusal.reason).inc()
-            await _send(refusal, scope, receive, send_noting)
         except ClientGoneError:
             pass
         except Exception:
@@ -87,16 +90,34 @@ class Journal:
             problem = Refusal(500, f"request {entry.id} failed; this is a defect of charwright", reason="failed")
             await _send(problem, scope, receive, send_noting)
         finally:
-            entry.job = state.get("job")
+            entry.job, entry.refusal = state.get("job"), state.get("refusal")
             self._finish(entry)
 
     def _finish(self, entry: Entry) -> None:
         seconds = time.perf_counter() - entry.began_s
+        if entry.refusal is not None:
+            self._metrics.refusals.labels(entry.refusal.reason).inc()
         entry.status = entry.status or CLIENT_CLOSED
         self._metrics.requests.labels(entry.route, str(entry.status)).inc()
         self._metrics.request_s.labels(entry.route).observe(seconds)
         if self._log is not None:
             self._log(entry, seconds)
+
+
+class RefusalAnswers:
+    """Turns what the application refuses into an answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Answer for `app`."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Carry out a request, or answer with what it was refused for."""
+        try:
+            await self._app(scope, receive, send)
+        except Refusal as refusal:
+            scope["state"]["refusal"] = refusal
+            await _send(refusal, scope, receive, send)
 
 
 async def _send(refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
@@ -156,3 +177,22 @@ def _plain(value: Any) -> str:
     """A value without spaces around it as it is, anything else as JSON, so that the line stays one."""
     word = isinstance(value, str) and value.isprintable() and " " not in value
     return value if word else json.dumps(value, ensure_ascii=False)
+
+
+class Problems(logging.Formatter):
+    """Problems of the service in the form of the log: lines, or JSON objects with the traceback in them."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        """Choose the form."""
+        super().__init__("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z")
+        self._json = as_json
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, or with a traceback several unless it is JSON."""
+        if not self._json:
+            return super().format(record)
+        values = {"time": self.formatTime(record, self.datefmt), "level": record.levelname}
+        values["message"] = record.getMessage()
+        if record.exc_info:
+            values["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(values, ensure_ascii=False)

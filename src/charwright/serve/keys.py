@@ -43,7 +43,7 @@ class Keys:
 
 
 def _digest(line: str, where: str) -> bytes:
-    if line.startswith("sha256:"):
+    if line[:7].lower() == "sha256:":
         if not re.fullmatch(r"[0-9a-fA-F]{64}", line[7:]):
             raise UsageError(f"{where}: sha256: must be followed by 64 hexadecimal digits")
         return bytes.fromhex(line[7:])

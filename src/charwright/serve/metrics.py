@@ -27,7 +27,8 @@ class Metrics:
         )
         self.refusals = Counter(
             "charwright_refusals",
-            "Refused requests by reason: invalid, key, host, origin, size, caller, full, wait, drain, failed, time.",
+            "Refused requests by reason: what was wrong (invalid, size, idle, head, http), who asked (key, host,"
+            " origin), load (caller, full, wait, guard, connections, drain, time), or a defect (failed).",
             ["reason"],
             registry=self.registry,
         )

@@ -35,6 +35,7 @@ REASONS = {
     "413": "The body is too large.",
     "415": "The body is not JSON.",
     "429": "This caller has too many texts in progress; Retry-After says when to try again.",
+    "500": "A defect of the service.",
     "503": "The service is full or ending; Retry-After says when to try again.",
 }
 SHAPES: tuple[type[BaseModel], ...] = (CompletionRequest, Completion, ErrorAnswer, Model, ModelList, Status)
@@ -80,7 +81,7 @@ def _paths(*, keys: bool) -> Iterator[tuple[str, Schema]]:
                 "description": "The texts, or with `stream` their parts as server-sent events that end with [DONE].",
                 "content": _content("application/json", Completion) | {"text/event-stream": _EVENTS},
             },
-            **_problems("400", "404", "408", "413", "415", "429", "503", *common),
+            **_problems("400", "404", "408", "413", "415", "429", "500", "503", *common),
         },
     }
     yield "/v1/completions", {"post": completion}

@@ -162,6 +162,13 @@ class CompletionRequest(BaseModel):
         """The number of texts requested."""
         return len(self.prompt) * (self.n or 1)
 
+    @property
+    def size(self) -> int:
+        """The most characters that the answer can have, counted once more for each score."""
+        prompts = sum(map(len, self.prompt)) if self.echo else 0
+        characters = (self.length * len(self.prompt) + prompts) * (self.n or 1)
+        return characters if self.logprobs is None else characters * (2 + self.logprobs)
+
     def generation(self, seed: int) -> GenerationConfig:
         """The options as those of the command line, with a seed that is given or drawn."""
         return GenerationConfig(
@@ -213,6 +220,9 @@ def _check_limits(request: CompletionRequest, limits: ServiceConfig) -> None:
         raise bad("max_tokens", f"must be at most {limits.max_tokens:,} characters")
     if request.texts > limits.max_per_caller:
         raise bad("n", f"the request asks for {request.texts} texts; the limit is {limits.max_per_caller}")
+    if request.size > limits.max_request:
+        message = f"the answer could have {request.size:,} characters and scores; the limit is {limits.max_request:,}"
+        raise bad("max_tokens", message)
 
 
 def _refusal(error: ValidationError) -> Refusal:

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import socket
 import sys
-import threading
 import time
-from asyncio import TimerHandle
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from charwright.errors import UsageError
 from charwright.serve.app import Access, create_app
 from charwright.serve.journal import Log
+from charwright.serve.protocol import LimitedProtocol
 from charwright.serve.service import Service
 from charwright.signals import handling
 
 BACKLOG = 1024
+REPORT_EVERY_S = 10.0
 KEEP_ALIVE_S = 130
 """How long an idle connection stays open: longer than proxies keep theirs (nginx 60 s, Caddy 120 s), so that they close
 it, and no request meets a connection that is being closed."""
@@ -31,6 +32,8 @@ CLOSING_S = 2
 """How long the last answers may take to be sent when the service ends."""
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 """What reaches a service that listens on all addresses."""
+
+logger = logging.getLogger(__name__)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -53,12 +56,13 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise UsageError(f"cannot listen on {host}, port {port}: {_reason(error, port)}") from error
+        raise UsageError(f"cannot listen on {host}, port {port}: {_reason(error)}") from error
     return listener
 
 
-def _reason(error: OSError, port: int) -> str:
-    return f"{error.strerror}; choose another with --port" if port else f"{error.strerror}"
+def _reason(error: OSError) -> str:
+    taken = error.errno in (errno.EADDRINUSE, errno.EACCES)
+    return f"{error.strerror}; choose another with --port" if taken else f"{error.strerror}"
 
 
 def url_of(listener: socket.socket) -> str:
@@ -81,10 +85,35 @@ def serve(
 
     `trusted_proxies` are the addresses whose X-Forwarded-For is believed, separated by commas.
     """
+    _allow_many_files()
     server = Server(service, create_app(service, access, log=log), say=say, trusted_proxies=trusted_proxies)
-    with contextlib.suppress(KeyboardInterrupt):
+    with handling(("SIGINT", "SIGTERM"), server.handle_exit):
         server.run(sockets=[listener])
     return server.exit_code
+
+
+def _allow_many_files() -> None:
+    """Raise the limit of open files, of which each connection is one, as far as the system allows."""
+    if sys.platform != "win32":
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _protocol(service: Service) -> type[LimitedProtocol]:
+    """The protocol with the limits of a service."""
+    limits, refusals = service.limits, service.metrics.refusals
+    return type(
+        "Protocol",
+        (LimitedProtocol,),
+        {
+            "idle_s": limits.idle_s,
+            "most_connections": limits.max_connections,
+            "refused": staticmethod(lambda reason: refusals.labels(reason).inc()),
+        },
+    )
 
 
 class Server(uvicorn.Server):
@@ -94,13 +123,12 @@ class Server(uvicorn.Server):
         self, service: Service, app: ASGIApp, *, say: Callable[[str], None], trusted_proxies: str | None = None
     ) -> None:
         """Prepare to serve `app`; `say` takes messages for the user."""
-        limits = service.limits
         # uvicorn's own messages are for developers; what a user needs to know is logged by the journal.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         super().__init__(
             uvicorn.Config(
                 app,
-                http=type("Protocol", (_Protocol,), {"idle_s": limits.idle_s}),
+                http=_protocol(service),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -116,10 +144,12 @@ class Server(uvicorn.Server):
         self._service, self._say = service, say
         self._deadline: float | None = None  # on the event loop's clock, after the first signal
         self._announced = False
+        self._reported_s = -REPORT_EVERY_S
         self.exit_code = 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the engines before the first request."""
+        asyncio.get_running_loop().set_exception_handler(self._report)
         self._service.start()
         await super().startup(sockets)
         places = " and ".join(url_of(listener) for listener in sockets or [])
@@ -146,12 +176,8 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle the signals without raising them again at the end, as uvicorn does: the exit code tells."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        with handling(("SIGINT", "SIGTERM"), self.handle_exit):
-            yield
+        """Leave the signals to `serve`: uvicorn would raise them again at the end."""
+        yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Begin to end at the first signal, and end at once at the second."""
@@ -160,6 +186,15 @@ class Server(uvicorn.Server):
             return
         self._service.draining = True
         self._deadline = time.monotonic() + self._service.limits.drain_s
+
+    def _report(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Report what goes wrong outside of requests; a lack of open files once in a while, not for each connection."""
+        problem = context.get("exception")
+        if not isinstance(problem, OSError):
+            logger.error("%s", context["message"], exc_info=problem)
+        elif (now := time.monotonic()) - self._reported_s > REPORT_EVERY_S:
+            self._reported_s = now
+            logger.error("cannot accept connections: %s", problem.strerror)
 
     def _announce_end(self) -> None:
         """Say once what is still to be done. The handler of the signal may have interrupted another message."""
@@ -170,50 +205,3 @@ class Server(uvicorn.Server):
 
 def _requests(count: int) -> str:
     return "1 request" if count == 1 else f"{count} requests"
-
-
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol, which closes connections whose client neither sends its request nor reads the answer."""
-
-    idle_s = 30.0
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for the first request."""
-        super().connection_made(transport)
-        self._patience: TimerHandle | None = None
-        self._wait()
-
-    def on_message_begin(self) -> None:
-        """Wait for the headers of a request."""
-        super().on_message_begin()
-        self._wait()
-
-    def on_headers_complete(self) -> None:
-        """Stop waiting: the application waits for the body."""
-        self._stop_waiting()
-        super().on_headers_complete()
-
-    def pause_writing(self) -> None:
-        """Wait for the client to read."""
-        super().pause_writing()
-        self._wait()
-
-    def resume_writing(self) -> None:
-        """Stop waiting."""
-        self._stop_waiting()
-        super().resume_writing()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Stop waiting."""
-        self._stop_waiting()
-        self._unset_keepalive_if_required()  # After a reset, the timer would keep the connection's memory.
-        super().connection_lost(exc)
-
-    def _wait(self) -> None:
-        self._stop_waiting()
-        self._patience = self.loop.call_later(self.idle_s, self.transport.abort)
-
-    def _stop_waiting(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None

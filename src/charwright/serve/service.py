@@ -9,6 +9,7 @@ from typing import Protocol
 
 from charwright.config import ServiceConfig
 from charwright.serve.admission import Admission
+from charwright.serve.guards import Guards
 from charwright.serve.hosting import HostedModel
 from charwright.serve.metrics import Metrics
 from charwright.serve.refusals import Refusal
@@ -29,6 +30,7 @@ class ServedModel:
         """Prepare the scheduler; `start` starts it."""
         self.hosted = hosted
         self.admission = Admission(limits, callers)
+        self.guards = Guards(hosted)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.scheduler = Scheduler(hosted.generator, hosted.name, self._post)
 
