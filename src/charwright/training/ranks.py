@@ -78,8 +78,11 @@ ALONE = Ranks()
 class Group(Ranks):
     """Several ranks, connected by torch.distributed: gloo for tensors on CPUs, nccl for those on GPUs."""
 
-    def __init__(self, rank: int, size: int, launch: str, timeout_s: float) -> None:
+    def __init__(self, rank: int, size: int, launch: str, attempt: str, timeout_s: float) -> None:
         """Connect, as the environment that torchrun sets says.
+
+        `attempt` tells the restarts of a group apart: PyTorch 2.13 keeps one store for all of them, in which the
+        addresses of the ranks before would still be found.
 
         Raises:
             RankError: when the other ranks cannot be reached.
@@ -88,11 +91,14 @@ class Group(Ranks):
 
         super().__init__(launch)
         self.rank, self.size = rank, size
-        self._timeout_s, self._distributed = timeout_s, distributed
+        self._timeout_s = timeout_s
+        self._library: Any = distributed
         backend = "cpu:gloo,cuda:nccl" if distributed.is_nccl_available() and torch.cuda.is_available() else "gloo"
         with self._connected():
-            distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
-            self._store: Any = distributed.distributed_c10d._get_default_store()
+            timeout = timedelta(seconds=timeout_s)
+            shared, *_ = next(self._library.rendezvous("env://", timeout=timeout))
+            self._store = self._library.PrefixStore(f"charwright/{attempt}", shared)
+            self._library.init_process_group(backend, store=self._store, rank=rank, world_size=size, timeout=timeout)
 
     @property
     def name(self) -> str:
@@ -113,7 +119,7 @@ class Group(Ranks):
         """What `make` returns on rank 0, sent to all ranks as a pickle."""
         box: list[Any] = [make() if self.rank == 0 else None]
         with self._connected():
-            self._distributed.broadcast_object_list(box, src=0)
+            self._library.broadcast_object_list(box, src=0)
         made: Made = box[0]
         return made
 
@@ -121,19 +127,19 @@ class Group(Ranks):
         """The values of all ranks, in their order."""
         boxes: list[Any] = [None] * self.size
         with self._connected():
-            self._distributed.all_gather_object(boxes, value)
+            self._library.all_gather_object(boxes, value)
         return boxes
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Replace a tensor by its sum over the ranks, with the same bits on each; returns it."""
         with self._connected():
-            self._distributed.all_reduce(tensor)
+            self._library.all_reduce(tensor)
         return tensor
 
     def speaks(self) -> bool:
         """Whether this rank is the first that asks; if the store of torchrun is gone too, each one is."""
         try:
-            return int(self._store.add("charwright/failed", 1)) == 1
+            return int(self._store.add("failed", 1)) == 1
         except RuntimeError:
             return True
 
@@ -143,7 +149,7 @@ class Group(Ranks):
 
     def leave(self) -> None:
         """End the connections to the other ranks."""
-        self._distributed.destroy_process_group()
+        self._library.destroy_process_group()
 
 
 def join(environment: Mapping[str, str]) -> Ranks:
@@ -167,7 +173,11 @@ def join(environment: Mapping[str, str]) -> Ranks:
     launch = environment["TORCHELASTIC_RUN_ID"]
     if launch == "none":  # Without --rdzv-id the process of torchrun, which survives restarts, tells starts apart.
         launch = f"{socket.gethostname()}:{os.getppid()}"
-    return Group(rank, size, launch, _timeout_s(environment)) if size > 1 else Ranks(launch)
+    if size == 1:
+        return Ranks(launch)
+    # Each torchrun counts for itself, so several of them have no common number.
+    attempt = environment["TORCHELASTIC_RESTART_COUNT"] if environment["GROUP_WORLD_SIZE"] == "1" else "0"
+    return Group(rank, size, launch, attempt, _timeout_s(environment))
 
 
 def _cores() -> int:
