@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
+
 from charwright.config import CorpusConfig
 from charwright.data.corpus import (
     Corpus,
@@ -135,7 +137,7 @@ def identity_of(parts: Sequence[Part]) -> str:
 
 
 class _Preparation:
-    """Reads parts into a folder: one thread reads and decodes, one hashes, and this one numbers the characters."""
+    """Reads parts into a folder: one thread reads and decodes, one hashes and counts, this one numbers characters."""
 
     def __init__(self, folder: Path, parts: Sequence[Part], progress: Any, piece_bytes: int) -> None:
         self._folder, self._parts, self._progress, self._piece_bytes = folder, parts, progress, piece_bytes
@@ -204,10 +206,17 @@ class _Preparation:
         return Source(part.kind, part.location, hashes[0].hexdigest(), characters)
 
     def _append(self, piece: Piece, hashes: Sequence[Any]) -> None:
+        ids = self._writer.ids(piece.characters)
         self._wait()
-        self._hashing = self._threads.submit(_update, hashes, piece.utf8)
+        self._hashing = self._threads.submit(self._summarize, hashes, piece.utf8, ids)
         with writing(self._folder):
-            self._writer.write(self._writer.ids(piece.characters))
+            self._writer.write(ids)
+
+    def _summarize(self, hashes: Sequence[Any], utf8: bytes, ids: npt.NDArray[Any]) -> None:
+        """Hash and count a piece."""
+        for one in hashes:
+            one.update(utf8)
+        self._writer.count(ids)
 
     def _wait(self) -> None:
         if self._hashing is not None:
@@ -241,8 +250,3 @@ class _Preparation:
             read = self._read
             self._progress.update(read - self._shown)
             self._shown = read
-
-
-def _update(hashes: Sequence[Any], data: bytes) -> None:
-    for one in hashes:
-        one.update(data)

@@ -51,12 +51,11 @@ class MapWriter:
         return counts
 
     def ids(self, text: str | bytes) -> npt.NDArray[Any]:
-        """Number and count the characters of a piece of text, or of bytes that are ASCII; the ids are to be written."""
+        """Number the characters of a piece of text, or ASCII bytes; the ids are to be written and counted."""
         codes: npt.NDArray[Any] = np.frombuffer(text, dtype=np.uint8) if isinstance(text, bytes) else code_points(text)
-        ids = self._looked_up(codes)
+        ids = self._looked_up(text, codes)
         if self._number(codes[ids == self._unseen]):
-            ids = self._looked_up(codes)
-        self._count(ids)
+            ids = self._looked_up(text, codes)
         self.length += len(ids)
         return ids
 
@@ -80,9 +79,9 @@ class MapWriter:
         """Close the file."""
         self._file.close()
 
-    def _looked_up(self, codes: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        if codes.dtype == np.uint8 and self.width == 1:  # bytes.translate is the fastest lookup.
-            return np.frombuffer(codes.tobytes().translate(self._table[:256].tobytes()), dtype=np.uint8)
+    def _looked_up(self, text: str | bytes, codes: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        if isinstance(text, bytes) and self.width == 1:  # bytes.translate is the fastest lookup.
+            return np.frombuffer(text.translate(self._table[:256].tobytes()), dtype=np.uint8)
         return np.take(self._table, codes)
 
     def _number(self, codes: npt.NDArray[Any]) -> bool:
@@ -98,7 +97,8 @@ class MapWriter:
         self._characters.extend(map(chr, fresh.tolist()))
         return True
 
-    def _count(self, ids: npt.NDArray[Any]) -> None:
+    def count(self, ids: npt.NDArray[Any]) -> None:
+        """Count ids; another thread may do it, one call after the other."""
         for begin in range(0, len(ids), COUNTED):
             counts = _counted(ids[begin : begin + COUNTED])
             if len(counts) > len(self._counts):

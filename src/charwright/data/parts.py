@@ -55,7 +55,7 @@ class Places:
 class Part:
     """One part of a corpus, not yet read; `kind` and `location` are those of its `Source`.
 
-    `stamp` changes when the part does. A part with a `folder` is skipped if it is binary; `config` is how it is decoded.
+    `stamp` changes when the part does. A part with a `folder` is skipped if it is binary; `config` says how to decode.
     """
 
     kind: str

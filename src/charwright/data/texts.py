@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,6 +37,14 @@ def id_counts(text: Text, vocabulary: Vocabulary) -> npt.NDArray[np.int64]:
     for character, count in zip(text.alphabet.characters, text.counts().tolist(), strict=True):
         np.add.at(counts, vocabulary.encode(character), count)
     return counts
+
+
+def character_counts(text: Text) -> Counter[str]:
+    """Return how often each character occurs in a text."""
+    if isinstance(text, str):
+        return Counter(text)
+    found = zip(text.alphabet.characters, text.counts().tolist(), strict=True)
+    return Counter({character: count for character, count in found if count})
 
 
 def joined(text: Text, ranges: Sequence[Range]) -> Text:
