@@ -11,6 +11,8 @@ from charwright.config import CorpusConfig, ModelConfig, SequenceConfig, Vocabul
 from charwright.schema import field_names
 
 if TYPE_CHECKING:
+    from collections import Counter
+
     from charwright.data.sequences import Dataset
     from charwright.data.texts import Text
     from charwright.data.vocabulary import Vocabulary
@@ -38,7 +40,7 @@ def inspect(ctx: click.Context, /, corpus: tuple[str, ...], recipe_name: str, se
     from charwright.data.large_texts import open_corpus
     from charwright.data.sequences import make_dataset
     from charwright.data.short_texts import shrink_to_fit
-    from charwright.data.texts import ids_of
+    from charwright.data.texts import character_counts, ids_of
     from charwright.data.vocabularies import make_vocabulary
     from charwright.planning.recipe_file import recipe_of
 
@@ -50,9 +52,10 @@ def inspect(ctx: click.Context, /, corpus: tuple[str, ...], recipe_name: str, se
     ids = ids_of(text.text, vocabulary)
     sequences, word = shrink_to_fit(len(ids), recipe.sequences)
     dataset = make_dataset(ids, sequences, seed)
+    counts = character_counts(text.text)
 
-    _show_text(text.name, text.text)
-    _show_vocabulary(vocabulary, text.text)
+    _show_text(text.name, text.text, counts)
+    _show_vocabulary(vocabulary, counts)
     _show_sequences(vocabulary, ids, sequences.seq_length)
     _show_batch(dataset, word)
     _show_untrained(vocabulary, dataset, recipe.model, seed, recipe.training.embedding_range)
@@ -63,24 +66,17 @@ def _heading(title: str) -> None:
     click.secho(title, bold=True)
 
 
-def _show_text(name: str, text: Text) -> None:
-    from charwright.data.texts import character_counts
-
+def _show_text(name: str, text: Text, counts: Counter[str]) -> None:
     _heading(f"Text: {name}")
-    click.echo(
-        f"{len(text):,} characters, {character_counts(text)[chr(10)]:,} lines. The first {min(SHOWN, len(text))}:"
-    )
+    click.echo(f"{len(text):,} characters, {counts[chr(10)]:,} lines. The first {min(SHOWN, len(text))}:")
     click.echo("\n".join("  | " + line for line in text[:SHOWN].splitlines()))
 
 
-def _show_vocabulary(vocabulary: Vocabulary, text: Text) -> None:
-    from charwright.data.texts import character_counts
-
+def _show_vocabulary(vocabulary: Vocabulary, counts: Counter[str]) -> None:
     _heading(f"Vocabulary: {len(vocabulary):,} tokens")
     if vocabulary.level == "byte":
         click.echo("[UNK] = 0, then the 256 bytes of UTF-8")
         return
-    counts = character_counts(text)
     listed = [f"{i} {_shown(token)} {counts[token]:,}" for i, token in enumerate(vocabulary.tokens) if i]
     most = 100
     click.echo("id, character, count:")

@@ -21,6 +21,7 @@ from charwright.data.corpus import (
     check_length,
     check_recorded,
     checked_specs,
+    gone_error,
     part_of_source,
     read_corpus,
     reread_corpus,
@@ -33,7 +34,7 @@ from charwright.data.parts import Part, Places, Tally, find_parts
 from charwright.data.pieces import PIECE_BYTES, UNDIVIDED, Piece, TextStream
 from charwright.data.prefetch import prefetch
 from charwright.data.text_cache import IDS, Entry, Manifest, Origin, TextCache, writing
-from charwright.errors import CorpusError
+from charwright.errors import CorpusError, CorpusNotFoundError
 
 FOLDER = "texts"
 """The folder of prepared texts within the cache."""
@@ -102,7 +103,11 @@ def reopen_corpus(sources: Sequence[Source], sha256: str, config: CorpusConfig, 
     undivided = canonical_encoding(config.encoding) in UNDIVIDED
     if undivided or sum(part.text_bytes for part in parts) < places.mapped_from_bytes:
         return reread_corpus(sources, config, places)
-    entry = prepare(parts, short_name(sources[0].location), places)
+    try:
+        entry = prepare(parts, short_name(sources[0].location), places)
+    except CorpusNotFoundError as error:
+        missing = [source for source, part in zip(sources, parts, strict=True) if not part.stamp]
+        raise gone_error((missing or sources)[0]) from error
     for source, found in zip(sources, entry.origin.sources, strict=True):
         if found.sha256 != source.sha256:
             raise changed_error(source)

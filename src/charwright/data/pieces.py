@@ -6,6 +6,7 @@ Characters, line ends, byte order marks and combining marks are never divided be
 from __future__ import annotations
 
 import codecs
+import sys
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ UNDIVIDED = ("punycode", "idna")
 """Encodings that only make sense as a whole."""
 
 _BOM = "\ufeff"
+_LONGEST_MARK = 4
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class TextStream:
     where: str
     reopen: Callable[[], BinaryIO]
     piece_bytes: int = PIECE_BYTES
+    sampled_bytes: int = SAMPLED_BYTES
     done_bytes: int = field(default=0, init=False)
 
     def pieces(self, config: CorpusConfig) -> Iterator[Piece]:
@@ -96,10 +99,11 @@ class TextStream:
 
     def _decoded_pieces(self, encoding: str, config: CorpusConfig) -> Iterator[Piece]:
         """Decode any encoding, and normalize."""
-        decoder = codecs.getincrementaldecoder(encoding)()
+        read = self._read_with_head()
+        data = next(read)
+        decoder = codecs.getincrementaldecoder(_with_byte_order(encoding, data))()
         held, final, started, characters = "", False, False, 0
         while not final:
-            data = self.stream.read(self.piece_bytes)
             final = not data
             try:
                 text = decoder.decode(data, final)
@@ -120,6 +124,16 @@ class TextStream:
             if text:
                 utf8 = text.encode("utf-8")
                 yield Piece(utf8, None if utf8.isascii() else text)
+            data = next(read, b"")
+
+    def _read_with_head(self) -> Iterator[bytes]:
+        """Yield the bytes, of which the first come with all of the byte order mark."""
+        head = self.stream.read(self.piece_bytes)
+        while len(head) < _LONGEST_MARK and (more := self.stream.read(self.piece_bytes)):
+            head += more
+        yield head
+        while data := self.stream.read(self.piece_bytes):
+            yield data
 
     def _check_surrogates(self, text: str, before: int) -> None:
         try:
@@ -132,12 +146,23 @@ class TextStream:
     ) -> NoReturn:
         """Raise the error of decoding the whole; beyond a size it is worked out from `data`, which is at its place."""
         with self.reopen() as again:
-            sample = again.read(SAMPLED_BYTES + 1)
-        if len(sample) <= SAMPLED_BYTES:
+            sample = again.read(self.sampled_bytes + 1)
+        if len(sample) <= self.sampled_bytes:
             decode(sample, config, self.where)
         if binary or error is None:
             raise DecodingError(binary_message(data, self.where, self.done_bytes))
         raise DecodingError(undecodable_message(data, config.encoding, error, self.where, self.done_bytes)) from error
+
+
+def _with_byte_order(encoding: str, head: bytes) -> str:
+    """Return an encoding that needs no byte order mark where there is none, which Python has for whole texts only."""
+    marks = {
+        "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+        "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    }.get(encoding)
+    if marks is None or head.startswith(marks):
+        return encoding
+    return f"{encoding}-{'le' if sys.byteorder == 'little' else 'be'}"
 
 
 def _divided(text: str, config: CorpusConfig, *, final: bool) -> tuple[str, str]:

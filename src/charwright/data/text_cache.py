@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -23,7 +24,16 @@ from charwright.data.corpus import Source
 from charwright.data.mapped_ids import WIDTHS, MappedFile
 from charwright.data.mapped_text import PIECE, Alphabet, MappedText
 from charwright.errors import CorpusError, DamagedRunError, RunError
-from charwright.storage import check_format, checked, exact_object, is_running, read_json, sync_folder, write_json
+from charwright.storage import (
+    check_format,
+    checked,
+    exact_object,
+    is_running,
+    locked,
+    read_json,
+    sync_folder,
+    write_json,
+)
 
 IDS, UTF8, OFFSETS, MANIFEST = "ids.bin", "utf8.bin", "utf8.json", "manifest.json"
 ADVICE = "free some space, remove prepared texts with: charwright cache --clear, or set CHARWRIGHT_CACHE"
@@ -243,22 +253,29 @@ class TextCache:
             CorpusError: when the system refuses, as when the disk is full.
         """
         place, [origin] = self.folder / manifest.sha256[:16], manifest.origins
-        with writing(self.folder):
+        with writing(self.folder), self._alone():
             if self.by_sha256(manifest.sha256) is None:
                 write_json(unfinished / MANIFEST, manifest.to_json())
                 sync_folder(unfinished)
                 if place.exists():
                     shutil.rmtree(place)  # It is damaged.
-                with suppress(OSError):  # Another process was first, which the next lines find out.
-                    unfinished.rename(place)
+                unfinished.rename(place)
                 sync_folder(self.folder)
-            present = self.by_sha256(manifest.sha256)
-            if present is None:
-                raise CorpusError(f"cannot move the prepared text to {place}; remove what is there")
+            present = self.by_sha256(manifest.sha256) or Entry(place, manifest, origin)
             if origin not in present.manifest.origins:
                 origins = (*present.manifest.origins, origin)[-MOST_ORIGINS:]
                 write_json(place / MANIFEST, replace(present.manifest, origins=origins).to_json())
         return replace(present, origin=origin)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Wait until no other process moves or removes texts, which takes milliseconds."""
+        while True:
+            with locked(self.folder / ".lock") as held:
+                if held:
+                    yield
+                    return
+            time.sleep(0.02)
 
     def clear(self, name: str | None = None) -> list[str]:
         """Remove all texts, or those of a name or a folder's name; returns what was removed.
@@ -266,16 +283,18 @@ class TextCache:
         Raises:
             CorpusError: when the system refuses.
         """
+        if not self.folder.is_dir():
+            return []
         self.remove_unfinished()
         removed = []
-        for path in sorted(self.folder.iterdir()) if self.folder.is_dir() else ():
-            entry = _opened(path)
-            shown = entry.manifest.name if entry is not None else path.name
-            ours = entry is not None or re.fullmatch("[0-9a-f]{16}", path.name)
-            if ours and name in (None, shown, path.name):
-                with writing(self.folder):
+        with writing(self.folder), self._alone():
+            for path in sorted(self.folder.iterdir()):
+                entry = _opened(path)
+                shown = entry.manifest.name if entry is not None else path.name
+                ours = entry is not None or re.fullmatch("[0-9a-f]{16}", path.name)
+                if ours and name in (None, shown, path.name):
                     shutil.rmtree(path)
-                removed.append(shown)
+                    removed.append(shown)
         return removed
 
     def remove_unfinished(self) -> None:

@@ -52,21 +52,19 @@ class Novelty:
         return {**asdict(self), "copied_share": self.copied_share}
 
 
-def measure_novelty(corpus: str | MappedText, written: str, shortest: int = 20) -> Novelty:
+def measure_novelty(corpus: str | MappedText, written: str, shortest: int = 20, *, searched: int = SEARCHED) -> Novelty:
     """Find the passages of `written` that are copied verbatim from `corpus`.
 
     The result is exact; a lone surrogate is not a character, and equals nothing. It takes eight bytes of memory per
     character of a corpus in memory, and is intended for a `written` that is much shorter. A corpus on disk is searched
-    in pieces, which overlap by the length of `written`.
+    in pieces of `searched` characters or more, which overlap by the length of `written`.
 
     Raises:
         ConfigError: if `shortest` is less than 1.
     """
     if shortest < 1:
         raise ConfigError(f"the shortest copied passage must be at least 1, not {shortest}")
-    found = [
-        _search(part, written, shortest) for part in _overlapping(corpus, max(SEARCHED, 4 * len(written)), written)
-    ]
+    found = [_search(part, written, shortest) for part in _overlapping(corpus, max(searched, len(written)), written)]
     copied = np.logical_or.reduce([part.copied for part in found])
     longest = max(found, key=lambda part: (part.length, -part.begin))
     passage = written[longest.begin : longest.begin + longest.length]
