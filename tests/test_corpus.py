@@ -23,9 +23,10 @@ from hypothesis import strategies as st
 
 from charwright.config import CorpusConfig
 from charwright.data import named
-from charwright.data.corpus import STDIN_PATH, Corpus, Places, Source, read_corpus, reread_corpus, sha256_of
+from charwright.data.corpus import Corpus, Source, read_corpus, reread_corpus, sha256_of
 from charwright.data.decoding import decode, looks_binary
 from charwright.data.named import PublishedText, find_published
+from charwright.data.parts import STDIN_PATH, Places
 from charwright.errors import CharwrightError, CorpusError, CorpusNotFoundError, DecodingError, DownloadError
 
 GERMAN = "Über allen Gipfeln ist Ruh, in allen Wipfeln spürest du kaum einen Hauch; die Vöglein schweigen im Walde.\n"

@@ -53,7 +53,8 @@ SIBLINGS = {
 # Training is given a function that saves; it never opens a run.
 FORBIDDEN = {("training", "run"), ("training", "run_config"), ("data", "kernels"), ("planning", "run")}
 
-MAY_OPEN = {"data/corpus.py", "data/named.py", "storage.py", "compose/text_file.py", "model/features.py"}
+MAY_OPEN = {f"data/{name}.py" for name in ("parts", "byte_streams", "named", "map_writer", "mapped_ids", "text_cache")}
+MAY_OPEN |= {"storage.py", "compose/text_file.py", "model/features.py"}
 MAY_OPEN |= {"serve/pages.py"}
 MAY_OPEN |= {f"interop/{name}.py" for name in ("keras_files", "tensorflow_import", "numpy_export", "html_export")}
 OPENS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "fdopen", "load_file", "save_file", "fromfile"}

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from charwright.cli.corpora import texts_again, training_text
 from charwright.config import CorpusConfig, Recipe, SplitConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
-from charwright.data.corpus import STDIN_PATH, Corpus, Source, read_corpus, sha256_of
+from charwright.data.corpus import Corpus, Source, read_corpus, sha256_of
+from charwright.data.parts import STDIN_PATH
 from charwright.data.split import split_corpus
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import ConfigError, CorpusError, RunError, VocabularyError

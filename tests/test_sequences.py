@@ -93,7 +93,7 @@ class TestWindows:
     def test_tutorial_sizes(self, tinyshakespeare):
         ids = Vocabulary.from_text(tinyshakespeare).encode(tinyshakespeare)
         dataset = Windows(ids, 100, 64)
-        assert len(dataset.pieces) == 11_043
+        assert dataset.count == 11_043
         assert dataset.steps_per_epoch == 172
         inputs, targets = dataset.pair(0)
         assert inputs[:15].tolist() == [19, 48, 57, 58, 59, 2, 16, 48, 59, 48, 65, 44, 53, 11, 1]

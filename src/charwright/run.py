@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from charwright.config import CorpusConfig, ModelConfig, Recipe
-from charwright.data.corpus import Corpus
+from charwright.data.large_texts import AnyCorpus
 from charwright.data.vocabularies import vocabulary_from_json
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import (
@@ -172,7 +172,7 @@ class Run:
         weights: Arrays,
         vocabulary: Vocabulary,
         *,
-        corpus: Corpus | None = None,
+        corpus: AnyCorpus | None = None,
         reading: CorpusConfig | None = None,
         recipe_name: str = "by hand",
         force: bool = False,

@@ -28,6 +28,8 @@ COMMANDS = (
     "evaluate",
     "compare",
     "inspect",
+    "prepare",
+    "cache",
     "info",
     "import",
     "export",

@@ -9,6 +9,7 @@ from charwright.cli.options import say
 from charwright.config import CorpusConfig, SplitConfig
 
 if TYPE_CHECKING:
+    from charwright.data.texts import Text
     from charwright.run import Run
     from charwright.workflow.texts import Texts
 
@@ -23,7 +24,7 @@ def read_texts(
     return texts.read_texts(corpus, validation, reading, split or SplitConfig(), user_places(), say)
 
 
-def training_text(run: Run, moved: Sequence[str]) -> str:
+def training_text(run: Run, moved: Sequence[str]) -> Text:
     """The training text of a run; `moved` says where its corpus is now, if it has moved."""
     from charwright.cli.download import user_places
     from charwright.workflow.texts import training_text_of_run
@@ -31,7 +32,7 @@ def training_text(run: Run, moved: Sequence[str]) -> str:
     return training_text_of_run(run, moved, user_places())
 
 
-def texts_again(run: Run, moved: Sequence[str]) -> tuple[str, str]:
+def texts_again(run: Run, moved: Sequence[str]) -> tuple[Text, str]:
     """The training text and the validation text of a run."""
     from charwright.cli.download import user_places
     from charwright.workflow.texts import texts_of_run

@@ -6,7 +6,7 @@ import sys
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
-from charwright.data.corpus import Places
+from charwright.data.parts import Places
 
 
 def user_places() -> Places:

@@ -23,6 +23,7 @@ from charwright.schema import field_names, flag
 from charwright.signals import handling
 
 if TYPE_CHECKING:
+    from charwright.data.texts import Text
     from charwright.data.vocabulary import Vocabulary
     from charwright.generation.draft import Draft, Guard, Paused
     from charwright.generation.generator import Completion, Generator
@@ -152,9 +153,9 @@ class _Work:
         if state_in is not None and not explicit:
             precision = paused_precision(state_in)
         self.generator: Generator = Generator(run.model, run.weights(), run.vocabulary, precision, threads=threads)
-        self._text: str | None = None
+        self._text: Text | None = None
 
-    def training_text(self) -> str:
+    def training_text(self) -> Text:
         """The text that the run was trained on, read again."""
         if self._text is None:
             from charwright.cli.corpora import training_text
@@ -183,11 +184,11 @@ class _Work:
     def _guard(self, config: GenerationConfig) -> Guard | None:
         if config.max_copy is None:
             return None
+        from charwright.data.texts import ids_of
         from charwright.generation.novelty import CopyGuard
 
         vocabulary = self.generator.vocabulary
-        ids = vocabulary.encode(self.training_text())
-        return CopyGuard(ids, len(vocabulary), config.max_copy).forbidden
+        return CopyGuard(ids_of(self.training_text(), vocabulary), len(vocabulary), config.max_copy).forbidden
 
     def save(self, path: Path, drafts: Sequence[Draft]) -> None:
         """Write the file that --state-in reads."""
@@ -202,7 +203,7 @@ class Output:
     """Print text as it grows, or lines of JSON, and its novelty."""
 
     def __init__(self, prompt: str, *, as_json: bool, logprobs: bool) -> None:
-        self.corpus: str | None = None
+        self.corpus: Text | None = None
         """The training text, if novelty is to be reported."""
         self._prompt, self._json, self._logprobs = prompt, as_json, logprobs
 

@@ -15,7 +15,7 @@ from charwright.schema import field_names
 
 if TYPE_CHECKING:
     from charwright.config import ModelConfig
-    from charwright.data.corpus import Corpus
+    from charwright.data.large_texts import AnyCorpus
     from charwright.data.vocabulary import Vocabulary
     from charwright.interop.foreign_model import ForeignModel
     from charwright.run import Run
@@ -57,7 +57,7 @@ def import_model(
     characters with --vocabulary.
     """
     from charwright.cli.corpora import read_texts
-    from charwright.data.corpus import STDIN_PATH
+    from charwright.data.parts import STDIN_PATH
     from charwright.data.vocabulary import UNKNOWN
     from charwright.interop.foreign_model import fit_rows, read_model
     from charwright.run import Run
@@ -102,7 +102,7 @@ def import_model(
 
 
 def _tokens(
-    model: ForeignModel, source: Path, text: Corpus | None, file: Path | None
+    model: ForeignModel, source: Path, text: AnyCorpus | None, file: Path | None
 ) -> tuple[Vocabulary | list[str], str]:
     """Return the characters in id order and where they come from."""
     from charwright.data.vocabulary import Vocabulary
@@ -127,7 +127,7 @@ def _say_model(run: Run, vocabulary: Vocabulary) -> None:
     say(f"{run.folder}: {model.cell.upper()}, {layers} of {model.units:,} units, {count:,} parameters")
 
 
-def _nats(config: ModelConfig, weights: Arrays, vocabulary: Vocabulary, text: Corpus) -> float | None:
+def _nats(config: ModelConfig, weights: Arrays, vocabulary: Vocabulary, text: AnyCorpus) -> float | None:
     """Return the loss on the beginning of the text, in nats per character; wrong characters give one above chance."""
     from charwright.generation.engine import Engine
 

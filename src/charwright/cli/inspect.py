@@ -11,7 +11,10 @@ from charwright.config import CorpusConfig, ModelConfig, SequenceConfig, Vocabul
 from charwright.schema import field_names
 
 if TYPE_CHECKING:
+    from collections import Counter
+
     from charwright.data.sequences import Dataset
+    from charwright.data.texts import Text
     from charwright.data.vocabulary import Vocabulary
 
 SHOWN = 250
@@ -34,23 +37,25 @@ SHOWN = 250
 def inspect(ctx: click.Context, /, corpus: tuple[str, ...], recipe_name: str, seed: int, **_: Any) -> None:
     """Show CORPUS as the model sees it: text, vocabulary, sequences, batches, and the output of an untrained model."""
     from charwright.cli.download import user_places
-    from charwright.data.corpus import read_corpus
+    from charwright.data.large_texts import open_corpus
     from charwright.data.sequences import make_dataset
     from charwright.data.short_texts import shrink_to_fit
+    from charwright.data.texts import character_counts, ids_of
     from charwright.data.vocabularies import make_vocabulary
     from charwright.planning.recipe_file import recipe_of
 
     options = given(ctx, field_names(VocabularyConfig, SequenceConfig, ModelConfig))
     recipe = recipe_of(recipe_name).with_options(options)
     reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
-    text = read_corpus(corpus, reading, user_places())
+    text = open_corpus(corpus, reading, user_places())
     vocabulary = make_vocabulary(text.text, recipe.vocabulary)
-    ids = vocabulary.encode(text.text)
+    ids = ids_of(text.text, vocabulary)
     sequences, word = shrink_to_fit(len(ids), recipe.sequences)
     dataset = make_dataset(ids, sequences, seed)
+    counts = character_counts(text.text)
 
-    _show_text(text.name, text.text)
-    _show_vocabulary(vocabulary, text.text)
+    _show_text(text.name, text.text, counts)
+    _show_vocabulary(vocabulary, counts)
     _show_sequences(vocabulary, ids, sequences.seq_length)
     _show_batch(dataset, word)
     _show_untrained(vocabulary, dataset, recipe.model, seed, recipe.training.embedding_range)
@@ -61,20 +66,17 @@ def _heading(title: str) -> None:
     click.secho(title, bold=True)
 
 
-def _show_text(name: str, text: str) -> None:
+def _show_text(name: str, text: Text, counts: Counter[str]) -> None:
     _heading(f"Text: {name}")
-    click.echo(f"{len(text):,} characters, {text.count(chr(10)):,} lines. The first {min(SHOWN, len(text))}:")
+    click.echo(f"{len(text):,} characters, {counts[chr(10)]:,} lines. The first {min(SHOWN, len(text))}:")
     click.echo("\n".join("  | " + line for line in text[:SHOWN].splitlines()))
 
 
-def _show_vocabulary(vocabulary: Vocabulary, text: str) -> None:
-    from collections import Counter
-
+def _show_vocabulary(vocabulary: Vocabulary, counts: Counter[str]) -> None:
     _heading(f"Vocabulary: {len(vocabulary):,} tokens")
     if vocabulary.level == "byte":
         click.echo("[UNK] = 0, then the 256 bytes of UTF-8")
         return
-    counts = Counter(text)
     listed = [f"{i} {_shown(token)} {counts[token]:,}" for i, token in enumerate(vocabulary.tokens) if i]
     most = 100
     click.echo("id, character, count:")

@@ -18,6 +18,7 @@ from charwright.errors import MissingExtraError, UsageError
 from charwright.schema import field_names
 
 if TYPE_CHECKING:
+    from charwright.data.texts import Text
     from charwright.run import Run
     from charwright.serve.hosting import ReadText
 
@@ -204,8 +205,8 @@ def _named(run: str) -> tuple[str | None, Path]:
 
 
 def _reader(corpus: Sequence[str]) -> ReadText:
-    def read(run: Run) -> str:
-        from charwright.data.corpus import Places
+    def read(run: Run) -> Text:
+        from charwright.data.parts import Places
         from charwright.workflow.texts import training_text_of_run
 
         # A request must not start a download.

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from charwright.config import VocabularyConfig
 from charwright.data.decoders import ByteDecoder, StreamDecoder
+from charwright.data.mapped_text import MappedText
 from charwright.data.vocabulary import UNKNOWN, Ids, Vocabulary
 
 
@@ -23,7 +24,7 @@ class ByteVocabulary(Vocabulary):
         self.characters = ""
         self.tokens = [UNKNOWN, *(f"0x{byte:02x}" for byte in range(256))]
 
-    def grown(self, text: str, config: VocabularyConfig | None = None) -> Vocabulary:  # noqa: ARG002
+    def grown(self, text: str | MappedText, config: VocabularyConfig | None = None) -> Vocabulary:  # noqa: ARG002
         """Return this vocabulary, which already has every byte.
 
         Raises:

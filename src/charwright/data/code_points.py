@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from charwright.data.mapped_text import MappedText
+
 UNICODE_SIZE = 1_114_112
 """The number of code points in Unicode."""
 
@@ -47,9 +49,10 @@ def code_points(text: str) -> npt.NDArray[Any]:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 
-def frequent_characters(text: str, min_count: int) -> str:
+def frequent_characters(text: str | MappedText, min_count: int) -> str:
     """Return the characters that occur at least `min_count` times, sorted by code point, without lone surrogates."""
-    codes = np.flatnonzero(_count(text) >= min_count)
+    counts = _count(text) if isinstance(text, str) else text.alphabet.by_code_point()
+    codes = np.flatnonzero(counts >= max(1, min_count))
     return "".join(chr(code) for code in codes if not 0xD800 <= code <= 0xDFFF)
 
 

@@ -5,23 +5,18 @@ A `Corpus` records the source and SHA-256 of each part, so that a run can read t
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 import hashlib
 import os
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from charwright.config import CorpusConfig
-from charwright.data import named
-from charwright.data.decoding import COMPRESSED, decode, decompressed, looks_binary
+from charwright.data.byte_streams import COMPRESSED
+from charwright.data.decoding import decode, looks_binary
+from charwright.data.parts import Part, Places, Tally, expanded, find_parts, part_of
 from charwright.errors import CorpusError, CorpusNotFoundError
-
-STDIN_PATH = "corpus/stdin.txt"
 
 
 def sha256_of(text: str) -> str:
@@ -67,30 +62,6 @@ class Corpus:
         return sha256_of(self.text)
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where corpora are read from; passed as an argument so that tests need no patching.
-
-    `data_folder` (CHARWRIGHT_DATA) is searched first for published texts, `cache_folder` holds downloads, `stdin` is
-    what `-` reads, and `progress` is a pooch progress bar or None. `offline` refuses downloads.
-    """
-
-    cache_folder: Path
-    data_folder: Path | None = None
-    stdin: BinaryIO | None = None
-    progress: Any = None
-    offline: bool = False
-
-    @classmethod
-    def of_this_user(cls, stdin: BinaryIO | None = None, progress: Any = None) -> Places:
-        """Return the user's cache folder and the folder in CHARWRIGHT_DATA."""
-        import platformdirs
-
-        data_folder = os.environ.get("CHARWRIGHT_DATA")
-        cache_folder = Path(platformdirs.user_cache_dir("charwright"))
-        return cls(cache_folder, Path(data_folder) if data_folder else None, stdin, progress)
-
-
 def read_corpus(
     specs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     config: CorpusConfig | None = None,
@@ -106,24 +77,41 @@ def read_corpus(
     """
     config = config or CorpusConfig()
     places = places or Places.of_this_user()
+    listed = checked_specs(specs)
+    notes: list[str] = []
+    found = find_parts(listed, config, places, notes)
+    parts = [(source_of(part, text), text) for part, text in _read_parts(found, notes)]
+    text = _joined([part for _, part in parts])
+    check_length(len(text), listed)
+    unrepeatable = "".join(part for source, part in parts if source.kind == "stdin")
+    return Corpus(text, tuple(source for source, _ in parts), short_name(listed[0]), tuple(notes), unrepeatable)
+
+
+def checked_specs(specs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Return the arguments of `read_corpus` as a list of strings.
+
+    Raises:
+        CorpusError: when there are none, or standard input is there twice.
+    """
     listed = [specs] if isinstance(specs, str | os.PathLike) else list(specs)
     if not listed:
         raise CorpusError("no corpus given; pass a file, a folder, - (standard input), a URL or a named corpus")
     if listed.count("-") > 1:
         raise CorpusError("standard input can be read only once; pass - once")
-    parts: list[tuple[Source, str]] = []
-    notes: list[str] = []
-    for spec in listed:
-        parts.extend(_read_spec(os.fspath(spec), config, places, notes))
-    text = _joined([part for _, part in parts])
-    names = ", ".join("standard input" if spec == "-" else os.fspath(spec) for spec in dict.fromkeys(listed))
-    if not text:
+    return [os.fspath(spec) for spec in listed]
+
+
+def check_length(characters: int, specs: Sequence[str]) -> None:
+    """See that a text has a character to learn from and one to predict.
+
+    Raises:
+        CorpusError: when it has fewer than two characters.
+    """
+    names = ", ".join("standard input" if spec == "-" else spec for spec in dict.fromkeys(specs))
+    if not characters:
         raise CorpusError(f"{names} is empty; give a text of at least two characters")
-    if len(text) < 2:
+    if characters < 2:
         raise CorpusError(f"{names} has only one character; at least two are needed")
-    unrepeatable = "".join(part for source, part in parts if source.kind == "stdin")
-    name = _short_name(os.fspath(listed[0]))
-    return Corpus(text, tuple(source for source, _ in parts), name, tuple(notes), unrepeatable)
 
 
 def reread_corpus(sources: Sequence[Source], config: CorpusConfig, places: Places) -> Corpus:
@@ -134,120 +122,77 @@ def reread_corpus(sources: Sequence[Source], config: CorpusConfig, places: Place
     Raises:
         CorpusError: when a part is missing or has changed.
     """
-    if not sources:
-        raise CorpusError("the run does not record its training text; give it with --corpus")
+    check_recorded(sources)
     parts = []
     for source in sources:
-        if source.kind == "text":
-            raise CorpusError(
-                "the training text was passed in memory and cannot be read again; give its file with --corpus"
-            )
+        part = part_of_source(source, config, places)
         try:
-            if source.kind == "stdin":  # the copy is UTF-8, whatever the encoding of the input
-                [(found, text)] = _read_kind("file", source.location, CorpusConfig(newlines="keep"), places)
-            else:
-                [(found, text)] = _read_kind(source.kind, source.location, config, places)
+            text = decode(part.read(), part.config, part.where)
         except CorpusNotFoundError as error:
-            raise CorpusError(f"{source.location} is gone; give its new location with --corpus") from error
-        if found.sha256 != source.sha256:
-            raise CorpusError(
-                f"{source.location} has changed since this run started; give the original text with --corpus "
-                f"or start a new run"
-            )
+            raise gone_error(source) from error
+        if sha256_of(text) != source.sha256:
+            raise changed_error(source)
         parts.append(text)
-    return Corpus(_joined(parts), tuple(sources), _short_name(sources[0].location))
+    return Corpus(_joined(parts), tuple(sources), short_name(sources[0].location))
 
 
-def _read_spec(spec: str, config: CorpusConfig, places: Places, notes: list[str]) -> Iterator[tuple[Source, str]]:
-    """Read all parts that one command-line argument names."""
-    if spec == "-":
-        yield from _read_kind("stdin", STDIN_PATH, config, places)
-    elif re.match("https?://", spec, re.IGNORECASE):
-        if kept := named.kept_copy(spec, places.cache_folder):
-            notes.append(f"using the cached copy of {spec}; to download it again, remove {kept}")
-        yield from _read_kind("url", spec, config, places)
-    else:
-        try:
-            yield from _read_path(spec, config, places, notes)
-        except OSError as error:  # a parent folder without permission, a name that is too long
-            raise CorpusError(f"cannot read {_shortened(spec)}: {error.strerror}") from error
+def check_recorded(sources: Sequence[Source]) -> None:
+    """See that a run knows its text.
+
+    Raises:
+        CorpusError: when it does not.
+    """
+    if not sources:
+        raise CorpusError("the run does not record its training text; give it with --corpus")
 
 
-def _read_path(spec: str, config: CorpusConfig, places: Places, notes: list[str]) -> Iterator[tuple[Source, str]]:
-    """Read a file, a folder or a named corpus."""
-    path = _expanded(spec)
-    if spec and path.is_dir():
-        yield from _read_folder(path, config, notes)
-    elif path.is_file():
-        yield from _read_kind("file", str(path.resolve()), config, places)
-    elif spec and path.exists():
+def part_of_source(source: Source, config: CorpusConfig, places: Places) -> Part:
+    """Find a part of a corpus again.
+
+    Raises:
+        CorpusError: when it is gone, or was passed in memory.
+    """
+    if source.kind == "text":
         raise CorpusError(
-            f"{spec} is a pipe or a device, which cannot be read twice; pass it through standard input with -"
+            "the training text was passed in memory and cannot be read again; give its file with --corpus"
         )
-    elif spec in named.NAMES:
-        yield from _read_kind("name", spec, config, places)
-    else:
-        raise CorpusNotFoundError(_not_found_message(spec, path))
-
-
-def _read_kind(kind: str, location: str, config: CorpusConfig, places: Places) -> Iterator[tuple[Source, str]]:
-    """Read one part of the given kind."""
-    if kind == "file":
-        text = _read_file(Path(location), config)
-    elif kind == "stdin":
-        if places.stdin is None:
-            raise CorpusError("there is no standard input to read; give a file")
-        text = decode(places.stdin.read(), config, "standard input")
-    elif kind == "url":
-        path = named.download(location, places.cache_folder, places.progress, offline=places.offline)
-        data = decompressed(path.read_bytes(), Path(urlsplit(location).path).suffix, location)
-        text = decode(data, config, location)
-    elif location in named.NAMES:
-        # --encoding applies to the user's files; named corpora are always UTF-8.
-        data = named.read(location, places.data_folder, places.cache_folder, places.progress, offline=places.offline)
-        text = decode(data, replace(config, encoding="utf-8"), location)
-    else:
-        raise CorpusNotFoundError(_not_found_message(location, Path(location)))
-    yield Source(kind, location, sha256_of(text), len(text)), text
-
-
-def _read_bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise CorpusNotFoundError(_not_found_message(str(path), path)) from error
-    except OSError as error:
-        raise CorpusError(f"cannot read {path}: {error.strerror}") from error
+        return part_of(source.kind, source.location, config, places)
+    except CorpusNotFoundError as error:
+        raise gone_error(source) from error
 
 
-def _read_file(path: Path, config: CorpusConfig) -> str:
-    return decode(decompressed(_read_bytes(path), path.suffix, str(path)), config, str(path))
+def gone_error(source: Source) -> CorpusError:
+    """Return the error of a part that is not there any more."""
+    return CorpusError(f"{source.location} is gone; give its new location with --corpus")
 
 
-def _read_folder(folder: Path, config: CorpusConfig, notes: list[str]) -> Iterator[tuple[Source, str]]:
-    """Read every text file under a folder, sorted by path; binary files are skipped with a note."""
-    skipped = found = 0
-    seen: set[Path] = set()
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if hidden or not fnmatch.fnmatch(path.name, config.glob) or not path.is_file():
+def changed_error(source: Source) -> CorpusError:
+    """Return the error of a part that is another text than it was."""
+    return CorpusError(
+        f"{source.location} has changed since this run started; give the original text with --corpus or start a new run"
+    )
+
+
+def source_of(part: Part, text: str) -> Source:
+    """Record a part that was read."""
+    return Source(part.kind, part.location, sha256_of(text), len(text))
+
+
+def _read_parts(parts: Sequence[Part], notes: list[str]) -> Iterator[tuple[Part, str]]:
+    """Read and decode the parts; binary files of folders are skipped with a note, empty ones without."""
+    tally = Tally(parts)
+    for part in parts:
+        data = part.read()
+        if part.folder is not None and looks_binary(data, part.config.encoding):
+            tally.skipped(part)
             continue
-        real = path.resolve()
-        if real in seen:
-            continue  # A second link to the same file.
-        seen.add(real)
-        data = decompressed(_read_bytes(path), path.suffix, str(path))
-        if looks_binary(data, config.encoding):
-            skipped += 1
-            continue
-        text = decode(data, config, str(path))
+        text = decode(data, part.config, part.where)
         if text:
-            found += 1
-            yield Source("file", str(real), sha256_of(text), len(text)), text
-    if not found:
-        raise CorpusError(f"there is no text file under {folder} that matches --glob {config.glob!r}")
-    if skipped:
-        notes.append(f"skipped {skipped} binary file{'s' * (skipped > 1)} under {folder}")
+            tally.found(part)
+        if text or part.folder is None:
+            yield part, text
+    notes.extend(tally.notes())
 
 
 def _joined(parts: Sequence[str]) -> str:
@@ -257,21 +202,17 @@ def _joined(parts: Sequence[str]) -> str:
     return "".join([*whole, *filled[-1:]])
 
 
-def _short_name(spec: str) -> str:
+def short_name(spec: str) -> str:
     """Return a name for the run folder: the file's stem, the folder's name or the corpus's name."""
     if spec == "-":
         return "stdin"
     if "://" in spec:
         address = urlsplit(spec)
         return _stem(Path(address.path)) or _stem(Path(address.hostname or "")) or "text"
-    path = _expanded(spec)
+    path = expanded(spec)
     if path.name in ("", ".."):  # `.` and `..` take the name of the folder.
         path = path.resolve()
     return (path.name.lstrip(".") if path.is_dir() else _stem(path)) or "text"
-
-
-def _expanded(spec: str) -> Path:
-    return Path(os.path.expanduser(spec))  # noqa: PTH111 - Path.expanduser raises for an unknown user.
 
 
 def _stem(path: Path) -> str:
@@ -279,20 +220,3 @@ def _stem(path: Path) -> str:
     while path.suffix.lower() in COMPRESSED:
         path = path.with_suffix("")
     return path.stem.lstrip(".")
-
-
-def _not_found_message(spec: str, path: Path) -> str:
-    parent = path.parent
-    try:
-        siblings = [item.name for item in parent.iterdir()]
-    except (OSError, ValueError):
-        siblings = []  # The folder is missing or unreadable.
-    close = [str(parent / name) for name in difflib.get_close_matches(path.name, siblings, n=2)]
-    close += difflib.get_close_matches(spec, named.NAMES, n=1)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"the named corpora are {', '.join(named.NAMES)}"
-    return f"there is no file, folder or corpus named {_shortened(spec)!r}; {hint}"
-
-
-def _shortened(spec: str) -> str:
-    """Return an argument cut to 200 characters."""
-    return spec if len(spec) <= 200 else spec[:200] + "..."

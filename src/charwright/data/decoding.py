@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import bz2
 import codecs
-import gzip
-import lzma
 import unicodedata
-import zlib
 
 from charwright.config import CorpusConfig
 from charwright.errors import DecodingError
@@ -31,24 +27,10 @@ _SAMPLE_BYTES = 1 << 16
 # With this many UTF-8 continuation bytes before the first invalid byte, the file is damaged UTF-8.
 _MIN_CONTINUATION_BYTES = 6
 
-_OPENERS = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
-COMPRESSED = tuple(_OPENERS)
-
-
-def decompressed(data: bytes, suffix: str, where: str) -> bytes:
-    """Return the contents of a .gz, .bz2 or .xz file; return other data unchanged."""
-    opener = _OPENERS.get(suffix.lower())
-    if opener is None:
-        return data
-    try:
-        return opener(data)
-    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
-        raise DecodingError(f"cannot decompress {where}: {error}") from error
-
 
 def looks_binary(data: bytes, encoding: str) -> bool:
     """Return whether the data contains a NUL byte, which occurs in text only in UTF-16 and UTF-32."""
-    return b"\0" in data and _mark_of(data) is None and _canonical(encoding) not in _WIDE
+    return b"\0" in data and _mark_of(data) is None and canonical_encoding(encoding) not in _WIDE
 
 
 def decode(data: bytes, config: CorpusConfig, where: str) -> str:
@@ -57,21 +39,21 @@ def decode(data: bytes, config: CorpusConfig, where: str) -> str:
     Raises:
         DecodingError: when the file is binary or in another encoding, with the byte offset and the encodings to try.
     """
-    encoding = _canonical(config.encoding)
+    encoding = canonical_encoding(config.encoding)
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         if looks_binary(data, encoding):
-            raise DecodingError(_binary_message(data, where)) from error
-        raise DecodingError(_undecodable_message(data, config.encoding, error, where)) from error
+            raise DecodingError(binary_message(data, where)) from error
+        raise DecodingError(undecodable_message(data, config.encoding, error, where)) from error
     except UnicodeError as error:  # a codec that reports no position
         raise DecodingError(f"{where} is not {config.encoding}: {error}") from error
     if "\0" in text:
-        raise DecodingError(_binary_message(data, where))
+        raise DecodingError(binary_message(data, where))
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:  # utf-7 and others can encode lone surrogates
-        raise DecodingError(f"{where} has half of a surrogate pair at character {error.start:,}; remove it") from error
+        raise DecodingError(surrogate_message(where, error.start)) from error
     text = text.lstrip("\ufeff")
     if config.newlines == "lf":
         text = text.replace("\r\n", "\n").replace("\r", "\n")
@@ -80,8 +62,12 @@ def decode(data: bytes, config: CorpusConfig, where: str) -> str:
     return text
 
 
-def _canonical(encoding: str) -> str:
-    """Return Python's name for a text encoding."""
+def canonical_encoding(encoding: str) -> str:
+    """Return Python's name for a text encoding.
+
+    Raises:
+        DecodingError: when there is none of this name.
+    """
     try:
         b"a".decode(encoding)  # Unlike codecs.lookup, this rejects bytes-to-bytes codecs such as hex.
     except UnicodeDecodeError:
@@ -96,16 +82,25 @@ def _mark_of(data: bytes) -> str | None:
     return next((name for mark, name in _MARKS.items() if data.startswith(mark)), None)
 
 
-def _binary_message(data: bytes, where: str) -> str:
-    """Describe a file with NUL bytes: binary data, or UTF-16 without a byte order mark."""
+def binary_message(data: bytes, where: str, offset: int = 0) -> str:
+    """Describe a file with NUL bytes: binary data, or UTF-16 without a byte order mark.
+
+    `data` starts at byte `offset` of the file.
+    """
     wide = [name for name in ("utf-16-le", "utf-16-be") if _decodes(data, name)]
     advice = f"try --encoding {wide[0]}" if wide else "give a text file"
-    return f"{where} is not a text file: byte {data.find(0):,} is NUL; {advice}"
+    return f"{where} is not a text file: byte {offset + data.find(0):,} is NUL; {advice}"
 
 
-def _undecodable_message(data: bytes, encoding: str, error: UnicodeDecodeError, where: str) -> str:
-    byte = data[error.start]
-    return f"{where} is not {encoding}: byte {error.start:,} (0x{byte:02x}) is invalid; {_advice(data, error)}"
+def surrogate_message(where: str, at: int) -> str:
+    """Describe a text that cannot be written as UTF-8 because of its character `at`."""
+    return f"{where} has half of a surrogate pair at character {at:,}; remove it"
+
+
+def undecodable_message(data: bytes, encoding: str, error: UnicodeDecodeError, where: str, offset: int = 0) -> str:
+    """Describe an invalid byte, with advice; `data` starts at byte `offset` of the file."""
+    byte, at = data[error.start], offset + error.start
+    return f"{where} is not {encoding}: byte {at:,} (0x{byte:02x}) is invalid; {_advice(data, error)}"
 
 
 def _advice(data: bytes, error: UnicodeDecodeError) -> str:

@@ -15,10 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from charwright.config import SequenceConfig
+from charwright.data.mapped_ids import MappedIds
 from charwright.errors import CorpusError
 
 Array = npt.NDArray[np.int64]
 Pair = tuple[Array, Array]
+AnyIds = npt.NDArray[Any] | MappedIds
 
 
 class Dataset(Protocol):
@@ -38,7 +40,7 @@ class Windows:
 
     carries = False
 
-    def __init__(self, ids: npt.NDArray[Any], seq_length: int, batch: int, seed: int = 1) -> None:
+    def __init__(self, ids: AnyIds, seq_length: int, batch: int, seed: int = 1) -> None:
         """Cut ids (N,) into pieces.
 
         Raises:
@@ -50,21 +52,26 @@ class Windows:
             raise CorpusError(
                 f"{len(ids):,} ids make {count} sequences of {seq_length + 1}, too few for a batch of {batch}"
             )
-        self.pieces = ids[: count * (seq_length + 1)].reshape(count, seq_length + 1)
+        self.ids, self.count = ids, count
         self.steps_per_epoch = count // batch
 
     def pair(self, index: int) -> Pair:
         """Return piece `index` of the text as input (T,) and target (T,)."""
-        piece = self.pieces[index].astype(np.int64)
+        piece = self._pieces(np.array([index]))[:, 0]
         return piece[:-1], piece[1:]
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Pair]:
         """Yield the batches of an epoch from step `start`: inputs (T, B) and targets (T, B)."""
-        order = epoch_generator(self.seed, epoch).permutation(len(self.pieces))
+        order = epoch_generator(self.seed, epoch).permutation(self.count)
         for step in range(start, self.steps_per_epoch):
             chosen = order[step * self.batch : (step + 1) * self.batch]
-            pieces = self.pieces[chosen].T.astype(np.int64)  # (T + 1, B)
+            pieces = self._pieces(chosen)  # (T + 1, B)
             yield pieces[:-1], pieces[1:]
+
+    def _pieces(self, chosen: Array) -> Array:
+        """Return the pieces (T + 1, B) of the numbers (B,)."""
+        length = self.seq_length + 1
+        return taken(self.ids, np.arange(length)[:, None] + chosen * length)
 
 
 class Streams:
@@ -76,7 +83,7 @@ class Streams:
 
     carries = True
 
-    def __init__(self, ids: npt.NDArray[Any], seq_length: int, batch: int, seed: int = 1) -> None:
+    def __init__(self, ids: AnyIds, seq_length: int, batch: int, seed: int = 1) -> None:
         """Spread `batch` streams over ids (N,).
 
         Raises:
@@ -94,8 +101,14 @@ class Streams:
         begins = offset + self.span * np.arange(self.batch)  # (B,)
         for step in range(start, self.steps_per_epoch):
             within = step * self.seq_length + np.arange(self.seq_length + 1)  # (T + 1,)
-            pieces = np.take(self.ids, within[:, None] + begins, mode="wrap").astype(np.int64)  # (T + 1, B)
+            pieces = taken(self.ids, within[:, None] + begins)  # (T + 1, B)
             yield pieces[:-1], pieces[1:]
+
+
+def taken(ids: AnyIds, indices: Array) -> Array:
+    """Return the ids at indices (T, B); the text is a ring, and its ids may be on disk."""
+    found = ids.take(indices) if isinstance(ids, MappedIds) else np.take(ids, indices, mode="wrap")
+    return found.astype(np.int64)
 
 
 def epoch_generator(seed: int, epoch: int) -> np.random.Generator:
@@ -103,7 +116,7 @@ def epoch_generator(seed: int, epoch: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)))
 
 
-def make_dataset(ids: npt.NDArray[Any], config: SequenceConfig, seed: int) -> Dataset:
+def make_dataset(ids: AnyIds, config: SequenceConfig, seed: int) -> Dataset:
     """Build the dataset that a configuration describes."""
     kind = Windows if config.order == "windows" else Streams
     return kind(ids, config.seq_length, config.batch, seed)

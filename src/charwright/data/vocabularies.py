@@ -6,11 +6,12 @@ from typing import Any
 
 from charwright.config import VocabularyConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
+from charwright.data.mapped_text import MappedText
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import VocabularyError
 
 
-def make_vocabulary(text: str, config: VocabularyConfig) -> Vocabulary:
+def make_vocabulary(text: str | MappedText, config: VocabularyConfig) -> Vocabulary:
     """Build the vocabulary that a configuration describes.
 
     >>> make_vocabulary("banana", VocabularyConfig(level="byte"))

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from charwright.config import VocabularyConfig
 from charwright.data.code_points import UNICODE_SIZE, IdTable, frequent_characters
 from charwright.data.decoders import CharacterDecoder, StreamDecoder
+from charwright.data.mapped_text import MappedText
 from charwright.errors import VocabularyError
 
 UNKNOWN = "[UNK]"
@@ -49,11 +50,11 @@ class Vocabulary:
         self._table = IdTable(characters)
 
     @classmethod
-    def from_text(cls, text: str, config: VocabularyConfig | None = None) -> Vocabulary:
+    def from_text(cls, text: str | MappedText, config: VocabularyConfig | None = None) -> Vocabulary:
         """Build a vocabulary from the characters that occur at least `min_count` times in a text."""
         return cls().grown(text, config)
 
-    def grown(self, text: str, config: VocabularyConfig | None = None) -> Vocabulary:
+    def grown(self, text: str | MappedText, config: VocabularyConfig | None = None) -> Vocabulary:
         """Return a larger vocabulary: the new characters of a text are appended, the existing ids stay.
 
         The new characters are sorted by code point; `min_count` applies to them only.

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from charwright.data.mapped_ids import MappedIds
+from charwright.data.texts import Text, ids_of
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import CorpusError, DivergedError
 from charwright.evaluation.evaluate import Evaluation, evaluation_of
@@ -38,7 +40,7 @@ def evaluate_dynamically(
     model: LanguageModel,
     vocabulary: Vocabulary,
     text: str,
-    training_text: str = "",
+    training_text: Text = "",
     *,
     rate: float = RATE,
     decay: float = DECAY,
@@ -65,7 +67,7 @@ def evaluate_dynamically(
     if len(text) < 2:
         raise CorpusError("the text to evaluate has fewer than two characters")
     learner = _Learner(model, rate, decay)
-    learner.gather(vocabulary.encode(training_text))
+    learner.gather(ids_of(training_text, vocabulary))
     ids = vocabulary.encode(text)
     nats = np.empty(len(ids) - 1, dtype=np.float32)
     done = 0
@@ -90,7 +92,7 @@ class _Learner:
         self.scales: list[Tensor] = []
         self.returns: list[Tensor] = []
 
-    def gather(self, ids: Ids) -> None:
+    def gather(self, ids: Ids | MappedIds) -> None:
         """Accumulate squared gradients over segments of a text, in spans spread evenly over it."""
         length = SEGMENT * SEGMENTS_PER_SPAN + 1
         begins = [len(ids) * index // SPANS for index in range(SPANS)]

@@ -7,18 +7,24 @@ fingerprints would have to be verified against the text, whereas names are exact
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from charwright.data.mapped_ids import MappedIds
+from charwright.data.mapped_text import MappedText
 from charwright.data.vocabulary import Vocabulary
-from charwright.errors import ConfigError, VocabularyError
+from charwright.errors import ConfigError, CorpusError, VocabularyError
 
 Ids = npt.NDArray[np.int32]
 Keys = npt.NDArray[np.uint64]
 
+SEARCHED = 1 << 24  # characters of a corpus on disk at a time
+INDEX_BYTES = 17  # per character, while the index is made
 PART = 1 << 16  # positions of the corpus at a time: intermediate results then stay in the processor's cache
 
 
@@ -46,17 +52,44 @@ class Novelty:
         return {**asdict(self), "copied_share": self.copied_share}
 
 
-def measure_novelty(corpus: str, written: str, shortest: int = 20) -> Novelty:
+def measure_novelty(corpus: str | MappedText, written: str, shortest: int = 20, *, searched: int = SEARCHED) -> Novelty:
     """Find the passages of `written` that are copied verbatim from `corpus`.
 
     The result is exact; a lone surrogate is not a character, and equals nothing. It takes eight bytes of memory per
-    character of the corpus, and is intended for a `written` that is much shorter.
+    character of a corpus in memory, and is intended for a `written` that is much shorter. A corpus on disk is searched
+    in pieces of `searched` characters or more, which overlap by the length of `written`.
 
     Raises:
         ConfigError: if `shortest` is less than 1.
     """
     if shortest < 1:
         raise ConfigError(f"the shortest copied passage must be at least 1, not {shortest}")
+    found = [_search(part, written, shortest) for part in _overlapping(corpus, max(searched, len(written)), written)]
+    copied = np.logical_or.reduce([part.copied for part in found])
+    longest = max(found, key=lambda part: (part.length, -part.begin))
+    passage = written[longest.begin : longest.begin + longest.length]
+    return Novelty(len(written), passage, longest.begin, int(copied.sum()), shortest)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a part of the corpus has of a text: which of its characters (M,), and the first longest passage."""
+
+    copied: npt.NDArray[np.bool_]
+    begin: int
+    length: int
+
+
+def _overlapping(corpus: str | MappedText, size: int, written: str) -> Iterator[str]:
+    """Yield the corpus in parts, of which one at least has each passage that `written` can have."""
+    if isinstance(corpus, str):
+        yield corpus
+        return
+    for begin in range(0, len(corpus), size):
+        yield corpus[begin : begin + size + len(written)]
+
+
+def _search(corpus: str, written: str, shortest: int) -> _Found:
     copied = np.zeros(len(written), dtype=np.bool_)
     pieces = alive = _Pieces.characters(corpus, written)
     while pieces.found:
@@ -66,9 +99,9 @@ def measure_novelty(corpus: str, written: str, shortest: int = 20) -> Novelty:
         doubled = 2 * pieces.length
         pieces = pieces.longer(min(doubled, shortest) if pieces.length < shortest else doubled)
     longest = _longest(alive, pieces.length)
-    begin = int(np.argmax(longest.copied())) if longest.found else 0
-    passage = written[begin : begin + longest.length] if longest.found else ""
-    return Novelty(len(written), passage, begin, int(copied.sum()), shortest)
+    if not longest.found:
+        return _Found(copied, 0, 0)
+    return _Found(copied, int(np.argmax(longest.copied())), longest.length)
 
 
 @dataclass(frozen=True)
@@ -150,6 +183,17 @@ def _names(pairs: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]) -> npt.N
     return np.where(pairs[places] == wanted, places + 1, 0)
 
 
+def _check_memory(characters: int) -> None:
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return
+    needed, present = INDEX_BYTES * characters, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > present:
+        raise CorpusError(
+            f"a limit on copying needs {needed / 1e9:.0f} GB of memory for a text of {characters:,} characters, and "
+            f"this machine has {present / 1e9:.0f} GB; generate without --max-copy and look with --novelty"
+        )
+
+
 class CopyGuard:
     """Forbid ids that would make a copied passage longer than `limit` ids.
 
@@ -159,16 +203,19 @@ class CopyGuard:
     needlessly.
     """
 
-    def __init__(self, corpus_ids: Ids, vocabulary_size: int, limit: int) -> None:
+    def __init__(self, corpus_ids: Ids | MappedIds, vocabulary_size: int, limit: int) -> None:
         """Index the corpus, ids (N,), in 8 N bytes. The time is proportional to N times `limit`.
 
         Raises:
             ConfigError: if `limit` is less than 1.
+            CorpusError: if the corpus is on disk, and its index is too large for the memory of this machine.
             VocabularyError: if an id is outside the vocabulary.
         """
         if limit < 1:
             raise ConfigError(f"the longest passage that may be copied must be at least 1, not {limit}")
-        if len(corpus_ids) and not 0 <= corpus_ids.min() <= corpus_ids.max() < vocabulary_size:
+        if isinstance(corpus_ids, MappedIds):
+            _check_memory(len(corpus_ids))
+        elif len(corpus_ids) and not 0 <= corpus_ids.min() <= corpus_ids.max() < vocabulary_size:
             raise VocabularyError(f"the corpus has ids outside the vocabulary of {vocabulary_size}")
         self.limit = limit
         self.vocabulary_size = vocabulary_size
@@ -197,10 +244,10 @@ class CopyGuard:
         sums = np.correlate(ids.astype(np.uint64), self._multipliers, "valid")
         return sums & ~self._id_bits
 
-    def _sorted_keys(self, ids: Ids) -> Keys:
+    def _sorted_keys(self, ids: Ids | MappedIds) -> Keys:
         keys = np.empty(max(0, len(ids) - self.limit), dtype=np.uint64)
         for begin in range(0, len(keys), PART):
-            followers = ids[begin + self.limit :][:PART]
+            followers = ids[begin + self.limit : begin + self.limit + PART]
             before = ids[begin : begin + len(followers) + self.limit - 1]
             keys[begin : begin + PART] = self._fingerprints(before) | followers.astype(np.uint64)
         keys.sort()

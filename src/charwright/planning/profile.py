@@ -6,6 +6,7 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 
+from charwright.data.texts import Text, ids_of
 from charwright.data.vocabulary import Vocabulary
 
 
@@ -22,13 +23,13 @@ class TextProfile:
     tokens: int
 
     @classmethod
-    def of(cls, training_text: str, vocabulary: Vocabulary) -> TextProfile:
+    def of(cls, training_text: Text, vocabulary: Vocabulary) -> TextProfile:
         """Measure a text."""
-        tokens = len(vocabulary.encode(training_text))
+        tokens = len(ids_of(training_text, vocabulary))
         return cls(len(training_text), len(vocabulary), script_of(training_text), tokens)
 
 
-def script_of(text: str) -> str:
+def script_of(text: Text) -> str:
     """The script of most letters, as Unicode names it: Latin, Cyrillic, CJK, ..."""
     sampled = text[:: max(1, len(text) // 20_000)]
     names = Counter(unicodedata.name(c, "unknown").split()[0] for c in sampled if c.isalpha())

@@ -6,9 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
+from charwright.data.texts import AnyIds, Text, ids_of
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import UsageError
 from charwright.generation.draft import Guard
@@ -16,7 +14,7 @@ from charwright.generation.generator import Generator
 from charwright.generation.novelty import CopyGuard
 from charwright.run import Run
 
-ReadText = Callable[[Run], str]
+ReadText = Callable[[Run], Text]
 """Reads the training text of a run."""
 
 
@@ -30,7 +28,7 @@ class HostedModel:
     generator: Generator = field(repr=False)
     run: Run = field(repr=False)
     training_text: ReadText = field(repr=False)
-    _ids: npt.NDArray[np.int32] | None = field(default=None, repr=False)
+    _ids: AnyIds | None = field(default=None, repr=False)
 
     @classmethod
     def load(
@@ -58,9 +56,9 @@ class HostedModel:
         """The characters or bytes that the model knows."""
         return self.generator.vocabulary
 
-    def _text_ids(self) -> npt.NDArray[np.int32]:
+    def _text_ids(self) -> AnyIds:
         if self._ids is None:
-            self._ids = self.vocabulary.encode(self.training_text(self.run))
+            self._ids = ids_of(self.training_text(self.run), self.vocabulary)
         return self._ids
 
 

@@ -11,6 +11,7 @@ import torch
 
 from charwright.config import Recipe
 from charwright.data.short_texts import shrink_to_fit
+from charwright.data.texts import Text, ids_of
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import CorpusError, DivergedError, UsageError
 from charwright.evaluation.evaluate import evaluate
@@ -32,7 +33,7 @@ class Task:
     """What all trials of a search share: the texts, the minutes of each trial, and how it computes."""
 
     vocabulary: Vocabulary
-    training_text: str
+    training_text: Text
     validation_text: str
     minutes: float
     compute: Compute
@@ -44,7 +45,7 @@ class Task:
             UsageError: when there is no validation text.
             CorpusError: when the text is too short.
         """
-        shrink_to_fit(len(self.vocabulary.encode(self.training_text)), Recipe().sequences)
+        shrink_to_fit(len(ids_of(self.training_text, self.vocabulary)), Recipe().sequences)
         if not self.validation_text:
             raise UsageError("a search needs validation text: a --val-fraction above 0, or --validation TEXT")
         if len(self.validation_text) < 2:

@@ -9,6 +9,7 @@ import numpy as np
 from charwright.config import Recipe
 from charwright.data.sequences import Dataset, make_dataset
 from charwright.data.short_texts import shrink_to_fit
+from charwright.data.texts import Text, id_counts, ids_of
 from charwright.data.vocabulary import Vocabulary
 from charwright.model.compute import Compute
 from charwright.model.growth import grow_arrays
@@ -26,14 +27,14 @@ class Assembly:
 
 
 def assemble(
-    recipe: Recipe, vocabulary: Vocabulary, training_text: str, compute: Compute, weights: Arrays | None = None
+    recipe: Recipe, vocabulary: Vocabulary, training_text: Text, compute: Compute, weights: Arrays | None = None
 ) -> Assembly:
     """Build the dataset, and the model on its device; `weights` replace the initial weights.
 
     Raises:
         CorpusError: when the text is too short.
     """
-    ids = vocabulary.encode(training_text)
+    ids = ids_of(training_text, vocabulary)
     sequences, notice = shrink_to_fit(len(ids), recipe.sequences)
     training = recipe.training
     dataset = make_dataset(ids, sequences, training.seed)
@@ -45,8 +46,7 @@ def assemble(
     return Assembly(model, dataset, notice)
 
 
-def grow_weights(weights: Arrays, vocabulary: Vocabulary, training_text: str, seed: int) -> Arrays:
+def grow_weights(weights: Arrays, vocabulary: Vocabulary, training_text: Text, seed: int) -> Arrays:
     """The weights with rows for a vocabulary that has grown; `training_text` gives the frequencies."""
-    counts = np.bincount(vocabulary.encode(training_text), minlength=len(vocabulary))
     key = np.array([seed, 0], dtype=np.uint64)
-    return grow_arrays(weights, counts, np.random.Generator(np.random.Philox(key=key)))
+    return grow_arrays(weights, id_counts(training_text, vocabulary), np.random.Generator(np.random.Philox(key=key)))

@@ -16,7 +16,8 @@ import torch
 
 from charwright import __version__
 from charwright.config import BUDGETS, CorpusConfig, Recipe, SplitConfig, TrainingConfig
-from charwright.data.corpus import STDIN_PATH, Places
+from charwright.data.parts import STDIN_PATH, Places
+from charwright.data.texts import Text
 from charwright.data.vocabularies import make_vocabulary
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import CorpusError, UsageError
@@ -52,7 +53,7 @@ class Prepared:
 
     recipe: Recipe
     vocabulary: Vocabulary
-    training_text: str
+    training_text: Text
     validation_text: str
     choice: Choice
     open_run: Callable[[], Run]
@@ -76,7 +77,7 @@ class Origin:
         """Whether the recipe is planned for the text."""
         return self.parent is None and self.recipe_name == PLANNED
 
-    def plan(self, training_text: str, vocabulary: Vocabulary, wanted: Wanted) -> tuple[Plan, Choice]:
+    def plan(self, training_text: Text, vocabulary: Vocabulary, wanted: Wanted) -> tuple[Plan, Choice]:
         """Plan the recipe and choose how to compute, measuring the machine if the budget is in minutes."""
         return plan_here(TextProfile.of(training_text, vocabulary), self.options, wanted)
 

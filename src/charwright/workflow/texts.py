@@ -8,8 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from charwright.config import CorpusConfig, SplitConfig
-from charwright.data.corpus import Corpus, Places, Source, read_corpus, reread_corpus
-from charwright.data.split import split_corpus
+from charwright.data.corpus import Corpus, Source, read_corpus, reread_corpus
+from charwright.data.large_texts import AnyCorpus, open_corpus, reopen_corpus
+from charwright.data.parts import Places
+from charwright.data.split import split_text
+from charwright.data.texts import Text
 from charwright.errors import RunError
 from charwright.run import Run
 
@@ -27,8 +30,8 @@ class Texts:
     `validation_corpus` is the source of the validation text if that is not a part of the corpus.
     """
 
-    corpus: Corpus
-    training: str
+    corpus: AnyCorpus
+    training: Text
     validation: str
     validation_corpus: Corpus | None = None
 
@@ -41,16 +44,16 @@ def read_texts(
     Raises:
         CorpusError: when a text cannot be found, read or decoded.
     """
-    text = read_corpus(corpus, reading, places)
+    text = open_corpus(corpus, reading, places)
     separate = read_corpus(validation, reading, places) if validation else None
     for note in (*text.notes, *(separate.notes if separate else ())):
         notify(note)
     if separate is not None:
         return Texts(text, text.text, separate.text, separate)
-    return Texts(text, *split_corpus(text.text, split))
+    return Texts(text, *split_text(text.text, split))
 
 
-def texts_of_run(run: Run, moved: Sequence[str], places: Places) -> tuple[str, str]:
+def texts_of_run(run: Run, moved: Sequence[str], places: Places) -> tuple[Text, str]:
     """The training text and the validation text of a run, unchanged since it was trained.
 
     `moved` says where the corpus is now, if it has moved.
@@ -59,24 +62,24 @@ def texts_of_run(run: Run, moved: Sequence[str], places: Places) -> tuple[str, s
         RunError: when `moved` is a different text.
         CorpusError: when a text is gone, has changed or cannot be read.
     """
-    training, held_out = split_corpus(_corpus_of_run(run, moved, places), run.config.recipe.split)
+    training, held_out = split_text(_corpus_of_run(run, moved, places), run.config.recipe.split)
     if not run.config.validation:
         return training, held_out
     separate = reread_corpus(_located(run, run.config.validation), run.config.corpus, places)
     return training, separate.text
 
 
-def training_text_of_run(run: Run, moved: Sequence[str], places: Places) -> str:
+def training_text_of_run(run: Run, moved: Sequence[str], places: Places) -> Text:
     """The training text of a run; arguments and errors as for `texts_of_run`."""
-    return split_corpus(_corpus_of_run(run, moved, places), run.config.recipe.split)[0]
+    return split_text(_corpus_of_run(run, moved, places), run.config.recipe.split)[0]
 
 
-def _corpus_of_run(run: Run, moved: Sequence[str], places: Places) -> str:
+def _corpus_of_run(run: Run, moved: Sequence[str], places: Places) -> Text:
     """The whole corpus, before the split."""
     config = run.config
     if not moved:
-        return reread_corpus(_located(run, config.sources), config.corpus, places).text
-    text = read_corpus(moved, config.corpus, places)
+        return reopen_corpus(_located(run, config.sources), config.sha256, config.corpus, places).text
+    text = open_corpus(moved, config.corpus, places)
     if text.sha256 != config.sha256:
         raise RunError(f"{', '.join(moved)} is not the text that {run.folder} was trained on (SHA-256 differs)")
     return text.text

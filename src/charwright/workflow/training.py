@@ -10,7 +10,7 @@ from typing import Any
 
 from charwright import kernels
 from charwright.config import CorpusConfig
-from charwright.data.corpus import Places
+from charwright.data.parts import Places
 from charwright.data.vocabularies import make_vocabulary
 from charwright.evaluation.evaluate import Evaluation
 from charwright.generation.generator import Generator
