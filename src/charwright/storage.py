@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from charwright.errors import DamagedRunError, RunError
+from charwright.locks import is_running
 
 FORMAT = 1
 Arrays = dict[str, npt.NDArray[np.float32]]
@@ -61,19 +61,6 @@ def remove_temporary_files(folder: Path) -> None:
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
-def is_running(process: int) -> bool:
-    """Whether another process of this number is running; always False on Windows, which has no harmless signal."""
-    if process == os.getpid() or os.name == "nt":
-        return False
-    try:
-        os.kill(process, 0)
-    except PermissionError:
-        return True
-    except (OSError, OverflowError):
-        return False
-    return True
-
-
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, which replaces `path` once it is complete.
@@ -100,6 +87,15 @@ def whole_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
 
 
+def file_identity(path: Path) -> tuple[int, int, int] | None:
+    """What tells a file from the one that replaced it: inode, size and time of change; None if there is no file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def sync_folder(folder: Path) -> None:
     """Flush the entries of a folder to disk."""
     if os.name == "nt":
@@ -109,38 +105,6 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[bool]:
-    """Hold a lock file during the block; yields False if another process holds it.
-
-    The system releases the lock when the process ends, however it ends, so there are no stale locks.
-
-    Raises:
-        RunError: when the file cannot be created.
-    """
-    try:
-        file = path.open("ab")
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}") from error
-    with file:
-        yield _lock(file)
-
-
-def _lock(file: BinaryIO) -> bool:
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 # Arrays.

@@ -14,8 +14,9 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from charwright.config import RENAMED, Recipe
 from charwright.errors import DamagedRunError, RunError, UsageError
+from charwright.locks import LOCK, locked
 from charwright.schema import flag
-from charwright.storage import drop_cut_line, locked
+from charwright.storage import drop_cut_line
 
 JOURNAL = "journal.jsonl"
 NAME = "search"
@@ -44,7 +45,7 @@ def open_study(folder: Path, start: Callable[[], Recipe], protocol: Mapping[str,
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot create the folder {folder}: {error.strerror}; choose another with --out") from error
-    with locked(folder / ".lock") as alone, quiet():
+    with locked(folder / LOCK) as alone, quiet():
         if not alone:
             raise RunError(f"another process is searching in {folder}; wait for it, or choose another --out")
         yield _opened(folder, start, protocol)
@@ -58,7 +59,7 @@ def check_place(folder: Path) -> None:
     """
     if not folder.exists() or (folder / JOURNAL).is_file():
         return
-    if not folder.is_dir() or any(path.name != ".lock" for path in folder.iterdir()):
+    if not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir()):
         raise RunError(f"{folder} exists and is not a search; choose another place with --out")
 
 

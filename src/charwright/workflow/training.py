@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from charwright.data.corpus import Places
 from charwright.data.vocabularies import make_vocabulary
 from charwright.evaluation.evaluate import Evaluation, evaluate
 from charwright.generation.generator import Generator
+from charwright.locks import alone_in
 from charwright.model.compute import NO_KERNELS, Wanted
 from charwright.model.language_model import LanguageModel
 from charwright.planning.plan import Plan
@@ -22,7 +24,7 @@ from charwright.run import Run
 from charwright.training.events import End, Event
 from charwright.training.loop import fit
 from charwright.training.progress import TensorBoard
-from charwright.workflow.assembly import assemble
+from charwright.workflow.assembly import Assembly, assemble
 from charwright.workflow.checkpoints import load_checkpoint, save_checkpoint, save_initial_checkpoint
 from charwright.workflow.preparation import (
     Prepared,
@@ -142,12 +144,15 @@ def resume(
     check_resume_options(options)
     if tensorboard:
         TensorBoard.require()
-    opened = Run.open(run.folder if isinstance(run, Run) else run, for_writing=True)
-    precision = options.get("precision", opened.config.recipe.training.precision)
-    wanted = Wanted(device, core, precision, threads)
-    prepared = prepare_resume(opened, corpus, options, wanted, places=places or Places.of_this_user(), notify=notify)
-    prepared.choice.compute.start()
-    return _run(prepared, began, clock, on_event, notify, should_stop, tensorboard=tensorboard)
+    folder = Run.open(run.folder if isinstance(run, Run) else run, for_writing=True).folder
+    places = places or Places.of_this_user()
+    with alone_in(folder):
+        opened = Run.open(folder)  # Again: until now another process may have trained it.
+        precision = options.get("precision", opened.config.recipe.training.precision)
+        wanted = Wanted(device, core, precision, threads)
+        prepared = prepare_resume(opened, corpus, options, wanted, places=places, notify=notify)
+        prepared.choice.compute.start()
+        return _run(prepared, began, clock, on_event, notify, should_stop, tensorboard=tensorboard)
 
 
 def plan(
@@ -183,13 +188,33 @@ def _run(
     tensorboard: bool,
 ) -> Run:
     """Assemble the model and the dataset, open the run, and train."""
-    training, compute = prepared.recipe.training, prepared.choice.compute
+    compute = prepared.choice.compute
     assembly = assemble(prepared.recipe, prepared.vocabulary, prepared.training_text, compute, prepared.weights)
     if assembly.notice:
         notify(assembly.notice)
     if compute.device.type == "cpu" and kernels.load() is None:
         notify(f"note: {NO_KERNELS}")
     run = prepared.open_run()
+    # A resume has held the lock since before it read the folder.
+    with nullcontext() if prepared.resume else alone_in(run.folder):
+        _fit(prepared, assembly, run, began, clock, on_event, notify, should_stop, tensorboard=tensorboard)
+    return run
+
+
+def _fit(
+    prepared: Prepared,
+    assembly: Assembly,
+    run: Run,
+    began: float,
+    clock: Callable[[], float],
+    on_event: OnEvent,
+    notify: Notify,
+    should_stop: Callable[[], str | None],
+    *,
+    tensorboard: bool,
+) -> None:
+    """Train in a run folder whose lock this process holds, and write the events to its log."""
+    training = prepared.recipe.training
     if prepared.weights is not None:
         save_initial_checkpoint(run, prepared.weights, training.keep_checkpoints)
     snapshot = load_checkpoint(run) if prepared.resume else None
@@ -220,7 +245,6 @@ def _run(
     finally:
         if board is not None:
             board.close()
-    return run
 
 
 def _validator(prepared: Prepared) -> Callable[[LanguageModel], Evaluation]:
