@@ -10,6 +10,7 @@ import errno
 import os
 import platform
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,8 @@ HELD = {errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK}
 """The errors that mean that another holds a lock. With others, a file system has no locks: there, training works
 without protection."""
 
+POLL_S = 0.005  # between two attempts at a lock that is held for a moment only
+
 FAR = 1 << 30  # Windows locks bytes against reading too, so the locked one lies beyond what is written.
 
 
@@ -36,6 +39,19 @@ def locked(path: Path) -> Iterator[bool]:
     """
     with _opened(path) as file:
         yield _lock(file)
+
+
+@contextmanager
+def held(path: Path) -> Iterator[BinaryIO]:
+    """A file, created if it does not exist and open for appending, locked during the block: waits for others.
+
+    Raises:
+        OSError: when the system refuses.
+    """
+    with path.open("ab+") as file:
+        while not _lock(file):
+            time.sleep(POLL_S)
+        yield file
 
 
 @contextmanager

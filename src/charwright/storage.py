@@ -209,6 +209,13 @@ def drop_cut_line(path: Path) -> None:
         write_file(path, data[: data.rfind(b"\n") + 1])
 
 
+def trim_cut_line(file: BinaryIO) -> None:
+    """The same for a file that is open and locked, and that others read meanwhile."""
+    if file.seek(0, os.SEEK_END) and not _ends_with_newline(file):
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+
 def _ends_with_newline(file: BinaryIO) -> bool:
     file.seek(-1, os.SEEK_END)
     return file.read(1) == b"\n"
