@@ -637,6 +637,19 @@ def test_texts_are_kept_unchanged(tmp_path: Path, later: bool) -> None:
     assert (run.folder / "corpus" / "stdin.txt").read_bytes() == "中\r\nb".encode()
 
 
+def test_a_line_of_the_log_that_is_nested_too_deeply_is_skipped(run: Run) -> None:
+    (run.folder / "log.jsonl").write_bytes(b"[" * 100_000 + b'\n{"event": "start"}\n')
+    assert list(run.log()) == [{"event": "start"}]
+
+
+@pytest.mark.parametrize("name", ["9" * 5000, "../../config.json", "", "a\0b"])
+def test_a_manifest_with_a_strange_name_is_refused(run: Run, name: str) -> None:
+    write_checkpoint(run, 1)
+    manifest = run.folder / "checkpoints" / "step-1" / "manifest.json"
+    edit_json(manifest, lambda values: values | {"files": {name: {}}})
+    assert len(error_of(run.latest_checkpoint)) < 400
+
+
 # Leftovers of killed processes.
 
 NO_PROCESS = 99999999  # above the largest process id

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from charwright.errors import DamagedRunError, MissingExtraError, RunError
 from charwright.locks import held
 from charwright.storage import trim_cut_line
-
 
 ATTEMPTS, RETRY_S = 10, 0.3  # at creating the tables of an empty database
 
@@ -47,7 +46,7 @@ class _Journal(JournalFileBackend):
             trim_cut_line(file)
             super().append_logs(logs)
 
-    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
         """Read the entries from a number on."""
         with self._reporting():
             yield from super().read_logs(log_number_from)
