@@ -36,7 +36,7 @@ from charwright.errors import (
 from charwright.locks import alone_in, holder
 from charwright.run import Run
 from charwright.run_config import Parent, RunConfig
-from charwright.storage import read_arrays, write_arrays, write_json
+from charwright.storage import read_arrays, whole_folder, write_arrays, write_json
 from charwright.workflow.training import resume
 
 MODEL = ModelConfig(cell="gru", layers=1, units=3, embedding_size=2)
@@ -707,6 +707,18 @@ def test_leftovers_beside_a_link_are_those_of_its_target(run: Run, tmp_path: Pat
     left = leave(run.folder, NO_PROCESS)
     Run.open(link, for_writing=True)
     assert not any(path.exists() for path in left)
+
+
+def test_writing_a_file_again_removes_what_a_kill_left(tmp_path: Path) -> None:
+    left = [tmp_path / f".state.{NO_PROCESS}.tmp", tmp_path / f".pages.{NO_PROCESS}.new"]
+    mine = [tmp_path / ".state.tmp", tmp_path / ".state.mine.tmp", tmp_path / f".state.x.{NO_PROCESS}.tmp"]
+    for path in (left[0], *mine):
+        path.write_bytes(b"half")
+    left[1].mkdir()
+    write_json(tmp_path / "state", {})
+    with whole_folder(tmp_path / "pages"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["pages", "state", *(path.name for path in mine)])
 
 
 # Creations that a kill interrupted.

@@ -7,6 +7,7 @@ Nothing is ever unpickled.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -47,6 +48,17 @@ def write_file(path: Path, data: bytes) -> None:
         with suppress(OSError):
             temporary.unlink()
     sync_folder(path.parent)
+    _remove_abandoned(path)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what processes left that were killed while they wrote the same file or folder."""
+    ours = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.(tmp|new|old)")
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        match = ours.fullmatch(left.name)
+        if match and int(match[1]) != os.getpid() and not is_running(int(match[1])):
+            with suppress(OSError):
+                shutil.rmtree(left) if match[2] != "tmp" else left.unlink()
 
 
 def remove_temporary_files(folder: Path) -> None:
@@ -69,6 +81,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
         RunError: when the system refuses; an existing folder is unchanged.
     """
     new, old = (path.with_name(f".{path.name}.{os.getpid()}.{ending}") for ending in ("new", "old"))
+    for left in (new, old):  # A killed process may have had the same number.
+        shutil.rmtree(left, ignore_errors=True)
     try:
         new.mkdir()
         yield new
@@ -78,6 +92,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
             path.rename(old)
         new.rename(path)
         sync_folder(path.parent)
+        _remove_abandoned(path)
     except OSError as error:
         if old.exists() and not path.exists():
             old.rename(path)
