@@ -841,16 +841,14 @@ def test_a_run_that_is_replaced_while_it_is_read_is_not_mixed_with_its_successor
 
 
 READ = """
-import sys, charwright
+import sys
 from charwright.run import Run
 print("ready", flush=True)
 seen = set()
-for line in sys.stdin:
-    for _ in range(40):
-        opened = Run.open(sys.argv[1])
-        arrays = opened.weights()
-        seen.add(float(arrays["head.bias"][0]) + 1000 * len(opened.vocabulary))
-    print(len(seen), flush=True)
+sys.stdin.readline()
+while len(seen) < 5:
+    seen.add(float(Run.open(sys.argv[1]).weights()["head.bias"][0]))
+print(len(seen), flush=True)
 """
 
 
@@ -867,6 +865,6 @@ def test_readers_see_whole_models_while_training_writes(run: Run) -> None:
                 step += 1
                 run.write_weights(weights(phase=step))
                 write_checkpoint(run, step)
-        assert int(reader.stdout.readline()) > 1
+        assert reader.stdout.readline() == "5\n"
         reader.stdin.close()
     assert reader.returncode == 0
