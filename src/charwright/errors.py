@@ -15,6 +15,7 @@
     │   └── DamagedRunError         a file of the run is damaged
     ├── ForeignModelError       a model of another library that cannot be read or written
     ├── DivergedError           training diverges
+    ├── RankError               a process of a training on several is out of reach, or failed
     └── MissingExtraError       an optional package is not installed
 
 Each message is one line for the user: what is wrong, where, and what to do.
@@ -89,6 +90,14 @@ class DivergedError(CharwrightError):
     """Training diverges at every learning rate."""
 
     exit_code = 3
+
+
+class RankError(CharwrightError):
+    """A process of a training on several has failed, or no longer reaches the others."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class MissingExtraError(CharwrightError):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +31,14 @@ from charwright.config import (
     TrainingConfig,
     VocabularyConfig,
 )
-from charwright.errors import UsageError
+from charwright.errors import CharwrightError, RankError, UsageError
 from charwright.schema import field_names
 from charwright.signals import stop_asked
 
 if TYPE_CHECKING:
     from charwright.planning.plan import Plan
     from charwright.training.events import Event
+    from charwright.training.ranks import Ranks
 
 STOPPING = b"\nstopping after this step; press again to stop at once\n"
 PLANNED_OPTIONS = ("units", "learning_rate", "dropout", "recurrent_dropout", "weight_decay", "patience")
@@ -125,24 +129,50 @@ def train(
         return 0
     if resume:
         check_resume_options({**given(ctx, ("recipe_name", "out", "validation")), **reading, **options})
-    with _Progress() as progress, stop_asked(STOPPING) as should_stop:
-        watched: dict[str, Any] = {"on_event": progress.show, "should_stop": should_stop, "tensorboard": tensorboard}
-        watched |= {"spent_s": time.monotonic() - began_s}
-        if resume:
-            run = workflow.resume(
-                resume, corpus=corpus_moved, notify=say, places=user_places(), **compute, **watched, **options
-            )
-        else:
-            run = workflow.train(
-                corpus, out=out, recipe=recipe_name, parent=parent, force=force, **new, **compute, **watched, **options
-            )
+    from charwright.training.ranks import join
+
+    ranks = join(os.environ)
+    with _failing_once(ranks) as failure:
+        with _Progress(ranks) as progress, stop_asked(STOPPING if ranks.rank == 0 else b"") as should_stop:
+            watched: dict[str, Any] = {
+                "on_event": progress.show, "should_stop": should_stop, "tensorboard": tensorboard, "ranks": ranks,
+                "notify": progress.say, "places": user_places(), "spent_s": time.monotonic() - began_s,
+            }  # fmt: skip
+            if resume:
+                run = workflow.resume(resume, corpus=corpus_moved, **compute, **watched, **options)
+            else:
+                new |= {"out": out, "recipe": recipe_name, "parent": parent, "force": force}
+                run = workflow.train(corpus, **(new | compute | watched | options))
+        ranks.leave()
+    if failure.code:
+        return failure.code
     if progress.reason in ENDS_EARLY:
-        say(ENDS_EARLY[progress.reason])
+        progress.say(ENDS_EARLY[progress.reason])
     elif progress.reason != "done":
-        say(f"stopped and saved; resume with: charwright train --resume {run.folder}")
+        progress.say(f"stopped and saved; resume with: charwright train --resume {run.folder}")
         return 128 + int(signal.Signals[progress.reason])
-    say(f"saved {run.folder}; generate with: charwright generate {run.folder}")
+    progress.say(f"saved {run.folder}; generate with: charwright generate {run.folder}")
     return 0
+
+
+class _Failure:
+    """The exit code of a failure that another rank has reported; 0 if there was none."""
+
+    code = 0
+
+
+@contextmanager
+def _failing_once(ranks: Ranks) -> Iterator[_Failure]:
+    """Of several ranks that fail in this block, the first one says so, since the others fail because of it."""
+    failure = _Failure()
+    try:
+        yield failure
+    except (CharwrightError, OSError, MemoryError) as error:
+        if ranks.size == 1:
+            raise
+        failure.code = getattr(error, "exit_code", 1)
+        if ranks.speaks():
+            raise RankError(ranks.described(error), failure.code) from error
 
 
 def _check_combination(ctx: click.Context) -> None:
@@ -167,10 +197,12 @@ def _check_combination(ctx: click.Context) -> None:
 class _Progress:
     """Shows events on the terminal, and remembers why training ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks) -> None:
+        """Only rank 0 shows anything."""
         from charwright.training.progress import terminal_progress
 
         self.reason = "done"
+        self._shown = ranks.rank == 0
         self._writer = terminal_progress()
 
     def __enter__(self) -> _Progress:
@@ -181,8 +213,14 @@ class _Progress:
 
     def show(self, event: Event) -> None:
         """Show one event."""
-        self._writer.write(event)
+        if self._shown:
+            self._writer.write(event)
         self.reason = getattr(event, "reason", self.reason)
+
+    def say(self, line: str) -> None:
+        """Print a line for the user."""
+        if self._shown:
+            say(line)
 
 
 def explanation(plan: Plan) -> str:

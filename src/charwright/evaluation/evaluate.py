@@ -72,7 +72,7 @@ def paired_error(a: Sequence[float], b: Sequence[float]) -> float:
 
 def evaluate(model: LanguageModel, vocabulary: Vocabulary, text: str, protocol: str = "carried") -> Evaluation:
     """The loss of `model` on `text`, in the precision of its products; protocols as for `evaluate_with`."""
-    return evaluate_with(partial(_target_nats, model), vocabulary, text, protocol)
+    return evaluate_with(partial(target_nats, model), vocabulary, text, protocol)
 
 
 TargetNats = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], npt.NDArray[np.floating[Any]]]
@@ -168,7 +168,7 @@ def _windows(ids: npt.NDArray[np.int32], protocol: str) -> tuple[npt.NDArray[np.
 
 
 @torch.no_grad()
-def _target_nats(
+def target_nats(
     model: LanguageModel, inputs: npt.NDArray[np.int64], targets: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float32]:
     """-ln p of all targets (T, B), 0 for negative ones; 64 columns and one chunk of time per call."""

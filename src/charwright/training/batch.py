@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from charwright.config import TrainingConfig
 from charwright.data.sequences import Pair
 from charwright.model.cells import State
 from charwright.model.language_model import LanguageModel
+from charwright.training.sharing import Part, part_of_masks
 
 
 @dataclass
@@ -22,12 +23,14 @@ class Batch:
 
     `state` is the hidden state the batch starts from (None is zero); a step that carries the state stores the last one
     here. `generator` is the randomness of this batch, for dropout and the like: a function of the seed and the step.
+    `masks` are those of dropout if they are drawn already, as for the rows of one rank.
     """
 
     inputs: Tensor  # (T, B) int64
     targets: Tensor  # (T, B) int64
     state: State | None
     generator: torch.Generator
+    masks: Sequence[Tensor] | None = None
 
 
 TrainStep = Callable[[LanguageModel, Batch, torch.optim.Optimizer], Tensor]
@@ -37,7 +40,22 @@ def make_batch(pair: Pair, hidden: State | None, config: TrainingConfig, step: i
     """Move a pair of arrays (T, B) to the device, with the hidden state carried from the batch before."""
     generator = batch_generator(config.seed, step, device)
     inputs, targets = (_to_device(array, device) for array in pair)
-    return Batch(inputs, targets, _reset_streams(hidden, config.state_reset, generator), generator)
+    rows = inputs.shape[1]
+    return Batch(inputs, targets, reset_streams(hidden, config.state_reset, generator, slice(rows), rows), generator)
+
+
+def make_part(
+    pair: Pair, hidden: State | None, config: TrainingConfig, step: int, model: LanguageModel, part: Part
+) -> Batch:
+    """The rows of one rank, cut out of a pair of arrays (T, B), with the masks and resets that one process would draw.
+
+    `hidden` is carried by these rows.
+    """
+    device = model.weight("head.bias").device
+    generator = batch_generator(config.seed, step, device)
+    inputs, targets = (_to_device(array[:, part.rows], device) for array in pair)
+    hidden = reset_streams(hidden, config.state_reset, generator, part.rows, part.total)
+    return Batch(inputs, targets, hidden, generator, part_of_masks(model, part, generator))
 
 
 def _to_device(array: npt.NDArray[np.int64], device: torch.device) -> Tensor:
@@ -48,15 +66,16 @@ def _to_device(array: npt.NDArray[np.int64], device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def _reset_streams(hidden: State | None, probability: float, generator: torch.Generator) -> State | None:
-    """Set the hidden state of random rows to zero.
+def reset_streams(
+    hidden: State | None, probability: float, generator: torch.Generator, rows: slice, total: int
+) -> State | None:
+    """Set the hidden state of random rows to zero; `hidden` is that of `rows`, out of `total` for which is drawn.
 
     A model that never sees the zero state in training generates poorly from a prompt, which starts there.
     """
     if hidden is None or probability == 0:
         return hidden
-    rows = hidden[0].shape[1]
-    kept = torch.rand(rows, generator=generator, device=generator.device) >= probability
+    kept = torch.rand(total, generator=generator, device=generator.device)[rows] >= probability
     return tuple(part * kept[None, :, None] for part in hidden)
 
 

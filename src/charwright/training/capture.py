@@ -18,16 +18,24 @@ from charwright.storage import Arrays
 from charwright.training.divergence import diverged_error
 from charwright.training.ema import EMA
 from charwright.training.optimizer import learning_rate_of
+from charwright.training.ranks import ALONE, Ranks
+from charwright.training.sharing import Part
 from charwright.training.snapshot import Position, Snapshot
 from charwright.training.state import TrainingState
 
 
 def initial_state(
-    model: LanguageModel, optimizer: torch.optim.Optimizer, config: TrainingConfig, resume: Snapshot | None
+    model: LanguageModel,
+    optimizer: torch.optim.Optimizer,
+    config: TrainingConfig,
+    resume: Snapshot | None,
+    ranks: Ranks = ALONE,
+    part: Part | None = None,
 ) -> TrainingState:
     """The state before the first step: that of a snapshot, or the beginning."""
     position = copy.copy(resume.position) if resume is not None else Position()
-    state = TrainingState(model, optimizer, position, EMA(model, config.ema) if config.ema else None)
+    average = EMA(model, config.ema) if config.ema else None
+    state = TrainingState(model, optimizer, position, average, ranks=ranks, part=part)
     if resume is not None:
         state.best = resume.best
         restore(state, resume)
@@ -35,7 +43,7 @@ def initial_state(
 
 
 def take_snapshot(state: TrainingState, time_s: float) -> Snapshot:
-    """Copy everything that a resume needs.
+    """Copy everything that a resume needs, the carried state of all ranks included. All ranks have to call this.
 
     Raises:
         DivergedError: when a value is not finite, so that a damaged state is never saved.
@@ -46,12 +54,12 @@ def take_snapshot(state: TrainingState, time_s: float) -> Snapshot:
         position=copy.copy(state.position),
         weights=state.model.arrays(),
         optimizer=optimizer_arrays(state.model, state.optimizer),
-        state=_hidden_arrays(state.hidden),
+        state=_hidden_arrays(_whole(state)),
         average=state.ema.arrays() if state.ema else {},
         best=state.best,
     )
     kept = (snapshot.weights, snapshot.optimizer, snapshot.state, snapshot.average)
-    if not all(map(_all_finite, kept)):
+    if not all(state.ranks.gather(all(map(_all_finite, kept)))):
         raise diverged_error(state.position.step, learning_rate_of(state.optimizer))
     return snapshot
 
@@ -60,7 +68,7 @@ def restore(state: TrainingState, snapshot: Snapshot) -> None:
     """Restore weights, optimizer, hidden state and EMA; the position is left to the caller."""
     state.model.load_arrays(snapshot.weights)
     load_optimizer(state.model, state.optimizer, snapshot.optimizer)
-    state.hidden = _load_hidden(snapshot.state, state.device)
+    state.hidden = _load_hidden(snapshot.state, state.device, state.part)
     if state.ema is not None:
         state.ema.load(snapshot.average or snapshot.weights)
 
@@ -90,8 +98,17 @@ def _hidden_arrays(hidden: State | None) -> Arrays:
     return {} if hidden is None else {f"state.{i}": part.cpu().numpy().copy() for i, part in enumerate(hidden)}
 
 
-def _load_hidden(arrays: Arrays, device: torch.device) -> State | None:
-    tensors: list[Tensor] = [torch.from_numpy(arrays[name].copy()).to(device) for name in sorted(arrays)]
+def _whole(state: TrainingState) -> State | None:
+    """The carried state (L, B, H) of all ranks."""
+    if state.hidden is None or state.part is None:
+        return state.hidden
+    total = state.part.total
+    return tuple(state.ranks.whole(part, total) for part in state.hidden)
+
+
+def _load_hidden(arrays: Arrays, device: torch.device, part: Part | None) -> State | None:
+    rows = slice(None) if part is None else part.rows
+    tensors: list[Tensor] = [torch.from_numpy(arrays[name][:, rows].copy()).to(device) for name in sorted(arrays)]
     return tuple(tensors) or None
 
 

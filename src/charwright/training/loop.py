@@ -14,22 +14,24 @@ from charwright.errors import DivergedError
 from charwright.evaluation.evaluate import Evaluation
 from charwright.model.compute import keep_memory
 from charwright.model.language_model import LanguageModel
-from charwright.training.batch import Batch, TrainStep, make_batch
+from charwright.training.batch import Batch, TrainStep, make_batch, make_part
 from charwright.training.budget import Budget, remaining_batches
 from charwright.training.capture import initial_state
 from charwright.training.cuda_graph import fastest_step
 from charwright.training.events import End, Event
 from charwright.training.optimizer import clipped_gradients, make_optimizer, set_learning_rate
+from charwright.training.ranks import ALONE, Ranks
 from charwright.training.reports import Callbacks, Reporter
 from charwright.training.rollback import KEEP_EVERY, LastGoodState
 from charwright.training.schedule import learning_rate_factor
+from charwright.training.sharing import Agreement, part_of, share_weights, summed_gradients
 from charwright.training.snapshot import Snapshot
 from charwright.training.threads import training_threads
 
 
 def train_step(model: LanguageModel, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
     """Forward, backward, update; returns the mean loss of the batch in nats per token, a scalar."""
-    loss, state = model.loss(batch.inputs, batch.targets, batch.state, generator=batch.generator)
+    loss, state = model.loss(batch.inputs, batch.targets, batch.state, generator=batch.generator, masks=batch.masks)
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
@@ -54,6 +56,7 @@ def fit(  # noqa: PLR0915  (one loop, in one place)
     should_stop: Callable[[], str | None] = lambda: None,
     clock: Callable[[], float] = time.monotonic,
     spent_s: float = 0.0,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Event]:
     """Train `model` on `dataset` until the budget of `config` is spent; yields events and prints nothing.
 
@@ -72,28 +75,35 @@ def fit(  # noqa: PLR0915  (one loop, in one place)
         should_stop: called after each step; returns a reason to stop after saving, or None.
         clock: a monotonic clock, in seconds.
         spent_s: seconds of the budget that are already spent, for example on reading the text.
+        ranks: the processes that share the rows of each batch; all call `fit` with the same arguments, and rank 0 alone
+            gives `sample` and `save`.
 
     Raises:
-        UsageError: when the configuration has no budget.
+        UsageError: when the configuration has no budget, or a batch has fewer rows than there are ranks.
+        RankError: when another rank ends, or no longer answers.
         DivergedError: when training diverges at every learning rate.
     """
     keep_memory()
     own = optimizer is None and train_step is _OWN_STEP
     optimizer = optimizer or make_optimizer(model, config)
-    state = initial_state(model, optimizer, config, resume)
-    train_step = fastest_step(train_step, state.device) if own else train_step
+    part = part_of(dataset.batch, ranks)
+    share_weights(model, ranks)
+    state = initial_state(model, optimizer, config, resume, ranks, part)
+    train_step = fastest_step(train_step, state.device) if own and part is None else train_step
+    agreement = Agreement(ranks, clock, should_stop)
     position = state.position
-    budget = Budget(config, position, dataset.steps_per_epoch, clock, spent_s)
+    budget = Budget(config, position, dataset.steps_per_epoch, agreement.now, spent_s)
     position.done = resume is not None and budget.nothing_left()
     last_good = LastGoodState(state, budget.time_s)
-    reporter = Reporter(state, dataset, budget, Callbacks(validate, sample, save), last_good)
+    reporter = Reporter(state, dataset, budget, Callbacks(validate, sample, save), last_good, agreement)
     yield reporter.start(resumed=resume is not None)
 
     reason: str | None = None
     batches: Iterator[Pair] | None = None
     with (
+        summed_gradients(model, optimizer, ranks, part),
         clipped_gradients(model, optimizer, config.clip_norm),
-        training_threads(config, state.device, clock) as threads,
+        training_threads(config, state.device, clock, ranks) as threads,
     ):
         while reason is None and not position.done:
             try:
@@ -105,7 +115,12 @@ def fit(  # noqa: PLR0915  (one loop, in one place)
                     set_learning_rate(optimizer, factor * position.rate_scale)
 
                     # Batch: token ids (T, B), the carried hidden state, and this step's random generator.
-                    batch = make_batch(pair, state.hidden, config, position.step, state.device)
+                    hidden, step = state.hidden, position.step
+                    batch = (
+                        make_batch(pair, hidden, config, step, state.device)
+                        if part is None
+                        else make_part(pair, hidden, config, step, model, part)
+                    )
 
                     # Step: forward, backward, update.
                     model.train()
@@ -126,7 +141,7 @@ def fit(  # noqa: PLR0915  (one loop, in one place)
                         last_good.keep_if_healthy(state, budget.time_s)
 
                     # Save: before a stop, and within an epoch that is long.
-                    reason = should_stop()
+                    reason = agreement.stop()
                     continues = reporter.within_epoch and budget.fraction < 1
                     if reason or (continues and budget.checkpoint_due and not budget.report_due_within_epoch):
                         yield from reporter.checkpoint()
@@ -140,10 +155,10 @@ def fit(  # noqa: PLR0915  (one loop, in one place)
                 position.done = budget.fraction >= 1
                 position.done_minutes = config.minutes if position.done else position.done_minutes
                 if position.done or budget.report_due:
-                    reason = (yield from reporter.report(epoch_ends=True)) or should_stop()
+                    reason = (yield from reporter.report(epoch_ends=True)) or agreement.stop()
                     continue
                 yield reporter.end_epoch(validate=False)
-                reason = should_stop()
+                reason = agreement.stop()
                 if reason or budget.checkpoint_due:
                     yield from reporter.checkpoint()
             except DivergedError as error:

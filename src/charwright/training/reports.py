@@ -21,6 +21,7 @@ from charwright.training.early_stopping import record_validation, stop_reason
 from charwright.training.events import Checkpoint, Epoch, Event, Resume, Sample, Start, Step, Validation
 from charwright.training.optimizer import learning_rate_of
 from charwright.training.rollback import LastGoodState
+from charwright.training.sharing import Agreement
 from charwright.training.snapshot import Snapshot
 from charwright.training.state import TrainingState
 
@@ -44,9 +45,10 @@ class Reporter:
         budget: Budget,
         callbacks: Callbacks,
         last_good: LastGoodState,
+        agreement: Agreement,
     ) -> None:
         self.state, self.dataset, self.budget = state, dataset, budget
-        self.callbacks, self.last_good = callbacks, last_good
+        self.callbacks, self.last_good, self.agreement = callbacks, last_good, agreement
 
     @property
     def within_epoch(self) -> bool:
@@ -123,8 +125,11 @@ class Reporter:
 
     def checkpoint(self) -> Iterator[Checkpoint]:
         """Pass a snapshot to the `save` callback."""
-        if self.callbacks.save is not None:
-            self.callbacks.save(take_snapshot(self.state, self.budget.time_s))
+        if self.callbacks.save is not None or self.state.part is not None:
+            snapshot = take_snapshot(self.state, self.budget.time_s)  # All ranks take it, and rank 0 saves it.
+            if self.callbacks.save is not None:
+                self.callbacks.save(snapshot)
+            self.agreement.tick()
             yield Checkpoint(self.state.position.step, self.budget.time_s)
         self.budget.saved()
 
@@ -146,6 +151,7 @@ class Reporter:
         """
         state = self.state
         result = self.callbacks.validate(state.model) if validate and self.callbacks.validate else None
+        self.agreement.tick()
         if result is not None and not math.isfinite(result.nats_per_char):
             raise diverged_error(state.position.step, learning_rate_of(state.optimizer))
         best = result is not None and record_validation(state.position, result)

@@ -13,6 +13,8 @@ from charwright.storage import Arrays
 from charwright.training.divergence import DivergenceDetector, diverged_error
 from charwright.training.ema import EMA
 from charwright.training.optimizer import learning_rate_of
+from charwright.training.ranks import ALONE, Ranks
+from charwright.training.sharing import Part, mean_losses
 from charwright.training.snapshot import Position
 
 
@@ -25,13 +27,17 @@ class TrainingState:
     position: Position
     ema: EMA | None
     hidden: State | None = None
-    """The hidden state that streams carry to the next batch."""
+    """The hidden state that streams carry to the next batch, of this rank's rows."""
     best: Arrays = field(default_factory=dict)
     """The weights with the lowest validation loss so far."""
     unread: list[Tensor] = field(default_factory=list)
     """Losses that are still on the device."""
     unreported: list[float] = field(default_factory=list)
     """Losses since the last step event."""
+    ranks: Ranks = ALONE
+    """The processes that train together."""
+    part: Part | None = None
+    """This rank's rows of each batch; None is all of them."""
 
     def __post_init__(self) -> None:
         """Watch for divergence from here on."""
@@ -48,7 +54,7 @@ class TrainingState:
         Raises:
             DivergedError: when they show divergence.
         """
-        losses = [float(loss) for loss in self.unread]
+        losses = mean_losses(self.unread, self.ranks, self.part)
         self.unread = []
         self.unreported += losses
         for loss in losses:

@@ -9,6 +9,7 @@ import torch
 
 from charwright.config import TrainingConfig
 from charwright.threads import TRAINING, ThreadChooser
+from charwright.training.ranks import ALONE, Ranks
 
 
 class TrainingThreads:
@@ -33,14 +34,15 @@ class TrainingThreads:
 
 @contextmanager
 def training_threads(
-    config: TrainingConfig, device: torch.device, clock: Callable[[], float]
+    config: TrainingConfig, device: torch.device, clock: Callable[[], float], ranks: Ranks = ALONE
 ) -> Iterator[TrainingThreads]:
     """Choose the number of CPU threads during the block, and restore it afterwards.
 
     Only a budget in minutes allows a choice: with steps or epochs, no bit of the weights may depend on the clock.
+    Several ranks try nothing: all wait for the one whose trial is slower.
     """
     most = torch.get_num_threads()
-    adaptive = config.minutes is not None and device.type == "cpu"
+    adaptive = config.minutes is not None and device.type == "cpu" and ranks.size == 1
     try:
         yield TrainingThreads(ThreadChooser(most, clock, TRAINING, start=most) if adaptive else None, clock)
     finally:

@@ -15,6 +15,7 @@ from charwright.model.features import usable_variants
 from charwright.planning.calibration import choose_here
 from charwright.planning.choice import Choice
 from charwright.run_config import ComputeRecord
+from charwright.training.ranks import Ranks
 from charwright.workflow.texts import Notify
 
 
@@ -85,6 +86,15 @@ def is_recorded(compute: Compute, record: ComputeRecord) -> bool:
     """Whether a choice is the recorded one; the number of threads may differ."""
     names = (str(compute.device), compute.core, compute.precision_name, compute.kernel)
     return names == (record.device, record.core, record.precision, record.kernel)
+
+
+def choice_here(choice: Choice, ranks: Ranks) -> Choice:
+    """The choice of rank 0, whose machine may have other kernels; a machine without them takes its own best."""
+    compute = choice.compute
+    if ranks.rank == 0 or compute.core != "native" or compute.kernel is None or compute.kernel in usable_variants():
+        return choice
+    own = Compute.choose(str(compute.device), compute.core, compute.precision_name, compute.threads)
+    return dataclasses.replace(choice, compute=own)
 
 
 def _threads(record: ComputeRecord, wanted: Wanted) -> int | None:

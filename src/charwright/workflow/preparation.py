@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from charwright.config import BUDGETS, CorpusConfig, Recipe, SplitConfig, Traini
 from charwright.data.corpus import STDIN_PATH, Places
 from charwright.data.vocabularies import make_vocabulary
 from charwright.data.vocabulary import Vocabulary
-from charwright.errors import UsageError
+from charwright.errors import CorpusError, UsageError
 from charwright.model.compute import Wanted
 from charwright.planning.calibration import choose_here, plan_here
 from charwright.planning.choice import Choice
@@ -30,9 +31,10 @@ from charwright.run import Run
 from charwright.run_config import Parent, RunConfig
 from charwright.schema import flag
 from charwright.storage import Arrays
+from charwright.training.ranks import ALONE, Ranks
 from charwright.workflow.assembly import grow_weights
-from charwright.workflow.computing import choice_for_resume, record_of
-from charwright.workflow.texts import Notify, Specs, read_texts, texts_of_run
+from charwright.workflow.computing import choice_for_resume, choice_here, record_of
+from charwright.workflow.texts import Notify, Specs, Texts, read_texts, texts_of_run
 
 RESUMABLE = (*BUDGETS, "target_loss", "patience", "log_every", "checkpoint_minutes", "keep_checkpoints", "precision")
 """The options that a resume may change."""
@@ -135,13 +137,16 @@ def prepare_new(
     force: bool,
     places: Places,
     notify: Notify,
+    ranks: Ranks = ALONE,
 ) -> Prepared:
-    """Read the texts and settle the options of a new run."""
+    """Read the texts and settle the options of a new run. Rank 0 plans and measures for all ranks."""
     check_corpus_given(corpus)
+    _check_readable_by_all((*_listed(corpus), *_listed(validation)), ranks)
     recipe = origin.recipe
     if out is not None:
-        Run.check_place(out, force=force)
+        ranks.first(partial(Run.check_place, out, force=force))
     texts = read_texts(corpus, validation, reading, recipe.split, places, notify)
+    _check_same(texts, ranks)
     if texts.validation_corpus is not None:
         recipe = recipe.with_options({"val_fraction": 0.0})
     if not texts.validation:
@@ -153,12 +158,12 @@ def prepare_new(
         vocabulary = origin.parent.vocabulary.grown(text.text, recipe.vocabulary)
     plan: Plan | None = None
     if origin.planned:
-        plan, choice = origin.plan(texts.training, vocabulary, wanted)
+        plan, choice = ranks.first(lambda: origin.plan(texts.training, vocabulary, wanted))
         recipe = dataclasses.replace(plan.recipe, split=recipe.split)
         for line in plan.summary():
             notify(line)
     else:
-        choice = choose_here(recipe, len(vocabulary), wanted)
+        choice = ranks.first(lambda: choose_here(recipe, len(vocabulary), wanted))
     if origin.parent is not None:
         growth = _describe_growth(origin.parent.vocabulary, vocabulary)
         notify(f"continues from {origin.parent.folder} ({growth})")
@@ -183,6 +188,7 @@ def prepare_new(
     weights = origin.weights
     if weights is not None:
         weights = grow_weights(weights, vocabulary, texts.training, recipe.training.seed)
+    choice = choice_here(choice, ranks)
     return Prepared(recipe, vocabulary, texts.training, texts.validation, choice, create, weights=weights)
 
 
@@ -199,7 +205,14 @@ def check_resume_options(options: Mapping[str, Any]) -> None:
 
 
 def prepare_resume(
-    run: Run, moved: Sequence[str], options: Mapping[str, Any], wanted: Wanted, *, places: Places, notify: Notify
+    run: Run,
+    moved: Sequence[str],
+    options: Mapping[str, Any],
+    wanted: Wanted,
+    *,
+    places: Places,
+    notify: Notify,
+    ranks: Ranks = ALONE,
 ) -> Prepared:
     """Find the texts of a run again, and apply the options that a resume may change.
 
@@ -211,11 +224,15 @@ def prepare_resume(
     if not validation_text:
         asked = dataclasses.replace(recipe.training, patience=options.get("patience"))  # Plans always set a patience.
         _check_unvalidated(asked, "start a new run for that", notify)
-    choice, record = choice_for_resume(run.config.compute, recipe, len(run.vocabulary), wanted, notify)
+    choice, record = ranks.first(
+        lambda: choice_for_resume(run.config.compute, recipe, len(run.vocabulary), wanted, notify)
+    )
     config = dataclasses.replace(run.config, recipe=recipe, compute=record)
-    if config != run.config:
+    if ranks.rank == 0 and config != run.config:
         run.rewrite_config(config)
-    return Prepared(recipe, run.vocabulary, training_text, validation_text, choice, lambda: run, resume=True)
+    return Prepared(
+        recipe, run.vocabulary, training_text, validation_text, choice_here(choice, ranks), lambda: run, resume=True
+    )
 
 
 def check_corpus_given(corpus: Specs) -> None:
@@ -226,6 +243,23 @@ def check_corpus_given(corpus: Specs) -> None:
     """
     if not corpus:
         raise UsageError("name a text to learn from: a file, a folder, -, an address, shakespeare or python-docs")
+
+
+def _listed(specs: Specs) -> Sequence[str | os.PathLike[str]]:
+    return [specs] if isinstance(specs, str | os.PathLike) else specs
+
+
+def _check_readable_by_all(specs: Sequence[str | os.PathLike[str]], ranks: Ranks) -> None:
+    """See that several ranks do not share one standard input."""
+    if ranks.size > 1 and "-" in map(str, specs):
+        raise UsageError("several ranks cannot read one standard input; keep the text in a file")
+
+
+def _check_same(texts: Texts, ranks: Ranks) -> None:
+    """See that all ranks have read the same texts."""
+    separate = texts.validation_corpus
+    if len(set(ranks.gather((texts.corpus.sha256, separate.sha256 if separate else None)))) > 1:
+        raise CorpusError("the ranks have read different texts (SHA-256 differs); every machine needs the same files")
 
 
 def _check_unvalidated(asked: TrainingConfig, advice: str, notify: Notify) -> None:

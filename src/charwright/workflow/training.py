@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from charwright import kernels
 from charwright.config import CorpusConfig
 from charwright.data.corpus import Places
 from charwright.data.vocabularies import make_vocabulary
-from charwright.evaluation.evaluate import Evaluation, evaluate
+from charwright.evaluation.evaluate import Evaluation
 from charwright.generation.generator import Generator
 from charwright.locks import alone_in
 from charwright.model.compute import NO_KERNELS, Wanted
@@ -24,9 +24,13 @@ from charwright.run import Run
 from charwright.training.events import End, Event
 from charwright.training.loop import fit
 from charwright.training.progress import TensorBoard
+from charwright.training.ranks import ALONE, Ranks
+from charwright.training.sharing import evaluate_together, part_of
 from charwright.workflow.assembly import Assembly, assemble
 from charwright.workflow.checkpoints import load_checkpoint, save_checkpoint, save_initial_checkpoint
+from charwright.workflow.launches import record_launch, run_of_launch
 from charwright.workflow.preparation import (
+    RESUMABLE,
     Prepared,
     check_corpus_given,
     check_resume_options,
@@ -61,6 +65,7 @@ def train(
     places: Places | None = None,
     clock: Callable[[], float] = time.monotonic,
     spent_s: float = 0.0,
+    ranks: Ranks = ALONE,
     **options: Any,
 ) -> Run:
     """Train a model on a corpus, and keep it in a run folder: `train("novel.txt", minutes=2, out="runs/novel")`.
@@ -83,6 +88,8 @@ def train(
         places: where corpora are looked up.
         clock: a monotonic clock, in seconds.
         spent_s: seconds of the budget that are already spent.
+        ranks: the processes that train together, from `charwright.training.ranks.join`. All call this alike, and rank 0
+            alone writes the run folder. A group that torchrun has restarted goes on with the run that it has begun.
         **options: options of the recipe, by the names in `charwright.config`.
 
     Returns:
@@ -95,10 +102,20 @@ def train(
     if tensorboard:
         TensorBoard.require()
     folder = None if out is None else Path(out)
+    launch = ranks.launch
+    begun = None if launch is None else ranks.first(lambda: run_of_launch(folder, launch))
+    if begun is not None:
+        notify(f"goes on with {begun.folder}, which this start by torchrun has begun")
+        allowed = {name: value for name, value in options.items() if name in RESUMABLE}
+        return resume(
+            begun, device=device, core=core, threads=threads, tensorboard=tensorboard, on_event=on_event, notify=notify,
+            should_stop=should_stop, places=places, clock=clock, spent_s=spent_s, ranks=ranks, **allowed,
+        )  # fmt: skip
     if parent is None:
         origin = origin_of_recipe(recipe, options)
     else:
-        origin = origin_of_run(Path(parent), options, replaced=folder if force else None)
+        replaced = folder if force else None
+        origin = ranks.first(lambda: origin_of_run(Path(parent), options, replaced=replaced))
     wanted = Wanted(device, core, origin.recipe.training.precision, threads)
     wanted.by_rule().start()
     prepared = prepare_new(
@@ -111,8 +128,9 @@ def train(
         force=force,
         places=places or Places.of_this_user(),
         notify=notify,
+        ranks=ranks,
     )
-    return _run(prepared, began, clock, on_event, notify, should_stop, tensorboard=tensorboard)
+    return _run(prepared, began, clock, on_event, notify, should_stop, ranks, tensorboard=tensorboard)
 
 
 def resume(
@@ -129,6 +147,7 @@ def resume(
     places: Places | None = None,
     clock: Callable[[], float] = time.monotonic,
     spent_s: float = 0.0,
+    ranks: Ranks = ALONE,
     **options: Any,
 ) -> Run:
     """Continue the training of a run from its newest checkpoint, as if it had never stopped.
@@ -144,15 +163,20 @@ def resume(
     check_resume_options(options)
     if tensorboard:
         TensorBoard.require()
-    folder = Run.open(run.folder if isinstance(run, Run) else run, for_writing=True).folder
     places = places or Places.of_this_user()
-    with alone_in(folder):
-        opened = Run.open(folder)  # Again: until now another process may have trained it.
+    with ExitStack() as held:
+
+        def open_alone() -> Run:
+            folder = Run.open(run.folder if isinstance(run, Run) else run, for_writing=True).folder
+            held.enter_context(alone_in(folder))
+            return Run.open(folder)  # Again: until now another process may have trained it.
+
+        opened = ranks.first(open_alone)
         precision = options.get("precision", opened.config.recipe.training.precision)
         wanted = Wanted(device, core, precision, threads)
-        prepared = prepare_resume(opened, corpus, options, wanted, places=places, notify=notify)
+        prepared = prepare_resume(opened, corpus, options, wanted, places=places, notify=notify, ranks=ranks)
         prepared.choice.compute.start()
-        return _run(prepared, began, clock, on_event, notify, should_stop, tensorboard=tensorboard)
+        return _run(prepared, began, clock, on_event, notify, should_stop, ranks, tensorboard=tensorboard)
 
 
 def plan(
@@ -184,6 +208,7 @@ def _run(
     on_event: OnEvent,
     notify: Notify,
     should_stop: Callable[[], str | None],
+    ranks: Ranks,
     *,
     tensorboard: bool,
 ) -> Run:
@@ -194,10 +219,11 @@ def _run(
         notify(assembly.notice)
     if compute.device.type == "cpu" and kernels.load() is None:
         notify(f"note: {NO_KERNELS}")
-    run = prepared.open_run()
-    # A resume has held the lock since before it read the folder.
-    with nullcontext() if prepared.resume else alone_in(run.folder):
-        _fit(prepared, assembly, run, began, clock, on_event, notify, should_stop, tensorboard=tensorboard)
+    if (part := part_of(assembly.dataset.batch, ranks)) is not None:
+        notify(f"{ranks.size} ranks share each batch of {part.total} rows")
+    with ExitStack() as held:
+        run = ranks.first(lambda: _open_run(prepared, ranks.launch, held))
+        _fit(prepared, assembly, run, began, clock, on_event, notify, should_stop, ranks, tensorboard=tensorboard)
     return run
 
 
@@ -210,16 +236,15 @@ def _fit(
     on_event: OnEvent,
     notify: Notify,
     should_stop: Callable[[], str | None],
+    ranks: Ranks,
     *,
     tensorboard: bool,
 ) -> None:
-    """Train in a run folder whose lock this process holds, and write the events to its log."""
-    training = prepared.recipe.training
-    if prepared.weights is not None:
-        save_initial_checkpoint(run, prepared.weights, training.keep_checkpoints)
-    snapshot = load_checkpoint(run) if prepared.resume else None
-    board = TensorBoard(run.folder / "tensorboard") if tensorboard else None
-    spent_s = clock() - began
+    """Train in a run folder whose lock the first rank holds, and write the events to its log."""
+    training, first = prepared.recipe.training, ranks.rank == 0
+    snapshot = ranks.first(lambda: load_checkpoint(run)) if prepared.resume else None
+    board = TensorBoard(run.folder / "tensorboard") if tensorboard and first else None
+    spent_s = ranks.first(lambda: clock() - began)
     if not prepared.resume and training.minutes is not None and spent_s >= training.minutes * 60:
         notify(f"the start took {spent_s:.1f} s, the whole budget: the model has learned nothing; raise --minutes")
     try:
@@ -227,15 +252,17 @@ def _fit(
             assembly.model,
             assembly.dataset,
             training,
-            validate=_validator(prepared) if prepared.validation_text else None,
-            sample=_sampler(prepared),
-            save=lambda taken: save_checkpoint(run, taken, training.keep_checkpoints),
+            validate=_validator(prepared, ranks) if prepared.validation_text else None,
+            sample=_sampler(prepared) if first else None,
+            save=(lambda taken: save_checkpoint(run, taken, training.keep_checkpoints)) if first else None,
             resume=snapshot,
             should_stop=should_stop,
             clock=clock,
             spent_s=spent_s,
+            ranks=ranks,
         ):
-            run.append_log(event.to_json())
+            if first:
+                run.append_log(event.to_json())
             on_event(event)
             if board is not None:
                 board.write(event)
@@ -247,8 +274,20 @@ def _fit(
             board.close()
 
 
-def _validator(prepared: Prepared) -> Callable[[LanguageModel], Evaluation]:
-    return lambda model: evaluate(model, prepared.vocabulary, prepared.validation_text)
+def _open_run(prepared: Prepared, launch: str | None, held: ExitStack) -> Run:
+    """Create or open the run folder, with the weights of a parent as its first checkpoint; `held` gets its lock."""
+    run = prepared.open_run()
+    if not prepared.resume:  # A resume has held the lock since before it read the folder.
+        held.enter_context(alone_in(run.folder))
+    if launch is not None:
+        record_launch(run, launch)
+    if prepared.weights is not None:
+        save_initial_checkpoint(run, prepared.weights, prepared.recipe.training.keep_checkpoints)
+    return run
+
+
+def _validator(prepared: Prepared, ranks: Ranks) -> Callable[[LanguageModel], Evaluation]:
+    return lambda model: evaluate_together(model, prepared.vocabulary, prepared.validation_text, ranks)
 
 
 def _sampler(prepared: Prepared) -> Callable[[LanguageModel], str]:

@@ -1,0 +1,152 @@
+"""What the ranks of a training share: rows and masks, gradients, the clock, the wish to stop, and validations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from charwright.data.vocabulary import Vocabulary
+from charwright.errors import UsageError
+from charwright.evaluation.evaluate import Evaluation, evaluate, evaluate_with, target_nats
+from charwright.model.dropout import draw_masks, empty_masks
+from charwright.model.language_model import LanguageModel
+from charwright.training.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Part:
+    """A rank's rows of a batch of `total` rows."""
+
+    rows: slice
+    total: int
+
+    @property
+    def share(self) -> float:
+        """These rows as a fraction of the batch."""
+        return len(range(self.total)[self.rows]) / self.total
+
+
+def part_of(batch: int, ranks: Ranks) -> Part | None:
+    """The rows of each batch that belong to this rank; None if all do.
+
+    Raises:
+        UsageError: when there are fewer rows than ranks.
+    """
+    if ranks.size == 1:
+        return None
+    if batch < ranks.size:
+        raise UsageError(f"{ranks.size} ranks cannot share batches of {batch} rows; raise --batch or start fewer ranks")
+    return Part(ranks.rows(batch), batch)
+
+
+def share_weights(model: LanguageModel, ranks: Ranks) -> None:
+    """Give all ranks the weights of rank 0, since another machine may have drawn other ones."""
+    if ranks.size > 1:
+        model.load_arrays(ranks.first(model.arrays))
+
+
+def part_of_masks(model: LanguageModel, part: Part, generator: torch.Generator) -> list[Tensor]:
+    """The masks of dropout for these rows: drawn for the whole batch, as one rank would, and cut out."""
+    masks = empty_masks(model.config, part.total, model.weight("head.bias"))
+    draw_masks(model.config, masks, generator)
+    return [mask[..., part.rows, :].contiguous() for mask in masks]
+
+
+@contextmanager
+def summed_gradients(
+    model: LanguageModel, optimizer: torch.optim.Optimizer, ranks: Ranks, part: Part | None
+) -> Iterator[None]:
+    """Before each optimizer step of the block, replace the gradients by those of the whole batch.
+
+    A rank's gradients are of the mean over its own rows, so they count by its share of the rows. All travel in one flat
+    buffer, since a message per weight would cost a round trip each.
+    """
+    if part is None:
+        yield
+        return
+    parameters = list(model.parameters())
+    flat = torch.zeros(sum(weight.numel() for weight in parameters), device=parameters[0].device)
+    sizes = [weight.numel() for weight in parameters]
+    views = [piece.view_as(weight) for piece, weight in zip(torch.split(flat, sizes), parameters, strict=True)]
+
+    def add_up(*_: object) -> None:
+        for view, weight in zip(views, parameters, strict=True):
+            if weight.grad is None:
+                view.zero_()
+            else:
+                torch.mul(weight.grad, part.share, out=view)
+        ranks.sum(flat)
+        for view, weight in zip(views, parameters, strict=True):
+            weight.grad = view
+
+    hook = optimizer.register_step_pre_hook(add_up)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def mean_losses(losses: Sequence[Tensor], ranks: Ranks, part: Part | None) -> list[float]:
+    """The mean losses of whole batches, from those of this rank's rows."""
+    if part is None or not losses:
+        return [float(loss) for loss in losses]
+    own = torch.stack([loss.detach() for loss in losses]).to("cpu", torch.float64)
+    return [float(loss) for loss in ranks.sum(own * part.share)]
+
+
+class Agreement:
+    """What depends on the outside, and has to be the same on all ranks: the time, and whether to stop.
+
+    Everything else that training decides is a function of these two and of sums over the ranks, so all ranks decide
+    alike. The time is that of rank 0 at the last `tick` or `stop`, which all ranks call in the same order.
+    """
+
+    def __init__(self, ranks: Ranks, clock: Callable[[], float], should_stop: Callable[[], str | None]) -> None:
+        self._ranks, self._clock, self._should_stop = ranks, clock, should_stop
+        self._now_s = 0.0
+        self.tick()
+
+    def now(self) -> float:
+        """The agreed time, in seconds; that of the clock for one rank alone."""
+        return self._clock() if self._ranks.size == 1 else self._now_s
+
+    def tick(self, *, stop: bool = False) -> bool:
+        """Bring the agreed time up to date; whether any rank says `stop`."""
+        if self._ranks.size == 1:
+            return stop
+        own = [self._clock() if self._ranks.rank == 0 else 0.0, float(stop)]
+        self._now_s, stopping = self._ranks.sum(torch.tensor(own, dtype=torch.float64)).tolist()
+        return bool(stopping)
+
+    def stop(self) -> str | None:
+        """The reason to stop of the first rank that has one."""
+        reason = self._should_stop()
+        if self._ranks.size == 1:
+            return reason
+        if not self.tick(stop=reason is not None):
+            return None
+        return next(filter(None, self._ranks.gather(reason)))
+
+
+def evaluate_together(model: LanguageModel, vocabulary: Vocabulary, text: str, ranks: Ranks) -> Evaluation:
+    """As `evaluate`, with the streams of the text divided among the ranks; all get the result."""
+    if ranks.size == 1:
+        return evaluate(model, vocabulary, text)
+    return evaluate_with(partial(_nats_together, ranks, model), vocabulary, text)
+
+
+def _nats_together(
+    ranks: Ranks, model: LanguageModel, inputs: npt.NDArray[np.int64], targets: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    """-ln p of all targets (T, B); each rank computes its columns, which all start from a zero state."""
+    own, nats = ranks.rows(inputs.shape[1]), np.zeros(targets.shape, dtype=np.float32)
+    nats[:, own] = target_nats(model, inputs[:, own], targets[:, own])
+    ranks.sum(torch.from_numpy(nats))
+    return nats
