@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from corpora import TEXTS
 
 import charwright as cw
 from charwright.config import RENAMED, Recipe
@@ -27,6 +26,7 @@ from charwright.data.split import split_corpus
 from charwright.model.compute import Compute
 from charwright.storage import drop_cut_line
 from charwright.training import events
+from corpora import TEXTS
 
 LEDGER = Path(__file__).with_name("ledger.jsonl")
 

@@ -21,6 +21,7 @@ RANKS = {
     "config": 0,
     "threads": 0,
     "signals": 0,
+    "locks": 0,
     "storage": 0,
     "data": 1,
     "model": 1,
@@ -28,6 +29,7 @@ RANKS = {
     "evaluation": 2,
     "run_config": 2,
     "run": 2,
+    "run_place": 2,
     "generation": 2,
     "training": 3,
     "planning": 4,
@@ -46,15 +48,18 @@ SIBLINGS = {
     ("config", "errors"),
     ("config", "schema"),
     ("storage", "errors"),
+    ("storage", "locks"),
+    ("locks", "errors"),
     ("model", "kernels"),
     ("run", "run_config"),
+    ("run", "run_place"),
     ("__main__", "cli"),
 }
 # Training is given a function that saves; it never opens a run.
 FORBIDDEN = {("training", "run"), ("training", "run_config"), ("data", "kernels"), ("planning", "run")}
 
 MAY_OPEN = {f"data/{name}.py" for name in ("parts", "byte_streams", "named", "map_writer", "mapped_ids", "text_cache")}
-MAY_OPEN |= {"storage.py", "compose/text_file.py", "model/features.py"}
+MAY_OPEN |= {"storage.py", "locks.py", "compose/text_file.py", "model/features.py"}
 MAY_OPEN |= {"serve/pages.py"}
 MAY_OPEN |= {f"interop/{name}.py" for name in ("keras_files", "tensorflow_import", "numpy_export", "html_export")}
 OPENS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "fdopen", "load_file", "save_file", "fromfile"}
@@ -70,7 +75,9 @@ WITHOUT_TORCH = (
     "threads",
     "data",
     "storage",
+    "locks",
     "run_config",
+    "run_place",
     "run",
     "generation",
     "kernels",

@@ -7,11 +7,13 @@ import errno
 import hashlib
 import json
 import os
+import platform
+import select
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -19,13 +21,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
+from charwright import locks
 from charwright.config import CorpusConfig, ModelConfig, Recipe, SequenceConfig
 from charwright.data.corpus import Corpus, Source
 from charwright.data.vocabulary import Vocabulary
-from charwright.errors import CharwrightError, DamagedRunError, RunError, RunExistsError, RunNotFoundError
+from charwright.errors import (
+    CharwrightError,
+    DamagedRunError,
+    RunError,
+    RunExistsError,
+    RunLockedError,
+    RunNotFoundError,
+)
+from charwright.locks import alone_in, holder
 from charwright.run import Run
 from charwright.run_config import Parent, RunConfig
-from charwright.storage import read_arrays, write_arrays, write_json
+from charwright.storage import read_arrays, whole_folder, write_arrays, write_json
+from charwright.workflow.training import resume
 
 MODEL = ModelConfig(cell="gru", layers=1, units=3, embedding_size=2)
 VOCABULARY = Vocabulary("\nab中")
@@ -616,9 +628,26 @@ def test_a_run_without_a_log_has_no_epochs(run: Run) -> None:
     assert run.epochs() == []
 
 
-def test_keep_text_writes_the_text_unchanged(run: Run) -> None:
-    run.keep_text("corpus/stdin.txt", "中\r\nb")
+@pytest.mark.parametrize("later", [False, True])
+def test_texts_are_kept_unchanged(tmp_path: Path, later: bool) -> None:
+    texts = {"corpus/stdin.txt": "中\r\nb"}
+    run = Run.create(tmp_path / "run", run_config(), VOCABULARY, texts=None if later else texts)
+    if later:
+        run.keep_text(*texts.popitem())
     assert (run.folder / "corpus" / "stdin.txt").read_bytes() == "中\r\nb".encode()
+
+
+def test_a_line_of_the_log_that_is_nested_too_deeply_is_skipped(run: Run) -> None:
+    (run.folder / "log.jsonl").write_bytes(b"[" * 100_000 + b'\n{"event": "start"}\n')
+    assert list(run.log()) == [{"event": "start"}]
+
+
+@pytest.mark.parametrize("name", ["9" * 5000, "../../config.json", "", "a\0b"])
+def test_a_manifest_with_a_strange_name_is_refused(run: Run, name: str) -> None:
+    write_checkpoint(run, 1)
+    manifest = run.folder / "checkpoints" / "step-1" / "manifest.json"
+    edit_json(manifest, lambda values: values | {"files": {name: {}}})
+    assert len(error_of(run.latest_checkpoint)) < 400
 
 
 # Leftovers of killed processes.
@@ -678,3 +707,164 @@ def test_leftovers_beside_a_link_are_those_of_its_target(run: Run, tmp_path: Pat
     left = leave(run.folder, NO_PROCESS)
     Run.open(link, for_writing=True)
     assert not any(path.exists() for path in left)
+
+
+def test_writing_a_file_again_removes_what_a_kill_left(tmp_path: Path) -> None:
+    left = [tmp_path / f".state.{NO_PROCESS}.tmp", tmp_path / f".pages.{NO_PROCESS}.new"]
+    mine = [tmp_path / ".state.tmp", tmp_path / ".state.mine.tmp", tmp_path / f".state.x.{NO_PROCESS}.tmp"]
+    for path in (left[0], *mine):
+        path.write_bytes(b"half")
+    left[1].mkdir()
+    write_json(tmp_path / "state", {})
+    with whole_folder(tmp_path / "pages"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["pages", "state", *(path.name for path in mine)])
+
+
+# Creations that a kill interrupted.
+
+
+def interrupted(folder: Path) -> None:
+    """What a process leaves that is killed before it writes config.json."""
+    folder.mkdir()
+    for name in (".lock", "vocabulary.json", f".model.safetensors.{NO_PROCESS}.tmp"):
+        (folder / name).write_bytes(b"half")
+
+
+def test_a_folder_whose_creation_was_interrupted_is_free(tmp_path: Path) -> None:
+    interrupted(tmp_path / "run")
+    Run.create(tmp_path / "run", run_config(), VOCABULARY)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.json", "vocabulary.json"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "config.json"])
+def test_a_folder_with_anything_else_is_not_free(tmp_path: Path, name: str) -> None:
+    interrupted(tmp_path / "run")
+    (tmp_path / "run" / name).write_text("{}", encoding="utf-8")
+    before = sorted((tmp_path / "run").iterdir())
+    error_of(lambda: Run.create(tmp_path / "run", run_config(), VOCABULARY), RunExistsError)
+    assert sorted((tmp_path / "run").iterdir()) == before
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_run_that_was_moved_away_comes_back(run: Run, half: bool) -> None:
+    """A kill between the two moves of a replacement."""
+    replaced = run.folder.with_name(f".run.replaced-{NO_PROCESS}")
+    new = run.folder.with_name(f".run.new-{NO_PROCESS}")
+    run.folder.rename(replaced)
+    new.mkdir()
+    if half:  # Its removal had begun when the process was killed, and then the user removed the new run.
+        (replaced / "config.json").unlink()
+        error_of(lambda: Run.open(run.folder, for_writing=True), RunNotFoundError)
+    else:
+        assert Run.open(run.folder, for_writing=True).weights().keys() == weights().keys()
+    assert [path.name for path in run.folder.parent.iterdir()] == ([] if half else ["run"])
+
+
+# Locks.
+
+PIPES: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+HOLD = "import sys; from pathlib import Path; from charwright.locks import alone_in"
+
+
+@pytest.fixture
+def held(run: Run) -> Iterator[subprocess.Popen[str]]:
+    """Another process that trains in the run's folder."""
+    code = f"{HOLD}\nwith alone_in(Path(sys.argv[1])): print('held', flush=True); input()"
+    command = [sys.executable, "-c", code, str(run.folder)]
+    with subprocess.Popen(command, **PIPES) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_training_is_refused_with_the_name_of_the_first(run: Run, held: subprocess.Popen[str]) -> None:
+    def lock() -> None:
+        with alone_in(run.folder):
+            raise AssertionError("both hold it")
+
+    for action in (lock, lambda: resume(run), lambda: Run.create(run.folder, run_config(), VOCABULARY, force=True)):
+        message = error_of(action, RunLockedError)
+        assert f"process {held.pid} on {platform.node()}" in message
+        assert str(run.folder) in message
+    assert Run.open(run.folder).weights().keys() == weights().keys(), "readers need no lock"
+    assert (run.folder / ".lock").exists()
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_lock_ends_with_its_process(run: Run, held: subprocess.Popen[str], killed: bool) -> None:
+    held.kill() if killed else held.communicate("\n")
+    held.wait()
+    assert (run.folder / ".lock").exists() == killed, "only a kill leaves its file"
+    with alone_in(run.folder):
+        assert str(os.getpid()) in holder(run.folder)
+    assert not (run.folder / ".lock").exists()
+
+
+def test_two_trainings_of_one_process_exclude_each_other(run: Run) -> None:
+    with alone_in(run.folder):
+        message = error_of(lambda: Run.create(run.folder, run_config(), VOCABULARY, force=True), RunLockedError)
+    assert f"process {os.getpid()} " in message
+    Run.create(run.folder, run_config(), VOCABULARY, force=True)
+
+
+def test_a_lock_whose_file_was_removed_is_taken_anew(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The holder ends between our opening and our locking of the file."""
+    real, opened = locks._lock, []
+
+    def lock(file: BinaryIO) -> bool:
+        if not opened:
+            (run.folder / ".lock").unlink()
+        opened.append(file)
+        return real(file)
+
+    monkeypatch.setattr(locks, "_lock", lock)
+    with alone_in(run.folder):
+        assert len(opened) == 2
+        assert (run.folder / ".lock").exists()
+
+
+def test_a_file_system_without_locks_does_not_prevent_training(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcntl.flock", failing)
+    with alone_in(run.folder):
+        pass
+
+
+def test_a_run_that_is_replaced_while_it_is_read_is_not_mixed_with_its_successor(run: Run) -> None:
+    """The vocabulary of the one must not name the rows of the other."""
+    before = Run.open(run.folder)
+    Run.create(run.folder, run_config(), Vocabulary("\nxyz"), weights=weights(phase=1), force=True)
+    message = error_of(before.weights, RunError)
+    assert "was replaced" in message
+    assert Run.open(run.folder).weights().keys() == weights().keys()
+
+
+READ = """
+import sys
+from charwright.run import Run
+print("ready", flush=True)
+seen = set()
+sys.stdin.readline()
+while len(seen) < 5:
+    seen.add(float(Run.open(sys.argv[1]).weights()["head.bias"][0]))
+print(len(seen), flush=True)
+"""
+
+
+def test_readers_see_whole_models_while_training_writes(run: Run) -> None:
+    with subprocess.Popen([sys.executable, "-c", READ, str(run.folder)], **PIPES) as reader:
+        assert reader.stdin is not None
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "ready\n"
+        reader.stdin.write("go\n")
+        reader.stdin.flush()
+        with alone_in(run.folder):
+            step = 0
+            while reader.poll() is None and not select.select([reader.stdout], [], [], 0)[0]:
+                step += 1
+                run.write_weights(weights(phase=step))
+                write_checkpoint(run, step)
+        assert reader.stdout.readline() == "5\n"
+        reader.stdin.close()
+    assert reader.returncode == 0

@@ -11,6 +11,7 @@
     ├── RunError                a run folder that cannot be used
     │   ├── RunNotFoundError        no run in the folder
     │   ├── RunExistsError          the folder already holds a run
+    │   ├── RunLockedError          another process trains in the folder
     │   └── DamagedRunError         a file of the run is damaged
     ├── ForeignModelError       a model of another library that cannot be read or written
     ├── DivergedError           training diverges
@@ -71,6 +72,10 @@ class RunNotFoundError(RunError):
 
 class RunExistsError(RunError):
     """The folder already holds a run."""
+
+
+class RunLockedError(RunError):
+    """Another process trains in the folder."""
 
 
 class DamagedRunError(RunError):

@@ -13,12 +13,10 @@ PyTorch.
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +24,17 @@ import numpy as np
 
 from charwright.config import CorpusConfig, ModelConfig, Recipe
 from charwright.data.large_texts import AnyCorpus
+from charwright.data.parts import STDIN_PATH
 from charwright.data.vocabularies import vocabulary_from_json
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import (
     DamagedRunError,
     RunError,
-    RunExistsError,
     RunNotFoundError,
     VocabularyError,
 )
 from charwright.run_config import RunConfig
+from charwright.run_place import check_place, new_place, remove_leftovers
 from charwright.schema import flag
 from charwright.storage import (
     Arrays,
@@ -43,11 +42,10 @@ from charwright.storage import (
     check_format,
     check_manifest,
     checked,
-    is_running,
+    file_identity,
     read_arrays,
     read_json,
     read_json_lines,
-    remove_temporary_files,
     sync_folder,
     write_arrays,
     write_file,
@@ -66,6 +64,7 @@ class Run:
     def __init__(self, folder: Path, config: RunConfig, vocabulary: Vocabulary) -> None:
         """Hold what `open` read or `create` wrote."""
         self.folder, self.config, self.vocabulary = folder, config, vocabulary
+        self._identity = file_identity(folder / "vocabulary.json")
 
     @property
     def model(self) -> ModelConfig:
@@ -76,15 +75,18 @@ class Run:
     def open(cls, folder: str | os.PathLike[str], *, for_writing: bool = False) -> Run:
         """Open a run and check its configuration and vocabulary.
 
-        `for_writing` also removes the temporary files that a killed process left behind.
+        `for_writing` also removes what a killed process left behind, and moves a run back that it had moved away.
 
         Raises:
             RunNotFoundError: when there is no run in the folder.
             DamagedRunError: when a file is damaged.
         """
         path = Path(folder)
+        if for_writing and not path.exists():
+            remove_leftovers(path.resolve())
         if not (path / "config.json").is_file():
             raise RunNotFoundError(_no_run_message(path))
+        identity = file_identity(path / "config.json")
         values = read_json(path / "config.json")
         check_format(values, str(path / "config.json"))
         config = RunConfig.from_json(values, str(path / "config.json"))
@@ -92,8 +94,10 @@ class Run:
             vocabulary = vocabulary_from_json(read_json(path / "vocabulary.json"))
         except VocabularyError as error:
             raise DamagedRunError(f"{path / 'vocabulary.json'}: {error}") from error
+        if file_identity(path / "config.json") != identity:  # Its vocabulary may be that of another run.
+            return Run.open(path, for_writing=for_writing)
         if for_writing:
-            _remove_leftovers(path.resolve())
+            remove_leftovers(path.resolve())
         return cls(path, config, vocabulary)
 
     def check_resumable(self) -> None:
@@ -116,30 +120,26 @@ class Run:
         vocabulary: Vocabulary,
         *,
         weights: Arrays | None = None,
+        texts: Mapping[str, str] | None = None,
         force: bool = False,
     ) -> Run:
         """Create a run folder, with weights if given; `force` replaces an existing run.
 
+        `texts` cannot be read again and are kept, as UTF-8 at their paths within the folder.
+
         Raises:
             RunExistsError: when the folder exists and is not a run, or `force` is not given.
+            RunLockedError: when another process trains in it.
+            RunError: when the system refuses; everything is as it was before.
         """
-        cls.check_place(folder, force=force)
         path = Path(folder)
-        place = path.resolve()  # A symbolic link stays one, and `.` gets a name.
-        old = place.with_name(f".{place.name}.replaced-{os.getpid()}")
-        try:
-            if (place / "config.json").is_file():
-                place.rename(old)
-            place.mkdir(parents=True, exist_ok=True)
-            write_json(path / "vocabulary.json", vocabulary.to_json())
+        with new_place(path, force=force) as place:
+            write_json(place / "vocabulary.json", vocabulary.to_json())
+            for location, text in (texts or {}).items():
+                _keep_text(place / location, text)
             if weights is not None:
-                write_arrays(path / "model.safetensors", weights)
-            write_json(path / "config.json", config.to_json())
-        except (OSError, RunError) as error:
-            _undo_creation(place, old)
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise RunError(f"cannot create the run folder {path}: {reason}; choose another with --out") from error
-        shutil.rmtree(old, ignore_errors=True)
+                write_arrays(place / "model.safetensors", weights)
+            write_json(place / "config.json", config.to_json())
         return cls(path, config, vocabulary)
 
     @staticmethod
@@ -148,16 +148,10 @@ class Run:
 
         Raises:
             RunExistsError: when the folder exists and is not a run, or `force` is not given.
+            RunLockedError: when another process trains in it.
             RunError: when a folder cannot be created there.
         """
-        path = Path(folder)
-        above = next((parent for parent in path.absolute().parents if parent.exists()), path)
-        if not above.is_dir():
-            raise RunError(f"cannot create the run folder {path}: {above} is not a folder; choose another with --out")
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            is_run = (path / "config.json").is_file() and (path / "vocabulary.json").is_file()
-            if not (force and is_run):
-                raise RunExistsError(_exists_message(path, is_run))
+        check_place(folder, force=force)
 
     def lies_in(self, folder: str | os.PathLike[str]) -> bool:
         """Whether this run is that folder or inside it, so that replacing the folder would remove the run."""
@@ -188,7 +182,8 @@ class Run:
             validation=(),
             versions={},
         )
-        return cls.create(folder, config, vocabulary, weights=weights, force=force)
+        texts = {STDIN_PATH: corpus.unrepeatable} if corpus and corpus.unrepeatable else None
+        return cls.create(folder, config, vocabulary, weights=weights, texts=texts, force=force)
 
     def rewrite_config(self, config: RunConfig) -> None:
         """Replace the configuration, as a resume with a larger budget does."""
@@ -212,9 +207,21 @@ class Run:
             raise RunError(
                 f"{self.folder} has no trained weights yet; train it with: charwright train --resume {self.folder}"
             )
-        arrays = read_arrays(path)
-        self.check_weights(arrays, path)
+        try:
+            arrays = read_arrays(path)
+            self.check_weights(arrays, path)
+        finally:
+            self._check_not_replaced()
         return arrays
+
+    def _check_not_replaced(self) -> None:
+        """See that the folder still holds the run that was opened: a vocabulary never changes within a run.
+
+        Raises:
+            RunError: when `--force` has replaced it meanwhile.
+        """
+        if file_identity(self.folder / "vocabulary.json") != self._identity:
+            raise RunError(f"{self.folder} was replaced by another run while it was read; try again")
 
     def weights_step(self) -> int | None:
         """The step of the weights to use, according to the log: the best, or the last that was saved."""
@@ -246,9 +253,7 @@ class Run:
 
     def keep_text(self, location: str, text: str) -> None:
         """Keep a text that cannot be read again, as UTF-8 at a path within the run folder."""
-        path = self.folder / location
-        path.parent.mkdir(exist_ok=True)
-        write_file(path, text.encode("utf-8"))
+        _keep_text(self.folder / location, text)
 
     def write_checkpoint(
         self, step: int, arrays: Mapping[str, Arrays], position: Mapping[str, Any], keep: int | None
@@ -343,25 +348,9 @@ def _fill_checkpoint(folder: Path, step: int, arrays: Mapping[str, Arrays], posi
     write_manifest(folder, step)
 
 
-def _remove_leftovers(place: Path) -> None:
-    """Remove what a process that was killed left behind: temporary files, and a run that `force` has replaced."""
-    for folder in (place, place / "corpus"):
-        remove_temporary_files(folder)
-    replaced = re.compile(rf"\.{re.escape(place.name)}\.replaced-(\d+)")
-    for path in place.parent.glob(f".{glob.escape(place.name)}.replaced-*"):
-        if (match := replaced.fullmatch(path.name)) and not is_running(int(match[1])):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _undo_creation(place: Path, old: Path) -> None:
-    """Remove the files of a new run, and restore the run that it was to replace."""
-    for name in ("vocabulary.json", "model.safetensors", "config.json"):
-        with suppress(OSError):
-            (place / name).unlink()
-    with suppress(OSError):
-        place.rmdir()
-    if old.exists():
-        old.rename(place)
+def _keep_text(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    write_file(path, text.encode("utf-8"))
 
 
 def _is_measured(event: Mapping[str, Any]) -> bool:
@@ -379,9 +368,3 @@ def _no_run_message(path: Path) -> str:
     if path.is_file():
         return f"{path} is a file, not a run folder"
     return f"{path} is not a run folder: it has no config.json"
-
-
-def _exists_message(path: Path, is_run: bool) -> str:
-    if not is_run:
-        return f"{path} exists and is not a run; choose another with --out"
-    return f"{path} already holds a run; use --resume {path}, replace it with --force, or choose another --out"

@@ -7,12 +7,12 @@ Nothing is ever unpickled.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from charwright.errors import DamagedRunError, RunError
+from charwright.locks import is_running
 
 FORMAT = 1
 Arrays = dict[str, npt.NDArray[np.float32]]
@@ -47,6 +48,17 @@ def write_file(path: Path, data: bytes) -> None:
         with suppress(OSError):
             temporary.unlink()
     sync_folder(path.parent)
+    _remove_abandoned(path)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what processes left that were killed while they wrote the same file or folder."""
+    ours = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.(tmp|new|old)")
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        match = ours.fullmatch(left.name)
+        if match and int(match[1]) != os.getpid() and not is_running(int(match[1])):
+            with suppress(OSError):
+                shutil.rmtree(left) if match[2] != "tmp" else left.unlink()
 
 
 def remove_temporary_files(folder: Path) -> None:
@@ -61,19 +73,6 @@ def remove_temporary_files(folder: Path) -> None:
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
-def is_running(process: int) -> bool:
-    """Whether another process of this number is running; always False on Windows, which has no harmless signal."""
-    if process == os.getpid() or os.name == "nt":
-        return False
-    try:
-        os.kill(process, 0)
-    except PermissionError:
-        return True
-    except (OSError, OverflowError):
-        return False
-    return True
-
-
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, which replaces `path` once it is complete.
@@ -82,6 +81,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
         RunError: when the system refuses; an existing folder is unchanged.
     """
     new, old = (path.with_name(f".{path.name}.{os.getpid()}.{ending}") for ending in ("new", "old"))
+    for left in (new, old):  # A killed process may have had the same number.
+        shutil.rmtree(left, ignore_errors=True)
     try:
         new.mkdir()
         yield new
@@ -91,6 +92,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
             path.rename(old)
         new.rename(path)
         sync_folder(path.parent)
+        _remove_abandoned(path)
     except OSError as error:
         if old.exists() and not path.exists():
             old.rename(path)
@@ -98,6 +100,15 @@ def whole_folder(path: Path) -> Iterator[Path]:
     finally:
         for left in (new, old):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def file_identity(path: Path) -> tuple[int, int, int] | None:
+    """What tells a file from the one that replaced it: inode, size and time of change; None if there is no file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def sync_folder(folder: Path) -> None:
@@ -109,38 +120,6 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[bool]:
-    """Hold a lock file during the block; yields False if another process holds it.
-
-    The system releases the lock when the process ends, however it ends, so there are no stale locks.
-
-    Raises:
-        RunError: when the file cannot be created.
-    """
-    try:
-        file = path.open("ab")
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}") from error
-    with file:
-        yield _lock(file)
-
-
-def _lock(file: BinaryIO) -> bool:
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 # Arrays.
@@ -232,7 +211,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
         for line in path.read_bytes().split(b"\n"):
             try:
                 values = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(values, dict):
                 yield values
@@ -243,6 +222,13 @@ def drop_cut_line(path: Path) -> None:
     data = path.read_bytes() if path.is_file() else b""
     if data and not data.endswith(b"\n"):
         write_file(path, data[: data.rfind(b"\n") + 1])
+
+
+def trim_cut_line(file: BinaryIO) -> None:
+    """The same for a file that is open and locked, and that others read meanwhile."""
+    if file.seek(0, os.SEEK_END) and not _ends_with_newline(file):
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _ends_with_newline(file: BinaryIO) -> bool:
@@ -303,10 +289,11 @@ def check_manifest(folder: Path) -> list[str]:
     check_format(values, where)
     manifest = exact_object(values, {"format", "step", "files"}, where)
     files = checked(manifest["files"], dict, f"{where}: files")
+    present = {path.name for path in folder.iterdir() if path.is_file()}
     for name, expected in files.items():
-        path = folder / name
-        if not path.is_file() or _size_and_hash(path) != expected:
-            raise DamagedRunError(f"{path} is missing or differs from manifest.json")
+        # Only a name in the listing is opened: another may be too long, or lead out of the folder.
+        if name not in present or _size_and_hash(folder / name) != expected:
+            raise DamagedRunError(f"{folder / name[:80]} is missing or differs from manifest.json")
     return list(files)
 
 

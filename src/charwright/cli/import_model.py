@@ -57,7 +57,6 @@ def import_model(
     characters with --vocabulary.
     """
     from charwright.cli.corpora import read_texts
-    from charwright.data.parts import STDIN_PATH
     from charwright.data.vocabulary import UNKNOWN
     from charwright.interop.foreign_model import fit_rows, read_model
     from charwright.run import Run
@@ -90,8 +89,6 @@ def import_model(
         recipe_name=f"imported from {source}",
         force=force,
     )
-    if text is not None and text.unrepeatable:
-        run.keep_text(STDIN_PATH, text.unrepeatable)
     _say_model(run, vocabulary)
     if text is not None and nats is not None:
         checked = min(len(text.text), CHECKED_CHARACTERS)

@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,12 @@ LONGER = 10  # the proposed training time, in units of the minutes of a trial
     "--validation", multiple=True, metavar="TEXT", help="Validate on this text instead of a part of the corpus."
 )
 @click.option(
+    "--storage",
+    metavar="FILE|URL",
+    help="Search together with other workers: a journal file that all can reach, or a database such as PostgreSQL.",
+)
+@click.option("--study", metavar="NAME", help="The study in the storage.  [default: NAME OF THE CORPUS]")
+@click.option(
     "--seed",
     type=click.IntRange(0, 2**63 - 1),
     default=1,
@@ -71,6 +77,8 @@ def tune(
     minutes: float,
     out: Path | None,
     validation: tuple[str, ...],
+    storage: str | None,
+    study: str | None,
     seed: int,
     device: str,
     core: str,
@@ -81,17 +89,22 @@ def tune(
 
     Run the same command again to continue a search that was stopped. The best options so far are in best-recipe.json in
     the search folder, for `charwright train --recipe`.
+
+    With --storage, several workers on one machine or many search together: run the same command for each.
     """
+    if study is not None and storage is None:
+        raise UsageError("--study names a study in a --storage")
     _check(corpus, hours, trials, minutes)
     _require_optuna()
     from charwright.cli.corpora import read_texts
     from charwright.model.compute import Wanted
     from charwright.tuning.search import Limits, search_in
+    from charwright.tuning.shared import shared_search
     from charwright.tuning.start import Start
     from charwright.tuning.study import check_place
 
     if out is not None:
-        check_place(out)
+        check_place(out, shared=storage is not None)
     options = given(ctx, field_names(SplitConfig, VocabularyConfig)) | {"seed": seed}
     recipe = Recipe().with_options(options)
     reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
@@ -103,14 +116,19 @@ def tune(
     place = out if out is not None else Path("tune") / texts.corpus.name
     protocol = _protocol(texts, task, core, seed, recipe)
     start = Start(task, options, wanted)
-    with search_in(place, start.recipe, protocol) as search, _Progress(task) as shown:
-        task = start.task_of(search)
-        limits = Limits(None if hours is None else 3600 * hours, trials)
-        stopped = _search(search, task, limits, shown)
-    if stopped:
-        click.echo(f"stopped; the results so far are in {place}; run the same command to continue", err=True)
-    words = [*_words("validation", validation), *_reading_words(reading)]
-    _print_result(search, shlex.join(["charwright", "train", *corpus]), minutes, words)
+    opened: AbstractContextManager[Search] = search_in(place, start.recipe, protocol)
+    if storage is not None:
+        name = study or texts.corpus.name
+        opened = shared_search(place, storage, name, start.recipe, protocol, start.compute)
+    with opened as search:
+        with _Progress(task) as shown:
+            task = start.task_of(search)
+            limits = Limits(None if hours is None else 3600 * hours, trials)
+            stopped = _search(search, task, limits, shown)
+        if stopped:
+            click.echo(f"stopped; the results so far are in {place}; run the same command to continue", err=True)
+        words = [*_words("validation", validation), *_reading_words(reading)]
+        _print_result(search, shlex.join(["charwright", "train", *corpus]), minutes, words)
     return 128 + int(signal.Signals[stopped]) if stopped else 0
 
 
@@ -212,7 +230,7 @@ class _Progress:
         earlier = len(search.results())
         self._note_best(search)
         done = f", {earlier} already run" if earlier else ""
-        self._line(f"searching in {search.folder}: trials of {self.task.minutes:g} minutes{done}")
+        self._line(f"searching in {search.named}: trials of {self.task.minutes:g} minutes{done}")
         if self.bar is not None:
             self.bar.start()
 

@@ -24,12 +24,11 @@ from charwright.data.corpus import Source
 from charwright.data.mapped_ids import WIDTHS, MappedFile
 from charwright.data.mapped_text import PIECE, Alphabet, MappedText
 from charwright.errors import CorpusError, DamagedRunError, RunError
+from charwright.locks import is_running, locked
 from charwright.storage import (
     check_format,
     checked,
     exact_object,
-    is_running,
-    locked,
     read_json,
     sync_folder,
     write_json,

@@ -25,7 +25,7 @@ from charwright.config import Recipe
 from charwright.planning.recipe_file import write_recipe
 from charwright.storage import FORMAT, write_file, write_json
 from charwright.tuning.space import nearest_point, recipe_of_trial, search_space
-from charwright.tuning.study import JOURNAL, open_study
+from charwright.tuning.study import open_study
 from charwright.tuning.trial import Outcome, ShouldPrune
 
 STARTUP = 10  # random trials before the estimator has enough to learn from
@@ -86,9 +86,9 @@ class Search:
 
     def __init__(self, folder: Path, study: optuna.Study) -> None:
         """Hold what `search_in` opened."""
-        self.folder, self.study = folder, study
+        self.folder, self.study, self.named = folder, study, str(folder)
         self.protocol: dict[str, Any] = study.user_attrs["protocol"]
-        self.start = Recipe.from_json(study.user_attrs["start"], f"{folder / JOURNAL}: start")
+        self.start = Recipe.from_json(study.user_attrs["start"], f"{folder}: start")
 
     @property
     def spent_s(self) -> float:
@@ -179,7 +179,9 @@ class Search:
     def _run_one(self, run_trial: RunTrial) -> Outcome:
         """Ask for a point, run its trial, and record the outcome."""
         self.study.sampler = self._sampler()
-        trial = self.study.ask(search_space(self.start))
+        return self._run_trial(self.study.ask(search_space(self.start)), run_trial)
+
+    def _run_trial(self, trial: optuna.Trial, run_trial: RunTrial) -> Outcome:
         recipe = self._recipe(trial.params, trial.user_attrs)
 
         def should_prune(mark: int, loss: float) -> bool:
@@ -200,14 +202,20 @@ class Search:
             self.study.tell(trial, state=TrialState.FAIL)
             return
         trial.set_user_attr("outcome", vars(outcome))
+        self._tell(trial.number, outcome)
+
+    def _tell(self, number: int, outcome: Outcome) -> None:
         if outcome.kind == "complete":
-            self.study.tell(trial, outcome.loss)
+            self.study.tell(number, outcome.loss)
         else:
-            self.study.tell(trial, state=TrialState.PRUNED if outcome.kind == "pruned" else TrialState.FAIL)
+            self.study.tell(number, state=TrialState.PRUNED if outcome.kind == "pruned" else TrialState.FAIL)
 
     def _recover(self) -> None:
         """End a trial that a kill interrupted, and enqueue the first recipe if it was never completed."""
         for interrupted in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if "outcome" in interrupted.user_attrs:  # The kill came between the outcome and the end of the trial.
+                self._tell(interrupted.number, Outcome(**interrupted.user_attrs["outcome"]))
+                continue
             self.study.tell(interrupted.number, state=TrialState.FAIL)
             self.study.set_user_attr("kills", int(self.study.user_attrs.get("kills", 0)) + 1)
         firsts = [trial for trial in self.study.get_trials(deepcopy=False) if "first" in trial.user_attrs]

@@ -32,6 +32,10 @@ class Start:
         plan, self._choice = plan_here(text, {"minutes": self.task.minutes, **self.options}, self.wanted)
         return plan.recipe
 
+    def compute(self) -> dict[str, Any] | None:
+        """How the trials of a new search compute, once its recipe is planned."""
+        return None if self._choice is None else record_of(self._choice).to_json()
+
     def task_of(self, search: Search) -> Task:
         """The task of a search that is open: it computes as chosen at the search's start.
 
@@ -45,12 +49,12 @@ class Start:
         return dataclasses.replace(self.task, compute=choice.compute)
 
     def _recorded(self, search: Search, values: Mapping[str, Any]) -> Compute:
-        record = ComputeRecord.from_json(values, f"{search.folder}: compute")
+        record = ComputeRecord.from_json(values, f"{search.named}: compute")
         compute = kept_compute(record, self.wanted)
         if compute is None or not is_recorded(compute, record):
             reason = "that is not possible here" if compute is None else f"not on {record_of(Choice(compute))}"
             raise UsageError(
-                f"{search.folder} is a search whose trials compute on {record}; {reason}, and trials that compute"
+                f"{search.named} is a search whose trials compute on {record}; {reason}, and trials that compute"
                 " differently cannot be compared; choose another place with --out"
             )
         return compute

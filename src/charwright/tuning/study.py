@@ -14,10 +14,14 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from charwright.config import RENAMED, Recipe
 from charwright.errors import DamagedRunError, RunError, UsageError
+from charwright.locks import LOCK, locked
 from charwright.schema import flag
-from charwright.storage import drop_cut_line, locked
+from charwright.storage import drop_cut_line
 
 JOURNAL = "journal.jsonl"
+MARKER = "study.json"
+"""In the folder of a worker whose study is in a storage: which one."""
+
 NAME = "search"
 COMPARED = 5  # complete trials before one is pruned for being worse than their median
 
@@ -39,26 +43,41 @@ def open_study(folder: Path, start: Callable[[], Recipe], protocol: Mapping[str,
         UsageError: when the search in the folder has another protocol.
         DamagedRunError: when its journal cannot be read.
     """
-    check_place(folder)
+    with searching_alone(folder), quiet():
+        yield _opened(folder, start, protocol)
+
+
+@contextmanager
+def searching_alone(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold the lock of a search folder, created if it does not exist; `shared` if its study is in a storage.
+
+    Raises:
+        RunError: when the folder holds something else, or another process searches in it.
+    """
+    check_place(folder, shared=shared)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot create the folder {folder}: {error.strerror}; choose another with --out") from error
-    with locked(folder / ".lock") as alone, quiet():
+    with locked(folder / LOCK) as alone:
         if not alone:
             raise RunError(f"another process is searching in {folder}; wait for it, or choose another --out")
-        yield _opened(folder, start, protocol)
+        yield
 
 
-def check_place(folder: Path) -> None:
-    """See that a folder is free or holds a search.
+def check_place(folder: Path, *, shared: bool = False) -> None:
+    """See that a folder is free or holds a search; `shared` if its study is in a storage.
 
     Raises:
         RunError: when it holds something else.
     """
-    if not folder.exists() or (folder / JOURNAL).is_file():
+    mine, other = (MARKER, JOURNAL) if shared else (JOURNAL, MARKER)
+    if (folder / other).is_file():
+        problem = "keeps its study in the folder: leave --storage out" if shared else "has its study in a --storage"
+        raise RunError(f"{folder} is a search that {problem}, or choose another place with --out")
+    if not folder.exists() or (folder / mine).is_file():
         return
-    if not folder.is_dir() or any(path.name != ".lock" for path in folder.iterdir()):
+    if not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir()):
         raise RunError(f"{folder} exists and is not a search; choose another place with --out")
 
 
@@ -69,24 +88,34 @@ def _opened(folder: Path, start: Callable[[], Recipe], protocol: Mapping[str, An
         (folder / f"{JOURNAL}.lock").unlink()
     try:
         storage = optuna.storages.JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
-        study = optuna.create_study(
-            storage=storage,
-            study_name=NAME,
-            direction="minimize",
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=COMPARED),
-            load_if_exists=True,
-        )
+        study = new_study(storage, NAME)
         attributes = study.user_attrs
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedRunError(f"{path} is damaged: {error!r}; start a new search with another --out") from error
     if "protocol" not in attributes:
         study.set_user_attr("start", start().to_json())
         study.set_user_attr("protocol", dict(protocol))
-    _check_protocol(folder, study.user_attrs["protocol"], protocol)
+    refuse_other_protocol(str(folder), study.user_attrs["protocol"], protocol, "--out")
     return study
 
 
-def _check_protocol(folder: Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def new_study(storage: optuna.storages.BaseStorage, name: str) -> optuna.Study:
+    """The study of this name, created if it does not exist."""
+    return optuna.create_study(
+        storage=storage,
+        study_name=name,
+        direction="minimize",
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=COMPARED),
+        load_if_exists=True,
+    )
+
+
+def refuse_other_protocol(named: str, stored: Mapping[str, Any], given: Mapping[str, Any], option: str) -> None:
+    """See that new trials can be compared with those of a search; `option` chooses another place.
+
+    Raises:
+        UsageError: naming what differs.
+    """
     old_names = {flag(old): flag(new) for old, new in RENAMED.items()}
     stored = {old_names.get(name, name): value for name, value in stored.items()}
     # The stored values have been through JSON, which has no tuples.
@@ -94,10 +123,10 @@ def _check_protocol(folder: Path, stored: Mapping[str, Any], given: Mapping[str,
         if stored.get(name) == value or (name == "--core" and value == "auto" and name in stored):
             continue  # An earlier version stored the core that `auto` selected, and a search goes on with its core.
         if name == "text":
-            raise UsageError(f"{folder} is a search for another text; choose another place with --out")
+            raise UsageError(f"{named} is a search for another text; choose another place with {option}")
         raise UsageError(
-            f"{folder} is a search with {name} {_shown(stored.get(name))}, not {_shown(value)}; its trials cannot be"
-            " compared with new ones; choose another place with --out"
+            f"{named} is a search with {name} {_shown(stored.get(name))}, not {_shown(value)}; its trials cannot be"
+            f" compared with new ones; choose another place with {option}"
         )
 
 

@@ -183,8 +183,9 @@ def prepare_new(
     )
     place = out or _free_folder(Path("runs") / text.name)
     corpora = [text, *([texts.validation_corpus] if texts.validation_corpus else [])]
-    unrepeatable = [corpus.unrepeatable for corpus in corpora if corpus.unrepeatable]
-    create = partial(_create_run, place, config, vocabulary, unrepeatable, force)
+    typed = next((corpus.unrepeatable for corpus in corpora if corpus.unrepeatable), None)
+    texts_to_keep = {STDIN_PATH: typed} if typed else {}
+    create = partial(Run.create, place, config, vocabulary, texts=texts_to_keep, force=force)
     weights = origin.weights
     if weights is not None:
         weights = grow_weights(weights, vocabulary, texts.training, recipe.training.seed)
@@ -268,14 +269,6 @@ def _check_unvalidated(asked: TrainingConfig, advice: str, notify: Notify) -> No
         raise UsageError(f"--target-loss needs validation text, and there is none: {advice}")
     if asked.patience is not None:
         notify(f"--patience has no effect without validation text: {advice}")
-
-
-def _create_run(place: Path, config: RunConfig, vocabulary: Vocabulary, unrepeatable: list[str], force: bool) -> Run:
-    """Create the run folder, with a copy of the text that came through standard input."""
-    run = Run.create(place, config, vocabulary, force=force)
-    for text in unrepeatable:
-        run.keep_text(STDIN_PATH, text)
-    return run
 
 
 def _describe_growth(old: Vocabulary, new: Vocabulary) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from charwright.data.parts import Places
 from charwright.data.vocabularies import make_vocabulary
 from charwright.evaluation.evaluate import Evaluation
 from charwright.generation.generator import Generator
+from charwright.locks import alone_in
 from charwright.model.compute import NO_KERNELS, Wanted
 from charwright.model.language_model import LanguageModel
 from charwright.planning.plan import Plan
@@ -24,7 +26,7 @@ from charwright.training.loop import fit
 from charwright.training.progress import TensorBoard
 from charwright.training.ranks import ALONE, Ranks
 from charwright.training.sharing import evaluate_together, part_of
-from charwright.workflow.assembly import assemble
+from charwright.workflow.assembly import Assembly, assemble
 from charwright.workflow.checkpoints import load_checkpoint, save_checkpoint, save_initial_checkpoint
 from charwright.workflow.launches import record_launch, run_of_launch
 from charwright.workflow.preparation import (
@@ -161,13 +163,20 @@ def resume(
     check_resume_options(options)
     if tensorboard:
         TensorBoard.require()
-    opened = ranks.first(lambda: Run.open(run.folder if isinstance(run, Run) else run, for_writing=True))
-    precision = options.get("precision", opened.config.recipe.training.precision)
-    wanted = Wanted(device, core, precision, threads)
     places = places or Places.of_this_user()
-    prepared = prepare_resume(opened, corpus, options, wanted, places=places, notify=notify, ranks=ranks)
-    prepared.choice.compute.start()
-    return _run(prepared, began, clock, on_event, notify, should_stop, ranks, tensorboard=tensorboard)
+    with ExitStack() as held:
+
+        def open_alone() -> Run:
+            folder = Run.open(run.folder if isinstance(run, Run) else run, for_writing=True).folder
+            held.enter_context(alone_in(folder))
+            return Run.open(folder)  # Again: until now another process may have trained it.
+
+        opened = ranks.first(open_alone)
+        precision = options.get("precision", opened.config.recipe.training.precision)
+        wanted = Wanted(device, core, precision, threads)
+        prepared = prepare_resume(opened, corpus, options, wanted, places=places, notify=notify, ranks=ranks)
+        prepared.choice.compute.start()
+        return _run(prepared, began, clock, on_event, notify, should_stop, ranks, tensorboard=tensorboard)
 
 
 def plan(
@@ -204,7 +213,7 @@ def _run(
     tensorboard: bool,
 ) -> Run:
     """Assemble the model and the dataset, open the run, and train."""
-    training, compute = prepared.recipe.training, prepared.choice.compute
+    compute = prepared.choice.compute
     assembly = assemble(prepared.recipe, prepared.vocabulary, prepared.training_text, compute, prepared.weights)
     if assembly.notice:
         notify(assembly.notice)
@@ -212,8 +221,27 @@ def _run(
         notify(f"note: {NO_KERNELS}")
     if (part := part_of(assembly.dataset.batch, ranks)) is not None:
         notify(f"{ranks.size} ranks share each batch of {part.total} rows")
-    first = ranks.rank == 0
-    run = ranks.first(lambda: _open_run(prepared, ranks.launch))
+    with ExitStack() as held:
+        run = ranks.first(lambda: _open_run(prepared, ranks.launch, held))
+        _fit(prepared, assembly, run, began, clock, on_event, notify, should_stop, ranks, tensorboard=tensorboard)
+    return run
+
+
+def _fit(
+    prepared: Prepared,
+    assembly: Assembly,
+    run: Run,
+    began: float,
+    clock: Callable[[], float],
+    on_event: OnEvent,
+    notify: Notify,
+    should_stop: Callable[[], str | None],
+    ranks: Ranks,
+    *,
+    tensorboard: bool,
+) -> None:
+    """Train in a run folder whose lock the first rank holds, and write the events to its log."""
+    training, first = prepared.recipe.training, ranks.rank == 0
     snapshot = ranks.first(lambda: load_checkpoint(run)) if prepared.resume else None
     board = TensorBoard(run.folder / "tensorboard") if tensorboard and first else None
     spent_s = ranks.first(lambda: clock() - began)
@@ -244,12 +272,13 @@ def _run(
     finally:
         if board is not None:
             board.close()
-    return run
 
 
-def _open_run(prepared: Prepared, launch: str | None) -> Run:
-    """Create or open the run folder, with the weights of a parent as its first checkpoint."""
+def _open_run(prepared: Prepared, launch: str | None, held: ExitStack) -> Run:
+    """Create or open the run folder, with the weights of a parent as its first checkpoint; `held` gets its lock."""
     run = prepared.open_run()
+    if not prepared.resume:  # A resume has held the lock since before it read the folder.
+        held.enter_context(alone_in(run.folder))
     if launch is not None:
         record_launch(run, launch)
     if prepared.weights is not None:

@@ -1,0 +1,175 @@
+"""The place of a new run: what it may replace, and how it is either there as a whole or not at all.
+
+    .NAME.new-PROCESS        a run that is being written beside the one that it replaces
+    .NAME.replaced-PROCESS   the run that was replaced, until it is removed
+
+A process that is killed leaves one of them behind, or a folder with a lock file and no config.json. The next command
+that writes to the same place removes them; if the old run was moved away and the new one did not arrive, it moves the
+old one back.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from charwright.errors import RunError, RunExistsError, RunLockedError
+from charwright.locks import LOCK, alone_in, check_free, is_running
+from charwright.storage import remove_temporary_files, sync_folder
+
+OF_A_CREATION = {LOCK, "vocabulary.json", "model.safetensors", "corpus"}
+"""What a creation has written before it writes config.json, which makes the folder a run."""
+
+
+def check_place(folder: str | os.PathLike[str], *, force: bool = False) -> None:
+    """See that a new run would not overwrite anything.
+
+    Raises:
+        RunExistsError: when the folder exists and is not a run, or `force` is not given.
+        RunLockedError: when another process trains in it.
+        RunError: when a folder cannot be created there.
+    """
+    path = Path(folder)
+    above = next((parent for parent in path.absolute().parents if parent.exists()), path)
+    if not above.is_dir():
+        raise RunError(f"cannot create the run folder {path}: {above} is not a folder; choose another with --out")
+    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not _is_interrupted_creation(path))):
+        is_run = (path / "config.json").is_file() and (path / "vocabulary.json").is_file()
+        if not (force and is_run):
+            raise RunExistsError(_exists_message(path, is_run))
+    check_free(path)
+
+
+@contextmanager
+def new_place(path: Path, *, force: bool) -> Iterator[Path]:
+    """A folder to write a new run into, config.json last; it is at `path` after the block.
+
+    Until then a run that is replaced stays whole. After an error in the block everything is as it was before.
+
+    Raises:
+        RunError: (or a subclass) as for `check_place`, or when the system refuses.
+    """
+    place = path.resolve()  # A symbolic link stays one, and `.` gets a name.
+    try:
+        if not place.exists():
+            remove_leftovers(place)
+        check_place(path, force=force)
+        replaces = (place / "config.json").is_file()
+        with _beside(path, place) if replaces else _within(path, place) as new:
+            yield new
+    except (RunExistsError, RunLockedError):
+        raise
+    except (OSError, RunError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RunError(f"cannot create the run folder {path}: {reason}; choose another with --out") from error
+
+
+@contextmanager
+def _within(path: Path, place: Path) -> Iterator[Path]:
+    """The folder itself: what is written into it is not a run before it has a config.json."""
+    made = not place.exists()
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with alone_in(place):
+            # Another process may have created a run since the first look.
+            _check_inside(path, place)
+            try:
+                remove_leftovers(place)
+                _clear(place)
+                yield place
+            except BaseException:
+                with suppress(OSError):
+                    (place / "config.json").unlink()
+                _clear(place)
+                raise
+    except BaseException:
+        if made:
+            with suppress(OSError):  # Not if another process uses it.
+                place.rmdir()
+        raise
+
+
+def _check_inside(path: Path, place: Path) -> None:
+    """See that a folder whose lock this process holds is still free.
+
+    Raises:
+        RunExistsError: when another process has created a run in it.
+    """
+    if not _is_interrupted_creation(place):
+        raise RunExistsError(_exists_message(path, (place / "config.json").is_file()))
+
+
+@contextmanager
+def _beside(path: Path, place: Path) -> Iterator[Path]:
+    """A folder beside the run that it replaces after the block."""
+    new, old = (place.with_name(f".{place.name}.{kind}-{os.getpid()}") for kind in ("new", "replaced"))
+    try:
+        with alone_in(path):
+            remove_leftovers(place)
+            new.mkdir()
+            yield new
+            sync_folder(new)
+            if os.name != "nt":
+                _swap(place, new, old)
+        if os.name == "nt":  # A folder with an open file cannot be moved there.
+            _swap(place, new, old)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    with suppress(OSError):  # Without it, the rest is no run that could be moved back.
+        (old / "config.json").unlink()
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _swap(place: Path, new: Path, old: Path) -> None:
+    place.rename(old)
+    try:
+        new.rename(place)
+    except BaseException:
+        old.rename(place)
+        raise
+    sync_folder(place.parent)
+
+
+def remove_leftovers(place: Path) -> None:
+    """Remove what killed processes left at a place and beside it; a run whose successor never arrived moves back.
+
+    `place` is resolved.
+    """
+    for folder in (place, place / "corpus"):
+        remove_temporary_files(folder)
+    beside = re.compile(rf"\.{re.escape(place.name)}\.(new|replaced)-(\d+)")
+    for path in place.parent.glob(f".{glob.escape(place.name)}.*"):
+        match = beside.fullmatch(path.name)
+        if match is None or is_running(int(match[2])):
+            continue
+        if match[1] == "replaced" and not place.exists() and (path / "config.json").is_file():
+            with suppress(OSError):
+                path.rename(place)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_interrupted_creation(path: Path) -> bool:
+    """Whether a folder has nothing but what a creation writes before its end, under the creation's lock file."""
+    names = {entry.name for entry in path.iterdir()}
+    temporary = {name for name in names if re.fullmatch(r"\..+\.\d+\.tmp", name)}
+    return LOCK in names and names - temporary <= OF_A_CREATION
+
+
+def _clear(place: Path) -> None:
+    """Remove the files of a creation that did not come to its end."""
+    for name in ("vocabulary.json", "model.safetensors", "corpus/stdin.txt"):
+        with suppress(OSError):
+            (place / name).unlink()
+    with suppress(OSError):
+        (place / "corpus").rmdir()
+
+
+def _exists_message(path: Path, is_run: bool) -> str:
+    if not is_run:
+        return f"{path} exists and is not a run; choose another with --out"
+    return f"{path} already holds a run; use --resume {path}, replace it with --force, or choose another --out"
