@@ -411,7 +411,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=60.0, help="seconds of overload")
-    parser.add_argument("--length", type=int, default=2000, help="characters of a text")
+    parser.add_argument("--length", type=int, default=10_000, help="characters of a text")
     parser.add_argument("--requests", type=int, default=2000, help="texts in each round of the part `first`")
     parser.add_argument("--aborts", type=int, default=10_000, help="requests of the part `aborts`")
     parser.add_argument("--quick", action="store_true", help="little of each, as a smoke test")

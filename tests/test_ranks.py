@@ -97,7 +97,7 @@ def test_rank_0_alone_prints_and_writes_a_complete_folder(short: Path, tmp_path:
     assert events[0] == events[1]
 
 
-@pytest.mark.parametrize(("first", "second"), [pytest.param(1, 2, marks=slow), (2, 1), pytest.param(2, 3, marks=slow)])
+@pytest.mark.parametrize(("first", "second"), [pytest.param(1, 2, marks=slow), pytest.param(2, 1, marks=slow), pytest.param(2, 3, marks=slow)])
 def test_a_run_resumes_on_another_number_of_ranks(first: int, second: int, short: Path, tmp_path: Path) -> None:
     """Within an epoch, with carried state: its rows are divided anew."""
     whole, run = tmp_path / "whole", tmp_path / "run"
@@ -147,6 +147,7 @@ def test_a_rank_that_hangs_ends_the_others_with_a_line(corpus: Path, tmp_path: P
 
 
 @on_linux
+@slow
 def test_torchrun_restarts_a_group_and_it_goes_on_with_its_run(corpus: Path, tmp_path: Path) -> None:
     options = [*SMALL, "--steps", "150", "--checkpoint-minutes", "0.001", "--cell", "lstm", *FULL]
     train(1, corpus, "--out", tmp_path / "alone", *options)
@@ -165,7 +166,7 @@ def test_torchrun_restarts_a_group_and_it_goes_on_with_its_run(corpus: Path, tmp
 
 @slow
 @on_linux
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [pytest.param(signal.SIGINT, marks=slow), signal.SIGTERM])
 def test_a_signal_to_torchrun_saves_a_checkpoint(sent: signal.Signals, corpus: Path, tmp_path: Path) -> None:
     process = start(torchrun(2), corpus, "--out", tmp_path / "run", *SMALL, "--steps", "1000000")
     wait_until(lambda: len(log(tmp_path / "run")) > 5, process)

@@ -17,7 +17,7 @@ from pathlib import Path
 SCRIPT = Path(__file__).parent / "kill.py"
 
 
-@pytest.mark.parametrize("count", [12, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [5, *(pytest.param(count, marks=pytest.mark.slow) for count in (20, 300))])
 def test_a_kill_leaves_everything_whole(count: int) -> None:
     """In a process of its own: one with threads cannot be forked safely."""
     command = [sys.executable, SCRIPT, "--count", str(count)]
