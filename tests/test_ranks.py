@@ -97,7 +97,10 @@ def test_rank_0_alone_prints_and_writes_a_complete_folder(short: Path, tmp_path:
     assert events[0] == events[1]
 
 
-@pytest.mark.parametrize(("first", "second"), [pytest.param(1, 2, marks=slow), pytest.param(2, 1, marks=slow), pytest.param(2, 3, marks=slow)])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [pytest.param(1, 2, marks=slow), pytest.param(2, 1, marks=slow), pytest.param(2, 3, marks=slow)],
+)
 def test_a_run_resumes_on_another_number_of_ranks(first: int, second: int, short: Path, tmp_path: Path) -> None:
     """Within an epoch, with carried state: its rows are divided anew."""
     whole, run = tmp_path / "whole", tmp_path / "run"
