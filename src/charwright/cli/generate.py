@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from charwright.cli.options import SectionedCommand, config_options, fresh_seed, given
+from charwright.cli.options import (
+    SectionedCommand,
+    config_options,
+    engine_precision_option,
+    engine_threads_option,
+    fresh_seed,
+    given,
+)
 from charwright.config import GenerationConfig
 from charwright.errors import CharwrightError, UsageError
 from charwright.schema import field_names, flag
@@ -38,14 +45,8 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--prompt", help="Text to continue; - reads it from standard input.")
 @click.option("--no-prompt", "without_prompt", is_flag=True, help="Output only the continuation of the prompt.")
-@click.option(
-    "--precision",
-    type=click.Choice(["q8", "bf16", "f32"]),
-    default="q8",
-    show_default=True,
-    help="Arithmetic: 8-bit integers, which give the same text on every machine, or floating point.",
-)
-@click.option("--threads", type=click.IntRange(min=1), help="Maximum number of threads.  [default: all cores]")
+@engine_precision_option
+@engine_threads_option
 @click.option(
     "--beams",
     type=click.IntRange(1, 1024),

@@ -161,6 +161,17 @@ threads_option = click.option(
     "--threads", type=click.IntRange(min=1), help="Number of CPU threads.  [default: all cores]"
 )
 
+engine_precision_option = click.option(
+    "--precision",
+    type=click.Choice(["q8", "bf16", "f32"]),
+    default="q8",
+    show_default=True,
+    help="Arithmetic: 8-bit integers, which give the same text on every machine, or floating point.",
+)
+engine_threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), help="Maximum number of threads.  [default: all cores]"
+)
+
 
 def say(line: str) -> None:
     """Print a line for the user on stderr; a closed pipe is ignored."""

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from charwright.cli.options import SectionedCommand, SectionedOption, config_options, given, say
+from charwright.cli.options import (
+    SectionedCommand,
+    SectionedOption,
+    config_options,
+    engine_precision_option,
+    engine_threads_option,
+    given,
+    say,
+)
 from charwright.config import ServiceConfig
 from charwright.errors import MissingExtraError, UsageError
 from charwright.schema import field_names
@@ -42,14 +50,8 @@ class AccessOption(SectionedOption):
     show_default=True,
     help="Port to listen on; 0 takes a free one.",
 )
-@click.option(
-    "--precision",
-    type=click.Choice(["q8", "bf16", "f32"]),
-    default="q8",
-    show_default=True,
-    help="Arithmetic: 8-bit integers, which give the same text on every machine, or floating point.",
-)
-@click.option("--threads", type=click.IntRange(min=1), help="Maximum number of threads.  [default: all cores]")
+@engine_precision_option
+@engine_threads_option
 @click.option(
     "--corpus",
     multiple=True,
