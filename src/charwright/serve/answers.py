@@ -7,11 +7,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from charwright.generation.draft import Fragment
+from charwright.generation.scoring import Choices
 from charwright.serve.jobs import Job
 from charwright.serve.refusals import json_bytes
 from charwright.serve.scheduler import Delivery
-
-Alternatives = tuple[tuple[str, float], ...]
 
 
 class Answer:
@@ -98,7 +97,7 @@ class Answer:
         }
 
 
-def _top(character: str, logprob: float, alternatives: Alternatives) -> dict[str, float]:
+def _top(character: str, logprob: float, alternatives: Choices) -> dict[str, float]:
     """The most likely alternatives, and the character itself."""
     return {text: round(value, 6) for text, value in alternatives} | {character: logprob}
 
