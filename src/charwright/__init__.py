@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from charwright.generation.engine import Engine
     from charwright.generation.generator import Completion, Generator
     from charwright.generation.novelty import CopyGuard, Novelty
+    from charwright.generation.record_scores import Score
     from charwright.generation.session import Session
     from charwright.model.language_model import LanguageModel
     from charwright.planning.recipes import RECIPES
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from charwright.training.loop import fit, train_step
     from charwright.training.optimizer import make_optimizer
     from charwright.workflow.loading import load
+    from charwright.workflow.scoring import score
     from charwright.workflow.training import plan, resume, train
 
 # Each public name and its module, imported on first use: the command line must not wait for PyTorch.
@@ -70,6 +72,7 @@ _HOMES = {
     "Draft": "generation.draft",
     "Fragment": "generation.draft",
     "Novelty": "generation.novelty",
+    "Score": "generation.record_scores",
     "Session": "generation.session",
     "LanguageModel": "model.language_model",
     "Run": "run",
@@ -78,6 +81,7 @@ _HOMES = {
     "make_optimizer": "training.optimizer",
     "train_step": "training.loop",
     "load": "workflow.loading",
+    "score": "workflow.scoring",
     "plan": "workflow.training",
     "resume": "workflow.training",
     "train": "workflow.training",
@@ -103,6 +107,7 @@ __all__ = [
     "Novelty",
     "Recipe",
     "Run",
+    "Score",
     "SequenceConfig",
     "Session",
     "SplitConfig",
@@ -120,6 +125,7 @@ __all__ = [
     "plan",
     "read_corpus",
     "resume",
+    "score",
     "split_corpus",
     "train",
     "train_step",

@@ -26,6 +26,7 @@ COMMANDS = (
     "compose",
     "serve",
     "evaluate",
+    "score",
     "compare",
     "inspect",
     "prepare",
