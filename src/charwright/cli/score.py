@@ -24,6 +24,7 @@ from charwright.schema import field_names
 if TYPE_CHECKING:
     from charwright.data.text_pieces import Streamed
     from charwright.generation.record_scores import Score
+    from charwright.generation.records import Cutter
 
 ALL = 0
 FIELDS = ("file", "line", "column", "chars", "unknown_chars", "bits", "bits_per_char", "cold", "text")
@@ -42,7 +43,9 @@ JOINERS = "\u200c\u200d"
     show_default=True,
     help="What a record is: a line, what blank lines separate, a file, or a character.",
 )
-@click.option("--separator", metavar="TEXT", help=r"Text that ends a record, instead of --by; \n and \t are understood.")
+@click.option(
+    "--separator", metavar="TEXT", help=r"Text that ends a record, instead of --by; \n and \t are understood."
+)
 @click.option(
     "--worst",
     is_flag=False,
@@ -126,13 +129,14 @@ def score(
         options: dict[str, Any] = {"independent": independent, "warm_up": warm_up}
         scores = totals.counted(score_records(generator.engine, generator.vocabulary, pieces, cutter, **options))
         listed = (one for one in scores if one.chars >= min_chars)
-        printer = _printer(streamed, cutter, as_json=as_json, as_csv=as_csv)
+        printer = _Printer(streamed, cutter, as_json=as_json, as_csv=as_csv)
         # Whoever watches a growing file sees each line at once.
         watched = independent and "-" in files and worst is None
         for one in listed if worst is None else worst_first(listed, worst):
-            printer(one)
+            printer.write(one)
             if watched:
                 sys.stdout.flush()
+    printer.begin()
     sys.stdout.flush()
     for note in (*streamed.notes, *totals.notes()):
         say(note)
@@ -185,32 +189,43 @@ class Totals:
         )
         if self.cold:
             yield (
-                f"in {self.cold:,} of them, marked *, the model begins with a zero state, as in evaluate, and is "
-                "surprised; --warm-up 256 avoids that"
+                f"in {self.cold:,} of them, marked * (cold), the model begins with a zero state, as in evaluate, which "
+                "costs more; --warm-up 256 avoids that"
             )
 
 
-def _printer(streamed: Streamed, cutter: Any, *, as_json: bool, as_csv: bool) -> Callable[[Score], None]:
-    """A function that writes a score to stdout."""
-    names = _file_names(streamed)
-    write = sys.stdout.write
-    if as_json:
+class _Printer:
+    """Writes scores to stdout. A heading comes with the first, so that a file that cannot be read leaves nothing."""
+
+    def __init__(self, streamed: Streamed, cutter: Cutter, *, as_json: bool, as_csv: bool) -> None:
+        self._names = _file_names(streamed)
+        self._places = _Places(cutter, self._names)
+        self._room = _room(self._places)
         # If the output's encoding lacks characters, JSON can escape them.
         unicode = (sys.stdout.encoding or "").lower().startswith("utf")
-        encode = json.JSONEncoder(ensure_ascii=not unicode).encode
-        return lambda score: _discard(write(encode(_values(score, names)) + "\n"))
-    if as_csv:
-        table = csv.writer(sys.stdout, lineterminator="\n")
-        table.writerow(FIELDS)
-        return lambda score: _discard(table.writerow(_csv_row(score, names)))
-    places = _Places(cutter, names)
-    room = _room(places)
-    write(f"bits/char         bits    chars  {places.heading}  text\n")
-    return lambda score: _discard(write(_line(score, places, room)))
+        self._encode = json.JSONEncoder(ensure_ascii=not unicode).encode if as_json else None
+        self._table = csv.writer(sys.stdout, lineterminator="\n") if as_csv else None
+        self._begun = False
 
+    def write(self, score: Score) -> None:
+        """Write one score."""
+        self.begin()
+        if self._encode is not None:
+            sys.stdout.write(self._encode(_values(score, self._names)) + "\n")
+        elif self._table is not None:
+            self._table.writerow(_values(score, self._names).values())
+        else:
+            sys.stdout.write(_line(score, self._places, self._room))
 
-def _discard(_: object) -> None:
-    """A function that returns what nobody needs returns None."""
+    def begin(self) -> None:
+        """Write the heading, once."""
+        if self._begun:
+            return
+        self._begun = True
+        if self._table is not None:
+            self._table.writerow(FIELDS)
+        elif self._encode is None:
+            sys.stdout.write(f"bits/char         bits    chars  {self._places.heading}  text\n")
 
 
 def _values(score: Score, names: dict[str, str]) -> dict[str, Any]:
@@ -229,17 +244,11 @@ def _values(score: Score, names: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _csv_row(score: Score, names: dict[str, str]) -> list[Any]:
-    values = _values(score, names)
-    values["cold"] = int(score.cold)
-    return list(values.values())
-
-
 @dataclass(frozen=True)
 class _Places:
     """Where a record is, in a column of constant width: file, line and column, as far as they vary."""
 
-    cutter: Any
+    cutter: Cutter
     names: dict[str, str]
 
     @property

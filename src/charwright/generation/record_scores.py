@@ -158,9 +158,7 @@ class _Independent:
         return _per_character(self._vocabulary, text, np.concatenate(parts), nats, 0, none)
 
 
-def _per_character(
-    vocabulary: Vocabulary, text: str, ids: Ids, nats: Float64s, unpredicted: int, cold: Ints
-) -> Costs:
+def _per_character(vocabulary: Vocabulary, text: str, ids: Ids, nats: Float64s, unpredicted: int, cold: Ints) -> Costs:
     """The costs of the characters of a text, from those of its ids."""
     unknown = ids == UNKNOWN_ID
     if vocabulary.level == "byte":
@@ -232,9 +230,7 @@ class _Tally:
     def _record(self) -> Score:
         text = "".join(self._parts)
         text = self.cutter.stripped(text)
-        score = Score(
-            text, self._file, *self._at, self._chars, self._unknown, self._nats / math.log(2), self._cold
-        )
+        score = Score(text, self._file, *self._at, self._chars, self._unknown, self._nats / math.log(2), self._cold)
         self._parts, self._kept, self._nats, self._chars, self._unknown = [], 0, 0.0, 0, 0
         self._cold = self._open = False
         return score
