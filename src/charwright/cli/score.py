@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from charwright.generation.records import Cutter
 
 ALL = 0
+DIGITS = 6
+"""Of the figures: a millionth of a bit is precise enough, and what differs by less is equal."""
+
 FIELDS = ("file", "line", "column", "chars", "unknown_chars", "bits", "bits_per_char", "cold", "text")
 NAMES = {"line": "line", "blank": "paragraph", "file": "file", "character": "character"}
 JOINERS = "\u200c\u200d"
@@ -147,7 +150,7 @@ def worst_first(scores: Iterable[Score], count: int) -> list[Score]:
 
     def key(score: Score) -> float:
         per_char = score.bits_per_char
-        return -1.0 if per_char is None else per_char
+        return -1.0 if per_char is None else round(per_char, DIGITS)
 
     if count == ALL:
         return sorted(scores, key=key, reverse=True)
@@ -229,7 +232,7 @@ class _Printer:
 
 
 def _values(score: Score, names: dict[str, str]) -> dict[str, Any]:
-    """The fields of a score; a millionth of a bit is precise enough."""
+    """The fields of a score."""
     per_char = score.bits_per_char
     return {
         "file": names.get(score.file, score.file),
@@ -237,8 +240,8 @@ def _values(score: Score, names: dict[str, str]) -> dict[str, Any]:
         "column": score.column,
         "chars": score.chars,
         "unknown_chars": score.unknown_chars,
-        "bits": round(score.bits, 6),
-        "bits_per_char": None if per_char is None else round(per_char, 6),
+        "bits": round(score.bits, DIGITS),
+        "bits_per_char": None if per_char is None else round(per_char, DIGITS),
         "cold": score.cold,
         "text": score.text,
     }
