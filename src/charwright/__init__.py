@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from charwright.generation.session import Session
     from charwright.model.language_model import LanguageModel
     from charwright.planning.recipes import RECIPES
+    from charwright.plotting.plots import LearningCurves, plot
     from charwright.run import Run
     from charwright.training.batch import Batch
     from charwright.training.loop import fit, train_step
@@ -86,6 +87,8 @@ _HOMES = {
     "resume": "workflow.training",
     "train": "workflow.training",
     "RECIPES": "planning.recipes",
+    "LearningCurves": "plotting.plots",
+    "plot": "plotting.plots",
 }
 
 __all__ = [
@@ -103,6 +106,7 @@ __all__ = [
     "GenerationConfig",
     "Generator",
     "LanguageModel",
+    "LearningCurves",
     "ModelConfig",
     "Novelty",
     "Recipe",
@@ -123,6 +127,7 @@ __all__ = [
     "make_optimizer",
     "make_vocabulary",
     "plan",
+    "plot",
     "read_corpus",
     "resume",
     "score",

@@ -28,6 +28,7 @@ COMMANDS = (
     "evaluate",
     "score",
     "compare",
+    "plot",
     "inspect",
     "prepare",
     "cache",
