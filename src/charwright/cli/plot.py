@@ -73,4 +73,6 @@ def _screen() -> tuple[int, int, bool]:
     import shutil
 
     size = shutil.get_terminal_size()
-    return size.columns, max(HEIGHT // 2, min(TALLEST, size.lines - AROUND)), not os.environ.get("NO_COLOR")
+    # The colours are exact ones; a terminal that does not say that it has them might show any others.
+    color = os.environ.get("COLORTERM") in ("truecolor", "24bit") and not os.environ.get("NO_COLOR")
+    return size.columns, max(HEIGHT // 2, min(TALLEST, size.lines - AROUND)), color

@@ -6,17 +6,16 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 
 from charwright.plotting.colors import COLORS
 from charwright.plotting.groups import Band, Group
-
-if TYPE_CHECKING:
-    from charwright.plotting.plots import LearningCurves
+from charwright.plotting.view import View, converted
 
 DASHES: tuple[Any, ...] = ("-", (0, (7, 2)), (0, (2, 1.5)), (0, (7, 2, 2, 2)), (0, (7, 2, 2, 2, 2, 2)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -32,27 +31,26 @@ CHINESE: tuple[str, ...] = (
 CHINESE += ("WenQuanYi Zen Hei", "Arial Unicode MS")
 
 
-def figure_of(curves: LearningCurves) -> Figure:
+def figure_of(curves: View) -> Figure:
     """Draw the curves: validation thick, training thin, the band of the seeds shaded, the best point with its value."""
-    from charwright.plotting.plots import converted
-
     with _settings():
         figure = Figure(figsize=(8, 5), layout="constrained")
         axes = figure.add_subplot()
         for index, group in enumerate(curves.groups):
             color, dashes = COLORS[index % len(COLORS)], DASHES[index % len(DASHES)]
             marker = MARKERS[index % len(MARKERS)]
-            for training in (True, False):
+            for training in (False, True):
                 band = group.band(curves.x, training=training)
                 if not len(band):
                     continue
-                x = band.x * curves.x_scale
                 leading = not training or not group.validated
-                style = {"linewidth": 2.0, "marker": marker, "markevery": _every(band)} if leading else {
-                    "linewidth": 0.9, "alpha": 0.8,
-                }  # fmt: skip
                 label = f"{group.name}, {'training' if training else 'validation'}"
-                axes.plot(x, converted(band.median, curves.y), color=color, ls=dashes, label=_plain(label), **style)
+                style: dict[str, Any] = {"linewidth": 0.9, "alpha": 0.8}
+                if leading:
+                    label += f", best {curves.figure_of(group.best(curves.x).nats)}"
+                    style = {"linewidth": 2.0, "marker": marker, "markevery": _every(band), "zorder": 3}
+                x, median = band.x * curves.x_scale, converted(band.median, curves.y)
+                axes.plot(x, median, color=color, ls=dashes, label=_plain(label), **style)
                 if len(group.curves) > 1:
                     low, high = converted(band.low, curves.y), converted(band.high, curves.y)
                     axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0.5, edgecolor=color)
@@ -80,19 +78,15 @@ def saved(figure: Figure, file: BinaryIO, kind: str, description: str) -> None:
         figure.savefig(file, format=kind, dpi=150, metadata=metadata)
 
 
-def _mark_best(axes: Any, curves: LearningCurves, group: Group, color: str, marker: str, index: int) -> None:
-    """A ring around the best point, and its value below."""
-    import numpy as np
-
-    from charwright.plotting.plots import converted
-
+def _mark_best(axes: Any, curves: View, group: Group, color: str, marker: str, index: int) -> None:
+    """A ring around the best point, and its value below or above it."""
     best = group.best(curves.x)
     x, y = best.x * curves.x_scale, converted(np.array([best.nats]), curves.y)[0]
     axes.plot([x], [y], marker=marker, ms=9, mfc="white", mec=color, mew=2.0, ls="none", zorder=5)
     axes.annotate(
         f"{curves.figure_of(best.nats)}",
         (x, y),
-        xytext=(0, -13 - 11 * (index % 3)),
+        xytext=(0, 9 if index % 2 else -16),  # Neighbours are often close.
         textcoords="offset points",
         ha="right",
         fontsize="small",

@@ -3,87 +3,30 @@
 from __future__ import annotations
 
 import io
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from charwright.errors import CharwrightError, MissingExtraError, RunError, UsageError
-from charwright.plotting.curves import AXES, Floats, read_curve
-from charwright.plotting.groups import Group, grouped
+from charwright.plotting.curves import AXES, read_curve
+from charwright.plotting.groups import grouped
+from charwright.plotting.view import UNITS, View
 from charwright.storage import write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-UNITS = {"nats": "nats per character", "bits": "bits per character", "perplexity": "perplexity per character"}
-"""What the vertical axis may count, and its label."""
 FORMATS = ("png", "svg", "pdf")
-HOURS_FROM = 180
-"""Minutes from which on the axis counts hours."""
-
-
-def converted(nats: Floats, unit: str) -> Floats:
-    """Losses in nats per character in another unit; the perplexity is exp(nats)."""
-    if unit == "bits":
-        return nats / math.log(2)
-    return np.exp(nats) if unit == "perplexity" else nats
 
 
 @dataclass(frozen=True)
-class LearningCurves:
+class LearningCurves(View):
     """The curves of some runs, ready to be shown. In a notebook it shows itself.
 
     Of runs that differ only in their seed, the curve is the median, with a band from the lowest to the highest loss.
     """
-
-    groups: tuple[Group, ...]
-    x: str
-    y: str
-    notes: tuple[str, ...] = ()
-    """A line about each run that was resumed, is not finished, has no validation, or could not be read."""
-
-    @property
-    def x_label(self) -> str:
-        """The label of the horizontal axis."""
-        return "hours of training" if self._in_hours else AXES[self.x]
-
-    @property
-    def x_scale(self) -> float:
-        """What positions on the horizontal axis are multiplied with."""
-        return 1 / 60 if self._in_hours else 1.0
-
-    @property
-    def y_label(self) -> str:
-        """The label of the vertical axis."""
-        return UNITS[self.y]
-
-    @property
-    def _in_hours(self) -> bool:
-        lines = [curve.judged.at["minutes"] for group in self.groups for curve in group.curves]
-        return self.x == "minutes" and max(float(np.nanmax(line, initial=0)) for line in lines) > HOURS_FROM
-
-    def table(self) -> list[str]:
-        """A line for each curve: its best loss, where that was, and the spread between seeds."""
-        return [f"{group.name}: {self.summary(group)}" for group in self.groups]
-
-    def summary(self, group: Group) -> str:
-        """The best loss of a group in words."""
-        best = group.best(self.x)
-        each = converted(best.each, self.y)
-        what = "best validation" if group.validated else "lowest training loss"
-        words = f"{what} {self.figure_of(best.nats)} at step {best.step:,}"
-        if len(each) > 1:
-            words += f", median of {len(each)} seeds {np.median(each):.4f}, highest {each.max():.4f}"
-        return words
-
-    def figure_of(self, nats: float) -> str:
-        """A loss in the unit of the plot."""
-        return f"{converted(np.array([nats]), self.y)[0]:.4f}"
 
     def text(self, width: int = 80, height: int = 20, *, color: bool = False) -> str:
         """The plot as text of at most `width` columns; letters tell the curves apart, also without colour.

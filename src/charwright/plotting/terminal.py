@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from string import ascii_lowercase, ascii_uppercase
-from typing import TYPE_CHECKING
 
 import numpy as np
 from uniplot import plot_to_string
 
 from charwright.plotting.colors import ON_ANY_BACKGROUND
 from charwright.plotting.curves import Floats
-
-if TYPE_CHECKING:
-    from charwright.plotting.plots import LearningCurves
+from charwright.plotting.view import View, converted
 
 BEST, RANGE = "*", "."
 AXIS_WIDTH = 14
@@ -20,10 +17,8 @@ AXIS_WIDTH = 14
 NARROWEST, LOWEST = 20, 5
 
 
-def drawn(curves: LearningCurves, width: int, height: int, *, color: bool) -> str:
+def drawn(curves: View, width: int, height: int, *, color: bool) -> str:
     """The curves with a legend below. Capital letters are validation losses, small ones training losses."""
-    from charwright.plotting.plots import converted
-
     layers: list[tuple[Floats, Floats, bool, str, str]] = []  # x, y, whether joined, symbol, colour
     legend = []
     for index, group in enumerate(curves.groups):
