@@ -41,7 +41,7 @@ def write_run(
     recipe = Recipe(model=ModelConfig(units=2, embedding_size=2))
     recipe = replace(recipe, training=replace(recipe.training, seed=seed))
     if plan:
-        plan |= {"vocabulary": 257, "script": "latin", "passes": 1, "speeds": {}, "reasons": {}}  # type: ignore[dict-item]
+        plan |= {"vocabulary": 257, "script": "latin", "passes": 1.0, "speeds": {}, "reasons": {}}  # type: ignore[dict-item]
     config = RunConfig(recipe, "default", (), cw.CorpusConfig(), 100, "", (), {}, plan=plan or None)
     cw.Run.create(folder, config, vocabulary, weights=weights_of(recipe.model, len(vocabulary)))
     lines = [json.dumps(event) + "\n" for event in events]

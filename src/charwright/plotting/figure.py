@@ -57,7 +57,7 @@ def figure_of(curves: View) -> Figure:
             _mark_best(axes, curves, group, color, marker, index)
         axes.set(xlabel=curves.x_label, ylabel=curves.y_label)
         axes.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,.10g}"))
-        axes.margins(x=0.02)
+        axes.margins(x=0.02, y=0.09)
         axes.grid(visible=True, alpha=0.3)
         legend = axes.legend(loc="upper right", fontsize="small", handlelength=4.5)
         for text in legend.get_texts():
@@ -92,6 +92,7 @@ def _mark_best(axes: Any, curves: View, group: Group, color: str, marker: str, i
         fontsize="small",
         color=color,
         zorder=6,
+        bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5},
     )
 
 
