@@ -106,7 +106,7 @@ def checked_place(file: str | os.PathLike[str], *, force: bool = False) -> Path:
     if path.exists() and not force:
         raise RunError(f"{path} exists; choose another -o, or replace it with --force")
     if not path.parent.is_dir():
-        raise RunError(f"there is no folder {path.parent}")
+        raise RunError(f"cannot write {path}: there is no folder {path.parent}")
     return path
 
 
