@@ -5,8 +5,9 @@
     python benchmarks/scoring.py TEXT --quick             # a smoke test; its figures are meaningless
 
 The text is repeated up to the size. Both are whole processes, from their start to their end, which take turns, A B A B,
-and write to a pipe; a ratio is the median of the rounds' ratios, with minimum and maximum. The peak of the memory is
-measured for the whole text and for a quarter of it.
+and write to a pipe; a ratio is the median of the rounds' ratios, with minimum and maximum. Processor time is that of
+all threads together, and depends less on what else the machine does. The peak of the memory is for the whole text and
+for a quarter of it.
 """
 
 from __future__ import annotations
@@ -80,18 +81,22 @@ def main() -> None:
             evaluate.append(measured(["evaluate", str(run), str(whole)]))
             for name in options.modes:
                 scores[name].append(measured(["score", str(run), str(whole), *MODES[name]]))
-        print("| | seconds | of evaluate's time | peak MB | peak MB of a quarter |")
-        print("|---|---|---|---|---|")
-        times = [one["wall_s"] for one in evaluate]
-        print(f"| evaluate | {statistics.median(times):.1f} | | {evaluate[0]['peak_mb']:.0f} | |")
+        print("| | seconds | of evaluate's time | processor time | of evaluate's | peak MB | of a quarter |")
+        print("|---|---|---|---|---|---|---|")
+        print(row("evaluate", evaluate, evaluate, ""))
         for name, found in scores.items():
-            ours = [one["wall_s"] for one in found]
-            ratio, least, most = ratio_and_spread(ours, times)
             quarter = measured(["score", str(run), str(part), *MODES[name]])["peak_mb"]
-            print(
-                f"| {name} | {statistics.median(ours):.1f} | {ratio:.2f} ({least:.2f} to {most:.2f}) "
-                f"| {found[0]['peak_mb']:.0f} | {quarter:.0f} |"
-            )
+            print(row(name, found, evaluate, f"{quarter:.0f}"))
+
+
+def row(name: str, ours: list[dict[str, float]], theirs: list[dict[str, float]], quarter: str) -> str:
+    cells = [name]
+    for key in ("wall_s", "cpu_s"):
+        times, others = ([one[key] for one in rounds] for rounds in (ours, theirs))
+        ratio, least, most = ratio_and_spread(times, others)
+        cells += [f"{statistics.median(times):.1f}", f"{ratio:.2f} ({least:.2f} to {most:.2f})"]
+    cells += [f"{ours[0]['peak_mb']:.0f}", quarter]
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

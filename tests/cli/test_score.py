@@ -8,6 +8,7 @@ import io
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -140,12 +141,15 @@ def test_independent_lines_appear_as_they_arrive(trained: Path) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         assert running.stdin is not None
         assert running.stdout is not None
+        watchdog = threading.Timer(60, running.kill)
+        watchdog.start()
         for text in ("To be", "or not"):
             running.stdin.write(f"{text}\n".encode())
             running.stdin.flush()
             assert json.loads(running.stdout.readline())["text"] == text
         running.stdin.close()
         assert running.stdout.read() == b""
+        watchdog.cancel()
 
 
 def test_from_python(trained: Path, tmp_path: Path) -> None:
