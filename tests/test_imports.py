@@ -36,6 +36,7 @@ RANKS = {
     "workflow": 5,
     "tuning": 6,
     "interop": 6,
+    "plotting": 6,
     "compose": 6,
     "serve": 6,
     "cli": 7,
@@ -66,7 +67,7 @@ OPENS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "fdopen
 OPENS |= {"tofile", "memmap", "loadtxt", "savez", "mkstemp", "NamedTemporaryFile"}
 
 HEAVY = {"torch", "numpy", "safetensors", "pooch", "matplotlib", "rich", "tensorboard", "prompt_toolkit", "optuna"}
-HEAVY |= {"h5py", "tensorflow", "onnx", "onnxruntime", "google"}
+HEAVY |= {"uniplot", "h5py", "tensorflow", "onnx", "onnxruntime", "google"}
 HEAVY |= {"uvicorn", "starlette", "pydantic", "prometheus_client", "httptools"}
 WITHOUT_TORCH = (
     "errors",
@@ -82,7 +83,7 @@ WITHOUT_TORCH = (
     "generation",
     "kernels",
 )
-WITHOUT_TORCH += ("interop", "compose", "serve")
+WITHOUT_TORCH += ("interop", "compose", "plotting", "serve")
 
 
 def package_of(path: str) -> str:
