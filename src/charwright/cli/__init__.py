@@ -27,6 +27,7 @@ COMMANDS = (
     "serve",
     "evaluate",
     "compare",
+    "explain",
     "inspect",
     "prepare",
     "cache",

@@ -45,7 +45,7 @@ def memory_chart(memory: Memory) -> str:
         share = math.log10(max(bits, SMALLEST) / SMALLEST) / decades
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * min(share, 1)
 
-    points = list(zip(memory.lags, memory.bits.tolist(), memory.errors.tolist(), strict=True))
+    points = list(smoothed(memory))
     upper = [f"{x(k):.1f},{y(bits + 2 * error):.1f}" for k, bits, error in points]
     lower = [f"{x(k):.1f},{y(bits - 2 * error):.1f}" for k, bits, error in reversed(points)]
     curve = " ".join(f"{x(k):.1f},{y(bits):.1f}" for k, bits, _ in points)
@@ -74,6 +74,21 @@ def memory_chart(memory: Memory) -> str:
         f'<text x="12" y="{(TOP + HEIGHT - BOTTOM) / 2}" text-anchor="middle" '
         f'transform="rotate(-90 12 {(TOP + HEIGHT - BOTTOM) / 2})">bits</text></svg>'
     )
+
+
+def smoothed(memory: Memory) -> Iterator[tuple[float, float, float]]:
+    """Lag, effect and error, averaged from k = 10 on over neighbouring lags that a logarithmic scale draws as one."""
+    begin = 0
+    while begin < len(memory.lags):
+        end = begin + max(1, memory.lags[begin] // 8)
+        part = slice(begin, end)
+        # The lags of one bin share their positions, so their errors are not independent.
+        yield (
+            float(np.mean(memory.lags[part])),
+            float(memory.bits[part].mean()),
+            float(memory.errors[part].mean()),
+        )
+        begin = end
 
 
 def shown_lags(memory: Memory) -> Iterator[int]:

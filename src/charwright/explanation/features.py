@@ -23,7 +23,18 @@ FEWEST_CHANGES = 10
 
 PAIRS = {"( )": ("(（", ")）"), "[ ]": ("[【〔", "]】〕"), "{ }": ("{", "}"), "< >": ("<《〈", ">》〉")}
 QUOTES = {"“": "”", "„": "“", "«": "»", "「": "」", "『": "』", "‹": "›"}
-SCRIPTS = ("LATIN", "GREEK", "CYRILLIC", "HEBREW", "ARABIC", "DEVANAGARI", "THAI", "CJK", "HIRAGANA", "KATAKANA")
+SCRIPTS: tuple[str, ...] = (
+    "LATIN",
+    "GREEK",
+    "CYRILLIC",
+    "HEBREW",
+    "ARABIC",
+    "DEVANAGARI",
+    "THAI",
+    "CJK",
+    "HIRAGANA",
+    "KATAKANA",
+)
 SCRIPTS += ("HANGUL",)
 
 

@@ -23,7 +23,7 @@ MOST_BYTES = 2_800_000
 """The size of a page up to which the activations of further neurons are added."""
 MOST_FOUND = 64
 """Neurons that mean something whose activations are on a page whatever its size."""
-COLOURS = ("#00224e", "#083370", "#35456c", "#4f576c", "#666970", "#7d7c78")
+COLOURS: tuple[str, ...] = ("#00224e", "#083370", "#35456c", "#4f576c", "#666970", "#7d7c78")
 COLOURS += ("#948e77", "#aea371", "#c8b866", "#e5cf52", "#fee838")
 """The colour map cividis (Nuñez, Anderton & Renslow, 2018) in 11 steps: its lightness rises all the way, also in grey
 and to colour-blind eyes."""
@@ -84,9 +84,7 @@ def _policy(style: str, script: str) -> str:
         digest = hashlib.sha256(f"\n{text}\n".encode()).digest()
         return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
 
-    return (
-        f"default-src 'none'; script-src {of(script)}; style-src {of(style)}; base-uri 'none'; form-action 'none'"
-    )
+    return f"default-src 'none'; script-src {of(script)}; style-src {of(style)}; base-uri 'none'; form-action 'none'"
 
 
 def _neuron_colours() -> str:
@@ -143,7 +141,7 @@ def _reading(findings: Findings) -> str:
     words = (
         f"It costs {findings.surprise.bits_per_char:.3f} bits per character: the less, the better it is predicted. "
         "Surprise is −log<sub>2</sub> of the probability that the model gave the character before it read it; a "
-        "neuron is coloured by its activation after the character, from −1 to +1."
+        "neuron is coloured by its activation after the character, from the least in the text to the largest."
     )
     if unknown:
         is_are = "is" if unknown == 1 else "are"
@@ -183,8 +181,9 @@ def _neurons(findings: Findings, grouped: dict[Row, list[Neuron]], order: Sequen
         f"{search.characters:,} characters of {html.escape(search.text)}. A neuron is listed if its correlation with a "
         "feature on the first half of that text is larger than chance explains (the text is shifted against itself, "
         "which keeps its own regularity, and the largest value of all neurons and features under each shift is the "
-        "measure), if the second half confirms it, and if no neuron of an untrained network of this shape reaches it. "
-        f"The probability of a single false discovery is below {search.level:g}."
+        "measure), if the second half confirms it, if no neuron of untrained networks of this shape comes close to "
+        "it, and if it is at least 0.2. The probability of a single false discovery is below "
+        f"{search.level:g}."
     )
     rows = []
     for row, neurons in grouped.items():
@@ -210,7 +209,14 @@ def _neurons(findings: Findings, grouped: dict[Row, list[Neuron]], order: Sequen
                 shown,
             )
         )
-    heads = ("Neuron", "Feature", "r, first half", "r, second half", "Untrained, at most", "Mean inside")
+    heads: tuple[str, ...] = (
+        "Neuron",
+        "Feature",
+        "r, first half",
+        "r, second half",
+        "Untrained, at most",
+        "Mean inside",
+    )
     heads += ("Mean outside", "Also (r)", "In the text")
     parts = [f"<p>{words}</p>"]
     parts.append(
@@ -251,12 +257,10 @@ def _memory(findings: Findings) -> str:
         f"At {memory.positions} places a {memory.unit} of the text was replaced by another one, and the network read "
         f"on. The curve shows how much its prediction k {memory.unit}s later differs from the one without the "
         "replacement: the Kullback-Leibler divergence in bits, with two standard errors. "
-        f"Half of the effect is gone after {memory.half} {memory.unit}{'s' if memory.half != 1 else ''}; it stays above "
-        f"0.01 bits up to {memory.reach}."
+        f"Half of the effect is gone after {memory.half} {memory.unit}{'s' if memory.half != 1 else ''}; it stays "
+        f"above 0.01 bits up to {memory.reach}."
     )
-    rows = [
-        (str(memory.lags[i]), f"{memory.bits[i]:.4f}", f"{memory.errors[i]:.4f}") for i in shown_lags(memory)
-    ]
+    rows = [(str(memory.lags[i]), f"{memory.bits[i]:.4f}", f"{memory.errors[i]:.4f}") for i in shown_lags(memory)]
     heads = (f"{memory.unit.capitalize()}s back", "Bits", "Standard error")
     return (
         f"<p>{words}</p>{memory_chart(memory)}<details><summary>The numbers</summary>"
@@ -278,9 +282,7 @@ def _temperatures(findings: Findings) -> str:
             *(f"{100 * share:.1f} % {bar(share, 40)}" for share in shares),
             f"{choices:.1f}",
         )
-        for temperature, shares, choices in zip(
-            shown.temperatures, shown.shares.tolist(), shown.choices, strict=True
-        )
+        for temperature, shares, choices in zip(shown.temperatures, shown.shares.tolist(), shown.choices, strict=True)
     ]
     caption = "The probability of the likeliest characters at each temperature"
     return f"<p>{words}</p>{table(caption, heads, rows, range(1, len(heads)))}"
@@ -311,8 +313,8 @@ def _embedding(findings: Findings) -> str:
     kind = "bytes" if findings.level == "byte" else "characters"
     words = (
         f"The embeddings of the {len(found.tokens):,} {kind} that are most frequent in the text, on their first two "
-        f"principal components, which hold {100 * found.explained[0]:.0f} % and {100 * found.explained[1]:.0f} % of the "
-        "variance. What is used alike lies close together; a dot is a character that another one would cover."
+        f"principal components, which hold {100 * found.explained[0]:.0f} % and {100 * found.explained[1]:.0f} % of "
+        "the variance. What is used alike lies close together; a dot is a character that another one would cover."
     )
     rows = [
         (html.escape(named(token)), html.escape("  ".join(named(other) for other in others)))

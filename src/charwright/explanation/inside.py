@@ -89,7 +89,7 @@ class Network:
 
     @torch.no_grad()
     def log_probabilities(self, hidden: Tensor) -> Tensor:
-        """ln p (N, V) of the next token, given outputs (N, H) of the last layer."""
+        """Ln p (N, V) of the next token, given outputs (N, H) of the last layer."""
         return torch.log_softmax(F.linear(hidden, self._head, self._weights["head.bias"]), dim=-1)
 
     def rows_at_once(self) -> int:

@@ -79,7 +79,9 @@ def gates_of(layers: list[Layer]) -> tuple[Gate, ...]:
     )
 
 
-def temperatures_of(network: Network, layers: list[Layer], vocabulary: Vocabulary, text: str, ids: Tensor) -> Temperatures:
+def temperatures_of(
+    network: Network, layers: list[Layer], vocabulary: Vocabulary, text: str, ids: Tensor
+) -> Temperatures:
     """What several temperatures do to one prediction: the one whose entropy is closest to 2 bits.
 
     [UNK] is left out, because it is never written. For a vocabulary of bytes, tokens are bytes.
@@ -98,7 +100,7 @@ def temperatures_of(network: Network, layers: list[Layer], vocabulary: Vocabular
 
 
 def _undecided(network: Network, layers: list[Layer]) -> int:
-    """The step after which the prediction's entropy is closest to 2 bits; the first steps are too close to the start."""
+    """The step whose prediction has the entropy closest to 2 bits; the first ones are too close to the beginning."""
     hidden = layers[-1].hidden[:, 0]
     first = min(50, len(hidden) // 2)
     closest, found = float("inf"), first

@@ -102,7 +102,9 @@ class Memory:
     @property
     def half(self) -> int:
         """The first lag at which the effect is at most half of the effect at lag 1."""
-        return next((k for k, bits in zip(self.lags, self.bits, strict=True) if bits <= self.bits[0] / 2), self.lags[-1])
+        return next(
+            (k for k, bits in zip(self.lags, self.bits, strict=True) if bits <= self.bits[0] / 2), self.lags[-1]
+        )
 
     @property
     def reach(self) -> int:

@@ -2,7 +2,7 @@
 "use strict";
 
 const BOUNDS = [1, 2, 4, 8]; // bits; a character's level is how many of these its surprise reaches
-const STEPS = 10; // of the colours of neurons, from -1 to 1
+const STEPS = 10; // of the colours of neurons, from the least activation in the text to the largest
 const SURPRISING = 8; // bits
 const RIGHT_TO_LEFT = /[\p{Script=Hebrew}\p{Script=Arabic}\p{Script=Syriac}\p{Script=Thaana}\p{Script=Nko}]/u;
 const NAMES = { "\n": "newline", " ": "space", "\t": "tab", "\u00a0": "no-break space", "\u3000": "ideographic space" };
@@ -45,19 +45,31 @@ function build() {
   page.text.replaceChildren(all);
 }
 
+/** The least and the largest activation of a neuron in the text. */
+function rangeOf(index) {
+  const track = activations.subarray(index * characters.length, (index + 1) * characters.length);
+  const low = track.reduce((a, b) => Math.min(a, b)) / 127, high = track.reduce((a, b) => Math.max(a, b)) / 127;
+  return [low, Math.max(high, low + 1 / 127)];
+}
+
 /** Colour the text by surprise, or by a neuron. */
 function paint() {
   page.text.classList.toggle("neuron", neuron >= 0);
+  const [low, high] = neuron >= 0 ? rangeOf(neuron) : [0, 1];
   for (let at = 0; at < spans.length; at++) {
     const colour =
       neuron >= 0
-        ? `n${Math.round(((activation(neuron, at) + 1) / 2) * STEPS)}`
+        ? `n${Math.round(((activation(neuron, at) - low) / (high - low)) * STEPS)}`
         : `s${BOUNDS.filter((bound) => data.bits[at] >= bound).length}`;
     spans[at].className = characters[at] === "\n" ? `${colour} newline` : colour;
   }
   spans[current].classList.add("here");
   page.surpriseLegend.hidden = neuron >= 0;
   page.neuronLegend.hidden = neuron < 0;
+  for (const swatch of page.neuronLegend.querySelectorAll(".swatch")) {
+    const step = Number(swatch.className.match(/n(\d+)/)[1]);
+    swatch.textContent = signed(low + ((high - low) * step) / STEPS);
+  }
   page.neuronMeaning.textContent = neuron >= 0 ? data.labels[neuron] : "";
   for (const button of document.querySelectorAll("button[data-neuron]")) {
     const shown = Number(button.dataset.neuron) === neuron;
@@ -93,16 +105,14 @@ function show(at) {
   const { what, cost } = sentences(at);
   page.what.textContent = what;
   page.cost.textContent = cost;
-  const rows = expected(at).map(([token, share]) => {
-    const row = document.createElement("tr"), cells = [document.createElement("td"), document.createElement("td")];
-    cells[0].textContent = token in NAMES ? NAMES[token] : `\u2068${token}\u2069`;
-    cells[1].textContent = percent(share);
-    if (token === characters[at]) cells[1].textContent += " ✓";
-    row.append(...cells);
-    return row;
+  const items = expected(at).map(([token, share]) => {
+    const item = document.createElement("li"), name = document.createElement("b");
+    name.textContent = token in NAMES ? NAMES[token] : `\u2068${token}\u2069`;
+    item.append(name, ` ${percent(share)}${token === characters[at] ? " ✓" : ""}`);
+    return item;
   });
-  page.expected.hidden = rows.length === 0;
-  page.expected.tBodies[0].replaceChildren(...rows);
+  page.expectedTitle.hidden = items.length === 0;
+  page.expected.replaceChildren(...items);
 }
 
 /** Make a character the current one, and announce it. */
@@ -226,7 +236,7 @@ page.surprising.addEventListener("click", () => {
 for (const button of document.querySelectorAll("button[data-neuron]")) {
   button.addEventListener("click", () => {
     choose(Number(button.dataset.neuron) === neuron ? -1 : Number(button.dataset.neuron));
-    page.reading.scrollIntoView({ block: "start" });
+    page.view.scrollIntoView({ block: "start" });
   });
 }
 document.documentElement.dataset.ready = "true";
