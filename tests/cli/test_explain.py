@@ -136,7 +136,7 @@ def test_every_network(charwright: Terminal, elsewhere: Path, model: ModelConfig
     (elsewhere / "text.txt").write_text("abé 中d\nABCDE. e!" * 20, encoding="utf-8")
     result = charwright("explain", "own", "text.txt", "--out", "page.html")
     assert result.code == 0
-    assert "has no record of its corpus" in result.err
+    assert "validation text of the run is not available" in result.err
     page = (elsewhere / "page.html").read_text(encoding="utf-8")
     assert ("has no gates" in page) == (model.cell == "rnn")
     assert ("Layer 2: forget" in page) == (model.layers == 2)

@@ -66,7 +66,7 @@ def explain(
             raise CorpusError(f"{complaint}; name a text to explain the run with")
         text, source = held_out, "the validation text of the run, which it was not trained on"
     elif complaint:
-        notes.append(f"{complaint[:1].upper()}{complaint[1:]}: neurons are searched on the text that is shown.")
+        notes.append("The validation text of the run is not available: neurons are searched on the text that is shown.")
     if len(text) < FEWEST:
         raise CorpusError(f"the text to explain has {len(text)} characters; at least {FEWEST} are needed")
     searched = (held_out, "the validation text of the run") if not complaint else (text, "the text that is shown")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
-import re
 import unicodedata
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +19,8 @@ BOUNDS = (1, 2, 4, 8)
 NEURONS = 2
 SURPRISE = ("#ffffff", "#fcefdc", "#f7d6ae", "#f0b37c", "#e78f52")
 FONTS = ["DejaVu Sans Mono", "Noto Sans Mono CJK TC", "Noto Sans CJK TC", "Noto Sans CJK JP", "WenQuanYi Zen Hei"]
-FONTS += ["PingFang TC", "Microsoft JhengHei", "Arial Unicode MS"]
+FONTS += ["PingFang TC", "Microsoft JhengHei", "Arial Unicode MS", "DejaVu Sans"]
+MIRRORED = str.maketrans("()[]{}<>«»", ")(][}{><»«")
 _RIGHT_TO_LEFT = {"R", "AL"}
 
 
@@ -67,7 +67,7 @@ def png_bytes(findings: Findings, *, dpi: int = 150) -> bytes:
         levels = [sum(bits >= bound for bound in BOUNDS) for bits in np.nan_to_num(findings.surprise.bits)]
         shades = [SURPRISE[level] for level in levels]
         title = f"Surprise (mean {mean:.2f} bits per character); darker is more"
-        _text(axes, findings.text, cells, shades, title)
+        _text(axes, cells, shades, title)
         colours = mpl.colormaps["cividis"]
         places = list(zip(findings.activations.layers, findings.activations.units, strict=True))
         for row, neuron in enumerate(neurons, 1):
@@ -78,7 +78,7 @@ def png_bytes(findings: Findings, *, dpi: int = 150) -> bytes:
                 f"from {low:+.2f}, dark blue, to {high:+.2f}, yellow"
             ).replace("-", "−")
             shades = [colours((value - low) / max(high - low, 1e-6)) for value in track.tolist()]
-            _text(figure.add_subplot(grid[row, :]), findings.text, cells, shades, title)
+            _text(figure.add_subplot(grid[row, :]), cells, shades, title)
         _memory(figure.add_subplot(grid[-1, 0]), findings)
         _embedding(figure.add_subplot(grid[-1, 1]), findings)
         figure.canvas.draw()
@@ -90,55 +90,63 @@ def png_bytes(findings: Findings, *, dpi: int = 150) -> bytes:
     return out.getvalue()
 
 
-def _cells(text: str) -> list[tuple[int, int, int, int]]:
-    """The index of each drawn character, its row and column, and how many columns it takes."""
-    lines, at = [], 0
-    for line in re.split("(?<=\n)", text):
-        lines.append(range(at, at + len(line)))
-        at += len(line)
-    cells, row = [], 0
-    for line in lines:
-        placed: list[tuple[int, int, int, int]] = []
+class _Cell(NamedTuple):
+    """A character of the text in the grid of the picture."""
+
+    index: int
+    row: int
+    column: int
+    width: int
+    sign: str
+
+
+def _cells(text: str) -> list[_Cell]:
+    """The characters of the first rows, each at its place."""
+    cells: list[_Cell] = []
+    index = row = 0
+    for line in text.splitlines(keepends=True):
+        placed: list[_Cell] = []
         column = 0
-        for index in line:
-            width = 4 if text[index] == "\t" else 2 if unicodedata.east_asian_width(text[index]) in "WF" else 1
+        for character in line:
+            width = 4 if character == "\t" else 2 if unicodedata.east_asian_width(character) in "WF" else 1
             if column + width > COLUMNS:
-                cells += _directed(text, placed)
+                cells += _directed(line, placed)
                 placed, column, row = [], 0, row + 1
-            placed.append((index, row, column, width))
-            column += width
-        cells += _directed(text, placed)
-        row += bool(placed)
+            placed.append(_Cell(index, row, column, width, visible(character) if character == "\n" else character))
+            index, column = index + 1, column + width
+        cells += _directed(line, placed)
+        row += 1
         if row >= ROWS:
             break
-    return [cell for cell in cells if cell[1] < ROWS]
+    return [cell for cell in cells if cell.row < ROWS]
 
 
-def _directed(text: str, placed: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
-    """A line from right to left if its first letter is written so."""
-    letters = [unicodedata.bidirectional(text[index]) for index, *_ in placed if text[index].isalpha()]
-    if not letters or letters[0] not in _RIGHT_TO_LEFT:
+def _directed(line: str, placed: list[_Cell]) -> list[_Cell]:
+    """The cells of a row, from right to left with mirrored brackets if the line's first letter is written so."""
+    direction = next((unicodedata.bidirectional(character) for character in line if character.isalpha()), "L")
+    if direction not in _RIGHT_TO_LEFT:
         return placed
-    return [(index, row, COLUMNS - column - width, width) for index, row, column, width in placed]
+    return [
+        cell._replace(column=COLUMNS - cell.column - cell.width, sign=cell.sign.translate(MIRRORED)) for cell in placed
+    ]
 
 
-def _text(axes: Any, text: str, cells: list[tuple[int, int, int, int]], colours: list[Any], title: str) -> None:
+def _text(axes: Any, cells: list[_Cell], colours: list[Any], title: str) -> None:
     from matplotlib import colors
     from matplotlib.patches import Rectangle
 
     axes.set(xlim=(0, COLUMNS), ylim=(ROWS, 0))
     axes.axis("off")
     axes.set_title(title, loc="left", fontsize=8.5, parse_math=False)
-    for index, row, column, width in cells:
-        colour = colors.to_rgb(colours[index])
-        axes.add_patch(Rectangle((column, row), width, 1, facecolor=colour, edgecolor="none"))
+    for cell in cells:
+        colour = colors.to_rgb(colours[cell.index])
+        axes.add_patch(Rectangle((cell.column, cell.row), cell.width, 1, facecolor=colour, edgecolor="none"))
         dark = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] < 0.5
-        shown = visible(text[index]) if text[index] == "\n" else text[index]
-        if not shown.isspace() and shown.isprintable():
+        if not cell.sign.isspace() and cell.sign.isprintable():
             axes.text(
-                column + width / 2,
-                row + 0.55,
-                shown,
+                cell.column + cell.width / 2,
+                cell.row + 0.55,
+                cell.sign,
                 ha="center",
                 va="center",
                 color="white" if dark else "black",

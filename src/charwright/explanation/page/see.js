@@ -26,8 +26,12 @@ function bytesOf(text) {
   return bytes;
 }
 
+/** The code point of a character that has no look, such as a control character. */
+const coded = (character) =>
+  /^\p{C}$/u.test(character) ? `U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}` : undefined;
+
 /** A character by name; the isolates keep one that is written from right to left from reordering the line. */
-const named = (character) => NAMES[character] ?? `“\u2068${character}\u2069”`;
+const named = (character) => NAMES[character] ?? coded(character) ?? `“\u2068${character}\u2069”`;
 const percent = (share) => (share < 0.0005 ? "under 0.1 %" : `${(100 * share).toFixed(1)} %`);
 const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`;
 const activation = (index, at) => activations[index * characters.length + at] / 127;
@@ -107,7 +111,7 @@ function show(at) {
   page.cost.textContent = cost;
   const items = expected(at).map(([token, share]) => {
     const item = document.createElement("li"), name = document.createElement("b");
-    name.textContent = token in NAMES ? NAMES[token] : `\u2068${token}\u2069`;
+    name.textContent = NAMES[token] ?? coded(token) ?? `\u2068${token}\u2069`;
     item.append(name, ` ${percent(share)}${token === characters[at] ? " ✓" : ""}`);
     return item;
   });
