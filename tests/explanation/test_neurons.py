@@ -40,7 +40,7 @@ def test_the_bracket_neuron_is_found(bracket_run: cw.Run, explained: cw.Explanat
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_an_untrained_network_has_none(cell: str, seed: int) -> None:
     """Its neurons do correlate with what was read last, strongly: they must not count."""
     vocabulary = cw.Vocabulary.from_text(HELD_OUT)

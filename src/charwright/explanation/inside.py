@@ -63,7 +63,7 @@ class Network:
     def read(self, ids: Tensor, states: list[State] | None = None, *, gates: bool = True) -> list[Layer]:
         """All layers while reading ids (T, B) int64, from a zero state or the given ones (S of (B, H) per layer).
 
-        Without `gates`, those of a GRU are not computed; an LSTM needs them for c.
+        Without `gates`, none are kept: they take several times the memory of the states.
         """
         x: LayerInput = Tokens(ids, self.embedding)
         layers = []
@@ -73,7 +73,8 @@ class Network:
             given = x.embedded() if isinstance(x, Tokens) else x
             before = torch.cat([state[0][None], hidden[:-1]])
             wanted = gates or self.config.cell == "lstm"
-            layers.append(self._inside(given, before, hidden, state, weights) if wanted else Layer(hidden))
+            layer = self._inside(given, before, hidden, state, weights) if wanted else Layer(hidden)
+            layers.append(layer if gates else Layer(hidden, layer.cell))
             x = hidden
         return layers
 
@@ -89,7 +90,7 @@ class Network:
 
     @torch.no_grad()
     def log_probabilities(self, hidden: Tensor) -> Tensor:
-        """Ln p (N, V) of the next token, given outputs (N, H) of the last layer."""
+        """The natural logarithm of p (N, V) of the next token, given outputs (N, H) of the last layer."""
         return torch.log_softmax(F.linear(hidden, self._head, self._weights["head.bias"]), dim=-1)
 
     def rows_at_once(self) -> int:

@@ -81,8 +81,9 @@ def png_bytes(findings: Findings, *, dpi: int = 150) -> bytes:
             _text(figure.add_subplot(grid[row, :]), cells, shades, title)
         _memory(figure.add_subplot(grid[-1, 0]), findings)
         _embedding(figure.add_subplot(grid[-1, 1]), findings)
-        figure.canvas.draw()
-        drawn = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+        canvas: Any = figure.canvas  # agg's, by `matplotlib`
+        canvas.draw()
+        drawn = np.asarray(canvas.buffer_rgba())[..., :3]
         plt.close(figure)
     # With 256 colours it takes a third of the space.
     out = io.BytesIO()
@@ -93,7 +94,7 @@ def png_bytes(findings: Findings, *, dpi: int = 150) -> bytes:
 class _Cell(NamedTuple):
     """A character of the text in the grid of the picture."""
 
-    index: int
+    at: int
     row: int
     column: int
     width: int
@@ -139,7 +140,7 @@ def _text(axes: Any, cells: list[_Cell], colours: list[Any], title: str) -> None
     axes.axis("off")
     axes.set_title(title, loc="left", fontsize=8.5, parse_math=False)
     for cell in cells:
-        colour = colors.to_rgb(colours[cell.index])
+        colour = colors.to_rgb(colours[cell.at])
         axes.add_patch(Rectangle((cell.column, cell.row), cell.width, 1, facecolor=colour, edgecolor="none"))
         dark = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] < 0.5
         if not cell.sign.isspace() and cell.sign.isprintable():
