@@ -20,7 +20,7 @@ def bracket_run(tmp_path_factory: pytest.TempPathFactory) -> cw.Run:
     run = cw.train(
         folder / "brackets.txt",
         out=folder / "run",
-        steps=200,
+        steps=400,
         units=16,
         embedding_size=8,
         batch=16,
