@@ -3,6 +3,7 @@
     python docs/generate.py                     write all generated pages
     python docs/generate.py --check             exit 1 if a page is out of date
     python docs/generate.py --sample RUN        also generate the READMEs' sample and figures from a trained run
+    python docs/generate.py --picture RUN       also write the READMEs' picture of what a trained run has learned
 
 `make docs` runs the first of these. docs/outputs.py checks the outputs that the other pages show.
 """
@@ -30,6 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "charwright"
 READMES = ("README.md", "README.zh-TW.md")
 ARCHITECTURE = "docs/explanation/architecture.md"
+PICTURE = "docs/images/explained.png"
+PICTURE_BYTES = 200_000
 SAMPLE_LENGTH = 400
 NOVELTY_LENGTH = 10_000
 RECIPES = "docs/explanation/recipes.md"
@@ -46,7 +49,7 @@ PACKAGES: tuple[str, ...] = (
     "workflow",
     "tuning",
 )
-PACKAGES += ("interop", "plotting", "compose", "serve", "cli")
+PACKAGES += ("explanation", "interop", "plotting", "compose", "serve", "cli")
 """The order of the packages in the tree."""
 LEARNERS_PATH: tuple[str, ...] = (
     "data/vocabulary.py",
@@ -66,6 +69,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is out of date")
     parser.add_argument("--sample", metavar="RUN", help="the run that generates the READMEs' sample")
+    parser.add_argument("--picture", metavar="RUN", help="the run that the READMEs' picture explains")
     parser.add_argument("--prompt", default="ROMEO:", help="prompt of the sample (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=7, help="seed of the sample (default: %(default)s)")
     parser.add_argument("--machine", default="", help="the machine that trained the run, in words, for the figures")
@@ -75,6 +79,8 @@ def main() -> int:
         for name in READMES:
             blocks = sample_blocks(Path(arguments.sample), arguments.prompt, arguments.seed, arguments.machine, name)
             pages[name] = with_blocks(pages[name], blocks)
+    if arguments.picture:
+        write_picture(Path(arguments.picture))
     stale = [name for name, text in pages.items() if read(name) != text]
     for name in stale:
         if arguments.check:
@@ -375,6 +381,18 @@ def _first_line(path: Path) -> str:
 
 
 # The READMEs' sample.
+
+
+def write_picture(folder: Path) -> None:
+    """What a run has learned, as `charwright explain RUN --png` draws it; the READMEs show it."""
+    import charwright
+
+    picture = charwright.explain(folder).picture(dpi=110)
+    if len(picture) > PICTURE_BYTES:
+        raise SystemExit(f"the picture has {len(picture):,} bytes, more than {PICTURE_BYTES:,}")
+    (ROOT / PICTURE).parent.mkdir(exist_ok=True)
+    (ROOT / PICTURE).write_bytes(picture)
+    print(f"wrote {PICTURE}", file=sys.stderr)
 
 
 def sample_blocks(folder: Path, prompt: str, seed: int, machine: str, readme: str) -> dict[str, str]:

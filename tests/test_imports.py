@@ -35,6 +35,7 @@ RANKS = {
     "planning": 4,
     "workflow": 5,
     "tuning": 6,
+    "explanation": 6,
     "interop": 6,
     "plotting": 6,
     "compose": 6,
@@ -61,7 +62,7 @@ FORBIDDEN = {("training", "run"), ("training", "run_config"), ("data", "kernels"
 
 MAY_OPEN = {f"data/{name}.py" for name in ("parts", "byte_streams", "named", "map_writer", "mapped_ids", "text_cache")}
 MAY_OPEN |= {"storage.py", "locks.py", "compose/text_file.py", "model/features.py"}
-MAY_OPEN |= {"serve/pages.py"}
+MAY_OPEN |= {"serve/pages.py", "explanation/html_page.py"}
 MAY_OPEN |= {f"interop/{name}.py" for name in ("keras_files", "tensorflow_import", "numpy_export", "html_export")}
 OPENS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "fdopen", "load_file", "save_file", "fromfile"}
 OPENS |= {"tofile", "memmap", "loadtxt", "savez", "mkstemp", "NamedTemporaryFile"}

@@ -117,6 +117,66 @@ def test_page_generates_the_text_of_the_command(opened: Any, tmp_path: Path, nam
     assert page.messages == []
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_seeing_the_surprise_changes_no_text(opened: Any, tmp_path: Path, name: str) -> None:
+    config, vocabulary = MODELS[name]
+    path, generator = page_of(tmp_path, config, vocabulary)
+    page = opened(path)
+    page.page.get_by_label("See its surprise").check()
+    [expected] = generator.generate("abc", length=600, temperature=0.8, seed=7, logprobs=True)
+    assert page.generate("abc", length=600) == "abc" + expected.continuation
+    assert page.messages == []
+    bits = page.page.evaluate("""() => {
+        const model = readModel(JSON.parse(document.getElementById("model").textContent),
+                                fromBase64(document.getElementById("weights").textContent));
+        const writer = new Writer(model, "abc", 0.8, 7, true), found = [];
+        while (writer.read());
+        while (found.length < 100) Array.from(writer.next()).forEach((_, at) => found.push(at ? 0 : writer.bits));
+        return found.slice(0, 100);
+    }""")
+    assert expected.logprobs is not None
+    assert bits == pytest.approx([-value / np.log(2) for value in expected.logprobs[:100]], abs=1e-6)
+    page.wait_for("bits per character")
+    # Every character is in an element of its level.
+    runs = page.page.locator("#generated span").evaluate_all("runs => runs.map(r => [r.className, r.textContent])")
+    assert "".join(text for _, text in runs) == expected.continuation
+    if name != "bytes":  # Random bytes make marks, which share the element of the character that they belong to.
+        levels = [f"level{sum(b >= bound for bound in (1, 2, 4, 8))}" for b in bits]
+        assert [level for level, text in runs for _ in text][:100] == levels
+
+
+def test_surprise_is_read_by_pointer_and_by_keyboard(opened: Any, tmp_path: Path) -> None:
+    page = opened(page_of(tmp_path, *MODELS["gru"])[0])
+    assert not page.page.locator("#surprise").is_visible()
+    page.generate("ab", length=300)
+    page.page.get_by_label("See its surprise").check()
+    page.wait_for("The next text is coloured")
+    page.generate("ab", length=300)
+    page.page.locator("#text").focus()
+    page.page.keyboard.press("ArrowRight")
+    first = str(page.page.locator("#readout").text_content())
+    assert re.search(r"\d\.\d\d bits, probability", first)
+    page.page.keyboard.press("ArrowRight")
+    page.page.locator("#generated span").first.hover(position={"x": 2, "y": 5})
+    assert page.page.locator("#readout").text_content() == first
+    colour = "getComputedStyle(document.querySelector('#generated .level2')).backgroundColor"
+    coloured = page.page.evaluate(colour)
+    page.page.get_by_label("See its surprise").uncheck()
+    assert page.page.evaluate(colour) != coloured
+    assert not page.page.locator("#surprise").is_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_is_accessible(opened: Any, tmp_path: Path, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    page = opened(page_of(tmp_path, *MODELS["gru"])[0], viewport={"width": 320, "height": 640}, color_scheme=scheme)
+    page.page.get_by_label("See its surprise").check()
+    page.generate("ab", length=500)
+    found = axe.Axe().run(page.page)
+    assert found.violations_count == 0, found.generate_report()
+    assert page.page.evaluate("document.documentElement.scrollWidth") <= 320
+
+
 @pytest.mark.parametrize(
     ("prompt", "temperature", "seed"), [("", 0.8, 7), ("ab", 0.0, 7), ("ab", 2.0, 0), ("ab", 0.05, 2**53 - 1)]
 )

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from charwright.data.vocabulary import Vocabulary
     from charwright.errors import CharwrightError
     from charwright.evaluation.evaluate import Evaluation, evaluate
+    from charwright.explanation.explain import explain
+    from charwright.explanation.explanation import Explanation
     from charwright.generation.draft import Draft, Fragment
     from charwright.generation.engine import Engine
     from charwright.generation.generator import Completion, Generator
@@ -66,6 +68,8 @@ _HOMES = {
     "CharwrightError": "errors",
     "Evaluation": "evaluation.evaluate",
     "evaluate": "evaluation.evaluate",
+    "explain": "explanation.explain",
+    "Explanation": "explanation.explanation",
     "Engine": "generation.engine",
     "Generator": "generation.generator",
     "Completion": "generation.generator",
@@ -102,6 +106,7 @@ __all__ = [
     "Draft",
     "Engine",
     "Evaluation",
+    "Explanation",
     "Fragment",
     "GenerationConfig",
     "Generator",
@@ -122,6 +127,7 @@ __all__ = [
     "Windows",
     "__version__",
     "evaluate",
+    "explain",
     "fit",
     "load",
     "make_optimizer",

@@ -29,6 +29,7 @@ COMMANDS = (
     "score",
     "compare",
     "plot",
+    "explain",
     "inspect",
     "prepare",
     "cache",

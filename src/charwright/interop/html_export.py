@@ -50,6 +50,7 @@ def page_bytes(run: Run, card: Mapping[str, Any]) -> bytes:
         "about": _about(card),
         "style": _source("page.css"),
         "writer": _source("writer.js"),
+        "see": _source("see.js"),
         "screen": _source("screen.js"),
         # An HTML parser ends a script at the first </script>, so the JSON must contain no <.
         "model": json.dumps(description, ensure_ascii=True).replace("<", "\\u003c"),

@@ -11,6 +11,7 @@ function elements() {
 /** Connect the page to a model. */
 function start(model) {
   const page = elements();
+  const colours = new Colours(page);
   let running = null; // the request being generated
 
   const say = (line) => (page.status.textContent = line);
@@ -37,12 +38,13 @@ function start(model) {
     const request = { stopped: false };
     running = request;
     busy(true);
-    page.generated.textContent = "";
+    const seen = page.see.checked;
+    colours.clear();
     page.promptText.textContent = prompt;
     say("Reading the prompt …");
     await pause();
     const started = performance.now();
-    const writer = new Writer(model, prompt, temperature, seed);
+    const writer = new Writer(model, prompt, temperature, seed, seen);
     while (!request.stopped && inSlice(() => writer.read())) await pause();
     say("Generating …");
     let count = 0;
@@ -51,18 +53,20 @@ function start(model) {
       inSlice(() => {
         const more = Array.from(writer.next()).slice(0, length - count);
         count += more.length;
-        piece += more.join("");
+        if (seen) more.forEach((character, at) => colours.append(character, at ? 0 : writer.bits));
+        else piece += more.join("");
         return count < length;
       });
       const below = page.text.scrollHeight - page.text.scrollTop - page.text.clientHeight;
-      page.generated.append(piece);
+      if (piece) page.generated.append(piece);
       if (below < 40) page.text.scrollTop = page.text.scrollHeight;
       await pause();
     }
     const speed = Math.round((count / Math.max(performance.now() - started, 1)) * 1000).toLocaleString("en");
+    const cost = seen && count ? `, ${(colours.total / count).toFixed(2)} bits per character` : "";
     const unknown = unknownIn(model, prompt);
     const note = unknown ? ` Unknown prompt characters: ${unknown}.` : "";
-    const result = `${count.toLocaleString("en")} characters, ${speed} characters/s`;
+    const result = `${count.toLocaleString("en")} characters, ${speed} characters/s${cost}`;
     ended((request.stopped ? `Stopped after ${result}.` : `Done: ${result}.`) + note);
   }
 
@@ -88,6 +92,12 @@ function start(model) {
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape" && running) running.stopped = true;
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) page.form.requestSubmit();
+  });
+  page.see.addEventListener("change", () => {
+    colours.show(page.see.checked);
+    if (page.see.checked && !running && page.generated.textContent && !colours.bits.length) {
+      say("The next text is coloured as it is generated.");
+    }
   });
   busy(false);
   say("Ready.");

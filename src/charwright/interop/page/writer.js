@@ -227,10 +227,24 @@ function draw(logits, temperature, uniform, weights) {
   return last;
 }
 
-/** The generation of one text: call `read` until the prompt is consumed, then `next` for each piece of text. */
+/** The surprise in bits of an id, -log2 of its probability at temperature 1: for the reader, it decides nothing. */
+function surpriseOf(logits, id) {
+  let highest = logits[0];
+  for (let other = 1; other < logits.length; other++) if (logits[other] > highest) highest = logits[other];
+  let total = 0;
+  for (let other = 0; other < logits.length; other++) total += Math.exp((logits[other] - highest) / 65536);
+  return (Math.log(total) - (logits[id] - highest) / 65536) / Math.LN2;
+}
+
+/** The generation of one text: call `read` until the prompt is consumed, then `next` for each piece of text.
+
+    With `measured`, `bits` is the surprise of what the last call of `next` has completed. */
 class Writer {
-  constructor(model, prompt, temperature, seed) {
+  constructor(model, prompt, temperature, seed, measured = false) {
     this.model = model;
+    this.measured = measured;
+    this.bits = 0;
+    this.pending = 0; // bits of the bytes of a character that is not complete
     this.network = new Network(model);
     this.temperature = temperature;
     this.uniform = new Uniform(seed);
@@ -249,9 +263,12 @@ class Writer {
   /** Sample an id and feed it to the network; return the text it completes, "" inside a multi-byte character. */
   next() {
     const id = draw(this.network.logits, this.temperature, this.uniform, this.weights);
+    if (this.measured) this.pending += surpriseOf(this.network.logits, id);
     this.network.step(id, true);
-    if (this.model.unit === "character") return this.model.characters[id - 1];
-    return this.decoder.decode(Uint8Array.of(id - 1), { stream: true });
+    const byte = this.model.unit !== "character";
+    const text = byte ? this.decoder.decode(Uint8Array.of(id - 1), { stream: true }) : this.model.characters[id - 1];
+    if (text) [this.bits, this.pending] = [this.pending, 0];
+    return text;
   }
 }
 

@@ -1,0 +1,147 @@
+"""Explain a run: let its network read a text, and look inside."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from charwright.data.parts import Places
+from charwright.errors import CorpusError, RunError, UsageError
+from charwright.explanation.explanation import Explanation
+from charwright.explanation.inside import Layer, Network
+from charwright.explanation.memory import memory_of
+from charwright.explanation.neurons import search_neurons
+from charwright.explanation.overview import embedding_map, gates_of, temperatures_of
+from charwright.explanation.results import Activations, NeuronSearch
+from charwright.explanation.surprise import last_steps, surprise_of
+from charwright.run import Run
+from charwright.workflow.texts import texts_of_run
+
+LENGTH = 5000
+MOST_LENGTH = 50_000
+FEWEST = 20
+
+
+def explain(
+    run: Run | str | os.PathLike[str],
+    text: str | None = None,
+    *,
+    source: str = "the given text",
+    length: int = LENGTH,
+    moved: Sequence[str] = (),
+    seed: int = 0,
+    places: Places | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Explanation:
+    """What the network of a run does with a text: `explain("runs/novel")` shows itself in a notebook.
+
+    Neurons are searched on the run's validation text, which it was not trained on; without one, on the given text.
+
+    Args:
+        run: the run, or its folder.
+        text: the text to show; by default the run's validation text.
+        source: what the given text is, for the reader.
+        length: how many characters of the text to show, from its beginning: 20 to 50,000.
+        moved: where the run's corpus is now, if it has moved.
+        seed: of everything that is drawn.
+        places: where corpora are read from; by default the user's folders.
+        progress: called with a line before each long part.
+
+    Raises:
+        RunError: when there is no run, or it has no intact weights.
+        CorpusError: when the text is too short, or none is given and the run's own cannot be found.
+        UsageError: when `length` is out of bounds.
+    """
+    if not FEWEST <= length <= MOST_LENGTH:
+        raise UsageError(f"an explanation shows {FEWEST} to {MOST_LENGTH:,} characters, not {length:,}")
+    opened = run if isinstance(run, Run) else Run.open(run)
+    weights = opened.weights()
+    held_out, complaint = _held_out(opened, moved, places)
+    notes = []
+    if text is None:
+        if complaint:
+            raise CorpusError(f"{complaint}; name a text to explain the run with")
+        text, source = held_out, "the validation text of the run, which it was not trained on"
+    elif complaint:
+        notes.append("The validation text of the run is not available: neurons are searched on the text that is shown.")
+    if len(text) < FEWEST:
+        raise CorpusError(f"the text to explain has {len(text)} characters; at least {FEWEST} are needed")
+    searched = (held_out, "the validation text of the run") if not complaint else (text, "the text that is shown")
+
+    shown, vocabulary = text[:length], opened.vocabulary
+    network = Network(opened.model, weights)
+    ids = torch.from_numpy(vocabulary.encode(shown).astype(np.int64))
+    progress("reading the text")
+    layers = network.read(ids[:, None])
+    surprise = surprise_of(shown, vocabulary, network, layers, ids)
+    progress("measuring how far back it remembers")
+    unit = "byte" if vocabulary.level == "byte" else "character"
+    memory = memory_of(network, layers, ids, unit=unit, seed=seed)
+    neurons = search_neurons(
+        opened.model,
+        network,
+        vocabulary,
+        *searched,
+        embedding_range=opened.config.recipe.training.embedding_range,
+        seed=seed,
+        progress=progress,
+    )
+    known = set(vocabulary.tokens)
+    return Explanation(
+        name=opened.folder.resolve().name,
+        network=_network_line(opened),
+        text=shown,
+        source=_source(shown, text, source),
+        unknown=() if unit == "byte" else tuple(i for i, character in enumerate(shown) if character not in known),
+        level=unit,
+        surprise=surprise,
+        neurons=neurons,
+        activations=_activations(layers, last_steps(shown, vocabulary), neurons),
+        memory=memory,
+        embedding=embedding_map(network, vocabulary, ids),
+        gates=gates_of(layers),
+        temperatures=temperatures_of(network, layers, vocabulary, shown, ids),
+        notes=tuple(notes),
+    )
+
+
+def _held_out(run: Run, moved: Sequence[str], places: Places | None) -> tuple[str, str]:
+    """The validation text of a run, or why there is none."""
+    if not run.config.sources:
+        return "", f"{run.folder} has no record of its corpus"
+    try:
+        _, held_out = texts_of_run(run, moved, places or Places.of_this_user())
+    except (CorpusError, RunError) as error:
+        if moved:
+            raise
+        return "", f"the validation text of {run.folder} is not available ({str(error).partition(';')[0]})"
+    return held_out, "" if held_out else f"{run.folder} has no validation text"
+
+
+def _network_line(run: Run) -> str:
+    model = run.model
+    layers = "1 layer" if model.layers == 1 else f"{model.layers} layers"
+    tied = ", tied embedding" if model.tied else ""
+    return f"{model.cell.upper()}, {layers} of {model.units:,} units{tied}, {len(run.vocabulary):,} tokens"
+
+
+def _source(shown: str, text: str, source: str) -> str:
+    if len(shown) == len(text):
+        return f"all {len(text):,} characters of {source}"
+    return f"the first {len(shown):,} of the {len(text):,} characters of {source}"
+
+
+def _activations(layers: list[Layer], last: np.ndarray, neurons: NeuronSearch) -> Activations:
+    """The activations of all neurons: those found first, then the others, those that vary most first."""
+    steps = torch.from_numpy(last)
+    values = torch.cat([layer.activations[steps, 0].T for layer in layers]).numpy()
+    units = layers[0].hidden.shape[2]
+    first = dict.fromkeys((neuron.layer - 1) * units + neuron.unit - 1 for neuron in neurons.found)
+    others = np.argsort(-values.std(axis=1), kind="stable").tolist()
+    order = [*first, *(row for row in others if row not in first)]
+    return Activations(
+        tuple(row // units + 1 for row in order), tuple(row % units + 1 for row in order), values[order], len(order)
+    )

@@ -1,0 +1,46 @@
+"""An explanation: what was found, and the forms in which it is shown."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from charwright.explanation.html_page import page_bytes
+from charwright.explanation.results import Findings
+from charwright.explanation.summary import summary_html, summary_text
+from charwright.storage import write_file
+
+
+class Explanation(Findings):
+    """What was found about a network by letting it read a text; a notebook shows a summary of it."""
+
+    def page(self) -> bytes:
+        """The whole page as UTF-8 HTML, below 3 MB for 5,000 characters, which needs no network access."""
+        return page_bytes(self)
+
+    def picture(self, *, dpi: int = 150) -> bytes:
+        """The main findings as a PNG.
+
+        Raises:
+            MissingExtraError: when matplotlib is not installed.
+        """
+        from charwright.explanation.picture import png_bytes
+
+        return png_bytes(self, dpi=dpi)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the page to a file, or the picture if its name ends with .png.
+
+        Raises:
+            RunError: when the system refuses.
+            MissingExtraError: when matplotlib is needed and not installed.
+        """
+        place = Path(path)
+        write_file(place, self.picture() if place.suffix.lower() == ".png" else self.page())
+
+    def __str__(self) -> str:
+        """The main findings in a few lines."""
+        return summary_text(self)
+
+    def _repr_html_(self) -> str:
+        return summary_html(self)

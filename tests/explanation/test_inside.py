@@ -1,0 +1,199 @@
+"""What is read out of a network: states and gates against the cells, surprise against the evaluation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import charwright as cw
+from charwright.config import ModelConfig
+from charwright.data.byte_vocabulary import ByteVocabulary
+from charwright.explanation.inside import Network
+from charwright.explanation.memory import memory_of
+from charwright.explanation.overview import embedding_map, gates_of, temperatures_of
+from charwright.explanation.surprise import last_steps, surprise_of
+from charwright.model.cells import CELL_FUNCTIONS, Weights
+from ramps import ramp_arrays, some_ids
+from writers import LETTERS, weights_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CONFIGS = {
+    "gru": ModelConfig(units=12, embedding_size=8),
+    "gru 2 tied": ModelConfig(layers=2, units=12, embedding_size=12, tied=True),
+    "lstm 2": ModelConfig(cell="lstm", layers=2, units=10, embedding_size=8),
+    "rnn 2": ModelConfig(cell="rnn", layers=2, units=12, embedding_size=8),
+}
+TEXT = "abc dE!\n中é:aB\nabcdeABCDE ..." * 9
+
+
+def gates_by_hand(cell: str, x: torch.Tensor, h: torch.Tensor, w: Weights) -> dict[str, torch.Tensor]:
+    bias = w.bias_hh if w.bias_hh is not None else 0
+    pre = x @ w.weight_ih.T + w.bias_ih + h @ w.weight_hh.T + bias
+    parts = torch.sigmoid(pre).chunk({"gru": 3, "lstm": 4, "rnn": 1}[cell], dim=1)
+    names = {"gru": {"reset": 0, "update": 1}, "lstm": {"input": 0, "forget": 1, "output": 3}, "rnn": {}}[cell]
+    return {name: parts[at] for name, at in names.items()}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_states_and_gates_are_those_of_the_cells(name: str) -> None:
+    config = CONFIGS[name]
+    arrays = ramp_arrays(config, 20)
+    network = Network(config, arrays)
+    ids = some_ids(15, 3, 20)
+    layers = network.read(ids)
+    weights = {key: torch.from_numpy(array) for key, array in arrays.items()}
+    x = weights["embedding.weight"][ids]
+    for index, layer in enumerate(layers):
+        names = ("weight_ih", "weight_hh", "bias_ih", *(("bias_hh",) if config.cell == "gru" else ()))
+        w = Weights(*(weights[f"recurrent.{index}.{part}"] for part in names))
+        state = tuple(torch.zeros(3, config.units) for _ in range(2 if config.cell == "lstm" else 1))
+        outputs = []
+        for step in range(15):
+            for gate, expected in gates_by_hand(config.cell, x[step], state[0], w).items():
+                assert torch.allclose(layer.gates[gate][step], expected, atol=1e-5)
+            state = CELL_FUNCTIONS[config.cell](x[step], state, w)
+            assert torch.allclose(layer.hidden[step], state[0], atol=1e-5)
+            if config.cell == "lstm":
+                assert layer.cell is not None
+                assert torch.allclose(layer.cell[step], state[1], atol=1e-5)
+                assert torch.allclose(layer.activations[step], torch.tanh(state[1]), atol=1e-5)
+            outputs.append(state[0])
+        x = torch.stack(outputs)
+    assert set(layers[0].gates) == {"gru": {"reset", "update"}, "lstm": {"input", "forget", "output"}}.get(
+        config.cell, set()
+    )
+    # In pieces, with the state carried.
+    states = [
+        tuple(part[-1] for part in (layer.hidden, layer.cell) if part is not None) for layer in network.read(ids[:9])
+    ]
+    for whole, rest in zip(layers, network.read(ids[9:], states), strict=True):
+        assert torch.allclose(whole.hidden[9:], rest.hidden, atol=1e-5)
+
+
+def surprise(config: ModelConfig, vocabulary: cw.Vocabulary, text: str) -> tuple[cw.Explanation, Network]:
+    weights = weights_of(config, len(vocabulary))
+    network = Network(config, weights)
+    ids = torch.from_numpy(vocabulary.encode(text).astype(np.int64))
+    return surprise_of(text, vocabulary, network, network.read(ids[:, None]), ids), network
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_surprise_is_what_evaluation_measures(name: str) -> None:
+    text = TEXT + "x🙂y"  # outside the vocabulary
+    found, _ = surprise(CONFIGS[name], LETTERS, text)
+    model = cw.LanguageModel.from_arrays(CONFIGS[name], weights_of(CONFIGS[name], len(LETTERS)))
+    expected = cw.evaluate(model, LETTERS, text)
+    assert math.isnan(found.bits[0])
+    assert found.bits_per_char == pytest.approx(expected.bits_per_char, abs=1e-5)
+    assert len(found.bits) == len(found.choices) == len(text)
+    assert found.choices[0] == ()
+    for at, choices in enumerate(found.choices[1:], 1):
+        assert len(choices) == 5
+        shares = [share for _, share in choices]
+        assert shares == sorted(shares, reverse=True)
+        for token, share in choices:
+            assert token in LETTERS.characters
+            if token == text[at]:
+                assert -math.log2(share) == pytest.approx(found.bits[at], abs=1e-4)
+
+
+def test_surprise_of_bytes_is_by_character() -> None:
+    vocabulary, config = ByteVocabulary(), CONFIGS["gru"]
+    text = "aé中🙂\nb" * 20
+    found, network = surprise(config, vocabulary, text)
+    model = cw.LanguageModel.from_arrays(config, weights_of(config, 257))
+    assert len(found.bits) == len(text)
+    assert last_steps(text, vocabulary)[:6].tolist() == [0, 2, 5, 9, 10, 11]
+    assert found.bits_per_char == pytest.approx(cw.evaluate(model, vocabulary, text).bits_per_char, abs=1e-5)
+    for at in (1, 17, 50):
+        choices = found.choices[at]
+        assert 0 < len(choices) <= 5
+        assert all(len(token) == 1 for token, _ in choices)
+        for token, share in choices:
+            ids = torch.from_numpy(vocabulary.encode(text[:at] + token).astype(np.int64))
+            read = len(vocabulary.encode(text[:at]))
+            steps = network.log_probabilities(network.read(ids[:, None])[-1].hidden[:, 0])
+            nats = sum(float(steps[step - 1, ids[step]]) for step in range(read, len(ids)))
+            assert share == pytest.approx(math.exp(nats), rel=1e-3)
+
+
+def test_memory_is_the_effect_of_another_character() -> None:
+    config = CONFIGS["lstm 2"]
+    network = Network(config, weights_of(config, len(LETTERS)))
+    ids = torch.from_numpy(LETTERS.encode(TEXT).astype(np.int64))
+    layers = network.read(ids[:, None])
+    found = memory_of(network, layers, ids, unit="character")
+    assert found.lags == tuple(range(1, len(ids) // 4 + 1))
+    places = np.unique(np.linspace(1, len(ids) - len(found.lags), 256).round().astype(int))
+    assert found.positions == len(places)
+    from charwright.explanation.memory import _others
+
+    usual = network.log_probabilities(layers[-1].hidden[:, 0])
+    others = _others(ids, torch.from_numpy(places), 0)
+    assert bool((others != ids[torch.from_numpy(places)]).all())
+    sums = np.zeros(5)
+    for place, other in zip(places.tolist(), others.tolist(), strict=True):
+        changed = ids.clone()
+        changed[place] = other
+        after = network.log_probabilities(network.read(changed[:, None])[-1].hidden[:, 0])
+        divergence = (usual.exp() * (usual - after)).sum(dim=1) / math.log(2)
+        sums += divergence[place : place + 5].numpy()
+    assert found.bits[:5] == pytest.approx(sums / len(places), rel=1e-3, abs=1e-6)
+
+
+def test_a_network_without_recurrence_remembers_one_character() -> None:
+    config = ModelConfig(cell="rnn", units=12, embedding_size=8)
+    weights = weights_of(config, len(LETTERS))
+    weights["recurrent.0.weight_hh"][:] = 0
+    network = Network(config, weights)
+    ids = torch.from_numpy(LETTERS.encode(TEXT).astype(np.int64))
+    found = memory_of(network, network.read(ids[:, None]), ids, unit="character")
+    assert found.bits[0] > 0.1
+    assert found.bits[1:].max() < 1e-5
+    assert (found.half, found.reach) == (2, 1)
+
+
+def test_embedding_map_is_the_projection_with_the_most_variance() -> None:
+    config = CONFIGS["gru"]
+    network = Network(config, weights_of(config, len(LETTERS)))
+    ids = torch.from_numpy(LETTERS.encode(TEXT + "🙂").astype(np.int64))
+    found = embedding_map(network, LETTERS, ids)
+    assert sorted(found.tokens) == sorted(set(TEXT))
+    rows = network.embedding[[LETTERS.characters.index(token) + 1 for token in found.tokens]].double().numpy()
+    covariance = np.cov(rows.T)
+    values = np.linalg.eigvalsh(covariance)[::-1]
+    assert found.explained == pytest.approx(tuple(values[:2] / values.sum()))
+    assert np.cov(found.points.T) == pytest.approx(np.diag(values[:2]), abs=1e-9)
+    assert (found.points.max(axis=0) >= -found.points.min(axis=0)).all()
+    cosines = (rows @ rows[0]) / np.linalg.norm(rows, axis=1) / np.linalg.norm(rows[0])
+    assert found.neighbours[0][0] == found.tokens[int(np.argsort(-cosines)[1])]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_gates_and_temperatures(name: str) -> None:
+    config = CONFIGS[name]
+    network = Network(config, weights_of(config, len(LETTERS)))
+    ids = torch.from_numpy(LETTERS.encode(TEXT).astype(np.int64))
+    layers = network.read(ids[:, None])
+    gates = gates_of(layers)
+    assert [(gate.layer, gate.name) for gate in gates] == {
+        "gru": [(1, "reset"), (1, "update")],
+        "gru 2 tied": [(1, "reset"), (1, "update"), (2, "reset"), (2, "update")],
+        "lstm 2": [(layer, gate) for layer in (1, 2) for gate in ("input", "forget", "output")],
+        "rnn 2": [],
+    }[name]
+    for gate in gates:
+        assert 0 < gate.mean < 1
+        assert 0 <= gate.closed + gate.open <= 1
+    found = temperatures_of(network, layers, LETTERS, TEXT, ids)
+    assert found.before == TEXT[: found.position][-60:]
+    assert found.shares.sum(axis=1) == pytest.approx(1)
+    logits = network.log_probabilities(layers[-1].hidden[found.position - 1])[0, 1:].double()
+    for temperature, row in zip(found.temperatures, found.shares, strict=True):
+        expected = torch.softmax(logits / temperature, dim=0)
+        assert row[0] == pytest.approx(float(expected.max()))
+    assert list(found.choices) == sorted(found.choices)
+    assert found.shares[0, 0] > found.shares[-1, 0]
