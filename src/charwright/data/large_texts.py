@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -141,18 +142,30 @@ def identity_of(parts: Sequence[Part]) -> str:
     return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
 
 
+FLUSHED_BYTES = 64 << 20
+"""What is written between two flushes: the disk works from the beginning on, not only at the end."""
+
+PIECES_AHEAD = 4
+"""Pieces that wait for each thread."""
+
+
 class _Preparation:
-    """Reads parts into a folder: one thread reads and decodes, one hashes and counts, this one numbers characters."""
+    """Reads parts into a folder: one thread reads and decodes, one hashes and counts, this one numbers characters.
+
+    A fourth waits for the disk.
+    """
 
     def __init__(self, folder: Path, parts: Sequence[Part], progress: Any, piece_bytes: int) -> None:
         self._folder, self._parts, self._progress, self._piece_bytes = folder, parts, progress, piece_bytes
         self._read = self._shown = 0
         self._whole = hashlib.sha256()
-        self._hashing: Future[None] | None = None
-        self._unended = False
+        self._summing: deque[Future[None]] = deque()
+        self._flushing: Future[None] | None = None
+        self._unended, self._unflushed = False, 0
         with writing(folder):
             self._writer = MapWriter(folder / IDS)
-        self._threads = ThreadPoolExecutor(1, "charwright-sha256")
+        self._sums = ThreadPoolExecutor(1, "charwright-sha256")
+        self._disk = ThreadPoolExecutor(1, "charwright-disk")
 
     def __enter__(self) -> _Preparation:
         if self._progress is not None:
@@ -161,7 +174,8 @@ class _Preparation:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._threads.shutdown()
+        self._sums.shutdown()
+        self._disk.shutdown()
         self._writer.close()
         if self._progress is not None:
             self._progress.close()
@@ -183,7 +197,8 @@ class _Preparation:
                 raise CorpusError(f"{part.where} changed while it was read; try again")
         notes = tally.notes()
         with writing(self._folder):
-            self._writer.flush()
+            self._start_flush()
+            self._wait_for_disk()
         return Manifest(
             sha256=self._whole.hexdigest(),
             characters=self._writer.length,
@@ -198,7 +213,7 @@ class _Preparation:
         own, begin = hashlib.sha256(), None
         hashes = (own, self._whole) if len(self._parts) > 1 else (self._whole,)
         pieces = self._pieces(part)
-        for piece in prefetch(pieces) if part.text_bytes >= self._piece_bytes else pieces:
+        for piece in prefetch(pieces, PIECES_AHEAD) if part.text_bytes >= self._piece_bytes else pieces:
             if begin is None:
                 if self._unended:
                     self._append(Piece(b"\n"), (self._whole,))
@@ -206,16 +221,21 @@ class _Preparation:
             self._append(piece, hashes)
             self._unended = not piece.utf8.endswith(b"\n")
             self._show()
-        self._wait()
+        while self._summing:
+            self._summing.popleft().result()
         characters = 0 if begin is None else self._writer.length - begin
         return Source(part.kind, part.location, hashes[0].hexdigest(), characters)
 
     def _append(self, piece: Piece, hashes: Sequence[Any]) -> None:
         ids = self._writer.ids(piece.characters)
-        self._wait()
-        self._hashing = self._threads.submit(self._summarize, hashes, piece.utf8, ids)
+        if len(self._summing) == PIECES_AHEAD:
+            self._summing.popleft().result()
+        self._summing.append(self._sums.submit(self._summarize, hashes, piece.utf8, ids))
         with writing(self._folder):
             self._writer.write(ids)
+            self._unflushed += ids.nbytes
+            if self._unflushed >= FLUSHED_BYTES and (self._flushing is None or self._flushing.done()):
+                self._start_flush()
 
     def _summarize(self, hashes: Sequence[Any], utf8: bytes, ids: npt.NDArray[Any]) -> None:
         """Hash and count a piece."""
@@ -223,9 +243,14 @@ class _Preparation:
             one.update(utf8)
         self._writer.count(ids)
 
-    def _wait(self) -> None:
-        if self._hashing is not None:
-            self._hashing.result()
+    def _start_flush(self) -> None:
+        """Have what is written so far brought to the disk; errors of the flush before are raised."""
+        self._wait_for_disk()
+        self._flushing, self._unflushed = self._disk.submit(self._writer.flusher()), 0
+
+    def _wait_for_disk(self) -> None:
+        if self._flushing is not None:
+            self._flushing.result()
 
     def _pieces(self, part: Part) -> Iterator[Piece]:
         try:
