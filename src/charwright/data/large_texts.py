@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy.typing as npt
 
 from charwright.config import CorpusConfig
+from charwright.data.byte_streams import READ_BYTES
 from charwright.data.corpus import (
     Corpus,
     Source,
@@ -31,10 +35,10 @@ from charwright.data.corpus import (
 from charwright.data.decoding import canonical_encoding, looks_binary
 from charwright.data.map_writer import MapWriter
 from charwright.data.mapped_text import MappedText
-from charwright.data.parts import Part, Places, Tally, find_parts
+from charwright.data.parts import STDIN_PATH, Part, Places, Tally, find_parts, part_of
 from charwright.data.pieces import PIECE_BYTES, UNDIVIDED, Piece, TextStream
 from charwright.data.prefetch import prefetch
-from charwright.data.text_cache import IDS, Entry, Manifest, Origin, TextCache, writing
+from charwright.data.text_cache import IDS, Entry, Manifest, Origin, TextCache, write_through, writing
 from charwright.errors import CorpusError, CorpusNotFoundError
 
 FOLDER = "texts"
@@ -52,13 +56,26 @@ class MappedCorpus:
     name: str
     sha256: str
     notes: tuple[str, ...] = ()
-    unrepeatable: str = ""
+    unrepeatable: MappedText | str = field(default="", repr=False)
 
     @classmethod
     def of(cls, entry: Entry, name: str, notes: Sequence[str] = ()) -> MappedCorpus:
         """Open a text of the cache."""
-        origin = entry.origin
-        return cls(entry.text(), origin.sources, name, entry.manifest.sha256, (*notes, *origin.notes))
+        origin, text = entry.origin, entry.text()
+        typed = _typed(text, origin.sources)
+        return cls(text, origin.sources, name, entry.manifest.sha256, (*notes, *origin.notes), typed)
+
+
+def _typed(text: MappedText, sources: Sequence[Source]) -> MappedText | str:
+    """Return the part of a text that came through standard input."""
+    at = 0
+    for source in sources if any(source.kind == "stdin" for source in sources) else ():
+        if at and source.characters and text[at - 1 : at] != "\n":
+            at += 1  # Each part begins on a new line.
+        if source.kind == "stdin":
+            return text.part([(at, at + source.characters)])
+        at += source.characters
+    return ""
 
 
 AnyCorpus = Corpus | MappedCorpus
@@ -72,15 +89,15 @@ def cache_of(places: Places) -> TextCache:
 def open_corpus(specs: Specs, config: CorpusConfig | None = None, places: Places | None = None) -> AnyCorpus:
     """Read a corpus as `read_corpus` does; a large one is prepared once, and mapped.
 
-    Text from standard input is always read into memory.
-
     Raises:
         CorpusError: (or a subclass) as for `read_corpus`, or when the cache cannot be written.
     """
     config, places = config or CorpusConfig(), places or Places.of_this_user()
     listed = checked_specs(specs)
-    if "-" in listed or canonical_encoding(config.encoding) in UNDIVIDED:
+    if canonical_encoding(config.encoding) in UNDIVIDED:
         return read_corpus(listed, config, places)
+    if "-" in listed and places.stdin is not None:
+        return _open_with_stdin(listed, config, places, places.stdin)
     notes: list[str] = []
     parts = find_parts(listed, config, places, notes)
     if sum(part.text_bytes for part in parts) < places.mapped_from_bytes:
@@ -88,6 +105,31 @@ def open_corpus(specs: Specs, config: CorpusConfig | None = None, places: Places
     entry = prepare(parts, short_name(listed[0]), places)
     check_length(entry.manifest.characters, listed)
     return MappedCorpus.of(entry, short_name(listed[0]), notes)
+
+
+def _open_with_stdin(listed: list[str], config: CorpusConfig, places: Places, stdin: BinaryIO) -> AnyCorpus:
+    """Read a corpus with standard input; long input is kept in a file until it is prepared."""
+    head = b"".join(_up_to(stdin, places.mapped_from_bytes))
+    places = replace(places, stdin=io.BytesIO(head))
+    notes: list[str] = []
+    parts = find_parts(listed, config, places, notes)
+    if len(head) + sum(part.text_bytes for part in parts) < places.mapped_from_bytes:
+        return read_corpus(listed, config, places)
+    with cache_of(places).unfinished() as folder:
+        spool = folder / "stdin"
+        stamp = write_through(spool, chain([head], iter(partial(stdin.read, READ_BYTES), b"")))
+        typed = replace(part_of("file", str(spool), config, places), kind="stdin", location=STDIN_PATH, stamp=stamp)
+        parts = [typed if part.kind == "stdin" else part for part in parts]
+        entry = prepare(parts, short_name(listed[0]), places)
+        check_length(entry.manifest.characters, listed)
+        return MappedCorpus.of(entry, short_name(listed[0]), notes)
+
+
+def _up_to(stream: BinaryIO, size: int) -> Iterator[bytes]:
+    """Read up to `size` bytes."""
+    while size and (data := stream.read(min(size, READ_BYTES))):
+        yield data
+        size -= len(data)
 
 
 def reopen_corpus(sources: Sequence[Source], sha256: str, config: CorpusConfig, places: Places) -> AnyCorpus:

@@ -107,17 +107,20 @@ class Engine:
             self._backend.advance(streams, 1)
         return logits
 
-    def scores(self, rows: Sequence[Ids]) -> list[Float64s]:
-        """For each row of ids: ln p of each id after the first, given those before it, from a zero state.
+    def scores(self, rows: Sequence[Ids], states: npt.NDArray[Any] | None = None) -> list[Float64s]:
+        """For each row of ids: ln p of each id after the first, given those before it.
+
+        `states` (B, L, S, H), by default zeros, are changed in place: to those after all ids but the last.
 
         Raises:
-            UsageError: if an id is outside the vocabulary.
+            UsageError: if an id is outside the vocabulary, or a state does not fit this engine.
         """
+        states = self.zero_state(len(rows)) if states is None else states
+        self._check_state(states)
         streams = []
-        for ids in rows:
+        for ids, state in zip(rows, states, strict=True):
             self._check_ids(np.asarray(ids))
             buffer = np.ascontiguousarray(ids, dtype=np.int32)
-            state = self.zero_state()[0]
             streams.append(Stream(state, buffer, len(buffer), drawing=False, scores=np.zeros(len(buffer))))
         while active := [stream for stream in streams if stream.unread > 1]:
             self._backend.advance(active, min(MOST_STEPS, *(stream.unread - 1 for stream in active)))
@@ -128,14 +131,24 @@ class Engine:
 
         Targets of -1 at the end of a column cost nothing. Before them, each target is the next input.
         """
+        nats = np.zeros(targets.shape)
+        for begin in range(0, inputs.shape[1], MOST_STREAMS):
+            columns = slice(begin, begin + MOST_STREAMS)
+            nats[:, columns], _ = self.continued_nats(inputs[:, columns], targets[:, columns], None)
+        return nats
+
+    def continued_nats(
+        self, inputs: npt.NDArray[np.integer], targets: npt.NDArray[np.integer], states: npt.NDArray[Any] | None
+    ) -> tuple[Float64s, npt.NDArray[Any]]:
+        """As `target_nats`, from `states` (B, L, S, H), by default zeros, which are changed in place and returned."""
+        states = self.zero_state(inputs.shape[1]) if states is None else states
         rows = [
             np.concatenate([before[:1], after[after >= 0]]) for before, after in zip(inputs.T, targets.T, strict=True)
         ]
         nats = np.zeros(targets.shape)
-        for begin in range(0, len(rows), MOST_STREAMS):
-            for column, scores in enumerate(self.scores(rows[begin : begin + MOST_STREAMS]), begin):
-                nats[: len(scores), column] = -scores
-        return nats
+        for column, scores in enumerate(self.scores(rows, states)):
+            nats[: len(scores), column] = -scores
+        return nats, states
 
     def _check_ids(self, ids: npt.NDArray[np.integer]) -> None:
         if ids.size and (ids.min() < 0 or ids.max() >= self.vocabulary_size):

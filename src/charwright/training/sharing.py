@@ -12,9 +12,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from charwright.data.sequences import Dataset, Pair, Streams, Windows
+from charwright.data.texts import Text
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import UsageError
-from charwright.evaluation.evaluate import Evaluation, evaluate, evaluate_with, target_nats
+from charwright.evaluation.evaluate import Evaluation, continued_nats, evaluate_with, target_nats
+from charwright.evaluation.mapped import evaluate_mapped, evaluate_text
+from charwright.model.cells import State
 from charwright.model.dropout import draw_masks, empty_masks
 from charwright.model.language_model import LanguageModel
 from charwright.training.ranks import Ranks
@@ -44,6 +48,26 @@ def part_of(batch: int, ranks: Ranks) -> Part | None:
     if batch < ranks.size:
         raise UsageError(f"{ranks.size} ranks cannot share batches of {batch} rows; raise --batch or start fewer ranks")
     return Part(ranks.rows(batch), batch)
+
+
+def rows_of(dataset: Dataset, part: Part | None) -> Dataset:
+    """The dataset of these rows of each batch; the library's own read no others."""
+    if part is None:
+        return dataset
+    return dataset.part(part.rows) if isinstance(dataset, Windows | Streams) else _Rows(dataset, part.rows)
+
+
+class _Rows:
+    """Rows of the batches of another dataset, cut out."""
+
+    def __init__(self, dataset: Dataset, rows: slice) -> None:
+        self._dataset, self._rows = dataset, rows
+        self.carries, self.batch = dataset.carries, dataset.batch
+        self.seq_length, self.steps_per_epoch = dataset.seq_length, dataset.steps_per_epoch
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Pair]:
+        for inputs, targets in self._dataset.batches(epoch, start):
+            yield inputs[:, self._rows], targets[:, self._rows]
 
 
 def share_weights(model: LanguageModel, ranks: Ranks) -> None:
@@ -135,10 +159,12 @@ class Agreement:
         return next(filter(None, self._ranks.gather(reason)))
 
 
-def evaluate_together(model: LanguageModel, vocabulary: Vocabulary, text: str, ranks: Ranks) -> Evaluation:
+def evaluate_together(model: LanguageModel, vocabulary: Vocabulary, text: Text, ranks: Ranks) -> Evaluation:
     """As `evaluate`, with the streams of the text divided among the ranks; all get the result."""
     if ranks.size == 1:
-        return evaluate(model, vocabulary, text)
+        return evaluate_text(model, vocabulary, text)
+    if not isinstance(text, str):
+        return evaluate_mapped(partial(_continued_nats_together, ranks, model), vocabulary, text)
     return evaluate_with(partial(_nats_together, ranks, model), vocabulary, text)
 
 
@@ -150,3 +176,18 @@ def _nats_together(
     nats[:, own] = target_nats(model, inputs[:, own], targets[:, own])
     ranks.sum(torch.from_numpy(nats))
     return nats
+
+
+def _continued_nats_together(
+    ranks: Ranks,
+    model: LanguageModel,
+    inputs: npt.NDArray[np.int64],
+    targets: npt.NDArray[np.int64],
+    state: State | None,
+) -> tuple[npt.NDArray[np.float32], State | None]:
+    """As `_nats_together`, of the next piece of a text; the state is that of this rank's columns."""
+    own, nats = ranks.rows(inputs.shape[1]), np.zeros(targets.shape, dtype=np.float32)
+    if inputs[:, own].size:
+        nats[:, own], state = continued_nats(model, inputs[:, own], targets[:, own], state)
+    ranks.sum(torch.from_numpy(nats))
+    return nats, state
