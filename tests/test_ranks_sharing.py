@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import threading
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,8 +23,10 @@ from charwright import kernels
 from charwright.data.mapped_ids import MappedIds
 from charwright.data.sequences import Pair, Streams, Windows
 from charwright.errors import RankError
+from charwright.training import sums
 from charwright.training.ranks import ALONE, Group, Ranks
 from charwright.training.sharing import Part, part_of, rows_of
+from charwright.training.sums import turns_of
 from torchrun import log, train
 
 slow = pytest.mark.slow
@@ -170,6 +175,94 @@ def test_the_rows_of_another_dataset_are_cut_out() -> None:
     for (inputs, targets), (all_inputs, all_targets) in zip(cut.batches(1, 2), Own().batches(1, 2), strict=True):
         assert (inputs == all_inputs[:, 2:5]).all()
         assert (targets == all_targets[:, 2:5]).all()
+
+
+# Gradients.
+
+
+class Neighbor(Ranks):
+    """One of several ranks of one machine, in threads."""
+
+    one_machine = True
+
+    def __init__(self, rank: int, size: int, barrier: threading.Barrier, board: list[Any]) -> None:
+        super().__init__()
+        self.rank, self.size, self._barrier, self._board = rank, size, barrier, board
+
+    def meet(self) -> None:
+        self._barrier.wait()
+
+    def gather(self, value: Any) -> list[Any]:
+        self._board[self.rank] = value
+        self._barrier.wait()
+        found = list(self._board)
+        self._barrier.wait()
+        return found
+
+    def first(self, make: Any) -> Any:
+        return self.gather(make() if self.rank == 0 else None)[0]
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        parts = self.gather(tensor.clone())
+        return tensor.copy_(torch.stack(parts).sum(0))
+
+
+def summed(size: int) -> tuple[list[Any], set[int]]:
+    """The sums that each of `size` ranks finds in six steps of different lengths, and how many turns they take."""
+    barrier, board = threading.Barrier(size), [None] * size
+    results: list[Any] = [[] for _ in range(size)]
+    turns_taken = set()
+
+    def work(rank: int) -> None:
+        weights = [torch.zeros(7, 5), torch.zeros(3)]
+        turns = turns_of(weights, Neighbor(rank, size, barrier, board))
+        turns_taken.add(len(turns))
+        for step in range(6):
+            turn = turns[step % len(turns)]
+            for own in turn.own:
+                own.fill_(10.0**rank * (step + 1))
+            turn.add_up()
+            time.sleep(0.01 * ((rank + step) % 3))
+            results[rank].append([total.clone() for total in turn.total])
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results, turns_taken
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have no /dev/shm")
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_gradients_are_added_up_in_shared_memory(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sums, "SHARED_FOLDER", tmp_path)
+    check_sums(*summed(size), turns=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("problem", ["no folder", "no room", "cannot be mapped"])
+def test_without_shared_memory_they_are_sent(problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sums, "SHARED_FOLDER", tmp_path / "none" if problem == "no folder" else tmp_path)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if problem == "no room":
+        monkeypatch.setattr(os, "posix_fallocate", refuse)
+    elif problem == "cannot be mapped":
+        monkeypatch.setattr(torch, "from_file", refuse)
+    check_sums(*summed(2), turns=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def check_sums(results: list[Any], turns_taken: set[int], *, turns: int) -> None:
+    assert turns_taken == {turns}
+    ones = float("1" * len(results))
+    for found in results:
+        for step, totals in enumerate(found):
+            assert [total.shape for total in totals] == [(7, 5), (3,)]
+            assert all((total == ones * (step + 1)).all() for total in totals)
 
 
 # Early stopping, in processes.

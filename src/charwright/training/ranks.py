@@ -39,6 +39,8 @@ class Ranks:
     """
 
     rank, size = 0, 1
+    one_machine = False
+    """Whether there are several, all on one machine."""
 
     def __init__(self, launch: str | None = None) -> None:
         self.launch = launch
@@ -65,6 +67,9 @@ class Ranks:
     def sum(self, tensor: Tensor) -> Tensor:
         """Replace a tensor by its sum over the ranks, with the same bits on each; returns it."""
         return tensor
+
+    def meet(self) -> None:
+        """Wait until all ranks have come here; each then sees what the others have written to shared memory."""
 
     def whole(self, part: Tensor, count: int) -> Tensor:
         """(L, rows, H) -> (L, count, H): the rows of all ranks."""
@@ -93,7 +98,16 @@ class Group(Ranks):
     """Several ranks, connected by torch.distributed: gloo for tensors on CPUs, nccl for those on GPUs."""
 
     def __init__(
-        self, rank: int, size: int, launch: str, attempt: str, timeout_s: float, *, machine: int, local: int
+        self,
+        rank: int,
+        size: int,
+        launch: str,
+        attempt: str,
+        timeout_s: float,
+        *,
+        machine: int,
+        local: int,
+        one_machine: bool,
     ) -> None:
         """Connect, as the environment that torchrun sets says. This is rank `local` of machine `machine`.
 
@@ -109,6 +123,7 @@ class Group(Ranks):
         self.rank, self.size = rank, size
         self._timeout_s = timeout_s
         self._machine, self._local, self._preparations = machine, local, 0
+        self.one_machine, self._token = one_machine, torch.zeros(1)
         self._library: Any = distributed
         backend = "cpu:gloo,cuda:nccl" if distributed.is_nccl_available() and torch.cuda.is_available() else "gloo"
         with self._connected():
@@ -152,6 +167,11 @@ class Group(Ranks):
         with self._connected():
             self._library.all_reduce(tensor)
         return tensor
+
+    def meet(self) -> None:
+        """Wait until all ranks have come here; each then sees what the others have written to shared memory."""
+        with self._connected():
+            self._library.all_reduce(self._token)
 
     def prepare(self, work: Callable[[], Made]) -> Made:
         """What `work` returns on this rank; the first rank of each machine works first, then the others.
@@ -244,7 +264,8 @@ def join(environment: Mapping[str, str]) -> Ranks:
     # Each torchrun counts for itself, so several of them have no common number.
     attempt = environment["TORCHELASTIC_RESTART_COUNT"] if environment["GROUP_WORLD_SIZE"] == "1" else "0"
     timeout_s, machine = _timeout_s(environment), int(environment["GROUP_RANK"])
-    return Group(rank, size, launch, attempt, timeout_s, machine=machine, local=local)
+    one_machine = neighbors == size
+    return Group(rank, size, launch, attempt, timeout_s, machine=machine, local=local, one_machine=one_machine)
 
 
 def _cores() -> int:

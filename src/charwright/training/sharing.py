@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from charwright.model.cells import State
 from charwright.model.dropout import draw_masks, empty_masks
 from charwright.model.language_model import LanguageModel
 from charwright.training.ranks import Ranks
+from charwright.training.sums import turns_of
 
 
 @dataclass(frozen=True)
@@ -89,26 +91,24 @@ def summed_gradients(
 ) -> Iterator[None]:
     """Before each optimizer step of the block, replace the gradients by those of the whole batch.
 
-    A rank's gradients are of the mean over its own rows, so they count by its share of the rows. All travel in one flat
-    buffer, since a message per weight would cost a round trip each.
+    A rank's gradients are of the mean over its own rows, so they count by its share of the rows.
     """
     if part is None:
         yield
         return
     parameters = list(model.parameters())
-    flat = torch.zeros(sum(weight.numel() for weight in parameters), device=parameters[0].device)
-    sizes = [weight.numel() for weight in parameters]
-    views = [piece.view_as(weight) for piece, weight in zip(torch.split(flat, sizes), parameters, strict=True)]
+    turns = cycle(turns_of(parameters, ranks))
 
     def add_up(*_: object) -> None:
-        for view, weight in zip(views, parameters, strict=True):
+        turn = next(turns)
+        for view, weight in zip(turn.own, parameters, strict=True):
             if weight.grad is None:
                 view.zero_()
             else:
                 torch.mul(weight.grad, part.share, out=view)
-        ranks.sum(flat)
-        for view, weight in zip(views, parameters, strict=True):
-            weight.grad = view
+        turn.add_up()
+        for total, weight in zip(turn.total, parameters, strict=True):
+            weight.grad = total
 
     hook = optimizer.register_step_pre_hook(add_up)
     try:
