@@ -99,7 +99,7 @@ class _Counting:
 
 
 def _inflater() -> Callable[[], Any]:
-    """What decompresses a member of a .gz file: ISA-L where it is installed, which is three times as fast as zlib."""
+    """What decompresses a member of a .gz file: ISA-L where it is installed, which is faster than zlib."""
     with suppress(ImportError):
         return partial(importlib.import_module("isal.isal_zlib").decompressobj, _GZIP)
     return partial(zlib.decompressobj, _GZIP)
