@@ -6,7 +6,8 @@
 
 Both sides train with `fit` on the same batches of 32 x 64 characters: batch, forward, loss, backward, clipping, AdamW
 and, between ranks, the sum of the gradients. They run in turn, A B A B; the ratio is the median of the pairs, with
-minimum and maximum. Then the sum of the gradients is timed alone, between two ranks over loopback.
+minimum and maximum. The ranks of one machine add up their gradients in shared memory; the sum over loopback, as between
+machines, is then timed alone. `gradient_sums.py` compares the two.
 
 The second table is computed, not measured. A step on N machines takes the measured time of one machine for its rows,
 plus the measured time of the sum over loopback (copies and additions), plus the time on the wire: in a ring each
@@ -49,10 +50,14 @@ def make_model(units: int) -> cw.LanguageModel:
     return cw.LanguageModel(shape, VOCABULARY, compute=Compute.choose(device="cpu"))
 
 
+def make_dataset(rows: int) -> Windows:
+    draws = np.random.Generator(np.random.Philox(1)).zipf(1.3, size=40 * rows * LENGTH)
+    return Windows((draws % VOCABULARY).astype(np.int32), LENGTH, rows)
+
+
 def speed(units: int, rows: int, seconds: float, ranks: Ranks) -> float:
     """Characters per second of `fit` over at least `seconds`, after the first steps."""
-    draws = np.random.Generator(np.random.Philox(1)).zipf(1.3, size=40 * rows * LENGTH)
-    dataset = Windows((draws % VOCABULARY).astype(np.int32), LENGTH, rows)
+    dataset = make_dataset(rows)
     config = cw.TrainingConfig(steps=10**9, log_every=EVERY, warmup=0, learning_rate=1e-3)
     times: list[float] = []
     stop: Callable[[], str | None] = lambda: "done" if times and times[-1] - times[0] > seconds else None  # noqa: E731

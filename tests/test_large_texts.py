@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import dataclasses
+import errno
 import gzip
 import io
 import itertools
@@ -13,8 +14,10 @@ import os
 import random
 import resource
 import shutil
+import sys
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +30,7 @@ from hypothesis import strategies as st
 
 import charwright as cw
 from charwright.config import CorpusConfig, SequenceConfig, SplitConfig, VocabularyConfig
+from charwright.data import large_texts
 from charwright.data.byte_streams import open_stream
 from charwright.data.corpus import Corpus, read_corpus
 from charwright.data.decoding import decode
@@ -151,9 +155,23 @@ def test_the_position_of_an_error_beyond_what_is_looked_at_again() -> None:
         list(stream.pieces(CorpusConfig()))
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress], ids=[".gz", ".bz2", ".xz"])
-def test_compressed_files_of_several_members(pack: Any, request: pytest.FixtureRequest) -> None:
-    suffix = request.node.callspec.id
+@pytest.mark.parametrize(
+    ("suffix", "pack", "package"),
+    [
+        (".gz", gzip.compress, "isal"),
+        (".gz", gzip.compress, None),
+        (".bz2", bz2.compress, None),
+        (".xz", lzma.compress, None),
+    ],
+)
+def test_compressed_files_of_several_members(
+    suffix: str, pack: Any, package: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if package:
+        pytest.importorskip(package)
+    else:
+        monkeypatch.setitem(sys.modules, "isal", None)
+        monkeypatch.setitem(sys.modules, "isal.isal_zlib", None)
     texts = [random.Random(seed).randbytes(3000 * seed) for seed in range(4)]
     data = b"".join(map(pack, texts)) + b"\0" * (4 if suffix == ".gz" else 0)
     for size in (1, 7, 1000, 1 << 20):
@@ -164,6 +182,18 @@ def test_compressed_files_of_several_members(pack: Any, request: pytest.FixtureR
     for cut in (10, len(pack(texts[3])) // 2, len(pack(texts[3])) - 1):
         with pytest.raises(DecodingError, match=r"^cannot decompress x: "):
             open_stream(lambda cut=cut: io.BytesIO(pack(texts[3])[:cut]), suffix, "x").read()
+    damaged = bytearray(pack(texts[3]))
+    damaged[-5] ^= 1  # in the checksum
+    with pytest.raises(DecodingError, match=r"^cannot decompress x: "):
+        open_stream(lambda: io.BytesIO(damaged), suffix, "x").read()
+
+
+def test_isa_l_reads_gzip_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    isal_zlib = pytest.importorskip("isal.isal_zlib")
+    made: list[Any] = []
+    monkeypatch.setattr(isal_zlib, "decompressobj", lambda bits: made.append(bits) or zlib.decompressobj(bits))
+    assert open_stream(lambda: io.BytesIO(gzip.compress(b"text")), ".gz", "x").read() == b"text"
+    assert made
 
 
 def test_zstandard(tmp_path: Path, places: Places) -> None:
@@ -342,13 +372,12 @@ def test_folders_without_texts(tmp_path: Path, places: Places) -> None:
             open_corpus(tmp_path / "folder", CorpusConfig(glob=glob), places)
 
 
-def test_small_texts_standard_input_and_undivided_encodings_stay_in_memory(tmp_path: Path, mixed: Path) -> None:
+def test_small_texts_and_undivided_encodings_stay_in_memory(tmp_path: Path, mixed: Path) -> None:
     large = mixed.stat().st_size
     assert isinstance(open_corpus(mixed, None, Places(tmp_path / "c", mapped_from_bytes=large + 1)), Corpus)
     assert not (tmp_path / "c").exists()
     assert isinstance(open_corpus(mixed, None, Places(tmp_path / "c", mapped_from_bytes=large)), MappedCorpus)
-    places = Places(tmp_path / "c", mapped_from_bytes=0, stdin=io.BytesIO(b"standard input"))
-    assert open_corpus("-", None, places).unrepeatable == "standard input"
+    places = Places(tmp_path / "c", mapped_from_bytes=0)
     (tmp_path / "p").write_bytes("bücher und mehr".encode("punycode"))
     assert open_corpus(tmp_path / "p", CorpusConfig(encoding="punycode"), places).text == "bücher und mehr"
 
@@ -534,6 +563,27 @@ def test_a_full_disk_is_one_line_and_leaves_the_cache_whole(
     assert "\n" not in str(caught.value)
     assert sorted(cache_of(places).folder.rglob("*")) == before
     same(open_corpus(mixed, None, places), read_corpus(mixed, None, places))
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_disk_that_fails_on_the_way_is_one_line(
+    tmp_path: Path, places: Places, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """The text is flushed on the way, by a thread, and at the end."""
+    (tmp_path / "x.txt").write_bytes(b"0123456789\n" * 1000)
+    monkeypatch.setattr(large_texts, "FLUSHED_BYTES", 1000)
+    calls, flush = itertools.count(1), os.fsync
+
+    def fail(descriptor: int) -> None:
+        if next(calls) == failing:
+            raise OSError(errno.EIO, "Input/output error")
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    parts = find_parts([str(tmp_path / "x.txt")], CorpusConfig(), places, [])
+    with pytest.raises(CorpusError, match=r"^cannot write in .*: Input/output error; free some space, .*$"):
+        prepare(parts, "x", places, piece_bytes=500)
+    assert list(cache_of(places).folder.iterdir()) == []
 
 
 def test_the_bytes_of_a_text_are_written_once_and_whole(places: Places, mixed: Path) -> None:

@@ -265,7 +265,8 @@ def test_a_part_has_the_masks_and_resets_of_its_rows() -> None:
         part = part_of(7, Fixed(rank, 3))
         assert part is not None
         own = tuple(state[:, part.rows] for state in hidden)
-        parts.append(make_part((ids[:-1], ids[1:]), own, training, 3, model, part))
+        rows = ids[:, part.rows]
+        parts.append(make_part((rows[:-1], rows[1:]), own, training, 3, model, part))
     assert torch.equal(torch.cat([part.inputs for part in parts], dim=1), whole.inputs)
     assert whole.state is not None
     assert torch.equal(torch.cat([part.state[0] for part in parts if part.state], dim=1), whole.state[0])

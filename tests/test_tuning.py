@@ -485,7 +485,7 @@ def test_a_trial_is_judged_by_its_best_weights(monkeypatch: pytest.MonkeyPatch) 
             evaluate(model, vocabulary, text), nats_per_char=3.0 + abs(len(evaluated) - 3), blocks=()
         )
 
-    monkeypatch.setattr(trial_module, "evaluate", rising)
+    monkeypatch.setattr(trial_module, "evaluate_text", rising)
     long = task(text=TEXT * 50)
     assert run_trial(long, TINY, never, clock=Clock(0.05)).kind == "complete"
     (*seen, (length, weights)) = evaluated

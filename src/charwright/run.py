@@ -25,6 +25,7 @@ import numpy as np
 from charwright.config import CorpusConfig, ModelConfig, Recipe
 from charwright.data.large_texts import AnyCorpus
 from charwright.data.parts import STDIN_PATH
+from charwright.data.texts import Text
 from charwright.data.vocabularies import vocabulary_from_json
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import (
@@ -120,7 +121,7 @@ class Run:
         vocabulary: Vocabulary,
         *,
         weights: Arrays | None = None,
-        texts: Mapping[str, str] | None = None,
+        texts: Mapping[str, Text] | None = None,
         force: bool = False,
     ) -> Run:
         """Create a run folder, with weights if given; `force` replaces an existing run.
@@ -348,9 +349,10 @@ def _fill_checkpoint(folder: Path, step: int, arrays: Mapping[str, Arrays], posi
     write_manifest(folder, step)
 
 
-def _keep_text(path: Path, text: str) -> None:
+def _keep_text(path: Path, text: Text) -> None:
     path.parent.mkdir(exist_ok=True)
-    write_file(path, text.encode("utf-8"))
+    pieces = [text] if isinstance(text, str) else text.pieces()
+    write_file(path, (piece.encode("utf-8") for piece in pieces))
 
 
 def _is_measured(event: Mapping[str, Any]) -> bool:

@@ -32,7 +32,8 @@ def cache(clear: str | None) -> None:
     total = 0
     for entry in texts.entries():
         manifest, size = entry.manifest, entry.size_bytes
-        places = ", ".join(source.location for source in entry.origin.sources[:3])
+        sources = entry.origin.sources[:3]
+        places = ", ".join("standard input" if source.kind == "stdin" else source.location for source in sources)
         more = f" and {len(entry.origin.sources) - 3:,} more" if len(entry.origin.sources) > 3 else ""
         click.echo(f"{_megabytes(size):>11}  {manifest.name}  {entry.folder.name}  {manifest.characters:,} characters")
         click.echo(f"{'':11}  from {places}{more}")

@@ -21,6 +21,7 @@ from charwright.errors import CorpusError, UsageError
 from charwright.schema import field_names, flag
 
 if TYPE_CHECKING:
+    from charwright.data.texts import Text
     from charwright.evaluation.evaluate import Evaluation
     from charwright.run import Run
 
@@ -83,7 +84,7 @@ def compare(
     folders, corpus = split_words(words)
     runs = [Run.open(folder) for folder in folders]
     reading = given(ctx, field_names(CorpusConfig))
-    name, text = _given_text(corpus, reading) if corpus else _validation_text(runs, reading)
+    name, text, sha256 = _given_text(corpus, reading) if corpus else _validation_text(runs, reading)
     rows = sorted(
         (_row(run, text, windows, device, precision) for run in runs), key=lambda row: row.carried.nats_per_char
     )
@@ -92,7 +93,7 @@ def compare(
         return
     _print_table(rows, windows)
     click.echo()
-    for note in _notes(rows, name, text, windows):
+    for note in _notes(rows, name, sha256, windows):
         click.echo(note)
 
 
@@ -116,23 +117,25 @@ def _is_run(word: str) -> bool:
     return (Path(word) / "config.json").is_file()
 
 
-def _given_text(corpus: Sequence[str], reading: dict[str, Any]) -> tuple[str, str]:
-    """The name of a corpus, and its text."""
+def _given_text(corpus: Sequence[str], reading: dict[str, Any]) -> tuple[str, Text, str]:
+    """The name of a corpus, its text, and its SHA-256."""
     from charwright.cli.download import user_places
-    from charwright.data.corpus import read_corpus
+    from charwright.data.large_texts import open_corpus
 
     name = corpus[0] if len(corpus) == 1 else f"{corpus[0]} and {len(corpus) - 1} more"
-    return name, read_corpus(corpus, CorpusConfig(**reading), user_places()).text
+    found = open_corpus(corpus, CorpusConfig(**reading), user_places())
+    return name, found.text, found.sha256
 
 
-def _validation_text(runs: Sequence[Run], reading: dict[str, Any]) -> tuple[str, str]:
-    """A name for the validation text that the runs share, and the text.
+def _validation_text(runs: Sequence[Run], reading: dict[str, Any]) -> tuple[str, Text, str]:
+    """A name for the validation text that the runs share, the text, and its SHA-256 if it is in memory.
 
     Raises:
         UsageError: when they do not share one, or reading options are given.
         CorpusError: when the text of no run can be found.
     """
     from charwright.cli.corpora import texts_again
+    from charwright.data.corpus import sha256_of
 
     if reading:
         raise UsageError(f"{flag(next(iter(reading)))} applies to a CORPUS; name one after the runs")
@@ -147,7 +150,7 @@ def _validation_text(runs: Sequence[Run], reading: dict[str, Any]) -> tuple[str,
             continue
         if not text:
             raise UsageError("the runs have no validation text; name a CORPUS after them")
-        return "the validation text of the runs", text
+        return "the validation text of the runs", text, sha256_of(text) if isinstance(text, str) else ""
     raise CorpusError(f"{complaint}; name a CORPUS after the runs")
 
 
@@ -158,7 +161,7 @@ def _origin(run: Run) -> Any:
     return (validation,) if validation else (config.sha256, config.recipe.split)
 
 
-def _row(run: Run, text: str, windows: int, device: str, precision: str) -> Row:
+def _row(run: Run, text: Text, windows: int, device: str, precision: str) -> Row:
     evaluate = evaluator_of(run, device, precision)
     carried = evaluate(text, "carried")
     try:
@@ -258,13 +261,10 @@ def _cells(row: Row, best: Row, name: str) -> tuple[str, ...]:
     )
 
 
-def _notes(rows: Sequence[Row], name: str, text: str, windows: int) -> Iterator[str]:
-    """What the figures mean."""
-    from charwright.data.corpus import sha256_of
-
+def _notes(rows: Sequence[Row], name: str, sha256: str, windows: int) -> Iterator[str]:
+    """What the figures mean; `sha256` is that of the text, if known."""
     chars = rows[0].carried.chars
     yield f"Per character, on {name} ({chars:,} characters predicted): carried, and in windows of {windows}."
-    sha256 = sha256_of(text)
     for row, shown in zip(rows, _names(rows), strict=True):
         if row.carried.unknown_chars:
             yield (

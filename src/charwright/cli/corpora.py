@@ -32,7 +32,7 @@ def training_text(run: Run, moved: Sequence[str]) -> Text:
     return training_text_of_run(run, moved, user_places())
 
 
-def texts_again(run: Run, moved: Sequence[str]) -> tuple[Text, str]:
+def texts_again(run: Run, moved: Sequence[str]) -> tuple[Text, Text]:
     """The training text and the validation text of a run."""
     from charwright.cli.download import user_places
     from charwright.workflow.texts import texts_of_run

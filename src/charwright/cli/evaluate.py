@@ -18,12 +18,13 @@ from charwright.errors import CorpusError, UsageError
 from charwright.schema import field_names, flag
 
 if TYPE_CHECKING:
+    from charwright.data.texts import Text
     from charwright.evaluation.evaluate import Evaluation
     from charwright.model.language_model import LanguageModel
     from charwright.run import Run
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-Evaluate = Callable[[str, str], "Evaluation"]
+Evaluate = Callable[["Text", str], "Evaluation"]
 """Evaluates a text with a protocol."""
 
 
@@ -97,7 +98,7 @@ def evaluate(
 ) -> None:
     """Evaluate RUN on CORPUS, in nats and bits per character: lower is better."""
     from charwright.cli.download import user_places
-    from charwright.data.corpus import read_corpus
+    from charwright.data.large_texts import open_corpus
     from charwright.evaluation.evaluate import parse_protocol
     from charwright.run import Run
 
@@ -106,7 +107,7 @@ def evaluate(
     opened = Run.open(run)
     evaluate_text = evaluator_of(opened, device, precision)
     reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
-    text = read_corpus(corpus, reading, user_places()).text
+    text = open_corpus(corpus, reading, user_places()).text
 
     static = evaluate_text(text, protocol)
     adapted = _evaluated_dynamically(opened, device, precision, text, dynamic_rate, dynamic_decay) if dynamic else None
@@ -130,16 +131,20 @@ def evaluator_of(run: Run, device: str, precision: str) -> Evaluate:
         UsageError: when there is no such device on this machine.
         RunError: when the run has no intact weights.
     """
-    from charwright.evaluation.evaluate import evaluate as evaluate_model
     from charwright.evaluation.evaluate import evaluate_with
+    from charwright.evaluation.mapped import evaluate_mapped, evaluate_text
 
     if precision == "q8":
         from charwright.generation.engine import Engine
 
         engine = Engine(run.model, run.weights())
-        return lambda text, protocol: evaluate_with(engine.target_nats, run.vocabulary, text, protocol)
+        return lambda text, protocol: (
+            evaluate_with(engine.target_nats, run.vocabulary, text, protocol)
+            if isinstance(text, str)
+            else evaluate_mapped(engine.continued_nats, run.vocabulary, text, protocol)
+        )
     model = _model_of(run, device, precision)
-    return lambda text, protocol: evaluate_model(model, run.vocabulary, text, protocol)
+    return lambda text, protocol: evaluate_text(model, run.vocabulary, text, protocol)
 
 
 def _model_of(run: Run, device: str, precision: str) -> LanguageModel:
@@ -161,7 +166,7 @@ def _check_dynamic(ctx: click.Context, dynamic: bool, protocol: str, precision: 
 
 
 def _evaluated_dynamically(
-    run: Run, device: str, precision: str, text: str, rate: float, decay: float
+    run: Run, device: str, precision: str, text: Text, rate: float, decay: float
 ) -> tuple[Evaluation, str]:
     """The evaluation, and the source of the gradient statistics: the training text, or this text."""
     from charwright.cli.corpora import training_text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,8 +13,11 @@ import numpy.typing as npt
 from charwright.data.code_points import UNICODE_SIZE, code_points
 from charwright.data.mapped_ids import WIDTHS
 
-COUNTED = 1 << 18
-"""Ids that are counted at a time: counting widens them to 8 bytes."""
+COUNTED = 1 << 17
+"""Ids that are looked up or counted at a time: both widen them to 8 bytes, which should stay in the cache."""
+
+PAIRED_FROM = 1 << 16
+"""From this many ids on, bytes are counted in pairs."""
 
 COPIED = 1 << 22
 
@@ -54,7 +57,8 @@ class MapWriter:
         """Number the characters of a piece of text, or ASCII bytes; the ids are to be written and counted."""
         codes: npt.NDArray[Any] = np.frombuffer(text, dtype=np.uint8) if isinstance(text, bytes) else code_points(text)
         ids = self._looked_up(text, codes)
-        if self._number(codes[ids == self._unseen]):
+        if len(ids) and int(ids.max()) == self._unseen:
+            self._number(codes[ids == self._unseen])
             ids = self._looked_up(text, codes)
         self.length += len(ids)
         return ids
@@ -67,27 +71,37 @@ class MapWriter:
         """
         _write_all(self._file, ids.astype(WIDTHS[self.width], copy=False))
 
-    def flush(self) -> None:
-        """See that all ids are on disk.
+    def flusher(self) -> Callable[[], None]:
+        """Return what sees that all ids so far are on disk; another thread may call it while this one goes on.
 
-        Raises:
-            OSError: when the system refuses.
+        It raises OSError when the system refuses.
         """
-        os.fsync(self._file.fileno())
+        descriptor = os.dup(self._file.fileno())  # The file is opened anew when its ids become wider.
+
+        def flush() -> None:
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+        return flush
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
     def _looked_up(self, text: str | bytes, codes: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        if isinstance(text, bytes) and self.width == 1:  # bytes.translate is the fastest lookup.
-            return np.frombuffer(text.translate(self._table[:256].tobytes()), dtype=np.uint8)
-        return np.take(self._table, codes)
+        if codes.dtype == np.uint8 and self.width == 1:  # bytes.translate is the fastest lookup.
+            narrow = text if isinstance(text, bytes) else codes.tobytes()
+            return np.frombuffer(narrow.translate(self._table[:256].tobytes()), dtype=np.uint8)
+        ids = np.empty(len(codes), dtype=self._table.dtype)
+        for begin in range(0, len(codes), COUNTED):  # The table has all code points, so nothing is clipped.
+            some = slice(begin, begin + COUNTED)
+            np.take(self._table, codes[some], out=ids[some], mode="clip")
+        return ids
 
-    def _number(self, codes: npt.NDArray[Any]) -> bool:
-        """Number the code points (N,), in order of first appearance; says whether there were any."""
-        if not len(codes):
-            return False
+    def _number(self, codes: npt.NDArray[Any]) -> None:
+        """Number the code points (N,), in order of first appearance."""
         found, first = np.unique(codes, return_index=True)
         fresh = found[np.argsort(first)]
         known = len(self._characters)
@@ -95,7 +109,6 @@ class MapWriter:
             self._widen()
         self._table[fresh] = np.arange(known, known + len(fresh), dtype=self._table.dtype)
         self._characters.extend(map(chr, fresh.tolist()))
-        return True
 
     def count(self, ids: npt.NDArray[Any]) -> None:
         """Count ids; another thread may do it, one call after the other."""
@@ -125,7 +138,7 @@ class MapWriter:
 
 def _counted(ids: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """Return how often each id occurs. Bytes are counted in pairs, which is twice as fast."""
-    if ids.dtype != np.uint8 or len(ids) % 2 or len(ids) < COUNTED:
+    if ids.dtype != np.uint8 or len(ids) % 2 or len(ids) < PAIRED_FROM:
         return np.bincount(ids)
     pairs = np.bincount(ids.view(np.uint16), minlength=65_536).reshape(256, 256)
     return np.asarray(pairs.sum(axis=0) + pairs.sum(axis=1), dtype=np.int64)
@@ -138,6 +151,6 @@ def _blocks(file: BinaryIO) -> Iterator[bytes]:
 
 def _write_all(file: BinaryIO, ids: npt.NDArray[Any]) -> None:
     """Write an array; an unbuffered file may take only a part at a time."""
-    left = memoryview(np.ascontiguousarray(ids).tobytes())
+    left = np.ascontiguousarray(ids).view(np.uint8).data
     while left:
         left = left[file.write(left) :]

@@ -22,7 +22,9 @@ from charwright.data.decoding import (
 )
 from charwright.errors import DecodingError
 
-PIECE_BYTES = 8 << 20
+PIECE_BYTES = 2 << 20
+"""Small enough for the cache of a processor, from where the next stage takes it."""
+
 SAMPLED_BYTES = 64 << 20
 """What an error message is worked out from; for a file of at most this size it is that of decoding it as a whole."""
 

@@ -9,6 +9,7 @@ batch of any epoch can be reproduced.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from charwright.config import SequenceConfig
 from charwright.data.mapped_ids import MappedIds
+from charwright.data.shuffling import shuffled
 from charwright.errors import CorpusError
 
 Array = npt.NDArray[np.int64]
@@ -54,6 +56,13 @@ class Windows:
             )
         self.ids, self.count = ids, count
         self.steps_per_epoch = count // batch
+        self._rows = slice(batch)
+
+    def part(self, rows: slice) -> Windows:
+        """Return a dataset of these rows of each batch; the others are not read."""
+        part = copy(self)
+        part._rows = rows
+        return part
 
     def pair(self, index: int) -> Pair:
         """Return piece `index` of the text as input (T,) and target (T,)."""
@@ -62,9 +71,9 @@ class Windows:
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Pair]:
         """Yield the batches of an epoch from step `start`: inputs (T, B) and targets (T, B)."""
-        order = epoch_generator(self.seed, epoch).permutation(self.count)
+        order = shuffled(self.count, epoch_generator(self.seed, epoch))
         for step in range(start, self.steps_per_epoch):
-            chosen = order[step * self.batch : (step + 1) * self.batch]
+            chosen = order[step * self.batch : (step + 1) * self.batch][self._rows]
             pieces = self._pieces(chosen)  # (T + 1, B)
             yield pieces[:-1], pieces[1:]
 
@@ -94,11 +103,18 @@ class Streams:
         self.steps_per_epoch = self.span // seq_length
         if len(ids) < 2 or self.steps_per_epoch < 1:
             raise CorpusError(f"{len(ids):,} ids are too few for a batch of {batch} x {seq_length}")
+        self._rows = slice(batch)
+
+    def part(self, rows: slice) -> Streams:
+        """Return a dataset of these rows of each batch; the others are not read."""
+        part = copy(self)
+        part._rows = rows
+        return part
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Pair]:
         """Yield the batches of an epoch from step `start`: inputs (T, B) and targets (T, B)."""
         offset = int(epoch_generator(self.seed, epoch).integers(len(self.ids)))
-        begins = offset + self.span * np.arange(self.batch)  # (B,)
+        begins = offset + self.span * np.arange(self.batch)[self._rows]  # (B,)
         for step in range(start, self.steps_per_epoch):
             within = step * self.seq_length + np.arange(self.seq_length + 1)  # (T + 1,)
             pieces = taken(self.ids, within[:, None] + begins)  # (T + 1, B)

@@ -5,17 +5,23 @@ from __future__ import annotations
 from itertools import pairwise
 
 from charwright.config import SplitConfig
+from charwright.data.mapped_ids import Range
 from charwright.data.texts import Text, in_memory, joined
+
+READ_UP_TO = 1 << 22
+"""A validation text of at most this many characters is read into memory."""
 
 
 def split_corpus(text: str, config: SplitConfig) -> tuple[str, str]:
     """Return the training text and the validation text ("" when there is none)."""
     training, validation = split_text(text, config)
-    return in_memory(training), validation
+    return in_memory(training), in_memory(validation)
 
 
-def split_text(text: Text, config: SplitConfig) -> tuple[Text, str]:
-    """Return the training text, on disk if the text is, and the validation text ("" when there is none).
+def split_text(text: Text, config: SplitConfig) -> tuple[Text, Text]:
+    """Return the training text and the validation text ("" when there is none), on disk if the text is.
+
+    A short validation text is in memory.
 
     `blocks` holds out the end of each of up to 20 equal sections, `tail` the end of the whole text.
     """
@@ -27,7 +33,7 @@ def split_text(text: Text, config: SplitConfig) -> tuple[Text, str]:
     if wanted < 2 or cut < 2:
         return text, ""
     if config.val_split == "tail":
-        return joined(text, [(0, cut)]), text[cut:]
+        return joined(text, [(0, cut)]), _held_out(text, [(cut, len(text))])
     blocks = max(1, min(20, wanted // 100))
     edges = [len(text) * i // blocks for i in range(blocks + 1)]
     shares = [wanted * i // blocks for i in range(blocks + 1)]
@@ -36,4 +42,9 @@ def split_text(text: Text, config: SplitConfig) -> tuple[Text, str]:
         cut = end - (after - before)
         training.append((begin, cut))
         validation.append((cut, end))
-    return joined(text, training), in_memory(joined(text, validation))
+    return joined(text, training), _held_out(text, validation)
+
+
+def _held_out(text: Text, ranges: list[Range]) -> Text:
+    held_out = joined(text, ranges)
+    return in_memory(held_out) if len(held_out) <= READ_UP_TO else held_out

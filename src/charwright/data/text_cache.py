@@ -7,12 +7,13 @@ vocabularies.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -302,6 +303,20 @@ class TextCache:
             match = _UNFINISHED.fullmatch(path.name)
             if match and path.name not in _in_progress and not is_running(int(match[1])):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def write_through(path: Path, parts: Iterable[bytes]) -> str:
+    """Write data to a new file as it comes; returns its SHA-256.
+
+    Raises:
+        CorpusError: when the system refuses, as when the disk is full.
+    """
+    sha256 = hashlib.sha256()
+    with writing(path.parent), path.open("wb") as file:
+        for data in parts:
+            sha256.update(data)
+            file.write(data)
+    return sha256.hexdigest()
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from charwright.data.mapped_ids import MappedIds
-from charwright.data.texts import Text, ids_of
+from charwright.data.texts import Text, ids_of, in_memory
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import CorpusError, DivergedError
 from charwright.evaluation.evaluate import Evaluation, evaluation_of
@@ -39,7 +39,7 @@ Ids = npt.NDArray[np.integer]
 def evaluate_dynamically(
     model: LanguageModel,
     vocabulary: Vocabulary,
-    text: str,
+    text: Text,
     training_text: Text = "",
     *,
     rate: float = RATE,
@@ -66,6 +66,7 @@ def evaluate_dynamically(
     """
     if len(text) < 2:
         raise CorpusError("the text to evaluate has fewer than two characters")
+    text = in_memory(text)  # A million characters take ten minutes, so memory is not the limit.
     learner = _Learner(model, rate, decay)
     learner.gather(ids_of(training_text, vocabulary))
     ids = vocabulary.encode(text)

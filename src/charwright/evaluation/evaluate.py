@@ -21,8 +21,8 @@ from charwright.errors import CorpusError, UsageError
 from charwright.model.cells import State
 from charwright.model.language_model import LanguageModel
 
-CHUNK = 128  # time steps per call, fewer if their logits exceed 64 MB; does not change the result
-MOST_LOGITS = 2**24
+CHUNK = 128  # time steps per call, fewer if their logits exceed 16 MB; does not change the result
+MOST_LOGITS = 2**22
 FEWEST_BLOCKS = 16
 SHORTEST_BLOCK = 16
 
@@ -117,15 +117,19 @@ def _blocks(nats: npt.NDArray[np.float64], vocabulary: Vocabulary, text: str) ->
     Blocks are cut at characters, so that byte-level and character-level models have the same ones. With 16 streams or
     more, `carried` streams are the blocks.
     """
-    chars = len(text) - 1
-    count = max(1, min(MOST_STREAMS, max(FEWEST_BLOCKS, chars // SHORTEST_STREAM), chars // SHORTEST_BLOCK))
-    cuts = [0, *(1 + chars * i // count for i in range(1, count + 1))]
+    cuts = block_cuts(len(text) - 1)
     ends = np.cumsum([len(vocabulary.encode(text[begin:end])) for begin, end in pairwise(cuts)]) - 1
     ends[-1] = len(nats)
     sums = np.diff(np.concatenate([[0.0], np.cumsum(nats)[np.minimum(ends, len(nats)) - 1]]))
     lengths = np.diff(cuts)
     lengths[0] -= 1
     return tuple((sums / lengths).tolist())
+
+
+def block_cuts(chars: int) -> list[int]:
+    """Where blocks begin in a text of which `chars` characters are predicted, and where the last one ends."""
+    count = max(1, min(MOST_STREAMS, max(FEWEST_BLOCKS, chars // SHORTEST_STREAM), chars // SHORTEST_BLOCK))
+    return [0, *(1 + chars * i // count for i in range(1, count + 1))]
 
 
 def parse_protocol(protocol: str) -> int | None:
@@ -165,26 +169,35 @@ def _windows(ids: npt.NDArray[np.int32], protocol: str) -> tuple[npt.NDArray[np.
     return inputs.T.astype(np.int64), targets.T.astype(np.int64)
 
 
-@torch.no_grad()
 def target_nats(
     model: LanguageModel, inputs: npt.NDArray[np.int64], targets: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float32]:
     """-ln p of all targets (T, B), 0 for negative ones; 64 columns and one chunk of time per call."""
+    nats = np.empty(targets.shape, dtype=np.float32)
+    for column in range(0, inputs.shape[1], MOST_STREAMS):
+        columns = slice(column, column + MOST_STREAMS)
+        nats[:, columns], _ = continued_nats(model, inputs[:, columns], targets[:, columns], None)
+    return nats
+
+
+@torch.no_grad()
+def continued_nats(
+    model: LanguageModel, inputs: npt.NDArray[np.int64], targets: npt.NDArray[np.int64], state: State | None
+) -> tuple[npt.NDArray[np.float32], State | None]:
+    """-ln p of targets (T, B), 0 for negative ones, after a state (None is zero), and the state after the inputs."""
     device = model.weight("head.bias").device
     was_training = model.training
     model.eval()
     nats = np.empty(targets.shape, dtype=np.float32)
     chunk = max(1, min(CHUNK, MOST_LOGITS // (MOST_STREAMS * model.vocabulary_size)))
-    for column in range(0, inputs.shape[1], MOST_STREAMS):
-        state: State | None = None
-        for begin in range(0, len(inputs), chunk):
-            piece = (slice(begin, begin + chunk), slice(column, column + MOST_STREAMS))
-            x, y = _tensor(inputs[piece], device), _tensor(targets[piece], device)
-            logits, state = model(x, state)
-            losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-1, reduction="none")
-            nats[piece] = losses.view(y.shape).cpu().numpy()
+    for begin in range(0, len(inputs), chunk):
+        piece = slice(begin, begin + chunk)
+        x, y = _tensor(inputs[piece], device), _tensor(targets[piece], device)
+        logits, state = model(x, state)
+        losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-1, reduction="none")
+        nats[piece] = losses.view(y.shape).cpu().numpy()
     model.train(was_training)
-    return nats
+    return nats, state
 
 
 def _tensor(array: npt.NDArray[np.int64], device: torch.device) -> Tensor:

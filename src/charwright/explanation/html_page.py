@@ -182,8 +182,8 @@ def _neurons(findings: Findings, grouped: dict[Row, list[Neuron]], order: Sequen
         "feature on the first half of that text is larger than chance explains (the text is shifted against itself, "
         "which keeps its own regularity, and the largest value of all neurons and features under each shift is the "
         "measure), if the second half confirms it, if no neuron of untrained networks of this shape comes close to "
-        f"it, and if it is at least 0.2. Chance passes the first of these tests with a probability of about {search.level:g}; "
-        "more for features that change slowly."
+        "it, and if it is at least 0.2. Chance passes the first of these tests with a probability of about "
+        f"{search.level:g}; more for features that change slowly."
     )
     rows = []
     for row, neurons in grouped.items():

@@ -132,14 +132,24 @@ class Engine:
 
         Targets of -1 at the end of a column cost nothing. Before them, each target is the next input.
         """
+        nats = np.zeros(targets.shape)
+        for begin in range(0, inputs.shape[1], MOST_STREAMS):
+            columns = slice(begin, begin + MOST_STREAMS)
+            nats[:, columns], _ = self.continued_nats(inputs[:, columns], targets[:, columns], None)
+        return nats
+
+    def continued_nats(
+        self, inputs: npt.NDArray[np.integer], targets: npt.NDArray[np.integer], states: npt.NDArray[Any] | None
+    ) -> tuple[Float64s, npt.NDArray[Any]]:
+        """As `target_nats`, from `states` (B, L, S, H), by default zeros, which are changed in place and returned."""
+        states = self.zero_state(inputs.shape[1]) if states is None else states
         rows = [
             np.concatenate([before[:1], after[after >= 0]]) for before, after in zip(inputs.T, targets.T, strict=True)
         ]
         nats = np.zeros(targets.shape)
-        for begin in range(0, len(rows), MOST_STREAMS):
-            for column, scores in enumerate(self.scores(rows[begin : begin + MOST_STREAMS]), begin):
-                nats[: len(scores), column] = -scores
-        return nats
+        for column, scores in enumerate(self.scores(rows, states)):
+            nats[: len(scores), column] = -scores
+        return nats, states
 
     def _check_ids(self, ids: npt.NDArray[np.integer]) -> None:
         if ids.size and (ids.min() < 0 or ids.max() >= self.vocabulary_size):

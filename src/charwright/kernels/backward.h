@@ -170,8 +170,10 @@ static void NAME(backward)(int thread, int threads, cw_barrier *barrier, void *a
             else NAME(backward_block)(CW_RNN, &job, t, block);
         cw_meet(barrier); /* every part of this step's gradients is written */
         NAME(stage_gradients)(operand, size, layer, t, gates);
-        for (int vector = first * VECTORS, vectors; vector < last * VECTORS; vector += vectors) {
-            vectors = share(last * VECTORS - vector, 3);
+        for (int done = 0, left = (last - first) * VECTORS, vectors; left; left -= vectors, done += vectors) {
+            /* Back and forth, as in the forward pass. */
+            vectors = share(left, 3);
+            const int vector = first * VECTORS + (t % 2 ? left - vectors : done);
             NAME(through_product)(&job, operand, size, vector, vectors);
         }
     }

@@ -161,10 +161,13 @@ static void NAME(forward)(int thread, int threads, cw_barrier *barrier, void *ar
     for (int t = 0; t < layer->steps; t++) {
         cw_meet(barrier); /* every part of the state before this step is written */
         NAME(stage_states)(operand, size, states + (size_t)t * batch * units, batch, units);
-        for (int block = first; block < last; block++)
+        for (int i = first; i < last; i++) {
+            /* Back and forth: the cache still has the weights that were read last, if not all. */
+            const int block = t % 2 ? first + last - 1 - i : i;
             if (layer->cell == CW_GRU) NAME(forward_block)(CW_GRU, &job, t, block, operand, size);
             else if (layer->cell == CW_LSTM) NAME(forward_block)(CW_LSTM, &job, t, block, operand, size);
             else NAME(forward_block)(CW_RNN, &job, t, block, operand, size);
+        }
     }
 #if TILED
     end_tiles();

@@ -47,13 +47,13 @@ def make_batch(pair: Pair, hidden: State | None, config: TrainingConfig, step: i
 def make_part(
     pair: Pair, hidden: State | None, config: TrainingConfig, step: int, model: LanguageModel, part: Part
 ) -> Batch:
-    """The rows of one rank, cut out of a pair of arrays (T, B), with the masks and resets that one process would draw.
+    """The rows of one rank, a pair of arrays (T, rows), with the masks and resets that one process would draw.
 
     `hidden` is carried by these rows.
     """
     device = model.weight("head.bias").device
     generator = batch_generator(config.seed, step, device)
-    inputs, targets = (_to_device(array[:, part.rows], device) for array in pair)
+    inputs, targets = (_to_device(array, device) for array in pair)
     hidden = reset_streams(hidden, config.state_reset, generator, part.rows, part.total)
     return Batch(inputs, targets, hidden, generator, part_of_masks(model, part, generator))
 

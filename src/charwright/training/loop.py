@@ -24,7 +24,7 @@ from charwright.training.ranks import ALONE, Ranks
 from charwright.training.reports import Callbacks, Reporter
 from charwright.training.rollback import KEEP_EVERY, LastGoodState
 from charwright.training.schedule import learning_rate_factor
-from charwright.training.sharing import Agreement, part_of, share_weights, summed_gradients
+from charwright.training.sharing import Agreement, part_of, rows_of, share_weights, summed_gradients
 from charwright.training.snapshot import Snapshot
 from charwright.training.threads import training_threads
 
@@ -87,6 +87,7 @@ def fit(  # noqa: PLR0915  (one loop, in one place)
     own = optimizer is None and train_step is _OWN_STEP
     optimizer = optimizer or make_optimizer(model, config)
     part = part_of(dataset.batch, ranks)
+    rows = rows_of(dataset, part)
     share_weights(model, ranks)
     state = initial_state(model, optimizer, config, resume, ranks, part)
     train_step = fastest_step(train_step, state.device) if own and part is None else train_step
@@ -107,7 +108,7 @@ def fit(  # noqa: PLR0915  (one loop, in one place)
     ):
         while reason is None and not position.done:
             try:
-                batches = remaining_batches(dataset, budget) if batches is None else batches
+                batches = remaining_batches(rows, budget) if batches is None else batches
                 pair = next(batches, None)
                 if pair is not None:
                     # Learning rate: the schedule, and what rollbacks have left of it.

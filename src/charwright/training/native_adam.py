@@ -7,6 +7,7 @@ do not depend on the number of threads.
 from __future__ import annotations
 
 import ctypes
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -82,6 +83,10 @@ class NativeStep(torch.optim.Optimizer):
         return loss
 
     _step_with_hooks = torch.optim.Optimizer.profile_hook_step(_step)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As PyTorch's own, without its wrapper for torch.compile, which imports the compiler: that takes a second."""
+        inspect.unwrap(torch.optim.Optimizer.add_param_group)(self, param_group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients, or set them to zero; PyTorch's own takes longer to forget them."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -24,6 +26,11 @@ TIMEOUT = "CHARWRIGHT_RANKS_TIMEOUT"
 TIMEOUT_S = 300.0
 """How long a rank waits for another that does not answer. One that ends is noticed at once."""
 
+BEATS = "beats"
+"""The counter of signs of life."""
+
+POLL_S = 0.05
+
 
 class Ranks:
     """One process that trains alone: rank 0 of 1.
@@ -32,6 +39,8 @@ class Ranks:
     """
 
     rank, size = 0, 1
+    one_machine = False
+    """Whether there are several, all on one machine."""
 
     def __init__(self, launch: str | None = None) -> None:
         self.launch = launch
@@ -48,9 +57,19 @@ class Ranks:
         """The values of all ranks, in their order."""
         return [value]
 
+    def prepare(self, work: Callable[[], Made]) -> Made:
+        """What `work` returns on this rank; the first rank of each machine works first, then the others.
+
+        So they find what it has left in the cache. All wait for the slowest, however long it takes.
+        """
+        return work()
+
     def sum(self, tensor: Tensor) -> Tensor:
         """Replace a tensor by its sum over the ranks, with the same bits on each; returns it."""
         return tensor
+
+    def meet(self) -> None:
+        """Wait until all ranks have come here; each then sees what the others have written to shared memory."""
 
     def whole(self, part: Tensor, count: int) -> Tensor:
         """(L, rows, H) -> (L, count, H): the rows of all ranks."""
@@ -78,8 +97,19 @@ ALONE = Ranks()
 class Group(Ranks):
     """Several ranks, connected by torch.distributed: gloo for tensors on CPUs, nccl for those on GPUs."""
 
-    def __init__(self, rank: int, size: int, launch: str, attempt: str, timeout_s: float) -> None:
-        """Connect, as the environment that torchrun sets says.
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        launch: str,
+        attempt: str,
+        timeout_s: float,
+        *,
+        machine: int,
+        local: int,
+        one_machine: bool,
+    ) -> None:
+        """Connect, as the environment that torchrun sets says. This is rank `local` of machine `machine`.
 
         `attempt` tells the restarts of a group apart: PyTorch 2.13 keeps one store for all of them, in which the
         addresses of the ranks before would still be found.
@@ -92,6 +122,8 @@ class Group(Ranks):
         super().__init__(launch)
         self.rank, self.size = rank, size
         self._timeout_s = timeout_s
+        self._machine, self._local, self._preparations = machine, local, 0
+        self.one_machine, self._token = one_machine, torch.zeros(1)
         self._library: Any = distributed
         backend = "cpu:gloo,cuda:nccl" if distributed.is_nccl_available() and torch.cuda.is_available() else "gloo"
         with self._connected():
@@ -136,6 +168,60 @@ class Group(Ranks):
             self._library.all_reduce(tensor)
         return tensor
 
+    def meet(self) -> None:
+        """Wait until all ranks have come here; each then sees what the others have written to shared memory."""
+        with self._connected():
+            self._library.all_reduce(self._token)
+
+    def prepare(self, work: Callable[[], Made]) -> Made:
+        """What `work` returns on this rank; the first rank of each machine works first, then the others.
+
+        Counters in the store of torchrun say who has done, since an operation of torch.distributed waits for as long as
+        the timeout at most.
+        """
+        self._preparations += 1
+        all_done = f"preparation-{self._preparations}"
+        machine_done = f"{all_done}/machine-{self._machine}"
+        if self._local > 0:
+            self._await(machine_done, 1)
+        with self._beating():
+            made = work()
+        with self._connected():
+            if self._local == 0:
+                self._store.add(machine_done, 1)
+            self._store.add(all_done, 1)
+        self._await(all_done, self.size)
+        return made
+
+    def _await(self, key: str, count: int) -> None:
+        """Wait until a counter has reached a number, for as long as a rank that works gives signs of life."""
+        seen, since_s = -1, time.monotonic()
+        with self._connected():
+            while self._store.add(key, 0) < count:
+                if (beats := self._store.add(BEATS, 0)) != seen:
+                    seen, since_s = beats, time.monotonic()
+                if time.monotonic() - since_s > self._timeout_s:
+                    raise RuntimeError("no sign of life")
+                time.sleep(POLL_S)
+
+    @contextmanager
+    def _beating(self) -> Iterator[None]:
+        """Give signs of life, in a thread."""
+        done = threading.Event()
+
+        def beat() -> None:
+            while not done.wait(self._timeout_s / 10):
+                with suppress(RuntimeError):  # The main thread will say so.
+                    self._store.add(BEATS, 1)
+
+        thread = threading.Thread(target=beat, name="charwright-beat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
     def speaks(self) -> bool:
         """Whether this rank is the first that asks; if the store of torchrun is gone too, each one is."""
         try:
@@ -177,7 +263,9 @@ def join(environment: Mapping[str, str]) -> Ranks:
         return Ranks(launch)
     # Each torchrun counts for itself, so several of them have no common number.
     attempt = environment["TORCHELASTIC_RESTART_COUNT"] if environment["GROUP_WORLD_SIZE"] == "1" else "0"
-    return Group(rank, size, launch, attempt, _timeout_s(environment))
+    timeout_s, machine = _timeout_s(environment), int(environment["GROUP_RANK"])
+    one_machine = neighbors == size
+    return Group(rank, size, launch, attempt, timeout_s, machine=machine, local=local, one_machine=one_machine)
 
 
 def _cores() -> int:

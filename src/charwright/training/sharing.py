@@ -6,18 +6,24 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from charwright.data.sequences import Dataset, Pair, Streams, Windows
+from charwright.data.texts import Text
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import UsageError
-from charwright.evaluation.evaluate import Evaluation, evaluate, evaluate_with, target_nats
+from charwright.evaluation.evaluate import Evaluation, continued_nats, evaluate_with, target_nats
+from charwright.evaluation.mapped import evaluate_mapped, evaluate_text
+from charwright.model.cells import State
 from charwright.model.dropout import draw_masks, empty_masks
 from charwright.model.language_model import LanguageModel
 from charwright.training.ranks import Ranks
+from charwright.training.sums import turns_of
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,26 @@ def part_of(batch: int, ranks: Ranks) -> Part | None:
     return Part(ranks.rows(batch), batch)
 
 
+def rows_of(dataset: Dataset, part: Part | None) -> Dataset:
+    """The dataset of these rows of each batch; the library's own read no others."""
+    if part is None:
+        return dataset
+    return dataset.part(part.rows) if isinstance(dataset, Windows | Streams) else _Rows(dataset, part.rows)
+
+
+class _Rows:
+    """Rows of the batches of another dataset, cut out."""
+
+    def __init__(self, dataset: Dataset, rows: slice) -> None:
+        self._dataset, self._rows = dataset, rows
+        self.carries, self.batch = dataset.carries, dataset.batch
+        self.seq_length, self.steps_per_epoch = dataset.seq_length, dataset.steps_per_epoch
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Pair]:
+        for inputs, targets in self._dataset.batches(epoch, start):
+            yield inputs[:, self._rows], targets[:, self._rows]
+
+
 def share_weights(model: LanguageModel, ranks: Ranks) -> None:
     """Give all ranks the weights of rank 0, since another machine may have drawn other ones."""
     if ranks.size > 1:
@@ -65,26 +91,24 @@ def summed_gradients(
 ) -> Iterator[None]:
     """Before each optimizer step of the block, replace the gradients by those of the whole batch.
 
-    A rank's gradients are of the mean over its own rows, so they count by its share of the rows. All travel in one flat
-    buffer, since a message per weight would cost a round trip each.
+    A rank's gradients are of the mean over its own rows, so they count by its share of the rows.
     """
     if part is None:
         yield
         return
     parameters = list(model.parameters())
-    flat = torch.zeros(sum(weight.numel() for weight in parameters), device=parameters[0].device)
-    sizes = [weight.numel() for weight in parameters]
-    views = [piece.view_as(weight) for piece, weight in zip(torch.split(flat, sizes), parameters, strict=True)]
+    turns = cycle(turns_of(parameters, ranks))
 
     def add_up(*_: object) -> None:
-        for view, weight in zip(views, parameters, strict=True):
+        turn = next(turns)
+        for view, weight in zip(turn.own, parameters, strict=True):
             if weight.grad is None:
                 view.zero_()
             else:
                 torch.mul(weight.grad, part.share, out=view)
-        ranks.sum(flat)
-        for view, weight in zip(views, parameters, strict=True):
-            weight.grad = view
+        turn.add_up()
+        for total, weight in zip(turn.total, parameters, strict=True):
+            weight.grad = total
 
     hook = optimizer.register_step_pre_hook(add_up)
     try:
@@ -135,10 +159,12 @@ class Agreement:
         return next(filter(None, self._ranks.gather(reason)))
 
 
-def evaluate_together(model: LanguageModel, vocabulary: Vocabulary, text: str, ranks: Ranks) -> Evaluation:
+def evaluate_together(model: LanguageModel, vocabulary: Vocabulary, text: Text, ranks: Ranks) -> Evaluation:
     """As `evaluate`, with the streams of the text divided among the ranks; all get the result."""
     if ranks.size == 1:
-        return evaluate(model, vocabulary, text)
+        return evaluate_text(model, vocabulary, text)
+    if not isinstance(text, str):
+        return evaluate_mapped(partial(_continued_nats_together, ranks, model), vocabulary, text)
     return evaluate_with(partial(_nats_together, ranks, model), vocabulary, text)
 
 
@@ -150,3 +176,18 @@ def _nats_together(
     nats[:, own] = target_nats(model, inputs[:, own], targets[:, own])
     ranks.sum(torch.from_numpy(nats))
     return nats
+
+
+def _continued_nats_together(
+    ranks: Ranks,
+    model: LanguageModel,
+    inputs: npt.NDArray[np.int64],
+    targets: npt.NDArray[np.int64],
+    state: State | None,
+) -> tuple[npt.NDArray[np.float32], State | None]:
+    """As `_nats_together`, of the next piece of a text; the state is that of this rank's columns."""
+    own, nats = ranks.rows(inputs.shape[1]), np.zeros(targets.shape, dtype=np.float32)
+    if inputs[:, own].size:
+        nats[:, own], state = continued_nats(model, inputs[:, own], targets[:, own], state)
+    ranks.sum(torch.from_numpy(nats))
+    return nats, state

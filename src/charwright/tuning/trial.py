@@ -11,10 +11,10 @@ import torch
 
 from charwright.config import Recipe
 from charwright.data.short_texts import shrink_to_fit
-from charwright.data.texts import Text, ids_of
+from charwright.data.texts import Text, ids_of, in_memory
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import CorpusError, DivergedError, UsageError
-from charwright.evaluation.evaluate import evaluate
+from charwright.evaluation.mapped import evaluate_text
 from charwright.model.compute import Compute
 from charwright.training.events import End, Event, Validation
 from charwright.training.loop import fit
@@ -34,7 +34,7 @@ class Task:
 
     vocabulary: Vocabulary
     training_text: Text
-    validation_text: str
+    validation_text: Text
     minutes: float
     compute: Compute
 
@@ -145,7 +145,7 @@ class _Training:
             model,
             dataset,
             self.recipe.training,
-            validate=lambda model: evaluate(model, task.vocabulary, self.probe, self.protocol),
+            validate=lambda model: evaluate_text(model, task.vocabulary, self.probe, self.protocol),
             should_stop=lambda: "pruned" if self.pruned else self.should_stop(),
             clock=self.clock,
         ):
@@ -169,7 +169,9 @@ class _Training:
         if end.reason != "done":
             return dataclasses.replace(outcome, kind="pruned" if self.pruned else "stopped")
         model.load_arrays(best)
-        return dataclasses.replace(outcome, loss=evaluate(model, task.vocabulary, task.validation_text).nats_per_char)
+        return dataclasses.replace(
+            outcome, loss=evaluate_text(model, task.vocabulary, task.validation_text).nats_per_char
+        )
 
     def _compare(self, fraction: float, loss: float) -> None:
         """Prune the trial if its loss is hopeless at a mark that has just been passed."""
@@ -202,17 +204,17 @@ class LossCurve:
         return found
 
 
-def probe(text: str) -> tuple[str, str]:
+def probe(text: Text) -> tuple[str, str]:
     """A part of a validation text and the protocol for it: enough to compare trials, at little cost.
 
     Many short pieces in one batch are fast even for a large model, since they take few steps. They are spread evenly
     over the text. A text of a few pieces is used as a whole.
     """
     if len(text) <= 2 * PROBE_LENGTH:
-        return text, "carried"
+        return in_memory(text), "carried"
     protocol = f"windows-{PROBE_LENGTH}"
     if len(text) <= PROBE_PIECES * PROBE_LENGTH:
-        return text, protocol
+        return in_memory(text), protocol
     begins = [(len(text) - PROBE_LENGTH) * piece // (PROBE_PIECES - 1) for piece in range(PROBE_PIECES)]
     # One more character is the target of the last one.
-    return "".join(text[begin : begin + PROBE_LENGTH] for begin in begins) + text[-1], protocol
+    return "".join(text[begin : begin + PROBE_LENGTH] for begin in begins) + text[len(text) - 1 :], protocol

@@ -54,7 +54,7 @@ class Prepared:
     recipe: Recipe
     vocabulary: Vocabulary
     training_text: Text
-    validation_text: str
+    validation_text: Text
     choice: Choice
     open_run: Callable[[], Run]
     resume: bool = False
@@ -146,7 +146,7 @@ def prepare_new(
     recipe = origin.recipe
     if out is not None:
         ranks.first(partial(Run.check_place, out, force=force))
-    texts = read_texts(corpus, validation, reading, recipe.split, places, notify)
+    texts = ranks.prepare(lambda: read_texts(corpus, validation, reading, recipe.split, places, notify))
     _check_same(texts, ranks)
     if texts.validation_corpus is not None:
         recipe = recipe.with_options({"val_fraction": 0.0})
@@ -221,7 +221,7 @@ def prepare_resume(
     """
     run.check_resumable()
     recipe = run.config.recipe.with_options(options)
-    training_text, validation_text = texts_of_run(run, moved, places)
+    training_text, validation_text = ranks.prepare(lambda: texts_of_run(run, moved, places))
     if not validation_text:
         asked = dataclasses.replace(recipe.training, patience=options.get("patience"))  # Plans always set a patience.
         _check_unvalidated(asked, "start a new run for that", notify)

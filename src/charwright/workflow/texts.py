@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from charwright.config import CorpusConfig, SplitConfig
-from charwright.data.corpus import Corpus, Source, read_corpus, reread_corpus
+from charwright.data.corpus import Source
 from charwright.data.large_texts import AnyCorpus, open_corpus, reopen_corpus
 from charwright.data.parts import Places
 from charwright.data.split import split_text
@@ -32,8 +32,8 @@ class Texts:
 
     corpus: AnyCorpus
     training: Text
-    validation: str
-    validation_corpus: Corpus | None = None
+    validation: Text
+    validation_corpus: AnyCorpus | None = None
 
 
 def read_texts(
@@ -45,7 +45,7 @@ def read_texts(
         CorpusError: when a text cannot be found, read or decoded.
     """
     text = open_corpus(corpus, reading, places)
-    separate = read_corpus(validation, reading, places) if validation else None
+    separate = open_corpus(validation, reading, places) if validation else None
     for note in (*text.notes, *(separate.notes if separate else ())):
         notify(note)
     if separate is not None:
@@ -53,7 +53,7 @@ def read_texts(
     return Texts(text, *split_text(text.text, split))
 
 
-def texts_of_run(run: Run, moved: Sequence[str], places: Places) -> tuple[Text, str]:
+def texts_of_run(run: Run, moved: Sequence[str], places: Places) -> tuple[Text, Text]:
     """The training text and the validation text of a run, unchanged since it was trained.
 
     `moved` says where the corpus is now, if it has moved.
@@ -65,8 +65,9 @@ def texts_of_run(run: Run, moved: Sequence[str], places: Places) -> tuple[Text, 
     training, held_out = split_text(_corpus_of_run(run, moved, places), run.config.recipe.split)
     if not run.config.validation:
         return training, held_out
-    separate = reread_corpus(_located(run, run.config.validation), run.config.corpus, places)
-    return training, separate.text
+    sources = _located(run, run.config.validation)
+    sha256 = sources[0].sha256 if len(sources) == 1 else ""  # That of several together is not recorded.
+    return training, reopen_corpus(sources, sha256, run.config.corpus, places).text
 
 
 def training_text_of_run(run: Run, moved: Sequence[str], places: Places) -> Text:
