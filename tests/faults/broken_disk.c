@@ -1,10 +1,12 @@
-/* A disk that breaks: preloaded into a process, it lets the n-th write, fsync, rename or open of a file under a folder
- * fail, and all that follow, with a chosen error. FAULT_UNDER, FAULT_AT and FAULT_ERROR choose them. The variables
+/* A disk that breaks: preloaded into a process, it counts the operations that change files under a folder (open for
+ * writing, write, truncate, fsync, rename, mkdir, unlink, rmdir). From the n-th on each fails with a chosen error; with
+ * error 0 the process is killed right before the n-th. FAULT_UNDER, FAULT_AT and FAULT_ERROR choose them. The variables
  * are read at each call, so that a process can fork and set them. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,7 +26,13 @@ static int fails(void) {
     const char *at = getenv("FAULT_AT");
     if (!at || number < atol(at)) return 0;
     errno = atoi(getenv("FAULT_ERROR"));
+    if (!errno) kill(getpid(), SIGKILL);
     return 1;
+}
+
+/* A full disk lets files be removed and shortened. */
+static int fails_to_remove(void) {
+    return fails() && errno != ENOSPC;
 }
 
 static int under_descriptor(int descriptor) {
@@ -65,6 +73,11 @@ ssize_t write(int descriptor, const void *data, size_t size) {
     return under_descriptor(descriptor) && fails() ? -1 : real(descriptor, data, size);
 }
 
+int ftruncate64(int descriptor, off64_t size) {
+    REAL(ftruncate64);
+    return under_descriptor(descriptor) && fails_to_remove() ? -1 : real(descriptor, size);
+}
+
 int fsync(int descriptor) {
     REAL(fsync);
     return under_descriptor(descriptor) && fails() ? -1 : real(descriptor);
@@ -78,6 +91,21 @@ int rename(const char *from, const char *to) {
 int mkdir(const char *path, mode_t mode) {
     REAL(mkdir);
     return under(path) && fails() ? -1 : real(path, mode);
+}
+
+int unlink(const char *path) {
+    REAL(unlink);
+    return under(path) && fails_to_remove() ? -1 : real(path);
+}
+
+int unlinkat(int folder, const char *path, int flags) {
+    REAL(unlinkat);
+    return under_descriptor(folder) && fails_to_remove() ? -1 : real(folder, path, flags);
+}
+
+int rmdir(const char *path) {
+    REAL(rmdir);
+    return under(path) && fails_to_remove() ? -1 : real(path);
 }
 
 long fault_calls(void) { return calls; }

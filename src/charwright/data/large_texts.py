@@ -122,6 +122,7 @@ def prepare(parts: Sequence[Part], name: str, places: Places, piece_bytes: int =
             be written.
     """
     cache, identity = cache_of(places), identity_of(parts)
+    cache.remove_unfinished()
     found = cache.by_identity(identity)
     if found is not None:
         return found

@@ -37,9 +37,9 @@ from charwright.storage import (
 IDS, UTF8, OFFSETS, MANIFEST = "ids.bin", "utf8.bin", "utf8.json", "manifest.json"
 ADVICE = "free some space, remove prepared texts with: charwright cache --clear, or set CHARWRIGHT_CACHE"
 
-_UNFINISHED = re.compile(r"\.(\d+)-([0-9a-f]+)\.new")
+_UNFINISHED = re.compile(r"\.(?:.+\.)?(\d+)(-[0-9a-f]+)?\.(?:new|tmp)")
 _in_progress: set[str] = set()
-"""The unfinished folders of this process, whose number may be that of a process that was killed."""
+"""What this process has not finished: its number may be that of a process that was killed."""
 
 
 MOST_ORIGINS = 16
@@ -164,6 +164,7 @@ class Entry:
             values = exact_object(read_json(self.folder / OFFSETS), {"format", "offsets"}, str(self.folder / OFFSETS))
             if path.is_file() and path.stat().st_size == size and values["offsets"][-1] == size:
                 return StoredBytes(MappedFile(path, 1, size), self.text(), tuple(values["offsets"]))
+        remove_abandoned(self.folder)
         with writing(self.folder):
             offsets = _write_utf8(path, self.text())
         return StoredBytes(MappedFile(path, 1, size), self.text(), offsets)
@@ -172,6 +173,7 @@ class Entry:
 def _write_utf8(path: Path, text: MappedText) -> tuple[int, ...]:
     """Write a text as UTF-8; returns where each piece begins, and the end."""
     offsets, temporary = [0], path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    _in_progress.add(temporary.name)
     try:
         with temporary.open("wb") as file:
             for piece in text.pieces():
@@ -183,6 +185,7 @@ def _write_utf8(path: Path, text: MappedText) -> tuple[int, ...]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+        _in_progress.discard(temporary.name)
     write_json(path.with_name(OFFSETS), {"format": 1, "offsets": offsets})
     return tuple(offsets)
 
@@ -297,11 +300,24 @@ class TextCache:
         return removed
 
     def remove_unfinished(self) -> None:
-        """Remove what killed processes left."""
-        for path in self.folder.glob(".*.new") if self.folder.is_dir() else ():
-            match = _UNFINISHED.fullmatch(path.name)
-            if match and path.name not in _in_progress and not is_running(int(match[1])):
-                shutil.rmtree(path, ignore_errors=True)
+        """Remove what killed processes left, beside the texts and within them."""
+        if self.folder.is_dir():
+            remove_abandoned(self.folder)
+            for entry in self.folder.glob("[0-9a-f]*"):
+                remove_abandoned(entry)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the unfinished folders and files of processes that no longer run, from a folder."""
+    for path in folder.glob(".*"):
+        match = _UNFINISHED.fullmatch(path.name)
+        if match is None or is_running(int(match[1])):
+            continue
+        # A name without random digits is that of `write_file`, which another thread may be using.
+        ours = path.name in _in_progress or (match[2] is None and int(match[1]) == os.getpid())
+        if not ours:
+            with suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager
