@@ -42,12 +42,12 @@ def write_file(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}") from error
     finally:
         with suppress(OSError):
             temporary.unlink()
-    sync_folder(path.parent)
     _remove_abandoned(path)
 
 
@@ -95,11 +95,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
         _remove_abandoned(path)
     except OSError as error:
         if old.exists() and not path.exists():
-            old.rename(path)
+            with suppress(OSError):
+                old.rename(path)
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        for left in (new, old):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
+        if path.exists():  # Otherwise the old one could not be moved back, and is all that there is.
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def file_identity(path: Path) -> tuple[int, int, int] | None:

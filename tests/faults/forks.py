@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import tty
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,11 +89,13 @@ def forked(
                 os.dup2(to if line is None or descriptor == 2 else line, descriptor)
             tempfile.tempdir = None
             os.environ |= {"CHARWRIGHT_CACHE": str(folder / "cache"), "TMPDIR": str(folder / "tmp"), "TERM": "xterm"}
-            os.environ |= {"FAULT_AT": str(fault[0]), "FAULT_ERROR": str(fault[1]), "FAULT_UNDER": str(folder)}
+            os.environ |= {"FAULT_AT": str(fault[0]), "FAULT_ERROR": str(fault[1]), "FAULT_UNDER": f"{folder}/"}
             done = action()
             code = done if isinstance(done, int) else 0
             if preloaded():
                 os.write(send, str(ctypes.CDLL(None).fault_calls()).encode())
+        except BaseException:
+            os.write(2, traceback.format_exc().encode())
         finally:
             os._exit(code)
     os.close(send)

@@ -212,7 +212,8 @@ class _Preparation:
         return Source(part.kind, part.location, hashes[0].hexdigest(), characters)
 
     def _append(self, piece: Piece, hashes: Sequence[Any]) -> None:
-        ids = self._writer.ids(piece.characters)
+        with writing(self._folder):  # New characters may make the ids wider, which rewrites the file.
+            ids = self._writer.ids(piece.characters)
         self._wait()
         self._hashing = self._threads.submit(self._summarize, hashes, piece.utf8, ids)
         with writing(self._folder):
