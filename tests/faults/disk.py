@@ -22,8 +22,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from breakable import Command, Examples, commands, load_everything
 from forks import KILL, MEMORY, NEVER, Ended, forked, preload, preloaded
+
+if __name__ == "__main__":  # Before the imports that take seconds: it begins the script anew.
+    preload()
+
+from breakable import Command, Examples, commands, load_everything
 from mounts import mounted_rounds, why_not
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS)
@@ -60,6 +64,18 @@ def again(_: object) -> Ended:
     return Ended(None, 0, "", "")
 
 
+def counted(command: Command, place: Path) -> int:
+    """The operations of a command on files."""
+    folder = place / "measured"
+    folder.mkdir()
+    command.prepare(folder)
+    ended = forked(lambda: command.action(folder), folder, fault=(NEVER, KILL), keys=command.keys)
+    assert ended.code == 0, ended.err
+    assert ended.operations > 3, "the library counts nothing"
+    shutil.rmtree(folder)
+    return ended.operations
+
+
 def break_one(
     name: str, command: Command, operations: int, place: Path, chance: random.Random, where: str, report: Report
 ) -> None:
@@ -92,16 +108,8 @@ def run(count: int, seed: int, only: Sequence[str] = (), *, quick: bool = False)
         known = {name: command for name, command in commands(of).items() if name in (only or BROKEN)}
         known = {name: command for name, command in known.items() if only or not (quick and command.slow)}
         operations: dict[str, int] = {}
-        for name, command in known.items() if preloaded() else ():
-            (place / "measured").mkdir()
-            command.prepare(place / "measured")
-            ended = forked(lambda: command.action(place / "measured"), place / "measured", fault=(NEVER, KILL))  # noqa: B023
-            assert ended.code == 0, ended.err
-            assert ended.operations > 3, "the library counts nothing"
-            operations[name] = ended.operations
-            shutil.rmtree(place / "measured")
         real = mounted_rounds(of, complaints) if why_not() is None and (not only or "mounted" in only) else {}
-        turn = [*operations, *real]
+        turn = [*real, *(known if preloaded() else ())]
         for number in range(count if turn else 0):
             name, chance = turn[number % len(turn)], random.Random(f"{seed} {number}")
             if name in real:
@@ -109,8 +117,10 @@ def run(count: int, seed: int, only: Sequence[str] = (), *, quick: bool = False)
                 report.injected[name] += 1
                 report.unnoticed += not noticed
                 report.problems += [f"{name}, seed {seed}, {number}: {what}" for what in found]
-            else:
-                break_one(name, known[name], operations[name], place, chance, f"seed {seed}, {number}", report)
+                continue
+            if name not in operations:
+                operations[name] = counted(known[name], place)
+            break_one(name, known[name], operations[name], place, chance, f"seed {seed}, {number}", report)
     return report
 
 
@@ -121,7 +131,6 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=(), help="the commands whose disk breaks, or `mounted`")
     parser.add_argument("--quick", action="store_true", help="leave out the commands that take seconds")
     arguments = parser.parse_args()
-    preload()
     if (reason := why_not()) is not None:
         print(f"without real file systems: {reason}")
     began = time.monotonic()

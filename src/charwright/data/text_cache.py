@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from charwright.data.corpus import Source
-from charwright.data.mapped_ids import WIDTHS, MappedFile
+from charwright.data.mapped_ids import WIDTHS, MappedFile, damaged_error
 from charwright.data.mapped_text import PIECE, Alphabet, MappedText
 from charwright.errors import CorpusError, DamagedRunError, RunError
 from charwright.locks import is_running, locked
@@ -161,13 +161,29 @@ class Entry:
         size = int(self.text().alphabet.utf8_lengths @ self.text().alphabet.counts)
         path = self.folder / UTF8
         with suppress(RunError):
-            values = exact_object(read_json(self.folder / OFFSETS), {"format", "offsets"}, str(self.folder / OFFSETS))
-            if path.is_file() and path.stat().st_size == size and values["offsets"][-1] == size:
-                return StoredBytes(MappedFile(path, 1, size), self.text(), tuple(values["offsets"]))
+            offsets = _offsets(self.folder / OFFSETS, self.manifest.characters, size)
+            if path.is_file() and path.stat().st_size == size:
+                return StoredBytes(MappedFile(path, 1, size), self.text(), offsets)
         remove_abandoned(self.folder)
         with writing(self.folder):
             offsets = _write_utf8(path, self.text())
+        if offsets[-1] != size:
+            raise damaged_error()
         return StoredBytes(MappedFile(path, 1, size), self.text(), offsets)
+
+
+def _offsets(path: Path, characters: int, size: int) -> tuple[int, ...]:
+    """Read what `_write_utf8` returned for a text of so many characters and bytes.
+
+    Raises:
+        DamagedRunError: when the file has anything else.
+    """
+    values = exact_object(read_json(path), {"format", "offsets"}, str(path))
+    offsets = [checked(offset, int, f"{path}: offsets") for offset in checked(values["offsets"], list, str(path))]
+    ends = len(offsets) == -(-characters // PIECE) + 1 and (offsets[0], offsets[-1]) == (0, size)
+    if not ends or offsets != sorted(offsets):
+        raise DamagedRunError(f"{path} is damaged: these are not the offsets of the text")
+    return tuple(offsets)
 
 
 def _write_utf8(path: Path, text: MappedText) -> tuple[int, ...]:
@@ -199,9 +215,18 @@ class StoredBytes:
     offsets: tuple[int, ...]
 
     def offset(self, character: int) -> int:
-        """Return the position of the first byte of a character."""
+        """Return the position of the first byte of a character.
+
+        Raises:
+            CorpusError: when the ids of the text are damaged.
+        """
         piece, within = divmod(character, PIECE)
-        return self.offsets[piece] + (len(self.text[character - within : character].encode("utf-8")) if within else 0)
+        if not within:
+            return self.offsets[piece]
+        found = self.offsets[piece] + len(self.text[character - within : character].encode("utf-8"))
+        if found > self.offsets[piece + 1]:
+            raise damaged_error()
+        return found
 
 
 class TextCache:

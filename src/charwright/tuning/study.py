@@ -89,8 +89,17 @@ def _opened(folder: Path, start: Callable[[], Recipe], protocol: Mapping[str, An
     try:
         study = new_study(optuna.storages.JournalStorage(Journal(path)), NAME)
         attributes = study.user_attrs
-    except (DamagedRunError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedRunError(f"{path} is damaged: {error!r}; start a new search with another --out") from error
+    except (
+        DamagedRunError,
+        ValueError,
+        LookupError,
+        ArithmeticError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
+        reason = str(error) if isinstance(error, DamagedRunError) else repr(error)
+        raise DamagedRunError(f"{path} is damaged: {reason[:200]}; start a new search with another --out") from error
     if "protocol" not in attributes:
         study.set_user_attr("start", start().to_json())
         study.set_user_attr("protocol", dict(protocol))
