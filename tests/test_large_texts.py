@@ -496,7 +496,7 @@ def test_what_was_left_within_a_text_is_removed_too(places: Places, mixed: Path)
         running = entry.folder / f".utf8.bin.{os.getppid()}-ab12.tmp"
         running.write_bytes(b"half")
         use()
-        assert [path for path in entry.folder.glob(".*")] == [running]  # Another process is still writing it.
+        assert list(entry.folder.glob(".*")) == [running]  # Another process is still writing it.
         running.unlink()
 
 
