@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import io
 import json
 import os
 import random
@@ -447,6 +448,44 @@ def commands(of: Examples) -> dict[str, Command]:
         "tune": Command(lambda p: of.tune(p / "search"), verify_tuned, times=1, slow=True),
         "shared": Command(lambda p: work(p, "one"), verify_shared, times=1, slow=True),
     }  # fmt: skip
+
+
+def readings(of: Examples) -> dict[str, Command]:
+    """The commands whose reads are broken: all that they read lies in the folder."""
+
+    def prepare(place: Path) -> None:
+        shutil.copytree(of.half, place / RUN)
+        shutil.copy(of.text, place / "text.txt")
+        shutil.copy(of.foreign, place / "foreign.weights.h5")
+        shutil.copy(of.vocabulary, place / "vocabulary.json")
+        (place / "story.txt").write_text(STORY, encoding="utf-8")
+        with contextlib.redirect_stderr(None), contextlib.redirect_stdout(io.StringIO()):
+            charwright("generate", place / RUN, "--prompt", "the ", "--length", "9", "--state-out", place / "state")
+
+    def reading(*arguments: Callable[[Path], Path] | str) -> Command:
+        def action(place: Path) -> int:
+            return charwright(*(word if isinstance(word, str) else word(place) for word in arguments))
+
+        def verify(place: Path, _: Again) -> None:
+            check_readable(place / RUN)
+            completes(forked(lambda: action(place), place), "the command")
+
+        return Command(action, verify, prepare, times=1)
+
+    def at(name: str) -> Callable[[Path], Path]:
+        return lambda place: place / name
+
+    run, text = at(RUN), at("text.txt")
+    return {
+        "reading train": reading("train", text, "--out", at("new"), "--force", *SIZES, *OPTIONS),
+        "reading --resume": reading("train", "--resume", run, "--corpus", text, "--steps", "10", "--threads", "1"),
+        "reading --from": reading("train", text, "--from", run, "--out", at("new"), "--force", *OPTIONS),
+        "reading generate": reading("generate", run, "--state-in", at("state"), "--length", "5"),
+        "reading evaluate": reading("evaluate", run, text),
+        "reading info": reading("info", run),
+        "reading inspect": reading("inspect", text, *SIZES),
+        "reading export": reading("export", run, "--to", "html", "--out", at("page.html"), "--force"),
+    }
 
 
 KEYS = b"x\x13" * 20 + b"\x11"  # a letter and Ctrl-S, twenty times, and Ctrl-Q

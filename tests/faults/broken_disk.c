@@ -1,7 +1,8 @@
 /* A disk that breaks: preloaded into a process, it counts the operations that change files under a folder (open for
  * writing, write, truncate, fsync, rename, mkdir, unlink, rmdir). From the n-th on each fails with a chosen error; with
- * error 0 the process is killed right before the n-th. FAULT_UNDER, FAULT_AT and FAULT_ERROR choose them. The variables
- * are read at each call, so that a process can fork and set them. */
+ * error 0 the process is killed right before the n-th. FAULT_UNDER, FAULT_AT and FAULT_ERROR choose them; with
+ * FAULT_READS the n-th read of a file fails instead. The variables are read at each call, so that a process can fork and
+ * set them. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -21,13 +22,18 @@ static int under(const char *path) {
     return folder && path && strncmp(path, folder, strlen(folder)) == 0;
 }
 
-static int fails(void) {
+static int fails_as(int reads) {
+    if (reads != (getenv("FAULT_READS") != NULL)) return 0;
     long number = __atomic_add_fetch(&calls, 1, __ATOMIC_SEQ_CST);
     const char *at = getenv("FAULT_AT");
     if (!at || number < atol(at)) return 0;
     errno = atoi(getenv("FAULT_ERROR"));
     if (!errno) kill(getpid(), SIGKILL);
     return 1;
+}
+
+static int fails(void) {
+    return fails_as(0);
 }
 
 /* A full disk lets files be removed and shortened. */
@@ -71,6 +77,11 @@ int open64(const char *path, int flags, ...) {
 ssize_t write(int descriptor, const void *data, size_t size) {
     REAL(write);
     return under_descriptor(descriptor) && fails() ? -1 : real(descriptor, data, size);
+}
+
+ssize_t read(int descriptor, void *data, size_t size) {
+    REAL(read);
+    return getenv("FAULT_READS") && under_descriptor(descriptor) && fails_as(1) ? -1 : real(descriptor, data, size);
 }
 
 int ftruncate64(int descriptor, off64_t size) {

@@ -1,10 +1,11 @@
 """Break the disk of a command: `python tests/faults/disk.py --count 200 [--seed N] [--only NAME ...]`.
 
 In most injections `broken_disk.c` is preloaded: from the n-th operation on files on, the disk of a forked process is
-full, has an input/output error, or is read-only. In the others (`mounted`, for root on Linux) the disk is a real one, a
-small file system that is full, turns read-only or loses its blocks in the middle of a training. The process must end
-with exit code 1 and one line that names what could not be written, what it wrote before must be whole, and the same
-work must be completed once the disk works again, with the weights of an undisturbed run.
+full, has an input/output error, or is read-only; or reads fail from the n-th on. In the others (`mounted`, for root on
+Linux) the disk is a real one, a small file system that is full, turns read-only or loses its blocks in the middle of a
+training. The process must end with exit code 1 and one line that names what could not be read or written, what it wrote
+before must be whole, and the same work must be completed once the disk works again, with the weights of an undisturbed
+run.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from forks import KILL, MEMORY, NEVER, Ended, forked, preload, preloaded
 if __name__ == "__main__":  # Before the imports that take seconds: it begins the script anew.
     preload()
 
-from breakable import Command, Examples, commands, load_everything
+from breakable import Command, Examples, commands, load_everything, readings
 from mounts import mounted_rounds, why_not
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS)
@@ -64,27 +65,35 @@ def again(_: object) -> Ended:
     return Ended(None, 0, "", "")
 
 
-def counted(command: Command, place: Path) -> int:
+def counted(command: Command, place: Path, *, reads: bool) -> int:
     """The operations of a command on files."""
     folder = place / "measured"
     folder.mkdir()
     command.prepare(folder)
-    ended = forked(lambda: command.action(folder), folder, fault=(NEVER, KILL), keys=command.keys)
+    ended = forked(lambda: command.action(folder), folder, fault=(NEVER, KILL), keys=command.keys, reads=reads)
     assert ended.code == 0, ended.err
-    assert ended.operations > 3, "the library counts nothing"
+    assert ended.operations, "the library counts nothing"
     shutil.rmtree(folder)
     return ended.operations
 
 
 def break_one(
-    name: str, command: Command, operations: int, place: Path, chance: random.Random, where: str, report: Report
+    name: str,
+    command: Command,
+    operations: int,
+    place: Path,
+    chance: random.Random,
+    where: str,
+    report: Report,
+    *,
+    reads: bool,
 ) -> None:
     """Break the disk of a command at one of its operations."""
-    folder, error = place / "round", chance.choice(ERRORS)
+    folder, error = place / "round", errno.EIO if reads else chance.choice(ERRORS)
     at = chance.randrange(operations) + 1
     folder.mkdir()
     command.prepare(folder)
-    ended = forked(lambda: command.action(folder), folder, fault=(at, error), keys=command.keys)
+    ended = forked(lambda: command.action(folder), folder, fault=(at, error), keys=command.keys, reads=reads)
     report.injected[name] += 1
     where = f"{name}, {where}, operation {at} of {operations}, {errno.errorcode[error]}"
     if ended.code == 0:  # What failed was the removal of something that nobody needs.
@@ -105,7 +114,8 @@ def run(count: int, seed: int, only: Sequence[str] = (), *, quick: bool = False)
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         place = Path(folder)
         of = Examples(place)
-        known = {name: command for name, command in commands(of).items() if name in (only or BROKEN)}
+        reading = readings(of)
+        known = {name: it for name, it in (commands(of) | reading).items() if name in (only or (*BROKEN, *reading))}
         known = {name: command for name, command in known.items() if only or not (quick and command.slow)}
         operations: dict[str, int] = {}
         real = mounted_rounds(of, complaints) if why_not() is None and (not only or "mounted" in only) else {}
@@ -119,8 +129,9 @@ def run(count: int, seed: int, only: Sequence[str] = (), *, quick: bool = False)
                 report.problems += [f"{name}, seed {seed}, {number}: {what}" for what in found]
                 continue
             if name not in operations:
-                operations[name] = counted(known[name], place)
-            break_one(name, known[name], operations[name], place, chance, f"seed {seed}, {number}", report)
+                operations[name] = counted(known[name], place, reads=name in reading)
+            where, reads = f"seed {seed}, {number}", name in reading
+            break_one(name, known[name], operations[name], place, chance, where, report, reads=reads)
     return report
 
 

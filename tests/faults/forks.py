@@ -66,11 +66,13 @@ def forked(
     strike: Strike | None = None,
     fault: tuple[int, int] = (NEVER, KILL),
     keys: bytes | None = None,
+    reads: bool = False,
 ) -> Ended:
     """Run an action in a process whose files lie under a folder, and wait for its end.
 
     Its cache is `folder`/cache, and its temporary files are in `folder`/tmp. `fault` is the number of the operation
-    from which its disk is broken, and the error. With `keys` it has a terminal, on which they have been typed.
+    from which its disk is broken, and the error; with `reads`, it is that of a read. With `keys` the process has a
+    terminal, on which they have been typed.
     """
     outputs = [folder.with_name(f"{folder.name}.{name}") for name in ("out", "err")]
     (folder / "tmp").mkdir(parents=True, exist_ok=True)
@@ -90,6 +92,8 @@ def forked(
             tempfile.tempdir = None
             os.environ |= {"CHARWRIGHT_CACHE": str(folder / "cache"), "TMPDIR": str(folder / "tmp"), "TERM": "xterm"}
             os.environ |= {"FAULT_AT": str(fault[0]), "FAULT_ERROR": str(fault[1]), "FAULT_UNDER": f"{folder}/"}
+            if reads:
+                os.environ["FAULT_READS"] = "1"
             done = action()
             code = done if isinstance(done, int) else 0
             if preloaded():
