@@ -845,6 +845,20 @@ def test_two_trainings_of_one_process_exclude_each_other(run: Run) -> None:
     Run.create(run.folder, run_config(), VOCABULARY, force=True)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs limits of processes")
+def test_a_lock_on_a_full_disk_holds_without_a_name(run: Run) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # The system then refuses as if the disk were full.
+    try:
+        with alone_in(run.folder):
+            assert (run.folder / ".lock").read_bytes() == b""
+            error_of(lambda: Run.create(run.folder, run_config(), VOCABULARY, force=True), RunLockedError)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def test_a_lock_whose_file_was_removed_is_taken_anew(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The holder ends between our opening and our locking of the file."""
     real, opened = locks._lock, []

@@ -286,7 +286,7 @@ def strike_ranks(chance: random.Random, usual_s: float, folder: Path) -> Strike:
     """Kill one of two ranks, or all with their torchrun, at an instant of their training or of their start."""
 
     def strike(process: int) -> None:
-        events, seconds = chance.randrange(-4, 40), chance.random() * usual_s
+        events, seconds = chance.randrange(-3, 13), chance.random() * usual_s
         began, log = time.monotonic(), folder / RUN / "log.jsonl"
         while time.monotonic() - began < (seconds if events < 0 else 4 * usual_s):
             if events >= 0 and log.exists() and log.read_bytes().count(b"\n") >= events:
