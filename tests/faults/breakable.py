@@ -292,12 +292,16 @@ def strike_ranks(chance: random.Random, usual_s: float, folder: Path) -> Strike:
             if events >= 0 and log.exists() and log.read_bytes().count(b"\n") >= events:
                 break
             time.sleep(0.005)
+        os.kill(process, signal.SIGSTOP)  # It starts no other rank meanwhile.
         ranks = children(process)
         if ranks and chance.random() < 0.6:
             _kill(chance.choice(ranks))
+            os.kill(process, signal.SIGCONT)
             return
         for victim in (process, *ranks):
             _kill(victim)
+        while any(Path(f"/proc/{rank}").exists() for rank in ranks):  # Their locks end with them, a moment later.
+            time.sleep(0.005)
 
     return strike
 
