@@ -514,6 +514,21 @@ def test_what_a_killed_preparation_left_is_removed_by_the_next(places: Places, m
     assert left == [f".{os.getppid()}-ef56.new"]  # Another process is still preparing it.
 
 
+def test_what_was_left_within_a_text_is_removed_too(places: Places, mixed: Path) -> None:
+    """By a start that finds the text prepared, and before the bytes of the text are written again."""
+    vocabulary = make_vocabulary("", VocabularyConfig(level="byte"))
+    text = open_corpus(mixed, None, places).text
+    [entry] = cache_of(places).entries()
+    for use in (lambda: open_corpus(mixed, None, places), lambda: ids_of(text, vocabulary)):
+        for name in (".utf8.bin.999999999-ab12.tmp", ".manifest.json.999999999.tmp"):
+            (entry.folder / name).write_bytes(b"half")
+        running = entry.folder / f".utf8.bin.{os.getppid()}-ab12.tmp"
+        running.write_bytes(b"half")
+        use()
+        assert list(entry.folder.glob(".*")) == [running]  # Another process is still writing it.
+        running.unlink()
+
+
 def test_an_error_leaves_nothing(tmp_path: Path, places: Places) -> None:
     (tmp_path / "x.txt").write_bytes(b"valid\n" * 50_000 + b"\xff")
     with pytest.raises(DecodingError, match="byte 300,000 "):

@@ -721,6 +721,42 @@ def test_writing_a_file_again_removes_what_a_kill_left(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["pages", "state", *(path.name for path in mine)])
 
 
+def test_a_folder_that_cannot_be_replaced_or_moved_back_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages" / "1").write_text("old")
+    rename = Path.rename
+
+    def once(path: Path, target: Path) -> Path:
+        if path.name != "pages":
+            failing()
+        return rename(path, target)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "rename", once)
+        with pytest.raises(RunError, match=r"^cannot write .*pages: No space"), whole_folder(tmp_path / "pages"):
+            pass
+    [kept] = tmp_path.iterdir()
+    assert (kept.name, (kept / "1").read_text()) == (f".pages.{os.getpid()}.old", "old")
+
+
+@pytest.mark.parametrize("name", ["config.json", "log.jsonl", "model.safetensors"])
+def test_a_file_that_cannot_be_read_is_named(run: Run, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """That is not damage: the file may be whole."""
+    run.append_log({"event": "end"})
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    for owner, method in ((Path, "read_text"), (Path, "read_bytes")):
+        monkeypatch.setattr(owner, method, refused)
+    monkeypatch.setattr("safetensors.safe_open", refused)
+    use = {"config.json": lambda: Run.open(run.folder), "log.jsonl": lambda: list(run.log())}
+    message = error_of(use.get(name, run.weights), DamagedRunError)
+    assert message == f"cannot read {run.folder / name}: Input/output error"
+
+
 # Creations that a kill interrupted.
 
 
@@ -807,6 +843,20 @@ def test_two_trainings_of_one_process_exclude_each_other(run: Run) -> None:
         message = error_of(lambda: Run.create(run.folder, run_config(), VOCABULARY, force=True), RunLockedError)
     assert f"process {os.getpid()} " in message
     Run.create(run.folder, run_config(), VOCABULARY, force=True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs limits of processes")
+def test_a_lock_on_a_full_disk_holds_without_a_name(run: Run) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # The system then refuses as if the disk were full.
+    try:
+        with alone_in(run.folder):
+            assert (run.folder / ".lock").read_bytes() == b""
+            error_of(lambda: Run.create(run.folder, run_config(), VOCABULARY, force=True), RunLockedError)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_lock_whose_file_was_removed_is_taken_anew(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -419,6 +421,29 @@ def test_a_damaged_journal_is_one_line(folder: Path, damage: bytes) -> None:
     journal = folder / "journal.jsonl"
     journal.write_bytes(damage + journal.read_bytes())
     with pytest.raises(DamagedRunError, match=r"journal\.jsonl is damaged"):
+        searched(folder, 2)
+
+
+@pytest.mark.parametrize("change", [('"loss":', '"lost":'), ('"kind":"complete"', '"kind":3')])
+def test_a_damaged_outcome_is_one_line(folder: Path, change: tuple[str, str]) -> None:
+    searched(folder, 1)
+    journal = folder / "journal.jsonl"
+    text = journal.read_text(encoding="utf-8")
+    assert change[0] in text
+    journal.write_text(text.replace(*change), encoding="utf-8")
+    with pytest.raises(DamagedRunError, match="is damaged: the outcome of a trial has"):
+        searched(folder, 2)
+
+
+def test_a_journal_that_cannot_be_written_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a disk is full, also at the end of a trial."""
+    searched(folder, 1)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(RunError, match=r"^cannot use .*journal\.jsonl: No space left on device$"):
         searched(folder, 2)
 
 

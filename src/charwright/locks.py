@@ -134,7 +134,8 @@ def _release(file: BinaryIO, path: Path) -> None:
     if os.name == "nt" or _is_at(file, path):  # The folder may have been replaced meanwhile.
         with suppress(OSError):
             path.unlink()
-    file.close()
+    with suppress(OSError):  # The name of the holder may still be waiting to be written, to a disk that is full.
+        file.close()
 
 
 def _is_at(file: BinaryIO, path: Path) -> bool:

@@ -44,12 +44,12 @@ def write_file(path: Path, data: bytes | Iterable[bytes]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}") from error
     finally:
         with suppress(OSError):
             temporary.unlink()
-    sync_folder(path.parent)
     _remove_abandoned(path)
 
 
@@ -97,11 +97,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
         _remove_abandoned(path)
     except OSError as error:
         if old.exists() and not path.exists():
-            old.rename(path)
+            with suppress(OSError):
+                old.rename(path)
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        for left in (new, old):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
+        if path.exists():  # Otherwise the old one could not be moved back, and is all that there is.
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def file_identity(path: Path) -> tuple[int, int, int] | None:
@@ -161,7 +163,9 @@ def read_mixed_arrays(path: Path, kinds: Set[str]) -> dict[str, npt.NDArray[Any]
                 arrays[name] = file.get_tensor(name)
     except FileNotFoundError as error:
         raise DamagedRunError(f"{path} is missing") from error
-    except (SafetensorError, OSError, ValueError) as error:
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except (SafetensorError, ValueError) as error:
         raise DamagedRunError(f"{path} is damaged: {error}") from error
     return arrays
 
@@ -190,8 +194,22 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DamagedRunError(f"{path} is missing") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except (ValueError, RecursionError) as error:
         raise DamagedRunError(f"{path} is damaged: {error}") from error
+
+
+def _unreadable(path: Path, error: OSError) -> DamagedRunError:
+    """A file that is there and cannot be read, for which an older one serves as it does for a damaged one."""
+    return DamagedRunError(f"cannot read {path}: {error.strerror or error}")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def append_json_line(path: Path, values: Mapping[str, Any]) -> None:
@@ -207,10 +225,14 @@ def append_json_line(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of such a file, none if there is no file; a truncated line is skipped."""
+    """The objects of such a file, none if there is no file; a truncated line is skipped.
+
+    Raises:
+        DamagedRunError: when the system cannot read it.
+    """
     if path.is_file():
         # Not splitlines(): a sample may contain other line separators of Unicode.
-        for line in path.read_bytes().split(b"\n"):
+        for line in _read(path).split(b"\n"):
             try:
                 values = json.loads(line)
             except (ValueError, RecursionError):
@@ -221,7 +243,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def drop_cut_line(path: Path) -> None:
     """Remove a last line that a kill truncated, from a file that other libraries append to."""
-    data = path.read_bytes() if path.is_file() else b""
+    data = _read(path) if path.is_file() else b""
     if data and not data.endswith(b"\n"):
         write_file(path, data[: data.rfind(b"\n") + 1])
 
@@ -300,6 +322,9 @@ def check_manifest(folder: Path) -> list[str]:
 
 
 def _size_and_hash(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"bytes": file.tell(), "sha256": sha256}
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            return {"bytes": file.tell(), "sha256": sha256}
+    except OSError as error:
+        raise _unreadable(path, error) from error

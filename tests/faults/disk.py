@@ -1,28 +1,39 @@
-"""Let a disk break at every n-th operation: `python tests/faults/disk.py --count 200`.
+"""Break the disk of a command: `python tests/faults/disk.py --count 200 [--seed N] [--only NAME ...]`.
 
-A library that `cc` compiles is preloaded (`broken_disk.c`): from its n-th operation on, the disk of a forked process is
-full, has an input/output error, or is read-only. The process must end with exit code 1 and one line, what it wrote
-before must be whole, and the same command must complete once the disk works again.
+In most injections `broken_disk.c` is preloaded: from the n-th operation on files on, the disk of a forked process is
+full, has an input/output error, or is read-only; or reads fail from the n-th on. In the others (`mounted`, for root on
+Linux) the disk is a real one, a small file system that is full, turns read-only or loses its blocks in the middle of a
+training. The process must end with exit code 1 and one line that names what could not be read or written, what it wrote
+before must be whole, and the same work must be completed once the disk works again, with the weights of an undisturbed
+run.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import errno
-import os
+import random
+import re
 import shutil
-import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("broken_disk.c")
+from forks import KILL, MEMORY, NEVER, Ended, forked, preload, preloaded
+
+if __name__ == "__main__":  # Before the imports that take seconds: it begins the script anew.
+    preload()
+
+from breakable import Command, Examples, commands, load_everything, readings
+from mounts import mounted_rounds, why_not
+
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS)
-MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+BROKEN = ("train", "resume", "from", "force", "large", "prepare", "import", "tune", "state")
+BROKEN += ("export numpy", "export keras", "export html", "export onnx")
 
 
 @dataclass
@@ -30,128 +41,112 @@ class Report:
     """What the broken disks led to, by command."""
 
     injected: Counter[str] = field(default_factory=Counter)
+    unnoticed: int = 0
     problems: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         counts = ", ".join(f"{name} {count:,}" for name, count in sorted(self.injected.items()))
-        return f"{self.injected.total():,} injections: {counts}; {len(self.problems)} problems"
+        total = f"{self.injected.total():,} injections: {counts}; {self.unnoticed:,} made no difference"
+        return f"{total}; {len(self.problems)} problems"
 
 
-def broken(action: Callable[[], int], folder: Path, at: int, error: int, err: Path) -> tuple[int, int]:
-    """The exit code of an action in a process whose disk breaks at an operation, and the number of its operations."""
-    receive, send = os.pipe()
-    process = os.fork()
-    if not process:
-        code = 70
-        try:
-            os.dup2(os.open(err, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
-            os.dup2(os.open(os.devnull, os.O_RDWR), 1)
-            os.environ |= {"FAULT_AT": str(at), "FAULT_ERROR": str(error), "FAULT_UNDER": str(folder)}
-            code = action()
-            os.write(send, str(ctypes.CDLL(None).fault_calls()).encode())
-        finally:
-            os._exit(code)
-    os.close(send)
-    _, status = os.waitpid(process, 0)
-    with os.fdopen(receive) as pipe:
-        return os.waitstatus_to_exitcode(status), int(pipe.read() or 0)
+def complaints(ended: Ended, place: Path) -> list[str]:
+    """What is wrong with the end of a command whose disk has broken."""
+    lines = [line for line in ended.err.splitlines() if line.startswith("charwright: ")]
+    if ended.code != 1 or "Traceback" in ended.err or len(lines) != 1:
+        return [f"exit code {ended.code}, and not one line: {ended.err[-900:]}"]
+    if str(place) not in lines[0] or re.search(r"\[Errno|None", lines[0]):
+        return [f"the line does not say what could not be written: {lines[0]}"]
+    return []
 
 
-def run(count: int) -> Report:
-    """Break the disk this many times."""
-    import torch
-
-    import kill
-
-    torch.set_num_threads(1)
-    kill.kernels.load()
-    report = Report()
-    with tempfile.TemporaryDirectory(dir=MEMORY) as place:
-        of = kill.Examples(Path(place))
-        run = "run"
-        tasks: dict[str, tuple[Callable[[Path], object], Callable[[Path], int]]] = {
-            "train": (lambda _: None, lambda p: of.train(p / run)),
-            "resume": (lambda p: shutil.copytree(of.half, p / run), lambda p: of.resume(p / run)),
-            "force": (lambda p: shutil.copytree(of.whole, p / run), lambda p: of.train(p / run, "--force")),
-            "export": (
-                lambda _: None,
-                lambda p: kill.charwright("export", of.parent, "--to", "numpy", "--out", p / "x.npz", "--force"),
-            ),
-            "generate": (
-                lambda _: None,
-                lambda p: kill.charwright("generate", of.parent, "--length", "9", "--state-out", p / "state"),
-            ),
-        }
-        for name, (prepare, action) in tasks.items():
-            _break(name, prepare, action, Path(place), count // len(tasks), report)
-    return report
+def again(_: object) -> Ended:
+    """Nothing breaks twice."""
+    return Ended(None, 0, "", "")
 
 
-def _break(
-    name: str,
-    prepare: Callable[[Path], object],
-    action: Callable[[Path], int],
-    place: Path,
-    count: int,
-    report: Report,
-) -> None:
-    """Break the disk at operations that are spread over a command."""
-    folder, err = place / "round", place / "stderr"
+def counted(command: Command, place: Path, *, reads: bool) -> int:
+    """The operations of a command on files."""
+    folder = place / "measured"
     folder.mkdir()
-    prepare(folder)
-    code, operations = broken(lambda: action(folder), folder, 1 << 30, 0, err)
-    assert code == 0, err.read_text()
-    assert operations > 3, "the library counts nothing"
+    command.prepare(folder)
+    ended = forked(lambda: command.action(folder), folder, fault=(NEVER, KILL), keys=command.keys, reads=reads)
+    assert ended.code == 0, ended.err
+    assert ended.operations, "the library counts nothing"
     shutil.rmtree(folder)
-    for number in range(count):
-        at, error = 1 + number * operations // count, ERRORS[number % len(ERRORS)]
-        folder.mkdir()
-        prepare(folder)
-        code, _ = broken(lambda: action(folder), folder, at, error, err)
-        report.injected[name] += 1
-        for problem in problems(folder, code, err.read_text("utf-8")):
-            report.problems.append(f"{name}, operation {at} of {operations}, {errno.errorcode[error]}: {problem}")
-        shutil.rmtree(folder)
+    return ended.operations
 
 
-def problems(folder: Path, code: int, err: str) -> list[str]:
-    """What does not hold after a disk broke."""
-    import kill
-
-    found = [] if code == 1 else [f"exit code {code}: {err[-300:]}"]
-    complaints = [line for line in err.splitlines() if line.startswith("charwright: ")]
-    if "Traceback" in err or len(complaints) != 1:
-        found.append(f"not one line: {err[-600:]}")
+def break_one(
+    name: str,
+    command: Command,
+    operations: int,
+    place: Path,
+    chance: random.Random,
+    where: str,
+    report: Report,
+    *,
+    reads: bool,
+) -> None:
+    """Break the disk of a command at one of its operations."""
+    folder, error = place / "round", errno.EIO if reads else chance.choice(ERRORS)
+    at = chance.randrange(operations) + 1
+    folder.mkdir()
+    command.prepare(folder)
+    ended = forked(lambda: command.action(folder), folder, fault=(at, error), keys=command.keys, reads=reads)
+    report.injected[name] += 1
+    where = f"{name}, {where}, operation {at} of {operations}, {errno.errorcode[error]}"
+    if ended.code == 0:  # What failed was the removal of something that nobody needs.
+        report.unnoticed += 1
+    else:
+        report.problems += [f"{where}: {what}" for what in complaints(ended, folder)]
     try:
-        whole = kill.check_readable(folder / "run")
-    except Exception as error:
-        return [*found, f"{type(error).__name__}: {error}"]
-    kept = (
-        whole or not (folder / "run").exists() or any(folder.glob(".run.replaced-*")) or (folder / "run/.lock").exists()
-    )
-    return found if kept else [*found, f"half written: {sorted((folder / 'run').iterdir())}"]
+        command.verify(folder, again)
+    except Exception as failed:
+        report.problems.append(f"{where}: {type(failed).__name__}: {failed}")
+    shutil.rmtree(folder)
 
 
-def preloaded(arguments: list[str], library: Path) -> subprocess.CompletedProcess[str]:
-    """Compile the library, and run this script with it."""
-    subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", library, SOURCE, "-ldl"], check=True)
-    environment = os.environ | {"LD_PRELOAD": str(library), "FAULT_LOADED": "1"}
-    command = [sys.executable, __file__, *arguments]
-    return subprocess.run(command, env=environment, check=False, text=True, stdout=subprocess.PIPE)
+def run(count: int, seed: int, only: Sequence[str] = (), *, quick: bool = False) -> Report:
+    """Break the disk this many times; `quick` leaves out what takes seconds."""
+    load_everything()
+    report = Report()
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+        place = Path(folder)
+        of = Examples(place)
+        reading = readings(of)
+        known = {name: it for name, it in (commands(of) | reading).items() if name in (only or (*BROKEN, *reading))}
+        known = {name: command for name, command in known.items() if only or not (quick and command.slow)}
+        operations: dict[str, int] = {}
+        real = mounted_rounds(of, complaints) if why_not() is None and (not only or "mounted" in only) else {}
+        turn = [*real, *(known if preloaded() else ())]
+        for number in range(count if turn else 0):
+            name, chance = turn[number % len(turn)], random.Random(f"{seed} {number}")
+            if name in real:
+                noticed, found = real[name](chance)
+                report.injected[name] += 1
+                report.unnoticed += not noticed
+                report.problems += [f"{name}, seed {seed}, {number}: {what}" for what in found]
+                continue
+            if name not in operations:
+                operations[name] = counted(known[name], place, reads=name in reading)
+            where, reads = f"seed {seed}, {number}", name in reading
+            break_one(name, known[name], operations[name], place, chance, where, report, reads=reads)
+    return report
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", nargs="*", default=(), help="the commands whose disk breaks, or `mounted`")
+    parser.add_argument("--quick", action="store_true", help="leave out the commands that take seconds")
     arguments = parser.parse_args()
-    if "FAULT_LOADED" not in os.environ:
-        with tempfile.TemporaryDirectory() as place:
-            done = preloaded(sys.argv[1:], Path(place) / "broken_disk.so")
-        print(done.stdout, end="")
-        sys.exit(done.returncode)
-    del os.environ["LD_PRELOAD"]  # Not for the programs that a command starts.
-    report = run(arguments.count)
-    print(*report.problems, report, sep="\n")
+    if (reason := why_not()) is not None:
+        print(f"without real file systems: {reason}")
+    began = time.monotonic()
+    report = run(arguments.count, arguments.seed, arguments.only, quick=arguments.quick)
+    print(*report.problems, f"{report}; {time.monotonic() - began:.0f} s", sep="\n")
     sys.exit(bool(report.problems))
 
 

@@ -1,7 +1,8 @@
-"""Break files at random and read them: `python tests/faults/mutations.py --count 10000 [--seed N]`.
+"""Break files at random and read them: `python tests/faults/mutations.py --count 10000 [--seed N] [--only KIND ...]`.
 
-Each mutation is read in this process: it is either valid, or one `CharwrightError` of one line. The count, the outcomes
-and the largest times and sizes are printed. The seed and the number of a mutation give the same bytes each time.
+Each mutation is read in this process: it is either valid, or one `CharwrightError` of one line; a damaged text of the
+cache may also count as absent. The count, the outcomes and the largest times and sizes are printed; more than a second
+or a gigabyte is a problem. The seed and the number of a mutation give the same bytes each time.
 Another kind of file is added by a function that writes it and one that reads it, in `kinds`.
 """
 
@@ -16,24 +17,33 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from charwright.config import GenerationConfig, ModelConfig, Recipe, SequenceConfig
+from charwright.config import GenerationConfig, ModelConfig, Recipe, SequenceConfig, VocabularyConfig
+from charwright.data.byte_vocabulary import ByteVocabulary
+from charwright.data.large_texts import cache_of, open_corpus
+from charwright.data.parts import Places
+from charwright.data.sequences import make_dataset
+from charwright.data.texts import id_counts, ids_of
+from charwright.data.vocabularies import make_vocabulary
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import CharwrightError
 from charwright.generation.generator import Generator
 from charwright.generation.paused import fingerprint, paused_precision, read_paused, write_paused
 from charwright.generation.session import Session
+from charwright.interop.foreign_model import read_vocabulary
 from charwright.planning.recipe_file import read_recipe, write_recipe
 from charwright.planning.recipes import DEFAULT
 from charwright.run import Run
 from charwright.storage import write_manifest
 from charwright.training.snapshot import Position, Snapshot
+from charwright.tuning.search import Limits, search_in
+from charwright.tuning.trial import Outcome
 from charwright.workflow.checkpoints import load_checkpoint, save_checkpoint
 
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # Faster than a disk, and its files mean the same.
@@ -62,6 +72,8 @@ class Report:
     problems: list[str] = field(default_factory=list)
     longest_s: float = 0.0
     memory_bytes: int = 0
+
+    broken: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
         counts = ", ".join(f"{name} {count:,}" for name, count in sorted(self.outcomes.items()))
@@ -128,12 +140,94 @@ def make_recipe(folder: Path) -> None:
     write_recipe(folder / "mine.json", recipe, "a note")
 
 
+CACHED = {
+    "1 byte": "Über allen Gipfeln\nist Ruh, 道可道，非常道。\n" * 40,
+    "2 bytes": "".join(map(chr, range(0x400, 0x800))) * 3,
+    "ASCII": "to be, or not to be\n" * 80,
+}
+"""Texts whose ids have one or two bytes, and one that is its own UTF-8."""
+
+
+def make_cache(name: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        text = folder.with_name(f"{name}.txt")
+        text.write_text(CACHED[name], encoding="utf-8")
+        places = Places(folder, mapped_from_bytes=0)
+        ids_of(open_corpus(text, None, places).text, make_vocabulary("", VocabularyConfig(level="byte")))
+
+    return make
+
+
+def read_cache(name: str) -> Callable[[Path], None]:
+    """As training does: the text, its vocabularies, splits, batches and counts; and as `charwright cache` does."""
+    source = CACHED[name]
+
+    def read(folder: Path) -> None:
+        texts = cache_of(Places(folder, mapped_from_bytes=0))
+        listed = [(entry.size_bytes, entry.manifest.name, entry.origin.sources) for entry in texts.entries()]
+        if not listed:
+            raise AbsentError("a damaged text is prepared again")
+        for entry in texts.entries():
+            texts.by_identity(entry.origin.identity)
+            texts.by_sha256(entry.manifest.sha256)
+            text = entry.text()
+            half = text.part([(0, len(text) // 3), (len(text) // 2, len(text))])
+            assert len(text.read()) == len(text) == len(source), "another length"
+            for level in ("character", "byte"):
+                vocabulary = make_vocabulary(half, VocabularyConfig(level=level))
+                for part in (text, half):
+                    ids = ids_of(part, vocabulary)
+                    assert len(ids[:]) == len(ids)
+                    id_counts(part, vocabulary)
+                    make_dataset(ids, SequenceConfig(batch=2, seq_length=5), seed=1)
+
+    return read
+
+
+class AbsentError(CharwrightError):
+    """What a damaged entry of a cache is as good as."""
+
+
+def make_vocabularies(folder: Path) -> None:
+    folder.mkdir()
+    for name, values in (("run", VOCABULARY.to_json()), ("byte", ByteVocabulary().to_json()), ("list", ["", "a", "b"])):
+        (folder / f"{name}.json").write_text(json.dumps(values), encoding="utf-8")
+
+
+def read_vocabularies(folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        found = read_vocabulary(path)
+        vocabulary = found if isinstance(found, Vocabulary) else Vocabulary("".join(found))
+        assert vocabulary.decode(vocabulary.encode("ab中")) is not None
+
+
+def make_search(folder: Path) -> None:
+    with search_in(folder, lambda: DEFAULT.with_options({"minutes": 2.0}), PROTOCOL) as search:
+        list(search.run(instant_trial, Limits(trials=4)))
+
+
+def instant_trial(recipe: Recipe, should_prune: object) -> Outcome:
+    return Outcome("complete", 1 + recipe.model.dropout, 1.0, seconds=1)
+
+
+def read_search(folder: Path) -> None:
+    with search_in(folder, lambda: DEFAULT.with_options({"minutes": 2.0}), PROTOCOL) as search:
+        list(search.run(instant_trial, Limits(trials=5)))
+
+
+PROTOCOL = {"text": "abc", "--minutes-per-trial": 2.0, "--seed": 1}
+
+
 def kinds(folder: Path) -> list[Kind]:
     """One intact example of each kind of files."""
     made: list[tuple[str, Callable[[Path], None], Callable[[Path], object]]] = [
         ("run", make_run, read_run),
         ("state", make_state, reader_of_state()),
         ("recipe", make_recipe, lambda place: read_recipe(place / "mine.json")),
+        *((f"cache, {name}", make_cache(name), read_cache(name)) for name in CACHED),
+        ("vocabulary", make_vocabularies, read_vocabularies),
+        ("search", make_search, read_search),
     ]
     for name, make, _ in made:
         make(folder / name)
@@ -219,11 +313,16 @@ def try_one(kind: Kind, work: Path, seed: int, number: int, report: Report) -> N
     if path.parent.parent.name == "checkpoints" and path.name != "manifest.json" and chance.random() < 0.8:
         (path.parent / "manifest.json").unlink()  # Otherwise the hash would be all that is tested.
         write_manifest(path.parent, 7)
+    if kind.name.startswith("cache") and chance.random() < 0.3:  # The bytes of the text are written again.
+        for other in {*folder.rglob("utf8.*")} - {path}:
+            other.unlink()
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     where = f"seed {seed}, mutation {number}, {path.relative_to(work)}"
     try:
         kind.read(folder)
         outcome = "valid"
+    except AbsentError:
+        outcome = "absent"
     except CharwrightError as error:
         outcome = "refused"
         if "\n" in str(error) or not str(error):
@@ -236,20 +335,25 @@ def try_one(kind: Kind, work: Path, seed: int, number: int, report: Report) -> N
     if spent_s > MOST_S or grown > MOST_BYTES:
         report.problems.append(f"{where}: {spent_s:.1f} s, {grown:,} bytes")
     report.outcomes[f"{kind.name} {outcome}"] += 1
+    report.broken[path.name] += 1
     report.longest_s, report.memory_bytes = max(report.longest_s, spent_s), report.memory_bytes + grown
     shutil.rmtree(folder)
 
 
-def run(count: int, seed: int, first: int = 0) -> Report:
+def run(count: int, seed: int, first: int = 0, only: Sequence[str] = ()) -> Report:
     """Read this many mutations, from a number on."""
     report = Report()
     with tempfile.TemporaryDirectory(dir=MEMORY) as place:
         (Path(place) / "work").mkdir()
-        examples = kinds(Path(place))
+        examples = [kind for kind in kinds(Path(place)) if not only or kind.name.partition(",")[0] in only]
         for kind in examples:
-            kind.read(kind.folder)
+            shutil.copytree(kind.folder, Path(place) / "intact")
+            kind.read(Path(place) / "intact")
+            shutil.rmtree(Path(place) / "intact")
         for number in range(first, first + count):
             try_one(examples[number % len(examples)], Path(place) / "work", seed, number, report)
+    if report.memory_bytes > MOST_BYTES:
+        report.problems.append(f"{report.memory_bytes:,} bytes in all")
     return report
 
 
@@ -258,8 +362,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--only", nargs="*", default=(), help="run, state, recipe, cache, vocabulary or search")
     arguments = parser.parse_args()
-    report = run(arguments.count, arguments.seed, arguments.first)
+    report = run(arguments.count, arguments.seed, arguments.first, arguments.only)
     print(*report.problems[:20], report, sep="\n")
     raise SystemExit(bool(report.problems))
 

@@ -135,7 +135,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _failed(settings, error, f"not enough memory{f': {error}' if str(error) else ''}", 1)
     except OSError as error:
         # A full disk or an unreadable folder is not a bug: no traceback.
-        return _failed(settings, error, str(error), 1)
+        return _failed(settings, error, _system_line(error), 1)
     finally:
         _flush_stdout()
 
@@ -154,6 +154,13 @@ def _usage_line(error: click.ClickException) -> str:
     message = error.format_message().replace("\n", " ").rstrip(".")
     ctx = getattr(error, "ctx", None)
     return f"{message}; see {ctx.command_path} --help" if ctx is not None else message
+
+
+def _system_line(error: OSError) -> str:
+    """What the system refused, and with which file if it says so."""
+    if error.strerror is None:
+        return str(error)
+    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
 
 
 def _flush_stdout() -> None:

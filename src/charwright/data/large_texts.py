@@ -166,6 +166,7 @@ def prepare(parts: Sequence[Part], name: str, places: Places, piece_bytes: int =
             be written.
     """
     cache, identity = cache_of(places), identity_of(parts)
+    cache.remove_unfinished()
     found = cache.by_identity(identity)
     if found is not None:
         return found
@@ -270,7 +271,8 @@ class _Preparation:
         return Source(part.kind, part.location, hashes[0].hexdigest(), characters)
 
     def _append(self, piece: Piece, hashes: Sequence[Any]) -> None:
-        ids = self._writer.ids(piece.characters)
+        with writing(self._folder):  # New characters may make the ids wider, which rewrites the file.
+            ids = self._writer.ids(piece.characters)
         if len(self._summing) == PIECES_AHEAD:
             self._summing.popleft().result()
         self._summing.append(self._sums.submit(self._summarize, hashes, piece.utf8, ids))

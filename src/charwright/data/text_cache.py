@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from charwright.data.corpus import Source
-from charwright.data.mapped_ids import WIDTHS, MappedFile
+from charwright.data.mapped_ids import WIDTHS, MappedFile, damaged_error
 from charwright.data.mapped_text import PIECE, Alphabet, MappedText
 from charwright.errors import CorpusError, DamagedRunError, RunError
 from charwright.locks import is_running, locked
@@ -38,9 +38,9 @@ from charwright.storage import (
 IDS, UTF8, OFFSETS, MANIFEST = "ids.bin", "utf8.bin", "utf8.json", "manifest.json"
 ADVICE = "free some space, remove prepared texts with: charwright cache --clear, or set CHARWRIGHT_CACHE"
 
-_UNFINISHED = re.compile(r"\.(\d+)-([0-9a-f]+)\.new")
+_UNFINISHED = re.compile(r"\.(?:.+\.)?(\d+)(-[0-9a-f]+)?\.(?:new|tmp)")
 _in_progress: set[str] = set()
-"""The unfinished folders of this process, whose number may be that of a process that was killed."""
+"""What this process has not finished: its number may be that of a process that was killed."""
 
 
 MOST_ORIGINS = 16
@@ -162,17 +162,35 @@ class Entry:
         size = int(self.text().alphabet.utf8_lengths @ self.text().alphabet.counts)
         path = self.folder / UTF8
         with suppress(RunError):
-            values = exact_object(read_json(self.folder / OFFSETS), {"format", "offsets"}, str(self.folder / OFFSETS))
-            if path.is_file() and path.stat().st_size == size and values["offsets"][-1] == size:
-                return StoredBytes(MappedFile(path, 1, size), self.text(), tuple(values["offsets"]))
+            offsets = _offsets(self.folder / OFFSETS, self.manifest.characters, size)
+            if path.is_file() and path.stat().st_size == size:
+                return StoredBytes(MappedFile(path, 1, size), self.text(), offsets)
+        remove_abandoned(self.folder)
         with writing(self.folder):
             offsets = _write_utf8(path, self.text())
+        if offsets[-1] != size:
+            raise damaged_error()
         return StoredBytes(MappedFile(path, 1, size), self.text(), offsets)
+
+
+def _offsets(path: Path, characters: int, size: int) -> tuple[int, ...]:
+    """Read what `_write_utf8` returned for a text of so many characters and bytes.
+
+    Raises:
+        DamagedRunError: when the file has anything else.
+    """
+    values = exact_object(read_json(path), {"format", "offsets"}, str(path))
+    offsets = [checked(offset, int, f"{path}: offsets") for offset in checked(values["offsets"], list, str(path))]
+    ends = len(offsets) == -(-characters // PIECE) + 1 and (offsets[0], offsets[-1]) == (0, size)
+    if not ends or offsets != sorted(offsets):
+        raise DamagedRunError(f"{path} is damaged: these are not the offsets of the text")
+    return tuple(offsets)
 
 
 def _write_utf8(path: Path, text: MappedText) -> tuple[int, ...]:
     """Write a text as UTF-8; returns where each piece begins, and the end."""
     offsets, temporary = [0], path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    _in_progress.add(temporary.name)
     try:
         with temporary.open("wb") as file:
             for piece in text.pieces():
@@ -184,6 +202,7 @@ def _write_utf8(path: Path, text: MappedText) -> tuple[int, ...]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+        _in_progress.discard(temporary.name)
     write_json(path.with_name(OFFSETS), {"format": 1, "offsets": offsets})
     return tuple(offsets)
 
@@ -197,9 +216,18 @@ class StoredBytes:
     offsets: tuple[int, ...]
 
     def offset(self, character: int) -> int:
-        """Return the position of the first byte of a character."""
+        """Return the position of the first byte of a character.
+
+        Raises:
+            CorpusError: when the ids of the text are damaged.
+        """
         piece, within = divmod(character, PIECE)
-        return self.offsets[piece] + (len(self.text[character - within : character].encode("utf-8")) if within else 0)
+        if not within:
+            return self.offsets[piece]
+        found = self.offsets[piece] + len(self.text[character - within : character].encode("utf-8"))
+        if found > self.offsets[piece + 1]:
+            raise damaged_error()
+        return found
 
 
 class TextCache:
@@ -298,11 +326,24 @@ class TextCache:
         return removed
 
     def remove_unfinished(self) -> None:
-        """Remove what killed processes left."""
-        for path in self.folder.glob(".*.new") if self.folder.is_dir() else ():
-            match = _UNFINISHED.fullmatch(path.name)
-            if match and path.name not in _in_progress and not is_running(int(match[1])):
-                shutil.rmtree(path, ignore_errors=True)
+        """Remove what killed processes left, beside the texts and within them."""
+        if self.folder.is_dir():
+            remove_abandoned(self.folder)
+            for entry in self.folder.glob("[0-9a-f]*"):
+                remove_abandoned(entry)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the unfinished folders and files of processes that no longer run, from a folder."""
+    for path in folder.glob(".*"):
+        match = _UNFINISHED.fullmatch(path.name)
+        if match is None or is_running(int(match[1])):
+            continue
+        # A name without random digits is that of `write_file`, which another thread may be using.
+        ours = path.name in _in_progress or (match[2] is None and int(match[1]) == os.getpid())
+        if not ours:
+            with suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def write_through(path: Path, parts: Iterable[bytes]) -> str:

@@ -21,6 +21,8 @@ from charwright.run import Run
 from charwright.workflow.texts import texts_of_run
 
 LENGTH = 5000
+MOST_HELD_OUT = 2_000_000
+"""Characters of a validation text that are read: many more than are shown or searched."""
 MOST_LENGTH = 50_000
 FEWEST = 20
 
@@ -118,7 +120,8 @@ def _held_out(run: Run, moved: Sequence[str], places: Places | None) -> tuple[st
         if moved:
             raise
         return "", f"the validation text of {run.folder} is not available ({str(error).partition(';')[0]})"
-    return held_out, "" if held_out else f"{run.folder} has no validation text"
+    read = held_out[:MOST_HELD_OUT]
+    return read, "" if read else f"{run.folder} has no validation text"
 
 
 def _network_line(run: Run) -> str:

@@ -138,7 +138,7 @@ class _Lookup(torch.autograd.Function):
 def _contiguous(tensors: list[Tensor]) -> list[Tensor]:
     """The same tensors one after the other in memory, as cuDNN uses them; otherwise it copies them and warns."""
     flat = torch.cat([tensor.flatten() for tensor in tensors])
-    parts = flat.split([tensor.numel() for tensor in tensors])
+    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
     return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
 

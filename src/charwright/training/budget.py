@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 from charwright.config import TrainingConfig
@@ -13,6 +14,20 @@ from charwright.training.snapshot import Position
 REPORT_EVERY = 0.02  # the shortest interval between reports, as a fraction of the budget
 REPORT_COST = 0.03  # the largest fraction of the time spent on reports; on a short budget they would take a tenth
 EXIT_S = 0.5  # for the process to exit after everything is saved
+
+
+def steady(clock: Callable[[], float]) -> Callable[[], float]:
+    """The same clock, but where it goes back no time has passed: a budget would last longer by the jump."""
+    last_s, lost_s = -math.inf, 0.0
+
+    def now() -> float:
+        nonlocal last_s, lost_s
+        now_s = clock()
+        lost_s += max(0.0, last_s - now_s)
+        last_s = now_s
+        return now_s + lost_s
+
+    return now
 
 
 class Budget:

@@ -15,7 +15,7 @@ from charwright.evaluation.evaluate import Evaluation
 from charwright.model.compute import keep_memory
 from charwright.model.language_model import LanguageModel
 from charwright.training.batch import Batch, TrainStep, make_batch, make_part
-from charwright.training.budget import Budget, remaining_batches
+from charwright.training.budget import Budget, remaining_batches, steady
 from charwright.training.capture import initial_state
 from charwright.training.cuda_graph import fastest_step
 from charwright.training.events import End, Event
@@ -84,6 +84,7 @@ def fit(  # noqa: PLR0915  (one loop, in one place)
         DivergedError: when training diverges at every learning rate.
     """
     keep_memory()
+    clock = steady(clock)
     own = optimizer is None and train_step is _OWN_STEP
     optimizer = optimizer or make_optimizer(model, config)
     part = part_of(dataset.batch, ranks)

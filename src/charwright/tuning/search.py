@@ -214,7 +214,7 @@ class Search:
         """End a trial that a kill interrupted, and enqueue the first recipe if it was never completed."""
         for interrupted in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if "outcome" in interrupted.user_attrs:  # The kill came between the outcome and the end of the trial.
-                self._tell(interrupted.number, Outcome(**interrupted.user_attrs["outcome"]))
+                self._tell(interrupted.number, Outcome.from_json(interrupted.user_attrs["outcome"], self.named))
                 continue
             self.study.tell(interrupted.number, state=TrialState.FAIL)
             self.study.set_user_attr("kills", int(self.study.user_attrs.get("kills", 0)) + 1)
@@ -240,7 +240,12 @@ class Search:
         if "outcome" not in trial.user_attrs:
             return None
         recipe = self._recipe(trial.params, trial.user_attrs)
-        return TrialResult(trial.number, recipe, "first" in trial.user_attrs, Outcome(**trial.user_attrs["outcome"]))
+        return TrialResult(
+            trial.number,
+            recipe,
+            "first" in trial.user_attrs,
+            Outcome.from_json(trial.user_attrs["outcome"], self.named),
+        )
 
 
 @contextmanager

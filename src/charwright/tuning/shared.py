@@ -121,7 +121,7 @@ class SharedSearch(Search):
             self.study._storage.set_trial_user_attr(trial._trial_id, "outcome", vars(outcome))
             self._tell(number, outcome)
         elif "outcome" in trial.user_attrs:
-            self._tell(number, Outcome(**trial.user_attrs["outcome"]))
+            self._tell(number, Outcome.from_json(trial.user_attrs["outcome"], self.named))
         else:
             self.study._storage.set_trial_user_attr(trial._trial_id, "kills", kills)
             self.study.tell(number, state=TrialState.FAIL)

@@ -20,7 +20,7 @@ ATTEMPTS, RETRY_S = 10, 0.3  # at creating the tables of an empty database
 
 
 class _NoLock(JournalFileOpenLock):
-    """The journal is locked by `_Journal` itself."""
+    """The journal is locked by `Journal` itself."""
 
     def acquire(self) -> bool:
         return True
@@ -29,7 +29,7 @@ class _NoLock(JournalFileOpenLock):
         pass
 
 
-class _Journal(JournalFileBackend):
+class Journal(JournalFileBackend):
     """Optuna's journal file, under a lock that the system releases when a worker is killed.
 
     Optuna's own lock files stay behind then, and a line that was cut off would make the whole journal unreadable.
@@ -72,7 +72,7 @@ def open_storage(spec: str) -> Iterator[BaseStorage]:
         MissingExtraError: when the driver of PostgreSQL is not installed.
     """
     if "://" not in spec:
-        yield optuna.storages.JournalStorage(_Journal(Path(spec)))
+        yield optuna.storages.JournalStorage(Journal(Path(spec)))
         return
     with _reporting(spec):
         database = _database(_with_driver(spec))

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from charwright.config import RENAMED, Recipe
 from charwright.errors import DamagedRunError, RunError, UsageError
 from charwright.locks import LOCK, locked
 from charwright.schema import flag
 from charwright.storage import drop_cut_line
+from charwright.tuning.storages import Journal
 
 JOURNAL = "journal.jsonl"
 MARKER = "study.json"
@@ -39,7 +39,7 @@ def open_study(folder: Path, start: Callable[[], Recipe], protocol: Mapping[str,
             `--minutes-per-trial`.
 
     Raises:
-        RunError: when the folder holds something else, or another process searches in it.
+        RunError: when the folder holds something else, another process searches in it, or the system refuses.
         UsageError: when the search in the folder has another protocol.
         DamagedRunError: when its journal cannot be read.
     """
@@ -84,14 +84,22 @@ def check_place(folder: Path, *, shared: bool = False) -> None:
 def _opened(folder: Path, start: Callable[[], Recipe], protocol: Mapping[str, Any]) -> optuna.Study:
     path = folder / JOURNAL
     drop_cut_line(path)
-    with suppress(OSError):  # A lock left by a killed process would block forever.
+    with suppress(OSError):  # What an earlier version left when its process was killed.
         (folder / f"{JOURNAL}.lock").unlink()
     try:
-        storage = optuna.storages.JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
-        study = new_study(storage, NAME)
+        study = new_study(optuna.storages.JournalStorage(Journal(path)), NAME)
         attributes = study.user_attrs
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedRunError(f"{path} is damaged: {error!r}; start a new search with another --out") from error
+    except (
+        DamagedRunError,
+        ValueError,
+        LookupError,
+        ArithmeticError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
+        reason = str(error) if isinstance(error, DamagedRunError) else repr(error)
+        raise DamagedRunError(f"{path} is damaged: {reason[:200]}; start a new search with another --out") from error
     if "protocol" not in attributes:
         study.set_user_attr("start", start().to_json())
         study.set_user_attr("protocol", dict(protocol))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -13,7 +15,7 @@ from charwright.config import Recipe
 from charwright.data.short_texts import shrink_to_fit
 from charwright.data.texts import Text, ids_of, in_memory
 from charwright.data.vocabulary import Vocabulary
-from charwright.errors import CorpusError, DivergedError, UsageError
+from charwright.errors import CorpusError, DamagedRunError, DivergedError, UsageError
 from charwright.evaluation.mapped import evaluate_text
 from charwright.model.compute import Compute
 from charwright.training.events import End, Event, Validation
@@ -69,6 +71,24 @@ class Outcome:
     chars_per_s: float = 0.0
     parameters: int = 0
     why: str = ""
+
+    @classmethod
+    def from_json(cls, values: Any, where: str) -> Outcome:
+        """Read what `vars` returned; `where` names the search.
+
+        Raises:
+            DamagedRunError: when the values are anything else.
+        """
+        try:
+            outcome = cls(**values)
+        except TypeError as error:
+            raise DamagedRunError(f"{where} is damaged: the outcome of a trial has other keys") from error
+        numbers = (outcome.fraction, outcome.steps, outcome.seconds, outcome.chars_per_s, outcome.parameters)
+        loss = 0.0 if outcome.loss is None else outcome.loss
+        typed = all(type(number) in {int, float} and math.isfinite(number) for number in numbers)
+        if not (typed and type(loss) in {int, float} and type(outcome.kind) is type(outcome.why) is str):
+            raise DamagedRunError(f"{where} is damaged: the outcome of a trial has a value of another type")
+        return outcome
 
 
 ShouldPrune = Callable[[int, float], bool]

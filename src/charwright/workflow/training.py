@@ -244,7 +244,7 @@ def _fit(
     training, first = prepared.recipe.training, ranks.rank == 0
     snapshot = ranks.first(lambda: load_checkpoint(run)) if prepared.resume else None
     board = TensorBoard(run.folder / "tensorboard") if tensorboard and first else None
-    spent_s = ranks.first(lambda: clock() - began)
+    spent_s = max(0.0, ranks.first(lambda: clock() - began))
     if not prepared.resume and training.minutes is not None and spent_s >= training.minutes * 60:
         notify(f"the start took {spent_s:.1f} s, the whole budget: the model has learned nothing; raise --minutes")
     try:
