@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from charwright.evaluation.evaluate import Evaluation, evaluate
     from charwright.generation.draft import Draft, Fragment
     from charwright.generation.engine import Engine
-    from charwright.generation.generator import Completion, Generator
+    from charwright.generation.generator import Completion, Completions, Generator
     from charwright.generation.novelty import CopyGuard, Novelty
     from charwright.generation.session import Session
     from charwright.model.language_model import LanguageModel
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from charwright.training.batch import Batch
     from charwright.training.loop import fit, train_step
     from charwright.training.optimizer import make_optimizer
+    from charwright.training.watching import watch
     from charwright.workflow.loading import load
     from charwright.workflow.training import plan, resume, train
 
@@ -66,6 +67,7 @@ _HOMES = {
     "Engine": "generation.engine",
     "Generator": "generation.generator",
     "Completion": "generation.generator",
+    "Completions": "generation.generator",
     "CopyGuard": "generation.novelty",
     "Draft": "generation.draft",
     "Fragment": "generation.draft",
@@ -77,6 +79,7 @@ _HOMES = {
     "fit": "training.loop",
     "make_optimizer": "training.optimizer",
     "train_step": "training.loop",
+    "watch": "training.watching",
     "load": "workflow.loading",
     "plan": "workflow.training",
     "resume": "workflow.training",
@@ -89,6 +92,7 @@ __all__ = [
     "Batch",
     "CharwrightError",
     "Completion",
+    "Completions",
     "CopyGuard",
     "Corpus",
     "CorpusConfig",
@@ -123,6 +127,7 @@ __all__ = [
     "split_corpus",
     "train",
     "train_step",
+    "watch",
 ]
 
 
