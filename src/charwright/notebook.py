@@ -54,11 +54,18 @@ def facts(title: str, rows: Iterable[tuple[str, object]]) -> str:
     return f"<table>{_caption(title)}<tbody>{body}</tbody></table>"
 
 
-def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table with a row of headings, under a title. Numbers are strings already."""
-    cells = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
+def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, align: str = "right") -> str:
+    """A table with a row of headings, under a title; a column without content is left out."""
+    listed = [list(row) for row in rows]
+    kept = [
+        i for i in range(max(map(len, listed), default=0)) if any(row[i : i + 1] not in ([], [""]) for row in listed)
+    ]
+    style = f'style="text-align: {align}"'
+    cells = "".join(f'<th scope="col" {style}>{escape(columns[i])}</th>' for i in kept if columns)
     head = f"<thead><tr>{cells}</tr></thead>" if cells else ""
-    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join(
+        "<tr>" + "".join(f"<td {style}>{escape(row[i])}</td>" for i in kept if i < len(row)) + "</tr>" for row in listed
+    )
     return f"<table>{_caption(title)}{head}<tbody>{body}</tbody></table>"
 
 
@@ -124,8 +131,11 @@ def thinned(points: Points, most: int = MOST_POINTS) -> Points:
 
 
 def visible(character: str) -> str:
-    """A character, or its escape where it cannot be seen."""
-    return character if character.isprintable() and not character.isspace() else repr(character)[1:-1]
+    """A character; a space in quotes, and the escape of what cannot be seen."""
+    shown = repr(character)
+    return (
+        character if character.isprintable() and not character.isspace() else shown if character == " " else shown[1:-1]
+    )
 
 
 def _caption(title: str) -> str:

@@ -79,7 +79,8 @@ class Plan:
         return [(flag(name), shown[name], reason) for name, reason in self.reasons.items()]
 
     def _repr_html_(self) -> str:
-        table = notebook.grid("Plan", ("option", "value", "reason"), self.explanation())
+        rows = [(option.removeprefix("--").replace("-", "_"), *rest) for option, *rest in self.explanation()]
+        table = notebook.grid("Plan", ("option", "value", "reason"), rows, align="left")
         return notebook.lines(self.summary()) + table
 
     def _repr_pretty_(self, printer: Any, _: bool) -> None:

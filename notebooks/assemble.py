@@ -1,11 +1,11 @@
 """Assemble the notebooks from source.md, execute them, and compare what they show.
 
-    python notebooks/build.py              execute both notebooks and write them with their outputs
-    python notebooks/build.py --check      execute both, and exit 1 where an output differs from the one that is kept
-    python notebooks/build.py --texts      write the texts and the code anew, and keep the outputs
-    python notebooks/build.py en zh-TW     only these
+    python notebooks/assemble.py              execute both notebooks and write them with their outputs
+    python notebooks/assemble.py --check      execute both, and exit 1 where an output differs from the one that is kept
+    python notebooks/assemble.py --texts      write the texts and the code anew, and keep the outputs
+    python notebooks/assemble.py en zh-TW     only these
 
-`source.md` has both languages side by side. `<!-- en -->` and `<!-- zh-TW -->` begin the two versions of a cell of text.
+`source.md` has both languages side by side: `<!-- en -->` and `<!-- zh-TW -->` begin the two versions of a text.
 A cell of code is a block of Python whose first line names the cell and says how its outputs are compared:
 
     fixed     what it prints is equal
