@@ -151,14 +151,12 @@ def execute(notebook: dict[str, Any], folder: Path) -> Any:
     import nbformat
 
     node = nbformat.from_dict(notebook)
-    environment = {**os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    if shared := os.environ.get("CHARWRIGHT_SHARED"):
-        environment["CHARWRIGHT_DATA"] = str(Path(shared) / "data")
     client = nbclient.NotebookClient(
         node, timeout=TIMEOUT_S, kernel_name="python3", resources={"metadata": {"path": str(folder)}},
         store_widget_state=False, record_timing=False,
     )  # fmt: skip
-    client.execute(env=environment)
+    # Models this small gain nothing from a second thread, and on a busy machine its thread would wait for others.
+    client.execute(env={"OMP_NUM_THREADS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"} | os.environ)
     for cell in node.cells:
         cell.metadata.clear()
         if cell.cell_type == "code":
@@ -220,6 +218,17 @@ def _masked(text: str, compared: str) -> str:
     return re.sub(r" +", " ", _NUMBER.sub("0", text)) if compared == "numbers" else text
 
 
+def text_is_missing() -> str:
+    """Why the notebooks would go on with another text than the one whose outputs they keep; "" if they would not."""
+    import charwright as cw
+
+    try:
+        cw.read_corpus("shakespeare")
+    except cw.CharwrightError as error:
+        return str(error)
+    return ""
+
+
 def with_outputs(notebook: dict[str, Any], kept: Any) -> Any:
     """A notebook with the outputs of the one that is kept, cell by cell."""
     found = {cell["id"]: cell for cell in kept["cells"] if cell["cell_type"] == "code"}
@@ -241,6 +250,11 @@ def main() -> int:
     parser.add_argument("languages", nargs="*", choices=[*LANGUAGES, []], help="en, zh-TW (default: both)")
     arguments = parser.parse_args()
     cells = read_source((HERE / "source.md").read_text(encoding="utf-8"))
+    if shared := os.environ.get("CHARWRIGHT_SHARED"):
+        os.environ["CHARWRIGHT_DATA"] = str(Path(shared) / "data")
+    if not arguments.texts and (reason := text_is_missing()):
+        print(f"{'skipped' if arguments.check else 'not written'}: {reason}", file=sys.stderr)
+        return 0 if arguments.check else 1
     found = 0
     for language in arguments.languages or LANGUAGES:
         path, began = HERE / LANGUAGES[language], time.monotonic()
