@@ -40,6 +40,8 @@ _BLOCK = re.compile(
     r"|^```zh-TW(?P<append> append)?\n(?P<changes>.*?)^```$",
     re.DOTALL | re.MULTILINE,
 )
+_CHINESE_BREAK = re.compile(r"(?<=[\u3000-\u9fff\uff00-\uffef])\n(?=[\u3000-\u9fff\uff00-\uffef])")
+"""A line break within a Chinese paragraph, which would be shown as a space."""
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
 _FIELD = re.compile(r"\{[^{}]+\}")
 
@@ -62,7 +64,8 @@ class Cell:
     def source(self, language: str, numbers: Mapping[str, int]) -> str:
         """The cell in a language."""
         if not self.code:
-            return re.sub(r"\{cell:(\w+)\}", lambda match: str(numbers[match[1]]), self.texts[language])
+            text = _CHINESE_BREAK.sub("", self.texts[language])
+            return re.sub(r"\{cell:(\w+)\}", lambda match: str(numbers[match[1]]), text)
         if language == "en":
             return self.code
         code = self.code

@@ -97,8 +97,11 @@ def test_pictures_fall_back_to_english(monkeypatch: pytest.MonkeyPatch, installe
     pytest.importorskip("matplotlib")
     from matplotlib import font_manager, rc_context
 
-    fonts = SimpleNamespace(ttflist=[SimpleNamespace(name=name) for name in installed])
+    listed = [SimpleNamespace(name=name) for name in installed if "DejaVu" in name]
+    fonts = SimpleNamespace(ttflist=listed, addfont=lambda path: listed.append(SimpleNamespace(name="Noto Sans TC")))
     monkeypatch.setattr(font_manager, "fontManager", fonts)
+    paths = ["/fonts/NotoSansCJK.ttc"] if len(installed) > 1 else ["/fonts/DejaVu.ttf"]
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: paths)
     names: dict[str, Any] = {}
     with rc_context():
         exec(text_of(code_cells("zh-TW")["setup"]["source"]), names)
@@ -250,3 +253,9 @@ def test_a_translation_of_what_is_not_there_is_refused() -> None:
     source = '<!-- en -->\nA\n<!-- zh-TW -->\n甲\n\n```python a fixed\nprint(1)\n```\n```zh-TW\n"x" => "某"\n```\n'
     with pytest.raises(assemble.SourceError, match="has no"):
         assemble.assemble("zh-TW", assemble.read_source(source))
+
+
+def test_a_line_break_within_a_chinese_sentence_is_left_out() -> None:
+    source = "<!-- en -->\nA\n<!-- zh-TW -->\n# 標題\n\n第一行，\n第二行 x\n第三行\n\n| 甲 |\n| 乙 |\n"
+    [cell] = assemble.assemble("zh-TW", assemble.read_source(source))["cells"]
+    assert cell["source"] == "# 標題\n\n第一行，第二行 x\n第三行\n\n| 甲 |\n| 乙 |"
