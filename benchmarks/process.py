@@ -3,7 +3,8 @@
     python -I -S benchmarks/process.py charwright generate runs/demo
 
 This is a separate program with few imports, because the peak that the system reports for a child is never below the
-memory of its parent at the start. Prints JSON: `wall_s`, `first_s`, `peak_mb` and `bytes` (of standard output).
+memory of its parent at the start. Prints JSON: `wall_s`, `cpu_s` (of all threads), `first_s`, `peak_mb` and `bytes` (of
+standard output).
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def measure(command: list[str]) -> dict[str, float]:
     process.returncode = os.waitstatus_to_exitcode(status)  # os.wait4 has reaped it.
     if process.returncode:
         sys.exit(process.returncode)
-    return {"wall_s": wall, "first_s": first, "peak_mb": usage.ru_maxrss * KILO / 1e6, "bytes": count}
+    cpu = usage.ru_utime + usage.ru_stime
+    return {"wall_s": wall, "cpu_s": cpu, "first_s": first, "peak_mb": usage.ru_maxrss * KILO / 1e6, "bytes": count}
 
 
 if __name__ == "__main__":

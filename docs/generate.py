@@ -46,7 +46,7 @@ PACKAGES: tuple[str, ...] = (
     "workflow",
     "tuning",
 )
-PACKAGES += ("interop", "compose", "serve", "cli")
+PACKAGES += ("interop", "plotting", "compose", "serve", "cli")
 """The order of the packages in the tree."""
 LEARNERS_PATH: tuple[str, ...] = (
     "data/vocabulary.py",

@@ -389,7 +389,7 @@ def test_a_step_that_cannot_be_recorded_on_cuda_is_trained_plainly() -> None:
     class Waiting(cw.LanguageModel):
         def loss(self, *args: Any, **options: Any) -> Any:
             loss, state = super().loss(*args, **options)
-            float(loss)
+            float(loss.detach())
             return loss, state
 
     model = fill_with_ramps(

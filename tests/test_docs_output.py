@@ -36,6 +36,7 @@ def importing(folder: Path, shared: Path) -> None:
 
 NEEDS: dict[str, tuple[str, ...]] = {
     "docs/how-to/import.md": ("h5py",),
+    "docs/how-to/plot.md": ("matplotlib", "uniplot"),
     "docs/how-to/serve.md": ("uvicorn",),
     "docs/how-to/tune.md": ("optuna",),
 }

@@ -38,6 +38,7 @@ RANKS = {
     "workflow": 5,
     "tuning": 6,
     "interop": 6,
+    "plotting": 6,
     "compose": 6,
     "serve": 6,
     "cli": 7,
@@ -71,7 +72,7 @@ OPENS |= {"tofile", "memmap", "loadtxt", "savez", "mkstemp", "NamedTemporaryFile
 
 HEAVY = {"torch", "numpy", "safetensors", "pooch", "matplotlib", "rich", "tensorboard", "prompt_toolkit", "optuna"}
 HEAVY |= {"IPython"}
-HEAVY |= {"h5py", "tensorflow", "onnx", "onnxruntime", "google"}
+HEAVY |= {"uniplot", "h5py", "tensorflow", "onnx", "onnxruntime", "google"}
 HEAVY |= {"uvicorn", "starlette", "pydantic", "prometheus_client", "httptools"}
 WITHOUT_TORCH = (
     "errors",
@@ -87,7 +88,7 @@ WITHOUT_TORCH = (
     "generation",
     "kernels",
 )
-WITHOUT_TORCH += ("interop", "compose", "serve", "notebook", "run_view")
+WITHOUT_TORCH += ("interop", "compose", "plotting", "serve", "notebook", "run_view")
 
 
 def package_of(path: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import itertools
 import json
 import os
 import shutil
@@ -148,6 +150,23 @@ def test_kernels_that_do_not_compile_are_left_out(build_tools: Path, tmp_path: P
     assert installed.machine()["kernels_here"] == []
 
 
+def assembles_tiles(folder: Path) -> bool:
+    """Whether the compiler and its assembler are new enough for every variant, on this processor's family."""
+    program = folder / "tiles.c"
+    program.write_text('__asm__("tdpbf16ps %tmm2, %tmm1, %tmm0");')
+    compiler = next(filter(None, map(shutil.which, COMPILERS)))
+    command = [compiler, "-c", "-mavx512bf16", "-mavxvnni", program, "-o", folder / "tiles.o"]
+    return sys.platform == "linux" and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def built_variants(library: Path) -> set[str]:
+    """The variants in a library, whether or not they run on this machine."""
+    loaded = ctypes.CDLL(str(library))
+    loaded.cw_variant_name.restype = ctypes.c_char_p
+    names = map(loaded.cw_variant_name, itertools.count())
+    return {name.decode() for name in itertools.takewhile(lambda name: name is not None, names)}
+
+
 def test_with_a_compiler_the_native_core_trains(build_tools: Path, tmp_path: Path) -> None:
     if not shutil.which("cmake") or not any(shutil.which(name) for name in COMPILERS):
         pytest.skip("there is no C compiler with CMake here")
@@ -158,6 +177,8 @@ def test_with_a_compiler_the_native_core_trains(build_tools: Path, tmp_path: Pat
     if facts["device"] == "cpu":
         assert facts["core"] == "native"
     [library] = installed.folder.glob("lib/python*/site-packages/charwright/kernels")
-    assert [path.name for path in library.iterdir() if path.suffix in (".so", ".dylib", ".dll")]
+    [kernels] = [path for path in library.iterdir() if path.suffix in (".so", ".dylib", ".dll")]
+    if assembles_tiles(tmp_path):
+        assert built_variants(kernels) >= {"amx", "avx512bf16", "avx512vnni", "avx512", "avx2", "portable"}
     assert not [path.name for path in library.iterdir() if path.suffix in (".c", ".h")]
     assert "kernels" not in train(installed, tmp_path)

@@ -33,15 +33,18 @@ if TYPE_CHECKING:
     from charwright.generation.engine import Engine
     from charwright.generation.generator import Completion, Completions, Generator
     from charwright.generation.novelty import CopyGuard, Novelty
+    from charwright.generation.record_scores import Score
     from charwright.generation.session import Session
     from charwright.model.language_model import LanguageModel
     from charwright.planning.recipes import RECIPES
+    from charwright.plotting.plots import LearningCurves, plot
     from charwright.run import Run
     from charwright.training.batch import Batch
     from charwright.training.loop import fit, train_step
     from charwright.training.optimizer import make_optimizer
     from charwright.training.watching import watch
     from charwright.workflow.loading import load
+    from charwright.workflow.scoring import score
     from charwright.workflow.training import plan, resume, train
 
 # Each public name and its module, imported on first use: the command line must not wait for PyTorch.
@@ -72,6 +75,7 @@ _HOMES = {
     "Draft": "generation.draft",
     "Fragment": "generation.draft",
     "Novelty": "generation.novelty",
+    "Score": "generation.record_scores",
     "Session": "generation.session",
     "LanguageModel": "model.language_model",
     "Run": "run",
@@ -81,10 +85,13 @@ _HOMES = {
     "train_step": "training.loop",
     "watch": "training.watching",
     "load": "workflow.loading",
+    "score": "workflow.scoring",
     "plan": "workflow.training",
     "resume": "workflow.training",
     "train": "workflow.training",
     "RECIPES": "planning.recipes",
+    "LearningCurves": "plotting.plots",
+    "plot": "plotting.plots",
 }
 
 __all__ = [
@@ -103,10 +110,12 @@ __all__ = [
     "GenerationConfig",
     "Generator",
     "LanguageModel",
+    "LearningCurves",
     "ModelConfig",
     "Novelty",
     "Recipe",
     "Run",
+    "Score",
     "SequenceConfig",
     "Session",
     "SplitConfig",
@@ -122,8 +131,10 @@ __all__ = [
     "make_optimizer",
     "make_vocabulary",
     "plan",
+    "plot",
     "read_corpus",
     "resume",
+    "score",
     "split_corpus",
     "train",
     "train_step",

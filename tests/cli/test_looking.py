@@ -70,7 +70,7 @@ def test_plot(charwright: Terminal, copy: Path, tmp_path: Path) -> None:
         assert result.code == 0
         assert f"wrote {tmp_path / file}" in result.err
         assert (tmp_path / file).read_bytes().startswith(b"\x89PNG")
-    assert charwright("info", odd, "--plot", tmp_path / "x.docx").code == 1
+    assert charwright("info", odd, "--plot", tmp_path / "x.docx").code == 2
 
 
 def test_plot_without_matplotlib(trained: Path, tmp_path: Path) -> None:

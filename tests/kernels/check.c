@@ -854,8 +854,19 @@ static void check_writing(int variant, writing w) {
         writing_differs("text at once", &w, variant, i, !same, 0);
     }
 
+    /* Each text alone, as far as the others: the same bits. */
+    cw_text *alone = some_texts(&w, numbers, seed, 1);
+    for (int i = 0; i < w.texts && i < 3; i++) {
+        if (cw_write(variant, &model, 1, alone + i, 1, STEPS)) exit(2);
+        int same = !memcmp(texts[i].ids, alone[i].ids, (size_t)texts[i].length * sizeof *texts[i].ids);
+        same = same && !memcmp(texts[i].state, alone[i].state, numbers * 4);
+        same = same && !memcmp(texts[i].logits, alone[i].logits, (size_t)V * 8);
+        writing_differs("text alone", &w, variant, i, !same, 0);
+    }
+
     free_texts(&w, texts);
     free_texts(&w, again);
+    free_texts(&w, alone);
     for (int layer = 0; layer < w.layers; layer++) {
         free_matrix(net.recurrent[layer]);
         free_matrix(net.inputs[layer]);

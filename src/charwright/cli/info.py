@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from charwright.errors import MissingExtraError, RunError, UsageError
+from charwright.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from charwright.planning.survey import Surveyed
@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 @click.argument("run", type=click.Path(path_type=Path), required=False)
 @click.option("--machine", is_flag=True, help="Show what this machine offers, and what auto selects.")
 @click.option("--measure", is_flag=True, help="With --machine: measure every way in which this machine can compute.")
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.png", help="Plot the losses.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.png",
+    help="Plot the losses, as `charwright plot` does.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(run: Path | None, machine: bool, measure: bool, plot: Path | None, as_json: bool) -> None:
     """Show the layers and weights of RUN, its text, how it computes, and the history of its losses."""
@@ -39,7 +44,7 @@ def info(run: Path | None, machine: bool, measure: bool, plot: Path | None, as_j
 
     opened = Run.open(run)
     if plot is not None:
-        _plot(opened, plot if plot.suffix else plot.with_suffix(".png"))
+        _plot(opened, plot)
     if as_json:
         click.echo(json.dumps(_facts(opened), ensure_ascii=False))
         return
@@ -197,29 +202,8 @@ def chart(points: list[tuple[int, float]], rows: int = 16, width: int = 40) -> l
 
 
 def _plot(run: Run, path: Path) -> None:
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise MissingExtraError("--plot", "plot") from error
-    mpl.use("agg")
-    from matplotlib import pyplot as plt
+    from charwright.plotting.plots import plot
 
-    epochs = run.history()
-    if not epochs:
+    if not run.history():
         raise RunError(f"{run.folder} has no epoch to plot yet")
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for key, label in (("train_loss", "training"), ("validation_loss", "validation")):
-        points = [(epoch["step"], epoch[key]) for epoch in epochs if epoch.get(key) is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 50 else None)
-    axes.set(xlabel="step", ylabel="nats per character")
-    axes.set_title(str(run.folder), parse_math=False)
-    axes.legend()
-    axes.grid(visible=True, alpha=0.3)
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise RunError(f"cannot write {path}: {error}") from error
-    finally:
-        plt.close(figure)
-    click.echo(f"wrote {path}", err=True)
+    click.echo(f"wrote {plot(run.folder, x='steps').save(path, force=True)}", err=True)

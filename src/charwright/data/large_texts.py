@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,13 +27,14 @@ from charwright.data.corpus import (
     reread_corpus,
     short_name,
 )
-from charwright.data.decoding import canonical_encoding, looks_binary
+from charwright.data.decoding import canonical_encoding
 from charwright.data.map_writer import MapWriter
 from charwright.data.mapped_text import MappedText
 from charwright.data.parts import Part, Places, Tally, find_parts
-from charwright.data.pieces import PIECE_BYTES, UNDIVIDED, Piece, TextStream
+from charwright.data.pieces import PIECE_BYTES, UNDIVIDED, Piece
 from charwright.data.prefetch import prefetch
 from charwright.data.text_cache import IDS, Entry, Manifest, Origin, TextCache, writing
+from charwright.data.text_pieces import is_binary, pieces_of
 from charwright.errors import CorpusError, CorpusNotFoundError
 
 FOLDER = "texts"
@@ -171,7 +172,7 @@ class _Preparation:
         tally = Tally(self._parts)
         sources = []
         for part in self._parts:
-            if part.folder is not None and self._is_binary(part):
+            if part.folder is not None and is_binary(part, self._piece_bytes):
                 tally.skipped(part)
                 continue
             source = self._add(part)
@@ -197,7 +198,7 @@ class _Preparation:
         """Append the text of a part, on a new line."""
         own, begin = hashlib.sha256(), None
         hashes = (own, self._whole) if len(self._parts) > 1 else (self._whole,)
-        pieces = self._pieces(part)
+        pieces = pieces_of(part, self._piece_bytes, self._count)
         for piece in prefetch(pieces) if part.text_bytes >= self._piece_bytes else pieces:
             if begin is None:
                 if self._unended:
@@ -226,26 +227,6 @@ class _Preparation:
     def _wait(self) -> None:
         if self._hashing is not None:
             self._hashing.result()
-
-    def _pieces(self, part: Part) -> Iterator[Piece]:
-        try:
-            with part.stream(self._count) as stream:
-                yield from TextStream(stream, part.where, part.stream, self._piece_bytes).pieces(part.config)
-        except OSError as error:
-            raise CorpusError(f"cannot read {part.where}: {error.strerror or error}") from error
-
-    def _is_binary(self, part: Part) -> bool:
-        """Whether a file of a folder has a NUL byte where text has none."""
-        head = b""
-        with part.stream() as stream:
-            try:
-                while data := stream.read(self._piece_bytes):
-                    head = (head + data[:4])[:4]  # A byte order mark may be there.
-                    if b"\0" in data:
-                        return looks_binary(head + b"\0", part.config.encoding)
-            except OSError as error:
-                raise CorpusError(f"cannot read {part.where}: {error.strerror or error}") from error
-        return False
 
     def _count(self, size: int) -> None:
         self._read += size

@@ -16,13 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from charwright import notebook
+from charwright.data.carried import MOST_STREAMS, SHORTEST_STREAM, stream_bounds
 from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
 from charwright.errors import CorpusError, UsageError
 from charwright.model.cells import State
 from charwright.model.language_model import LanguageModel
 
-MOST_STREAMS = 64
-SHORTEST_STREAM = 1000
 CHUNK = 128  # time steps per call, fewer if their logits exceed 64 MB; does not change the result
 MOST_LOGITS = 2**24
 FEWEST_BLOCKS = 16
@@ -156,12 +155,11 @@ def parse_protocol(protocol: str) -> int | None:
 
 def _carried(ids: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Inputs and targets (T, B) in streams of nearly equal length; a target of -1 is ignored."""
-    predicted = len(ids) - 1
-    streams = max(1, min(MOST_STREAMS, predicted // SHORTEST_STREAM))
-    length = -(-predicted // streams)
+    bounds = stream_bounds(len(ids) - 1)
+    streams, length = len(bounds) - 1, max(np.diff(bounds))
     inputs = np.zeros((streams, length), dtype=np.int64)
     targets = np.full((streams, length), -1, dtype=np.int64)
-    for row, (begin, end) in enumerate(pairwise(predicted * i // streams for i in range(streams + 1))):
+    for row, (begin, end) in enumerate(pairwise(bounds)):
         inputs[row, : end - begin] = ids[begin:end]
         targets[row, : end - begin] = ids[begin + 1 : end + 1]
     return inputs.T, targets.T

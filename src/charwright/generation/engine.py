@@ -107,17 +107,21 @@ class Engine:
             self._backend.advance(streams, 1)
         return logits
 
-    def scores(self, rows: Sequence[Ids]) -> list[Float64s]:
-        """For each row of ids: ln p of each id after the first, given those before it, from a zero state.
+    def scores(self, rows: Sequence[Ids], states: npt.NDArray[Any] | None = None) -> list[Float64s]:
+        """For each row of ids: ln p of each id after the first, given those before it.
+
+        `states` (B, L, S, H), by default zero states, are those before the first id of each row. They are changed in
+        place, to those before its last id, with which a row that continues this one begins.
 
         Raises:
-            UsageError: if an id is outside the vocabulary.
+            UsageError: if an id is outside the vocabulary, or the states do not fit this engine.
         """
+        states = self.zero_state(len(rows)) if states is None else states
+        self._check_state(states)
         streams = []
-        for ids in rows:
+        for ids, state in zip(rows, states, strict=True):
             self._check_ids(np.asarray(ids))
             buffer = np.ascontiguousarray(ids, dtype=np.int32)
-            state = self.zero_state()[0]
             streams.append(Stream(state, buffer, len(buffer), drawing=False, scores=np.zeros(len(buffer))))
         while active := [stream for stream in streams if stream.unread > 1]:
             self._backend.advance(active, min(MOST_STEPS, *(stream.unread - 1 for stream in active)))

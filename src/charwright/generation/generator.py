@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +18,8 @@ from charwright.generation.beams import beam_search
 from charwright.generation.draft import Draft, Guard
 from charwright.generation.engine import Engine
 from charwright.generation.masks import allowed
+from charwright.generation.record_scores import Score, score_records
+from charwright.generation.records import Cutter
 from charwright.generation.session import Session, prompt_ids
 
 
@@ -181,6 +183,42 @@ class Generator:
         if self.vocabulary.level != "character" or len(text) < 2:
             raise UsageError("log-probabilities need a text of at least two characters and a character-level model")
         return [float(score) for score in self.engine.scores([self.vocabulary.encode(text)])[0]]
+
+    def score(
+        self,
+        text: str | Iterable[str],
+        *,
+        by: str = "line",
+        separator: str | None = None,
+        independent: bool = False,
+        warm_up: int = 0,
+    ) -> Iterator[Score]:
+        """Yield what each record of a text costs in bits, in order, with memory that does not grow with the text.
+
+        The sum of the records' `bits` divided by that of their `chars` is what `evaluate` gives as bits per character,
+        for a text of at most 1,048,576 characters and in the same precision.
+
+        Args:
+            text: the text, or pieces of it. Records end at a newline, not at a carriage return.
+            by: `line`, `blank` (records end at blank lines), `file` (the whole text), or `character`.
+            separator: the text that ends a record, instead of `by`.
+            independent: each record is read from a zero state, after a newline, and all of its characters are
+                predicted. Otherwise the text is read along: in blocks of 1,048,576 characters, each cut into streams as
+                `evaluate` cuts a text; the first stream of a block continues the block before.
+            warm_up: the ids before each stream that are read without being scored, so that it does not begin coldly.
+
+        Raises:
+            UsageError: when the options contradict each other.
+        """
+        pieces = (("", piece) for piece in ([text] if isinstance(text, str) else text) if piece)
+        return score_records(
+            self.engine,
+            self.vocabulary,
+            pieces,
+            Cutter(by, separator),
+            independent=independent,
+            warm_up=warm_up,
+        )
 
 
 def finished(draft: Draft, *, logprobs: bool = False) -> Completion:

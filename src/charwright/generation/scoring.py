@@ -54,12 +54,12 @@ class PromptScores:
         unknown = self._ids == UNKNOWN_ID
         exact = self._scores - unknown * self._vocabulary.unknown_nats
         if self._vocabulary.level == "byte":
-            exact = np.add.reduceat(exact, _first_bytes(self._prompt))
+            exact = np.add.reduceat(exact, first_bytes(self._prompt))
         result: list[float] = exact.tolist()
         return result
 
 
-def _first_bytes(text: str) -> npt.NDArray[np.int64]:
+def first_bytes(text: str) -> npt.NDArray[np.int64]:
     """The position of each character (N,) of a text in its UTF-8."""
     codes = code_points(text).astype(np.int64)
     sizes = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)

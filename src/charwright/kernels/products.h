@@ -77,14 +77,14 @@ INLINE NAME(wide) NAME(everywhere)(const elem *a) {
     return pair - (uvec){0};
 }
 INLINE vec NAME(dot)(vec sum, NAME(wide) a, NAME(wide) w) {
-    sum += (vec)(a << 16) * (vec)(w << 16);
-    return sum + (vec)(a & 0xffff0000u) * (vec)(w & 0xffff0000u);
+    sum = fused((vec)(a << 16), (vec)(w << 16), sum);
+    return fused((vec)(a & 0xffff0000u), (vec)(w & 0xffff0000u), sum);
 }
 #elif STORAGE == CW_F32
 typedef vec NAME(wide);
 INLINE NAME(wide) NAME(weights_at)(const elem *w) { return load(w); }
 INLINE NAME(wide) NAME(everywhere)(const elem *a) { return same(*a); }
-INLINE vec NAME(dot)(vec sum, NAME(wide) a, NAME(wide) w) { return sum + a * w; }
+INLINE vec NAME(dot)(vec sum, NAME(wide) a, NAME(wide) w) { return fused(a, w, sum); }
 #elif Q8_UNSIGNED && defined(__AVX512VNNI__)
 /* Values from 1 to 255: 128 is added to each, and subtracted from the sums later. */
 typedef uint8_t NAME(value_t);

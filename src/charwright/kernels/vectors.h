@@ -31,7 +31,7 @@
 #else
 #define Q8_UNSIGNED 0
 #endif
-#if defined(__ARM_FEATURE_DOTPROD)
+#if defined(__aarch64__)
 #include <arm_neon.h>
 #endif
 #if defined(__SSE2__)
@@ -62,6 +62,19 @@ INLINE vec load(const float *from) {
 }
 INLINE void store(float *to, vec v) { memcpy(to, &v, sizeof v); }
 INLINE vec same(float x) { return x - (vec){0}; }
+/* a * b + c with one rounding, where the processor can. Compilers may split such an expression in one place and not in
+ * another; but the numbers of a text must not depend on how many others are written with it. */
+INLINE vec fused(vec a, vec b, vec c) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__) && LANES == 8
+    return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__) && LANES == 4
+    return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    return a * b + c;
+#endif
+}
 
 /* bfloat16 is the upper half of a float32. */
 INLINE vec load_bf16(const uint16_t *from) {
@@ -161,10 +174,26 @@ INLINE ivec load_short(const int16_t *from) {
 }
 INLINE ivec all(int32_t x) { return x - (ivec){0}; }
 INLINE ivec choose(ivec mask, ivec yes, ivec no) { return (mask & yes) | (~mask & no); }
-INLINE ivec within(ivec x, int32_t limit) {
-    x = choose(x > limit, all(limit), x);
-    return choose(x < -limit, all(-limit), x);
+/* The smaller, and the larger, of each lane. */
+INLINE ivec smaller(ivec a, ivec b) {
+#if defined(__AVX512F__)
+    return (ivec)_mm512_min_epi32((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__) && LANES == 8
+    return (ivec)_mm256_min_epi32((__m256i)a, (__m256i)b);
+#else
+    return choose(a < b, a, b);
+#endif
 }
+INLINE ivec larger(ivec a, ivec b) {
+#if defined(__AVX512F__)
+    return (ivec)_mm512_max_epi32((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__) && LANES == 8
+    return (ivec)_mm256_max_epi32((__m256i)a, (__m256i)b);
+#else
+    return choose(a > b, a, b);
+#endif
+}
+INLINE ivec within(ivec x, int32_t limit) { return larger(smaller(x, all(limit)), all(-limit)); }
 /* Each lane: the sum of both products of its pairs of 16 bits. */
 INLINE ivec multiply_pairs(ivec a, ivec b) {
 #if defined(__AVX512BW__)

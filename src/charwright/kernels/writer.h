@@ -31,11 +31,11 @@ INLINE void NAME(activate)(value *to, const state_t *from) {
 #endif
 }
 
-/* The most rows in a product. With tiles, activations and sums have room for whole tiles. In 8 bits the sums are exact,
- * and a single text is read faster by vectors; in bfloat16 one text and many must be summed in the same order. */
+/* The most rows in a product. With tiles, activations and sums have room for whole tiles. A single text is read faster
+ * by vectors. */
 #if TILED
 #define WRITER_ROWS (2 * TILE_ROWS)
-INLINE int NAME(by_tiles)(int texts) { return STORAGE == CW_BF16 || texts > 1; }
+INLINE int NAME(by_tiles)(int texts) { return texts > 1; }
 #else
 #define WRITER_ROWS ROWS
 INLINE int NAME(by_tiles)(int texts) { return texts < 0; }
@@ -64,6 +64,49 @@ INLINE int NAME(panel_of_tiles)(const value *activations, size_t stride, int row
     }
     return steps * TILE_BYTES / (int)sizeof(elem);
 }
+
+#if STORAGE == CW_BF16
+/* The same for a single text by vectors, in the order and with the rounding of tiles: even and odd values of k apart, and
+ * denormal numbers are zero. */
+INLINE void one_as_tiles(int vectors, const value *activations, const elem *packed, int width, int steps, sum *sums) {
+    vec total[8];
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; v++) total[v] = (vec){0};
+    for (int step = 0; step < steps; step++) {
+        vec even[8], odd[8];
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; v++) even[v] = odd[v] = (vec){0};
+        for (int pair = 0; pair < TILE_ROWS; pair++, activations += DEPTH, packed += (size_t)width * LANES * DEPTH) {
+            uint32_t both;
+            memcpy(&both, activations, sizeof both);
+            const uvec a = both - (uvec){0};
+#pragma GCC unroll 8
+            for (int v = 0; v < vectors; v++) {
+                uvec w;
+                memcpy(&w, packed + v * LANES * DEPTH, sizeof w);
+                even[v] = flushed(even[v] + flushed((vec)(a << 16)) * flushed((vec)(w << 16)));
+                odd[v] = flushed(odd[v] + flushed((vec)(a & 0xffff0000u)) * flushed((vec)(w & 0xffff0000u)));
+            }
+        }
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; v++) total[v] = flushed(total[v] + flushed(even[v] + odd[v]));
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; v++) store(sums + v * LANES, total[v]);
+}
+#define ONE_CASE(vectors)                                               \
+    case vectors:                                                       \
+        one_as_tiles(vectors, activations, packed, width, steps, sums); \
+        break;
+/* A call of its own, so that no other arithmetic is within the mode without denormal numbers. */
+static __attribute__((noinline)) void panel_of_one(const value *activations, const elem *packed, int width, int vectors,
+                                                   int steps, sum *sums) {
+    switch (vectors) {
+        ONE_CASE(1) ONE_CASE(2) ONE_CASE(3) ONE_CASE(4) ONE_CASE(5) ONE_CASE(6) ONE_CASE(7) ONE_CASE(8)
+    }
+}
+#undef ONE_CASE
+#endif
 #endif
 
 /* sums (rows, vectors of a panel) = activations * a panel of the matrix. A single row uses the whole panel at once. */
@@ -72,8 +115,17 @@ static void NAME(panel)(const value *activations, size_t stride, int rows, const
     const size_t w_step = (size_t)width * LANES * DEPTH, c_row = (size_t)vectors * LANES;
     packed += (size_t)begin * LANES * DEPTH;
 #if TILED
-    if (NAME(by_tiles)(texts)) {
-        const int done = NAME(panel_of_tiles)(activations, stride, rows, packed, width, vectors, k, sums);
+    if (NAME(by_tiles)(texts) || STORAGE == CW_BF16) {
+        int done = 0;
+#if STORAGE == CW_BF16
+        if (texts == 1) {
+            const unsigned mode = without_denormals_from_here();
+            panel_of_one(activations, packed, width, vectors, k / 32, sums);
+            with_denormals_again(mode);
+            done = k / 32 * 32;
+        }
+#endif
+        if (NAME(by_tiles)(texts)) done = NAME(panel_of_tiles)(activations, stride, rows, packed, width, vectors, k, sums);
         for (int v = 0, wide; done < k && v < vectors; v += wide) { /* what does not fill a tile */
             wide = share(vectors - v, 3);
             for (int r = 0; r < rows; r += ROWS) {
@@ -100,11 +152,10 @@ static void NAME(panel)(const value *activations, size_t stride, int rows, const
 #if STORAGE == CW_Q8
 #define PRE_LIMIT 32767
 INLINE ivec tanh_of(const int16_t *table, ivec v) { /* 12 fraction bits in, 15 out */
-    const ivec negative = v < 0, size = choose(negative, -v, v);
-    const ivec bounded = choose(size > 32767, all(32767), size);
-    const ivec both = neighbours(table, bounded >> 5), low = (both << 16) >> 16, high = both >> 16;
-    const ivec y = low + (((high - low) * (bounded & 31) + 16) >> 5);
-    return choose(negative, -y, y);
+    const ivec sign = v >> 31, bounded = smaller((v ^ sign) - sign, all(32767)), part = bounded & 31;
+    /* low + ((high - low) * part + 16) / 32, where low and high are the halves of a lane. */
+    const ivec between = multiply_pairs(neighbours(table, bounded >> 5), (part << 16) + 32 - part);
+    return (((between + 16) >> 5) ^ sign) - sign;
 }
 INLINE ivec sigmoid_of(const int16_t *table, ivec v) { return (32768 + tanh_of(table, v)) >> 1; }
 INLINE ivec NAME(product_of)(const cw_matrix *matrix, const sum *sums, size_t row) {
@@ -190,6 +241,15 @@ INLINE void NAME(share_values)(const value *rows, int count, size_t units, int t
     for (size_t i = 0; i < count * units; i += 64 / sizeof(value)) __builtin_prefetch(rows + i, 0, 2);
 }
 
+/* With tiles, prefetch one text's part of the weights that come next: `gates` vectors of every `width`, for all of k. A
+ * tile's rows are apart, which the processor does not foresee, and the gates meanwhile leave the memory idle. */
+INLINE void NAME(prefetch_weights)(const elem *packed, int width, int gates, int k, int text, int texts) {
+    const int lines = TILED && NAME(by_tiles)(texts) && width ? k / DEPTH * gates : 0;
+    const int end = (int)((int64_t)lines * (text + 1) / texts);
+    for (int line = (int)((int64_t)lines * text / texts); line < end; line++)
+        __builtin_prefetch(packed + ((size_t)(line / gates) * width + line % gates) * LANES * DEPTH, 0, 2);
+}
+
 #define MOST_PANEL 8
 
 INLINE state_t *NAME(state_of)(const cw_writing *w, int text, int layer, int part) {
@@ -229,7 +289,11 @@ static void NAME(write_layer)(const cw_writing *w, int layer, int thread, int th
         const size_t at = (size_t)first * gates * LANES * units;
         /* One text uses the whole panel at once; several use one block of it after another. */
         const int together = w->count == 1 ? in_panel : 1;
-        for (int block = 0; block < in_panel; block += together)
+        for (int block = 0; block < in_panel; block += together) {
+            /* The weights that come next: the next block of this panel, or the first one of the next panel. */
+            const int here = block + together < in_panel, left = blocks - first - in_panel;
+            const int width = (here ? in_panel : left < wide ? left : wide) * gates;
+            const size_t ahead = at + (size_t)gates * LANES * (here ? (block + together) * DEPTH : in_panel * units);
             for (int text = 0, rows; text < w->count; text += rows) {
                 rows = NAME(rows_at_once)(w->count - text, w->count, most_rows);
                 const size_t row = (size_t)text * units;
@@ -240,6 +304,11 @@ static void NAME(write_layer)(const cw_writing *w, int layer, int thread, int th
                                 block * gates, together * gates, units, w->count, fed_sums);
                 for (int r = 0; r < rows; r++) {
                     const cw_text *one = w->texts + text + r;
+                    NAME(prefetch_weights)((const elem *)recurrent->packed + ahead, width, gates, units, text + r,
+                                           w->count);
+                    if (layer)
+                        NAME(prefetch_weights)((const elem *)inputs->packed + ahead, width, gates, units, text + r,
+                                               w->count);
                     for (int b = 0; b < together; b++) {
                         const size_t unit = (size_t)(first + block + b) * LANES;
                         const size_t offset = ((size_t)r * together + b) * gates * LANES;
@@ -255,6 +324,7 @@ static void NAME(write_layer)(const cw_writing *w, int layer, int thread, int th
                     }
                 }
             }
+        }
     }
 }
 

@@ -135,10 +135,19 @@ class _Lookup(torch.autograd.Function):
         return (one_hot.T @ rows.to(ctx.dtype)).to(rows.dtype), None, None
 
 
+def _contiguous(tensors: list[Tensor]) -> list[Tensor]:
+    """The same tensors one after the other in memory, as cuDNN uses them; otherwise it copies them and warns."""
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+
+
 def _library_layer(cell: str, x: Tensor, state: State, weights: Weights, dtype: torch.dtype) -> tuple[Tensor, State]:
     """PyTorch's own layer, which uses cuDNN on CUDA and Metal on a Mac."""
     bias_hh = weights.bias_hh if weights.bias_hh is not None else torch.zeros_like(weights.bias_ih)
     params = [tensor.to(dtype) for tensor in (weights.weight_ih, weights.weight_hh, weights.bias_ih, bias_hh)]
+    if x.is_cuda:
+        params = _contiguous(params)
     states = [part[None].to(dtype).contiguous() for part in state]
     # Arguments: has_biases, layers, dropout, training, bidirectional, batch_first.
     rest = (params, True, 1, 0.0, torch.is_grad_enabled(), False, False)

@@ -1,0 +1,351 @@
+"""`charwright score`: bits per character of each line, paragraph or character of a text, in order or worst first."""
+
+from __future__ import annotations
+
+import csv
+import heapq
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from charwright.cli.options import SectionedCommand, config_options, given, say
+from charwright.config import CorpusConfig
+from charwright.errors import UsageError
+from charwright.schema import field_names
+
+if TYPE_CHECKING:
+    from charwright.data.text_pieces import Streamed
+    from charwright.generation.record_scores import Score
+    from charwright.generation.records import Cutter
+
+ALL = 0
+DIGITS = 6
+"""Of the figures: a millionth of a bit is precise enough, and what differs by less is equal."""
+
+FIELDS = ("file", "line", "column", "chars", "unknown_chars", "bits", "bits_per_char", "cold", "text")
+NAMES = {"line": "line", "blank": "paragraph", "file": "file", "character": "character"}
+JOINERS = "\u200c\u200d"
+"""Invisible characters that scripts and emoji need."""
+
+
+@click.command(cls=SectionedCommand, short_help="Score each line of a text.")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option(
+    "--by",
+    type=click.Choice(list(NAMES)),
+    default="line",
+    show_default=True,
+    help="What a record is: a line, what blank lines separate, a file, or a character.",
+)
+@click.option(
+    "--separator", metavar="TEXT", help=r"Text that ends a record, instead of --by; \n and \t are understood."
+)
+@click.option(
+    "--worst",
+    is_flag=False,
+    flag_value=ALL,
+    type=click.IntRange(min=0),
+    metavar="[N]",
+    help="Most bits per character first: the first N, or all, which are kept in memory.",
+)
+@click.option(
+    "--min-chars",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Leave out records of fewer characters, whose figures depend on chance.",
+)
+@click.option(
+    "--independent",
+    is_flag=True,
+    help="Read each record from a zero state, after a newline, and not as the continuation of the text before it.",
+)
+@click.option(
+    "--warm-up",
+    type=click.IntRange(min=0, max=1_000_000),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Read N characters before each of the streams into which the text is cut; 0 is what evaluate does.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a record.")
+@click.option("--csv", "as_csv", is_flag=True, help="A table as comma-separated values.")
+@click.option(
+    "--precision",
+    type=click.Choice(["f32", "bf16", "q8"]),
+    default="f32",
+    show_default=True,
+    help="Arithmetic: floating point, or 8-bit integers, which are faster.",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Maximum number of threads.  [default: all cores]")
+@config_options(CorpusConfig(), "Reading the files")
+@click.pass_context
+def score(
+    ctx: click.Context,
+    /,
+    run: Path,
+    files: tuple[str, ...],
+    by: str,
+    separator: str | None,
+    worst: int | None,
+    min_chars: int,
+    independent: bool,
+    warm_up: int,
+    as_json: bool,
+    as_csv: bool,
+    precision: str,
+    threads: int | None,
+    **_: Any,
+) -> None:
+    """Show how well RUN predicts each line of FILE, in bits per character: more bits, more surprise.
+
+    FILE may be compressed, `-` for standard input, or several files, which are read one after the other. The text is
+    read along, so each line is predicted from what precedes it, and the lines together cost what `evaluate` gives.
+    """
+    from charwright.cli.download import user_places
+    from charwright.data.corpus import checked_specs
+    from charwright.data.text_pieces import Streamed
+    from charwright.generation.record_scores import score_records
+    from charwright.generation.records import Cutter
+    from charwright.workflow.loading import load
+
+    if as_json and as_csv:
+        raise UsageError("--json and --csv are two formats; choose one")
+    if separator is not None and given(ctx, ["by"]):
+        raise UsageError("--separator says where records end, and so does --by; choose one")
+    cutter = Cutter(by, None if separator is None else _unescaped(separator))
+    reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
+    streamed = Streamed.find(checked_specs(files), reading, user_places())
+    generator = load(run, precision, threads=threads)
+    totals = Totals(NAMES[by] if separator is None else "record")
+    with _progress(streamed) as count:
+        pieces = streamed.pieces(count)
+        options: dict[str, Any] = {"independent": independent, "warm_up": warm_up}
+        scores = totals.counted(score_records(generator.engine, generator.vocabulary, pieces, cutter, **options))
+        listed = (one for one in scores if one.chars >= min_chars)
+        printer = _Printer(streamed, cutter, as_json=as_json, as_csv=as_csv)
+        # Whoever watches a growing file sees each line at once.
+        watched = independent and "-" in files and worst is None
+        for one in listed if worst is None else worst_first(listed, worst):
+            printer.write(one)
+            if watched:
+                sys.stdout.flush()
+    printer.begin()
+    sys.stdout.flush()
+    for note in (*streamed.notes, *totals.notes()):
+        say(note)
+
+
+def worst_first(scores: Iterable[Score], count: int) -> list[Score]:
+    """The `count` scores with the most bits per character, or all for 0; of equals, the first."""
+
+    def key(score: Score) -> float:
+        per_char = score.bits_per_char
+        return -1.0 if per_char is None else round(per_char, DIGITS)
+
+    if count == ALL:
+        return sorted(scores, key=key, reverse=True)
+    return heapq.nlargest(count, scores, key=key)
+
+
+@dataclass
+class Totals:
+    """What all records cost together."""
+
+    name: str
+    records: int = 0
+    chars: int = 0
+    unknown_chars: int = 0
+    bits: float = 0.0
+    cold: int = 0
+
+    def counted(self, scores: Iterable[Score]) -> Iterator[Score]:
+        """Yield the scores, and add them up."""
+        for score in scores:
+            self.records += 1
+            self.chars += score.chars
+            self.unknown_chars += score.unknown_chars
+            self.bits += score.bits
+            self.cold += score.cold
+            yield score
+
+    def notes(self) -> Iterator[str]:
+        """The sums in words."""
+        records = f"{self.records:,} {self.name}{'' if self.records == 1 else 's'}"
+        if not self.chars:
+            yield f"{records}, no character to predict"
+            return
+        unknown = f", {self.unknown_chars:,} of them not in the vocabulary" if self.unknown_chars else ""
+        bits = self.bits / self.chars
+        yield (
+            f"{records}, {self.chars:,} characters predicted{unknown}: "
+            f"{bits * math.log(2):.4f} nats per character ({bits:.4f} bits)"
+        )
+        if self.cold:
+            yield (
+                f"in {self.cold:,} of them, marked * (cold), the model begins with a zero state, as in evaluate, which "
+                "costs more; --warm-up 256 avoids that"
+            )
+
+
+class _Printer:
+    """Writes scores to stdout. A heading comes with the first, so that a file that cannot be read leaves nothing."""
+
+    def __init__(self, streamed: Streamed, cutter: Cutter, *, as_json: bool, as_csv: bool) -> None:
+        self._names = _file_names(streamed)
+        self._places = _Places(cutter, self._names)
+        self._room = _room(self._places)
+        # If the output's encoding lacks characters, JSON can escape them.
+        unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+        self._encode = json.JSONEncoder(ensure_ascii=not unicode).encode if as_json else None
+        self._table = csv.writer(sys.stdout, lineterminator="\n") if as_csv else None
+        self._begun = False
+
+    def write(self, score: Score) -> None:
+        """Write one score."""
+        self.begin()
+        if self._encode is not None:
+            sys.stdout.write(self._encode(_values(score, self._names)) + "\n")
+        elif self._table is not None:
+            self._table.writerow(_values(score, self._names).values())
+        else:
+            sys.stdout.write(_line(score, self._places, self._room))
+
+    def begin(self) -> None:
+        """Write the heading, once."""
+        if self._begun:
+            return
+        self._begun = True
+        if self._table is not None:
+            self._table.writerow(FIELDS)
+        elif self._encode is None:
+            sys.stdout.write(f"bits/char         bits    chars  {self._places.heading}  text\n")
+
+
+def _values(score: Score, names: dict[str, str]) -> dict[str, Any]:
+    """The fields of a score."""
+    per_char = score.bits_per_char
+    return {
+        "file": names.get(score.file, score.file),
+        "line": score.line,
+        "column": score.column,
+        "chars": score.chars,
+        "unknown_chars": score.unknown_chars,
+        "bits": round(score.bits, DIGITS),
+        "bits_per_char": None if per_char is None else round(per_char, DIGITS),
+        "cold": score.cold,
+        "text": score.text,
+    }
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where a record is, in a column of constant width: file, line and column, as far as they vary."""
+
+    cutter: Cutter
+    names: dict[str, str]
+
+    @property
+    def width(self) -> int:
+        """The width of the column."""
+        prefix = max(map(len, self.names.values())) + 1 if len(self.names) > 1 else 0
+        return prefix + 7 + 5 * self.has_columns
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether records begin within lines."""
+        return self.cutter.separator is not None or self.cutter.by == "character"
+
+    @property
+    def heading(self) -> str:
+        """The name of the column."""
+        words = [*(["file"] if len(self.names) > 1 else []), "line", *(["column"] if self.has_columns else [])]
+        return f"{':'.join(words):<{self.width}}"
+
+    def of(self, score: Score) -> str:
+        """The place of a record."""
+        file = f"{safe(self.names.get(score.file, score.file))}:" if len(self.names) > 1 else ""
+        column = f":{score.column}" if self.has_columns else ""
+        return f"{f'{file}{score.line}{column}':<{self.width}}"
+
+
+def _line(score: Score, places: _Places, room: int | None) -> str:
+    per_char = score.bits_per_char
+    shown = f"{'-':>9}" if per_char is None else f"{per_char:9.4f}"
+    text = safe(score.text)
+    if room is not None:
+        text = _fitting(text, room)
+    return f"{shown}{'*' if score.cold else ' '} {score.bits:10.1f} {score.chars:8,}  {places.of(score)}  {text}\n"
+
+
+def safe(text: str) -> str:
+    r"""A text that a terminal shows as it is: control characters, also those of directions, as escapes such as \x1b."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in JOINERS or _is_space(c) else _escaped(c) for c in text)
+
+
+def _is_space(character: str) -> bool:
+    import unicodedata
+
+    return unicodedata.category(character) == "Zs"
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def _room(places: _Places) -> int | None:
+    """The columns left for the text on a terminal; None in a pipe, where nothing is cut."""
+    if not sys.stdout.isatty():
+        return None
+    from rich.console import Console
+
+    return max(20, Console().width - places.width - 34)
+
+
+def _fitting(text: str, room: int) -> str:
+    """As much of a text as fits; wide characters take two columns."""
+    from rich.cells import cell_len, set_cell_size
+
+    return text if cell_len(text) <= room else set_cell_size(text, room - 1).rstrip() + "…"
+
+
+def _file_names(streamed: Streamed) -> dict[str, str]:
+    """How the files are shown, by their locations: from the current folder if they are in it."""
+    here = Path.cwd()
+    names = {}
+    for part in streamed.parts:
+        location = "-" if part.kind == "stdin" else part.location
+        path = Path(location)
+        names[location] = str(path.relative_to(here)) if path.is_absolute() and path.is_relative_to(here) else location
+    return names
+
+
+def _unescaped(text: str) -> str:
+    r"""Replace \n, \t and \\ by the characters they represent."""
+    return re.sub(r"\\([nt\\])", lambda match: {"n": "\n", "t": "\t", "\\": "\\"}[match[1]], text)
+
+
+@contextmanager
+def _progress(streamed: Streamed) -> Iterator[Callable[[int], None] | None]:
+    """A progress bar on a terminal, if the scores go elsewhere."""
+    if not sys.stderr.isatty() or sys.stdout.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+
+    columns = (BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=streamed.size)
+        yield lambda size: bar.update(task, advance=size)

@@ -1,0 +1,161 @@
+"""`charwright score`."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+import charwright as cw
+from charwright.cli.score import safe
+from commands import TEXT, Terminal, process
+
+FIELDS = ["file", "line", "column", "chars", "unknown_chars", "bits", "bits_per_char", "cold", "text"]
+
+
+def records(out: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_a_thousand_lines_cost_what_evaluate_gives(charwright: Terminal, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "many.txt").write_text((TEXT * 18)[: -len(TEXT) // 2], encoding="utf-8")
+    expected = json.loads(charwright("evaluate", trained, tmp_path / "many.txt", "--json").out)
+    result = charwright("score", trained, tmp_path / "many.txt", "--json")
+    found = records(result.out)
+    assert len(found) > 1000
+    assert sum(one["chars"] for one in found) == expected["chars"]
+    total = sum(one["bits"] for one in found) / expected["chars"]
+    assert total == pytest.approx(expected["bits_per_char"], abs=1e-6)
+    assert f"{expected['chars']:,} characters predicted: {expected['nats_per_char']:.4f} nats per char" in result.err
+    assert "--warm-up 256" in result.err
+    with gzip.open(tmp_path / "many.txt.gz", "wb") as file:
+        file.write((tmp_path / "many.txt").read_bytes())
+    compressed = charwright("score", trained, tmp_path / "many.txt.gz", "--json")
+    assert compressed.out.replace("many.txt.gz", "many.txt") == result.out
+
+
+def test_json_and_csv_have_the_same_values(charwright: Terminal, trained: Path, tmp_path: Path) -> None:
+    """8-bit integers give the same figures on every machine."""
+    (tmp_path / "x.txt").write_bytes('To be,\r\n"道"\r\n\r\nnot'.encode())
+    result = charwright("score", trained, tmp_path / "x.txt", "--json", "--precision", "q8")
+    found = records(result.out)
+    assert [list(one) for one in found] == [FIELDS] * 4
+    assert [(one["line"], one["chars"], one["unknown_chars"], one["text"]) for one in found] == [
+        (1, 6, 0, "To be,"),
+        (2, 4, 3, '"道"'),
+        (3, 1, 0, ""),
+        (4, 3, 0, "not"),
+    ]
+    assert "14 characters predicted, 3 of them not in the vocabulary" in result.err
+    table = charwright("score", trained, tmp_path / "x.txt", "--csv", "--precision", "q8").out
+    assert table.splitlines()[0] == ",".join(FIELDS)
+    rows = list(csv.reader(io.StringIO(table)))[1:]
+    assert rows == [[str(value) for value in one.values()] for one in found]
+    bits = [one["bits"] for one in found]
+    assert found[0]["bits_per_char"] == round(bits[0] / 6, 6)
+    assert bits == [score.bits for score in _rounded(trained, tmp_path / "x.txt")]
+
+
+def _rounded(run: Path, path: Path) -> list[cw.Score]:
+    from dataclasses import replace
+
+    return [replace(score, bits=round(score.bits, 6)) for score in cw.score(run, path, precision="q8")]
+
+
+def test_worst_first(charwright: Terminal, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text(TEXT + "zzqqzzqq\n" + TEXT + "x\n", encoding="utf-8")
+    everything = records(charwright("score", trained, tmp_path / "x.txt", "--json").out)
+    in_order = sorted(everything, key=lambda one: -one["bits_per_char"])
+    assert records(charwright("score", trained, tmp_path / "x.txt", "--json", "--worst", "3").out) == in_order[:3]
+    assert records(charwright("score", trained, tmp_path / "x.txt", "--json", "--worst").out) == in_order
+    longer = charwright("score", trained, tmp_path / "x.txt", "--worst", "1", "--min-chars", "5")
+    assert [line.split()[-1] for line in longer.out.splitlines()] == ["text", "zzqqzzqq"]
+    assert "122 lines" in longer.err
+
+
+def test_the_table(charwright: Terminal, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "b.txt").write_text("not\nto", encoding="utf-8")
+    (tmp_path / "a.txt").write_text("be", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    lines = charwright("score", trained, "a.txt", "b.txt").out.splitlines()
+    assert lines[0] == "bits/char         bits    chars  file:line      text"
+    assert [line.split()[-2:] for line in lines[1:]] == [["a.txt:1", "be"], ["b.txt:1", "not"], ["b.txt:2", "to"]]
+    assert [line.split()[2] for line in lines[1:]] == ["2", "4", "2"]  # A newline follows the first file.
+
+
+def test_controls_do_not_reach_the_terminal() -> None:
+    assert safe("a\x1b[31mb\u202ec\td\n") == r"a\x1b[31mb\u202ec\td\n"
+    assert safe("道　德 \u200dé") == "道　德 \u200dé"
+
+
+@pytest.mark.parametrize(("content", "count"), [(b"", 0), (b"a", 1), (b"\n\n", 2), ("道\n德".encode(), 2)])
+def test_short_files(charwright: Terminal, trained: Path, tmp_path: Path, content: bytes, count: int) -> None:
+    (tmp_path / "x.txt").write_bytes(content)
+    for options in ([], ["--independent"], ["--worst"], ["--warm-up", "9"]):
+        result = charwright("score", trained, tmp_path / "x.txt", "--json", *options)
+        assert (result.code, len(result.out.splitlines())) == (0, count)
+    assert f"{count} line" in result.err
+
+
+def test_mistakes_are_one_line(charwright: Terminal, trained: Path, tmp_path: Path, corpus: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    assert "byte 3 (0xe9) is invalid" in charwright("score", trained, tmp_path / "latin.txt").line
+    assert "there is no run" in charwright("score", tmp_path / "none", corpus).line
+    assert "there is no file" in charwright("score", trained, tmp_path / "none.txt").line
+    for words in (["--json", "--csv"], ["--by", "line", "--separator", "x"], ["--separator", ""], ["--by", "word"]):
+        assert charwright("score", trained, corpus, *words).code == 2
+    assert "read only once" in charwright("score", trained, "-", "-").line
+
+
+def test_standard_input_without_torch(trained: Path) -> None:
+    prelude = "sys.modules['torch'] = None"
+    result = process("score", trained, "-", "--json", stdin=TEXT.encode() + b"\xff", prelude=prelude)
+    assert (result.code, result.out) == (1, "")
+    assert "standard input is not utf-8: byte 2,550 (0xff)" in result.line
+    result = process("score", trained, "-", "--json", stdin=TEXT.encode(), prelude=prelude)
+    assert (result.code, len(result.out.splitlines())) == (0, 60)
+    assert records(result.out)[0]["file"] == "-"
+
+
+def test_a_closed_pipe_is_quiet(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text(TEXT * 40, encoding="utf-8")
+    command = [sys.executable, "-m", "charwright", "score", str(trained), str(tmp_path / "long.txt")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        assert running.stdout.readline().startswith(b"bits/char")
+        running.stdout.close()
+        assert running.stderr.read() == b""
+    assert running.returncode == 0
+
+
+def test_independent_lines_appear_as_they_arrive(trained: Path) -> None:
+    command = [sys.executable, "-m", "charwright", "score", str(trained), "-", "--independent", "--json"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdin is not None
+        assert running.stdout is not None
+        watchdog = threading.Timer(60, running.kill)
+        watchdog.start()
+        for text in ("To be", "or not"):
+            running.stdin.write(f"{text}\n".encode())
+            running.stdin.flush()
+            assert json.loads(running.stdout.readline())["text"] == text
+        running.stdin.close()
+        assert running.stdout.read() == b""
+        watchdog.cancel()
+
+
+def test_from_python(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("To be\n\nor not\n", encoding="utf-8")
+    found = list(cw.score(trained, [tmp_path / "x.txt"], by="blank"))
+    assert [(score.text, score.file, score.line) for score in found] == [
+        ("To be", str(tmp_path / "x.txt"), 1),
+        ("or not", str(tmp_path / "x.txt"), 3),
+    ]
