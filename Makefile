@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-slow lint types tests tensorflow-test kernels tiles-test sanitize install-test format docs clean
+.PHONY: help setup demo test test-slow lint types tests tensorflow-test notebooks notebooks-test kernels tiles-test sanitize install-test format docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -62,6 +62,12 @@ tiles-test: $(READY)  ## test the package with kernels whose tiles are emulated
 sanitize:  ## test the C kernels under the address, undefined-behaviour and thread sanitizers (minutes)
 	tests/kernels/run.sh address
 	tests/kernels/run.sh thread
+
+notebooks-test: $(READY)  ## execute the notebooks, and compare their outputs
+	$(BIN)/python notebooks/assemble.py --check
+
+notebooks: $(READY)  ## assemble the notebooks from their source, and write them with their outputs (minutes)
+	$(BIN)/python notebooks/assemble.py
 
 install-test: $(READY)  ## test the installation with a C compiler, without one, and as in the image for Docker
 	$(BIN)/pytest -m slow tests/test_install.py tests/serve/test_deployment.py

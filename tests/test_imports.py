@@ -17,6 +17,7 @@ PACKAGE = Path(charwright.__file__).parent
 
 RANKS = {
     "errors": 0,
+    "notebook": 0,
     "schema": 0,
     "config": 0,
     "threads": 0,
@@ -30,6 +31,7 @@ RANKS = {
     "run_config": 2,
     "run": 2,
     "run_place": 2,
+    "run_view": 2,
     "generation": 2,
     "training": 3,
     "planning": 4,
@@ -55,6 +57,8 @@ SIBLINGS = {
     ("model", "kernels"),
     ("run", "run_config"),
     ("run", "run_place"),
+    ("run", "run_view"),
+    ("run_view", "run_config"),
     ("__main__", "cli"),
 }
 # Training is given a function that saves; it never opens a run.
@@ -68,6 +72,7 @@ OPENS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "fdopen
 OPENS |= {"tofile", "memmap", "loadtxt", "savez", "mkstemp", "NamedTemporaryFile"}
 
 HEAVY = {"torch", "numpy", "safetensors", "pooch", "matplotlib", "rich", "tensorboard", "prompt_toolkit", "optuna"}
+HEAVY |= {"IPython"}
 HEAVY |= {"uniplot", "h5py", "tensorflow", "onnx", "onnxruntime", "google"}
 HEAVY |= {"uvicorn", "starlette", "pydantic", "prometheus_client", "httptools"}
 WITHOUT_TORCH = (
@@ -84,7 +89,7 @@ WITHOUT_TORCH = (
     "generation",
     "kernels",
 )
-WITHOUT_TORCH += ("interop", "compose", "plotting", "serve")
+WITHOUT_TORCH += ("interop", "compose", "plotting", "serve", "notebook", "run_view")
 
 
 def package_of(path: str) -> str:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from charwright.explanation.explanation import Explanation
     from charwright.generation.draft import Draft, Fragment
     from charwright.generation.engine import Engine
-    from charwright.generation.generator import Completion, Generator
+    from charwright.generation.generator import Completion, Completions, Generator
     from charwright.generation.novelty import CopyGuard, Novelty
     from charwright.generation.record_scores import Score
     from charwright.generation.session import Session
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from charwright.training.batch import Batch
     from charwright.training.loop import fit, train_step
     from charwright.training.optimizer import make_optimizer
+    from charwright.training.watching import watch
     from charwright.workflow.loading import load
     from charwright.workflow.scoring import score
     from charwright.workflow.training import plan, resume, train
@@ -73,6 +74,7 @@ _HOMES = {
     "Engine": "generation.engine",
     "Generator": "generation.generator",
     "Completion": "generation.generator",
+    "Completions": "generation.generator",
     "CopyGuard": "generation.novelty",
     "Draft": "generation.draft",
     "Fragment": "generation.draft",
@@ -85,6 +87,7 @@ _HOMES = {
     "fit": "training.loop",
     "make_optimizer": "training.optimizer",
     "train_step": "training.loop",
+    "watch": "training.watching",
     "load": "workflow.loading",
     "score": "workflow.scoring",
     "plan": "workflow.training",
@@ -100,6 +103,7 @@ __all__ = [
     "Batch",
     "CharwrightError",
     "Completion",
+    "Completions",
     "CopyGuard",
     "Corpus",
     "CorpusConfig",
@@ -140,6 +144,7 @@ __all__ = [
     "split_corpus",
     "train",
     "train_step",
+    "watch",
 ]
 
 

@@ -36,6 +36,7 @@ from charwright.errors import (
 )
 from charwright.run_config import RunConfig
 from charwright.run_place import check_place, new_place, remove_leftovers
+from charwright.run_view import as_html, network
 from charwright.schema import flag
 from charwright.storage import (
     Arrays,
@@ -71,6 +72,12 @@ class Run:
     def model(self) -> ModelConfig:
         """The configuration of the network."""
         return self.config.recipe.model
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r}: {network(self.model, len(self.vocabulary))})"
+
+    def _repr_html_(self) -> str:
+        return as_html(self.folder, self.config, len(self.vocabulary), self.history())
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], *, for_writing: bool = False) -> Run:

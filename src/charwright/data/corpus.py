@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from charwright import notebook
 from charwright.config import CorpusConfig
 from charwright.data.byte_streams import COMPRESSED
 from charwright.data.decoding import decode, looks_binary
@@ -60,6 +61,12 @@ class Corpus:
     def sha256(self) -> str:
         """The SHA-256 of the whole text."""
         return sha256_of(self.text)
+
+    def _repr_html_(self) -> str:
+        rows = [("characters", f"{len(self.text):,}"), ("different characters", f"{len(set(self.text)):,}")]
+        rows += [(source.kind, f"{source.location}, {source.characters:,} characters") for source in self.sources[:10]]
+        rows += [("and", f"{len(self.sources) - 10:,} more")] * (len(self.sources) > 10)
+        return notebook.facts(f"Corpus {self.name}", [*rows, ("SHA-256", self.sha256)])
 
 
 def read_corpus(

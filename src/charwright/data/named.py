@@ -101,8 +101,11 @@ def download(
             is not in the cache folder and `offline` refuses to download it.
     """
     import logging
+    import warnings
 
-    import pooch
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pooch imports tqdm, which warns in a notebook without widgets.
+        import pooch
     import requests
 
     if offline and not (cache_folder / (file_name or pooch.utils.unique_file_name(url))).is_file():

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from charwright import notebook
 from charwright.config import VocabularyConfig
 from charwright.data.code_points import UNICODE_SIZE, IdTable, frequent_characters
 from charwright.data.decoders import CharacterDecoder, StreamDecoder
@@ -136,3 +137,6 @@ class Vocabulary:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} tokens)"
+
+    def _repr_html_(self) -> str:
+        return notebook.tokens(repr(self), self.tokens)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from charwright import notebook
 from charwright.data.carried import MOST_STREAMS, SHORTEST_STREAM, stream_bounds
 from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
 from charwright.errors import CorpusError, UsageError
@@ -45,6 +46,16 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """Plain values without the blocks, ready for JSON."""
         return {name: value for name, value in asdict(self).items() if name != "blocks"}
+
+    def _repr_html_(self) -> str:
+        rows = [
+            ("nats per character", f"{self.nats_per_char:.4f}"),
+            ("bits per character", f"{self.bits_per_char:.4f}"),
+            ("characters", f"{self.chars:,}"),
+            ("of them outside the vocabulary", f"{self.unknown_chars:,}"),
+            ("protocol", self.protocol),
+        ]
+        return notebook.facts("Evaluation", rows)
 
 
 def standard_error_of_difference(a: Evaluation, b: Evaluation) -> float:

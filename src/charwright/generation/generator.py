@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from charwright import notebook
 from charwright.config import GenerationConfig, ModelConfig
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import UsageError
@@ -49,6 +50,24 @@ class Completion:
     def __str__(self) -> str:
         return self.prompt + self.continuation
 
+    def _repr_html_(self) -> str:
+        end = "" if self.ended == "length" else f", ended by {self.ended}"
+        note = f"seed {self.seed}, text {self.stream}{end}"
+        return notebook.passage(self.continuation, prompt=self.prompt, note=note)
+
+    def _repr_pretty_(self, printer: Any, _: bool) -> None:
+        printer.text(str(self))
+
+
+class Completions(list[Completion]):
+    """A list of generated texts; a notebook shows the texts themselves."""
+
+    def _repr_html_(self) -> str:
+        return "".join(completion._repr_html_() for completion in self)
+
+    def _repr_pretty_(self, printer: Any, _: bool) -> None:
+        printer.text("\n\n".join(map(str, self)))
+
 
 class Generator:
     """Generate text with a trained model.
@@ -83,7 +102,7 @@ class Generator:
         logprobs: bool = False,
         guard: Guard | None = None,
         **options: Any,
-    ) -> list[Completion]:
+    ) -> Completions:
         """Generate `num` completions of each prompt in one batch.
 
         Options are the fields of `GenerationConfig`. Completion i of the result is stream i: its random numbers depend
@@ -92,7 +111,7 @@ class Generator:
         config = dataclasses.replace(config or GenerationConfig(), **options)
         listed = [prompts] if isinstance(prompts, str) else list(prompts)
         repeated = [prompt for prompt in listed for _ in range(config.num)]
-        return list(self.texts(repeated, config, logprobs=logprobs, guard=guard))
+        return Completions(self.texts(repeated, config, logprobs=logprobs, guard=guard))
 
     def stream(self, prompt: str = "", config: GenerationConfig | None = None, **options: Any) -> Iterator[str]:
         """Generate one completion, and yield its text as it grows, a few characters at a time."""

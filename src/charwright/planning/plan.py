@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from charwright import notebook
 from charwright.config import Recipe
 from charwright.data.short_texts import shrink_to_fit
 from charwright.planning.batches import SMALLEST, batch_for, rate_factor, steps_needed
@@ -76,6 +77,14 @@ class Plan:
         }
         shown = {name: "none" if value is None else str(value) for name, value in values.items()}
         return [(flag(name), shown[name], reason) for name, reason in self.reasons.items()]
+
+    def _repr_html_(self) -> str:
+        rows = [(option.removeprefix("--").replace("-", "_"), *rest) for option, *rest in self.explanation()]
+        table = notebook.grid("Plan", ("option", "value", "reason"), rows, align="left")
+        return notebook.lines(self.summary()) + table
+
+    def _repr_pretty_(self, printer: Any, _: bool) -> None:
+        printer.text("\n".join([*self.summary(), *("  ".join(row) for row in self.explanation())]))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

@@ -26,6 +26,7 @@ from charwright.training.loop import fit
 from charwright.training.progress import TensorBoard
 from charwright.training.ranks import ALONE, Ranks
 from charwright.training.sharing import evaluate_together, part_of
+from charwright.training.watching import shown
 from charwright.workflow.assembly import Assembly, assemble
 from charwright.workflow.checkpoints import load_checkpoint, save_checkpoint, save_initial_checkpoint
 from charwright.workflow.launches import record_launch, run_of_launch
@@ -59,6 +60,7 @@ def train(
     core: str = "auto",
     threads: int | None = None,
     tensorboard: bool = False,
+    progress: bool | None = None,
     on_event: OnEvent = lambda _: None,
     notify: Notify = lambda _: None,
     should_stop: Callable[[], str | None] = lambda: None,
@@ -82,6 +84,7 @@ def train(
         core: the recurrent core: auto, native, fused, torch or plain.
         threads: the number of CPU threads; by default all cores.
         tensorboard: also write TensorBoard files into the run folder.
+        progress: show the progress of the training; by default in a notebook only.
         on_event: called with each event of `charwright.training.events`.
         notify: called with each line about something the user may want to know.
         should_stop: called after each step; returns a reason to stop after saving, or None.
@@ -101,36 +104,39 @@ def train(
     began = clock() - spent_s
     if tensorboard:
         TensorBoard.require()
-    folder = None if out is None else Path(out)
-    launch = ranks.launch
-    begun = None if launch is None else ranks.first(lambda: run_of_launch(folder, launch))
-    if begun is not None:
-        notify(f"goes on with {begun.folder}, which this start by torchrun has begun")
-        allowed = {name: value for name, value in options.items() if name in RESUMABLE}
-        return resume(
-            begun, device=device, core=core, threads=threads, tensorboard=tensorboard, on_event=on_event, notify=notify,
-            should_stop=should_stop, places=places, clock=clock, spent_s=spent_s, ranks=ranks, **allowed,
-        )  # fmt: skip
-    if parent is None:
-        origin = origin_of_recipe(recipe, options)
-    else:
-        replaced = folder if force else None
-        origin = ranks.first(lambda: origin_of_run(Path(parent), options, replaced=replaced))
-    wanted = Wanted(device, core, origin.recipe.training.precision, threads)
-    wanted.by_rule().start()
-    prepared = prepare_new(
-        origin,
-        corpus,
-        validation,
-        reading or CorpusConfig(),
-        wanted,
-        out=folder,
-        force=force,
-        places=places or Places.of_this_user(),
-        notify=notify,
-        ranks=ranks,
-    )
-    return _run(prepared, began, clock, on_event, notify, should_stop, ranks, tensorboard=tensorboard)
+    with ExitStack() as held:
+        on_event, notify = held.enter_context(shown(progress if ranks.rank == 0 else False, on_event, notify))
+        folder = None if out is None else Path(out)
+        launch = ranks.launch
+        begun = None if launch is None else ranks.first(lambda: run_of_launch(folder, launch))
+        if begun is not None:
+            notify(f"goes on with {begun.folder}, which this start by torchrun has begun")
+            allowed = {name: value for name, value in options.items() if name in RESUMABLE}
+            return resume(
+                begun, device=device, core=core, threads=threads, tensorboard=tensorboard, progress=False,
+                on_event=on_event, notify=notify, should_stop=should_stop, places=places, clock=clock, spent_s=spent_s,
+                ranks=ranks, **allowed,
+            )  # fmt: skip
+        if parent is None:
+            origin = origin_of_recipe(recipe, options)
+        else:
+            replaced = folder if force else None
+            origin = ranks.first(lambda: origin_of_run(Path(parent), options, replaced=replaced))
+        wanted = Wanted(device, core, origin.recipe.training.precision, threads)
+        wanted.by_rule().start()
+        prepared = prepare_new(
+            origin,
+            corpus,
+            validation,
+            reading or CorpusConfig(),
+            wanted,
+            out=folder,
+            force=force,
+            places=places or Places.of_this_user(),
+            notify=notify,
+            ranks=ranks,
+        )
+        return _run(prepared, began, clock, on_event, notify, should_stop, ranks, tensorboard=tensorboard)
 
 
 def resume(
@@ -141,6 +147,7 @@ def resume(
     core: str = "auto",
     threads: int | None = None,
     tensorboard: bool = False,
+    progress: bool | None = None,
     on_event: OnEvent = lambda _: None,
     notify: Notify = lambda _: None,
     should_stop: Callable[[], str | None] = lambda: None,
@@ -165,6 +172,7 @@ def resume(
         TensorBoard.require()
     places = places or Places.of_this_user()
     with ExitStack() as held:
+        on_event, notify = held.enter_context(shown(progress if ranks.rank == 0 else False, on_event, notify))
 
         def open_alone() -> Run:
             folder = Run.open(run.folder if isinstance(run, Run) else run, for_writing=True).folder

@@ -1,0 +1,39 @@
+"""A run in words, and as a notebook shows it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from charwright import notebook
+from charwright.config import ModelConfig
+from charwright.run_config import RunConfig
+
+
+def network(model: ModelConfig, vocabulary_size: int) -> str:
+    """The network of a run in words."""
+    layers = "1 layer" if model.layers == 1 else f"{model.layers} layers"
+    weights = sum(map(math.prod, model.weight_shapes(vocabulary_size).values()))
+    return f"{layers} of {model.units:,} {model.cell.upper()} units, {weights:,} parameters"
+
+
+def as_html(folder: Path, config: RunConfig, vocabulary_size: int, history: Sequence[Mapping[str, Any]]) -> str:
+    """A table of the network, the text and the lowest loss, and the curve of the losses."""
+    rows = [("network", network(config.recipe.model, vocabulary_size)), ("recipe", config.recipe_name)]
+    if config.characters:
+        places = ", ".join(source.location for source in config.sources[:3])
+        more = f" and {len(config.sources) - 3} more" if len(config.sources) > 3 else ""
+        rows.append(("text", f"{places}{more}, {config.characters:,} characters"))
+    losses = [
+        (event["step"], event["validation_loss"]) for event in history if event.get("validation_loss") is not None
+    ]
+    kind = "validation loss, nats per character"
+    if not losses:
+        losses = [(event["step"], event["train_loss"]) for event in history]
+        kind = "training loss, nats per token"
+    if losses:
+        step, lowest = min(losses, key=lambda pair: pair[1])
+        rows.append((kind, f"{lowest:.4f} at step {step:,}, the lowest of {len(losses)}"))
+    return notebook.facts(f"Run {folder}", rows) + notebook.curve(losses, f"{kind}, by step")
