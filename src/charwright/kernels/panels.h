@@ -1,0 +1,119 @@
+/* The products of a step: the activations of some texts times a panel of packed weights, by vectors or by tiles.
+ *
+ * writer.h includes this once for each storage type, with its types of values and sums.
+ */
+/* The most rows in a product. With tiles, activations and sums have room for whole tiles. A single text is read faster
+ * by vectors. */
+#if TILED
+#define WRITER_ROWS (2 * TILE_ROWS)
+INLINE int NAME(by_tiles)(int texts) { return texts > 1; }
+#else
+#define WRITER_ROWS ROWS
+INLINE int NAME(by_tiles)(int texts) { return texts < 0; }
+#endif
+INLINE int NAME(rows_at_once)(int left, int texts, int most) {
+    return NAME(by_tiles)(texts) ? (left < WRITER_ROWS ? left : WRITER_ROWS) : share(left, most);
+}
+
+#if TILED
+/* The first values of k by tiles; returns how many. */
+INLINE int NAME(panel_of_tiles)(const value *activations, size_t stride, int rows, const elem *packed, int width,
+                                int vectors, int k, sum *sums) {
+    const int steps = k * (int)sizeof(elem) / TILE_BYTES, blocks = rows > TILE_ROWS ? 2 : 1;
+    for (int v = 0, some; steps && v < vectors; v += some) {
+        some = share(vectors - v, blocks == 1 ? 6 : 3);
+        const tile_product product = {
+            .a = activations, .a_block = TILE_ROWS * stride * sizeof(value), .a_step = TILE_BYTES,
+            .a_row = stride * sizeof(value), .w = packed + (size_t)v * LANES * DEPTH, .w_vector = TILE_BYTES,
+            .w_row = (size_t)width * TILE_BYTES, .w_step = (size_t)TILE_ROWS * width * TILE_BYTES,
+            .c = sums + (size_t)v * LANES, .c_row = (size_t)vectors * LANES * sizeof(sum), .steps = steps};
+#if STORAGE == CW_BF16
+        multiply_tiles_bf16(blocks, some, &product);
+#else
+        multiply_tiles_q8(blocks, some, &product);
+#endif
+    }
+    return steps * TILE_BYTES / (int)sizeof(elem);
+}
+
+#if STORAGE == CW_BF16
+/* The same for a single text by vectors, in the order and with the rounding of tiles: even and odd values of k apart, and
+ * denormal numbers are zero. */
+INLINE void one_as_tiles(int vectors, const value *activations, const elem *packed, int width, int steps, sum *sums) {
+    vec total[8];
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; v++) total[v] = (vec){0};
+    for (int step = 0; step < steps; step++) {
+        vec even[8], odd[8];
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; v++) even[v] = odd[v] = (vec){0};
+        for (int pair = 0; pair < TILE_ROWS; pair++, activations += DEPTH, packed += (size_t)width * LANES * DEPTH) {
+            uint32_t both;
+            memcpy(&both, activations, sizeof both);
+            const uvec a = both - (uvec){0};
+#pragma GCC unroll 8
+            for (int v = 0; v < vectors; v++) {
+                uvec w;
+                memcpy(&w, packed + v * LANES * DEPTH, sizeof w);
+                even[v] = flushed(even[v] + flushed((vec)(a << 16)) * flushed((vec)(w << 16)));
+                odd[v] = flushed(odd[v] + flushed((vec)(a & 0xffff0000u)) * flushed((vec)(w & 0xffff0000u)));
+            }
+        }
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; v++) total[v] = flushed(total[v] + flushed(even[v] + odd[v]));
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; v++) store(sums + v * LANES, total[v]);
+}
+#define ONE_CASE(vectors)                                               \
+    case vectors:                                                       \
+        one_as_tiles(vectors, activations, packed, width, steps, sums); \
+        break;
+/* A call of its own, so that no other arithmetic is within the mode without denormal numbers. */
+static __attribute__((noinline)) void panel_of_one(const value *activations, const elem *packed, int width, int vectors,
+                                                   int steps, sum *sums) {
+    switch (vectors) {
+        ONE_CASE(1) ONE_CASE(2) ONE_CASE(3) ONE_CASE(4) ONE_CASE(5) ONE_CASE(6) ONE_CASE(7) ONE_CASE(8)
+    }
+}
+#undef ONE_CASE
+#endif
+#endif
+
+/* sums (rows, vectors of a panel) = activations * a panel of the matrix. A single row uses the whole panel at once. */
+static void NAME(panel)(const value *activations, size_t stride, int rows, const elem *packed, int width, int begin,
+                        int vectors, int k, int texts, sum *sums) {
+    const size_t w_step = (size_t)width * LANES * DEPTH, c_row = (size_t)vectors * LANES;
+    packed += (size_t)begin * LANES * DEPTH;
+#if TILED
+    if (NAME(by_tiles)(texts) || STORAGE == CW_BF16) {
+        int done = 0;
+#if STORAGE == CW_BF16
+        if (texts == 1) {
+            const unsigned mode = without_denormals_from_here();
+            panel_of_one(activations, packed, width, vectors, k / 32, sums);
+            with_denormals_again(mode);
+            done = k / 32 * 32;
+        }
+#endif
+        if (NAME(by_tiles)(texts)) done = NAME(panel_of_tiles)(activations, stride, rows, packed, width, vectors, k, sums);
+        for (int v = 0, wide; done < k && v < vectors; v += wide) { /* what does not fill a tile */
+            wide = share(vectors - v, 3);
+            for (int r = 0; r < rows; r += ROWS) {
+                const NAME(product) product = {
+                    .a = activations + r * stride + done, .a_row = stride, .a_step = DEPTH,
+                    .w = packed + done / DEPTH * w_step + (size_t)v * LANES * DEPTH, .w_step = w_step,
+                    .w_vector = LANES * DEPTH, .c = sums + r * c_row + (size_t)v * LANES, .c_row = c_row, .k = k - done,
+                    .adding = done > 0};
+                NAME(multiply)(rows - r < ROWS ? rows - r : ROWS, wide, &product);
+            }
+        }
+        return;
+    }
+#else
+    (void)texts;
+#endif
+    const NAME(product) product = {.a = activations, .a_row = stride, .a_step = DEPTH, .w = packed, .w_step = w_step,
+                                   .w_vector = LANES * DEPTH, .c = sums, .c_row = c_row, .k = k};
+    NAME(multiply)(rows, vectors, &product);
+}
