@@ -918,3 +918,22 @@ def test_readers_see_whole_models_while_training_writes(run: Run) -> None:
         assert reader.stdout.readline() == "5\n"
         reader.stdin.close()
     assert reader.returncode == 0
+
+
+def test_arrays_are_written_as_the_library_would(tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    arrays = {
+        "floats": random.random((3, 4), dtype=np.float32),
+        "turned": random.random((4, 3), dtype=np.float32).T,
+        "wide": random.random(5),
+        'é "quoted"': np.arange(3),
+        "bytes": np.arange(7, dtype=np.uint8),
+        "whole": np.arange(4, dtype=np.int32),
+        "flag": np.array(True),
+        "empty": np.zeros((0, 4), np.float32),
+        "number": np.array(3.0, np.float32),
+    }
+    for some in (arrays, {}):
+        write_arrays(tmp_path / "arrays.safetensors", some)
+        expected = save({name: np.asarray(array, order="C") for name, array in some.items()})
+        assert (tmp_path / "arrays.safetensors").read_bytes() == expected

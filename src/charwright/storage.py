@@ -15,6 +15,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -29,7 +30,7 @@ Arrays = dict[str, npt.NDArray[np.float32]]
 Checked = TypeVar("Checked", str, int, dict[str, Any], list[Any])
 
 
-def write_file(path: Path, data: bytes | Iterable[bytes]) -> None:
+def write_file(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None:
     """Write a file atomically: a temporary file, flushed and moved into place; then the folder's entry is flushed.
 
     `data` may come in parts.
@@ -129,11 +130,30 @@ def sync_folder(folder: Path) -> None:
 # Arrays.
 
 
-def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Write a safetensors file atomically."""
-    from safetensors.numpy import save
+KINDS = {"int64": "I64", "float64": "F64", "float32": "F32", "int32": "I32", "uint8": "U8", "bool": "BOOL"}
+"""The format's names of the types that are written, in the order of their arrays in a file."""
 
-    write_file(path, save({name: np.asarray(array, order="C") for name, array in arrays.items()}))
+
+def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write a safetensors file atomically, with the bytes of the library's `save`, which copies all arrays in memory.
+
+    The format: the length of the header in 8 bytes, the header in JSON padded to a multiple of 8 bytes, the arrays.
+    """
+    whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    order = sorted(whole, key=lambda name: (list(KINDS).index(whole[name].dtype.name), name))
+    header: dict[str, Any] = {}
+    end = 0
+    for name in order:
+        begin, end = end, end + whole[name].nbytes
+        kind, shape = KINDS[whole[name].dtype.name], list(whole[name].shape)
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    write_file(path, chain([len(text).to_bytes(8, "little"), text], (_bytes_of(whole[name]) for name in order)))
+
+
+def _bytes_of(array: npt.NDArray[Any]) -> memoryview:
+    return memoryview(array.reshape(-1).view(np.uint8))
 
 
 def read_arrays(path: Path) -> Arrays:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -94,16 +95,40 @@ def score_records(
 
 def _scores(reader: _Along | _Independent, cutter: Cutter, pieces: Iterable[tuple[str, str]]) -> Iterator[Score]:
     tally = _Tally(cutter)
-    for batch in reader.batches(cutter.segments(pieces)):
-        costs, begin = reader.costs(batch), 0
+    batches = reader.batches(cutter.segments(pieces))
+    for batch, costs in _computed_ahead(reader, batches) if reader.ahead else _computed(reader, batches):
+        begin = 0
         for segment in batch:
             yield from tally.add(segment, costs, begin)
             begin += len(segment.text)
     yield from tally.rest()
 
 
+Computed = Iterator[tuple[list[Segment], Costs]]
+
+
+def _computed(reader: _Along | _Independent, batches: Iterable[list[Segment]]) -> Computed:
+    for batch in batches:
+        yield batch, reader.costs(batch)
+
+
+def _computed_ahead(reader: _Along | _Independent, batches: Iterable[list[Segment]]) -> Computed:
+    """The same; a thread computes the next batch while the caller works on the last one."""
+    waiting: tuple[list[Segment], Future[Costs]] | None = None
+    with ThreadPoolExecutor(1, "charwright-score") as thread:
+        for batch in batches:
+            following = batch, thread.submit(reader.costs, batch)
+            if waiting is not None:
+                yield waiting[0], waiting[1].result()
+            waiting = following
+        if waiting is not None:
+            yield waiting[0], waiting[1].result()
+
+
 class _Along:
     """The text is read along: in blocks of one size, wherever files and records end."""
+
+    ahead = True
 
     def __init__(self, engine: Engine, vocabulary: Vocabulary, warm_up: int) -> None:
         self._vocabulary, self._reading, self._begun = vocabulary, AlongTheText(engine, warm_up), False
@@ -135,6 +160,8 @@ class _Along:
 
 class _Independent:
     """Each record is read on its own, and as soon as it has arrived."""
+
+    ahead = False
 
     def __init__(self, engine: Engine, vocabulary: Vocabulary) -> None:
         self._vocabulary, self._reading = vocabulary, RecordByRecord(engine, prompt_ids(vocabulary, ""))
