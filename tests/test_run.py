@@ -36,7 +36,7 @@ from charwright.errors import (
 from charwright.locks import alone_in, holder
 from charwright.run import Run
 from charwright.run_config import Parent, RunConfig
-from charwright.storage import read_arrays, whole_folder, write_arrays, write_json
+from charwright.storage import KINDS, read_arrays, whole_folder, write_arrays, write_json
 from charwright.workflow.training import resume
 
 MODEL = ModelConfig(cell="gru", layers=1, units=3, embedding_size=2)
@@ -927,8 +927,7 @@ def test_arrays_are_written_as_the_library_would(tmp_path: Path) -> None:
         "turned": random.random((4, 3), dtype=np.float32).T,
         "wide": random.random(5),
         'é "quoted"': np.arange(3),
-        "bytes": np.arange(7, dtype=np.uint8),
-        "whole": np.arange(4, dtype=np.int32),
+        **{kind: np.arange(3).astype(kind) for kind in KINDS},
         "flag": np.array(True),
         "empty": np.zeros((0, 4), np.float32),
         "number": np.array(3.0, np.float32),
