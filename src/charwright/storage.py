@@ -178,6 +178,7 @@ def read_mixed_arrays(path: Path, kinds: Set[str]) -> dict[str, npt.NDArray[Any]
 
     arrays: dict[str, npt.NDArray[Any]] = {}
     try:
+        path.open("rb").close()  # The library calls what it may not read missing.
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118  (not a dictionary)
                 # Checked before reading: numpy lacks some of the format's types.

@@ -6,6 +6,7 @@ Generated text goes to stdout, everything else to stderr. Commands import what t
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import signal
 import sys
@@ -106,6 +107,11 @@ def cli(ctx: click.Context) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
+    # A closed stream is None, which nothing can write to.
+    if sys.stdout is None:
+        sys.stdout = io.TextIOWrapper(io.FileIO(os.devnull, "w"), encoding="utf-8")
+    if sys.stderr is None:
+        sys.stderr = io.TextIOWrapper(io.FileIO(os.devnull, "w"), encoding="utf-8")
     # A character that the terminal cannot encode must not stop the command.
     with suppress(AttributeError):
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]

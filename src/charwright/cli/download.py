@@ -24,7 +24,12 @@ class DownloadBar:
 
         self.total = 0
         self._progress = Progress(
-            BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True
+            BarColumn(),
+            DownloadColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            redirect_stdout=sys.stdout.isatty(),
+            transient=True,
         )
         self._task = self._progress.add_task("download")
 

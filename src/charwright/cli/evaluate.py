@@ -195,7 +195,8 @@ def _progress() -> Iterator[Callable[[float], None]]:
     from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
     columns = ("dynamic evaluation", BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    redirect = sys.stdout.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=redirect) as bar:
         task = bar.add_task("", total=1.0)
         yield lambda share: bar.update(task, completed=share)
 

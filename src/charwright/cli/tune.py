@@ -217,7 +217,8 @@ class _Progress:
 
             columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[note]}"))
             console = Console(stderr=True, highlight=False)
-            self.bar = Progress(*columns, console=console, transient=True, expand=True)
+            redirect = sys.stdout.isatty()
+            self.bar = Progress(*columns, console=console, transient=True, expand=True, redirect_stdout=redirect)
             self.bar.add_task("trial", total=1.0, note="")
         return self
 

@@ -372,7 +372,10 @@ def writing(folder: Path) -> Iterator[None]:
     except RunError as error:
         raise CorpusError(f"{error}; {ADVICE}") from error
     except OSError as error:
-        raise CorpusError(f"cannot write in {folder}: {error.strerror or error}; {ADVICE}") from error
+        advice = (
+            "set CHARWRIGHT_CACHE to a folder that can be written" if isinstance(error, PermissionError) else ADVICE
+        )
+        raise CorpusError(f"cannot write in {folder}: {error.strerror or error}; {advice}") from error
 
 
 def _opened(path: Path) -> Entry | None:

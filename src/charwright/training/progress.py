@@ -160,6 +160,7 @@ class BarProgress:
             BarColumn(bar_width=None),
             TextColumn("{task.fields[note]}"),
             console=self.console,
+            redirect_stdout=sys.stdout.isatty(),  # What goes elsewhere is not the bar's.
             transient=True,
             expand=True,
         )
