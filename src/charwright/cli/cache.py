@@ -12,7 +12,12 @@ ALL = "\0"
 
 @click.command(short_help="List and clear prepared texts.")
 @click.option(
-    "--clear", is_flag=False, flag_value=ALL, default=None, metavar="[NAME]", help="Remove the texts of one name, or all of them."
+    "--clear",
+    is_flag=False,
+    flag_value=ALL,
+    default=None,
+    metavar="[NAME]",
+    help="Remove the texts of one name, or all of them.",
 )
 def cache(clear: str | None) -> None:
     """List the texts that were prepared, with their sizes on disk; they are made again when they are needed.
