@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +36,21 @@ FIELDS = ("file", "line", "column", "chars", "unknown_chars", "bits", "bits_per_
 NAMES = {"line": "line", "blank": "paragraph", "file": "file", "character": "character"}
 JOINERS = "\u200c\u200d"
 """Invisible characters that scripts and emoji need."""
+WIDEST_NAME = 30
+"""Columns of a file's name in the table."""
+
+
+class _Count(click.IntRange):
+    """A number from 1 on. As the number may be left out, what follows the option is taken for it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value is ALL:
+            return value
+        try:
+            int(value)
+        except ValueError:
+            raise UsageError("--worst takes a number; write it after the files, or --worst=20") from None
+        return super().convert(value, param, ctx)
 
 
 @click.command(cls=SectionedCommand, short_help="Score each line of a text.")
@@ -53,7 +70,7 @@ JOINERS = "\u200c\u200d"
     "--worst",
     is_flag=False,
     flag_value=ALL,
-    type=click.IntRange(min=0),
+    type=_Count(min=1),
     metavar="[N]",
     help="Most bits per character first: the first N, or all, which are kept in memory.",
 )
@@ -75,7 +92,7 @@ JOINERS = "\u200c\u200d"
     default=0,
     show_default=True,
     metavar="N",
-    help="Read N characters before each of the streams into which the text is cut; 0 is what evaluate does.",
+    help="Read N ids (tokens) before each of the streams into which the text is cut; 0 is what evaluate does.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a record.")
 @click.option("--csv", "as_csv", is_flag=True, help="A table as comma-separated values.")
@@ -112,7 +129,7 @@ def score(
     read along, so each line is predicted from what precedes it, and the lines together cost what `evaluate` gives.
     """
     from charwright.cli.download import user_places
-    from charwright.data.corpus import checked_specs
+    from charwright.data.corpus import check_length, checked_specs
     from charwright.data.text_pieces import Streamed
     from charwright.generation.record_scores import score_records
     from charwright.generation.records import Cutter
@@ -130,7 +147,10 @@ def score(
     with _progress(streamed) as count:
         pieces = streamed.pieces(count)
         options: dict[str, Any] = {"independent": independent, "warm_up": warm_up}
-        scores = totals.counted(score_records(generator.engine, generator.vocabulary, pieces, cutter, **options))
+        found = score_records(generator.engine, generator.vocabulary, pieces, cutter, **options)
+        if by == "file" and separator is None and len(streamed.parts) > 1:
+            found = _with_empty_files(found, streamed)
+        scores = totals.counted(found)
         listed = (one for one in scores if one.chars >= min_chars)
         printer = _Printer(streamed, cutter, as_json=as_json, as_csv=as_csv)
         # Whoever watches a growing file sees each line at once.
@@ -139,6 +159,8 @@ def score(
             printer.write(one)
             if watched:
                 sys.stdout.flush()
+    if not totals.records:
+        check_length(0, files)
     printer.begin()
     sys.stdout.flush()
     for note in (*streamed.notes, *totals.notes()):
@@ -155,6 +177,24 @@ def worst_first(scores: Iterable[Score], count: int) -> list[Score]:
     if count == ALL:
         return sorted(scores, key=key, reverse=True)
     return heapq.nlargest(count, scores, key=key)
+
+
+def _with_empty_files(scores: Iterable[Score], streamed: Streamed) -> Iterator[Score]:
+    """Yield the scores of files, and in their places those of the files without a character."""
+    from charwright.data.text_pieces import is_binary
+    from charwright.generation.record_scores import Score
+
+    parts = iter(streamed.parts)
+    for score in chain(scores, [None]):
+        for part in parts:
+            name = "-" if part.kind == "stdin" else part.location
+            if score is not None and name == score.file:
+                break
+            # A folder's files that are no text are left out.
+            if part.folder is None or not is_binary(part):
+                yield Score("", name, 1, 1, 0, 0, 0.0)
+        if score is not None:
+            yield score
 
 
 @dataclass
@@ -180,21 +220,25 @@ class Totals:
 
     def notes(self) -> Iterator[str]:
         """The sums in words."""
-        records = f"{self.records:,} {self.name}{'' if self.records == 1 else 's'}"
+        records = _counted(self.records, self.name)
         if not self.chars:
             yield f"{records}, no character to predict"
             return
         unknown = f", {self.unknown_chars:,} of them not in the vocabulary" if self.unknown_chars else ""
         bits = self.bits / self.chars
         yield (
-            f"{records}, {self.chars:,} characters predicted{unknown}: "
+            f"{records}, {_counted(self.chars, 'character')} predicted{unknown}: "
             f"{bits * math.log(2):.4f} nats per character ({bits:.4f} bits)"
         )
         if self.cold:
             yield (
-                f"in {self.cold:,} of them, marked * (cold), the model begins with a zero state, as in evaluate, which "
-                "costs more; --warm-up 256 avoids that"
+                f"in {_counted(self.cold, self.name)} (marked *; `cold` in JSON and CSV) the model begins with a zero "
+                "state, as in evaluate, which costs more; avoid that with --warm-up 256"
             )
+
+
+def _counted(count: int, name: str) -> str:
+    return f"{count:,} {name}{'' if count == 1 else 's'}"
 
 
 class _Printer:
@@ -254,10 +298,15 @@ class _Places:
     cutter: Cutter
     names: dict[str, str]
 
-    @property
+    @cached_property
+    def shown(self) -> dict[str, str]:
+        """The names as the table has them, by location: none for a single file."""
+        return {place: _shortened(safe(name)) for place, name in self.names.items()} if len(self.names) > 1 else {}
+
+    @cached_property
     def width(self) -> int:
         """The width of the column."""
-        prefix = max(map(len, self.names.values())) + 1 if len(self.names) > 1 else 0
+        prefix = max(map(_cells, self.shown.values())) + 1 if self.shown else 0
         return prefix + 7 + 5 * self.has_columns
 
     @property
@@ -273,9 +322,28 @@ class _Places:
 
     def of(self, score: Score) -> str:
         """The place of a record."""
-        file = f"{safe(self.names.get(score.file, score.file))}:" if len(self.names) > 1 else ""
-        column = f":{score.column}" if self.has_columns else ""
-        return f"{f'{file}{score.line}{column}':<{self.width}}"
+        file = f"{self.shown[score.file]}:" if self.shown else ""
+        place = f"{file}{score.line}{f':{score.column}' if self.has_columns else ''}"
+        return place + " " * (self.width - _cells(place))
+
+
+def _cells(text: str) -> int:
+    """The columns of a text on a terminal, where wide characters take two."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def _shortened(name: str) -> str:
+    """The end of a long name, from the beginning of a folder or file in it if one fits."""
+    if _cells(name) <= WIDEST_NAME:
+        return name
+    end = name[-WIDEST_NAME + 1 :]
+    while _cells(end) >= WIDEST_NAME:
+        end = end[1:]
+    return "…" + (end[end.index("/") :] if "/" in end[:-1] else end)
 
 
 def _line(score: Score, places: _Places, room: int | None) -> str:
@@ -314,10 +382,10 @@ def _room(places: _Places) -> int | None:
 
 
 def _fitting(text: str, room: int) -> str:
-    """As much of a text as fits; wide characters take two columns."""
-    from rich.cells import cell_len, set_cell_size
+    """As much of a text as fits."""
+    from rich.cells import set_cell_size
 
-    return text if cell_len(text) <= room else set_cell_size(text, room - 1).rstrip() + "…"
+    return text if _cells(text) <= room else set_cell_size(text, room - 1).rstrip() + "…"
 
 
 def _file_names(streamed: Streamed) -> dict[str, str]:

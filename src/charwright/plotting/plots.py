@@ -94,9 +94,11 @@ def checked_place(file: str | os.PathLike[str], *, force: bool = False) -> Path:
     """The path of a figure to write; its ending is added where it has none.
 
     Raises:
-        UsageError: when the ending is not one of a figure.
+        UsageError: when the ending is not one of a figure, or for `-`, standard output.
         RunError: when the file exists and `force` is not given, or there is no such folder.
     """
+    if os.fspath(file) == "-":
+        raise UsageError("a figure is saved in a file, not written to standard output; choose another file than -")
     path = Path(file)
     path = path if path.suffix else path.with_name(f"{path.name}.png")
     if path.suffix[1:].lower() not in FORMATS:
@@ -104,7 +106,7 @@ def checked_place(file: str | os.PathLike[str], *, force: bool = False) -> Path:
     if path.is_dir():
         raise RunError(f"{path} is a folder; name a file")
     if path.exists() and not force:
-        raise RunError(f"{path} exists; choose another -o, or replace it with --force")
+        raise RunError(f"{path} exists; choose another file, or replace it with --force")
     if not path.parent.is_dir():
         raise RunError(f"cannot write {path}: there is no folder {path.parent}")
     return path
@@ -138,10 +140,15 @@ def plot(
     for folder in folders:
         try:
             curve = read_curve(folder)
-        except CharwrightError as error:
+        except (CharwrightError, OSError) as error:
+            why = (
+                f"cannot read {error.filename or folder}: {error.strerror}"
+                if isinstance(error, OSError)
+                else str(error)
+            )
             if len(folders) == 1:
-                raise
-            notes.append(f"left out: {error}")
+                raise RunError(why) if isinstance(error, OSError) else error
+            notes.append(f"left out: {why}")
             continue
         curves.append(curve)
         notes += curve.notes
