@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from charwright.errors import CharwrightError, MissingExtraError, RunError, UsageError
-from charwright.plotting.curves import AXES, read_curve
+from charwright.plotting.curves import AXES, Curve, read_curve
 from charwright.plotting.groups import grouped
 from charwright.plotting.view import UNITS, View
 from charwright.storage import write_file
@@ -139,19 +139,21 @@ def plot(
     curves, notes = [], []
     for folder in folders:
         try:
-            curve = read_curve(folder)
-        except (CharwrightError, OSError) as error:
-            why = (
-                f"cannot read {error.filename or folder}: {error.strerror}"
-                if isinstance(error, OSError)
-                else str(error)
-            )
+            curve = _read(folder)
+        except CharwrightError as error:
             if len(folders) == 1:
-                raise RunError(why) if isinstance(error, OSError) else error
-            notes.append(f"left out: {why}")
+                raise
+            notes.append(f"left out: {error}")
             continue
         curves.append(curve)
         notes += curve.notes
     if not curves:
         raise RunError(f"none of the {len(folders)} runs can be plotted; {notes[0].removeprefix('left out: ')}")
     return LearningCurves(tuple(grouped(curves, apart=apart)), x, y, tuple(notes))
+
+
+def _read(folder: str) -> Curve:
+    try:
+        return read_curve(folder)
+    except OSError as error:
+        raise RunError(f"cannot read {error.filename or folder}: {error.strerror or error}") from error
