@@ -71,7 +71,9 @@ def test_all_kinds_of_records_cost_the_same_together(by: str, text: str, vocabul
 
 
 @given(
-    st.text("ab \r\n　", max_size=40), st.lists(st.integers(0, 40), max_size=4), st.sampled_from(["line", "blank", ";"])
+    st.text("ab \r\n\u3000", max_size=40),
+    st.lists(st.integers(0, 40), max_size=4),
+    st.sampled_from(["line", "blank", ";"]),
 )
 def test_records_do_not_depend_on_the_pieces(text: str, cuts: list[int], kind: str) -> None:
     cutter = Cutter(separator="aab") if kind == ";" else Cutter(kind)
@@ -186,6 +188,15 @@ def test_the_first_character_alone_has_no_figure() -> None:
     _, generator = generator_of(Vocabulary(ALPHABET))
     [score] = generator.score("a")
     assert (score.chars, score.bits, score.bits_per_char) == (0, 0.0, None)
+
+
+def test_the_other_bytes_of_the_first_character_are_in_the_bits_as_in_evaluate() -> None:
+    model, generator = generator_of(ByteVocabulary())
+    first, second = generator.score("道德", by="character")
+    assert (first.chars, first.bits_per_char, second.chars) == (0, None, 1)
+    assert first.bits > 0
+    expected = cw.evaluate(model, generator.vocabulary, "道德")
+    assert first.bits + second.bits == pytest.approx(expected.bits_per_char * expected.chars, abs=1e-6)
 
 
 @pytest.mark.parametrize(

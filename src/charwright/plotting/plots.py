@@ -98,7 +98,7 @@ def checked_place(file: str | os.PathLike[str], *, force: bool = False) -> Path:
         RunError: when the file exists and `force` is not given, or there is no such folder.
     """
     if os.fspath(file) == "-":
-        raise UsageError("a figure is saved in a file, not written to standard output; choose another file than -")
+        raise UsageError("a figure is saved in a file, not written to standard output; choose another file")
     path = Path(file)
     path = path if path.suffix else path.with_name(f"{path.name}.png")
     if path.suffix[1:].lower() not in FORMATS:
