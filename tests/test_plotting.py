@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import re
@@ -158,6 +159,33 @@ def test_broken_runs_are_left_out_with_a_line(whole: Path, tmp_path: Path) -> No
         cw.plot(whole, y="watts")
 
 
+def test_an_unreadable_run_is_left_out_with_a_line(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shut = write_run(tmp_path / "shut", [START, epoch(10, 3.0, 2.9), END])
+    open_ = cw.Run.open
+
+    def refuse(folder: str, **options: bool) -> cw.Run:
+        if Path(folder) == shut:
+            raise PermissionError(errno.EACCES, "Permission denied", str(shut / "config.json"))
+        return open_(folder, **options)
+
+    monkeypatch.setattr(cw.Run, "open", refuse)
+    curves = cw.plot([shut, whole])
+    assert len(curves.groups) == 1
+    assert curves.notes == (f"left out: cannot read {shut / 'config.json'}: Permission denied",)
+    with pytest.raises(RunError, match=r"cannot read .*: Permission denied"):
+        cw.plot(shut)
+
+
+def test_a_run_that_was_not_trained_has_nothing_to_plot(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [])
+    for _ in range(2):
+        with pytest.raises(RunError, match="has no log of a training, so there is nothing to plot"):
+            cw.plot(run)
+        (run / "log.jsonl").unlink(missing_ok=True)
+
+
 def test_the_terminal_needs_neither_colour_nor_width(whole: Path) -> None:
     curves = cw.plot([whole])
     for width in (30, 80, 200):
@@ -219,10 +247,12 @@ def test_a_file_is_replaced_only_with_force(whole: Path, tmp_path: Path) -> None
     pytest.importorskip("matplotlib")
     curves = cw.plot(whole)
     assert curves.save(tmp_path / "x") == tmp_path / "x.png"
-    with pytest.raises(RunError, match="exists; choose another -o, or replace it with --force"):
+    with pytest.raises(RunError, match="exists; choose another file, or replace it with --force"):
         curves.save(tmp_path / "x.png")
     assert curves.save(tmp_path / "x.png", force=True).read_bytes().startswith(b"\x89PNG")
     assert curves.save(tmp_path / "x.pdf").read_bytes().startswith(b"%PDF")
+    with pytest.raises(UsageError, match="choose another file"):
+        curves.save("-")
     for name, message in (("x.jpg", "does not end with .png, .svg, .pdf"), ("no/x.png", "there is no folder")):
         with pytest.raises((RunError, UsageError), match=message):
             curves.save(tmp_path / name)

@@ -70,7 +70,11 @@ def test_all_kinds_of_records_cost_the_same_together(by: str, text: str, vocabul
     assert scores[-1].nats == pytest.approx(scores[-1].bits * math.log(2))
 
 
-@given(st.text("ab\n", max_size=40), st.lists(st.integers(0, 40), max_size=4), st.sampled_from(["line", "blank", ";"]))
+@given(
+    st.text("ab \r\n\u3000", max_size=40),
+    st.lists(st.integers(0, 40), max_size=4),
+    st.sampled_from(["line", "blank", ";"]),
+)
 def test_records_do_not_depend_on_the_pieces(text: str, cuts: list[int], kind: str) -> None:
     cutter = Cutter(separator="aab") if kind == ";" else Cutter(kind)
     bounds = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
@@ -87,9 +91,21 @@ def test_records_do_not_depend_on_the_pieces(text: str, cuts: list[int], kind: s
     found = records(cutter.segments(pieces))
     assert found == records(cutter.segments([("x", text)] if text else []))
     if kind == "line":
-        assert [record for record in found if record] == text.splitlines(keepends=True)
+        assert [record for record in found if record] == text.splitlines(keepends=True) or "\r" in text
+    if kind == "blank":
+        lines = text.split("\n")[1:-1]
+        assert (len([record for record in found if record]) > 1) <= any(not line.strip() for line in lines)
     if kind == ";":
         assert [cutter.stripped(record) for record in found] == text.split("aab")
+
+
+@pytest.mark.parametrize("blank", ["", " ", " \t ", "\u3000", "\r", "  \r"])
+def test_a_line_of_blanks_is_blank(blank: str) -> None:
+    _, generator = generator_of(Vocabulary(ALPHABET))
+    text = f"a b \n{blank}\n{blank}\n  c\nd\n{blank}\n"
+    for pieces in (text, list(text)):
+        found = [(score.text, score.line) for score in generator.score(pieces, by="blank")]
+        assert found == [("a b ", 1), ("  c\nd", 4)]
 
 
 def test_a_separator_that_overlaps_itself() -> None:
@@ -172,6 +188,15 @@ def test_the_first_character_alone_has_no_figure() -> None:
     _, generator = generator_of(Vocabulary(ALPHABET))
     [score] = generator.score("a")
     assert (score.chars, score.bits, score.bits_per_char) == (0, 0.0, None)
+
+
+def test_the_other_bytes_of_the_first_character_are_in_the_bits_as_in_evaluate() -> None:
+    model, generator = generator_of(ByteVocabulary())
+    first, second = generator.score("道德", by="character")
+    assert (first.chars, first.bits_per_char, second.chars) == (0, None, 1)
+    assert first.bits > 0
+    expected = cw.evaluate(model, generator.vocabulary, "道德")
+    assert first.bits + second.bits == pytest.approx(expected.bits_per_char * expected.chars, abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_info_of_a_run_without_an_epoch(charwright: Terminal, copy: Path) -> Non
     (copy / "log.jsonl").write_bytes(b'{"event": "start", "st\xff')
     shutil.rmtree(copy / "checkpoints")
     assert "No epochs yet" in charwright("info", copy).out
-    assert "no epoch to plot yet" in charwright("info", copy, "--plot", copy / "x.png").line
+    assert "no log of a training" in charwright("info", copy, "--plot", copy / "x.png").line
 
 
 def test_info_of_a_folder_whose_name_looks_like_markup(charwright: Terminal, copy: Path) -> None:
@@ -70,7 +70,10 @@ def test_plot(charwright: Terminal, copy: Path, tmp_path: Path) -> None:
         assert result.code == 0
         assert f"wrote {tmp_path / file}" in result.err
         assert (tmp_path / file).read_bytes().startswith(b"\x89PNG")
-    assert charwright("info", odd, "--plot", tmp_path / "x.docx").code == 2
+    assert "exists; choose another file" in charwright("info", odd, "--plot", tmp_path / "x.png").line
+    assert charwright("info", odd, "--plot", tmp_path / "x.png", "--force").code == 0
+    for words in (["--plot", tmp_path / "x.docx"], ["--plot", "-"], ["--force"]):
+        assert charwright("info", odd, *words).code == 2
 
 
 def test_plot_without_matplotlib(trained: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ def test_a_figure(charwright: Terminal, trained: Path, tmp_path: Path) -> None:
     assert "replace it with --force" in charwright("plot", trained, "-o", tmp_path / "x.svg").line
     assert charwright("plot", trained, "-o", tmp_path / "x.svg", "--force").code == 0
     assert charwright("plot", trained, "--force").code == 2
+    assert "choose another file" in charwright("plot", trained, "-o", "-").line
 
 
 def test_one_bad_run_among_several(charwright: Terminal, trained: Path, tmp_path: Path) -> None:

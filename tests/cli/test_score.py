@@ -12,9 +12,11 @@ import threading
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
 import charwright as cw
-from charwright.cli.score import safe
+from charwright.cli.score import Totals
+from charwright.cli.score_table import safe
 from commands import TEXT, Terminal, process
 
 FIELDS = ["file", "line", "column", "chars", "unknown_chars", "bits", "bits_per_char", "cold", "text"]
@@ -34,7 +36,9 @@ def test_a_thousand_lines_cost_what_evaluate_gives(charwright: Terminal, trained
     total = sum(one["bits"] for one in found) / expected["chars"]
     assert total == pytest.approx(expected["bits_per_char"], abs=1e-6)
     assert f"{expected['chars']:,} characters predicted: {expected['nats_per_char']:.4f} nats per char" in result.err
-    assert "--warm-up 256" in result.err
+    cold = sum(one["cold"] for one in found)
+    assert f"in {cold} lines (marked *; `cold` in JSON and CSV) the model begins with a zero state" in result.err
+    assert "avoid that with --warm-up 256" in result.err
     with gzip.open(tmp_path / "many.txt.gz", "wb") as file:
         file.write((tmp_path / "many.txt").read_bytes())
     compressed = charwright("score", trained, tmp_path / "many.txt.gz", "--json")
@@ -95,13 +99,63 @@ def test_controls_do_not_reach_the_terminal() -> None:
     assert safe("道　德 \u200dé") == "道　德 \u200dé"
 
 
-@pytest.mark.parametrize(("content", "count"), [(b"", 0), (b"a", 1), (b"\n\n", 2), ("道\n德".encode(), 2)])
+@pytest.mark.parametrize(("content", "count"), [(b"a", 1), (b"\n\n", 2), ("道\n德".encode(), 2)])
 def test_short_files(charwright: Terminal, trained: Path, tmp_path: Path, content: bytes, count: int) -> None:
     (tmp_path / "x.txt").write_bytes(content)
     for options in ([], ["--independent"], ["--worst"], ["--warm-up", "9"]):
         result = charwright("score", trained, tmp_path / "x.txt", "--json", *options)
         assert (result.code, len(result.out.splitlines())) == (0, count)
     assert f"{count} line" in result.err
+
+
+def test_names_of_files_do_not_push_the_text_away(
+    charwright: Terminal, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["b.txt", f"{'道' * 40}.txt", f"{'folder' * 9}/b.txt"]
+    (tmp_path / names[2]).parent.mkdir()
+    for name in names:
+        (tmp_path / name).write_text("be", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    lines = charwright("score", trained, *names).out.splitlines()[1:]
+    places = [line.split()[-2] for line in lines]
+    assert places == ["b.txt:1", f"…{'道' * 12}.txt:1", "…/b.txt:1"]
+    assert len({cell_len(line) for line in lines}) == 1
+    assert cell_len(lines[0]) < 90
+    found = records(charwright("score", trained, *names, "--json").out)
+    assert [one["file"] for one in found] == names
+
+
+def test_an_empty_file(charwright: Terminal, trained: Path, tmp_path: Path) -> None:
+    for name, text in (("empty.txt", ""), ("a.txt", "To be\n"), ("b.txt", "or not")):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    empty, a, b = (tmp_path / name for name in ("empty.txt", "a.txt", "b.txt"))
+    for options in ([], ["--independent"], ["--worst"], ["--json"], ["--csv"], ["--by", "file"]):
+        result = charwright("score", trained, empty, *options)
+        assert (result.code, f"{empty} is empty; " in result.line) == (1, True)
+    result = charwright("score", trained, empty, a, empty, b, empty, "--by", "file", "--json")
+    rows = [(Path(str(one["file"])).name, one["chars"], one["bits_per_char"] is None) for one in records(result.out)]
+    nothing = ("empty.txt", 0, True)
+    assert rows == [nothing, ("a.txt", 5, False), nothing, ("b.txt", 6, False), nothing]
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.txt").write_bytes(b"")
+    (tmp_path / "folder" / "b.bin").write_bytes(b"a\0b")
+    (tmp_path / "folder" / "c.txt").write_bytes(b"c")
+    found = records(charwright("score", trained, tmp_path / "folder", "--by", "file", "--json").out)
+    assert [Path(str(one["file"])).name for one in found] == ["a.txt", "c.txt"]
+
+
+def test_worst_takes_a_number(charwright: Terminal, trained: Path, corpus: Path) -> None:
+    for words in ([trained, corpus], ["20x", trained, corpus]):
+        result = charwright("score", "--worst", *words)
+        assert (result.code, "write it after the files, or --worst=20" in result.line) == (2, True)
+    result = charwright("score", trained, corpus, "--worst", "0")
+    assert (result.code, "x>=1" in result.line) == (2, True)
+
+
+def test_a_single_character_is_not_several(charwright: Terminal, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("be", encoding="utf-8")
+    assert "1 line, 1 character predicted: " in charwright("score", trained, tmp_path / "x.txt").err
+    assert list(Totals("paragraph", records=3, chars=9, cold=1).notes())[1].startswith("in 1 paragraph (marked *")
 
 
 def test_mistakes_are_one_line(charwright: Terminal, trained: Path, tmp_path: Path, corpus: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from charwright.errors import RunError, UsageError
+from charwright.errors import UsageError
 
 if TYPE_CHECKING:
     from charwright.planning.survey import Surveyed
@@ -23,16 +23,19 @@ if TYPE_CHECKING:
 @click.option(
     "--plot",
     type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE.png",
-    help="Plot the losses, as `charwright plot` does.",
+    metavar="FILE.png|svg|pdf",
+    help="Save a figure of the losses, as `charwright plot` does.",
 )
+@click.option("--force", is_flag=True, help="With --plot: replace FILE if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def info(run: Path | None, machine: bool, measure: bool, plot: Path | None, as_json: bool) -> None:
+def info(run: Path | None, machine: bool, measure: bool, plot: Path | None, force: bool, as_json: bool) -> None:
     """Show the layers and weights of RUN, its text, how it computes, and the history of its losses."""
     from charwright.run import Run
 
     if measure and not machine:
         raise UsageError("--measure measures this machine: use it with --machine")
+    if force and plot is None:
+        raise UsageError("--force replaces the file of --plot; add --plot FILE")
     if machine:
         if measure:
             _print_speeds(as_json=as_json)
@@ -44,7 +47,7 @@ def info(run: Path | None, machine: bool, measure: bool, plot: Path | None, as_j
 
     opened = Run.open(run)
     if plot is not None:
-        _plot(opened, plot)
+        _plot(opened, plot, force=force)
     if as_json:
         click.echo(json.dumps(_facts(opened), ensure_ascii=False))
         return
@@ -201,9 +204,8 @@ def chart(points: list[tuple[int, float]], rows: int = 16, width: int = 40) -> l
     ]
 
 
-def _plot(run: Run, path: Path) -> None:
-    from charwright.plotting.plots import plot
+def _plot(run: Run, path: Path, *, force: bool) -> None:
+    from charwright.plotting.plots import checked_place, plot
 
-    if not run.history():
-        raise RunError(f"{run.folder} has no epoch to plot yet")
-    click.echo(f"wrote {plot(run.folder, x='steps').save(path, force=True)}", err=True)
+    checked_place(path, force=force)
+    click.echo(f"wrote {plot(run.folder, x='steps').save(path, force=force)}", err=True)

@@ -11,12 +11,14 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from charwright.cli.options import SectionedCommand, config_options, given, say
+from charwright.cli.score_table import Places, line_of, room_for
 from charwright.config import CorpusConfig
 from charwright.errors import UsageError
 from charwright.schema import field_names
@@ -32,8 +34,19 @@ DIGITS = 6
 
 FIELDS = ("file", "line", "column", "chars", "unknown_chars", "bits", "bits_per_char", "cold", "text")
 NAMES = {"line": "line", "blank": "paragraph", "file": "file", "character": "character"}
-JOINERS = "\u200c\u200d"
-"""Invisible characters that scripts and emoji need."""
+
+
+class _Count(click.IntRange):
+    """A number from 1 on. As the number may be left out, what follows the option is taken for it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value is ALL:
+            return value
+        try:
+            int(value)
+        except ValueError:
+            raise UsageError("--worst takes a number; write it after the files, or --worst=20") from None
+        return super().convert(value, param, ctx)
 
 
 @click.command(cls=SectionedCommand, short_help="Score each line of a text.")
@@ -53,7 +66,7 @@ JOINERS = "\u200c\u200d"
     "--worst",
     is_flag=False,
     flag_value=ALL,
-    type=click.IntRange(min=0),
+    type=_Count(min=1),
     metavar="[N]",
     help="Most bits per character first: the first N, or all, which are kept in memory.",
 )
@@ -75,7 +88,7 @@ JOINERS = "\u200c\u200d"
     default=0,
     show_default=True,
     metavar="N",
-    help="Read N characters before each of the streams into which the text is cut; 0 is what evaluate does.",
+    help="Read N ids (tokens) before each of the streams into which the text is cut; 0 is what evaluate does.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a record.")
 @click.option("--csv", "as_csv", is_flag=True, help="A table as comma-separated values.")
@@ -112,7 +125,7 @@ def score(
     read along, so each line is predicted from what precedes it, and the lines together cost what `evaluate` gives.
     """
     from charwright.cli.download import user_places
-    from charwright.data.corpus import checked_specs
+    from charwright.data.corpus import check_length, checked_specs
     from charwright.data.text_pieces import Streamed
     from charwright.generation.record_scores import score_records
     from charwright.generation.records import Cutter
@@ -130,7 +143,10 @@ def score(
     with _progress(streamed) as count:
         pieces = streamed.pieces(count)
         options: dict[str, Any] = {"independent": independent, "warm_up": warm_up}
-        scores = totals.counted(score_records(generator.engine, generator.vocabulary, pieces, cutter, **options))
+        found = score_records(generator.engine, generator.vocabulary, pieces, cutter, **options)
+        if by == "file" and separator is None and len(streamed.parts) > 1:
+            found = _with_empty_files(found, streamed)
+        scores = totals.counted(found)
         listed = (one for one in scores if one.chars >= min_chars)
         printer = _Printer(streamed, cutter, as_json=as_json, as_csv=as_csv)
         # Whoever watches a growing file sees each line at once.
@@ -139,6 +155,8 @@ def score(
             printer.write(one)
             if watched:
                 sys.stdout.flush()
+    if not totals.records:
+        check_length(0, files)
     printer.begin()
     sys.stdout.flush()
     for note in (*streamed.notes, *totals.notes()):
@@ -155,6 +173,24 @@ def worst_first(scores: Iterable[Score], count: int) -> list[Score]:
     if count == ALL:
         return sorted(scores, key=key, reverse=True)
     return heapq.nlargest(count, scores, key=key)
+
+
+def _with_empty_files(scores: Iterable[Score], streamed: Streamed) -> Iterator[Score]:
+    """Yield the scores of files, and in their places those of the files without a character."""
+    from charwright.data.text_pieces import is_binary
+    from charwright.generation.record_scores import Score
+
+    parts = iter(streamed.parts)
+    for score in chain(scores, [None]):
+        for part in parts:
+            name = "-" if part.kind == "stdin" else part.location
+            if score is not None and name == score.file:
+                break
+            # A folder's files that are no text are left out.
+            if part.folder is None or not is_binary(part):
+                yield Score("", name, 1, 1, 0, 0, 0.0)
+        if score is not None:
+            yield score
 
 
 @dataclass
@@ -180,21 +216,25 @@ class Totals:
 
     def notes(self) -> Iterator[str]:
         """The sums in words."""
-        records = f"{self.records:,} {self.name}{'' if self.records == 1 else 's'}"
+        records = _counted(self.records, self.name)
         if not self.chars:
             yield f"{records}, no character to predict"
             return
         unknown = f", {self.unknown_chars:,} of them not in the vocabulary" if self.unknown_chars else ""
         bits = self.bits / self.chars
         yield (
-            f"{records}, {self.chars:,} characters predicted{unknown}: "
+            f"{records}, {_counted(self.chars, 'character')} predicted{unknown}: "
             f"{bits * math.log(2):.4f} nats per character ({bits:.4f} bits)"
         )
         if self.cold:
             yield (
-                f"in {self.cold:,} of them, marked * (cold), the model begins with a zero state, as in evaluate, which "
-                "costs more; --warm-up 256 avoids that"
+                f"in {_counted(self.cold, self.name)} (marked *; `cold` in JSON and CSV) the model begins with a zero "
+                "state, as in evaluate, which costs more; avoid that with --warm-up 256"
             )
+
+
+def _counted(count: int, name: str) -> str:
+    return f"{count:,} {name}{'' if count == 1 else 's'}"
 
 
 class _Printer:
@@ -202,8 +242,8 @@ class _Printer:
 
     def __init__(self, streamed: Streamed, cutter: Cutter, *, as_json: bool, as_csv: bool) -> None:
         self._names = _file_names(streamed)
-        self._places = _Places(cutter, self._names)
-        self._room = _room(self._places)
+        self._places = Places(cutter, self._names)
+        self._room = room_for(self._places)
         # If the output's encoding lacks characters, JSON can escape them.
         unicode = (sys.stdout.encoding or "").lower().startswith("utf")
         self._encode = json.JSONEncoder(ensure_ascii=not unicode).encode if as_json else None
@@ -218,7 +258,7 @@ class _Printer:
         elif self._table is not None:
             self._table.writerow(_values(score, self._names).values())
         else:
-            sys.stdout.write(_line(score, self._places, self._room))
+            sys.stdout.write(line_of(score, self._places, self._room))
 
     def begin(self) -> None:
         """Write the heading, once."""
@@ -245,79 +285,6 @@ def _values(score: Score, names: dict[str, str]) -> dict[str, Any]:
         "cold": score.cold,
         "text": score.text,
     }
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Where a record is, in a column of constant width: file, line and column, as far as they vary."""
-
-    cutter: Cutter
-    names: dict[str, str]
-
-    @property
-    def width(self) -> int:
-        """The width of the column."""
-        prefix = max(map(len, self.names.values())) + 1 if len(self.names) > 1 else 0
-        return prefix + 7 + 5 * self.has_columns
-
-    @property
-    def has_columns(self) -> bool:
-        """Whether records begin within lines."""
-        return self.cutter.separator is not None or self.cutter.by == "character"
-
-    @property
-    def heading(self) -> str:
-        """The name of the column."""
-        words = [*(["file"] if len(self.names) > 1 else []), "line", *(["column"] if self.has_columns else [])]
-        return f"{':'.join(words):<{self.width}}"
-
-    def of(self, score: Score) -> str:
-        """The place of a record."""
-        file = f"{safe(self.names.get(score.file, score.file))}:" if len(self.names) > 1 else ""
-        column = f":{score.column}" if self.has_columns else ""
-        return f"{f'{file}{score.line}{column}':<{self.width}}"
-
-
-def _line(score: Score, places: _Places, room: int | None) -> str:
-    per_char = score.bits_per_char
-    shown = f"{'-':>9}" if per_char is None else f"{per_char:9.4f}"
-    text = safe(score.text)
-    if room is not None:
-        text = _fitting(text, room)
-    return f"{shown}{'*' if score.cold else ' '} {score.bits:10.1f} {score.chars:8,}  {places.of(score)}  {text}\n"
-
-
-def safe(text: str) -> str:
-    r"""A text that a terminal shows as it is: control characters, also those of directions, as escapes such as \x1b."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in JOINERS or _is_space(c) else _escaped(c) for c in text)
-
-
-def _is_space(character: str) -> bool:
-    import unicodedata
-
-    return unicodedata.category(character) == "Zs"
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
-
-
-def _room(places: _Places) -> int | None:
-    """The columns left for the text on a terminal; None in a pipe, where nothing is cut."""
-    if not sys.stdout.isatty():
-        return None
-    from rich.console import Console
-
-    return max(20, Console().width - places.width - 34)
-
-
-def _fitting(text: str, room: int) -> str:
-    """As much of a text as fits; wide characters take two columns."""
-    from rich.cells import cell_len, set_cell_size
-
-    return text if cell_len(text) <= room else set_cell_size(text, room - 1).rstrip() + "…"
 
 
 def _file_names(streamed: Streamed) -> dict[str, str]:

@@ -29,7 +29,8 @@ class Score:
     """What a record costs a model, and where it is.
 
     The costs are those of all its characters, its line end included. The first character of a text that is read along
-    is not predicted: it is neither in `chars` nor in `bits`.
+    is not predicted: it is neither in `chars` nor in `bits`. A model of bytes predicts it from its second byte on, so
+    what its other bytes cost is in `bits`, as in `evaluate`, although `chars` leaves it out.
     """
 
     text: str

@@ -15,7 +15,11 @@ from charwright.errors import UsageError
 Ints = npt.NDArray[np.int64]
 
 KINDS = ("line", "blank", "file", "character")
-"""What a record may be; `blank` ends records at blank lines."""
+"""What a record may be; `blank` ends records at blank lines: those of spaces and tabs, or of nothing."""
+
+BLANKS = " \t\u3000"
+"""What a blank line may have: also the space of Chinese text."""
+_BLANK_LINES = re.compile(rf"\n(?:[{BLANKS}]*+\r?\n)+")
 
 MOST_CHARACTERS = 1 << 20
 """Characters of a segment; longer pieces are divided."""
@@ -83,7 +87,10 @@ class Cutter:
         """A record without what ends it."""
         if self.separator is not None:
             return text.removesuffix(self.separator)
-        return text.rstrip("\r\n") if self.by in ("line", "blank") else text
+        if self.by == "blank":
+            bare = text.rstrip(BLANKS + "\r\n")
+            return bare + re.split(r"[\r\n]", text[len(bare) :], maxsplit=1)[0]
+        return text.rstrip("\r\n") if self.by == "line" else text
 
     def _segments(self, file: str, text: str, first: bool) -> Iterator[Segment]:
         if text:
@@ -96,7 +103,7 @@ class Cutter:
         elif self.by == "line":
             return newlines(text) + 1
         elif self.by == "blank":
-            found = re.finditer(r"(?:\r?\n){2,}", text)
+            found = _BLANK_LINES.finditer(text)
         elif self.by == "character":
             return np.arange(1, len(text) + 1)
         else:
@@ -111,7 +118,10 @@ class Cutter:
             begin = max((match.end() for match in re.finditer(re.escape(self.separator), text)), default=0)
             sizes = range(min(longest, len(text) - begin), 0, -1)
             return next((size for size in sizes if self.separator.startswith(text[-size:])), 0)
-        return len(text) - len(text.rstrip("\r\n")) if self.by == "blank" else 0
+        if self.by == "blank":
+            begin = text.find("\n", len(text.rstrip(BLANKS + "\r\n")))
+            return len(text) - begin if begin >= 0 else 0
+        return 0
 
 
 def newlines(text: str) -> Ints:

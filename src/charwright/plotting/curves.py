@@ -67,8 +67,11 @@ def read_curve(folder: str | os.PathLike[str]) -> Curve:
     name = os.fspath(folder).rstrip("/\\") or os.fspath(folder)
     points, resumed, ended = _points(run)
     if not points:
-        what = "is training and has" if _is_training(run) else "has"
-        raise RunError(f"{name} {what} no losses yet")
+        if _is_training(run):
+            raise RunError(f"{name} is training and has no losses yet")
+        if not any(True for _ in run.log()):
+            raise RunError(f"{name} has no log of a training, so there is nothing to plot")
+        raise RunError(f"{name} has no losses yet")
     if resumed:
         notes.append(f"{name} was resumed at step {', '.join(f'{step:,}' for step in resumed)}")
     if not ended:

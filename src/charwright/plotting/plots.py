@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from charwright.errors import CharwrightError, MissingExtraError, RunError, UsageError
-from charwright.plotting.curves import AXES, read_curve
+from charwright.plotting.curves import AXES, Curve, read_curve
 from charwright.plotting.groups import grouped
 from charwright.plotting.view import UNITS, View
 from charwright.storage import write_file
@@ -94,9 +94,11 @@ def checked_place(file: str | os.PathLike[str], *, force: bool = False) -> Path:
     """The path of a figure to write; its ending is added where it has none.
 
     Raises:
-        UsageError: when the ending is not one of a figure.
+        UsageError: when the ending is not one of a figure, or for `-`, standard output.
         RunError: when the file exists and `force` is not given, or there is no such folder.
     """
+    if os.fspath(file) == "-":
+        raise UsageError("a figure is saved in a file, not written to standard output; choose another file")
     path = Path(file)
     path = path if path.suffix else path.with_name(f"{path.name}.png")
     if path.suffix[1:].lower() not in FORMATS:
@@ -104,7 +106,7 @@ def checked_place(file: str | os.PathLike[str], *, force: bool = False) -> Path:
     if path.is_dir():
         raise RunError(f"{path} is a folder; name a file")
     if path.exists() and not force:
-        raise RunError(f"{path} exists; choose another -o, or replace it with --force")
+        raise RunError(f"{path} exists; choose another file, or replace it with --force")
     if not path.parent.is_dir():
         raise RunError(f"cannot write {path}: there is no folder {path.parent}")
     return path
@@ -137,7 +139,7 @@ def plot(
     curves, notes = [], []
     for folder in folders:
         try:
-            curve = read_curve(folder)
+            curve = _read(folder)
         except CharwrightError as error:
             if len(folders) == 1:
                 raise
@@ -148,3 +150,10 @@ def plot(
     if not curves:
         raise RunError(f"none of the {len(folders)} runs can be plotted; {notes[0].removeprefix('left out: ')}")
     return LearningCurves(tuple(grouped(curves, apart=apart)), x, y, tuple(notes))
+
+
+def _read(folder: str) -> Curve:
+    try:
+        return read_curve(folder)
+    except OSError as error:
+        raise RunError(f"cannot read {error.filename or folder}: {error.strerror or error}") from error
