@@ -11,6 +11,7 @@ import pytest
 
 from charwright.config import ModelConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
+from charwright.data.large_texts import cache_of
 from charwright.data.parts import Places
 from charwright.run import Run
 from commands import TEXT, Terminal, process
@@ -118,8 +119,7 @@ def test_a_large_text_is_mapped(
     places = Places(elsewhere / "cache", mapped_from_bytes=0)
     monkeypatch.setattr("charwright.cli.download.user_places", lambda: places)
     assert charwright("explain", trained, "own.txt", "--json", "--length", "100").out == usual
-    # The text of the run, and the one that is shown.
-    assert len(list((elsewhere / "cache" / "texts").glob("own*"))) == 1
+    assert len(list(cache_of(places).entries())) == 1
 
 
 def test_existing_files_are_kept(charwright: Terminal, trained: Path, elsewhere: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import charwright as cw
 from charwright.config import ModelConfig
 from charwright.data.vocabulary import Vocabulary
 from charwright.explanation import neurons
+from charwright.explanation.picture import SURPRISE
 from charwright.explanation.results import Memory, NeuronSearch
 from charwright.run import Run
 from writers import weights_of
@@ -134,6 +136,7 @@ def test_the_colours_of_a_notebook_have_numbers(explained: cw.Explanation) -> No
 def test_the_colours_of_the_picture_have_numbers(explained: cw.Explanation, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     from matplotlib.figure import Figure
+    from PIL import Image
 
     drawn: list[str] = []
     plain = Figure.add_subplot
@@ -151,7 +154,11 @@ def test_the_colours_of_the_picture_have_numbers(explained: cw.Explanation, monk
         return axes
 
     monkeypatch.setattr(Figure, "add_subplot", add_subplot)
-    assert explained.picture(dpi=60).startswith(b"\x89PNG")
+    picture = explained.picture(dpi=150)
+    pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).reshape(-1, 3).astype(np.int64)
+    for colour in SURPRISE:
+        wanted = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+        assert (np.abs(pixels - wanted).max(axis=1) <= 2).sum() > 50, colour
     assert drawn == ["under 1", "1 to 2", "2 to 4", "4 to 8", "8 or more"]
 
 

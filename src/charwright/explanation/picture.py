@@ -84,9 +84,11 @@ def png_bytes(findings: Findings, *, dpi: int = 150) -> bytes:
         canvas.draw()
         drawn = np.asarray(canvas.buffer_rgba())[..., :3]
         plt.close(figure)
-    # With 256 colours it takes a third of the space.
+    # With 256 colours it takes a third of the space. The method keeps colours that few pixels have, as in the legend.
     out = io.BytesIO()
-    Image.fromarray(drawn).quantize(256).save(out, format="PNG", optimize=True, dpi=(dpi, dpi))
+    Image.fromarray(drawn).quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1).save(
+        out, format="PNG", optimize=True, dpi=(dpi, dpi)
+    )
     return out.getvalue()
 
 
