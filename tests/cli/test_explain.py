@@ -11,6 +11,8 @@ import pytest
 
 from charwright.config import ModelConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
+from charwright.data.large_texts import cache_of
+from charwright.data.parts import Places
 from charwright.run import Run
 from commands import TEXT, Terminal, process
 from writers import LETTERS, weights_of
@@ -99,6 +101,33 @@ def test_a_run_without_its_text_asks_for_one(charwright: Terminal, copy: Path, e
     assert "is not the text that" in charwright("explain", copy, "--corpus", "other.txt", "--force").line
 
 
+def test_a_run_without_validation(charwright: Terminal, elsewhere: Path) -> None:
+    (elsewhere / "own.txt").write_text(TEXT, encoding="utf-8")
+    sizes = ["--units", "8", "--embedding-size", "4", "--seq-length", "16", "--batch", "2"]
+    trained = charwright("train", "own.txt", "--out", "whole", "--val-fraction", "0", "--steps", "2", *sizes)
+    assert trained.code == 0
+    result = charwright("explain", "whole", "own.txt")
+    assert "whole has no validation text: neurons are searched on the text that is shown" in result.err
+    assert "not available" not in result.err
+
+
+def test_a_large_text_is_mapped(
+    charwright: Terminal, trained: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (elsewhere / "own.txt").write_text(TEXT, encoding="utf-8")
+    usual = charwright("explain", trained, "own.txt", "--json", "--length", "100").out
+    places = Places(elsewhere / "cache", mapped_from_bytes=0)
+    monkeypatch.setattr("charwright.cli.download.user_places", lambda: places)
+    assert charwright("explain", trained, "own.txt", "--json", "--length", "100").out == usual
+    assert len(list(cache_of(places).entries())) == 1
+
+
+def test_existing_files_are_kept(charwright: Terminal, trained: Path, elsewhere: Path) -> None:
+    (elsewhere / "old.PNG").write_text("abc", encoding="utf-8")
+    result = charwright("explain", trained, "--png", "old.PNG")
+    assert (result.code, "old.PNG exists" in result.line) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -108,7 +137,10 @@ def test_a_run_without_its_text_asks_for_one(charwright: Terminal, copy: Path, e
         (["RUN", "--out", "missing/page.html"], 1, "the folder missing does not exist"),
         (["RUN", "--out", "."], 1, "is a folder; name a file"),
         (["RUN", "--out", "-"], 2, "cannot be written to standard output"),
-        (["RUN", "--png", "short.txt"], 1, "short.txt exists"),
+        (["RUN", "--out", "page.png"], 2, "--out page.png: a page is written to a file that ends with .html or .htm"),
+        (["RUN", "--png", "pic.jpg"], 2, "--png pic.jpg: a picture is written to a file that ends with .png"),
+        (["RUN", "--out", "same.png", "--png", "same.png"], 2, "--out same.png: a page is written to"),
+        (["RUN", "--out", "same.html", "--png", "same.html"], 2, "--png same.html: a picture is written to"),
         (["RUN", "--length", "5"], 2, "--length"),
         (["RUN", "--encoding", "latin-1"], 2, "--encoding applies to a TEXT"),
     ],
@@ -136,7 +168,7 @@ def test_every_network(charwright: Terminal, elsewhere: Path, model: ModelConfig
     (elsewhere / "text.txt").write_text("abé 中d\nABCDE. e!" * 20, encoding="utf-8")
     result = charwright("explain", "own", "text.txt", "--out", "page.html")
     assert result.code == 0
-    assert "validation text of the run is not available" in result.err
+    assert "own has no record of its corpus: neurons are searched on the text that is shown" in result.err
     page = (elsewhere / "page.html").read_text(encoding="utf-8")
     assert ("has no gates" in page) == (model.cell == "rnn")
     assert ("Layer 2: forget" in page) == (model.layers == 2)

@@ -17,6 +17,7 @@ from charwright.errors import RunError, UsageError
 from charwright.schema import field_names, flag
 
 if TYPE_CHECKING:
+    from charwright.data.texts import Text
     from charwright.run import Run
 
 
@@ -77,8 +78,8 @@ def explain(
         raise UsageError(f"{flag(next(iter(reading)))} applies to a TEXT; name one after the run")
     opened = Run.open(run)
     page = _page_path(opened, out, png, as_json=as_json)
-    for path in (page, png):
-        _check_path(path, force=force)
+    for option, path, endings in (("--out", page, (".html", ".htm")), ("--png", png, (".png",))):
+        _check_path(option, path, endings, force=force)
     if png is not None:
         _check_matplotlib()
     name, given_text = _read(text, reading) if text else ("", None)
@@ -113,11 +114,11 @@ def _page_path(run: Run, out: Path | None, png: Path | None, *, as_json: bool) -
     return Path(f"{run.folder.resolve().name}-explained.html")
 
 
-def _check_path(path: Path | None, *, force: bool) -> None:
+def _check_path(option: str, path: Path | None, endings: tuple[str, ...], *, force: bool) -> None:
     """Check that a file can be written and that nothing would be overwritten.
 
     Raises:
-        UsageError: when the path is standard output.
+        UsageError: when the path is standard output, or its ending is another.
         RunError: when the folder is missing, or the path exists and must not be replaced.
     """
     if path is None:
@@ -128,6 +129,9 @@ def _check_path(path: Path | None, *, force: bool) -> None:
         raise RunError(f"cannot write {path}: the folder {path.parent} does not exist")
     if path.is_dir():
         raise RunError(f"{path} is a folder; name a file")
+    if path.suffix.lower() not in endings:
+        what = "a picture" if option == "--png" else "a page"
+        raise UsageError(f"{option} {path}: {what} is written to a file that ends with {' or '.join(endings)}")
     if path.exists() and not force:
         raise RunError(f"{path} exists; choose another path, or replace it with --force")
 
@@ -138,13 +142,13 @@ def _check_matplotlib() -> None:
     matplotlib()
 
 
-def _read(text: Sequence[str], reading: dict[str, Any]) -> tuple[str, str]:
-    """The name of a text, and the text."""
+def _read(text: Sequence[str], reading: dict[str, Any]) -> tuple[str, Text]:
+    """The name of a text, and the text; a large one stays on disk."""
     from charwright.cli.download import user_places
-    from charwright.data.corpus import read_corpus
+    from charwright.data.large_texts import open_corpus
 
     name = text[0] if len(text) == 1 else f"{text[0]} and {len(text) - 1} more"
-    corpus = read_corpus(text, CorpusConfig(**reading), user_places())
+    corpus = open_corpus(text, CorpusConfig(**reading), user_places())
     for note in corpus.notes:
         say(note)
     return "standard input" if name == "-" else name, corpus.text

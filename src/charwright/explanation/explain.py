@@ -9,13 +9,14 @@ import numpy as np
 import torch
 
 from charwright.data.parts import Places
+from charwright.data.texts import Text
 from charwright.errors import CorpusError, RunError, UsageError
 from charwright.explanation.explanation import Explanation
 from charwright.explanation.inside import Layer, Network
 from charwright.explanation.memory import memory_of
-from charwright.explanation.neurons import search_neurons
+from charwright.explanation.neurons import MOST_CHARACTERS, search_neurons
 from charwright.explanation.overview import embedding_map, gates_of, temperatures_of
-from charwright.explanation.results import Activations, NeuronSearch
+from charwright.explanation.results import FEWEST_CHARACTERS, Activations, NeuronSearch
 from charwright.explanation.surprise import last_steps, surprise_of
 from charwright.run import Run
 from charwright.workflow.texts import texts_of_run
@@ -29,7 +30,7 @@ FEWEST = 20
 
 def explain(
     run: Run | str | os.PathLike[str],
-    text: str | None = None,
+    text: Text | None = None,
     *,
     source: str = "the given text",
     length: int = LENGTH,
@@ -40,11 +41,12 @@ def explain(
 ) -> Explanation:
     """What the network of a run does with a text: `explain("runs/novel")` shows itself in a notebook.
 
-    Neurons are searched on the run's validation text, which it was not trained on; without one, on the given text.
+    Neurons are searched on the run's validation text, which it was not trained on; on the given text if
+    that has fewer than 2,000 characters or is not available.
 
     Args:
         run: the run, or its folder.
-        text: the text to show; by default the run's validation text.
+        text: the text to show, of which no more is read than is needed; by default the run's validation text.
         source: what the given text is, for the reader.
         length: how many characters of the text to show, from its beginning: 20 to 50,000.
         moved: where the run's corpus is now, if it has moved.
@@ -67,13 +69,17 @@ def explain(
         if complaint:
             raise CorpusError(f"{complaint}; name a text to explain the run with")
         text, source = held_out, "the validation text of the run, which it was not trained on"
-    elif complaint:
-        notes.append("The validation text of the run is not available: neurons are searched on the text that is shown.")
+    elif not complaint and len(held_out) < FEWEST_CHARACTERS <= len(text):
+        complaint = f"the validation text of the run has fewer than {FEWEST_CHARACTERS:,} characters"
+    if complaint:
+        notes.append(f"{complaint}: neurons are searched on the text that is shown")
     if len(text) < FEWEST:
         raise CorpusError(f"the text to explain has {len(text)} characters; at least {FEWEST} are needed")
+    characters, text = len(text), text[: max(length, MOST_CHARACTERS)]
+    shown = text[:length]
     searched = (held_out, "the validation text of the run") if not complaint else (text, "the text that is shown")
 
-    shown, vocabulary = text[:length], opened.vocabulary
+    vocabulary = opened.vocabulary
     network = Network(opened.model, weights)
     ids = torch.from_numpy(vocabulary.encode(shown).astype(np.int64))
     progress("reading the text")
@@ -96,7 +102,7 @@ def explain(
         name=opened.folder.resolve().name,
         network=_network_line(opened),
         text=shown,
-        source=_source(shown, text, source),
+        source=_source(shown, characters, source),
         unknown=() if unit == "byte" else tuple(i for i, character in enumerate(shown) if character not in known),
         level=unit,
         surprise=surprise,
@@ -131,10 +137,10 @@ def _network_line(run: Run) -> str:
     return f"{model.cell.upper()}, {layers} of {model.units:,} units{tied}, {len(run.vocabulary):,} tokens"
 
 
-def _source(shown: str, text: str, source: str) -> str:
-    if len(shown) == len(text):
-        return f"all {len(text):,} characters of {source}"
-    return f"the first {len(shown):,} of the {len(text):,} characters of {source}"
+def _source(shown: str, characters: int, source: str) -> str:
+    if len(shown) == characters:
+        return f"all {characters:,} characters of {source}"
+    return f"the first {len(shown):,} of the {characters:,} characters of {source}"
 
 
 def _activations(layers: list[Layer], last: np.ndarray, neurons: NeuronSearch) -> Activations:

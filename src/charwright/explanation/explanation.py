@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from charwright.explanation.html_page import page_bytes
 from charwright.explanation.results import Findings
@@ -41,6 +42,13 @@ class Explanation(Findings):
     def __str__(self) -> str:
         """The main findings in a few lines."""
         return summary_text(self)
+
+    def __repr__(self) -> str:
+        return f"<Explanation of {self.name}: {self.surprise.bits_per_char:.3f} bits per character, {self.source}>"
+
+    def _repr_pretty_(self, printer: Any, _: bool) -> None:
+        """What IPython prints, and keeps in a notebook beside the HTML."""
+        printer.text(str(self))
 
     def _repr_html_(self) -> str:
         return summary_html(self)

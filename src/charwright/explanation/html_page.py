@@ -176,14 +176,14 @@ def _number(value: float, digits: int = 2) -> str:
 def _neurons(findings: Findings, grouped: dict[Row, list[Neuron]], order: Sequence[Row]) -> str:
     search = findings.neurons
     places = {row: index for index, row in enumerate(order)}
-    words = (
+    words = search.unsearched or (
         f"All {search.neurons:,} neurons were compared with {sum(not t.reason for t in search.tested)} features of "
         f"{search.characters:,} characters of {html.escape(search.text)}. A neuron is listed if its correlation with a "
         "feature on the first half of that text is larger than chance explains (the text is shifted against itself, "
         "which keeps its own regularity, and the largest value of all neurons and features under each shift is the "
         "measure), if the second half confirms it, if no neuron of untrained networks of this shape comes close to "
-        "it, and if it is at least 0.2. Chance passes the first of these tests with a probability of about "
-        f"{search.level:g}; more for features that change slowly."
+        "it, and if it is at least 0.2 on either half. Chance passes the first of these tests with a probability of "
+        f"about {search.level:g}; more for features that change slowly."
     )
     rows = []
     for row, neurons in grouped.items():
@@ -219,11 +219,11 @@ def _neurons(findings: Findings, grouped: dict[Row, list[Neuron]], order: Sequen
     )
     heads += ("Mean outside", "Also (r)", "In the text")
     parts = [f"<p>{words}</p>"]
-    parts.append(
-        table("Neurons that follow a feature, the strongest first; r is the correlation", heads, rows, range(2, 7))
-        if rows
-        else "<p><b>No neuron passes.</b> The network may be too small, or trained too little.</p>"
-    )
+    if rows:
+        caption = "Neurons that follow a feature, the strongest first; r is the correlation"
+        parts.append(table(caption, heads, rows, range(2, 7)))
+    elif not search.unsearched:
+        parts.append("<p><b>No neuron passes.</b> The network may be too small, or trained too little.</p>")
     tested = [
         (
             html.escape(t.feature),
@@ -257,8 +257,8 @@ def _memory(findings: Findings) -> str:
         f"At {memory.positions} places a {memory.unit} of the text was replaced by another one, and the network read "
         f"on. The curve shows how much its prediction k {memory.unit}s later differs from the one without the "
         "replacement: the Kullback-Leibler divergence in bits, with two standard errors. "
-        f"Half of the effect is gone after {memory.half} {memory.unit}{'s' if memory.half != 1 else ''}; it stays "
-        f"above 0.01 bits up to {memory.reach}."
+        f"Half of the largest effect is gone after {memory.in_words(memory.half)}; it stays above 0.01 bits for "
+        f"{memory.in_words(memory.reach)}."
     )
     rows = [(str(memory.lags[i]), f"{memory.bits[i]:.4f}", f"{memory.errors[i]:.4f}") for i in shown_lags(memory)]
     heads = (f"{memory.unit.capitalize()}s back", "Bits", "Standard error")
@@ -272,8 +272,8 @@ def _temperatures(findings: Findings) -> str:
     shown = findings.temperatures
     tail = shown.before[-40:].replace("\n", "↵")
     words = (
-        f"The prediction after <code>{html.escape(tail)}</code> (character {shown.position + 1:,} of the text), at "
-        "several temperatures. The last column is how many equally likely characters would be as uncertain."
+        f'The prediction after <code dir="auto">{html.escape(tail)}</code> (character {shown.position + 1:,} of the '
+        "text), at several temperatures. The last column is how many equally likely characters would be as uncertain."
     )
     heads = ["Temperature", *(html.escape(named(token)) for token in shown.tokens), "all others", "Choices"]
     rows = [

@@ -14,8 +14,8 @@ A pair of a neuron and a feature is found if it passes three tests:
 3. Untrained networks of the same shape do not have it. A random network echoes the last characters, so many of its
    neurons do correlate with `digit` or `after a newline`; that is not learned. The correlation of the second half has
    to be larger than the largest of all neurons of yet another untrained network would be: beyond the mean of these
-   maxima over ten networks by six standard deviations, after Fisher's transformation. It also has to be 0.2 or more:
-   what explains less than 4 % of a neuron's variance does not say what the neuron is for.
+   maxima over ten networks by six standard deviations, after Fisher's transformation. On either half it also has to
+   be 0.2 or more: what explains less than 4 % of a neuron's variance does not say what the neuron is for.
 
 T is the number of characters, U of neurons, F of features, S of shifts.
 """
@@ -35,14 +35,13 @@ from charwright.config import ModelConfig
 from charwright.data.vocabulary import Vocabulary
 from charwright.explanation.features import Feature, features_of
 from charwright.explanation.inside import Network
-from charwright.explanation.results import Neuron, NeuronSearch, Tested
+from charwright.explanation.results import FEWEST_CHARACTERS, Neuron, NeuronSearch, Tested
 from charwright.explanation.surprise import last_steps
 from charwright.model.language_model import LanguageModel
 
 MOST_CHARACTERS = 40_000
 MOST_VALUES = 40_000_000
 """Activations of one layer that are held at once, at most."""
-FEWEST_CHARACTERS = 2000
 SHIFTS = 199
 LEVEL = 0.01
 UNTRAINED = 10
@@ -137,7 +136,8 @@ def search_neurons(
     confirmed = _joined(second, candidates)
     same_sign = np.sign(chosen.correlations) == np.sign(confirmed.correlations)
     strength = np.abs(confirmed.correlations)
-    learned = (_fisher(strength) > _bound(echoes)) & (strength >= WEAKEST)
+    weaker = np.minimum(np.abs(chosen.correlations), strength)
+    learned = (_fisher(strength) > _bound(echoes)) & (weaker >= WEAKEST)
     passed = candidates & same_sign & (confirmed.p_values() <= level) & learned
     means = np.concatenate(inside_and_outside, axis=1)
     found = tuple(

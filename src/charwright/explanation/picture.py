@@ -1,4 +1,4 @@
-"""The main findings as one picture, by matplotlib: the text with surprise and with a neuron, the memory, the gates."""
+"""The main findings as one picture, by matplotlib: the text with surprise and neurons, the memory, the embedding."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import numpy as np
 from charwright.errors import MissingExtraError
 from charwright.explanation.charts import smoothed, visible
 from charwright.explanation.results import Findings
-from charwright.explanation.summary import strongest
+from charwright.explanation.summary import BOUNDS, LABELS, strongest
 
 COLUMNS, ROWS = 92, 13
-BOUNDS = (1, 2, 4, 8)
 NEURONS = 2
 SURPRISE = ("#ffffff", "#fcefdc", "#f7d6ae", "#f0b37c", "#e78f52")
 FONTS = ["DejaVu Sans Mono", "Noto Sans Mono CJK TC", "Noto Sans CJK TC", "Noto Sans CJK JP", "WenQuanYi Zen Hei"]
@@ -66,8 +65,8 @@ def png_bytes(findings: Findings, *, dpi: int = 150) -> bytes:
         axes = figure.add_subplot(grid[0, :])
         levels = [sum(bits >= bound for bound in BOUNDS) for bits in np.nan_to_num(findings.surprise.bits)]
         shades = [SURPRISE[level] for level in levels]
-        title = f"Surprise (mean {mean:.2f} bits per character); darker is more"
-        _text(axes, cells, shades, title)
+        _text(axes, cells, shades, f"Surprise in bits (mean {mean:.2f} per character)")
+        _legend(axes)
         colours = mpl.colormaps["cividis"]
         places = list(zip(findings.activations.layers, findings.activations.units, strict=True))
         for row, neuron in enumerate(neurons, 1):
@@ -85,9 +84,11 @@ def png_bytes(findings: Findings, *, dpi: int = 150) -> bytes:
         canvas.draw()
         drawn = np.asarray(canvas.buffer_rgba())[..., :3]
         plt.close(figure)
-    # With 256 colours it takes a third of the space.
+    # With 256 colours it takes a third of the space. The method keeps colours that few pixels have, as in the legend.
     out = io.BytesIO()
-    Image.fromarray(drawn).quantize(256).save(out, format="PNG", optimize=True, dpi=(dpi, dpi))
+    Image.fromarray(drawn).quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1).save(
+        out, format="PNG", optimize=True, dpi=(dpi, dpi)
+    )
     return out.getvalue()
 
 
@@ -153,6 +154,27 @@ def _text(axes: Any, cells: list[_Cell], colours: list[Any], title: str) -> None
                 color="white" if dark else "black",
                 parse_math=False,
             )
+
+
+def _legend(axes: Any) -> None:
+    """The bits of each colour, at the right of the title."""
+    from matplotlib.patches import Patch
+
+    swatches = [
+        Patch(facecolor=colour, edgecolor="#888888", linewidth=0.5, label=label)
+        for colour, label in zip(SURPRISE, LABELS, strict=True)
+    ]
+    axes.legend(
+        handles=swatches,
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        ncols=len(swatches),
+        frameon=False,
+        borderaxespad=0,
+        borderpad=0.3,
+        handlelength=1.2,
+        columnspacing=1.2,
+    )
 
 
 def _memory(axes: Any, findings: Findings) -> None:

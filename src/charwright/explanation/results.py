@@ -14,6 +14,9 @@ import numpy.typing as npt
 Float32s = npt.NDArray[np.float32]
 Float64s = npt.NDArray[np.float64]
 
+FEWEST_CHARACTERS = 2000
+"""Of a text in which neurons are searched."""
+
 Choices = tuple[tuple[str, float], ...]
 """The most likely characters at one position with the probability of each, the likeliest first."""
 
@@ -78,6 +81,19 @@ class NeuronSearch:
     neurons: int
     level: float  # the probability of a false discovery, corrected for all neurons and features
 
+    @property
+    def unsearched(self) -> str:
+        """Why the neurons were not searched, as a sentence; empty if they were."""
+        if not all(tested.reason for tested in self.tested):
+            return ""
+        if self.characters < FEWEST_CHARACTERS:
+            counted = "1 character" if self.characters == 1 else f"{self.characters:,} characters"
+            return (
+                f"The neurons were not searched: the text has {counted}, and {FEWEST_CHARACTERS:,} are needed; "
+                "name a longer text after the run."
+            )
+        return "The neurons were not searched: every feature is too rare in the text."
+
 
 @dataclass(frozen=True)
 class Activations:
@@ -100,17 +116,23 @@ class Memory:
     unit: str  # character or byte
 
     @property
-    def half(self) -> int:
-        """The first lag at which the effect is at most half of the effect at lag 1."""
-        return next(
-            (k for k, bits in zip(self.lags, self.bits, strict=True) if bits <= self.bits[0] / 2), self.lags[-1]
-        )
+    def half(self) -> int | None:
+        """The first lag after the largest effect with at most half of it; None if there is more up to the last lag."""
+        top = int(self.bits.argmax())
+        below = np.flatnonzero(self.bits[top:] <= self.bits[top] / 2)
+        return self.lags[top + below[0]] if below.size else None
 
     @property
-    def reach(self) -> int:
-        """The last lag up to which the effect stays above a hundredth of a bit."""
+    def reach(self) -> int | None:
+        """The last lag up to which the effect stays above a hundredth of a bit; None if it does up to the last."""
         below = np.flatnonzero(self.bits < 0.01)
-        return self.lags[-1] if not below.size else (self.lags[below[0] - 1] if below[0] else 0)
+        return None if not below.size else (self.lags[below[0] - 1] if below[0] else 0)
+
+    def in_words(self, lag: int | None) -> str:
+        """`half` or `reach` with its unit: `1 character`, `12 bytes`, `more than 256 characters`."""
+        if lag is None:
+            return f"more than {self.lags[-1]} {self.unit}s"
+        return f"{lag} {self.unit}{'' if lag == 1 else 's'}"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,10 @@ from charwright.explanation.results import Findings, Neuron
 SHOWN_CHARACTERS = 600
 SHOWN_NEURONS = 8
 BOUNDS = (1, 2, 4, 8)
+LABELS = ("under 1", "1 to 2", "2 to 4", "4 to 8", "8 or more")
 COLOURS = ("transparent", "#fcefdc", "#f7d6ae", "#f0b37c", "#e78f52")
+INK = "; color: #1d1c1a"
+"""Dark letters on the light colours, whatever the notebook's theme is."""
 STYLE = """<style>
 .charwright-explanation svg text { fill: currentColor; font: 11px sans-serif }
 .charwright-explanation .axis, .charwright-explanation .grid { stroke: currentColor; stroke-width: .5 }
@@ -39,11 +42,16 @@ def summary_text(findings: Findings) -> str:
         f"layer {n.layer} neuron {n.unit}: {n.feature}, r {n.correlation:+.2f}, confirmed {n.confirmed:+.2f}"
         for n in strongest(findings.neurons.found, SHOWN_NEURONS)
     ]
-    lines += [] if findings.neurons.found else ["no neuron follows a feature of the text"]
+    lines += [] if findings.neurons.found else [_none_found(findings)]
     if memory.positions:
-        lines.append(f"remembers {memory.reach} {memory.unit}s back (0.01 bits); half is gone after {memory.half}")
+        reach, half = memory.in_words(memory.reach), memory.in_words(memory.half)
+        lines.append(f"remembers {reach} back (0.01 bits); half is gone after {half}")
     lines += [f"layer {g.layer} {g.name} gate: mean {g.mean:.2f}" for g in findings.gates]
     return "\n".join(lines)
+
+
+def _none_found(findings: Findings) -> str:
+    return findings.neurons.unsearched or "no neuron follows a feature of the text"
 
 
 def summary_html(findings: Findings) -> str:
@@ -60,15 +68,24 @@ def summary_html(findings: Findings) -> str:
         f"<td>{n.confirmed:+.2f}</td><td>{n.untrained:.2f}</td></tr>"
         for n in strongest(findings.neurons.found, SHOWN_NEURONS)
     )
+    found = (
+        "<table><caption>Neurons that follow a feature</caption><thead><tr><th>layer</th><th>neuron</th>"
+        f"<th>feature</th><th>r</th><th>confirmed</th><th>untrained, at most</th></tr></thead><tbody>{neurons}</tbody>"
+        "</table>"
+        if neurons
+        else f"<p>{html.escape(_none_found(findings))}</p>"
+    )
+    legend = " ".join(
+        f'<span style="background: {colour}{INK if level else ""}; padding: 0 .4em">{label}</span>'
+        for level, (colour, label) in enumerate(zip(COLOURS, LABELS, strict=True))
+    )
     gates = ", ".join(f"layer {g.layer} {g.name} {g.mean:.2f}" for g in findings.gates)
     return (
         f'{STYLE}<div class="charwright-explanation"><p><b>{html.escape(findings.name)}</b>: '
         f"{html.escape(findings.network)}; {html.escape(findings.source)}; "
         f"{findings.surprise.bits_per_char:.3f} bits per character.</p>"
-        f'<pre dir="auto" style="white-space: pre-wrap">{spans}</pre>'
-        "<table><caption>Neurons that follow a feature</caption><thead><tr><th>layer</th><th>neuron</th>"
-        "<th>feature</th><th>r</th><th>confirmed</th><th>untrained, at most</th></tr></thead>"
-        f"<tbody>{neurons}</tbody></table>"
+        f"<p>Surprise in bits: {legend}</p>"
+        f'<pre dir="auto" style="white-space: pre-wrap">{spans}</pre>{found}'
         f"<p>The effect of the {findings.memory.unit} k back, in bits:</p>{memory_chart(findings.memory)}"
         f"<p>{'Gates: ' + gates if gates else 'No gates'}. The whole page: <code>.save('page.html')</code>.</p></div>"
     )
@@ -79,6 +96,5 @@ def _span(character: str, bits: float, expected: Sequence[str]) -> str:
         return html.escape(character)
     level = sum(bits >= bound for bound in BOUNDS)
     title = html.escape(f"{bits:.2f} bits; expected {' '.join(map(visible, expected))}")
-    # Dark letters on the light colours, whatever the notebook's theme is.
-    ink = "; color: #1d1c1a" if level else ""
+    ink = INK if level else ""
     return f'<span title="{title}" style="background: {COLOURS[level]}{ink}">{html.escape(character)}</span>'

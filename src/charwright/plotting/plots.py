@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from charwright.errors import CharwrightError, MissingExtraError, RunError, UsageError
 from charwright.plotting.curves import AXES, Curve, read_curve
@@ -88,6 +88,17 @@ class LearningCurves(View):
 
     def __str__(self) -> str:
         return self.text()
+
+    def __repr__(self) -> str:
+        count = sum(len(group.curves) for group in self.groups)
+        return f"<LearningCurves of {count} {'run' if count == 1 else 'runs'}: {self.y_label} over {self.x}>"
+
+    def _repr_pretty_(self, printer: Any, _: bool) -> None:
+        """What IPython prints, and keeps in a notebook beside the figure."""
+        try:
+            printer.text(str(self))
+        except MissingExtraError:
+            printer.text(repr(self))
 
 
 def checked_place(file: str | os.PathLike[str], *, force: bool = False) -> Path:
