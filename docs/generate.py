@@ -49,7 +49,7 @@ PACKAGES: tuple[str, ...] = (
     "workflow",
     "tuning",
 )
-PACKAGES += ("explanation", "interop", "plotting", "compose", "serve", "cli")
+PACKAGES += ("webpage", "explanation", "interop", "plotting", "compose", "serve", "cli")
 """The order of the packages in the tree."""
 LEARNERS_PATH: tuple[str, ...] = (
     "data/vocabulary.py",

@@ -24,6 +24,7 @@ RANKS = {
     "signals": 0,
     "locks": 0,
     "storage": 0,
+    "webpage": 0,
     "data": 1,
     "model": 1,
     "kernels": 1,
@@ -66,8 +67,8 @@ FORBIDDEN = {("training", "run"), ("training", "run_config"), ("data", "kernels"
 
 MAY_OPEN = {f"data/{name}.py" for name in ("parts", "byte_streams", "named", "map_writer", "mapped_ids", "text_cache")}
 MAY_OPEN |= {"storage.py", "locks.py", "compose/text_file.py", "model/features.py"}
-MAY_OPEN |= {"serve/pages.py", "explanation/html_page.py", "training/sums.py"}
-MAY_OPEN |= {f"interop/{name}.py" for name in ("keras_files", "tensorflow_import", "numpy_export", "html_export")}
+MAY_OPEN |= {"webpage/template.py", "training/sums.py"}
+MAY_OPEN |= {f"interop/{name}.py" for name in ("keras_files", "tensorflow_import", "numpy_export")}
 OPENS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "fdopen", "load_file", "save_file", "fromfile"}
 OPENS |= {"tofile", "memmap", "loadtxt", "savez", "mkstemp", "NamedTemporaryFile"}
 
@@ -82,6 +83,7 @@ WITHOUT_TORCH = (
     "threads",
     "data",
     "storage",
+    "webpage",
     "locks",
     "run_config",
     "run_place",

@@ -633,5 +633,5 @@ def test_page_and_its_policy(running: Running) -> None:
     assert reply.headers["content-security-policy"] == page.policy
     assert "unsafe" not in page.policy
     body = page.body.decode()
-    assert body.count("</script") == body.count("<script>") == 2
+    assert body.count("</script") == body.count("<script>") == 3
     assert re.findall(r"""(?:src|href)="(?!data:)([^"]*)""", body) == ["docs"]

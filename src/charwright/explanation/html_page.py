@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import html
 import json
 import math
 import re
 from collections.abc import Sequence
-from importlib.resources import files
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +16,7 @@ from charwright import __version__
 from charwright.explanation.charts import bar, embedding_chart, memory_chart, named, shown_lags
 from charwright.explanation.results import Findings, Neuron
 from charwright.explanation.surprise import CHOICES
+from charwright.webpage.template import filled, hash_of, shared, source
 
 MOST_BYTES = 2_800_000
 """The size of a page up to which the activations of further neurons are added."""
@@ -46,14 +45,14 @@ def page_bytes(findings: Findings) -> bytes:
         "temperatures": _temperatures(findings),
         "gates": _gates(findings),
         "embedding": _embedding(findings),
-        "style": _source("page.css").replace("{{neuron_colours}}", _neuron_colours()),
-        "script": _source("see.js"),
+        "style": shared("house.css") + filled(source("explanation", "page.css"), {"neuron_colours": _neuron_colours()}),
+        "script": source("explanation", "see.js"),
         "activations": "",
         "data": "",
         "neurons": "",
     }
     values["policy"] = _policy(values["style"], values["script"])
-    template = _source("page.html")
+    template = source("explanation", "page.html")
     size = sum(len(value.encode("utf-8")) for value in values.values()) + len(template) + 8 * len(findings.text)
     size += 4 * len(findings.text) * CHOICES
     room = max(MOST_BYTES - size, 0) // max(1, 4 * len(findings.text) // 3)
@@ -62,7 +61,7 @@ def page_bytes(findings: Findings) -> bytes:
     values["neurons"] = _neurons(findings, grouped, order)
     values["data"] = _data(findings, grouped, order)
     values["activations"] = _base64(np.rint(findings.activations.values[:kept] * 127).astype(np.int8))
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: values[found[1]], template).encode("utf-8")
+    return filled(template, values).encode("utf-8")
 
 
 def by_neuron(found: Sequence[Neuron]) -> dict[Row, list[Neuron]]:
@@ -73,18 +72,14 @@ def by_neuron(found: Sequence[Neuron]) -> dict[Row, list[Neuron]]:
     return grouped
 
 
-def _source(name: str) -> str:
-    return files("charwright.explanation").joinpath("page", name).read_text(encoding="utf-8")
-
-
 def _policy(style: str, script: str) -> str:
     """Nothing is allowed but the page's own style and script, by their hashes; both fill the lines between tags."""
+    allowed = f"script-src {_hash(script)}; style-src {_hash(style)}"
+    return f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
 
-    def of(text: str) -> str:
-        digest = hashlib.sha256(f"\n{text}\n".encode()).digest()
-        return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
 
-    return f"default-src 'none'; script-src {of(script)}; style-src {of(style)}; base-uri 'none'; form-action 'none'"
+def _hash(text: str) -> str:
+    return hash_of(f"\n{text}\n")
 
 
 def _neuron_colours() -> str:

@@ -9,9 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import json
-import re
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ import numpy.typing as npt
 from charwright.config import GATES
 from charwright.generation.quantized import Int8Model, Product
 from charwright.run import Run
+from charwright.webpage.template import filled, shared, source
 
 ALIGNMENT = 8  # bytes
 
@@ -48,19 +47,16 @@ def page_bytes(run: Run, card: Mapping[str, Any]) -> bytes:
         "made_by": html.escape(str(card["made_by"])),
         "name": html.escape(str(card["name"])),
         "about": _about(card),
-        "style": _source("page.css"),
-        "writer": _source("writer.js"),
-        "see": _source("see.js"),
-        "screen": _source("screen.js"),
+        "style": shared("house.css") + source("interop", "page.css"),
+        "writer": source("interop", "writer.js"),
+        "surprise_text": shared("surprise.js"),
+        "see": source("interop", "see.js"),
+        "screen": source("interop", "screen.js"),
         # An HTML parser ends a script at the first </script>, so the JSON must contain no <.
         "model": json.dumps(description, ensure_ascii=True).replace("<", "\\u003c"),
         "weights": base64.b64encode(bytes(arrays.buffer)).decode("ascii"),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: values[found[1]], _source("page.html")).encode("utf-8")
-
-
-def _source(name: str) -> str:
-    return files("charwright.interop").joinpath("page", name).read_text(encoding="utf-8")
+    return filled(source("interop", "page.html"), values).encode("utf-8")
 
 
 def _about(card: Mapping[str, Any]) -> str:

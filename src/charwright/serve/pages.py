@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 
-FOLDER = files("charwright.serve").joinpath("page")
+from charwright.webpage.template import filled, hash_of, source
 
 
 @dataclass(frozen=True)
@@ -25,7 +22,7 @@ def page_of(name: str, parts: Mapping[str, str]) -> Page:
 
     The policy allows the inline styles and scripts by their hashes, requests to the service itself, and nothing else.
     """
-    body = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], source(name))
+    body = filled(source("serve", name), parts)
     policy = {
         "default-src": "'none'",
         "script-src": _hashes(r"<script>(.*?)</script>", body),
@@ -39,12 +36,6 @@ def page_of(name: str, parts: Mapping[str, str]) -> Page:
     return Page(body.encode("utf-8"), "; ".join(f"{name} {value}" for name, value in policy.items()))
 
 
-def source(name: str) -> str:
-    """The text of a file in `page/`."""
-    return FOLDER.joinpath(name).read_text(encoding="utf-8")
-
-
 def _hashes(pattern: str, body: str) -> str:
     """The source expressions that allow these inline elements; each covers every character between its tags."""
-    found = [hashlib.sha256(inline.encode("utf-8")).digest() for inline in re.findall(pattern, body, re.DOTALL)]
-    return " ".join(f"'sha256-{base64.b64encode(digest).decode('ascii')}'" for digest in found) or "'none'"
+    return " ".join(map(hash_of, re.findall(pattern, body, re.DOTALL))) or "'none'"

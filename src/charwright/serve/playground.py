@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from charwright.serve.pages import Page, page_of, source
+from charwright.serve.pages import Page, page_of
+from charwright.webpage.template import shared, source
 
 
 def playground(*, keys: bool) -> Page:
     """The playground; `keys` says that requests need an API key, which the code that the page shows then has."""
     parts = {
-        "style": source("playground.css"),
-        "client": source("client.js"),
-        "controls": source("playground.js"),
+        "style": shared("house.css") + source("serve", "playground.css"),
+        "client": source("serve", "client.js"),
+        "surprise_text": shared("surprise.js"),
+        "controls": source("serve", "playground.js"),
         "keys": str(keys).lower(),
     }
     return page_of("playground.html", parts)

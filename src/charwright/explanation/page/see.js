@@ -64,7 +64,7 @@ function paint() {
     const colour =
       neuron >= 0
         ? `n${Math.round(((activation(neuron, at) - low) / (high - low)) * STEPS)}`
-        : `s${BOUNDS.filter((bound) => data.bits[at] >= bound).length}`;
+        : `level${BOUNDS.filter((bound) => data.bits[at] >= bound).length}`;
     spans[at].className = characters[at] === "\n" ? `${colour} newline` : colour;
   }
   spans[current].classList.add("here");

@@ -3,9 +3,6 @@
 
 const STORE = `charwright playground ${location.pathname}`;
 const SLICE_MS = 24; // of reading between two screen and keyboard updates
-const BOUNDS = [1, 2, 4, 8]; // bits; a character's level is how many of these its surprise reaches
-const JOINED = /^[\p{M}\p{EMod}\u200c\u200d]/u; // characters that are drawn together with the one before
-const NAMES = { "\n": "newline", " ": "space", "\t": "tab" };
 const NUMBERS = ["max_tokens", "temperature", "n", "top_p", "top_k", "min_p", "repetition_penalty"];
 
 const page = Object.fromEntries([...document.querySelectorAll("[id]")].map((element) => [element.id, element]));
@@ -19,23 +16,19 @@ const say = (line) => (page.status.textContent = line);
 const total = (numbers) => numbers.reduce((sum, number) => sum + number, 0);
 
 /** One text on the page. If the service measured it, it has the surprise in bits of each character. */
-class Pane {
+class Pane extends SurpriseText {
   constructor(number, prompt) {
-    this.element = page.pane.content.firstElementChild.cloneNode(true);
-    const parts = this.element.querySelectorAll("h2, p, button, div.text, span");
+    const element = page.pane.content.firstElementChild.cloneNode(true);
+    const parts = element.querySelectorAll("h2, p, button, div.text, span");
     const [title, facts, button, text, before, generated] = parts;
-    Object.assign(this, { facts, text, generated, count: 0, waiting: [] });
-    Object.assign(this, { runs: [], characters: [], bits: [], surprise: 0, reading: -1 });
+    super({ text, generated, readout: page.readout });
+    Object.assign(this, { element, facts, count: 0, waiting: [] });
     title.textContent = `Text ${number}`;
     text.setAttribute("aria-label", title.textContent);
     text.setAttribute("aria-busy", "true");
     button.setAttribute("aria-label", `Copy text ${number}`);
     before.textContent = prompt;
     button.addEventListener("click", () => copyAndSay(text.textContent));
-    for (const kind of ["pointermove", "pointerdown"]) {
-      text.addEventListener(kind, (event) => this.readOut(this.indexAt(event.clientX, event.clientY)));
-    }
-    text.addEventListener("keydown", (event) => this.readOn(event));
   }
 
   /** Take a fragment of the text; it is drawn in the next frame. */
@@ -58,28 +51,10 @@ class Pane {
     if (scrollHeight - scrollTop - clientHeight < 40) this.text.scrollTop = this.text.scrollHeight;
   }
 
-  /** Append a character; neighbours of one level share an element, so that the page stays light. */
-  append(character, bits) {
-    const level = BOUNDS.filter((bound) => bits >= bound).length;
-    let run = this.runs.at(-1);
-    if (run?.level !== level && !(run && (JOINED.test(character) || run.node.data.endsWith("\u200d")))) {
-      const span = document.createElement("span"), node = document.createTextNode("");
-      span.className = `level${level}`;
-      span.append(node);
-      this.generated.append(span);
-      run = { level, node, first: this.bits.length };
-      this.runs.push(run);
-    }
-    run.node.appendData(character);
-    this.characters.push(character);
-    this.bits.push(bits);
-    this.surprise += bits;
-  }
-
   /** What the text's title says about it. */
   summary() {
     const facts = [`${grouped(this.count)} characters`];
-    if (this.bits.length) facts.push(`${(this.surprise / this.bits.length).toFixed(2)} bits per character`);
+    if (this.bits.length) facts.push(`${(this.total / this.bits.length).toFixed(2)} bits per character`);
     if (this.reason) facts.push(`finish: ${this.reason}`);
     return facts.join(", ");
   }
@@ -90,59 +65,6 @@ class Pane {
     this.text.setAttribute("aria-busy", "false");
   }
 
-  /** The range of a drawn character. */
-  rangeOf(index) {
-    const run = this.runs.findLast((run) => run.first <= index);
-    const begin = this.characters.slice(run.first, index).join("").length;
-    const range = document.createRange();
-    range.setStart(run.node, begin);
-    range.setEnd(run.node, begin + this.characters[index].length);
-    return range;
-  }
-
-  /** The index of the character at a point of the window; undefined if there is none. */
-  indexAt(x, y) {
-    const caret = caretAt(x, y);
-    const run = this.runs.find((run) => run.node === caret?.node);
-    if (!run) return undefined;
-    const next = run.first + Array.from(run.node.data.slice(0, caret.offset)).length;
-    const covers = ({ left, right, top, bottom }) => left <= x && x <= right && top <= y && y <= bottom;
-    const drawn = (index) => index >= 0 && index < this.bits.length;
-    return [next, next - 1].find((index) => drawn(index) && covers(this.rangeOf(index).getBoundingClientRect()));
-  }
-
-  /** Show the surprise of a character. */
-  readOut(index) {
-    if (index === undefined) return;
-    const character = this.characters[index], bits = this.bits[index];
-    // The isolates keep a right-to-left character from reordering the line.
-    const name = NAMES[character] ?? `“\u2068${character}\u2069”`;
-    const percent = (100 * 2 ** -bits).toLocaleString("en", { maximumSignificantDigits: 2 });
-    page.readout.textContent = `${name}: ${bits.toFixed(2)} bits, probability ${percent}%`;
-  }
-
-  /** Read the text character by character with the arrow keys. */
-  readOn(event) {
-    const forward = getComputedStyle(this.text).direction === "rtl" ? "ArrowLeft" : "ArrowRight";
-    const held = event.altKey || event.ctrlKey || event.metaKey || event.shiftKey; // These belong to the browser.
-    if (!["ArrowLeft", "ArrowRight"].includes(event.key) || held || !this.bits.length) return;
-    event.preventDefault();
-    const next = this.reading + (event.key === forward ? 1 : -1);
-    this.reading = Math.min(Math.max(next, 0), this.bits.length - 1);
-    const range = this.rangeOf(this.reading), selection = getSelection();
-    selection.removeAllRanges();
-    selection.addRange(range);
-    range.startContainer.parentElement.scrollIntoView({ block: "nearest" });
-    this.readOut(this.reading);
-  }
-}
-
-/** The place in the text at a point of the window; browsers have two names for it. */
-function caretAt(x, y) {
-  const caret = document.caretPositionFromPoint?.(x, y);
-  if (caret) return { node: caret.offsetNode, offset: caret.offset };
-  const range = document.caretRangeFromPoint?.(x, y);
-  return range && { node: range.startContainer, offset: range.startOffset };
 }
 
 /** The request that the controls describe. What is left empty is left out. */

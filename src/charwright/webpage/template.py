@@ -1,0 +1,30 @@
+"""Pages in one file without outside resources: the sources, their templates, and the hashes of what is inline."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping
+from importlib.resources import files
+
+
+def shared(name: str) -> str:
+    """The text of a file that all pages share."""
+    return files("charwright.webpage").joinpath(name).read_text(encoding="utf-8")
+
+
+def source(package: str, name: str) -> str:
+    """The text of a file in the folder `page/` of a package."""
+    return files(f"charwright.{package}").joinpath("page", name).read_text(encoding="utf-8")
+
+
+def filled(template: str, parts: Mapping[str, str]) -> str:
+    """A template with its {{parts}} filled in; what is filled in stays as it is."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
+
+
+def hash_of(inline: str) -> str:
+    """The source expression of a Content-Security-Policy that allows an inline element, of all between its tags."""
+    digest = hashlib.sha256(inline.encode("utf-8")).digest()
+    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
