@@ -6,11 +6,12 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
 
+from browsing import launched
 from commands import Terminal
 from screen import Screen
 
@@ -31,6 +32,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def shared() -> Path:
     """The folder of reference texts and fixtures that are too large for the repository."""
     return _named_by("CHARWRIGHT_SHARED", "folder with the reference texts and fixtures")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A browser for web pages."""
+    yield from launched()
 
 
 @pytest.fixture(scope="session")

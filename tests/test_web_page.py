@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from browsing import Opened
 from charwright.config import ModelConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
 from charwright.data.vocabulary import Vocabulary
@@ -27,9 +26,6 @@ from writers import LETTERS, weights_of
 
 playwright = pytest.importorskip("playwright.sync_api")
 
-# No network access, and root has no sandbox.
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]
 CHINESE = Vocabulary("\n，。不可名天地常有欲無道非")
 MODELS = {
     "gru": (ModelConfig(units=40, embedding_size=8), LETTERS),
@@ -41,17 +37,6 @@ MODELS = {
 }
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    found = os.environ.get("CHARWRIGHT_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    if not found:
-        pytest.skip("chromium is not installed; CHARWRIGHT_CHROMIUM can name one")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=found, headless=True, args=FLAGS)
-        yield browser
-        browser.close()
-
-
 def page_of(folder: Path, config: ModelConfig, vocabulary: Vocabulary, name: str = "run") -> tuple[Path, Generator]:
     """Write a page to disk; return it with the generator whose text it must reproduce."""
     weights = weights_of(config, len(vocabulary))
@@ -61,18 +46,11 @@ def page_of(folder: Path, config: ModelConfig, vocabulary: Vocabulary, name: str
     return path, Generator(config, weights, vocabulary, "q8", threads=1)
 
 
-class Open:
-    """A page in the browser, with its requests and console messages."""
+class Open(Opened):
+    """A page that is ready."""
 
     def __init__(self, browser: Any, path: Path, **options: Any) -> None:
-        self.context = browser.new_context(**options)
-        self.page = self.context.new_page()
-        self.requests: list[str] = []
-        self.messages: list[str] = []
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("pageerror", lambda error: self.messages.append(str(error)))
-        self.page.on("console", lambda message: self.messages.append(message.text))
-        self.page.goto(path.as_uri())
+        super().__init__(browser, path, **options)
         self.wait_for("Ready.")
 
     def wait_for(self, status: str) -> None:

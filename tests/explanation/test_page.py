@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 
 import charwright as cw
+from browsing import Opened
 from charwright.config import ModelConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
 from charwright.data.vocabulary import Vocabulary
@@ -25,9 +24,6 @@ from writers import weights_of
 
 playwright = pytest.importorskip("playwright.sync_api")
 
-# Root has no sandbox.
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]
 SCRIPTS = {
     "chinese": "道可道，非常道。\n名可名（𠀀），非常名！\n",
     "right-to-left": "שלום עולם (טוב)\nمرحبا بالعالم، كيف\nabc\n",
@@ -36,29 +32,11 @@ SCRIPTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    found = os.environ.get("CHARWRIGHT_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    if not found:
-        pytest.skip("chromium is not installed; CHARWRIGHT_CHROMIUM can name one")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=found, headless=True, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-class Open:
-    """A page in the browser, with its requests and console messages."""
+class Open(Opened):
+    """A page that is ready."""
 
     def __init__(self, browser: Any, path: Path, **options: Any) -> None:
-        self.context = browser.new_context(**options)
-        self.page = self.context.new_page()
-        self.requests: list[str] = []
-        self.messages: list[str] = []
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("pageerror", lambda error: self.messages.append(str(error)))
-        self.page.on("console", lambda message: self.messages.append(message.text))
-        self.page.goto(path.as_uri())
+        super().__init__(browser, path, **options)
         self.page.wait_for_selector("html[data-ready]")
 
     def character(self, at: int) -> Any:

@@ -28,9 +28,6 @@ from writers import LETTERS, random_writer, weights_of
 
 playwright = pytest.importorskip("playwright.sync_api")
 
-# Root has no sandbox.
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]
 ENDLESS = 10_000_000  # characters: more than a test waits for
 VOCABULARIES = {
     "letters": LETTERS,
@@ -141,17 +138,6 @@ class Open:
 
     def code(self, name: str) -> str:
         return str(self.page.locator(f"#{name}").evaluate("element => element.textContent"))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    found = os.environ.get("CHARWRIGHT_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    if not found:
-        pytest.skip("chromium is not installed; CHARWRIGHT_CHROMIUM can name one")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=found, headless=True, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
