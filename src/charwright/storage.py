@@ -131,9 +131,9 @@ def sync_folder(folder: Path) -> None:
 
 
 KINDS = {
-    **{"uint64": "U64", "int64": "I64", "float64": "F64", "float32": "F32", "uint32": "U32", "int32": "I32"},
-    **{"float16": "F16", "uint16": "U16", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL"},
-}
+    "uint64": "U64", "int64": "I64", "float64": "F64", "float32": "F32", "uint32": "U32", "int32": "I32",
+    "float16": "F16", "uint16": "U16", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
+}  # fmt: skip
 """The format's names of the types that are written, in the order of their arrays in a file."""
 
 
@@ -143,7 +143,8 @@ def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     The format: the length of the header in 8 bytes, the header in JSON padded to a multiple of 8 bytes, the arrays.
     """
     whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    order = sorted(whole, key=lambda name: (list(KINDS).index(whole[name].dtype.name), name))
+    ranks = {kind: rank for rank, kind in enumerate(KINDS)}
+    order = sorted(whole, key=lambda name: (ranks[whole[name].dtype.name], name))
     header: dict[str, Any] = {}
     end = 0
     for name in order:

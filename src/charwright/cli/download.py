@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
-
 from charwright.data.parts import Places
+from charwright.terminal_bar import terminal_bar
 
 
 def user_places() -> Places:
@@ -20,17 +19,10 @@ class DownloadBar:
     """The progress bar that pooch expects: it sets `total`, and calls `update` with each piece."""
 
     def __init__(self) -> None:
-        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn
 
         self.total = 0
-        self._progress = Progress(
-            BarColumn(),
-            DownloadColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            redirect_stdout=sys.stdout.isatty(),
-            transient=True,
-        )
+        self._progress = terminal_bar(BarColumn(), DownloadColumn(), TimeRemainingColumn())
         self._task = self._progress.add_task("download")
 
     def update(self, size: int) -> None:

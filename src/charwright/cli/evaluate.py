@@ -16,6 +16,7 @@ from charwright.cli.options import SectionedCommand, SectionedOption, config_opt
 from charwright.config import CorpusConfig
 from charwright.errors import CorpusError, UsageError
 from charwright.schema import field_names, flag
+from charwright.terminal_bar import terminal_bar
 
 if TYPE_CHECKING:
     from charwright.data.texts import Text
@@ -191,12 +192,9 @@ def _progress() -> Iterator[Callable[[float], None]]:
     if not sys.stderr.isatty():
         yield lambda _: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TimeRemainingColumn
+    from rich.progress import BarColumn, TimeRemainingColumn
 
-    columns = ("dynamic evaluation", BarColumn(), TimeRemainingColumn())
-    redirect = sys.stdout.isatty()
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=redirect) as bar:
+    with terminal_bar("dynamic evaluation", BarColumn(), TimeRemainingColumn()) as bar:
         task = bar.add_task("", total=1.0)
         yield lambda share: bar.update(task, completed=share)
 

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from charwright.cli.options import SectionedCommand, config_options, given, say
+from charwright.cli.options import SectionedCommand, config_options, engine_threads_option, given, say
 from charwright.cli.score_table import Places, line_of, room_for
 from charwright.config import CorpusConfig
 from charwright.errors import UsageError
 from charwright.schema import field_names
+from charwright.terminal_bar import terminal_bar
 
 if TYPE_CHECKING:
     from charwright.data.text_pieces import Streamed
@@ -99,7 +100,7 @@ class _Count(click.IntRange):
     show_default=True,
     help="Arithmetic: floating point, or 8-bit integers, which are faster.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Maximum number of threads.  [default: all cores]")
+@engine_threads_option
 @config_options(CorpusConfig(), "Reading the files")
 @click.pass_context
 def score(
@@ -309,11 +310,8 @@ def _progress(streamed: Streamed) -> Iterator[Callable[[int], None] | None]:
     if not sys.stderr.isatty() or sys.stdout.isatty():
         yield None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn
 
-    columns = (BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    # Redirected, standard output is the caller's, not the terminal's.
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
+    with terminal_bar(BarColumn(), DownloadColumn(), TimeRemainingColumn()) as bar:
         task = bar.add_task("", total=streamed.size)
         yield lambda size: bar.update(task, advance=size)

@@ -25,6 +25,7 @@ from charwright.config import CorpusConfig, Recipe, SplitConfig, VocabularyConfi
 from charwright.errors import MissingExtraError, RunError, UsageError
 from charwright.schema import field_names, flag
 from charwright.signals import stop_asked
+from charwright.terminal_bar import terminal_bar
 
 if TYPE_CHECKING:
     from charwright.model.compute import Compute
@@ -212,13 +213,10 @@ class _Progress:
 
     def __enter__(self) -> _Progress:
         if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn
+            from rich.progress import BarColumn, TextColumn
 
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[note]}"))
-            console = Console(stderr=True, highlight=False)
-            redirect = sys.stdout.isatty()
-            self.bar = Progress(*columns, console=console, transient=True, expand=True, redirect_stdout=redirect)
+            columns = (TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[note]}"))
+            self.bar = terminal_bar(*columns, expand=True)
             self.bar.add_task("trial", total=1.0, note="")
         return self
 

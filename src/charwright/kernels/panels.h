@@ -70,11 +70,17 @@ INLINE void one_as_tiles(int vectors, const value *activations, const elem *pack
         one_as_tiles(vectors, activations, packed, width, steps, sums); \
         break;
 /* A call of its own, so that no other arithmetic is within the mode without denormal numbers. */
-static __attribute__((noinline)) void panel_of_one(const value *activations, const elem *packed, int width, int vectors,
+static __attribute__((noinline)) void any_as_tiles(const value *activations, const elem *packed, int width, int vectors,
                                                    int steps, sum *sums) {
     switch (vectors) {
         ONE_CASE(1) ONE_CASE(2) ONE_CASE(3) ONE_CASE(4) ONE_CASE(5) ONE_CASE(6) ONE_CASE(7) ONE_CASE(8)
     }
+}
+static int panel_of_one(const value *activations, const elem *packed, int width, int vectors, int k, sum *sums) {
+    const unsigned mode = without_denormals_from_here();
+    any_as_tiles(activations, packed, width, vectors, k / 32, sums);
+    with_denormals_again(mode);
+    return k / 32 * 32;
 }
 #undef ONE_CASE
 #endif
@@ -87,16 +93,13 @@ static void NAME(panel)(const value *activations, size_t stride, int rows, const
     packed += (size_t)begin * LANES * DEPTH;
 #if TILED
     if (NAME(by_tiles)(texts) || STORAGE == CW_BF16) {
-        int done = 0;
 #if STORAGE == CW_BF16
-        if (texts == 1) {
-            const unsigned mode = without_denormals_from_here();
-            panel_of_one(activations, packed, width, vectors, k / 32, sums);
-            with_denormals_again(mode);
-            done = k / 32 * 32;
-        }
+        const int done = texts == 1
+                             ? panel_of_one(activations, packed, width, vectors, k, sums)
+                             : panel_of_tiles_bf16(activations, stride, rows, packed, width, vectors, k, sums);
+#else
+        const int done = panel_of_tiles_q8(activations, stride, rows, packed, width, vectors, k, sums);
 #endif
-        if (NAME(by_tiles)(texts)) done = NAME(panel_of_tiles)(activations, stride, rows, packed, width, vectors, k, sums);
         for (int v = 0, wide; done < k && v < vectors; v += wide) { /* what does not fill a tile */
             wide = share(vectors - v, 3);
             for (int r = 0; r < rows; r += ROWS) {

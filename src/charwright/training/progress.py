@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from charwright.errors import MissingExtraError
+from charwright.terminal_bar import terminal_bar
 from charwright.training.events import (
     Checkpoint,
     End,
@@ -150,20 +151,12 @@ class BarProgress:
     """A progress bar, with epochs and samples above it."""
 
     def __init__(self, stream: TextIO) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.progress import BarColumn, TextColumn
 
         self.epochs = EpochLines()
-        self.console = Console(file=stream, highlight=False)
-        self.bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[note]}"),
-            console=self.console,
-            redirect_stdout=sys.stdout.isatty(),  # What goes elsewhere is not the bar's.
-            transient=True,
-            expand=True,
-        )
+        columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(None), TextColumn("{task.fields[note]}"))
+        self.bar = terminal_bar(*columns, stream=stream, expand=True)
+        self.console = self.bar.console
         self.task = self.bar.add_task("", total=1.0, epoch=1, note="starting")
 
     def write(self, event: Event) -> None:
