@@ -16,7 +16,6 @@ from charwright.cli.options import SectionedCommand, SectionedOption, config_opt
 from charwright.config import CorpusConfig
 from charwright.errors import CorpusError, UsageError
 from charwright.schema import field_names, flag
-from charwright.terminal_bar import terminal_bar
 
 if TYPE_CHECKING:
     from charwright.data.texts import Text
@@ -193,6 +192,8 @@ def _progress() -> Iterator[Callable[[float], None]]:
         yield lambda _: None
         return
     from rich.progress import BarColumn, TimeRemainingColumn
+
+    from charwright.terminal_bar import terminal_bar
 
     with terminal_bar("dynamic evaluation", BarColumn(), TimeRemainingColumn()) as bar:
         task = bar.add_task("", total=1.0)

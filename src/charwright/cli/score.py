@@ -22,7 +22,6 @@ from charwright.cli.score_table import Places, line_of, room_for
 from charwright.config import CorpusConfig
 from charwright.errors import UsageError
 from charwright.schema import field_names
-from charwright.terminal_bar import terminal_bar
 
 if TYPE_CHECKING:
     from charwright.data.text_pieces import Streamed
@@ -311,6 +310,8 @@ def _progress(streamed: Streamed) -> Iterator[Callable[[int], None] | None]:
         yield None
         return
     from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn
+
+    from charwright.terminal_bar import terminal_bar
 
     with terminal_bar(BarColumn(), DownloadColumn(), TimeRemainingColumn()) as bar:
         task = bar.add_task("", total=streamed.size)

@@ -25,7 +25,6 @@ from charwright.config import CorpusConfig, Recipe, SplitConfig, VocabularyConfi
 from charwright.errors import MissingExtraError, RunError, UsageError
 from charwright.schema import field_names, flag
 from charwright.signals import stop_asked
-from charwright.terminal_bar import terminal_bar
 
 if TYPE_CHECKING:
     from charwright.model.compute import Compute
@@ -214,6 +213,8 @@ class _Progress:
     def __enter__(self) -> _Progress:
         if sys.stderr.isatty():
             from rich.progress import BarColumn, TextColumn
+
+            from charwright.terminal_bar import terminal_bar
 
             columns = (TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[note]}"))
             self.bar = terminal_bar(*columns, expand=True)
