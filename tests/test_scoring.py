@@ -75,7 +75,7 @@ def test_a_prompt_longer_than_the_buffer_is_scored(variant: str | None, length: 
     of = writer("q8", variant)
     random = np.random.Generator(np.random.Philox(3))
     prompt = "".join(random.choice(list("abcde ЖA.\n"), length))
-    texts = session(of)
+    texts = Session(of.engine, of.vocabulary, call_s=3600)  # The steps of a call do not depend on the clock.
     draft = texts.join(prompt, nameless(5), alternatives=3, echo=True, score_only=True)
     other = texts.join("a", nameless(2000), logprobs=True)
     for _ in range(length // 100):
