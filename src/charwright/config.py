@@ -7,6 +7,7 @@ The command line, the run folder and the Python interface all read these datacla
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
@@ -48,6 +49,36 @@ class SplitConfig(Config):
         "Hold out 20 blocks spread evenly over the text, or its tail.",
         choices=("blocks", "tail"),
     )
+
+
+@dataclass(frozen=True)
+class RecordsConfig(Config):
+    """Whether the text is a list of records: what ends each of them, and what names its kind."""
+
+    records: str = option(
+        "none",
+        "What ends a record, if the text is a list: line, blank (a blank line), a TEXT, or a /REGEX/; or none.",
+    )
+    label: str | None = option(
+        None,
+        "Column of the label of each record: first or last. Tabs divide the columns.",
+        choices=("first", "last"),
+    )
+
+    def __post_init__(self) -> None:
+        """Check the bounds, that the expression is one, and that only a record has a label."""
+        super().__post_init__()
+        if not self.records:
+            raise ConfigError("--records must not be empty")
+        if len(self.records) > 2 and self.records[0] == self.records[-1] == "/":
+            try:
+                empty = re.compile(self.records[1:-1]).match("")
+            except re.error as error:
+                raise ConfigError(f"--records {self.records} is not a regular expression: {error}") from error
+            if empty:
+                raise ConfigError(f"--records {self.records} matches nothing at all, and so ends no record")
+        if self.label is not None and self.records == "none":
+            raise ConfigError("--label belongs to --records: line, blank, TEXT or /REGEX/")
 
 
 @dataclass(frozen=True)
@@ -271,9 +302,10 @@ def parse_until(until: str) -> tuple[str, int] | None:
 
 @dataclass(frozen=True)
 class Recipe(Config):
-    """Every option that affects a training run, in five parts."""
+    """Every option that affects a training run, in six parts."""
 
     vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
+    records: RecordsConfig = field(default_factory=RecordsConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     sequences: SequenceConfig = field(default_factory=SequenceConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

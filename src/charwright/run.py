@@ -24,6 +24,7 @@ import numpy as np
 
 from charwright.config import CorpusConfig, ModelConfig, Recipe
 from charwright.data.large_texts import AnyCorpus
+from charwright.data.mapped_text import MappedText
 from charwright.data.parts import STDIN_PATH
 from charwright.data.texts import Text
 from charwright.data.vocabularies import vocabulary_from_json
@@ -358,7 +359,7 @@ def _fill_checkpoint(folder: Path, step: int, arrays: Mapping[str, Arrays], posi
 
 def _keep_text(path: Path, text: Text) -> None:
     path.parent.mkdir(exist_ok=True)
-    pieces = [text] if isinstance(text, str) else text.pieces()
+    pieces = text.pieces() if isinstance(text, MappedText) else [text[:]]
     write_file(path, (piece.encode("utf-8") for piece in pieces))
 
 

@@ -103,12 +103,40 @@ def _speeds(values: Any, where: str) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
+class RecordEnds:
+    """The records of a run: `records` in config.json. What ends each of them, and how many there are on each side."""
+
+    end: str
+    training: int
+    validation: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Any, where: str) -> RecordEnds:
+        """Read what `to_json` wrote.
+
+        Raises:
+            DamagedRunError: naming the key that is missing, unknown or wrong.
+        """
+        entry = exact_object(values, {"end", "training", "validation"}, where)
+        counts = {name: checked(entry[name], int, f"{where}.{name}") for name in ("training", "validation")}
+        end = checked(entry["end"], str, f"{where}.end")
+        if not end:
+            raise DamagedRunError(f"{where}.end must not be empty")
+        return cls(end, **counts)
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """The content of `config.json`.
 
     `corpus` is how files were decoded; `sources`, `characters` and `sha256` identify the text, and are empty for a
     model that was saved without one. `parent` is the run whose weights this one started from. `plan` is what the
-    recipe was derived from, if it was planned; `compute` is how the run computes, if that is known.
+    recipe was derived from, if it was planned; `compute` is how the run computes, if that is known. `records` are what
+    the text is divided into, if it is.
     """
 
     recipe: Recipe
@@ -122,6 +150,7 @@ class RunConfig:
     parent: Parent | None = None
     plan: Mapping[str, Any] | None = None
     compute: ComputeRecord | None = None
+    records: RecordEnds | None = None
     removed: Mapping[str, Any] = field(default_factory=dict)
     """Options of an earlier version that the run was trained with and this version no longer has; not written."""
 
@@ -141,6 +170,7 @@ class RunConfig:
             },
             **({"plan": dict(self.plan)} if self.plan else {}),
             **({"compute": self.compute.to_json()} if self.compute else {}),
+            **({"records": self.records.to_json()} if self.records else {}),
             "versions": dict(self.versions),
         }
 
@@ -152,7 +182,7 @@ class RunConfig:
             DamagedRunError: naming the key that is missing, unknown or wrong.
         """
         keys = {"format", "recipe_name", "recipe", "corpus", "versions"}
-        keys |= {"from", "plan", "compute"} & set(values if isinstance(values, dict) else ())
+        keys |= {"from", "plan", "compute", "records"} & set(values if isinstance(values, dict) else ())
         top = exact_object(values, keys, where)
         corpus = exact_object(
             top["corpus"], {"characters", "sha256", "reading", "sources", "validation"}, f"{where}: corpus"
@@ -170,6 +200,7 @@ class RunConfig:
                 parent=Parent.from_json(top["from"], f"{where}: from") if "from" in top else None,
                 plan=_plan(top["plan"], f"{where}: plan") if "plan" in top else None,
                 compute=ComputeRecord.from_json(top["compute"], f"{where}: compute") if "compute" in top else None,
+                records=RecordEnds.from_json(top["records"], f"{where}: records") if "records" in top else None,
                 removed=_removed(top["recipe"]),
             )
         except ConfigError as error:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from charwright.cli.options import SectionedCommand, SectionedOption, config_options, given
-from charwright.config import CorpusConfig
+from charwright.config import CorpusConfig, RecordsConfig
 from charwright.errors import CorpusError, UsageError
 from charwright.schema import field_names, flag
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from charwright.run import Run
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+RECORDS = "records"
+
 Evaluate = Callable[["Text", str], "Evaluation"]
 """Evaluates a text with a protocol."""
 
@@ -52,9 +54,8 @@ def machine_options(command: Command) -> Command:
 @click.argument("corpus", nargs=-1, required=True)
 @click.option(
     "--protocol",
-    default="carried",
-    show_default=True,
-    help="carried, or windows-N: windows of N tokens, each from a zero state.",
+    help="carried, windows-N (windows of N tokens, each from a zero state), or records, each from a zero state.  "
+    "[default: records if the run was trained on records, otherwise carried]",
 )
 @machine_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
@@ -87,7 +88,7 @@ def evaluate(
     /,
     run: Path,
     corpus: tuple[str, ...],
-    protocol: str,
+    protocol: str | None,
     device: str,
     precision: str,
     as_json: bool,
@@ -101,13 +102,19 @@ def evaluate(
     from charwright.data.large_texts import open_corpus
     from charwright.evaluation.evaluate import parse_protocol
     from charwright.run import Run
+    from charwright.workflow.texts import divided
 
-    parse_protocol(protocol)
-    _check_dynamic(ctx, dynamic, protocol, precision)
     opened = Run.open(run)
+    records = _records_of(opened, protocol)
+    protocol = protocol or "carried"
+    if records is None:
+        parse_protocol(protocol)
+    _check_dynamic(ctx, dynamic, protocol if records is None else RECORDS, precision)
     evaluate_text = evaluator_of(opened, device, precision)
     reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
-    text = open_corpus(corpus, reading, user_places()).text
+    text: Text = open_corpus(corpus, reading, user_places()).text
+    if records is not None:
+        text = divided(text, records)
 
     static = evaluate_text(text, protocol)
     adapted = _evaluated_dynamically(opened, device, precision, text, dynamic_rate, dynamic_decay) if dynamic else None
@@ -124,6 +131,14 @@ def evaluate(
     _show(static, adapted)
 
 
+def _records_of(run: Run, protocol: str | None) -> RecordsConfig | None:
+    """How a text is divided for the protocol `records`, the default of a run that was trained on them."""
+    trained = run.config.recipe.records
+    if protocol == RECORDS and trained.records == "none":
+        return RecordsConfig("line")
+    return trained if protocol == RECORDS or (protocol is None and trained.records != "none") else None
+
+
 def evaluator_of(run: Run, device: str, precision: str) -> Evaluate:
     """A function that evaluates a run, on a device and in a precision by name; the weights are read once.
 
@@ -131,18 +146,24 @@ def evaluator_of(run: Run, device: str, precision: str) -> Evaluate:
         UsageError: when there is no such device on this machine.
         RunError: when the run has no intact weights.
     """
+    from charwright.data.records import Records
     from charwright.evaluation.evaluate import evaluate_with
     from charwright.evaluation.mapped import evaluate_mapped, evaluate_text
+    from charwright.evaluation.records import evaluate_records
 
     if precision == "q8":
         from charwright.generation.engine import Engine
 
         engine = Engine(run.model, run.weights())
-        return lambda text, protocol: (
-            evaluate_with(engine.target_nats, run.vocabulary, text, protocol)
-            if isinstance(text, str)
-            else evaluate_mapped(engine.continued_nats, run.vocabulary, text, protocol)
-        )
+
+        def by_engine(text: Text, protocol: str) -> Evaluation:
+            if isinstance(text, Records):
+                return evaluate_records(engine.target_nats, run.vocabulary, text)
+            if isinstance(text, str):
+                return evaluate_with(engine.target_nats, run.vocabulary, text, protocol)
+            return evaluate_mapped(engine.continued_nats, run.vocabulary, text, protocol)
+
+        return by_engine
     model = _model_of(run, device, precision)
     return lambda text, protocol: evaluate_text(model, run.vocabulary, text, protocol)
 
@@ -209,6 +230,8 @@ def _show(static: Evaluation, adapted: tuple[Evaluation, str] | None) -> None:
         error = paired_error(result.blocks, static.blocks)
         error_known = error if math.isfinite(error) else None
         click.echo(f"{_line(result)}: {difference_shown(result.nats_per_char - static.nats_per_char, error_known)}")
+    if static.records is not None:
+        click.echo(f"{static.nats_per_record:.4f} nats per record, {static.records:,} records")
     unknown = f", {static.unknown_chars:,} of them not in the vocabulary" if static.unknown_chars else ""
     click.echo(f"{static.chars:,} characters predicted{unknown}")
     if adapted is not None:

@@ -254,9 +254,10 @@ class Output:
         if self._logprobs:
             values["logprobs"] = [None if math.isnan(value) else round(value, 6) for value in completion.logprobs or ()]
         if self.corpus is not None:
+            from charwright.data.texts import plain
             from charwright.generation.novelty import measure_novelty
 
-            values["novelty"] = measure_novelty(self.corpus, continuation).to_json()
+            values["novelty"] = measure_novelty(plain(self.corpus), continuation).to_json()
         # If the output's encoding lacks characters, JSON can escape them.
         unicode = (sys.stdout.encoding or "").lower().startswith("utf")
         _write(json.dumps(values, ensure_ascii=not unicode) + "\n")
@@ -264,9 +265,10 @@ class Output:
     def _report_novelty(self, written: str) -> None:
         if self.corpus is None:
             return
+        from charwright.data.texts import plain
         from charwright.generation.novelty import measure_novelty
 
-        found = measure_novelty(self.corpus, written)
+        found = measure_novelty(plain(self.corpus), written)
         sys.stdout.flush()
         click.echo(
             f"{found.copied_share:.1%} of {found.characters:,} characters are in passages of {found.shortest} or more"

@@ -26,6 +26,7 @@ from charwright.cli.options import (
 from charwright.config import (
     CorpusConfig,
     ModelConfig,
+    RecordsConfig,
     SequenceConfig,
     SplitConfig,
     TrainingConfig,
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 STOPPING = b"\nstopping after this step; press again to stop at once\n"
 PLANNED_OPTIONS = ("units", "learning_rate", "dropout", "recurrent_dropout", "weight_decay", "patience")
 """The options that a plan derives from the text, the machine and the budget."""
+
+RECIPE_CONFIGS = (VocabularyConfig, RecordsConfig, SplitConfig, SequenceConfig, ModelConfig, TrainingConfig)
 
 ENDS_EARLY = {
     "target": "the target loss is reached",
@@ -85,6 +88,7 @@ ENDS_EARLY = {
 @config_options(SequenceConfig(), "Sequences", planned=PLANNED_OPTIONS)
 @config_options(SplitConfig(), "Validation")
 @config_options(VocabularyConfig(), "Vocabulary")
+@config_options(RecordsConfig(), "Records", planned=["records"])
 @config_options(CorpusConfig(), "Reading the corpus")
 @click.pass_context
 def train(
@@ -111,7 +115,7 @@ def train(
     """
     began_s = time.monotonic()  # The budget covers everything that the user waits for.
     _check_combination(ctx)
-    options = given(ctx, field_names(VocabularyConfig, SplitConfig, SequenceConfig, ModelConfig, TrainingConfig))
+    options = given(ctx, field_names(*RECIPE_CONFIGS))
     reading = given(ctx, field_names(CorpusConfig))
     from charwright.cli.download import user_places
     from charwright.workflow import training as workflow

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from charwright.config import SplitConfig
 from charwright.data.mapped_ids import Range
+from charwright.data.records import Records, split_records
 from charwright.data.texts import Text, in_memory, joined
 
 READ_UP_TO = 1 << 22
@@ -23,8 +24,12 @@ def split_text(text: Text, config: SplitConfig) -> tuple[Text, Text]:
 
     A short validation text is in memory.
 
-    `blocks` holds out the end of each of up to 20 equal sections, `tail` the end of the whole text.
+    `blocks` holds out the end of each of up to 20 equal sections, `tail` the end of the whole text. Records are held
+    out whole, by `records.split_records`.
     """
+    if isinstance(text, Records):
+        kept, held_out = split_records(text, config)
+        return kept, held_out or ""
     # The published split of tiny shakespeare rounds the training part down, not the validation part.
     cut = int(len(text) * (1 - config.val_fraction))
     if config.val_limit is not None:

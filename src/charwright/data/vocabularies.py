@@ -6,19 +6,29 @@ from typing import Any
 
 from charwright.config import VocabularyConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
-from charwright.data.mapped_text import MappedText
+from charwright.data.labels import LabelledVocabulary
+from charwright.data.texts import Text, label_names, plain
 from charwright.data.vocabulary import Vocabulary
-from charwright.errors import VocabularyError
+from charwright.errors import UsageError, VocabularyError
 
 
-def make_vocabulary(text: str | MappedText, config: VocabularyConfig) -> Vocabulary:
-    """Build the vocabulary that a configuration describes.
+def make_vocabulary(text: Text, config: VocabularyConfig) -> Vocabulary:
+    """Build the vocabulary that a configuration describes, with the labels of a text of records.
+
+    Raises:
+        UsageError: when bytes are to have labels.
 
     >>> make_vocabulary("banana", VocabularyConfig(level="byte"))
     ByteVocabulary(257 tokens)
     """
     kind = ByteVocabulary if config.level == "byte" else Vocabulary
-    return kind.from_text(text, config)
+    vocabulary = kind.from_text(plain(text), config)
+    names = label_names(text)
+    if not names:
+        return vocabulary
+    if vocabulary.level == "byte":
+        raise UsageError("labels need a vocabulary of characters: remove --level byte or --label")
+    return LabelledVocabulary(vocabulary.characters, names)
 
 
 def vocabulary_from_json(values: Any) -> Vocabulary:
@@ -27,16 +37,21 @@ def vocabulary_from_json(values: Any) -> Vocabulary:
     Raises:
         VocabularyError: when the values are anything else.
     """
-    if not isinstance(values, dict) or set(values) != {"format", "unit", "characters"}:
+    if not isinstance(values, dict) or set(values) - {"labels"} != {"format", "unit", "characters"}:
         raise VocabularyError("a vocabulary must be an object with the keys format, unit and characters")
     if values["format"] != 1:
         raise VocabularyError(f"vocabulary format {values['format']!r} comes from a later version; upgrade charwright")
     if not isinstance(values["characters"], str):
         raise VocabularyError("the vocabulary's key 'characters' must be a string")
     if values["unit"] == "byte":
-        if values["characters"]:
-            raise VocabularyError("the vocabulary's key 'characters' must be empty when its unit is byte")
+        if values["characters"] or "labels" in values:
+            raise VocabularyError("a vocabulary of bytes has no characters and no labels of its own")
         return ByteVocabulary()
     if values["unit"] != "character":
         raise VocabularyError(f"the vocabulary's unit must be character or byte, not {values['unit']!r}")
-    return Vocabulary(values["characters"])
+    if "labels" not in values:
+        return Vocabulary(values["characters"])
+    labels = values["labels"]
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise VocabularyError("the vocabulary's key 'labels' must be a list of strings")
+    return LabelledVocabulary(values["characters"], labels)

@@ -34,6 +34,8 @@ class Vocabulary:
     """
 
     level = "character"
+    labels: tuple[str, ...] = ()
+    """Names of the last ids, which are no characters: `labels.LabelledVocabulary` has them."""
 
     def __init__(self, characters: str = "") -> None:
         """Take the characters in the order of their ids, starting at id 1.
@@ -130,7 +132,9 @@ class Vocabulary:
         return len(self.tokens)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Vocabulary) and (self.level, self.characters) == (other.level, other.characters)
+        return isinstance(other, Vocabulary) and (
+            (self.level, self.characters, self.labels) == (other.level, other.characters, other.labels)
+        )
 
     def __hash__(self) -> int:
         return hash((self.level, self.characters))

@@ -33,7 +33,8 @@ class Evaluation:
     """The code length of a text under a model, per character, and the protocol.
 
     `blocks` are the nats per character of contiguous parts of the text, equal in length to within one character, for
-    `standard_error_of_difference`. There are 16 to 64, fewer for a very short text.
+    `standard_error_of_difference`. There are 16 to 64, fewer for a very short text. `records` is how many records the
+    text has under the protocol `records`, whose blocks are equal in records.
     """
 
     nats_per_char: float
@@ -42,10 +43,18 @@ class Evaluation:
     unknown_chars: int
     protocol: str
     blocks: tuple[float, ...] = field(default=(), repr=False)
+    records: int | None = None
+
+    @property
+    def nats_per_record(self) -> float | None:
+        """The code length of a record and its end, on average; None if the text has no records."""
+        return None if self.records is None else self.nats_per_char * self.chars / self.records
 
     def to_json(self) -> dict[str, Any]:
         """Plain values without the blocks, ready for JSON."""
-        return {name: value for name, value in asdict(self).items() if name != "blocks"}
+        values = {name: value for name, value in asdict(self).items() if name not in {"blocks", "records"}}
+        of_records = {"records": self.records, "nats_per_record": self.nats_per_record}
+        return values | ({} if self.records is None else of_records)
 
     def _repr_html_(self) -> str:
         rows = [
@@ -55,6 +64,8 @@ class Evaluation:
             ("of them outside the vocabulary", f"{self.unknown_chars:,}"),
             ("protocol", self.protocol),
         ]
+        if self.records is not None:
+            rows += [("records", f"{self.records:,}"), ("nats per record", f"{self.nats_per_record:.4f}")]
         return notebook.facts("Evaluation", rows)
 
 

@@ -10,16 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from charwright.data.code_points import code_points
+from charwright.data.records import BLANK_LINES, BLANKS
 from charwright.errors import UsageError
 
 Ints = npt.NDArray[np.int64]
 
 KINDS = ("line", "blank", "file", "character")
 """What a record may be; `blank` ends records at blank lines: those of spaces and tabs, or of nothing."""
-
-BLANKS = " \t\u3000"
-"""What a blank line may have: also the space of Chinese text."""
-_BLANK_LINES = re.compile(rf"\n(?:[{BLANKS}]*+\r?\n)+")
 
 MOST_CHARACTERS = 1 << 20
 """Characters of a segment; longer pieces are divided."""
@@ -103,7 +100,7 @@ class Cutter:
         elif self.by == "line":
             return newlines(text) + 1
         elif self.by == "blank":
-            found = _BLANK_LINES.finditer(text)
+            found = BLANK_LINES.finditer(text)
         elif self.by == "character":
             return np.arange(1, len(text) + 1)
         else:

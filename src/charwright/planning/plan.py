@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from charwright import notebook
-from charwright.config import Recipe
+from charwright.config import Recipe, RecordsConfig
 from charwright.data.short_texts import shrink_to_fit
 from charwright.planning.batches import SMALLEST, batch_for, rate_factor, steps_needed
 from charwright.planning.profile import TextProfile
@@ -39,8 +39,13 @@ class Plan:
     speeds: Mapping[int, float]
     reasons: Mapping[str, str]
 
-    def summary(self) -> tuple[str, str]:
-        """Two lines: what was chosen, and why."""
+    def with_records(self, records: RecordsConfig) -> Plan:
+        """The same plan for a text that is found to be a list."""
+        reasons = {**self.reasons, "records": "the text is a list: short lines of which hardly any are equal"}
+        return dataclasses.replace(self, recipe=dataclasses.replace(self.recipe, records=records), reasons=reasons)
+
+    def summary(self) -> tuple[str, ...]:
+        """Two lines, and a third one for records: what was chosen, and why."""
         model, training = self.recipe.model, self.recipe.training
         amount, name = next((value, name) for name in BUDGETS if (value := getattr(training, name)))
         budget = f"{amount:g} {name.removesuffix('s') if amount == 1 else name}"
@@ -54,7 +59,16 @@ class Plan:
             f"{training.learning_rate:g}, {regularization}",
             f"plan: {self.text.characters:,} characters ({self.text.script}, {self.text.vocabulary:,} tokens) "
             f"are read {_times(self.passes)}{self._speed()}",
+            *self._records(),
         )
+
+    def _records(self) -> list[str]:
+        if not self.text.records:
+            return []
+        kind = self.recipe.records.records
+        ends = {"line": "one per line", "blank": "divided by blank lines"}.get(kind, f"divided by {kind!r}")
+        found = "; --records none takes them as running text" if "records" in self.reasons else ""
+        return [f"plan: they are {self.text.records:,} records, {ends}, in a new order each time{found}"]
 
     def _speed(self) -> str:
         if not self.speeds:
@@ -72,7 +86,7 @@ class Plan:
         """The flag, value and reason of every planned option."""
         values = {
             item.name: getattr(part, item.name)
-            for part in (self.recipe.sequences, self.recipe.model, self.recipe.training)
+            for part in (self.recipe.records, self.recipe.sequences, self.recipe.model, self.recipe.training)
             for item in dataclasses.fields(part)
         }
         shown = {name: "none" if value is None else str(value) for name, value in values.items()}

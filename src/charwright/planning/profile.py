@@ -6,6 +6,7 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 
+from charwright.data.records import Records
 from charwright.data.texts import Text, ids_of
 from charwright.data.vocabulary import Vocabulary
 
@@ -14,19 +15,21 @@ from charwright.data.vocabulary import Vocabulary
 class TextProfile:
     """The size of a training text in characters and in token ids, the size of its vocabulary, and its script.
 
-    A byte-level vocabulary has more token ids than characters.
+    A byte-level vocabulary has more token ids than characters. `records` is their number, if it is a list of records.
     """
 
     characters: int
     vocabulary: int
     script: str
     tokens: int
+    records: int = 0
 
     @classmethod
     def of(cls, training_text: Text, vocabulary: Vocabulary) -> TextProfile:
         """Measure a text."""
         tokens = len(ids_of(training_text, vocabulary))
-        return cls(len(training_text), len(vocabulary), script_of(training_text), tokens)
+        records = training_text.count if isinstance(training_text, Records) else 0
+        return cls(len(training_text), len(vocabulary), script_of(training_text), tokens, records)
 
 
 def script_of(text: Text) -> str:

@@ -13,12 +13,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from charwright.data.records import Records
 from charwright.data.sequences import Dataset, Pair, Streams, Windows
 from charwright.data.texts import Text
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import UsageError
 from charwright.evaluation.evaluate import Evaluation, continued_nats, evaluate_with, target_nats
 from charwright.evaluation.mapped import evaluate_mapped, evaluate_text
+from charwright.evaluation.records import evaluate_records
 from charwright.model.cells import State
 from charwright.model.dropout import draw_masks, empty_masks
 from charwright.model.language_model import LanguageModel
@@ -160,9 +162,11 @@ class Agreement:
 
 
 def evaluate_together(model: LanguageModel, vocabulary: Vocabulary, text: Text, ranks: Ranks) -> Evaluation:
-    """As `evaluate`, with the streams of the text divided among the ranks; all get the result."""
+    """As `evaluate_text`, with the streams of the text divided among the ranks; all get the result."""
     if ranks.size == 1:
         return evaluate_text(model, vocabulary, text)
+    if isinstance(text, Records):
+        return evaluate_records(partial(_nats_together, ranks, model), vocabulary, text)
     if not isinstance(text, str):
         return evaluate_mapped(partial(_continued_nats_together, ranks, model), vocabulary, text)
     return evaluate_with(partial(_nats_together, ranks, model), vocabulary, text)

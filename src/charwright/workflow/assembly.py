@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from charwright.config import Recipe
+from charwright.data.record_streams import RecordStreams
+from charwright.data.records import Records
 from charwright.data.sequences import Dataset, make_dataset
 from charwright.data.short_texts import shrink_to_fit
 from charwright.data.texts import Text, id_counts, ids_of
@@ -34,16 +36,25 @@ def assemble(
     Raises:
         CorpusError: when the text is too short.
     """
-    ids = ids_of(training_text, vocabulary)
-    sequences, notice = shrink_to_fit(len(ids), recipe.sequences)
     training = recipe.training
-    dataset = make_dataset(ids, sequences, training.seed)
+    dataset, notice = _dataset(recipe, vocabulary, training_text)
     model = LanguageModel(
         recipe.model, len(vocabulary), seed=training.seed, embedding_range=training.embedding_range, compute=compute
     )
     if weights is not None:
         model.load_arrays(weights)
     return Assembly(model, dataset, notice)
+
+
+def _dataset(recipe: Recipe, vocabulary: Vocabulary, training_text: Text) -> tuple[Dataset, str | None]:
+    """The batches of a text, and a notice when they are smaller than configured."""
+    if isinstance(training_text, Records):
+        ids, stops = training_text.ids(vocabulary)
+        sequences, notice = shrink_to_fit(len(ids), recipe.sequences)
+        return RecordStreams(ids, stops, sequences.seq_length, sequences.batch, recipe.training.seed), notice
+    all_ids = ids_of(training_text, vocabulary)
+    sequences, notice = shrink_to_fit(len(all_ids), recipe.sequences)
+    return make_dataset(all_ids, sequences, recipe.training.seed), notice
 
 
 def grow_weights(weights: Arrays, vocabulary: Vocabulary, training_text: Text, seed: int) -> Arrays:

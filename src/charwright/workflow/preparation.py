@@ -17,7 +17,7 @@ import torch
 from charwright import __version__
 from charwright.config import BUDGETS, CorpusConfig, Recipe, SplitConfig, TrainingConfig
 from charwright.data.parts import STDIN_PATH, Places
-from charwright.data.texts import Text
+from charwright.data.texts import Text, plain
 from charwright.data.vocabularies import make_vocabulary
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import CorpusError, UsageError
@@ -77,9 +77,15 @@ class Origin:
         """Whether the recipe is planned for the text."""
         return self.parent is None and self.recipe_name == PLANNED
 
-    def plan(self, training_text: Text, vocabulary: Vocabulary, wanted: Wanted) -> tuple[Plan, Choice]:
+    @property
+    def detects_records(self) -> bool:
+        """Whether a text that plainly is a list is to be taken as one."""
+        return self.planned and not {"records", "order"} & self.options.keys()
+
+    def plan(self, texts: Texts, vocabulary: Vocabulary, wanted: Wanted) -> tuple[Plan, Choice]:
         """Plan the recipe and choose how to compute, measuring the machine if the budget is in minutes."""
-        return plan_here(TextProfile.of(training_text, vocabulary), self.options, wanted)
+        plan, choice = plan_here(TextProfile.of(texts.training, vocabulary), self.options, wanted)
+        return (plan if texts.records == self.recipe.records else plan.with_records(texts.records)), choice
 
     def parent_entry(self) -> Parent | None:
         """The record of the parent in config.json."""
@@ -146,20 +152,25 @@ def prepare_new(
     recipe = origin.recipe
     if out is not None:
         ranks.first(partial(Run.check_place, out, force=force))
-    texts = ranks.prepare(lambda: read_texts(corpus, validation, reading, recipe.split, places, notify))
+    texts = ranks.prepare(
+        lambda: read_texts(
+            corpus, validation, reading, recipe.split, places, notify, recipe.records, detect=origin.detects_records
+        )
+    )
     _check_same(texts, ranks)
+    recipe = dataclasses.replace(recipe, records=texts.records)
     if texts.validation_corpus is not None:
         recipe = recipe.with_options({"val_fraction": 0.0})
     if not texts.validation:
         _check_unvalidated(recipe.training, "raise --val-fraction", notify)
     text = texts.corpus
     if origin.parent is None:
-        vocabulary = make_vocabulary(text.text, recipe.vocabulary)
+        vocabulary = make_vocabulary(texts.whole, recipe.vocabulary)
     else:
-        vocabulary = origin.parent.vocabulary.grown(text.text, recipe.vocabulary)
+        vocabulary = origin.parent.vocabulary.grown(plain(texts.whole), recipe.vocabulary)
     plan: Plan | None = None
     if origin.planned:
-        plan, choice = ranks.first(lambda: origin.plan(texts.training, vocabulary, wanted))
+        plan, choice = ranks.first(lambda: origin.plan(texts, vocabulary, wanted))
         recipe = dataclasses.replace(plan.recipe, split=recipe.split)
         for line in plan.summary():
             notify(line)
@@ -180,6 +191,7 @@ def prepare_new(
         parent=origin.parent_entry(),
         plan=plan.to_json() if plan else None,
         compute=record_of(choice),
+        records=texts.record_ends,
     )
     place = out or _free_folder(Path("runs") / text.name)
     corpora = [text, *([texts.validation_corpus] if texts.validation_corpus else [])]

@@ -7,14 +7,17 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from charwright.config import CorpusConfig, SplitConfig
+from charwright.config import CorpusConfig, RecordsConfig, SplitConfig
 from charwright.data.corpus import Source
 from charwright.data.large_texts import AnyCorpus, open_corpus, reopen_corpus
+from charwright.data.lists import is_list
 from charwright.data.parts import Places
+from charwright.data.records import Records
 from charwright.data.split import split_text
-from charwright.data.texts import Text
+from charwright.data.texts import Text, in_memory
 from charwright.errors import RunError
 from charwright.run import Run
+from charwright.run_config import RecordEnds
 
 Specs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """Corpora as a user names them: files, folders, `-`, addresses and names; one or several."""
@@ -25,21 +28,42 @@ Notify = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Texts:
-    """A corpus, the part of it to train on, and the text to validate on.
+    """A corpus, its whole text, the part of it to train on, and the text to validate on.
 
-    `validation_corpus` is the source of the validation text if that is not a part of the corpus.
+    `records` is how the texts are divided into records, if they are. `validation_corpus` is the source of the
+    validation text if that is not a part of the corpus.
     """
 
     corpus: AnyCorpus
+    whole: Text
     training: Text
     validation: Text
+    records: RecordsConfig
     validation_corpus: AnyCorpus | None = None
+
+    @property
+    def record_ends(self) -> RecordEnds | None:
+        """What config.json keeps of the records."""
+        if not isinstance(self.training, Records):
+            return None
+        held_out = self.validation.count if isinstance(self.validation, Records) else 0
+        return RecordEnds(self.training.end, self.training.count, held_out)
 
 
 def read_texts(
-    corpus: Specs, validation: Specs, reading: CorpusConfig, split: SplitConfig, places: Places, notify: Notify
+    corpus: Specs,
+    validation: Specs,
+    reading: CorpusConfig,
+    split: SplitConfig,
+    places: Places,
+    notify: Notify,
+    records: RecordsConfig | None = None,
+    *,
+    detect: bool = False,
 ) -> Texts:
     """Read a corpus, and split it unless a validation text is given.
+
+    Both are divided into `records`. To `detect` a list makes it one of lines.
 
     Raises:
         CorpusError: when a text cannot be found, read or decoded.
@@ -48,9 +72,22 @@ def read_texts(
     separate = open_corpus(validation, reading, places) if validation else None
     for note in (*text.notes, *(separate.notes if separate else ())):
         notify(note)
+    records = records or RecordsConfig()
+    if detect and is_list(text.text):
+        records = dataclasses.replace(records, records="line")
+    whole = divided(text.text, records)
     if separate is not None:
-        return Texts(text, text.text, separate.text, separate)
-    return Texts(text, *split_text(text.text, split))
+        return Texts(text, whole, whole, divided(separate.text, records), records, separate)
+    return Texts(text, whole, *split_text(whole, split), records)
+
+
+def divided(text: Text, records: RecordsConfig) -> Text:
+    """A text in records, which are in memory; the text itself if it has none.
+
+    Raises:
+        CorpusError: when it has fewer than two, or one lacks its label.
+    """
+    return text if records.records == "none" else Records.parse(in_memory(text), records)
 
 
 def texts_of_run(run: Run, moved: Sequence[str], places: Places) -> tuple[Text, Text]:
@@ -62,17 +99,19 @@ def texts_of_run(run: Run, moved: Sequence[str], places: Places) -> tuple[Text, 
         RunError: when `moved` is a different text.
         CorpusError: when a text is gone, has changed or cannot be read.
     """
-    training, held_out = split_text(_corpus_of_run(run, moved, places), run.config.recipe.split)
+    recipe = run.config.recipe
+    training, held_out = split_text(divided(_corpus_of_run(run, moved, places), recipe.records), recipe.split)
     if not run.config.validation:
         return training, held_out
     sources = _located(run, run.config.validation)
     sha256 = sources[0].sha256 if len(sources) == 1 else ""  # That of several together is not recorded.
-    return training, reopen_corpus(sources, sha256, run.config.corpus, places).text
+    return training, divided(reopen_corpus(sources, sha256, run.config.corpus, places).text, recipe.records)
 
 
 def training_text_of_run(run: Run, moved: Sequence[str], places: Places) -> Text:
     """The training text of a run; arguments and errors as for `texts_of_run`."""
-    return split_text(_corpus_of_run(run, moved, places), run.config.recipe.split)[0]
+    recipe = run.config.recipe
+    return split_text(divided(_corpus_of_run(run, moved, places), recipe.records), recipe.split)[0]
 
 
 def _corpus_of_run(run: Run, moved: Sequence[str], places: Places) -> Text:

@@ -204,9 +204,12 @@ def plan(
     origin = origin_of_recipe(PLANNED, options)
     wanted = Wanted(device, core, origin.recipe.training.precision, threads)
     wanted.by_rule().start()
-    split = origin.recipe.split
-    texts = read_texts(corpus, validation, reading or CorpusConfig(), split, places or Places.of_this_user(), notify)
-    return origin.plan(texts.training, make_vocabulary(texts.corpus.text, origin.recipe.vocabulary), wanted)[0]
+    recipe, places = origin.recipe, places or Places.of_this_user()
+    texts = read_texts(
+        corpus, validation, reading or CorpusConfig(), recipe.split, places, notify, recipe.records,
+        detect=origin.detects_records,
+    )  # fmt: skip
+    return origin.plan(texts, make_vocabulary(texts.whole, recipe.vocabulary), wanted)[0]
 
 
 def _run(

@@ -1,0 +1,160 @@
+"""A text that is a list of records: names, molecules, tunes, poems. Each is on its own; their order means nothing."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from charwright.config import RecordsConfig, SplitConfig
+from charwright.data.vocabulary import Ids, Vocabulary
+from charwright.errors import CorpusError
+
+Ints = npt.NDArray[np.int64]
+
+BLANKS = " \t\u3000"
+"""What a blank line may have: also the space of Chinese text."""
+BLANK_LINES = re.compile(rf"\n(?:[{BLANKS}]*+\r?\n)+")
+
+ENDS = {"line": "\n", "blank": "\n\n"}
+"""What ends a record of these kinds, when it is trained and generated."""
+
+
+@dataclass(frozen=True, eq=False)
+class Records:
+    """Records as one text, in which `end` follows each; it can be sliced like a `str`.
+
+    `stops` (R,) are the positions after the ends. A label says of which kind a record is and is no part of its text.
+    """
+
+    text: str = field(repr=False)
+    stops: Ints = field(repr=False)
+    end: str
+    labels: tuple[str, ...] | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, records: Sequence[str], end: str, labels: Sequence[str] | None = None) -> Records:
+        """Join records, which are without their ends."""
+        lengths = np.array([len(record) for record in records], dtype=np.int64) + len(end)
+        text = "".join(record + end for record in records)
+        return cls(text, np.cumsum(lengths), end, None if labels is None else tuple(labels))
+
+    @classmethod
+    def parse(cls, text: str, config: RecordsConfig) -> Records:
+        """Divide a text into records. Empty ones are left out.
+
+        Raises:
+            CorpusError: when there are fewer than two records, or one has no label where labels are asked for.
+        """
+        pattern = _pattern_of(config.records)
+        found = [piece for piece in _pieces(text, pattern, config.records) if piece.strip()]
+        if len(found) < 2:
+            raise CorpusError(
+                f"the text has only {len(found)} record{'' if len(found) == 1 else 's'} with --records "
+                f"{config.records!r}; name what ends each one, or remove --records"
+            )
+        end = ENDS.get(config.records) or _usual_end(text, pattern, config.records)
+        if config.label is None:
+            return cls.of(found, end)
+        columns = [_columns(piece, number, config.label) for number, piece in enumerate(found, 1)]
+        return cls.of([record for _, record in columns], end, [label for label, _ in columns])
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the records without their ends."""
+        for begin, stop in pairwise([0, *self.stops.tolist()]):
+            yield self.text[begin : stop - len(self.end)]
+
+    @property
+    def count(self) -> int:
+        """The number of records."""
+        return len(self.stops)
+
+    def __len__(self) -> int:
+        """Return the number of characters, as for every text."""
+        return len(self.text)
+
+    def __getitem__(self, key: slice) -> str:
+        return self.text[key]
+
+    def chosen(self, indices: Ints) -> Records:
+        """Return some of the records, in the order of their indices (N,)."""
+        records = list(self)
+        labels = None if self.labels is None else [self.labels[index] for index in indices]
+        return Records.of([records[index] for index in indices], self.end, labels)
+
+    def ids(self, vocabulary: Vocabulary) -> tuple[Ids, Ints]:
+        """Return the ids (N,) of all records, each after the id of its label if it has one, and their stops (R,)."""
+        ids = vocabulary.encode(self.text)
+        stops = self.stops
+        if len(ids) != len(self.text):  # Each byte is an id.
+            sizes = np.array([len(vocabulary.encode(record + self.end)) for record in self], dtype=np.int64)
+            stops = np.cumsum(sizes)
+        if self.labels is None:
+            return ids, stops
+        known = {label: len(vocabulary) - len(vocabulary.labels) + at for at, label in enumerate(vocabulary.labels)}
+        # A label that the vocabulary lacks is unknown, as a character is.
+        marks = np.array([known.get(label, 0) for label in self.labels], dtype=np.int32)
+        begins = np.concatenate([[0], stops[:-1]])
+        return np.insert(ids, begins, marks), stops + np.arange(1, len(stops) + 1)
+
+
+def split_records(records: Records, config: SplitConfig) -> tuple[Records, Records | None]:
+    """Return the records to train on and those to validate on; None when there are none.
+
+    Equal records are on the same side, whatever their labels. `blocks` holds out records spread evenly over the list,
+    `tail` the last ones. At most `val_limit` characters are held out.
+    """
+    numbers: dict[str, int] = {}
+    kinds = np.array([numbers.setdefault(record, len(numbers)) for record in records])
+    lengths = np.bincount(kinds, weights=np.diff(records.stops, prepend=0))
+    different = len(numbers)
+    # As for running text, the training part is rounded down.
+    wanted = different - int(different * (1 - config.val_fraction))
+    if config.val_limit is not None:
+        wanted = min(wanted, int(config.val_limit / lengths.mean()))
+    if wanted < 1 or different - wanted < 1:
+        return records, None
+    at = np.arange(different + 1)
+    spread = np.diff(at * wanted // different) > 0
+    held_out = (at[:-1] >= different - wanted if config.val_split == "tail" else spread)[kinds]
+    return records.chosen(np.flatnonzero(~held_out)), records.chosen(np.flatnonzero(held_out))
+
+
+def _pattern_of(kind: str) -> re.Pattern[str]:
+    """The expression of what ends a record."""
+    if kind == "line":
+        return re.compile(r"\r?\n")
+    if kind == "blank":
+        return re.compile(rf"\r?{BLANK_LINES.pattern}")
+    if len(kind) > 2 and kind[0] == kind[-1] == "/":
+        return re.compile(kind[1:-1], re.MULTILINE)
+    return re.compile(re.escape(kind))
+
+
+def _pieces(text: str, pattern: re.Pattern[str], kind: str) -> Iterator[str]:
+    begin = 0
+    for match in pattern.finditer(text):
+        yield text[begin : match.start()].strip("\r\n" if kind == "blank" else "")
+        begin = match.end()
+    yield text[begin:].strip("\r\n" if kind == "blank" else "")
+
+
+def _usual_end(text: str, pattern: re.Pattern[str], kind: str) -> str:
+    """What ends most records: an expression may match different texts."""
+    [(end, _)] = Counter(match[0] for match in pattern.finditer(text)).most_common(1) or [(kind, 0)]
+    return end
+
+
+def _columns(record: str, number: int, column: str) -> tuple[str, str]:
+    """The label of a record, and the record without it."""
+    first, tab, rest = record.partition("\t") if column == "first" else record.rpartition("\t")[::-1]
+    label = first.strip()
+    if not tab or not label or not rest.strip():
+        what = "no tab" if not tab else "an empty column"
+        raise CorpusError(f"record {number:,} has {what}, so no label and text: {record[:60]!r}")
+    return label, rest
