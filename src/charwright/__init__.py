@@ -17,12 +17,15 @@ if TYPE_CHECKING:
         GenerationConfig,
         ModelConfig,
         Recipe,
+        RecordsConfig,
         SequenceConfig,
         SplitConfig,
         TrainingConfig,
         VocabularyConfig,
     )
     from charwright.data.corpus import Corpus, read_corpus
+    from charwright.data.record_streams import RecordStreams
+    from charwright.data.records import Records
     from charwright.data.sequences import Streams, Windows
     from charwright.data.split import split_corpus
     from charwright.data.vocabularies import make_vocabulary
@@ -55,12 +58,15 @@ _HOMES = {
     "GenerationConfig": "config",
     "ModelConfig": "config",
     "Recipe": "config",
+    "RecordsConfig": "config",
     "SequenceConfig": "config",
     "SplitConfig": "config",
     "TrainingConfig": "config",
     "VocabularyConfig": "config",
     "Corpus": "data.corpus",
     "read_corpus": "data.corpus",
+    "RecordStreams": "data.record_streams",
+    "Records": "data.records",
     "Streams": "data.sequences",
     "Windows": "data.sequences",
     "split_corpus": "data.split",
@@ -119,6 +125,9 @@ __all__ = [
     "ModelConfig",
     "Novelty",
     "Recipe",
+    "RecordStreams",
+    "Records",
+    "RecordsConfig",
     "Run",
     "Score",
     "SequenceConfig",

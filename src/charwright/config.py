@@ -312,7 +312,9 @@ class Recipe(Config):
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
-        """Skip the checks: each part has checked itself."""
+        """Check that the parts fit: records are read in streams. Each part has checked itself."""
+        if self.records.records != "none" and self.sequences.order == "windows":
+            raise ConfigError("--records reads in streams: add --order streams, or remove --records")
 
     @classmethod
     def from_json(cls, values: Any, where: str) -> Self:

@@ -26,6 +26,9 @@ def as_html(folder: Path, config: RunConfig, vocabulary_size: int, history: Sequ
         places = ", ".join(source.location for source in config.sources[:3])
         more = f" and {len(config.sources) - 3} more" if len(config.sources) > 3 else ""
         rows.append(("text", f"{places}{more}, {config.characters:,} characters"))
+    if config.records:
+        count = config.records.training + config.records.validation
+        rows.append(("records", f"{count:,}, each ends with {config.records.end!r}"))
     losses = [
         (event["step"], event["validation_loss"]) for event in history if event.get("validation_loss") is not None
     ]

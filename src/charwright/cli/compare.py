@@ -7,6 +7,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -16,7 +17,7 @@ import click
 
 from charwright.cli.evaluate import difference_shown, evaluator_of, machine_options
 from charwright.cli.options import SectionedCommand, config_options, given
-from charwright.config import CorpusConfig
+from charwright.config import CorpusConfig, RecordsConfig
 from charwright.errors import CorpusError, UsageError
 from charwright.schema import field_names, flag
 
@@ -34,7 +35,8 @@ COLUMNS = ("  run", "nats", "bits", "difference", "in {}s", "parameters", "min",
 class Row:
     """A run, its losses on the text, and its training time and speed.
 
-    `windows` is None if the text is too short for a window; `minutes` and `chars_per_s` if they are not logged.
+    `carried` is the loss record by record if the text is in records. `windows` is None for these, and for a text that
+    is too short for a window; `minutes` and `chars_per_s` are None if they are not logged.
     """
 
     run: Run
@@ -75,7 +77,8 @@ def compare(
     """Evaluate each RUN on the same CORPUS, and show the best first.
 
     The arguments up to the last run are runs; the rest is the corpus. Without a corpus, runs that were trained on the
-    same text are evaluated on their validation text.
+    same text are evaluated on their validation text. Runs that were all trained on records are evaluated record by
+    record.
 
     Each difference to the best run is followed by its standard error; less than twice that is not significant.
     """
@@ -84,7 +87,7 @@ def compare(
     folders, corpus = split_words(words)
     runs = [Run.open(folder) for folder in folders]
     reading = given(ctx, field_names(CorpusConfig))
-    name, text, sha256 = _given_text(corpus, reading) if corpus else _validation_text(runs, reading)
+    name, text, sha256 = _given_text(runs, corpus, reading) if corpus else _validation_text(runs, reading)
     rows = sorted(
         (_row(run, text, windows, device, precision) for run in runs), key=lambda row: row.carried.nats_per_char
     )
@@ -117,14 +120,16 @@ def _is_run(word: str) -> bool:
     return (Path(word) / "config.json").is_file()
 
 
-def _given_text(corpus: Sequence[str], reading: dict[str, Any]) -> tuple[str, Text, str]:
-    """The name of a corpus, its text, and its SHA-256."""
+def _given_text(runs: Sequence[Run], corpus: Sequence[str], reading: dict[str, Any]) -> tuple[str, Text, str]:
+    """The name of a corpus, its text, and its SHA-256; the text in records, if all runs were trained on such."""
     from charwright.cli.download import user_places
     from charwright.data.large_texts import open_corpus
+    from charwright.workflow.texts import divided
 
     name = corpus[0] if len(corpus) == 1 else f"{corpus[0]} and {len(corpus) - 1} more"
     found = open_corpus(corpus, CorpusConfig(**reading), user_places())
-    return name, found.text, found.sha256
+    [records, *others] = {run.config.recipe.records for run in runs}
+    return name, divided(found.text, RecordsConfig() if others else records), found.sha256
 
 
 def _validation_text(runs: Sequence[Run], reading: dict[str, Any]) -> tuple[str, Text, str]:
@@ -158,16 +163,17 @@ def _origin(run: Run) -> Any:
     """What determines the validation text."""
     config = run.config
     validation = tuple(source.sha256 for source in config.validation)
-    return (validation,) if validation else (config.sha256, config.recipe.split)
+    whole = (config.sha256, config.recipe.split)
+    return (validation if validation else whole, config.recipe.records)
 
 
 def _row(run: Run, text: Text, windows: int, device: str, precision: str) -> Row:
     evaluate = evaluator_of(run, device, precision)
     carried = evaluate(text, "carried")
-    try:
-        in_windows = evaluate(text, f"windows-{windows}")
-    except CorpusError:
-        in_windows = None
+    in_windows = None
+    if carried.records is None:
+        with suppress(CorpusError):  # It may be too short for a window.
+            in_windows = evaluate(text, f"windows-{windows}")
     return Row(run, carried, in_windows, _minutes(run), _chars_per_s(run))
 
 
@@ -264,7 +270,9 @@ def _cells(row: Row, best: Row, name: str) -> tuple[str, ...]:
 def _notes(rows: Sequence[Row], name: str, sha256: str, windows: int) -> Iterator[str]:
     """What the figures mean; `sha256` is that of the text, if known."""
     chars = rows[0].carried.chars
-    yield f"Per character, on {name} ({chars:,} characters predicted): carried, and in windows of {windows}."
+    records = rows[0].carried.records
+    how = f"carried, and in windows of {windows}" if records is None else f"each of {records:,} records on its own"
+    yield f"Per character, on {name} ({chars:,} characters predicted): {how}."
     for row, shown in zip(rows, _names(rows), strict=True):
         if row.carried.unknown_chars:
             yield (

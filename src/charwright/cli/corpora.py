@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from charwright.cli.options import say
-from charwright.config import CorpusConfig, SplitConfig
+from charwright.config import CorpusConfig, RecordsConfig, SplitConfig
 
 if TYPE_CHECKING:
     from charwright.data.texts import Text
@@ -15,13 +15,20 @@ if TYPE_CHECKING:
 
 
 def read_texts(
-    corpus: Sequence[str], validation: Sequence[str], reading: CorpusConfig, split: SplitConfig | None = None
+    corpus: Sequence[str],
+    validation: Sequence[str],
+    reading: CorpusConfig,
+    split: SplitConfig | None = None,
+    records: RecordsConfig | None = None,
+    *,
+    detect: bool = False,
 ) -> Texts:
-    """Read a corpus, and split it unless a validation text is given."""
+    """Read a corpus, and split it unless a validation text is given; `detect` finds out whether it is a list."""
     from charwright.cli.download import user_places
     from charwright.workflow import texts
 
-    return texts.read_texts(corpus, validation, reading, split or SplitConfig(), user_places(), say)
+    split = split or SplitConfig()
+    return texts.read_texts(corpus, validation, reading, split, user_places(), say, records, detect=detect)
 
 
 def training_text(run: Run, moved: Sequence[str]) -> Text:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from charwright.planning.survey import Surveyed
     from charwright.run import Run
 
+SHOWN_LABELS = 20
+
 
 @click.command(short_help="Show layers, weights and history of a run.")
 @click.argument("run", type=click.Path(path_type=Path), required=False)
@@ -132,6 +134,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "layers": layers,
         "vocabulary": len(run.vocabulary),
         "unit": run.vocabulary.level,
+        "labels": list(run.vocabulary.labels),
         "history": run.history(),
         **run.config.to_json(),
     }
@@ -161,6 +164,12 @@ def _print_corpus(run: Run) -> None:
     click.echo(f"\nCorpus: {places or 'not recorded'}{more}")
     if config.characters:
         click.echo(f"{config.characters:,} characters, SHA-256 {config.sha256}")
+    if config.records:
+        records = config.records
+        held_out = f", {records.validation:,} of them for validation" if records.validation else ""
+        click.echo(f"{records.training + records.validation:,} records that end with {records.end!r}{held_out}")
+    if labels := run.vocabulary.labels:
+        click.echo(f"{len(labels):,} labels: {', '.join(labels[:SHOWN_LABELS])}{' ...' * (len(labels) > SHOWN_LABELS)}")
     if config.parent:
         step = "" if config.parent.step is None else f" at step {config.parent.step:,}"
         learned = f", trained on {config.parent.characters:,} characters" if config.parent.characters else ""

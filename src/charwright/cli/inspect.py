@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import islice, repeat
 from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
 
 from charwright.cli.options import WEIGHT_DROPOUT_ADVICE, SectionedCommand, config_options, given, removed_option
-from charwright.config import CorpusConfig, ModelConfig, SequenceConfig, VocabularyConfig
+from charwright.config import CorpusConfig, ModelConfig, RecordsConfig, SequenceConfig, VocabularyConfig
 from charwright.schema import field_names
 
 if TYPE_CHECKING:
     from collections import Counter
 
+    from charwright.data.records import Records
     from charwright.data.sequences import Dataset
     from charwright.data.texts import Text
     from charwright.data.vocabulary import Vocabulary
@@ -32,31 +35,37 @@ SHOWN = 250
 @config_options(ModelConfig(units=1024, embedding_size=256), "Model")
 @config_options(SequenceConfig(order="windows", batch=64, seq_length=100), "Sequences")
 @config_options(VocabularyConfig(), "Vocabulary")
+@config_options(RecordsConfig(), "Records")
 @config_options(CorpusConfig(), "Reading the corpus")
 @click.pass_context
 def inspect(ctx: click.Context, /, corpus: tuple[str, ...], recipe_name: str, seed: int, **_: Any) -> None:
     """Show CORPUS as the model sees it: text, vocabulary, sequences, batches, and the output of an untrained model."""
     from charwright.cli.download import user_places
     from charwright.data.large_texts import open_corpus
-    from charwright.data.sequences import make_dataset
-    from charwright.data.short_texts import shrink_to_fit
+    from charwright.data.records import Records
     from charwright.data.texts import character_counts, ids_of
     from charwright.data.vocabularies import make_vocabulary
     from charwright.planning.recipe_file import recipe_of
+    from charwright.workflow.assembly import dataset_of
+    from charwright.workflow.texts import divided
 
-    options = given(ctx, field_names(VocabularyConfig, SequenceConfig, ModelConfig))
-    recipe = recipe_of(recipe_name).with_options(options)
+    options = given(ctx, field_names(VocabularyConfig, RecordsConfig, SequenceConfig, ModelConfig))
+    if options.get("records", "none") != "none":
+        options = {"order": "streams"} | options
+    recipe = recipe_of(recipe_name).with_options({**options, "seed": seed})
     reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
-    text = open_corpus(corpus, reading, user_places())
-    vocabulary = make_vocabulary(text.text, recipe.vocabulary)
-    ids = ids_of(text.text, vocabulary)
-    sequences, word = shrink_to_fit(len(ids), recipe.sequences)
-    dataset = make_dataset(ids, sequences, seed)
-    counts = character_counts(text.text)
+    corpus_read = open_corpus(corpus, reading, user_places())
+    text = divided(corpus_read.text, recipe.records)
+    vocabulary = make_vocabulary(text, recipe.vocabulary)
+    ids = ids_of(text, vocabulary)
+    dataset, word = dataset_of(recipe, vocabulary, text)
+    counts = character_counts(text)
 
-    _show_text(text.name, text.text, counts)
+    _show_text(corpus_read.name, text, counts)
     _show_vocabulary(vocabulary, counts)
-    _show_sequences(vocabulary, ids, sequences.seq_length)
+    if isinstance(text, Records):
+        _show_records(text)
+    _show_sequences(vocabulary, ids, dataset.seq_length)
     _show_batch(dataset, word)
     _show_untrained(vocabulary, dataset, recipe.model, seed, recipe.training.embedding_range)
 
@@ -77,12 +86,23 @@ def _show_vocabulary(vocabulary: Vocabulary, counts: Counter[str]) -> None:
     if vocabulary.level == "byte":
         click.echo("[UNK] = 0, then the 256 bytes of UTF-8")
         return
-    listed = [f"{i} {_shown(token)} {counts[token]:,}" for i, token in enumerate(vocabulary.tokens) if i]
+    listed = [f"{i} {_shown(character)} {counts[character]:,}" for i, character in enumerate(vocabulary.characters, 1)]
     most = 100
     click.echo("id, character, count:")
     click.echo("  " + "   ".join(["0 [UNK]", *listed[:most]]))
     if len(listed) > most:
         click.echo(f"  ... and {len(listed) - most:,} more; {sum(n == 1 for n in counts.values()):,} occur once")
+    if labels := vocabulary.labels:
+        click.echo(f"labels: {', '.join(labels[:most])}{' ...' if len(labels) > most else ''}")
+
+
+def _show_records(records: Records) -> None:
+    _heading(f"Records: {records.count:,}, each ends with {records.end!r}")
+    lengths = np.diff(records.stops, prepend=0) - len(records.end)
+    click.echo(f"{lengths.min():,} to {lengths.max():,} characters, {lengths.mean():.1f} on average. The first:")
+    for record, label in zip(islice(records, 5), records.labels or repeat(""), strict=False):
+        shown = record if len(record) <= SHOWN else record[:SHOWN] + " ..."
+        click.echo(f"  | {f'[{label}] ' if label else ''}{shown!r}")
 
 
 def _shown(character: str) -> str:

@@ -21,7 +21,7 @@ from charwright.cli.options import (
     given,
     threads_option,
 )
-from charwright.config import CorpusConfig, Recipe, SplitConfig, VocabularyConfig
+from charwright.config import CorpusConfig, Recipe, RecordsConfig, SplitConfig, VocabularyConfig
 from charwright.errors import MissingExtraError, RunError, UsageError
 from charwright.schema import field_names, flag
 from charwright.signals import stop_asked
@@ -66,6 +66,7 @@ LONGER = 10  # the proposed training time, in units of the minutes of a trial
 @threads_option
 @config_options(SplitConfig(), "Validation")
 @config_options(VocabularyConfig(), "Vocabulary")
+@config_options(RecordsConfig(), "Records", planned=["records"])
 @config_options(CorpusConfig(), "Reading the corpus")
 @click.pass_context
 def tune(
@@ -105,13 +106,17 @@ def tune(
 
     if out is not None:
         check_place(out, shared=storage is not None)
-    options = given(ctx, field_names(SplitConfig, VocabularyConfig)) | {"seed": seed}
+    options = given(ctx, field_names(SplitConfig, VocabularyConfig, RecordsConfig)) | {"seed": seed}
     recipe = Recipe().with_options(options)
     reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
     wanted = Wanted(device, core, recipe.training.precision, threads)
     compute = wanted.by_rule()
     compute.start()
-    texts = read_texts(corpus, validation, reading, recipe.split)
+    texts = read_texts(corpus, validation, reading, recipe.split, recipe.records, detect="records" not in options)
+    if texts.records != recipe.records:
+        click.echo("the text is a list: every line is a record; --records none takes it as running text", err=True)
+    options |= texts.records.to_json()
+    recipe = recipe.with_options(options)
     task = _task(texts, recipe, minutes, compute)
     place = out if out is not None else Path("tune") / texts.corpus.name
     protocol = _protocol(texts, task, core, seed, recipe)
@@ -159,7 +164,7 @@ def _task(texts: Texts, recipe: Recipe, minutes: float, compute: Compute) -> Tas
     from charwright.data.vocabularies import make_vocabulary
     from charwright.tuning.trial import Task
 
-    vocabulary = make_vocabulary(texts.corpus.text, recipe.vocabulary)
+    vocabulary = make_vocabulary(texts.whole, recipe.vocabulary)
     task = Task(vocabulary, texts.training, texts.validation, minutes, compute)
     task.check()
     return task
@@ -169,7 +174,8 @@ def _protocol(texts: Texts, task: Task, core: str, seed: int, recipe: Recipe) ->
     """What makes two trials comparable, and may not change within a search."""
     import torch
 
-    parts = {**recipe.split.to_json(), **recipe.vocabulary.to_json()}
+    records = recipe.records.to_json() if recipe.records.records != "none" else {}
+    parts = {**recipe.split.to_json(), **recipe.vocabulary.to_json(), **records}
     return {
         "text": texts.corpus.sha256,
         "--validation": texts.validation_corpus.sha256 if texts.validation_corpus else None,

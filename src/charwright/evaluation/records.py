@@ -34,11 +34,9 @@ def evaluate_records(target_nats: TargetNats, vocabulary: Vocabulary, records: R
     for first in range(0, len(order), AT_ONCE):
         chosen = order[first : first + AT_ONCE]
         rows = _rows(ids, begins[chosen], lengths[chosen], before)
-        targets = rows[1:].copy()
-        targets[: given - 1] = -1
         # Padding is read as [UNK], and nothing of it is predicted.
-        nats = target_nats(np.maximum(rows[:-1], 0), targets)
-        missed = targets == UNKNOWN_ID
+        nats = target_nats(np.maximum(rows[:-1], 0), rows[1:])[given - 1 :]
+        missed = rows[given:] == UNKNOWN_ID
         costs[chosen] = (nats.astype(np.float64) + missed * vocabulary.unknown_nats).sum(axis=0)
         unknown += int(missed.sum())
     mean = float(costs.sum()) / len(records)

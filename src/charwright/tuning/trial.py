@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from charwright.config import Recipe
+from charwright.data.records import Records
 from charwright.data.short_texts import shrink_to_fit
 from charwright.data.texts import Text, ids_of, in_memory
 from charwright.data.vocabulary import Vocabulary
@@ -28,6 +30,7 @@ comparable only at the same fraction."""
 
 PROBE_PIECES = 64
 PROBE_LENGTH = 300
+PROBE_RECORDS = 1000
 
 
 @dataclass(frozen=True)
@@ -224,12 +227,15 @@ class LossCurve:
         return found
 
 
-def probe(text: Text) -> tuple[str, str]:
+def probe(text: Text) -> tuple[Text, str]:
     """A part of a validation text and the protocol for it: enough to compare trials, at little cost.
 
     Many short pieces in one batch are fast even for a large model, since they take few steps. They are spread evenly
-    over the text. A text of a few pieces is used as a whole.
+    over the text. A text of a few pieces is used as a whole. Of records, a few are used, spread evenly too.
     """
+    if isinstance(text, Records):
+        count = min(text.count, PROBE_RECORDS)
+        return text.chosen(np.arange(count) * text.count // count), "records"
     if len(text) <= 2 * PROBE_LENGTH:
         return in_memory(text), "carried"
     protocol = f"windows-{PROBE_LENGTH}"

@@ -37,7 +37,7 @@ def assemble(
         CorpusError: when the text is too short.
     """
     training = recipe.training
-    dataset, notice = _dataset(recipe, vocabulary, training_text)
+    dataset, notice = dataset_of(recipe, vocabulary, training_text)
     model = LanguageModel(
         recipe.model, len(vocabulary), seed=training.seed, embedding_range=training.embedding_range, compute=compute
     )
@@ -46,8 +46,12 @@ def assemble(
     return Assembly(model, dataset, notice)
 
 
-def _dataset(recipe: Recipe, vocabulary: Vocabulary, training_text: Text) -> tuple[Dataset, str | None]:
-    """The batches of a text, and a notice when they are smaller than configured."""
+def dataset_of(recipe: Recipe, vocabulary: Vocabulary, training_text: Text) -> tuple[Dataset, str | None]:
+    """The batches of a text, and a notice when they are smaller than configured.
+
+    Raises:
+        CorpusError: when the text is too short.
+    """
     if isinstance(training_text, Records):
         ids, stops = training_text.ids(vocabulary)
         sequences, notice = shrink_to_fit(len(ids), recipe.sequences)
