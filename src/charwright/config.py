@@ -316,6 +316,13 @@ class Recipe(Config):
         if self.records.records != "none" and self.sequences.order == "windows":
             raise ConfigError("--records reads in streams: add --order streams, or remove --records")
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, ready for JSON; without `records` for running text, which earlier versions read too."""
+        values = super().to_json()
+        if self.records == RecordsConfig():
+            del values["records"]
+        return values
+
     @classmethod
     def from_json(cls, values: Any, where: str) -> Self:
         """Read what `to_json` wrote, part by part."""

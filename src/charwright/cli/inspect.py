@@ -6,7 +6,6 @@ from itertools import islice, repeat
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 
 from charwright.cli.options import WEIGHT_DROPOUT_ADVICE, SectionedCommand, config_options, given, removed_option
 from charwright.config import CorpusConfig, ModelConfig, RecordsConfig, SequenceConfig, VocabularyConfig
@@ -98,8 +97,9 @@ def _show_vocabulary(vocabulary: Vocabulary, counts: Counter[str]) -> None:
 
 def _show_records(records: Records) -> None:
     _heading(f"Records: {records.count:,}, each ends with {records.end!r}")
-    lengths = np.diff(records.stops, prepend=0) - len(records.end)
-    click.echo(f"{lengths.min():,} to {lengths.max():,} characters, {lengths.mean():.1f} on average. The first:")
+    lengths = [len(record) for record in records]
+    mean = sum(lengths) / len(lengths)
+    click.echo(f"{min(lengths):,} to {max(lengths):,} characters, {mean:.1f} on average. The first:")
     for record, label in zip(islice(records, 5), records.labels or repeat(""), strict=False):
         shown = record if len(record) <= SHOWN else record[:SHOWN] + " ..."
         click.echo(f"  | {f'[{label}] ' if label else ''}{shown!r}")

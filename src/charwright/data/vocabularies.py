@@ -44,8 +44,8 @@ def vocabulary_from_json(values: Any) -> Vocabulary:
     if not isinstance(values["characters"], str):
         raise VocabularyError("the vocabulary's key 'characters' must be a string")
     if values["unit"] == "byte":
-        if values["characters"] or "labels" in values:
-            raise VocabularyError("a vocabulary of bytes has no characters and no labels of its own")
+        if values["characters"] or values.get("labels"):
+            raise VocabularyError("the vocabulary's characters and labels must be empty when its unit is byte")
         return ByteVocabulary()
     if values["unit"] != "character":
         raise VocabularyError(f"the vocabulary's unit must be character or byte, not {values['unit']!r}")
