@@ -14,7 +14,8 @@ from charwright.data.byte_vocabulary import ByteVocabulary
 from charwright.data.carried import MOST_STREAMS, SHORTEST_STREAM
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import CorpusError, UsageError
-from charwright.evaluation.evaluate import parse_protocol, standard_error_of_difference
+from charwright.evaluation.evaluate import parse_protocol
+from charwright.evaluation.evaluation import standard_error_of_difference
 from ramps import fill_with_ramps
 
 pytestmark = pytest.mark.usefixtures("one_thread")

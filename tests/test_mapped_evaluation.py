@@ -22,7 +22,8 @@ from charwright.data.texts import Text
 from charwright.data.vocabularies import make_vocabulary
 from charwright.errors import CorpusError, UsageError
 from charwright.evaluation.dynamic import evaluate_dynamically
-from charwright.evaluation.evaluate import Evaluation, evaluate, evaluate_with
+from charwright.evaluation.evaluate import evaluate, evaluate_with
+from charwright.evaluation.evaluation import Evaluation
 from charwright.evaluation.mapped import evaluate_mapped, evaluate_text
 from charwright.generation.engine import Engine
 from charwright.training.ranks import Ranks

@@ -22,7 +22,7 @@ from charwright.data.records import Records, split_records
 from charwright.data.vocabularies import make_vocabulary, vocabulary_from_json
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import ConfigError, CorpusError, UsageError, VocabularyError
-from charwright.evaluation.evaluate import standard_error_of_difference
+from charwright.evaluation.evaluation import standard_error_of_difference
 from charwright.evaluation.mapped import evaluate_text
 from charwright.evaluation.records import evaluate_records
 from charwright.generation.engine import Engine

@@ -18,7 +18,7 @@ from torch import Tensor
 import charwright as cw
 from charwright.data.sequences import Dataset, make_dataset
 from charwright.errors import DivergedError, UsageError
-from charwright.evaluation.evaluate import Evaluation
+from charwright.evaluation.evaluation import Evaluation
 from charwright.planning.recipes import find_recipe
 from charwright.training import events
 from charwright.training.batch import Batch

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from charwright.data.vocabularies import make_vocabulary
     from charwright.data.vocabulary import Vocabulary
     from charwright.errors import CharwrightError
-    from charwright.evaluation.evaluate import Evaluation, evaluate
+    from charwright.evaluation.evaluate import evaluate
+    from charwright.evaluation.evaluation import Evaluation
     from charwright.explanation.explain import explain
     from charwright.explanation.explanation import Explanation
     from charwright.generation.draft import Draft, Fragment
@@ -73,7 +74,7 @@ _HOMES = {
     "make_vocabulary": "data.vocabularies",
     "Vocabulary": "data.vocabulary",
     "CharwrightError": "errors",
-    "Evaluation": "evaluation.evaluate",
+    "Evaluation": "evaluation.evaluation",
     "evaluate": "evaluation.evaluate",
     "explain": "explanation.explain",
     "Explanation": "explanation.explanation",

@@ -23,7 +23,7 @@ from charwright.schema import field_names, flag
 
 if TYPE_CHECKING:
     from charwright.data.texts import Text
-    from charwright.evaluation.evaluate import Evaluation
+    from charwright.evaluation.evaluation import Evaluation
     from charwright.run import Run
 
 DASH = "-"
@@ -194,7 +194,7 @@ def _chars_per_s(run: Run) -> float | None:
 
 def _error(row: Row, best: Row) -> float | None:
     """The standard error of a run's difference to the best, if there are enough blocks."""
-    from charwright.evaluation.evaluate import standard_error_of_difference
+    from charwright.evaluation.evaluation import standard_error_of_difference
 
     error = standard_error_of_difference(row.carried, best.carried)
     return error if math.isfinite(error) else None

@@ -19,7 +19,7 @@ from charwright.schema import field_names, flag
 
 if TYPE_CHECKING:
     from charwright.data.texts import Text
-    from charwright.evaluation.evaluate import Evaluation
+    from charwright.evaluation.evaluation import Evaluation
     from charwright.model.language_model import LanguageModel
     from charwright.run import Run
 
@@ -224,7 +224,7 @@ def _progress() -> Iterator[Callable[[float], None]]:
 def _show(static: Evaluation, adapted: tuple[Evaluation, str] | None) -> None:
     click.echo(_line(static))
     if adapted is not None:
-        from charwright.evaluation.evaluate import paired_error
+        from charwright.evaluation.evaluation import paired_error
 
         result, source = adapted
         error = paired_error(result.blocks, static.blocks)

@@ -19,7 +19,8 @@ from charwright.data.mapped_ids import MappedIds
 from charwright.data.texts import Text, ids_of, in_memory
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import CorpusError, DivergedError
-from charwright.evaluation.evaluate import Evaluation, evaluation_of
+from charwright.evaluation.evaluate import evaluation_of
+from charwright.evaluation.evaluation import Evaluation
 from charwright.model.cells import State
 from charwright.model.language_model import LanguageModel
 

@@ -13,21 +13,12 @@ import numpy.typing as npt
 
 from charwright.data.carried import MOST_STREAMS, stream_bounds
 from charwright.data.mapped_text import MappedText
-from charwright.data.records import Records
 from charwright.data.sequences import taken
 from charwright.data.texts import Text, ids_of
 from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
 from charwright.errors import CorpusError
-from charwright.evaluation.evaluate import (
-    CHUNK,
-    Evaluation,
-    block_cuts,
-    continued_nats,
-    evaluate,
-    parse_protocol,
-    target_nats,
-)
-from charwright.evaluation.records import evaluate_records
+from charwright.evaluation.evaluate import CHUNK, block_cuts, continued_nats, evaluate, parse_protocol
+from charwright.evaluation.evaluation import Evaluation
 from charwright.model.language_model import LanguageModel
 
 Array = npt.NDArray[np.int64]
@@ -70,9 +61,7 @@ def evaluate_mapped(score: Score, vocabulary: Vocabulary, text: MappedText, prot
 
 def evaluate_text(model: LanguageModel, vocabulary: Vocabulary, text: Text, protocol: str = "carried") -> Evaluation:
     """The loss of `model` on a text in memory or on disk, as `evaluate`; that on records by their own protocol."""
-    if isinstance(text, Records):
-        return evaluate_records(partial(target_nats, model), vocabulary, text)
-    if isinstance(text, str):
+    if not isinstance(text, MappedText):
         return evaluate(model, vocabulary, text, protocol)
     return evaluate_mapped(partial(continued_nats, model), vocabulary, text, protocol)
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from charwright.data.carried import MOST_STREAMS
 from charwright.data.records import Records
 from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
-from charwright.evaluation.evaluate import Evaluation, TargetNats
+from charwright.evaluation.evaluation import Evaluation, TargetNats
 
 Array = npt.NDArray[np.int64]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from charwright.config import TrainingConfig
-from charwright.evaluation.evaluate import Evaluation, paired_error
+from charwright.evaluation.evaluation import Evaluation, paired_error
 from charwright.training.snapshot import Position
 
 TARGET = "target"

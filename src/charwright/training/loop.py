@@ -11,7 +11,7 @@ from torch import Tensor
 from charwright.config import TrainingConfig
 from charwright.data.sequences import Dataset, Pair
 from charwright.errors import DivergedError
-from charwright.evaluation.evaluate import Evaluation
+from charwright.evaluation.evaluation import Evaluation
 from charwright.model.compute import keep_memory
 from charwright.model.language_model import LanguageModel
 from charwright.training.batch import Batch, TrainStep, make_batch, make_part

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from charwright.data.sequences import Dataset
-from charwright.evaluation.evaluate import Evaluation
+from charwright.evaluation.evaluation import Evaluation
 from charwright.model.compute import choose_core
 from charwright.model.language_model import LanguageModel
 from charwright.training.budget import Budget

@@ -18,7 +18,8 @@ from charwright.data.sequences import Dataset, Pair, Streams, Windows
 from charwright.data.texts import Text
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import UsageError
-from charwright.evaluation.evaluate import Evaluation, continued_nats, evaluate_with, target_nats
+from charwright.evaluation.evaluate import continued_nats, evaluate_with, target_nats
+from charwright.evaluation.evaluation import Evaluation
 from charwright.evaluation.mapped import evaluate_mapped, evaluate_text
 from charwright.evaluation.records import evaluate_records
 from charwright.model.cells import State

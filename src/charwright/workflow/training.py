@@ -13,7 +13,7 @@ from charwright import kernels
 from charwright.config import CorpusConfig
 from charwright.data.parts import Places
 from charwright.data.vocabularies import make_vocabulary
-from charwright.evaluation.evaluate import Evaluation
+from charwright.evaluation.evaluation import Evaluation
 from charwright.generation.generator import Generator
 from charwright.locks import alone_in
 from charwright.model.compute import NO_KERNELS, Wanted
