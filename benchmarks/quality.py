@@ -1,12 +1,14 @@
-"""Validation loss after a given number of minutes: the planned recipe next to the tutorial's, in one run.
+"""Validation loss after a given number of minutes: the planned recipe next to others, in one run.
 
     python benchmarks/quality.py --minutes 2                       # tiny shakespeare, three seeds of each
     python benchmarks/quality.py --minutes 2 --texts all --seeds 1 # every text of the experiments
     python benchmarks/quality.py --minutes 2 --texts all --seeds 1 --cpus 0   # on one core
+    python benchmarks/quality.py --minutes 0.5 --texts words-5k words-5k-sorted --sides planned running
 
-Both sides are complete `charwright train` commands, in turn; the wall time is that of the whole command. Every loss is
+All sides are complete `charwright train` commands, in turn; the wall time is that of the whole command. Every loss is
 that of the saved model on the text's last tenth (tiny shakespeare) or on the blocks held out for validation (all
-others), which neither side trained on.
+others), which no side trained on. Of a list, a tenth of the records is held out, and all sides are measured record by
+record; `running` takes it as running text.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import charwright as cw
+from charwright.data.lists import is_list
+from charwright.data.records import split_records
 from charwright.data.split import split_corpus
 from machine import describe_machine
 
@@ -30,15 +34,22 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 
 from corpora import TEXTS, whole_text
 
-SIDES = {"planned": [], "tutorial": ["--recipe", "tutorial", "--val-fraction", "0.1"]}
+SIDES = {
+    "planned": [],
+    "tutorial": ["--recipe", "tutorial", "--val-fraction", "0.1"],
+    "running": ["--records", "none"],
+}
 
 
 @dataclass(frozen=True)
 class Result:
-    """One command: the loss of its model by two protocols, its duration and its model size."""
+    """One command: the loss of its model by two protocols, its duration and its model size.
+
+    `carried` is the loss record by record if the text is a list; `windows` is not measured then.
+    """
 
     carried: float
-    windows: float
+    windows: float | None
     wall_s: float
     units: int
     diverged: bool
@@ -49,19 +60,41 @@ def train(text: Path, side: str, minutes: float, seed: int, split: str, folder: 
     run = folder / f"{text.stem}-{side}-{minutes:g}-{seed}"
     command = [sys.executable, "-m", "charwright", "train", str(text), "--minutes", f"{minutes:g}"]
     command += ["--val-split", split, "--seed", str(seed), "--out", str(run), "--force", *SIDES[side]]
+    held_out = held_out_of(text)
+    if held_out.exists():
+        command += ["--validation", str(held_out)]
     began = time.monotonic()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     wall_s = time.monotonic() - began
     return measure(run, text, wall_s)
 
 
+def held_out_of(text: Path) -> Path:
+    """The file with the records of a list that are held out."""
+    return text.with_suffix(".held-out")
+
+
+def hold_out(text: Path) -> None:
+    """Move a tenth of the records of a list into a file of their own."""
+    records = cw.Records.parse(text.read_text(encoding="utf-8"), cw.RecordsConfig("line"))
+    training, held_out = split_records(records, cw.SplitConfig())
+    assert held_out is not None
+    text.write_text(training.text, encoding="utf-8")
+    held_out_of(text).write_text(held_out.text, encoding="utf-8")
+
+
 def measure(folder: Path, text: Path, wall_s: float) -> Result:
     """The losses of a run on its held-out text."""
     run = cw.Run.open(folder)
-    _, validation = split_corpus(text.read_text(encoding="utf-8"), run.config.recipe.split)
     model = cw.LanguageModel.from_arrays(run.model, run.weights())
-    carried = cw.evaluate(model, run.vocabulary, validation).nats_per_char
-    windows = cw.evaluate(model, run.vocabulary, validation, "windows-256").nats_per_char
+    windows = None
+    if (held_out := held_out_of(text)).exists():
+        records = cw.Records.parse(held_out.read_text(encoding="utf-8"), cw.RecordsConfig("line"))
+        carried = cw.evaluate(model, run.vocabulary, records).nats_per_char
+    else:
+        _, validation = split_corpus(text.read_text(encoding="utf-8"), run.config.recipe.split)
+        carried = cw.evaluate(model, run.vocabulary, validation).nats_per_char
+        windows = cw.evaluate(model, run.vocabulary, validation, "windows-256").nats_per_char
     events = [json.loads(line)["event"] for line in (folder / "log.jsonl").read_text().splitlines()]
     return Result(carried, windows, wall_s, run.model.units, "rollback" in events)
 
@@ -70,11 +103,12 @@ def row(name: str, minutes: float, side: str, results: list[Result]) -> str:
     """A row of the table: the median, with minimum and maximum if there are several seeds."""
     losses = [result.carried for result in results]
     spread = f" ({min(losses):.4f} to {max(losses):.4f})" if len(losses) > 1 else ""
-    windows = statistics.median(result.windows for result in results)
+    in_windows = [result.windows for result in results if result.windows is not None]
+    windows = f"{statistics.median(in_windows):.4f}" if in_windows else ""
     longest = max(result.wall_s for result in results)
     widths = "/".join(str(units) for units in sorted({result.units for result in results}))
     return (
-        f"| {name} | {minutes:g} | {side} | {statistics.median(losses):.4f}{spread} | {windows:.4f} | {widths} "
+        f"| {name} | {minutes:g} | {side} | {statistics.median(losses):.4f}{spread} | {windows} | {widths} "
         f"| {longest:.1f} s |"
     )
 
@@ -83,6 +117,8 @@ def compare(name: str, minutes: float, seeds: list[int], sides: list[str], folde
     """Train both sides in turn, seed by seed, and print their rows."""
     text = folder / f"{name}.txt"
     text.write_text(whole_text(name), encoding="utf-8")
+    if is_list(text.read_text(encoding="utf-8")):
+        hold_out(text)
     split = "tail" if name == "shakespeare" else "blocks"
     results: dict[str, list[Result]] = {side: [] for side in sides}
     for seed in seeds:
@@ -100,7 +136,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, nargs="+", default=[2.0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--texts", nargs="+", default=["shakespeare"], choices=[*TEXTS, "all"])
-    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
+    parser.add_argument("--sides", nargs="+", default=["planned", "tutorial"], choices=list(SIDES))
     parser.add_argument("--cpus", type=int, nargs="+", help="cores to train on (Linux; default: all)")
     parser.add_argument("--keep", type=Path, help="keep the runs in this folder (default: delete them)")
     asked = parser.parse_args()

@@ -105,6 +105,8 @@ TEXTS: dict[str, Callable[[], str]] = {
     "chinese-200k": lambda: chinese()[: 200 * KB],
     "chinese": chinese,
     "words": words,
+    "words-5k": lambda: "".join(words().splitlines(keepends=True)[:5000]),
+    "words-5k-sorted": lambda: "".join(sorted(words().splitlines(keepends=True)[:5000])),
 }
 
 
