@@ -14,7 +14,7 @@ import pytest
 
 import charwright as cw
 from charwright import notebook
-from charwright.generation.generator import Completion, Completions
+from charwright.generation.completions import Completion, Completions
 from charwright.run import Run
 from charwright.training.events import Checkpoint, End, Epoch, Rollback, Sample, Start, Step
 from charwright.training.watching import NotebookProgress, watch

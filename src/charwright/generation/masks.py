@@ -1,4 +1,4 @@
-"""Which ids may be sampled: never [UNK], and only those that the options allow."""
+"""Which ids may be sampled: never [UNK] or a label, and only those that the options allow."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from charwright.config import GenerationConfig
+from charwright.data.labels import label_ids
 from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
 from charwright.errors import UsageError
 
@@ -13,14 +14,15 @@ Mask = npt.NDArray[np.bool_]
 
 
 def allowed(vocabulary: Vocabulary, config: GenerationConfig) -> Mask:
-    """The ids (V,) that may be sampled: those of `only`, if given, without `ban` and [UNK].
+    """The ids (V,) that may be sampled: those of `only`, if given, without `ban`, [UNK] and labels.
 
     Raises:
         UsageError: if no id is left.
     """
-    if len(vocabulary) < 2:
+    if len(vocabulary) < 2 + len(vocabulary.labels):
         raise UsageError("this model's vocabulary has no characters to generate")
     mask = np.ones(len(vocabulary), dtype=np.bool_)
+    mask[label_ids(vocabulary)] = False
     if config.only is not None:
         mask[:] = False
         mask[_ids_of(vocabulary, config.only, "--only")] = True
