@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from charwright.data.texts import Text
     from charwright.generation.draft import Draft, Guard
     from charwright.generation.generator import Generator
-    from charwright.generation.new_records import NewRecords
+    from charwright.generation.record_search import RecordSearch
     from charwright.generation.session import Session
     from charwright.run import Run
 
@@ -50,6 +50,8 @@ USELESS_WITH_NEW = {
     "novelty": "looks for passages, and --distance for records that are nearly in the text",
 }
 """Options that --new has no use for, and why."""
+MANY = 64
+"""Records that are printed as they grow, at most."""
 SHOWN_LABELS = 20
 """Labels listed in a notice, at most."""
 
@@ -146,13 +148,13 @@ def generate(
     output = Output("" if without_prompt else text, end, as_json=as_json, logprobs=logprobs)
     if novelty:
         output.corpus = work.training_text()
-    report = partial(_report_oddities, text, work.generator, config.stop, ctx)
+    report = partial(_report_oddities, text, work.generator, config, ctx)
     if beams is not None:
         report()
         output.show_completion(work.generator.beam_search(text, config, beams, label=label, record_end=end))
         return 0
-    if new:
-        search = work.search(text, config, distance, logprobs=logprobs)
+    if new or work.many_records(config.num, novelty=novelty, paused=state_out is not None):
+        search = work.search(text, config, new=new, distance=distance, logprobs=logprobs)
         report()
         return _follow_search(search, output)
     session, drafts, labels = work.begin(text, config, logprobs=logprobs, exact=state_out is not None)
@@ -167,8 +169,8 @@ def generate(
     return 128 + stopped[0] if stopped else 0
 
 
-def _follow_search(search: NewRecords, output: Output) -> int:
-    """Print the new records, and what became of the other texts."""
+def _follow_search(search: RecordSearch, output: Output) -> int:
+    """Print the records, and say what became of the other texts."""
     with _interruptions() as stopped:
         output.follow_search(search, stopped)
     if thrown_away := search.report():
@@ -230,14 +232,21 @@ class _Work:
         ]
         return session, drafts, [opening.label for opening in openings]
 
-    def search(self, prompt: str, config: GenerationConfig, distance: int | None, *, logprobs: bool) -> NewRecords:
-        """Start a search for new records, after reading those of the text again."""
+    def many_records(self, num: int, *, novelty: bool, paused: bool) -> bool:
+        """Whether so many records are wanted that they are printed one by one, and not as they grow."""
+        plain = self._state_in is None and not novelty and not paused
+        return self.generator.record_end is not None and num > MANY and plain
+
+    def search(
+        self, prompt: str, config: GenerationConfig, *, new: bool, distance: int | None, logprobs: bool
+    ) -> RecordSearch:
+        """Start a search for records, or for new ones, after reading those of the text again."""
         from charwright.cli.download import user_places
         from charwright.generation.known_records import KnownRecords
         from charwright.workflow.loading import known_records
 
-        known = KnownRecords(known_records(self._run, self._corpus, user_places()), distance)
-        return self.generator.new_records(
+        known = KnownRecords(known_records(self._run, self._corpus, user_places()), distance) if new else None
+        return self.generator.search(
             config, known, prompt=prompt, label=self._label, guard=self._guard(config), logprobs=logprobs
         )
 
@@ -319,7 +328,7 @@ def _unescaped(options: dict[str, Any]) -> dict[str, Any]:
     return options | changed
 
 
-def _report_oddities(prompt: str, generator: Generator, stop: Sequence[str], ctx: click.Context) -> None:
+def _report_oddities(prompt: str, generator: Generator, config: GenerationConfig, ctx: click.Context) -> None:
     """Report what works, but perhaps not as intended."""
     vocabulary, end = generator.vocabulary, generator.record_end
     begins = ctx.params["state_in"] is None
@@ -333,9 +342,11 @@ def _report_oddities(prompt: str, generator: Generator, stop: Sequence[str], ctx
         none_known = len(unknown) == len(set(prompt))
         which = "any of the prompt's characters" if none_known else shown
         say(f"the model has never seen {which}; continuing anyway")
-    for text in (*stop, *([end] if end else [])):
+    for text in (*config.stop, *([end] if end else [])):
         if unknown := vocabulary.unknown_in(text):
             say(f"the model never generates {unknown[0]!r}: no text will end at {text!r}")
+    if banned := set(end or "") & set(config.ban):
+        say(f"--ban has {min(banned)!r}: no text will end at {end!r}")
 
 
 def _read_prompt(given_prompt: str | None, run: Run) -> str:

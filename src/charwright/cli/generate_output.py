@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from charwright.data.texts import Text
     from charwright.generation.completions import Completion
     from charwright.generation.draft import Draft
-    from charwright.generation.new_records import NewRecords
+    from charwright.generation.record_search import RecordSearch
     from charwright.generation.session import Session
 
 
@@ -53,7 +53,7 @@ class Output:
             self._report_novelty("".join(pieces))
         self._end_line()
 
-    def follow_search(self, search: NewRecords, stopped: Sequence[int]) -> None:
+    def follow_search(self, search: RecordSearch, stopped: Sequence[int]) -> None:
         """Go on with a search until it is done, or a signal arrives; print the records that it finds."""
         while not search.done and not stopped:
             found = search.advance()

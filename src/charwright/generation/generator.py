@@ -19,9 +19,9 @@ from charwright.generation.draft import Guard
 from charwright.generation.engine import Engine
 from charwright.generation.known_records import KnownRecords
 from charwright.generation.masks import allowed
-from charwright.generation.new_records import NewRecords
 from charwright.generation.openings import Opening, Openings
 from charwright.generation.record_scores import Score, score_records
+from charwright.generation.record_search import RecordSearch
 from charwright.generation.records import Cutter
 from charwright.generation.session import Session, prompt_ids
 
@@ -125,32 +125,34 @@ class Generator:
             CorpusError: when the text of the run is gone or has changed.
         """
         config = dataclasses.replace(config or GenerationConfig(), **options, num=num)
-        end = self._required_record_end()
-        if not new:
-            if distance is not None or known is not None:
-                raise UsageError("distance and known belong to new=True")
-            return Completions(self._texts([prompt] * num, config, logprobs=logprobs, label=label, record_end=end))
-        if known is None:
-            known = self.known_records()
-        search = self.new_records(config, KnownRecords(known, distance), prompt=prompt, label=label, logprobs=logprobs)
+        self._required_record_end()
+        if not new and (distance is not None or known is not None):
+            raise UsageError("distance and known belong to new=True")
+        others = KnownRecords(self.known_records() if known is None else known, distance) if new else None
+        search = self.search(config, others, prompt=prompt, label=label, logprobs=logprobs)
         found = Completions()
         while not search.done:
             found += search.advance()
         found.note = "; ".join(line for line in (search.report(), search.shortfall()) if line)
         return found
 
-    def new_records(
+    def search(
         self,
         config: GenerationConfig,
-        known: KnownRecords,
+        known: KnownRecords | None,
         *,
         prompt: str = "",
         label: str | None = None,
         guard: Guard | None = None,
         logprobs: bool = False,
-    ) -> NewRecords:
-        """Start a search for `num` new records, which goes on step by step; errors are as for `records`."""
-        return NewRecords(
+    ) -> RecordSearch:
+        """Start a search for `num` new records, or for any if none are known; it goes on step by step.
+
+        Raises:
+            UsageError: when the model was not trained on records, or there is no such label.
+        """
+        self.opening(label=label)
+        return RecordSearch(
             Session(self.engine, self.vocabulary),
             config,
             partial(self.opening, config.seed or 0, label=label),
@@ -216,24 +218,10 @@ class Generator:
         guard: Guard | None = None,
     ) -> Iterator[Completion]:
         """Complete all prompts in one batch. Yield completions in order, each as soon as those before it are done."""
-        return self._texts(prompts, config, logprobs=logprobs, guard=guard)
-
-    def _texts(
-        self,
-        prompts: Sequence[str],
-        config: GenerationConfig,
-        *,
-        logprobs: bool = False,
-        guard: Guard | None = None,
-        label: str | None = None,
-        record_end: str | None = None,
-    ) -> Iterator[Completion]:
         session, drafts = Session(self.engine, self.vocabulary), []
         for index, prompt in enumerate(prompts):
-            opening = self.opening(config.seed or 0, index, label=label)
-            draft = session.join(
-                prompt, config, index, guard=guard, logprobs=logprobs, context=opening.ids, record_end=record_end
-            )
+            opening = self.opening(config.seed or 0, index)
+            draft = session.join(prompt, config, index, guard=guard, logprobs=logprobs, context=opening.ids)
             drafts.append((draft, opening.label))
         for draft, name in drafts:
             while draft.ended is None:
@@ -263,7 +251,7 @@ class Generator:
             self.engine,
             self.vocabulary,
             prompt_ids(self.vocabulary, prompt, opening.ids),
-            ~allowed(self.vocabulary, config),
+            ~allowed(self.vocabulary, config, record_end),
             beams=beams,
             length=config.length,
             stop=config.stop,
@@ -324,6 +312,7 @@ class Generator:
         return Openings(self.engine, self.vocabulary, self.record_end)
 
     def _required_record_end(self) -> str:
+        """What ends a record."""
         if self.record_end is None:
             raise UsageError("the model was not trained on records: train it with records=..., or use generate")
         return self.record_end

@@ -13,8 +13,10 @@ from charwright.errors import UsageError
 Mask = npt.NDArray[np.bool_]
 
 
-def allowed(vocabulary: Vocabulary, config: GenerationConfig) -> Mask:
+def allowed(vocabulary: Vocabulary, config: GenerationConfig, record_end: str | None = None) -> Mask:
     """The ids (V,) that may be sampled: those of `only`, if given, without `ban`, [UNK] and labels.
+
+    What ends a record is no part of it, and needs no place in `only`.
 
     Raises:
         UsageError: if no id is left.
@@ -29,6 +31,7 @@ def allowed(vocabulary: Vocabulary, config: GenerationConfig) -> Mask:
         mask[UNKNOWN_ID] = False
         if not mask.any():
             raise UsageError(f"--only: the model knows none of the characters in {config.only!r}")
+        mask[vocabulary.encode(record_end or "")] = True
     mask[_ids_of(vocabulary, config.ban, "--ban")] = False
     mask[UNKNOWN_ID] = False
     if not mask.any():

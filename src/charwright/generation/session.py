@@ -98,7 +98,7 @@ class Session:
             raise UsageError("the prompt of a continued text cannot be scored: echo and score_only need a new text")
         if start is not None and context is not None:
             raise UsageError("a continued text has its context already")
-        ids, mask = prompt_ids(self.vocabulary, prompt, context), ~allowed(self.vocabulary, config)
+        ids, mask = prompt_ids(self.vocabulary, prompt, context), ~allowed(self.vocabulary, config, record_end)
         track = Stream(self.engine.zero_state()[0]) if start is None else start.stream
         self._request_scores(track, alternatives, logprobs=logprobs)
         if prompt or start is None:
@@ -172,9 +172,10 @@ class Session:
             most = most - 1 if time.perf_counter() < end else 0
 
     def _record_steps(self, drafts: list[Draft]) -> int:
-        """A third of the usual length of a record, as far as it is known."""
+        """What all have to read, and a third of the usual length of a record, as far as it is known."""
+        reading = min(draft.stream.unread for draft in drafts)
         shown = self._record_chars + sum(draft.shown for draft in drafts)
-        return max(FEWEST_STEPS, shown // (self._records + len(drafts)) // RECORD_SHARE)
+        return reading + max(FEWEST_STEPS, shown // (self._records + len(drafts)) // RECORD_SHARE)
 
     def _call(self, drafts: list[Draft], steps: int) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Write records that are new: texts are tried one after another, and what is known already is thrown away.
+"""Write records, a batch of 64 at a time, or only new ones: what is known already is thrown away, and more are tried.
 
 Texts are judged in the order of their indices, whatever the order in which they end, so that a seed gives the same
 records in the same order.
@@ -26,8 +26,8 @@ AHEAD = 1024
 SPARE = 8
 
 
-class NewRecords:
-    """A search for new records; `advance` until it is `done`."""
+class RecordSearch:
+    """A search for records; `advance` until it is `done`."""
 
     def __init__(
         self,
@@ -35,18 +35,19 @@ class NewRecords:
         config: GenerationConfig,
         opening: Callable[[int], Opening],
         record_end: str,
-        known: KnownRecords,
+        known: KnownRecords | None,
         *,
         prompt: str = "",
         guard: Guard | None = None,
         logprobs: bool = False,
     ) -> None:
-        """Look for `config.num` records that begin with the prompt; `opening` is called with the index of a text.
+        """Look for `config.num` records that begin with the prompt and are new.
 
-        The session must have no other texts.
+        Where nothing is `known`, every text is taken, one without an end too. `opening` is called with the index of a
+        text. The session must have no other texts.
         """
         self.tries = self.found = 0
-        """Texts that were judged, and those of them that are new records."""
+        """Texts that were judged, and those of them that were taken."""
         self.thrown_away: Counter[str] = Counter()
         """How many were thrown away for each reason, in words."""
         self._session, self._config, self._opening, self._end = session, config, opening, record_end
@@ -67,14 +68,14 @@ class NewRecords:
         return self.complete or self.tries == self._most or self._fruitless == FRUITLESS
 
     def advance(self) -> list[Completion]:
-        """Generate for a few steps. Return the new records that are known now, in the order of their indices."""
+        """Generate for a few steps. Return the records that are taken now, in the order of their indices."""
         self._join()
         self._session.advance()
         found = []
         while not self.done and self._waiting and self._waiting[0][0].ended is not None:
             draft, label = self._waiting.popleft()
             completion = finished(draft, logprobs=self._logprobs, label=label)
-            if self._is_new(completion):
+            if self._takes(completion):
                 found.append(completion)
         return found
 
@@ -94,9 +95,9 @@ class NewRecords:
         return f"found {self.found:,} of {self._config.num:,} new records in {self.tries:,} tries; {advice}"
 
     def _join(self) -> None:
-        """Start texts: at most 64 at a time, and not many more than are needed if all of them are new."""
-        places = MOST_STREAMS - len(self._session.drafts)
-        ahead = min(AHEAD, 2 * (self._config.num - self.found) + SPARE) - len(self._waiting)
+        """Start texts: at most 64 at a time, and not many more than are needed if all of them are taken."""
+        places, wanted = MOST_STREAMS - len(self._session.drafts), self._config.num - self.found
+        ahead = min(AHEAD, wanted if self._known is None else 2 * wanted + SPARE) - len(self._waiting)
         for _ in range(min(places, ahead, self._most - self._joined)):
             opening = self._opening(self._joined)
             draft = self._session.join(
@@ -111,11 +112,14 @@ class NewRecords:
             self._waiting.append((draft, opening.label))
             self._joined += 1
 
-    def _is_new(self, completion: Completion) -> bool:
+    def _takes(self, completion: Completion) -> bool:
+        self.tries += 1
+        if self._known is None:
+            self.found += 1
+            return True
         record = str(completion)
         ended = completion.ended == "record"
         reason = self._known.reason(record) if ended else f"without an end within {self._config.length:,} characters"
-        self.tries += 1
         self._fruitless = 0 if reason is None else self._fruitless + 1
         if reason is not None:
             self.thrown_away[reason] += 1
