@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from charwright.config import GenerationConfig, ModelConfig
+from charwright.config import GenerationConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
 from charwright.data.labels import LabelledVocabulary, label_ids
 from charwright.data.vocabulary import Vocabulary
@@ -23,25 +23,7 @@ from charwright.generation.known_records import KnownRecords
 from charwright.generation.masks import allowed
 from charwright.generation.record_search import RecordSearch
 from charwright.generation.session import Session
-from writers import weights_of
-
-AB = Vocabulary("\nab ")
-LABELLED = LabelledVocabulary("\nab ", ["one", "two", "three"])
-MODEL = ModelConfig(units=16, embedding_size=8)
-
-
-def weights_for(vocabulary: Vocabulary) -> dict[str, np.ndarray]:
-    """Random weights, with which a record has a few characters."""
-    weights = weights_of(MODEL, len(vocabulary))
-    weights["head.bias"][1] -= np.float32(1)
-    return weights
-
-
-def record_writer(vocabulary: Vocabulary = AB, end: str = "\n", *known: str, favoured: range = range(0)) -> Generator:
-    """A generator with random weights; it wants the favoured ids most."""
-    weights = weights_for(vocabulary)
-    weights["head.bias"][list(favoured)] += np.float32(30)
-    return Generator(MODEL, weights, vocabulary, threads=1, record_end=end, known_records=lambda: known)
+from writers import AB, LABELLED, RECORD_MODEL, record_weights, record_writer
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +33,7 @@ def writer() -> Generator:
 
 def plain_texts(writer: Generator, count: int, **options: Any) -> list[str]:
     """Texts behind the end of a record, up to the next, as the plain generator writes them."""
-    plain = Generator(MODEL, weights_for(AB), AB, threads=1)
+    plain = Generator(RECORD_MODEL, record_weights(AB), AB, threads=1)
     return [text.continuation for text in plain.generate("\n", num=count, stop=("\n",), **options)]
 
 
@@ -82,7 +64,7 @@ def test_a_record_has_at_most_its_length(writer: Generator) -> None:
 
 
 def test_a_prompt_begins_each_record(writer: Generator) -> None:
-    plain = Generator(MODEL, weights_for(AB), AB, threads=1)
+    plain = Generator(RECORD_MODEL, record_weights(AB), AB, threads=1)
     expected = plain.generate("\nab", num=20, stop=("\n",), seed=2)
     found = writer.records(20, prompt="ab", seed=2)
     assert [record.continuation for record in found] == [text.continuation for text in expected]
@@ -126,7 +108,7 @@ def test_a_long_prompt_is_read_at_once(writer: Generator) -> None:
 
 def test_beams_find_a_record(writer: Generator) -> None:
     """As they find a text up to a stop string."""
-    plain = Generator(MODEL, weights_for(AB), AB, threads=1)
+    plain = Generator(RECORD_MODEL, record_weights(AB), AB, threads=1)
     for length, biased in ((8, writer), (200, record_writer(favoured=range(1, 2)))):
         found = biased.beam_search("a", GenerationConfig(length=length), 4, record_end="\n")
         if biased is writer:
@@ -177,7 +159,7 @@ def test_the_known_records_may_be_given(writer: Generator) -> None:
     first = str(writer.records(1, new=True, seed=4)[0])
     assert str(writer.records(1, new=True, seed=4, known=[f"  {first}\r"])[0]) != first
     with pytest.raises(UsageError, match="pass the others as known"):
-        Generator(MODEL, weights_for(AB), AB, record_end="\n").records(1, new=True)
+        Generator(RECORD_MODEL, record_weights(AB), AB, record_end="\n").records(1, new=True)
 
 
 def test_the_prompt_belongs_to_the_record() -> None:
@@ -247,7 +229,7 @@ def test_texts_wait_for_the_first(writer: Generator) -> None:
 
 
 def test_other_models_have_no_records() -> None:
-    plain = Generator(MODEL, weights_for(AB), AB)
+    plain = Generator(RECORD_MODEL, record_weights(AB), AB)
     with pytest.raises(UsageError, match="was not trained on records"):
         plain.records(3)
 

@@ -42,6 +42,7 @@ def page_bytes(run: Run, card: Mapping[str, Any]) -> bytes:
         "tokens": len(run.vocabulary),
         "unit": run.vocabulary.level,
         "characters": run.vocabulary.characters,
+        "recordEnd": run.config.records.end if run.config.records else "",
         "table": arrays.add(model.table),
         "recurrent": [arrays.product(product) for product in model.recurrent],
         "candidateBias": [arrays.add(bias) for bias in model.candidate_bias],
