@@ -18,6 +18,7 @@ from charwright.data.labels import LabelledVocabulary, label_ids
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import UsageError
 from charwright.generation import record_search
+from charwright.generation.beams import beam_search
 from charwright.generation.generator import Generator
 from charwright.generation.known_records import KnownRecords
 from charwright.generation.masks import allowed
@@ -106,17 +107,19 @@ def test_a_long_prompt_is_read_at_once(writer: Generator) -> None:
     assert draft.stream.drawn > 0
 
 
-def test_beams_find_a_record(writer: Generator) -> None:
+@pytest.mark.parametrize("beams", [1, 2, 5])
+def test_beams_find_a_record(writer: Generator, beams: int) -> None:
     """As they find a text up to a stop string."""
-    plain = Generator(RECORD_MODEL, record_weights(AB), AB, threads=1)
-    for length, biased in ((8, writer), (200, record_writer(favoured=range(1, 2)))):
-        found = biased.beam_search("a", GenerationConfig(length=length), 4, record_end="\n")
-        if biased is writer:
-            assert (
-                found.continuation == plain.beam_search("\na", GenerationConfig(length=8, stop=("\n",)), 4).continuation
-            )
-        else:
-            assert (found.continuation, found.ended) == ("", "record")
+    ends = set()
+    for prompt in ("", "a", "b ", "bb", "  a"):
+        ids, options = AB.encode("\n" + prompt), {"beams": beams, "length": 8}
+        found = beam_search(writer.engine, AB, ids, ~allowed(AB, GenerationConfig()), **options, record_end="\n")
+        stopped = beam_search(writer.engine, AB, ids, ~allowed(AB, GenerationConfig()), **options, stop=("\n",))
+        assert (found.text, found.mean) == (stopped.text, stopped.mean)
+        completion = writer.beam_search(prompt, GenerationConfig(length=8), beams, record_end="\n")
+        assert (completion.continuation, completion.ended) == (found.text, found.ended)
+        ends.add(found.ended)
+    assert "record" in ends
 
 
 # New records.

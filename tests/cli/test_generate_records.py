@@ -254,6 +254,14 @@ def test_ctrl_c_keeps_whole_records(names: Path, more: list[str]) -> None:
         assert result.err.count("\n") == 1
 
 
+@linux
+def test_ctrl_c_ends_the_record_that_grows(names: Path) -> None:
+    """The beginnings of those after it are not shown: they would be taken for records."""
+    result = interrupted(["generate", names, "--num", "5", "--ban", r"\n", "--length", "100000000"], read=9)
+    assert result.code == 130
+    assert result.out.count("\n") == 1
+
+
 def test_torch_is_not_imported(names: Path) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "charwright", "generate", str(names), "--new", "--num", "3"]
     done = subprocess.run(command, capture_output=True, check=False, stdin=subprocess.DEVNULL, env=os.environ)
