@@ -122,6 +122,14 @@ def test_beams_find_a_record(writer: Generator, beams: int) -> None:
     assert "record" in ends
 
 
+def test_every_text_begins_behind_the_end_of_a_record() -> None:
+    """One that goes on with other records too."""
+    plain, writer = Generator(RECORD_MODEL, record_weights(AB), AB, threads=1), record_writer(AB, "b\n")
+    expected = [text.continuation for text in plain.generate(["b\n", "b\na"], length=50, seed=4)]
+    assert [text.continuation for text in writer.generate(["", "a"], length=50, seed=4)] == expected
+    assert "".join(writer.stream("", length=50, seed=4)) == expected[0]
+
+
 # New records.
 
 
@@ -233,7 +241,7 @@ def test_texts_wait_for_the_first(writer: Generator) -> None:
 
 def test_other_models_have_no_records() -> None:
     plain = Generator(RECORD_MODEL, record_weights(AB), AB)
-    with pytest.raises(UsageError, match="was not trained on records"):
+    with pytest.raises(UsageError, match="open a run that was trained on records"):
         plain.records(3)
 
 

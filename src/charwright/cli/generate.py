@@ -97,7 +97,7 @@ SHOWN_LABELS = 20
     type=click.IntRange(min=1),
     metavar="N",
     cls=in_section("Records"),
-    help="With --new: none that becomes one of the text, or another new one, by N edits of a character.",
+    help="With --new: none within N edits of another or of one in the text; an edit changes one character.",
 )
 @config_options(GenerationConfig(), "Generation")
 @click.pass_context

@@ -314,5 +314,5 @@ class Generator:
     def _required_record_end(self) -> str:
         """What ends a record."""
         if self.record_end is None:
-            raise UsageError("the model was not trained on records: train it with records=..., or use generate")
+            raise UsageError("what ends a record? open a run that was trained on records with charwright.load")
         return self.record_end
