@@ -160,6 +160,16 @@ def test_texts_show_themselves_with_their_lines_and_nothing_of_their_markup() ->
     assert texts == [first, second]
 
 
+def test_records_show_their_label_and_what_was_thrown_away() -> None:
+    records = Completions([Completion("", "anna", seed=7, stream=3, ended="record", label=EVIL)])
+    records.note = f"threw away 1: {EVIL}"
+    check(records._repr_html_())
+    assert f"seed 7, text 3, label {EVIL}, ended by record" in words(records._repr_html_())
+    assert words(records._repr_html_()).endswith(f"threw away 1: {EVIL}")
+    assert plain(records) == f"anna\n\nthrew away 1: {EVIL}"
+    assert "note" not in words(Completions(records)._repr_html_())
+
+
 def test_generate_returns_texts_that_show_themselves() -> None:
     config = cw.ModelConfig(units=4, embedding_size=2)
     made = cw.Generator(config, weights_of(config, 4), cw.Vocabulary("abc")).generate(["a", "b"], length=5)
