@@ -13,7 +13,8 @@ from charwright.config import GenerationConfig, ModelConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import ConfigError, UsageError
-from charwright.generation.generator import Completion, Generator
+from charwright.generation.completions import Completion
+from charwright.generation.generator import Generator
 from charwright.model.language_model import LanguageModel
 from writers import LETTERS, random_writer
 

@@ -14,7 +14,7 @@ import pytest
 
 import charwright as cw
 from charwright import notebook
-from charwright.generation.generator import Completion, Completions
+from charwright.generation.completions import Completion, Completions
 from charwright.run import Run
 from charwright.training.events import Checkpoint, End, Epoch, Rollback, Sample, Start, Step
 from charwright.training.watching import NotebookProgress, watch
@@ -158,6 +158,16 @@ def test_texts_show_themselves_with_their_lines_and_nothing_of_their_markup() ->
     assert "seed 7, text 1, ended by stop" in words(second._repr_html_())
     assert plain(texts) == f"{EVIL} one\n  two\n\nשלום"
     assert texts == [first, second]
+
+
+def test_records_show_their_label_and_what_was_thrown_away() -> None:
+    records = Completions([Completion("", "anna", seed=7, stream=3, ended="record", label=EVIL)])
+    records.note = f"threw away 1: {EVIL}"
+    check(records._repr_html_())
+    assert f"seed 7, text 3, label {EVIL}, ended by record" in words(records._repr_html_())
+    assert words(records._repr_html_()).endswith(f"threw away 1: {EVIL}")
+    assert plain(records) == f"anna\n\nthrew away 1: {EVIL}"
+    assert "note" not in words(Completions(records)._repr_html_())
 
 
 def test_generate_returns_texts_that_show_themselves() -> None:

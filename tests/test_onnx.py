@@ -11,6 +11,7 @@ import pytest
 
 from charwright.config import GATES, ModelConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
+from charwright.data.labels import label_ids
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import ForeignModelError
 from charwright.generation.engine import Engine
@@ -19,7 +20,7 @@ from charwright.interop import onnx_export
 from charwright.interop.model_card import model_card
 from charwright.interop.onnx_export import check_graphs, onnx_graphs
 from charwright.run import Run
-from writers import LETTERS, weights_of
+from writers import LABELLED, LETTERS, save_records, weights_of
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -121,6 +122,20 @@ def test_metadata(tmp_path: Path) -> None:
         assert json.loads(metadata["card"])["model"]["units"] == 12
     byte_graphs = graphs_of(saved(tmp_path / "bytes", ModelConfig(units=12, embedding_size=8), ByteVocabulary()))
     assert session(byte_graphs["step.onnx"]).get_modelmeta().custom_metadata_map["unit"] == "byte"
+
+
+def test_labels_are_never_sampled(tmp_path: Path) -> None:
+    """Even if the model wants nothing else. The card says which ids they are, and what comes before them."""
+    labels = label_ids(LABELLED)
+    files = graphs_of(save_records(tmp_path / "run", LABELLED, favoured=labels))
+    generate = session(files["generate.onnx"])
+    card = json.loads(generate.get_modelmeta().custom_metadata_map["card"])
+    assert (card["record_end"], card["labels"], card["first_label_id"]) == ("\n", list(LABELLED.labels), labels.start)
+    prompt = np.array([[*LABELLED.encode(card["record_end"]), card["first_label_id"] + 1]])
+    for temperature in (0.0, 2.0):
+        given = {"prompt": prompt, "temperature": np.array(temperature, dtype=np.float32)}
+        (drawn,) = generate.run(None, given | {"uniform": np.linspace(0, 1, 50, dtype=np.float32)[None]})
+        assert 0 < drawn.min() <= drawn.max() < labels.start
 
 
 class TestRefusals:

@@ -18,10 +18,11 @@ import pytest
 import charwright as cw
 from charwright.config import ModelConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
+from charwright.data.labels import label_ids
 from charwright.interop.foreign_model import ForeignModel
 from charwright.run import Run
 from test_import_keras import golden_errors
-from writers import LETTERS, weights_of
+from writers import LABELLED, LETTERS, save_records, weights_of
 
 CHECKPOINTS = {
     "tutorial-small/tf_ckpt": "tf_ckpt",
@@ -99,6 +100,15 @@ def done(tensorflow: Path, shared: Path, tmp_path_factory: pytest.TempPathFactor
         if name != "rnn":
             tasks[f"generate {name}"] = ("generate", [out, "ROMEO:", 1000] if name == "saved" else [out, "abc", 30])
         tasks[f"back {name}"] = ("charwright", ["import", out, "--out", folder / f"{name}-back"])
+    labelled, out = (
+        save_records(folder / "labelled", LABELLED, favoured=label_ids(LABELLED)).folder,
+        folder / "labelled-out",
+    )
+    tasks["out labelled"] = ("charwright", ["export", labelled, "--to", "saved-model", "--out", out])
+    tasks["generate labelled"] = ("generate", [out, "\n", 30])
+    tasks["back bare"] = ("charwright", ["import", out, "--out", folder / "bare-back"])
+    options = ["--vocabulary", labelled / "vocabulary.json"]
+    tasks["back labelled"] = ("charwright", ["import", out, "--out", folder / "labelled-back", *options])
     weights = folder / "saved.weights.h5"
     tasks["out keras"] = ("charwright", ["export", folder / "saved", "--to", "keras", "--out", weights])
     tasks["my_model"] = ("my_model", [weights, golden])
@@ -139,6 +149,17 @@ def test_saved_model_round_trip(done: dict[str, Any], name: str) -> None:
     weights = went.weights()
     weights.setdefault("head.weight", weights["embedding.weight"])
     assert all(np.array_equal(array, weights[key]) for key, array in back.weights().items())
+
+
+def test_labels_are_never_sampled(done: dict[str, Any]) -> None:
+    """Even if the model wants nothing else. The import needs the run's own vocabulary."""
+    assert done["out labelled"]["code"] == 0, done["out labelled"]["err"]
+    text = bytes(done["generate labelled"]["bytes"]).decode("utf-8")
+    assert len(text) == 31
+    assert set(text) <= set(LABELLED.characters)
+    assert "the model has 8 tokens" in done["back bare"]["err"]
+    assert done["back labelled"]["code"] == 0, done["back labelled"]["err"]
+    assert Run.open(done["folder"] / "labelled-back").vocabulary == LABELLED
 
 
 def test_tensorflow_generates_a_thousand_characters(done: dict[str, Any]) -> None:

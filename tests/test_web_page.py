@@ -22,7 +22,8 @@ from charwright.generation.sampling import uniform
 from charwright.interop.html_export import page_bytes
 from charwright.interop.model_card import model_card
 from charwright.run import Run
-from writers import LETTERS, weights_of
+from charwright.workflow.loading import generator_of
+from writers import LETTERS, save_records, weights_of
 
 playwright = pytest.importorskip("playwright.sync_api")
 
@@ -93,6 +94,14 @@ def test_page_generates_the_text_of_the_command(opened: Any, tmp_path: Path, nam
     assert page.generate(prompt, length=2000) == prompt + expected.continuation
     assert page.requests == [path.as_uri()]
     assert page.messages == []
+
+
+@pytest.mark.parametrize("prompt", ["", "ab"])
+def test_a_record_begins_behind_the_end_of_another(opened: Any, tmp_path: Path, prompt: str) -> None:
+    run, path = save_records(tmp_path / "run", end="b\n"), tmp_path / "page.html"
+    path.write_bytes(page_bytes(run, model_card(run, "1.2")))
+    expected = generator_of(run).generate(prompt, length=300, temperature=0.8, seed=7)[0]
+    assert opened(path).generate(prompt, length=300) == str(expected)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from charwright.config import ModelConfig
+from charwright.data.labels import LabelledVocabulary
 from charwright.data.vocabulary import Vocabulary
 from charwright.generation.engine import Engine
 from charwright.generation.generator import Generator
 from charwright.generation.streams import Stream
+from charwright.run import Run
+from charwright.run_config import RecordEnds
 
 LETTERS = Vocabulary("\n .!abcdeABCDE:é中")
+AB = Vocabulary("\nab ")
+LABELLED = LabelledVocabulary("\nab ", ["one", "two", "three"])
 
 
 def weights_of(config: ModelConfig, size: int, *, seed: int = 2, unknown_bias: float = 0.0) -> dict[str, np.ndarray]:
@@ -40,6 +47,30 @@ def random_writer(
     if variant is not None:
         writer.engine = Engine(config, weights, precision, threads=1, variant=variant)
     return writer
+
+
+RECORD_MODEL = ModelConfig(units=16, embedding_size=8)
+
+
+def record_weights(vocabulary: Vocabulary = AB, favoured: Sequence[int] = ()) -> dict[str, np.ndarray]:
+    """Random weights, with which a record has a few characters; the favoured ids are the most likely ones."""
+    weights = weights_of(RECORD_MODEL, len(vocabulary))
+    weights["head.bias"][1] -= np.float32(1)
+    weights["head.bias"][list(favoured)] += np.float32(30)
+    return weights
+
+
+def record_writer(vocabulary: Vocabulary = AB, end: str = "\n", *known: str, favoured: Sequence[int] = ()) -> Generator:
+    """A generator of records with these weights."""
+    weights = record_weights(vocabulary, favoured)
+    return Generator(RECORD_MODEL, weights, vocabulary, threads=1, record_end=end, known_records=lambda: known)
+
+
+def save_records(folder: Path, vocabulary: Vocabulary = AB, end: str = "\n", *, favoured: Sequence[int] = ()) -> Run:
+    """A run with these weights, as if it was trained on records."""
+    run = Run.save(folder, RECORD_MODEL, record_weights(vocabulary, favoured), vocabulary)
+    run.rewrite_config(dataclasses.replace(run.config, records=RecordEnds(end, 90, 10)))
+    return Run.open(folder)
 
 
 class Scripted:

@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     from charwright.evaluation.evaluation import Evaluation
     from charwright.explanation.explain import explain
     from charwright.explanation.explanation import Explanation
+    from charwright.generation.completions import Completion, Completions
     from charwright.generation.draft import Draft, Fragment
     from charwright.generation.engine import Engine
-    from charwright.generation.generator import Completion, Completions, Generator
+    from charwright.generation.generator import Generator
     from charwright.generation.novelty import CopyGuard, Novelty
     from charwright.generation.record_scores import Score
     from charwright.generation.session import Session
@@ -80,8 +81,8 @@ _HOMES = {
     "Explanation": "explanation.explanation",
     "Engine": "generation.engine",
     "Generator": "generation.generator",
-    "Completion": "generation.generator",
-    "Completions": "generation.generator",
+    "Completion": "generation.completions",
+    "Completions": "generation.completions",
     "CopyGuard": "generation.novelty",
     "Draft": "generation.draft",
     "Fragment": "generation.draft",

@@ -14,7 +14,7 @@ from charwright.config import ModelConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
 from charwright.run import Run
 from commands import Terminal
-from writers import LETTERS, weights_of
+from writers import LABELLED, LETTERS, save_records, weights_of
 
 pytest.importorskip("h5py")
 
@@ -142,6 +142,34 @@ class TestExport:
             assert all(np.array_equal(file[name], array) for name, array in run.weights().items())
             assert "".join(map(chr, file["characters"])) == run.vocabulary.characters
             assert json.loads(str(file["card"]))["model"]["cell"] == "lstm"
+
+    def test_a_model_of_records_carries_its_labels(self, charwright: Terminal, tmp_path: Path) -> None:
+        run, plain = save_records(tmp_path / "run", LABELLED), save_records(tmp_path / "plain", end="\n\n")
+        assert charwright("export", run.folder, "--to", "numpy", "--out", tmp_path / "x.npz").code == 0
+        with np.load(tmp_path / "x.npz") as file:
+            card = json.loads(str(file["card"]))
+            assert "".join(map(chr, file["characters"])) == LABELLED.characters
+            assert len(file["embedding.weight"]) == card["first_label_id"] + len(card["labels"])
+        assert (card["record_end"], card["labels"]) == ("\n", ["one", "two", "three"])
+        assert charwright("export", plain.folder, "--to", "numpy", "--out", tmp_path / "y.npz").code == 0
+        with np.load(tmp_path / "y.npz") as file:
+            card = json.loads(str(file["card"]))
+        assert card["record_end"] == "\n\n"
+        assert not {"labels", "first_label_id"} & set(card)
+
+    def test_a_page_cannot_ask_for_labels(self, charwright: Terminal, tmp_path: Path) -> None:
+        run, page = save_records(tmp_path / "run", LABELLED), tmp_path / "page.html"
+        result = charwright("export", run.folder, "--to", "html", "--out", page)
+        assert result.code == 2
+        assert "--to html: the model has labels, which the page cannot ask for" in result.line
+        assert not page.exists()
+
+    def test_labels_survive_the_way_through_keras(self, charwright: Terminal, tmp_path: Path) -> None:
+        run, file, back = save_records(tmp_path / "run", LABELLED), tmp_path / "x.weights.h5", tmp_path / "back"
+        assert charwright("export", run.folder, "--to", "keras", "--out", file).code == 0
+        words = ["import", file, "--out", back, "--vocabulary", run.folder / "vocabulary.json"]
+        assert charwright(*words).code == 0
+        assert Run.open(back).vocabulary == LABELLED
 
     def test_byte_level_round_trip(self, charwright: Terminal, tmp_path: Path) -> None:
         vocabulary = ByteVocabulary()

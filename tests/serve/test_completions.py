@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 from charwright.config import GenerationConfig
-from services import MODELS, Running
-from writers import random_writer
+from services import MODELS, Running, hosted
+from writers import LABELLED, random_writer, record_writer
 
 PROMPTS = {"letters": "abc A", "chinese": "道可道", "bytes": "né 中"}
 DEFAULTS: dict[str, Any] = {"temperature": 1.0}
@@ -285,3 +286,37 @@ def test_body_is_json(running: Running) -> None:
         assert running.request("POST", "/v1/completions", body, headers).status == 415
     good = {"Content-Type": "Application/JSON; charset=utf-8"}
     assert running.request("POST", "/v1/completions", body, good).status == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_text_of_a_model_of_records_is_one_record(serve: Callable[..., Running], stream: bool) -> None:
+    """It begins behind the end of another, and ends before its own, as that of the generator."""
+    generator = record_writer(LABELLED)
+    service = serve({"names": hosted("names", generator)})
+    for label in (None, "two"):
+        options = {"model": "names", "max_tokens": 300, "n": 5, "seed": 3, "stream": stream, "label": label}
+        reply = service.complete(**options, prompt="a")
+        wanted = generator.records(5, prompt="a", label=label, length=300, seed=3, temperature=1.0)
+        texts = [""] * 5
+        for part in reply.chunks if stream else [reply.json]:
+            for choice in part["choices"]:
+                texts[choice["index"]] += choice["text"]
+                assert choice["finish_reason"] in (None, "stop")
+        assert texts == [record.continuation for record in wanted]
+
+
+def test_an_unknown_label_is_named(running: Running, serve: Callable[..., Running]) -> None:
+    service = serve({"names": hosted("names", record_writer(LABELLED))})
+    error = service.complete(model="names", label="four").error
+    assert error["param"] == "label"
+    assert error["message"].endswith("there is no label 'four'; the model has one, two, three")
+    assert running.complete(label="one").error["message"].endswith("the model has no labels")
+
+
+def test_the_prompt_of_a_record_is_scored(serve: Callable[..., Running]) -> None:
+    service = serve({"names": hosted("names", record_writer())})
+    reply = service.complete(model="names", prompt="ab", max_tokens=0, echo=True, logprobs=0)
+    first, second = reply.json["choices"][0]["logprobs"]["token_logprobs"]
+    engine = record_writer().engine
+    assert first is None
+    assert second == pytest.approx(float(engine.scores([record_writer().vocabulary.encode("\nab")])[0][1]))

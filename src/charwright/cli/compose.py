@@ -44,15 +44,15 @@ def compose(ctx: click.Context, /, run: Path, prompt: str, out: Path | None, **_
     from charwright.compose.editor import Editor
     from charwright.compose.manuscript import Manuscript
     from charwright.compose.text_file import TextFile
-    from charwright.generation.generator import Generator
     from charwright.run import Run
+    from charwright.workflow.loading import generator_of
 
     options = given(ctx, field_names(GenerationConfig))
     config = GenerationConfig(**{"seed": fresh_seed(SEEDS)} | options)
     file = TextFile(out)
     text = _initial_text(file, prompt)
     opened = Run.open(run)
-    generator = Generator(opened.model, opened.weights(), opened.vocabulary)
+    generator = generator_of(opened)
     manuscript = Manuscript(text, temperature=config.temperature, seed=config.seed or 0)
     try:
         return Editor(generator, manuscript, file).run()

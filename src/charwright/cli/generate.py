@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import os
 import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from charwright.cli.generate_output import Output
 from charwright.cli.options import (
     SectionedCommand,
     config_options,
@@ -23,6 +23,8 @@ from charwright.cli.options import (
     engine_threads_option,
     fresh_seed,
     given,
+    in_section,
+    say,
 )
 from charwright.config import GenerationConfig
 from charwright.errors import CharwrightError, UsageError
@@ -31,14 +33,27 @@ from charwright.signals import handling
 
 if TYPE_CHECKING:
     from charwright.data.texts import Text
-    from charwright.data.vocabulary import Vocabulary
-    from charwright.generation.draft import Draft, Guard, Paused
-    from charwright.generation.generator import Completion, Generator
+    from charwright.generation.draft import Draft, Guard
+    from charwright.generation.generator import Generator
+    from charwright.generation.record_search import RecordSearch
     from charwright.generation.session import Session
     from charwright.run import Run
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_copy", "num", "seed")
 """Options that have no effect on beam search."""
+USELESS_WITH_NEW = {
+    "beams": "finds one text only",
+    "state_in": "continues texts that have begun",
+    "state_out": "keeps every text, and --new throws some away",
+    "stop": "ends a record before its end",
+    "until": "ends a record before its end",
+    "novelty": "looks for passages, and --distance for records that are nearly in the text",
+}
+"""Options that --new has no use for, and why."""
+MANY = 64
+"""Records that are printed as they grow, at most."""
+SHOWN_LABELS = 20
+"""Labels listed in a notice, at most."""
 
 
 @click.command(cls=SectionedCommand, short_help="Generate text with a trained model.")
@@ -68,7 +83,21 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max
 )
 @click.option("--novelty", is_flag=True, help="Report how much of the text is copied verbatim from the training text.")
 @click.option(
-    "--corpus", multiple=True, metavar="TEXT", help="The training text, for --novelty and --max-copy, if it has moved."
+    "--corpus",
+    multiple=True,
+    metavar="TEXT",
+    help="The training text, for --novelty, --max-copy and --new, if it has moved.",
+)
+@click.option("--label", cls=in_section("Records"), metavar="NAME", help="The label of the records, as in the text.")
+@click.option(
+    "--new", is_flag=True, cls=in_section("Records"), help="Different records only, none of which is in the text."
+)
+@click.option(
+    "--distance",
+    type=click.IntRange(min=1),
+    metavar="N",
+    cls=in_section("Records"),
+    help="With --new: none within N edits of another or of one in the text; an edit changes one character.",
 )
 @config_options(GenerationConfig(), "Generation")
 @click.pass_context
@@ -87,24 +116,21 @@ def generate(
     state_in: Path | None,
     novelty: bool,
     corpus: tuple[str, ...],
+    label: str | None,
+    new: bool,
+    distance: int | None,
     **_: Any,
 ) -> int:
     r"""Generate text with the model of RUN. Prints the prompt and its continuation.
+
+    If RUN was trained on records, each text is one record, printed with its end.
 
     In --stop, --ban and --only, \n is a newline, \t a tab and \\ a backslash.
     """
     from charwright.run import Run
 
-    options = given(ctx, field_names(GenerationConfig))
-    config = GenerationConfig(**_unescaped(options))
-    if logprobs and not as_json:
-        raise UsageError("--logprobs requires --json")
-    if beams is not None:
-        _refuse_with_beams(options, state_in, state_out)
-    if corpus and not novelty and config.max_copy is None:
-        raise UsageError("--corpus requires --novelty or --max-copy")
-    if state_in is not None and "num" in options:
-        raise UsageError("--state-in continues all texts of the file; remove --num")
+    config = GenerationConfig(**_unescaped(given(ctx, field_names(GenerationConfig))))
+    _refuse_contradictions(ctx)
     if state_in is not None and not state_in.is_file():
         raise UsageError(f"--state-in: there is no file {state_in}")
     if state_out is not None:
@@ -112,25 +138,45 @@ def generate(
     if state_in is None and config.seed is None:
         config = dataclasses.replace(config, seed=fresh_seed())
     opened = Run.open(run)
-    work = _Work(opened, precision, threads, corpus, state_in, explicit="precision" in given(ctx, ["precision"]))
+    if new and opened.config.records is None:
+        raise UsageError(f"{run} was not trained on records, so nothing says what a new one is; train with --records")
+    work = _Work(opened, precision, threads, corpus, state_in, label, explicit="precision" in given(ctx, ["precision"]))
     text = _read_prompt(prompt, opened)
-    output = Output("" if without_prompt else text, as_json=as_json, logprobs=logprobs)
+    end = work.generator.record_end
+    if end is not None and end in text:
+        raise UsageError(f"the prompt has the end of a record, {end!r}; give the beginning of one record")
+    output = Output("" if without_prompt else text, end, as_json=as_json, logprobs=logprobs)
     if novelty:
         output.corpus = work.training_text()
-    empty = prompt is not None and not text and state_in is None
+    report = partial(_report_oddities, text, work.generator, config, ctx)
     if beams is not None:
-        _report_oddities(text, opened.vocabulary, config.stop, empty=empty)
-        output.show_completion(work.generator.beam_search(text, config, beams))
+        report()
+        output.show_completion(work.generator.beam_search(text, config, beams, label=label, record_end=end))
         return 0
-    session, drafts = work.begin(text, config, logprobs=logprobs, exact=state_out is not None)
-    _report_oddities(text, opened.vocabulary, config.stop, empty=empty)
+    if new or work.many_records(config.num, novelty=novelty, paused=state_out is not None):
+        search = work.search(text, config, new=new, distance=distance, logprobs=logprobs)
+        report()
+        return _follow_search(search, output)
+    session, drafts, labels = work.begin(text, config, logprobs=logprobs, exact=state_out is not None)
+    report()
     with _interruptions() as stopped:
         try:
-            output.follow(session, drafts, stopped)
+            output.follow(session, drafts, labels, stopped)
         finally:
             # A closed pipe ends the text as Ctrl-C does.
             if state_out is not None:
                 work.save(state_out, drafts)
+    return 128 + stopped[0] if stopped else 0
+
+
+def _follow_search(search: RecordSearch, output: Output) -> int:
+    """Print the records, and say what became of the other texts."""
+    with _interruptions() as stopped:
+        output.follow_search(search, stopped)
+    if thrown_away := search.report():
+        say(thrown_away)
+    if not stopped and (shortfall := search.shortfall()):
+        raise CharwrightError(shortfall)
     return 128 + stopped[0] if stopped else 0
 
 
@@ -144,16 +190,18 @@ class _Work:
         threads: int | None,
         corpus: Sequence[str],
         state_in: Path | None,
+        label: str | None,
         *,
         explicit: bool,
     ) -> None:
-        from charwright.generation.generator import Generator
         from charwright.generation.paused import paused_precision
+        from charwright.workflow.loading import generator_of
 
-        self._run, self._corpus, self._state_in = run, corpus, state_in
+        self._run, self._corpus, self._state_in, self._label = run, corpus, state_in, label
         if state_in is not None and not explicit:
             precision = paused_precision(state_in)
-        self.generator: Generator = Generator(run.model, run.weights(), run.vocabulary, precision, threads=threads)
+        self.generator: Generator = generator_of(run, precision, threads=threads)
+        self.generator.opening(label=label)  # An unknown label is refused before a prompt is read.
         self._text: Text | None = None
 
     def training_text(self) -> Text:
@@ -166,21 +214,41 @@ class _Work:
 
     def begin(
         self, prompt: str, config: GenerationConfig, *, logprobs: bool, exact: bool
-    ) -> tuple[Session, list[Draft]]:
-        """Start a session and join its texts."""
+    ) -> tuple[Session, list[Draft], list[str | None]]:
+        """Start a session and join its texts, whose labels are the last of the three."""
         from charwright.generation.paused import fingerprint, read_paused
         from charwright.generation.session import Session
 
-        session = Session(self.generator.engine, self.generator.vocabulary, one_by_one=exact)
-        guard = self._guard(config)
-        starts: Sequence[Paused | None] = [None] * config.num
+        writer = self.generator
+        session = Session(writer.engine, writer.vocabulary, one_by_one=exact)
+        join = partial(session.join, prompt, config, guard=self._guard(config), logprobs=logprobs)
         if self._state_in is not None:
-            starts = read_paused(self._state_in, self.generator.engine, fingerprint(self._run.weights()))
+            starts = read_paused(self._state_in, writer.engine, fingerprint(self._run.weights()))
+            drafts = [join(index, start=start, record_end=writer.record_end) for index, start in enumerate(starts)]
+            return session, drafts, [None] * len(drafts)
+        openings = [writer.opening(config.seed or 0, index, label=self._label) for index in range(config.num)]
         drafts = [
-            session.join(prompt, config, index, guard=guard, logprobs=logprobs, start=start)
-            for index, start in enumerate(starts)
+            join(index, context=opening.ids, record_end=writer.record_end) for index, opening in enumerate(openings)
         ]
-        return session, drafts
+        return session, drafts, [opening.label for opening in openings]
+
+    def many_records(self, num: int, *, novelty: bool, paused: bool) -> bool:
+        """Whether so many records are wanted that they are printed one by one, and not as they grow."""
+        plain = self._state_in is None and not novelty and not paused
+        return self.generator.record_end is not None and num > MANY and plain
+
+    def search(
+        self, prompt: str, config: GenerationConfig, *, new: bool, distance: int | None, logprobs: bool
+    ) -> RecordSearch:
+        """Start a search for records, or for new ones, after reading those of the text again."""
+        from charwright.cli.download import user_places
+        from charwright.generation.known_records import KnownRecords
+        from charwright.workflow.loading import known_records
+
+        known = KnownRecords(known_records(self._run, self._corpus, user_places()), distance) if new else None
+        return self.generator.search(
+            config, known, prompt=prompt, label=self._label, guard=self._guard(config), logprobs=logprobs
+        )
 
     def _guard(self, config: GenerationConfig) -> Guard | None:
         if config.max_copy is None:
@@ -200,90 +268,6 @@ class _Work:
         )
 
 
-class Output:
-    """Print text as it grows, or lines of JSON, and its novelty."""
-
-    def __init__(self, prompt: str, *, as_json: bool, logprobs: bool) -> None:
-        self.corpus: Text | None = None
-        """The training text, if novelty is to be reported."""
-        self._prompt, self._json, self._logprobs = prompt, as_json, logprobs
-
-    def follow(self, session: Session, drafts: list[Draft], stopped: Sequence[int]) -> None:
-        """Run the session until all texts have ended, or a signal arrives; print them in order.
-
-        All are generated in one batch: the first is printed as it grows, the others when the ones before have ended.
-        """
-        for number, draft in enumerate(drafts):
-            if self._json:
-                while draft.ended is None and not stopped and session.advance():
-                    pass
-                self._line(self._finished(draft))
-                continue
-            if len(drafts) > 1:
-                _heading(number, len(drafts))
-            _write(self._prompt)
-            pieces = []
-            for piece in _pieces(session, draft, stopped):
-                _write(piece)
-                if self.corpus is not None:
-                    pieces.append(piece)
-            _write("\n")
-            self._report_novelty("".join(pieces))
-
-    def show_completion(self, completion: Completion) -> None:
-        """Print the result of a beam search."""
-        if self._json:
-            self._line(completion, sampled=False)
-            return
-        _write(self._prompt + completion.continuation + "\n")
-        self._report_novelty(completion.continuation)
-
-    def _finished(self, draft: Draft) -> Completion:
-        from charwright.generation.generator import finished
-
-        return finished(draft, logprobs=self._logprobs)
-
-    def _line(self, completion: Completion, *, sampled: bool = True) -> None:
-        continuation = completion.continuation
-        values: dict[str, Any] = {"text": self._prompt + continuation, "continuation": continuation}
-        if sampled:
-            values |= {"seed": completion.seed, "stream": completion.stream}
-        values["ended"] = completion.ended
-        if completion.stop is not None:
-            values["stop"] = completion.stop
-        if self._logprobs:
-            values["logprobs"] = [None if math.isnan(value) else round(value, 6) for value in completion.logprobs or ()]
-        if self.corpus is not None:
-            from charwright.data.texts import plain
-            from charwright.generation.novelty import measure_novelty
-
-            values["novelty"] = measure_novelty(plain(self.corpus), continuation).to_json()
-        # If the output's encoding lacks characters, JSON can escape them.
-        unicode = (sys.stdout.encoding or "").lower().startswith("utf")
-        _write(json.dumps(values, ensure_ascii=not unicode) + "\n")
-
-    def _report_novelty(self, written: str) -> None:
-        if self.corpus is None:
-            return
-        from charwright.data.texts import plain
-        from charwright.generation.novelty import measure_novelty
-
-        found = measure_novelty(plain(self.corpus), written)
-        sys.stdout.flush()
-        click.echo(
-            f"{found.copied_share:.1%} of {found.characters:,} characters are in passages of {found.shortest} or more"
-            f" copied verbatim from the training text; the longest has {len(found.longest)}: {found.longest!r}",
-            err=True,
-        )
-
-
-def _pieces(session: Session, draft: Draft, stopped: Sequence[int]) -> Iterator[str]:
-    """Yield one of the session's texts as it grows."""
-    yield draft.pop()
-    while draft.ended is None and not stopped and session.advance():
-        yield draft.pop()
-
-
 @contextmanager
 def _interruptions() -> Iterator[list[int]]:
     """A list that gets the number of the first signal to arrive. A second signal ends the process at once."""
@@ -297,11 +281,26 @@ def _interruptions() -> Iterator[list[int]]:
         yield stopped
 
 
-def _refuse_with_beams(options: dict[str, Any], state_in: Path | None, state_out: Path | None) -> None:
-    if useless := [name for name in SAMPLING if name in options]:
-        raise UsageError(f"--beams does not sample; remove {flag(useless[0])}")
-    if state_in is not None or state_out is not None:
-        raise UsageError("--beams cannot save or continue a state; remove --state-in and --state-out")
+def _refuse_contradictions(ctx: click.Context) -> None:
+    """See that no option needs another one that is missing, or makes no sense with one that is there."""
+    params, has = ctx.params, given(ctx, ctx.params)
+    if params["logprobs"] and not params["as_json"]:
+        raise UsageError("--logprobs requires --json")
+    if "beams" in has:
+        if useless := [name for name in SAMPLING if name in has]:
+            raise UsageError(f"--beams does not sample; remove {flag(useless[0])}")
+        if {"state_in", "state_out"} & has.keys():
+            raise UsageError("--beams cannot save or continue a state; remove --state-in and --state-out")
+    if "corpus" in has and not {"novelty", "new", "max_copy"} & has.keys():
+        raise UsageError("--corpus requires --novelty, --max-copy or --new")
+    if "distance" in has and not params["new"]:
+        raise UsageError("--distance requires --new")
+    if params["new"] and (useless := [name for name in USELESS_WITH_NEW if name in has]):
+        raise UsageError(f"{flag(useless[0])} {USELESS_WITH_NEW[useless[0]]}; remove it, or --new")
+    if "state_in" in has and "label" in has:
+        raise UsageError("--state-in continues texts that have their labels; remove --label")
+    if "state_in" in has and "num" in has:
+        raise UsageError("--state-in continues all texts of the file; remove --num")
 
 
 def _refuse_bad_place(state_out: Path) -> None:
@@ -329,30 +328,25 @@ def _unescaped(options: dict[str, Any]) -> dict[str, Any]:
     return options | changed
 
 
-def _heading(index: int, count: int) -> None:
-    """Announce the next text on stderr; stdout is for generated text only."""
-    sys.stdout.flush()
-    click.echo(f"--- {index + 1} of {count} ---", err=True)
-
-
-def _write(piece: str) -> None:
-    if piece:
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-
-
-def _report_oddities(prompt: str, vocabulary: Vocabulary, stop: Sequence[str], *, empty: bool) -> None:
+def _report_oddities(prompt: str, generator: Generator, config: GenerationConfig, ctx: click.Context) -> None:
     """Report what works, but perhaps not as intended."""
-    if empty:
-        click.echo("the prompt is empty; starting at the beginning of a line", err=True)
+    vocabulary, end = generator.vocabulary, generator.record_end
+    begins = ctx.params["state_in"] is None
+    if begins and ctx.params["prompt"] is not None and not prompt:
+        say(f"the prompt is empty; starting at the beginning of a {'line' if end is None else 'record'}")
+    if begins and vocabulary.labels and ctx.params["label"] is None:
+        more = f" and {len(vocabulary.labels) - SHOWN_LABELS:,} more" if len(vocabulary.labels) > SHOWN_LABELS else ""
+        say(f"the labels are {', '.join(vocabulary.labels[:SHOWN_LABELS])}{more}; --label NAME chooses one")
     if unknown := vocabulary.unknown_in(prompt):
         shown = " ".join(repr(character) for character in unknown[:5]) + (" ..." if len(unknown) > 5 else "")
         none_known = len(unknown) == len(set(prompt))
         which = "any of the prompt's characters" if none_known else shown
-        click.echo(f"the model has never seen {which}; continuing anyway", err=True)
-    for text in stop:
+        say(f"the model has never seen {which}; continuing anyway")
+    for text in (*config.stop, *([end] if end else [])):
         if unknown := vocabulary.unknown_in(text):
-            click.echo(f"the model never generates {unknown[0]!r}: no text will end at {text!r}", err=True)
+            say(f"the model never generates {unknown[0]!r}: no text will end at {text!r}")
+    if banned := set(end or "") & set(config.ban):
+        say(f"--ban has {min(banned)!r}: no text will end at {end!r}")
 
 
 def _read_prompt(given_prompt: str | None, run: Run) -> str:

@@ -24,6 +24,11 @@ class SectionedOption(click.Option):
     section: str | None = None
 
 
+def in_section(name: str) -> type[SectionedOption]:
+    """The class of the options in a section."""
+    return type("Option", (SectionedOption,), {"section": name})
+
+
 class RenamedOption(click.Option):
     """A hidden option with the name of the previous version, which sets the present one."""
 
@@ -110,14 +115,11 @@ def _option(item: dataclasses.Field[Any], kind: type, default: Any, section: str
     if shown not in {None, "", ()} and kind is not bool:
         help_text += f"  [default: {shown:g}]" if isinstance(shown, float) else f"  [default: {shown}]"
     spelling = f"{flag(item.name)}/{flag('no_' + item.name)}" if kind is bool else flag(item.name)
-
-    class Option(SectionedOption):
-        pass
-
-    Option.section = section
     several = kind is tuple
     type_ = _click_type(item, kind)
-    return click.option(spelling, item.name, cls=Option, type=type_, multiple=several, default=None, help=help_text)
+    return click.option(
+        spelling, item.name, cls=in_section(section), type=type_, multiple=several, default=None, help=help_text
+    )
 
 
 def _click_type(item: dataclasses.Field[Any], kind: type) -> click.ParamType[Any] | None:

@@ -80,15 +80,16 @@ def beam_search(
     length: int,
     stop: tuple[str, ...] = (),
     until: str | None = None,
+    record_end: str | None = None,
 ) -> Found:
     """Search for the most likely text of at most `length` characters after the prompt's ids.
 
     At each id the `beams` most likely prefixes are kept (Lowerre, 1976), one less for each that has ended. `masked`
-    (V,) ids are not generated. Texts that end early, at a stop string or at `until`, are compared with the others by
-    ln p per character.
+    (V,) ids are not generated. Texts that end early, at a stop string, at `until` or as a record, are compared with the
+    others by ln p per character.
     """
     state, logits = _read(engine, prompt)
-    alive, done = [_Beam(Endings(stop, until))], list[_Beam]()
+    alive, done = [_Beam(Endings(stop, until, record_end))], list[_Beam]()
     while alive:
         # If ended beams gave up their places, very unlikely prefixes would fill them, and end before likely ones.
         parents, kept = _best(alive, _log_softmax(logits), masked, beams - len(done)), list[int]()
@@ -104,7 +105,7 @@ def beam_search(
             state = np.ascontiguousarray(state[kept])
             logits = engine.step(np.array([beam.token_id for beam in alive]), state)
     best = max(done, key=lambda beam: beam.total / beam.characters)
-    return _found(vocabulary, best, length, Endings(stop, until))
+    return _found(vocabulary, best, length, Endings(stop, until, record_end))
 
 
 def _read(engine: Engine, prompt: Ids) -> tuple[npt.NDArray[np.generic], Float64s]:

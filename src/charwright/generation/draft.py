@@ -59,7 +59,7 @@ class Draft:
     left: int = 0
     """Characters left to generate."""
     ended: str | None = None
-    """Why it ended: `length`, `stop`, `line`, `paragraph` or `sentence`; None while it continues."""
+    """Why it ended: `length`, `record`, `stop`, `line`, `paragraph` or `sentence`; None while it continues."""
     logprobs: list[float] = field(default_factory=list)
     """ln p of each character under the model, at temperature 1 and without masks, if requested; without those that
     `take` has returned.
@@ -165,9 +165,9 @@ class Draft:
             None if others is None else named_choices(self.vocabulary, others, fresh),
         )
 
-    def score_prompt(self, ids: Ids) -> None:
-        """Collect the scores of the prompt, whose ids these are."""
-        self._prompt_scores = PromptScores(self.vocabulary, self.prompt, ids)
+    def score_prompt(self, ids: Ids, before: int = 0) -> None:
+        """Collect the scores of the prompt, whose ids these are; so many ids come before them."""
+        self._prompt_scores = PromptScores(self.vocabulary, self.prompt, ids, before)
         self._take_in_prompt(self._prompt_scores)
 
     def generate_nothing(self) -> None:

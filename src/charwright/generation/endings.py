@@ -1,4 +1,4 @@
-"""Find the end of a text that arrives in pieces: a stop string, or the end of a line, paragraph or sentence."""
+"""Find the end of a text that arrives in pieces: that of a record, line, paragraph or sentence, or a stop string."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ class Endings:
     complete first, however the text is cut into pieces.
     """
 
-    def __init__(self, stop: Sequence[str] = (), until: str | None = None) -> None:
-        """Look for the stop strings, and for the end of `until` (`line`, `paragraph`, `3 sentences`)."""
+    def __init__(self, stop: Sequence[str] = (), until: str | None = None, record_end: str | None = None) -> None:
+        """Look for the stop strings, the end of `until` (`line`, `paragraph`, `3 sentences`), and that of a record."""
         self.ended: str | None = None
-        """Why it ended: `stop`, `line`, `paragraph` or `sentence`."""
+        """Why it ended: `record`, `stop`, `line`, `paragraph` or `sentence`."""
+        self.record_end = record_end
         self.stop: str | None = None
         """The stop string that was found."""
         self.held = ""
@@ -46,6 +47,7 @@ class Endings:
         self.behind = ""
         """The text read after the end: for a sentence, at least the character that follows it."""
         self._stops = sorted(stop, key=len, reverse=True)
+        self._strings = [*self._stops, *([record_end] if record_end else [])]
         self._unit, self._left = (parse_until(until) if until else None) or ("", 0)
         self._undecided = 0  # characters at the end of the held text that may be the end of a unit
         self._begun = False  # empty lines and paragraphs do not count
@@ -53,7 +55,7 @@ class Endings:
     @property
     def waiting(self) -> bool:
         """Whether there is any ending to look for."""
-        return bool(self._stops or self._unit)
+        return bool(self._strings or self._unit)
 
     def feed(self, piece: str) -> str:
         """Read the next piece; return the text that may be shown now."""
@@ -76,15 +78,17 @@ class Endings:
         return held
 
     def _stop_in(self, text: str) -> Iterator[Found]:
+        if self.record_end and (at := text.find(self.record_end)) >= 0:
+            yield Found(at, at + len(self.record_end), "record")
         for stop in self._stops:
             if (at := text.find(stop)) >= 0:
                 yield Found(at, at + len(stop), "stop")
 
     def _undecided_stop(self, text: str) -> int:
-        """The number of characters at the end that may be the beginning of a stop string."""
-        longest = min(len(text), max((len(stop) for stop in self._stops), default=1) - 1)
+        """The number of characters at the end that may be the beginning of a stop string, or of a record's end."""
+        longest = min(len(text), max((len(stop) for stop in self._strings), default=1) - 1)
         for size in range(longest, 0, -1):
-            if any(stop.startswith(text[-size:]) for stop in self._stops):
+            if any(stop.startswith(text[-size:]) for stop in self._strings):
                 return size
         return 0
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from charwright import notebook
 from charwright.config import GenerationConfig, ModelConfig
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import UsageError
 from charwright.generation.beams import beam_search
-from charwright.generation.draft import Draft, Guard
+from charwright.generation.completions import Completion, Completions, finished
+from charwright.generation.draft import Guard
 from charwright.generation.engine import Engine
+from charwright.generation.known_records import KnownRecords
 from charwright.generation.masks import allowed
+from charwright.generation.openings import Opening, Openings
 from charwright.generation.record_scores import Score, score_records
+from charwright.generation.record_search import RecordSearch
 from charwright.generation.records import Cutter
 from charwright.generation.session import Session, prompt_ids
 
@@ -30,43 +33,6 @@ class Trained(Protocol):
 
     def arrays(self) -> dict[str, npt.NDArray[np.float32]]:
         """Return the weights by name."""
-
-
-@dataclass(frozen=True)
-class Completion:
-    """A generated text. `str()` returns the prompt and its continuation."""
-
-    prompt: str
-    continuation: str
-    seed: int
-    stream: int
-    ended: str = "length"
-    """Why it ended: `length`, `stop`, `line`, `paragraph`, `sentence`, or `interrupted`."""
-    stop: str | None = None
-    """The stop string that ended it, which is not part of the continuation."""
-    logprobs: tuple[float, ...] | None = None
-    """ln p of each character of the continuation under the model, if requested."""
-
-    def __str__(self) -> str:
-        return self.prompt + self.continuation
-
-    def _repr_html_(self) -> str:
-        end = "" if self.ended == "length" else f", ended by {self.ended}"
-        note = f"seed {self.seed}, text {self.stream}{end}"
-        return notebook.passage(self.continuation, prompt=self.prompt, note=note)
-
-    def _repr_pretty_(self, printer: Any, _: bool) -> None:
-        printer.text(str(self))
-
-
-class Completions(list[Completion]):
-    """A list of generated texts; a notebook shows the texts themselves."""
-
-    def _repr_html_(self) -> str:
-        return "".join(completion._repr_html_() for completion in self)
-
-    def _repr_pretty_(self, printer: Any, _: bool) -> None:
-        printer.text("\n\n".join(map(str, self)))
 
 
 class Generator:
@@ -84,9 +50,15 @@ class Generator:
         precision: str = "q8",
         *,
         threads: int | None = None,
+        record_end: str | None = None,
+        known_records: Callable[[], Iterable[str]] | None = None,
     ):
-        """Lay out the weights. `Generator.of(model, vocabulary)` takes them from a model."""
-        self.vocabulary = vocabulary
+        """Lay out the weights. `Generator.of(model, vocabulary)` takes them from a model.
+
+        `record_end` is what ends each record, for a model that was trained on records: it is read before every prompt.
+        `known_records` returns the records of the text, which are not new; it is called when they are needed.
+        """
+        self.vocabulary, self.record_end, self._known_records = vocabulary, record_end, known_records
         self.engine = Engine(model, weights, precision, threads=threads)
 
     @classmethod
@@ -107,11 +79,108 @@ class Generator:
 
         Options are the fields of `GenerationConfig`. Completion i of the result is stream i: its random numbers depend
         only on the seed (0 by default) and on i. `guard` forbids ids at each step (`novelty.CopyGuard`).
+
+        A model of records begins each text as a record, and goes on with others behind its end; `records` ends there.
         """
         config = dataclasses.replace(config or GenerationConfig(), **options)
         listed = [prompts] if isinstance(prompts, str) else list(prompts)
         repeated = [prompt for prompt in listed for _ in range(config.num)]
         return Completions(self.texts(repeated, config, logprobs=logprobs, guard=guard))
+
+    def records(
+        self,
+        num: int = 1,
+        config: GenerationConfig | None = None,
+        *,
+        prompt: str = "",
+        label: str | None = None,
+        new: bool = False,
+        distance: int | None = None,
+        known: Iterable[str] | None = None,
+        logprobs: bool = False,
+        **options: Any,
+    ) -> Completions:
+        """Generate records, each without its end, of at most `length` characters: `load("runs/names").records(50)`.
+
+        Record i is stream i of the seed, unless they are `new`.
+
+        Args:
+            num: the number of records.
+            config: options, instead of one by one.
+            prompt: the beginning of each record.
+            label: which of the model's labels the records have; drawn for each of them by default.
+            new: different records that are not in the text, without regard to the whitespace around them. Others are
+                thrown away, and so is what has no end, as the `note` of the result says. If they become very rare
+                there are fewer than `num`, and the note says why.
+            distance: throw away records that are within so many edits of a known one, too.
+            known: the records that are not new; by default those of the texts that the run was trained and validated
+                on, read again.
+            logprobs: return ln p of each character, too.
+            **options: the fields of `GenerationConfig`, apart from `num`.
+
+        Raises:
+            UsageError: when the model was not trained on records, there is no such label, or it is not known what is
+                new.
+            MissingExtraError: when `distance` is given and RapidFuzz is not installed.
+            CorpusError: when the text of the run is gone or has changed.
+        """
+        config = dataclasses.replace(config or GenerationConfig(), **options, num=num)
+        self._required_record_end()
+        if not new and (distance is not None or known is not None):
+            raise UsageError("distance and known belong to new=True")
+        others = KnownRecords(self.known_records() if known is None else known, distance) if new else None
+        search = self.search(config, others, prompt=prompt, label=label, logprobs=logprobs)
+        found = Completions()
+        while not search.done:
+            found += search.advance()
+        found.note = "; ".join(line for line in (search.report(), search.shortfall()) if line)
+        return found
+
+    def search(
+        self,
+        config: GenerationConfig,
+        known: KnownRecords | None,
+        *,
+        prompt: str = "",
+        label: str | None = None,
+        guard: Guard | None = None,
+        logprobs: bool = False,
+    ) -> RecordSearch:
+        """Start a search for `num` new records, or for any if none are known; it goes on step by step.
+
+        Raises:
+            UsageError: when the model was not trained on records, or there is no such label.
+        """
+        self.opening(label=label)
+        return RecordSearch(
+            Session(self.engine, self.vocabulary),
+            config,
+            partial(self.opening, config.seed or 0, label=label),
+            self._required_record_end(),
+            known,
+            prompt=prompt,
+            guard=guard,
+            logprobs=logprobs,
+        )
+
+    def known_records(self) -> Iterable[str]:
+        """Return the records of the text, which are not new.
+
+        Raises:
+            UsageError: when they are not known.
+            CorpusError: when the text is gone or has changed.
+        """
+        if self._known_records is None:
+            raise UsageError("which records are new? pass the others as known, or load the run with charwright.load")
+        return self._known_records()
+
+    def opening(self, seed: int = 0, stream: int = 0, *, label: str | None = None) -> Opening:
+        """Return what is read before a prompt: for a model of records, the end of a record, and a label if it has any.
+
+        Raises:
+            UsageError: when there is no such label.
+        """
+        return self._openings.of(label, seed=seed, stream=stream)
 
     def stream(self, prompt: str = "", config: GenerationConfig | None = None, **options: Any) -> Iterator[str]:
         """Generate one completion, and yield its text as it grows, a few characters at a time."""
@@ -124,13 +193,17 @@ class Generator:
     ) -> Iterator[tuple[int, str]]:
         """Yield (index of the prompt, piece of text) as the streams advance.
 
-        For an empty prompt the model reads a newline, which is not part of the text.
+        For an empty prompt the model reads the end of a record if it was trained on records, and otherwise a newline;
+        neither is part of the text.
 
         Raises:
             UsageError: if no character is allowed.
         """
         session = Session(self.engine, self.vocabulary)
-        numbers = {session.join(prompt, config, index, guard=guard): index for index, prompt in enumerate(prompts)}
+        numbers = {
+            session.join(prompt, config, index, guard=guard, context=self.opening(config.seed or 0, index).ids): index
+            for index, prompt in enumerate(prompts)
+        }
         while drafts := session.advance():
             for draft in drafts:
                 if piece := draft.pop():
@@ -145,34 +218,48 @@ class Generator:
         guard: Guard | None = None,
     ) -> Iterator[Completion]:
         """Complete all prompts in one batch. Yield completions in order, each as soon as those before it are done."""
-        session = Session(self.engine, self.vocabulary)
-        drafts = [
-            session.join(prompt, config, index, guard=guard, logprobs=logprobs) for index, prompt in enumerate(prompts)
-        ]
-        for draft in drafts:
+        session, drafts = Session(self.engine, self.vocabulary), []
+        for index, prompt in enumerate(prompts):
+            opening = self.opening(config.seed or 0, index)
+            draft = session.join(prompt, config, index, guard=guard, logprobs=logprobs, context=opening.ids)
+            drafts.append((draft, opening.label))
+        for draft, name in drafts:
             while draft.ended is None:
                 session.advance()
-            yield finished(draft, logprobs=logprobs)
+            yield finished(draft, logprobs=logprobs, label=name)
 
-    def beam_search(self, prompt: str, config: GenerationConfig, beams: int) -> Completion:
+    def beam_search(
+        self,
+        prompt: str,
+        config: GenerationConfig,
+        beams: int,
+        *,
+        label: str | None = None,
+        record_end: str | None = None,
+    ) -> Completion:
         """Return the most likely completion that beam search finds. Temperature and seed have no effect.
 
+        It has this label of the model, and ends before `record_end`, if they are given.
+
         Raises:
-            UsageError: if no character is allowed, or `beams` is less than 1.
+            UsageError: if no character is allowed, there is no such label, or `beams` is less than 1.
         """
         if beams < 1:
             raise UsageError(f"a search needs at least one beam, not {beams}")
+        opening = self.opening(label=label)
         found = beam_search(
             self.engine,
             self.vocabulary,
-            prompt_ids(self.vocabulary, prompt),
-            ~allowed(self.vocabulary, config),
+            prompt_ids(self.vocabulary, prompt, opening.ids),
+            ~allowed(self.vocabulary, config, record_end),
             beams=beams,
             length=config.length,
             stop=config.stop,
             until=config.until,
+            record_end=record_end,
         )
-        return Completion(prompt, found.text, 0, 0, found.ended, found.stop, tuple(found.logprobs))
+        scores = tuple(found.logprobs)
+        return Completion(prompt, found.text, 0, 0, found.ended, found.stop, scores, opening.label)
 
     def logprobs(self, text: str) -> list[float]:
         """Return ln p of each character of `text` after the first, given those before it, from a zero state.
@@ -220,10 +307,12 @@ class Generator:
             warm_up=warm_up,
         )
 
+    @cached_property
+    def _openings(self) -> Openings:
+        return Openings(self.engine, self.vocabulary, self.record_end)
 
-def finished(draft: Draft, *, logprobs: bool = False) -> Completion:
-    """The completion of a draft on which `pop` was not called. A draft that has not ended was interrupted."""
-    sampler = draft.stream.sampler
-    scores = tuple(draft.logprobs[: draft.shown]) if logprobs else None
-    ended = draft.ended or "interrupted"
-    return Completion(draft.prompt, draft.pop(), sampler.seed, sampler.stream, ended, draft.endings.stop, scores)
+    def _required_record_end(self) -> str:
+        """What ends a record."""
+        if self.record_end is None:
+            raise UsageError("what ends a record? open a run that was trained on records with charwright.load")
+        return self.record_end

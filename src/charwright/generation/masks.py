@@ -1,4 +1,4 @@
-"""Which ids may be sampled: never [UNK], and only those that the options allow."""
+"""Which ids may be sampled: never [UNK] or a label, and only those that the options allow."""
 
 from __future__ import annotations
 
@@ -6,27 +6,32 @@ import numpy as np
 import numpy.typing as npt
 
 from charwright.config import GenerationConfig
+from charwright.data.labels import label_ids
 from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
 from charwright.errors import UsageError
 
 Mask = npt.NDArray[np.bool_]
 
 
-def allowed(vocabulary: Vocabulary, config: GenerationConfig) -> Mask:
-    """The ids (V,) that may be sampled: those of `only`, if given, without `ban` and [UNK].
+def allowed(vocabulary: Vocabulary, config: GenerationConfig, record_end: str | None = None) -> Mask:
+    """The ids (V,) that may be sampled: those of `only`, if given, without `ban`, [UNK] and labels.
+
+    What ends a record is no part of it, and needs no place in `only`.
 
     Raises:
         UsageError: if no id is left.
     """
-    if len(vocabulary) < 2:
+    if len(vocabulary) < 2 + len(vocabulary.labels):
         raise UsageError("this model's vocabulary has no characters to generate")
     mask = np.ones(len(vocabulary), dtype=np.bool_)
+    mask[label_ids(vocabulary)] = False
     if config.only is not None:
         mask[:] = False
         mask[_ids_of(vocabulary, config.only, "--only")] = True
         mask[UNKNOWN_ID] = False
         if not mask.any():
             raise UsageError(f"--only: the model knows none of the characters in {config.only!r}")
+        mask[vocabulary.encode(record_end or "")] = True
     mask[_ids_of(vocabulary, config.ban, "--ban")] = False
     mask[UNKNOWN_ID] = False
     if not mask.any():

@@ -26,9 +26,9 @@ class PromptScores:
     The stream drops what it has read long ago, so this has to take in the scores after every call.
     """
 
-    def __init__(self, vocabulary: Vocabulary, prompt: str, ids: Ids) -> None:
-        """Start with the first id of the prompt, which nothing predicts."""
-        self._vocabulary, self._prompt, self._ids = vocabulary, prompt, ids
+    def __init__(self, vocabulary: Vocabulary, prompt: str, ids: Ids, before: int = 0) -> None:
+        """Start with the first id of the prompt, which has no score; the stream reads `before` other ids first."""
+        self._vocabulary, self._prompt, self._ids, self._before = vocabulary, prompt, ids, before
         self._scores = np.full(len(ids), np.nan)
         self._known = 1  # ids whose scores are known
         self.choices: list[Choices] = [()]
@@ -42,8 +42,11 @@ class PromptScores:
     def take_in(self, stream: Stream) -> None:
         """Collect the scores that the stream has added."""
         assert stream.scores is not None
-        end = min(stream.forgotten + stream.at + 1, len(self._ids))
-        part = slice(self._known - stream.forgotten, end - stream.forgotten)
+        dropped = stream.forgotten - self._before
+        end = min(dropped + stream.at + 1, len(self._ids))
+        if end <= self._known:
+            return
+        part = slice(self._known - dropped, end - dropped)
         self._scores[self._known : end] = stream.scores[part]
         if stream.alternatives is not None:
             self.choices += named_choices(self._vocabulary, stream.alternatives, part)

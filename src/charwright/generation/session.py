@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 
 import numpy as np
-import numpy.typing as npt
 
 from charwright.config import GenerationConfig
 from charwright.data.vocabulary import Vocabulary
@@ -18,7 +17,7 @@ from charwright.generation.endings import Endings
 from charwright.generation.engine import MOST_STEPS, MOST_STREAMS, Engine
 from charwright.generation.masks import Mask, allowed
 from charwright.generation.sampling import Sampler
-from charwright.generation.streams import Alternatives, Stream
+from charwright.generation.streams import Alternatives, Ids, Stream
 
 MOST_PROMPT = 1_000_000
 """Characters of a prompt. What a recurrent network read further back no longer affects what it generates."""
@@ -30,6 +29,9 @@ MOST_ALTERNATIVES = 20
 CALL_S = 0.008
 MANY = 8  # More texts than this are not watched letter by letter: longer calls reduce the overhead.
 MANY_CALL_S = 0.05
+# A text samples on behind its end until the call is over, so calls are shorter than records.
+RECORD_SHARE = 3
+FEWEST_STEPS = 4
 
 
 class Session:
@@ -52,6 +54,7 @@ class Session:
         self.drafts: list[Draft] = []
         self._one_by_one, self._call_s = one_by_one, call_s
         self._steps = 1  # of the next call
+        self._records, self._record_chars = 0, 0  # that have ended
 
     def join(
         self,
@@ -62,6 +65,8 @@ class Session:
         guard: Guard | None = None,
         logprobs: bool = False,
         start: Paused | None = None,
+        context: Ids | None = None,
+        record_end: str | None = None,
         alternatives: int = 0,
         echo: bool = False,
         score_only: bool = False,
@@ -70,6 +75,9 @@ class Session:
 
         The seed and `stream`, the index of the text, are the key of its random numbers. A continued text begins with
         the ids that were sampled but not shown, unless a prompt is given. They alone may end it.
+
+        The ids of `context` (C,) are read before the prompt, such as the end of a record and a label; an empty prompt
+        then adds nothing. A text with a `record_end` ends before it.
 
         One call joins one text, regardless of the config's `num`. `max_copy` requires a guard
         (`CopyGuard(training ids, V, max_copy).forbidden`), since only the caller has the training text.
@@ -82,13 +90,15 @@ class Session:
 
         Raises:
             UsageError: if no id is allowed, the prompt is too long, the guard is missing, the model generates bytes
-                and alternatives are requested, or the prompt of a continued text is to be scored.
+                and alternatives are requested, a continued text has a context, or its prompt is to be scored.
         """
         if config.max_copy is not None and guard is None:
             raise UsageError("max_copy requires a guard with the training text: create one with novelty.CopyGuard")
         if start is not None and (echo or score_only):
             raise UsageError("the prompt of a continued text cannot be scored: echo and score_only need a new text")
-        ids, mask = prompt_ids(self.vocabulary, prompt), ~allowed(self.vocabulary, config)
+        if start is not None and context is not None:
+            raise UsageError("a continued text has its context already")
+        ids, mask = prompt_ids(self.vocabulary, prompt, context), ~allowed(self.vocabulary, config, record_end)
         track = Stream(self.engine.zero_state()[0]) if start is None else start.stream
         self._request_scores(track, alternatives, logprobs=logprobs)
         if prompt or start is None:
@@ -98,11 +108,12 @@ class Session:
         )
         if start is not None and config.seed is not None:
             track.drawn = 0
-        endings = Endings(config.stop, config.until)
+        endings = Endings(config.stop, config.until, record_end)
         draft = Draft(prompt, config, track, self.vocabulary, endings, guard, left=config.length)
         draft._mask, draft._seen = mask, track.forgotten + track.length
         if echo and prompt and track.scores is not None:
-            draft.score_prompt(ids)
+            before = 0 if context is None else len(context)
+            draft.score_prompt(ids[before:], before)
         if score_only:
             draft.generate_nothing()
         if start is not None and not prompt:
@@ -132,12 +143,17 @@ class Session:
         drafts = [draft for draft in self.drafts if not draft.watched][:MOST_STREAMS]
         seconds = self._advance_at_once(drafts, most) if drafts else self._wanted_s(watched)
         self._advance_by_single_steps(watched, most, seconds)
+        ended = [draft for draft in drafts if draft.ended and draft.endings.record_end]
+        self._records += len(ended)
+        self._record_chars += sum(draft.shown for draft in ended)
         self.drafts = [draft for draft in self.drafts if draft.ended is None]
         return drafts + watched
 
     def _advance_at_once(self, drafts: list[Draft], most: int) -> float:
         """One call of several steps. Returns its duration."""
         limit = min(draft.most_steps(one_by_one=self._one_by_one) for draft in drafts)
+        if all(draft.endings.record_end for draft in drafts):
+            limit = min(limit, self._record_steps(drafts))
         steps = min(most, self._steps, limit, max(draft.needed for draft in drafts))
         began = time.perf_counter()
         self._call(drafts, steps)
@@ -154,6 +170,12 @@ class Session:
             self._call(drafts, 1)
             drafts = [draft for draft in drafts if draft.ended is None]
             most = most - 1 if time.perf_counter() < end else 0
+
+    def _record_steps(self, drafts: list[Draft]) -> int:
+        """What all have to read, and a third of the usual length of a record, as far as it is known."""
+        reading = min(draft.stream.unread for draft in drafts)
+        shown = self._record_chars + sum(draft.shown for draft in drafts)
+        return reading + max(FEWEST_STEPS, shown // (self._records + len(drafts)) // RECORD_SHARE)
 
     def _call(self, drafts: list[Draft], steps: int) -> None:
         try:
@@ -182,14 +204,18 @@ class Session:
             self._steps = max(1, self._steps // 2)
 
 
-def prompt_ids(vocabulary: Vocabulary, prompt: str) -> npt.NDArray[np.int32]:
-    """The ids of a prompt. An empty prompt is read as a newline: generation starts at the beginning of a line.
+def prompt_ids(vocabulary: Vocabulary, prompt: str, context: Ids | None = None) -> Ids:
+    """The ids of a prompt, behind those of its context (C,).
+
+    With neither, a newline is read: generation starts at the beginning of a line.
 
     Raises:
         UsageError: if it is so long that reading it would take minutes.
     """
     if len(prompt) > MOST_PROMPT:
         raise prompt_is_too_long()
+    if context is not None and len(context):
+        return np.concatenate([context, vocabulary.encode(prompt)])
     return vocabulary.encode(prompt or ("\n" if not vocabulary.unknown_in("\n") else " "))
 
 

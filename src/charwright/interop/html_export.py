@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from charwright.config import GATES
+from charwright.errors import UsageError
 from charwright.generation.quantized import Int8Model, Product
 from charwright.run import Run
 from charwright.webpage.template import filled, shared, source
@@ -24,7 +25,13 @@ ALIGNMENT = 8  # bytes
 
 
 def page_bytes(run: Run, card: Mapping[str, Any]) -> bytes:
-    """Return the page as UTF-8."""
+    """Return the page as UTF-8.
+
+    Raises:
+        UsageError: when the model has labels.
+    """
+    if run.vocabulary.labels:
+        raise UsageError("--to html: the model has labels, which the page cannot ask for; choose another format")
     arrays = _Arrays()
     model = Int8Model.of(run.model, run.weights())
     description = {
@@ -35,6 +42,7 @@ def page_bytes(run: Run, card: Mapping[str, Any]) -> bytes:
         "tokens": len(run.vocabulary),
         "unit": run.vocabulary.level,
         "characters": run.vocabulary.characters,
+        "recordEnd": run.config.records.end if run.config.records else "",
         "table": arrays.add(model.table),
         "recurrent": [arrays.product(product) for product in model.recurrent],
         "candidateBias": [arrays.add(bias) for bias in model.candidate_bias],

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from charwright.data.labels import label_ids
 from charwright.run import Run
 
 
 def model_card(run: Run, version: str) -> dict[str, Any]:
-    """Return the model card of a run as plain values, ready for JSON; `version` is charwright's."""
-    config = run.config
+    """Return the model card of a run as plain values, ready for JSON; `version` is charwright's.
+
+    For a model of records it has the `record_end`, which is read before a record, and for one with labels the `labels`
+    in the order of their ids, of which one comes after that; the first id is `first_label_id`.
+    """
+    config, labels = run.config, run.vocabulary.labels
     validated = [event["validation_loss"] for event in run.history() if event.get("validation_loss") is not None]
     return {
         "made_by": f"charwright {version}",
@@ -18,6 +23,8 @@ def model_card(run: Run, version: str) -> dict[str, Any]:
         "model": run.model.to_json(),
         "tokens": len(run.vocabulary),
         "unit": run.vocabulary.level,
+        **({"record_end": config.records.end} if config.records else {}),
+        **({"labels": list(labels), "first_label_id": label_ids(run.vocabulary).start} if labels else {}),
         "recipe": config.recipe_name,
         "corpus": {
             "sources": [source.location for source in config.sources],

@@ -13,10 +13,10 @@ from charwright.run import Run
 
 
 def npz_bytes(run: Run, card: Mapping[str, Any]) -> bytes:
-    """Return the weights by their `ModelConfig.weight_shapes` names, float32, plus `characters` (V - 1) and `card`.
+    """Return the weights by their `ModelConfig.weight_shapes` names, float32, plus `characters` (C,) and `card`.
 
-    `characters` are code points as uint32, that of id i at i - 1, and empty for byte-level models. `card` is JSON. No
-    array needs pickle.
+    `characters` are code points as uint32, that of id i at i - 1, and empty for byte-level models. `card` is JSON, and
+    has the labels, whose ids come after those of the characters. No array needs pickle.
     """
     characters = np.array([ord(character) for character in run.vocabulary.characters], dtype=np.uint32)
     memory = io.BytesIO()

@@ -3,8 +3,9 @@
     step.onnx       ids (B, T) int64, state (L, S, B, H) -> logits (B, T, V), next_state (L, S, B, H)
     generate.onnx   prompt (B, T) int64, temperature (), uniform (B, N) -> ids (B, N) int64
 
-B, T and N are dynamic. The generator includes the loop, the [UNK] mask and sampling, so that one call generates text;
-everything except ids is float32. A temperature of 0 takes the most likely token. S is 2 for an LSTM (h and c), else 1.
+B, T and N are dynamic. The generator includes the loop, the mask of [UNK] and labels, and sampling, so that one call
+generates text; everything except ids is float32. A temperature of 0 takes the most likely token. S is 2 for an LSTM
+(h and c), else 1.
 
 The graphs are built node by node, because one attribute is easy to get wrong: a GRU that applies the reset gate after
 the recurrent product, as charwright, Keras and cuDNN do, has `linear_before_reset=1`. Both graphs are run and compared
@@ -54,18 +55,20 @@ def onnx_graphs(run: Run, card: Mapping[str, Any]) -> dict[str, bytes]:
         MissingExtraError: when onnx or onnxruntime is not installed.
     """
     weights = run.weights()
-    network = _Network(run.model, weights)
+    network = _Network(run.model, weights, len(run.vocabulary.labels))
     metadata = {
         "vocabulary": as_json(run.vocabulary.tokens),
         "unit": run.vocabulary.level,
         "card": as_json(card),
     }
     files = {"step.onnx": network.step(metadata), "generate.onnx": network.generate(metadata)}
-    check_graphs(files, run.model, weights)
+    check_graphs(files, run.model, weights, labels=len(run.vocabulary.labels))
     return files
 
 
-def check_graphs(files: Mapping[str, bytes], config: ModelConfig, weights: Mapping[str, Array]) -> None:
+def check_graphs(
+    files: Mapping[str, bytes], config: ModelConfig, weights: Mapping[str, Array], *, labels: int = 0
+) -> None:
     """Run both graphs with onnxruntime at several sizes and compare them with the engine in float32.
 
     Raises:
@@ -79,7 +82,7 @@ def check_graphs(files: Mapping[str, bytes], config: ModelConfig, weights: Mappi
     if not error <= TOLERANCE:
         raise ForeignModelError(f"the ONNX step graph differs from the model by {error:.2g}")
     for temperature in (0.0, 1e-9, 0.8):
-        error = _sampling_error(generate, engine, random, temperature)
+        error = _sampling_error(generate, engine, random, temperature, labels)
         if not error <= TOLERANCE:
             raise ForeignModelError(f"the ONNX generator samples differently from the model, by {error:.2g}")
 
@@ -108,7 +111,9 @@ def _step_error(
     return float(max(np.abs(logits - expected).max(), states))
 
 
-def _sampling_error(session: Any, engine: Engine, random: np.random.Generator, temperature: float) -> float:
+def _sampling_error(
+    session: Any, engine: Engine, random: np.random.Generator, temperature: float, labels: int
+) -> float:
     """Return the largest error of a sampled id, given its random number and the engine's logits for the ids before."""
     prompt = random.integers(1, engine.vocabulary_size, (2, 5))
     uniform = random.random((2, CHECKED_IDS), dtype=np.float32)
@@ -121,15 +126,17 @@ def _sampling_error(session: Any, engine: Engine, random: np.random.Generator, t
         logits = engine.step(column, state)
     for column, numbers in zip(ids.T, uniform.T, strict=True):
         for stream, (drawn, number) in enumerate(zip(column, numbers, strict=True)):
-            worst = max(worst, _sample_distance(logits[stream], int(drawn), float(number), temperature))
+            scores = logits[stream] + _mask(engine.vocabulary_size, labels)
+            worst = max(worst, _sample_distance(scores, int(drawn), float(number), temperature))
         logits = engine.step(column, state)
     return worst
 
 
-def _sample_distance(logits: npt.NDArray[np.float64], drawn: int, number: float, temperature: float) -> float:
-    """Return the distance of the number from the id's interval of the cumulative distribution; if greedy, in logits."""
-    scores = logits.copy()
-    scores[UNKNOWN_ID] = -np.inf
+def _sample_distance(scores: npt.NDArray[np.float64], drawn: int, number: float, temperature: float) -> float:
+    """Return the distance of the number from the id's interval of the cumulative distribution; if greedy, in logits.
+
+    The scores (V,) are masked logits.
+    """
     if temperature <= GREEDY_TEMPERATURE:
         return float(scores.max() - scores[drawn])
     exponentials = np.exp((scores - scores.max()) / temperature)
@@ -159,13 +166,13 @@ class _Graph:
 class _Network:
     """Builder of the graphs of one model."""
 
-    def __init__(self, config: ModelConfig, weights: Mapping[str, Array]) -> None:
+    def __init__(self, config: ModelConfig, weights: Mapping[str, Array], labels: int = 0) -> None:
         try:
             import onnx
         except ImportError as error:
             raise MissingExtraError("exporting to ONNX", "onnx") from error
         self.onnx, self.helper, self.config = onnx, onnx.helper, config
-        self.tokens = len(weights["head.bias"])
+        self.tokens, self.labels = len(weights["head.bias"]), labels
         self.constants: dict[str, npt.NDArray[Any]] = {"embedding": weights["embedding.weight"]}
         for layer in range(config.layers):
             self.constants |= _layer_constants(config, weights, layer)
@@ -192,7 +199,7 @@ class _Network:
         units = [self.config.layers, STATES[self.config.cell], self.config.units]
         self.constants["layers_and_states"] = np.array(units[:2], dtype=np.int64)
         self.constants["units"] = np.array(units[2:], dtype=np.int64)
-        self.constants["hidden"] = _unknown_mask(self.tokens)
+        self.constants["hidden"] = _mask(self.tokens, self.labels)
         self.constants["places"] = np.arange(self.tokens, dtype=np.int64)
         self.constants["coldest"] = np.array(GREEDY_TEMPERATURE, dtype=np.float32)
         self.constants["zero"] = np.array(0, dtype=np.float32)
@@ -321,10 +328,10 @@ def _names_in(node: Any) -> list[str]:
     return [*node.input, *inner]
 
 
-def _unknown_mask(tokens: int) -> Array:
-    """Return the mask that is added to logits (V): minus infinity for [UNK]."""
+def _mask(tokens: int, labels: int) -> Array:
+    """Return the mask that is added to logits (V): minus infinity for [UNK], and for labels, which are the last ids."""
     mask = np.zeros(tokens, dtype=np.float32)
-    mask[UNKNOWN_ID] = -np.inf
+    mask[UNKNOWN_ID] = mask[tokens - labels :] = -np.inf
     return mask
 
 

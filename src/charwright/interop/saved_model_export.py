@@ -76,7 +76,9 @@ def _one_step(tf: Any, run: Run, weights: Mapping[str, Array], card: Mapping[str
     """Return the module to save."""
     network = _Network(tf, run.model, to_keras(run.model, weights))
     tables = _Tables(tf, run.vocabulary)
-    size = len(run.vocabulary)
+    size, labels = len(run.vocabulary), len(run.vocabulary.labels)
+    hidden = np.zeros(size, dtype=np.float32)  # [UNK] and the labels, which are the last ids
+    hidden[0] = hidden[size - labels :] = -np.inf
 
     class OneStep(tf.Module):  # type: ignore[misc]
         """The SavedModel: variables, lookup table and two functions."""
@@ -97,7 +99,7 @@ def _one_step(tf: Any, run: Run, weights: Mapping[str, Array], card: Mapping[str
             """Return the next character of each text (B), and the states after the texts."""
             logits, states = network.run(tables.ids(inputs), states)
             scores = logits[:, -1, :] / self.temperature
-            scores += tf.one_hot(0, size, on_value=-np.inf, off_value=0.0)
+            scores += tf.constant(hidden)
             drawn = tf.squeeze(tf.random.categorical(scores, num_samples=1), axis=-1)
             return tf.gather(tables.tokens, drawn), states
 

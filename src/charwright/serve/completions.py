@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from charwright.config import GenerationConfig
+from charwright.data.labels import label_id
 from charwright.errors import CharwrightError, UsageError
 from charwright.generation.draft import Guard
 from charwright.generation.masks import allowed
@@ -168,6 +169,11 @@ def _checked(request: CompletionRequest, served: ServedModel) -> GenerationConfi
     config, vocabulary = request.generation(seed), served.hosted.vocabulary
     if request.logprobs and vocabulary.level != "character":
         raise bad("logprobs", "must be 0, since this model generates bytes, which are not characters")
+    if request.label is not None:
+        try:
+            label_id(vocabulary, request.label)
+        except UsageError as error:
+            raise bad("label", str(error)) from error
     try:
         allowed(vocabulary, config)
     except UsageError as error:

@@ -13,6 +13,7 @@ from charwright.generation.draft import Guard
 from charwright.generation.generator import Generator
 from charwright.generation.novelty import CopyGuard
 from charwright.run import Run
+from charwright.workflow.loading import generator_of
 
 ReadText = Callable[[Run], Text]
 """Reads the training text of a run."""
@@ -40,7 +41,7 @@ class HostedModel:
             RunError: if there is no usable run in the folder.
         """
         run = Run.open(folder)
-        generator = Generator(run.model, run.weights(), run.vocabulary, precision, threads=threads)
+        generator = generator_of(run, precision, threads=threads)
         return cls(name, int((folder / "config.json").stat().st_mtime), generator, run, training_text)
 
     def guard(self, max_copy: int) -> Guard:

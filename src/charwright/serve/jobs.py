@@ -89,6 +89,7 @@ class Job:
                 alternatives=request.logprobs or 0,
                 echo=bool(request.echo),
                 guard=guard,
+                label=request.label,
             )
             for index, prompt in enumerate(self.prompts)
         ]

@@ -126,7 +126,7 @@ class CompletionRequest(BaseModel):
 
     model: str = Field(max_length=LONGEST_NAME, description="The name of a model, from `GET /v1/models`.")
     prompt: Annotated[list[str], BeforeValidator(_prompts), WithJsonSchema(_PROMPT_SCHEMA)] = Field(
-        [""], description="The text to continue, or several; an empty one starts at the beginning of a line."
+        [""], description="The text to continue, or several; an empty one starts at the beginning of a line or record."
     )
     max_tokens: int | None = Field(16, ge=0, description="Most characters of each continuation.")
     temperature: float | None = _bounds("temperature", default=1.0)
@@ -156,6 +156,7 @@ class CompletionRequest(BaseModel):
     max_copy: int | None = _bounds("max_copy", default=None)
     only: str | None = _bounds("only", default=None, max_length=65536)
     ban: str | None = _bounds("ban", default="", max_length=65536)
+    label: str | None = Field(None, max_length=LONGEST_STRING, description="A label of the model, if it has labels.")
 
     @property
     def texts(self) -> int:

@@ -44,6 +44,7 @@ class Order:
     alternatives: int = 0
     echo: bool = False
     guard: Guard | None = None
+    label: str | None = None
 
 
 class Delivery(NamedTuple):
@@ -201,11 +202,14 @@ class Scheduler:
         return text
 
     def _begin(self, order: Order) -> Draft:
+        generator = self._generator
         return self._session.join(
             order.prompt,
             order.config,
             order.index,
             guard=order.guard,
+            context=generator.opening(order.config.seed or 0, order.index, label=order.label).ids,
+            record_end=generator.record_end,
             logprobs=order.logprobs,
             alternatives=order.alternatives,
             echo=order.echo,

@@ -250,7 +250,7 @@ class Writer {
     this.uniform = new Uniform(seed);
     this.weights = new Float64Array(model.tokens);
     this.decoder = new TextDecoder("utf-8");
-    this.unread = encode(model, prompt).reverse();
+    this.unread = encode(model, model.recordEnd + prompt).reverse(); // A record begins behind the end of another.
   }
 
   /** Feed one id of the prompt to the network; return false when none is left. */
