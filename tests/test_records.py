@@ -243,6 +243,14 @@ class TestEvaluating:
         by_engine = evaluate_records(engine.target_nats, vocabulary, records)
         assert by_engine.nats_per_char == pytest.approx(found.nats_per_char, rel=1e-5)
 
+    def test_scores_of_records_add_up_to_it(self) -> None:
+        records, vocabulary = Records.of(numbers(30), "%%"), Vocabulary("%aeiklmnost")
+        model = fill_with_ramps(cw.LanguageModel(ModelConfig(units=6, embedding_size=4), len(vocabulary)))
+        generator = cw.Generator(model.config, model.arrays(), vocabulary, "f32", record_end="%%")
+        scores = list(generator.score(records.text, separator="%%", independent=True))
+        found = cw.evaluate(model, vocabulary, records)
+        assert sum(score.nats for score in scores) == pytest.approx(found.nats_per_char * found.chars, rel=1e-5)
+
     def test_blocks_make_a_standard_error(self) -> None:
         records, vocabulary = Records.of(numbers(300), "\n"), Vocabulary("\naeiklmnost")
         losses = []

@@ -80,7 +80,8 @@ class _Count(click.IntRange):
 @click.option(
     "--independent",
     is_flag=True,
-    help="Read each record from a zero state, after a newline, and not as the continuation of the text before it.",
+    help="Read each record from a zero state, after a newline (or what ended each record in training), and not as the"
+    " continuation of the text before it.",
 )
 @click.option(
     "--warm-up",
@@ -142,7 +143,11 @@ def score(
     totals = Totals(NAMES[by] if separator is None else "record")
     with _progress(streamed) as count:
         pieces = streamed.pieces(count)
-        options: dict[str, Any] = {"independent": independent, "warm_up": warm_up}
+        options: dict[str, Any] = {
+            "independent": independent,
+            "warm_up": warm_up,
+            "before": generator.record_end or "",
+        }
         found = score_records(generator.engine, generator.vocabulary, pieces, cutter, **options)
         if by == "file" and separator is None and len(streamed.parts) > 1:
             found = _with_empty_files(found, streamed)

@@ -78,8 +78,11 @@ def score_records(
     *,
     independent: bool = False,
     warm_up: int = 0,
+    before: str = "",
 ) -> Iterator[Score]:
     """The score of each record of a text that comes as (file, piece of its text); see `Generator.score`.
+
+    `before` is what independent records are read behind; a newline if it is empty.
 
     Raises:
         UsageError: when the options contradict each other.
@@ -90,7 +93,7 @@ def score_records(
         raise UsageError("--independent needs records of several characters; choose another --by")
     if warm_up < 0:
         raise UsageError(f"--warm-up must be at least 0, not {warm_up}")
-    reader = _Independent(engine, vocabulary) if independent else _Along(engine, vocabulary, warm_up)
+    reader = _Independent(engine, vocabulary, before) if independent else _Along(engine, vocabulary, warm_up)
     return _scores(reader, cutter, pieces)
 
 
@@ -164,8 +167,8 @@ class _Independent:
 
     ahead = False
 
-    def __init__(self, engine: Engine, vocabulary: Vocabulary) -> None:
-        self._vocabulary, self._reading = vocabulary, RecordByRecord(engine, prompt_ids(vocabulary, ""))
+    def __init__(self, engine: Engine, vocabulary: Vocabulary, before: str) -> None:
+        self._vocabulary, self._reading = vocabulary, RecordByRecord(engine, prompt_ids(vocabulary, before))
         self._open = False
 
     def batches(self, segments: Iterable[Segment]) -> Iterator[list[Segment]]:

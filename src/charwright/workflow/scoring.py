@@ -59,4 +59,5 @@ def score(
         cutter,
         independent=independent,
         warm_up=warm_up,
+        before=generator.record_end or "",
     )
