@@ -290,8 +290,9 @@ class Generator:
             by: `line`, `blank` (records end at blank lines), `file` (the whole text), or `character`.
             separator: the text that ends a record, instead of `by`.
             independent: each record is read from a zero state, after a newline (or what ended each record in
-                training), and all of its characters are predicted. Otherwise the text is read along: in blocks of 1,048,576 characters, each cut into streams as
-                `evaluate` cuts a text; the first stream of a block continues the block before.
+                training), and all of its characters are predicted. Otherwise the text is read along: in blocks of
+                1,048,576 characters, each cut into streams as `evaluate` cuts a text; the first stream of a block
+                continues the block before.
             warm_up: the ids before each stream that are read without being scored, so that it does not begin coldly.
 
         Raises:
