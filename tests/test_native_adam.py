@@ -14,7 +14,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 import charwright as cw
 from charwright import kernels
 from charwright.model.compute import Compute
-from charwright.training.native_adam import NativeAdam, NativeAdamW, NativeStep
+from charwright.training.cautious import CautiousAdamW
+from charwright.training.native_adam import NativeAdam, NativeAdamW, NativeCautiousAdamW, NativeStep
 from charwright.training.optimizer import clipped_gradients
 from ramps import fill_with_ramps, ramp
 
@@ -26,7 +27,7 @@ pytestmark = [
 
 # No vector width divides these, and the last ones are longer than a chunk of the kernels.
 SHAPES = ((1,), (3,), (7, 5), (67,), (33, 31), (71, 83), (131, 137))
-LIBRARY = {NativeAdam: torch.optim.Adam, NativeAdamW: torch.optim.AdamW}
+LIBRARY = {NativeAdam: torch.optim.Adam, NativeAdamW: torch.optim.AdamW, NativeCautiousAdamW: CautiousAdamW}
 OPTIONS: dict[str, Any] = {"lr": 0.01, "betas": (0.85, 0.98), "eps": 1e-5, "fused": True}
 KINDS = pytest.mark.parametrize("kind", LIBRARY)
 

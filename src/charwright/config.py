@@ -167,7 +167,7 @@ class TrainingConfig(Config):
         minimum=1,
         none_word="none",
     )
-    optimizer: str = option("adamw", "Optimizer.", choices=("adam", "adamw"))
+    optimizer: str = option("adamw", "Optimizer.", choices=("adam", "adamw", "cautious-adamw"))
     learning_rate: float = option(4e-3, "Peak learning rate.", above=0, maximum=1e4)
     schedule: str = option("cosine", "Learning-rate schedule over the budget.", choices=("constant", "cosine"))
     warmup: int = option(
@@ -176,7 +176,7 @@ class TrainingConfig(Config):
     beta1: float = option(0.9, "Adam: decay rate of the mean gradient.", minimum=0, below=1)
     beta2: float = option(0.98, "Adam: decay rate of the mean squared gradient.", minimum=0, below=1)
     epsilon: float = option(1e-8, "Adam: term added to the denominator.", above=0, maximum=1)
-    weight_decay: float = option(0.1, "Weight decay (adamw).", minimum=0, maximum=1e3)
+    weight_decay: float = option(0.1, "Weight decay (adamw and cautious-adamw).", minimum=0, maximum=1e3)
     clip_norm: float | None = option(1.0, "Clip the gradients to this norm.", above=0, none_word="none")
     state_reset: float = option(
         0.02,

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from charwright.errors import UsageError
 
-ABI = 7
+ABI = 8
 CELL_CODES = {"gru": 0, "lstm": 1, "rnn": 2}
 UNITS_MULTIPLE = 16
 """The kernels require a number of units that is a multiple of this; callers pad with zeros."""
@@ -108,7 +108,7 @@ class Parameter(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("weight", "mean", "square", "gradient", "step")),
         ("count", ctypes.c_int64),
         *((name, ctypes.c_double) for name in ("rate", "beta1", "beta2", "epsilon", "decay")),
-        ("decoupled", ctypes.c_int32),
+        *((name, ctypes.c_int32) for name in ("decoupled", "cautious")),
     )
 
 
@@ -203,7 +203,10 @@ class Kernels:
 
     def adam(self, parameters: ctypes.Array[Parameter], threads: int, scale: float) -> None:
         """One step of Adam for all parameters, with gradients times `scale`."""
-        self.library.cw_adam(self.variant, threads, parameters, len(parameters), ctypes.c_float(scale))
+        scratch = None
+        if any(parameter.cautious for parameter in parameters):
+            scratch = ctypes.create_string_buffer(self.library.cw_norm_bytes(parameters, len(parameters)))
+        self.library.cw_adam(self.variant, threads, parameters, len(parameters), ctypes.c_float(scale), scratch)
 
     def layout(self, storage: str, cell: str) -> Layout:
         """The layout of weights that `write` requires."""

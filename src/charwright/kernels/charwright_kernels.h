@@ -17,7 +17,7 @@
 
 enum { CW_GRU = 0, CW_LSTM = 1, CW_RNN = 2 };
 
-#define CW_ABI 7
+#define CW_ABI 8
 
 /* The storage type of weights and activations, and of the products' operands. */
 #define CW_F32 0
@@ -96,14 +96,16 @@ typedef struct {
     int64_t count;
     double rate, beta1, beta2, epsilon, decay;
     int32_t decoupled; /* whether decay acts on the weights (AdamW) or is added to the gradient (Adam) */
+    int32_t cautious;  /* whether only those numbers move whose mean gradient agrees with this one, and further for it */
 } cw_parameter;
 
 /* The sum of the squares of all gradients: in float32 within chunks of 4,096, whose sums are added in double precision.
  * Scratch: cw_norm_bytes. */
 CW_PUBLIC size_t cw_norm_bytes(const cw_parameter *parameters, int count);
 CW_PUBLIC double cw_norm(int variant, int threads, const cw_parameter *parameters, int count, void *scratch);
-/* One step of Adam for all parameters, with gradients times `scale`; counts the step. */
-CW_PUBLIC void cw_adam(int variant, int threads, const cw_parameter *parameters, int count, float scale);
+/* One step of Adam for all parameters, with gradients times `scale`; counts the step.
+ * Scratch: cw_norm_bytes if any parameter is cautious, otherwise NULL. */
+CW_PUBLIC void cw_adam(int variant, int threads, const cw_parameter *parameters, int count, float scale, void *scratch);
 
 /* --- Generation: the network one step at a time, and sampling --- */
 

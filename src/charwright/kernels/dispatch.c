@@ -248,8 +248,8 @@ double cw_norm(int variant, int threads, const cw_parameter *parameters, int cou
     return sum;
 }
 
-void cw_adam(int variant, int threads, const cw_parameter *parameters, int count, float scale) {
-    cw_adam_job job = {parameters, count, all_chunks(parameters, count), scale, NULL};
+void cw_adam(int variant, int threads, const cw_parameter *parameters, int count, float scale, void *scratch) {
+    cw_adam_job job = {parameters, count, all_chunks(parameters, count), scale, scratch};
     for (int i = 0; i < count; i++) *parameters[i].step += 1;
     cw_parallel(threads, variants[variant]->adam, &job);
 }

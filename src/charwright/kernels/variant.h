@@ -59,7 +59,7 @@ typedef struct {
     int count;
     int64_t chunks;
     float scale;
-    double *partial; /* (chunks): the sums of squares */
+    double *partial; /* (chunks): the sums of squares, or how many numbers move; NULL if no parameter is cautious */
 } cw_adam_job;
 
 /* A call of cw_write. */

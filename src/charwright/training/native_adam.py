@@ -1,4 +1,4 @@
-"""Adam and AdamW with the step in the C kernels: PyTorch's optimizers in every other respect.
+"""Adam, AdamW and its cautious variant with the step in the C kernels: PyTorch's optimizers in every other respect.
 
 State, parameter groups and hooks are PyTorch's, so either can continue from the other's checkpoint. The bits of a step
 do not depend on the number of threads.
@@ -21,6 +21,7 @@ from charwright.kernels import Kernels, Parameter
 from charwright.model.compute import CPU, choose_core
 from charwright.model.language_model import LanguageModel
 from charwright.model.native import share_threads
+from charwright.training.cautious import CautiousAdamW
 
 # Options of PyTorch's Adam that the kernels do not have.
 UNKNOWN = ("amsgrad", "maximize", "capturable", "differentiable")
@@ -44,6 +45,7 @@ class NativeStep(torch.optim.Optimizer):
     """The step in the kernels, or PyTorch's own for what the kernels cannot compute, and in a copy of the optimizer."""
 
     decoupled: bool
+    cautious = False
     loaded: Kernels | None = None
     max_norm: float | None = None
 
@@ -131,7 +133,7 @@ class NativeStep(torch.optim.Optimizer):
         """The last fields of `Parameter`, which the parameters of a group share."""
         beta1, beta2 = group["betas"]
         decoupled = group.get("decoupled_weight_decay", self.decoupled)
-        return float(group["lr"]), float(beta1), float(beta2), group["eps"], group["weight_decay"], int(decoupled)
+        return float(group["lr"]), float(beta1), float(beta2), group["eps"], group["weight_decay"], int(decoupled), int(self.cautious)
 
     def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[parameter]
@@ -170,6 +172,13 @@ class NativeAdamW(NativeStep, torch.optim.AdamW):
     """AdamW (Loshchilov & Hutter, 2019)."""
 
     decoupled = True
+
+
+class NativeCautiousAdamW(NativeStep, CautiousAdamW):
+    """Cautious AdamW (Liang et al., 2024)."""
+
+    decoupled = True
+    cautious = True
 
 
 def _plain(tensor: Tensor) -> bool:

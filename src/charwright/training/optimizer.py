@@ -10,11 +10,12 @@ import torch
 
 from charwright.config import TrainingConfig
 from charwright.model.language_model import LanguageModel
-from charwright.training.native_adam import NativeAdam, NativeAdamW, NativeStep, kernels_for
+from charwright.training.cautious import CautiousAdamW
+from charwright.training.native_adam import NativeAdam, NativeAdamW, NativeCautiousAdamW, NativeStep, kernels_for
 
 
 def make_optimizer(model: LanguageModel, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Adam (Kingma & Ba, 2015) or AdamW (Loshchilov & Hutter, 2019) as configured.
+    """Adam (Kingma & Ba, 2015), AdamW (Loshchilov & Hutter, 2019) or cautious AdamW (Liang et al., 2024) as configured.
 
     A model that the C kernels compute is updated by them, in the same variant; any other by PyTorch's fused step.
     """
@@ -33,6 +34,10 @@ def make_optimizer(model: LanguageModel, config: TrainingConfig) -> torch.optim.
     decayed = [weight for name, weight in model.weights.items() if weight.ndim > 1 and name != "embedding_weight"]
     spared = [weight for name, weight in model.weights.items() if weight.ndim <= 1 or name == "embedding_weight"]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    if config.optimizer == "cautious-adamw":
+        if loaded is not None:
+            return NativeCautiousAdamW(groups, loaded=loaded, **options)
+        return CautiousAdamW(groups, **options)
     if loaded is not None:
         return NativeAdamW(groups, loaded=loaded, **options)
     return torch.optim.AdamW(groups, **options)
