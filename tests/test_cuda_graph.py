@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from charwright.model.compute import Compute
 from charwright.model.dropout import Dropout, draw_masks, empty_masks
 from charwright.training import events, loop
 from charwright.training.batch import Batch, TrainStep, make_batch
+from charwright.training.cautious import CautiousAdamW
 from charwright.training.cuda_graph import CudaRecorder, GraphedStep, fastest_step
 from charwright.training.optimizer import clipped_gradients, learning_rate_of, make_optimizer, set_learning_rate
 from charwright.training.snapshot import Snapshot
@@ -89,10 +91,19 @@ def make_model(device: torch.device = CPU, precision: torch.dtype = torch.float3
     return fill_with_ramps(model)
 
 
+@pytest.fixture(params=[torch.optim.AdamW, CautiousAdamW], ids=["adamw", "cautious"], autouse=True)
+def adamw(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The optimizer that `make_adamw` makes."""
+    monkeypatch.setattr(sys.modules[__name__], "KIND", request.param)
+
+
+KIND: type[torch.optim.AdamW] = torch.optim.AdamW
+
+
 def make_adamw(model: cw.LanguageModel) -> torch.optim.Optimizer:
     parameters = list(model.parameters())
     groups = [{"params": parameters[:2], "weight_decay": 0.1}, {"params": parameters[2:], "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=RATE, fused=True)
+    return KIND(groups, lr=RATE, fused=True)
 
 
 def make_data(order: str = "streams") -> Dataset:

@@ -35,7 +35,7 @@ def test_there_is_a_plan_for_any_input(characters: int, vocabulary: int, minutes
     )
     assert planned.recipe.training.minutes == minutes
     assert planned.recipe.model.units <= 2048
-    assert planned.recipe.training.learning_rate <= DEFAULT.training.learning_rate
+    assert planned.recipe.training.learning_rate <= 1.5 * DEFAULT.training.learning_rate
     assert planned.passes > 0
     json.dumps(planned.to_json(), allow_nan=False)
     assert len(planned.summary()) == 2
@@ -92,7 +92,13 @@ def test_a_width_given_by_hand_changes_the_options_derived_from_it() -> None:
     """A narrow model reads the text more often in the same time, so it needs more dropout."""
     assert plan(units=128).passes > 3 * plan(units=1024).passes
     assert plan(units=128).recipe.model.dropout > plan(units=1024).recipe.model.dropout
-    assert plan(units=1024).recipe.training.learning_rate < plan(units=128).recipe.training.learning_rate
+    rates = [plan(units=units).recipe.training.learning_rate for units in (1024, 640, 512, 256, 64)]
+    assert rates == [0.0032, 0.004, 0.0045, 0.006, 0.006]
+
+
+def test_the_optimizer_is_cautious_unless_given_by_hand() -> None:
+    assert plan().recipe.training.optimizer == "cautious-adamw"
+    assert plan(optimizer="adamw").recipe.training.optimizer == "adamw"
 
 
 def test_tied_weights_have_one_width() -> None:
@@ -120,7 +126,7 @@ def test_a_budget_in_epochs_or_steps_needs_no_measurement(budget: dict[str, int]
 
 def test_options_that_are_not_planned_keep_their_defaults() -> None:
     planned = plan()
-    untouched = {"beta1", "beta2", "clip_norm", "epsilon", "optimizer", "precision", "seed", "log_every"}
+    untouched = {"beta1", "beta2", "clip_norm", "epsilon", "precision", "seed", "log_every"}
     for name in untouched:
         assert getattr(planned.recipe.training, name) == getattr(TrainingConfig(), name)
     assert planned.recipe.sequences == SequenceConfig()

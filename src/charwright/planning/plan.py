@@ -192,6 +192,7 @@ class _Rule:
                 sequences.seq_length,
                 "longer sequences leave too few steps, shorter ones too little context",
             ),
+            "optimizer": ("cautious-adamw", "weights move only where the mean gradient and the present one agree"),
             "learning_rate": (self._learning_rate(model.units), self._why_rate()),
             "dropout": (_rounded(0.1 * strain, most=0.5), f"{read}; dropout prevents memorization"),
             "recurrent_dropout": (_rounded(0.08 * strain, most=0.35), f"{read}; so does recurrent dropout"),
@@ -241,7 +242,7 @@ class _Rule:
 
     def _learning_rate(self, units: int) -> float:
         rate = DEFAULT.training.learning_rate * rate_factor(self.batch)
-        return _rounded(rate * min(1.0, math.sqrt(640 / units)), most=1.0)
+        return _rounded(rate * min(1.5, math.sqrt(640 / units)), most=1.0)
 
     def _why_rate(self) -> str:
         larger = "" if self.batch == SMALLEST else ", and a larger batch allows larger ones"

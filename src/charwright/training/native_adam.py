@@ -133,7 +133,8 @@ class NativeStep(torch.optim.Optimizer):
         """The last fields of `Parameter`, which the parameters of a group share."""
         beta1, beta2 = group["betas"]
         decoupled = group.get("decoupled_weight_decay", self.decoupled)
-        return float(group["lr"]), float(beta1), float(beta2), group["eps"], group["weight_decay"], int(decoupled), int(self.cautious)
+        kind = (int(decoupled), int(self.cautious))
+        return float(group["lr"]), float(beta1), float(beta2), group["eps"], group["weight_decay"], *kind
 
     def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[parameter]
