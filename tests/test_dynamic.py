@@ -14,7 +14,7 @@ from charwright.data.byte_vocabulary import ByteVocabulary
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import CorpusError, DivergedError
 from charwright.evaluation import dynamic
-from charwright.evaluation.dynamic import evaluate_dynamically
+from charwright.evaluation.dynamic import adapted_to, evaluate_dynamically
 from charwright.model.compute import Compute
 from ramps import fill_with_ramps
 
@@ -190,3 +190,21 @@ def test_divergence_is_an_error() -> None:
 def test_a_text_that_is_too_short_is_refused(text: str) -> None:
     with pytest.raises(CorpusError, match="fewer than two"):
         evaluate_dynamically(make_model(), VOCABULARY, text)
+
+
+def test_a_model_adapts_to_a_text_before_it_continues_it() -> None:
+    training, read = make_text(3000), "abcabdabe" * 200
+    model = make_model()
+    before = {name: array.copy() for name, array in model.arrays().items()}
+    adapted = adapted_to(model, VOCABULARY, read, training, rate=0.01)
+    assert all((array == before[name]).all() for name, array in model.arrays().items())
+    following = "abcabdabe" * 20
+    learned, known = (cw.evaluate(one, VOCABULARY, following).nats_per_char for one in (adapted, model))
+    assert learned < known - 0.05
+    # It is the model that dynamic evaluation has at the end of the text.
+    longer = evaluate_dynamically(model, VOCABULARY, read + following, training, rate=0.01)
+    assert longer.nats_per_char < evaluate_dynamically(model, VOCABULARY, read, training, rate=0.01).nats_per_char
+    same = adapted_to(model, VOCABULARY, "", training)
+    assert all((array == before[name]).all() for name, array in same.arrays().items())
+    with pytest.raises(DivergedError, match="adapts to the text"):
+        adapted_to(model, VOCABULARY, read, training, rate=1e30)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import charwright as cw
 from charwright.config import CorpusConfig, ModelConfig, Recipe, SplitConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
 from charwright.data.corpus import read_corpus
@@ -745,3 +746,13 @@ def test_runs_that_cannot_be_used(charwright: Terminal, letters: Path, tmp_path:
 
 def test_a_recipe_is_all_that_a_run_needs(letters: Path) -> None:
     assert Run.open(letters).config.recipe == Recipe(model=ModelConfig(units=16, embedding_size=8))
+
+
+def test_it_adapts_to_the_prompt(charwright: Terminal, trained: Path, corpus: Path) -> None:
+    prompt = "nobler nobler to suffer " * 40
+    options = ("generate", trained, "--prompt", prompt, "--length", "40", "--seed", "3", "--no-prompt")
+    plain, adapted, again = charwright(*options), charwright(*options, "--adapt"), charwright(*options, "--adapt")
+    assert (adapted.code, adapted.err) == (0, "")
+    assert adapted.out == again.out != plain.out
+    assert cw.load(trained, adapt_to=prompt).generate(prompt, length=40, seed=3)[0].continuation == adapted.out[:-1]
+    assert "a saved state belongs" in charwright(*options, "--adapt", "--state-out", corpus.with_name("state")).line

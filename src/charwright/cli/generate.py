@@ -63,6 +63,12 @@ SHOWN_LABELS = 20
 @engine_precision_option
 @engine_threads_option
 @click.option(
+    "--adapt",
+    is_flag=True,
+    help="Let the model train on the prompt for a moment, to continue it in its own words: for prompts of some hundred"
+    " characters or more.",
+)
+@click.option(
     "--beams",
     type=click.IntRange(1, 1024),
     help="Beam search for the most likely text, with this number of beams, instead of sampling.",
@@ -86,7 +92,7 @@ SHOWN_LABELS = 20
     "--corpus",
     multiple=True,
     metavar="TEXT",
-    help="The training text, for --novelty, --max-copy and --new, if it has moved.",
+    help="The training text, for --novelty, --max-copy, --new and --adapt, if it has moved.",
 )
 @click.option("--label", cls=in_section("Records"), metavar="NAME", help="The label of the records, as in the text.")
 @click.option(
@@ -109,6 +115,7 @@ def generate(
     without_prompt: bool,
     precision: str,
     threads: int | None,
+    adapt: bool,
     beams: int | None,
     as_json: bool,
     logprobs: bool,
@@ -145,6 +152,8 @@ def generate(
     end = work.generator.record_end
     if end is not None and end in text:
         raise UsageError(f"the prompt has the end of a record, {end!r}; give the beginning of one record")
+    if adapt:
+        work.adapt_to(text)
     output = Output("" if without_prompt else text, end, as_json=as_json, logprobs=logprobs)
     if novelty:
         output.corpus = work.training_text()
@@ -200,9 +209,18 @@ class _Work:
         self._run, self._corpus, self._state_in, self._label = run, corpus, state_in, label
         if state_in is not None and not explicit:
             precision = paused_precision(state_in)
+        self._precision, self._threads = precision, threads
         self.generator: Generator = generator_of(run, precision, threads=threads)
         self.generator.opening(label=label)  # An unknown label is refused before a prompt is read.
         self._text: Text | None = None
+
+    def adapt_to(self, prompt: str) -> None:
+        """Let the model adapt to the prompt."""
+        from charwright.cli.download import user_places
+        from charwright.workflow.loading import adapted_weights, generator_of
+
+        weights = adapted_weights(self._run, prompt, self._corpus, user_places())
+        self.generator = generator_of(self._run, self._precision, threads=self._threads, weights=weights)
 
     def training_text(self) -> Text:
         """The text that the run was trained on, read again."""
@@ -291,8 +309,12 @@ def _refuse_contradictions(ctx: click.Context) -> None:
             raise UsageError(f"--beams does not sample; remove {flag(useless[0])}")
         if {"state_in", "state_out"} & has.keys():
             raise UsageError("--beams cannot save or continue a state; remove --state-in and --state-out")
-    if "corpus" in has and not {"novelty", "new", "max_copy"} & has.keys():
-        raise UsageError("--corpus requires --novelty, --max-copy or --new")
+    if "corpus" in has and not {"novelty", "new", "max_copy", "adapt"} & has.keys():
+        raise UsageError("--corpus requires --novelty, --max-copy, --new or --adapt")
+    if params["adapt"] and {"state_in", "state_out"} & has.keys():
+        raise UsageError(
+            "--adapt changes the weights to which a saved state belongs; remove one of them"
+        )
     if "distance" in has and not params["new"]:
         raise UsageError("--distance requires --new")
     if params["new"] and (useless := [name for name in USELESS_WITH_NEW if name in has]):

@@ -82,6 +82,28 @@ def evaluate_dynamically(
     return evaluation_of(nats, vocabulary, text, "dynamic")
 
 
+def adapted_to(
+    model: LanguageModel,
+    vocabulary: Vocabulary,
+    read: str,
+    training_text: Text = "",
+    *,
+    rate: float = RATE,
+    decay: float = DECAY,
+) -> LanguageModel:
+    """A copy of `model` that has trained on a text that it has read, to continue it in its own words.
+
+    The other arguments and errors are as for `evaluate_dynamically`. Nothing is learned from fewer than two ids, and
+    without a training text nothing from fewer than 64 segments.
+    """
+    learner = _Learner(model, rate, decay)
+    learner.gather(ids_of(training_text, vocabulary))
+    for losses in learner.learn_along(vocabulary.encode(read)):
+        if not np.isfinite(losses).all():
+            raise DivergedError("the model diverges as it adapts to the text")
+    return learner.model
+
+
 class _Learner:
     """A copy of a model, its trained weights, and the statistics of its gradients."""
 

@@ -9,29 +9,52 @@ from charwright.data.parts import Places
 from charwright.data.records import Records
 from charwright.generation.generator import Generator
 from charwright.run import Run
-from charwright.workflow.texts import texts_of_run
+from charwright.storage import Arrays
+from charwright.workflow.texts import texts_of_run, training_text_of_run
 
 
-def load(folder: str | os.PathLike[str], precision: str = "q8", *, threads: int | None = None) -> Generator:
+def load(
+    folder: str | os.PathLike[str], precision: str = "q8", *, threads: int | None = None, adapt_to: str = ""
+) -> Generator:
     """A generator with the weights of a run: `load("runs/novel").generate("ROMEO:", length=200, seed=7)`.
 
     Args:
         folder: the run folder.
         precision: q8 (8-bit integers, the same text on every machine), bf16 or f32.
         threads: the most CPU threads to use.
+        adapt_to: a text whose names, subject and style the model is to take on, by training on it for a moment.
 
     Raises:
         RunError: when there is no run in the folder, or it has no intact weights.
+        CorpusError: when there is a text to adapt to, and that of the run is gone or has changed.
     """
-    return generator_of(Run.open(folder), precision, threads=threads)
+    run = Run.open(folder)
+    weights = adapted_weights(run, adapt_to, (), Places.of_this_user()) if adapt_to else None
+    return generator_of(run, precision, threads=threads, weights=weights)
 
 
-def generator_of(run: Run, precision: str = "q8", *, threads: int | None = None) -> Generator:
-    """A generator with the weights of an open run; arguments and errors as for `load`."""
+def adapted_weights(run: Run, text: str, moved: Sequence[str], places: Places) -> Arrays:
+    """The weights of a run after training on a text for a moment; `evaluation.dynamic.adapted_to` describes it.
+
+    The training text of the run is read again, as for `training_text_of_run`: it tells how far each weight may move.
+    """
+    # Generation needs no PyTorch otherwise, and starts without it.
+    from charwright.evaluation.dynamic import adapted_to
+    from charwright.model.compute import Compute
+    from charwright.model.language_model import LanguageModel
+
+    model = LanguageModel.from_arrays(run.model, run.weights(), Compute.choose("cpu", precision="f32"))
+    return adapted_to(model, run.vocabulary, text, training_text_of_run(run, moved, places)).arrays()
+
+
+def generator_of(
+    run: Run, precision: str = "q8", *, threads: int | None = None, weights: Arrays | None = None
+) -> Generator:
+    """A generator with the weights of an open run, or others; arguments and errors as for `load`."""
     ends = run.config.records
     return Generator(
         run.model,
-        run.weights(),
+        run.weights() if weights is None else weights,
         run.vocabulary,
         precision,
         threads=threads,
