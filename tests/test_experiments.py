@@ -31,6 +31,15 @@ def test_no_trial_is_listed_twice() -> None:
     assert len(keys) == len(set(keys))
 
 
+@pytest.mark.parametrize("line", lines_of("small_texts.jsonl"), ids=lambda line: line["corpus"])
+def test_a_trial_of_a_small_text_can_be_repeated(line: dict[str, Any]) -> None:
+    assert Recipe().with_options(line["options"])
+    assert 0 < line["carried"] < 10
+    # One of the two kinds; the mean prediction of the teachers is better than the prediction of any of them.
+    assert ("input_dropout" in line) != ("teachers" in line)
+    assert line.get("ensemble", 0.0) < min(line.get("teachers", [1.0]))
+
+
 def test_the_early_trials_have_the_same_figures() -> None:
     assert {"corpus", "minutes", "options", "steps", "passes", "train", "carried", "windows"} <= set(
         lines_of("early_trials.jsonl")[0]
