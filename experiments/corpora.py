@@ -93,15 +93,24 @@ def chinese() -> str:
 
 TEXTS: dict[str, Callable[[], str]] = {
     "shakespeare": shakespeare,
+    "shakespeare-20k": lambda: shakespeare()[: 20 * KB],
+    "shakespeare-50k": lambda: shakespeare()[: 50 * KB],
+    "shakespeare-100k": lambda: shakespeare()[: 100 * KB],
     "code-20k": lambda: source_code()[: 20 * KB],
+    "code-50k": lambda: source_code()[: 50 * KB],
+    "code-100k": lambda: source_code()[: 100 * KB],
     "code-200k": lambda: source_code()[: 200 * KB],
     "code-2m": lambda: source_code()[: 2 * MB],
     "code-20m": lambda: source_code()[: 20 * MB],
     "docs-20k": lambda: documentation()[: 20 * KB],
+    "docs-50k": lambda: documentation()[: 50 * KB],
+    "docs-100k": lambda: documentation()[: 100 * KB],
     "docs-200k": lambda: documentation()[: 200 * KB],
     "docs-2m": lambda: documentation()[: 2 * MB],
+    "russian-100k": lambda: russian()[: 100 * KB],
     "russian-200k": lambda: russian()[: 200 * KB],
     "russian": russian,
+    "chinese-100k": lambda: chinese()[: 100 * KB],
     "chinese-200k": lambda: chinese()[: 200 * KB],
     "chinese": chinese,
     "words": words,
@@ -116,7 +125,7 @@ def main() -> None:
 
     for name, make in TEXTS.items():
         text = make()
-        print(f"{name:14} {len(text):>12,} characters, {len(set(text)):>5,} different")
+        print(f"{name:16} {len(text):>12,} characters, {len(set(text)):>5,} different")
         if len(sys.argv) > 1:
             folder = Path(sys.argv[1])
             folder.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ import argparse
 import itertools
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from charwright.data.split import split_corpus
 from charwright.model.compute import Compute
 from charwright.storage import drop_cut_line
 from charwright.training import events
+from charwright.training.batch import TrainStep
 from corpora import TEXTS
 
 LEDGER = Path(__file__).with_name("ledger.jsonl")
@@ -33,6 +35,7 @@ LEDGER = Path(__file__).with_name("ledger.jsonl")
 # Characters per second of the reference machine (two cores of an AMD EPYC with AVX-512 bf16), by units, in one layer
 # with a small vocabulary. The time per character is interpolated between them.
 SPEEDS = {64: 400e3, 128: 350e3, 256: 220e3, 384: 150e3, 512: 100e3, 640: 74e3, 768: 59e3, 1024: 39e3, 1536: 18e3}
+CURVE_POINTS = 16  # at most, of the held-out loss over the steps: where it rises, the model memorizes
 USABLE = 0.93  # fraction of a short budget; the rest goes to starting, measuring and saving
 
 
@@ -50,8 +53,18 @@ def seconds_per_character(recipe: Recipe, vocabulary_size: int) -> float:
     return (layer * cell * (1 + 1.15 * (model.layers - 1)) + head) * small_batches
 
 
-def run_trial(corpus: str, minutes: float, options: dict[str, Any]) -> dict[str, Any]:
-    """Train a model on a part of a text and evaluate it on the rest; returns the line for the ledger."""
+@dataclass(frozen=True)
+class Trained:
+    """A trained model, the text held out from it, and the line for the ledger."""
+
+    model: cw.LanguageModel
+    vocabulary: cw.Vocabulary
+    held_out: str
+    line: dict[str, Any]
+
+
+def run_trial(corpus: str, minutes: float, options: dict[str, Any], train_step: TrainStep = cw.train_step) -> Trained:
+    """Train a model on a part of a text and evaluate it on the rest."""
     recipe = Recipe().with_options({"val_limit": 100_000, "val_split": "tail", **options})
     if corpus != "shakespeare":
         recipe = recipe.with_options({"val_split": "blocks"})
@@ -73,15 +86,19 @@ def run_trial(corpus: str, minutes: float, options: dict[str, Any]) -> dict[str,
     )
     began = time.monotonic()
     trained = 0.0
-    for event in cw.fit(model, make_dataset(ids, sequences, settings.seed), settings):
+    curve: list[tuple[int, float]] = []
+    for event in cw.fit(model, make_dataset(ids, sequences, settings.seed), settings, train_step=train_step):
         if isinstance(event, events.Epoch):
             trained = event.train_loss
+            if event.step >= len(curve) * steps / CURVE_POINTS:
+                # While an epoch is reported, the model holds the average of its weights.
+                curve.append((event.step, round(cw.evaluate(model, vocabulary, held_out).nats_per_char, 4)))
         if isinstance(event, events.Rollback):
             trained = float("nan")
     seconds = time.monotonic() - began
     carried = cw.evaluate(model, vocabulary, held_out)
     windows = cw.evaluate(model, vocabulary, held_out, "windows-256").nats_per_char if len(held_out) > 300 else None
-    return {
+    line = {
         "corpus": corpus,
         "characters": len(training),
         "vocabulary": len(vocabulary),
@@ -93,7 +110,9 @@ def run_trial(corpus: str, minutes: float, options: dict[str, Any]) -> dict[str,
         "carried": round(carried.nats_per_char, 4),
         "windows": None if windows is None else round(windows, 4),
         "seconds": round(seconds, 1),
+        "curve": curve,
     }
+    return Trained(model, vocabulary, held_out, line)
 
 
 def key_of(line: dict[str, Any]) -> str:
@@ -107,11 +126,13 @@ def read_ledger(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def _values(text: str) -> list[Any]:
-    return [_value(part) for part in text.split(",")]
+def values_of(text: str) -> list[Any]:
+    """Several values, separated by commas."""
+    return [value_of(part) for part in text.split(",")]
 
 
-def _value(text: str) -> Any:
+def value_of(text: str) -> Any:
+    """A number, or a word."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -137,13 +158,13 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     drop_cut_line(asked.ledger)  # That trial runs again.
     names = [item.partition("=")[0] for item in asked.grid]
-    values = [_values(item.partition("=")[2]) for item in asked.grid]
-    for corpus, minutes, *chosen in itertools.product(asked.corpus.split(","), _values(asked.minutes), *values):
+    values = [values_of(item.partition("=")[2]) for item in asked.grid]
+    for corpus, minutes, *chosen in itertools.product(asked.corpus.split(","), values_of(asked.minutes), *values):
         options = dict(zip(names, chosen, strict=True))
         known = {key_of(line) for line in read_ledger(asked.ledger)}
         if key_of({"corpus": corpus, "minutes": minutes, "options": options}) in known:
             continue
-        line = run_trial(corpus, minutes, options)
+        line = run_trial(corpus, minutes, options).line
         with asked.ledger.open("a") as ledger:
             ledger.write(json.dumps(line) + "\n")
         print(json.dumps(line), flush=True)

@@ -31,6 +31,15 @@ def test_no_trial_is_listed_twice() -> None:
     assert len(keys) == len(set(keys))
 
 
+@pytest.mark.parametrize("line", lines_of("small_texts.jsonl"), ids=lambda line: line["corpus"])
+def test_a_trial_of_a_small_text_can_be_repeated(line: dict[str, Any]) -> None:
+    assert Recipe().with_options(line["options"])
+    assert 0 < line["carried"] < 10
+    assert ("input_dropout" in line) != ("teachers" in line)
+    if "teachers" in line:  # The logarithm of a mean is at least the mean of the logarithms.
+        assert line["ensemble"] <= sum(line["teachers"]) / len(line["teachers"])
+
+
 def test_the_early_trials_have_the_same_figures() -> None:
     assert {"corpus", "minutes", "options", "steps", "passes", "train", "carried", "windows"} <= set(
         lines_of("early_trials.jsonl")[0]
