@@ -4,11 +4,12 @@
     python experiments/untried.py --corpus shakespeare,docs-2m --minutes 0.25 --units 256 --seeds 1,2 Soap every=10
     python experiments/untried.py --table
 
-runs every trial that is not in the ledger yet. Features are the classes of untried_features.py, `none` is the library as
-it is. Texts, held-out parts and budgets are those of sweep.py: minutes of the reference machine as steps, so that other
-programs on this machine change no result. Dropout and weight decay are as the plan chooses them for the passes. The
-cost of a feature is the time of its step divided by that of the baseline, measured alternately; `--share` gives a trial
-this fraction of the steps, to compare at equal time. No trial has a moving average of the weights, except by feature.
+runs every trial that is not in the ledger yet. Features are the classes of untried_features.py, `none` is the library
+as it is. Texts, held-out parts and budgets are those of sweep.py: minutes of the reference machine as steps, so that
+other programs on this machine change no result. Dropout and weight decay are as the plan chooses them for the passes.
+The cost of a feature is the processor time of its step divided by that of the baseline, measured alternately;
+`--share` gives a trial this fraction of the steps, to compare at equal time. No trial has a moving average of the
+weights, except by feature.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Training:
         self.state: Any = None
         self.shape: tuple[int, int] | None = None
         self.batches: Iterator[Pair] = iter(())
-        self.epoch = 0
+        self.epoch = 1
 
     @property
     def fraction(self) -> float:
@@ -94,7 +95,7 @@ class Training:
         shape = self.feature.sizes(self.fraction) or (sequences.batch, sequences.seq_length)
         pair = next(self.batches, None) if shape == self.shape else None
         if pair is None:
-            self.state = self.state if shape == self.shape else None
+            self.state = None
             self.shape = shape
             sizes = self.recipe.with_options({"batch": shape[0], "seq_length": shape[1]}).sequences
             self.batches = make_dataset(self.data.ids, sizes, self.seed).batches(self.epoch)
@@ -145,7 +146,7 @@ def characters_of(feature: Feature, recipe: Recipe, data: Data, minutes: float, 
     return share * minutes * 60 * USABLE / seconds_per_character(feature.recipe(recipe), len(data.vocabulary))
 
 
-def run_trial(corpus: str, data: Data, trial: dict[str, Any]) -> dict[str, Any]:
+def run_trial(data: Data, trial: dict[str, Any]) -> dict[str, Any]:
     """Train with a feature and evaluate; returns the line for the ledger."""
     minutes, seed = trial["minutes"], trial["seed"]
     recipe = planned(data, minutes, trial["units"])
@@ -171,8 +172,8 @@ def run_trial(corpus: str, data: Data, trial: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def measure_cost(data: Data, trial: dict[str, Any], rounds: int = 12) -> float:
-    """The time of a character with the feature, divided by the baseline's; medians of alternating rounds."""
+def measure_cost(data: Data, trial: dict[str, Any], rounds: int = 8) -> float:
+    """The processor time of a character with the feature, divided by the baseline's; medians of alternating rounds."""
     recipe = planned(data, trial["minutes"], trial["units"])
     names = (BASELINES.get(trial["feature"], "none"), trial["feature"])
     if names[0] == names[1]:
@@ -188,11 +189,11 @@ def measure_cost(data: Data, trial: dict[str, Any], rounds: int = 12) -> float:
         for training, taken in zip(trainings, times, strict=True):
             # At the middle of the budget all schedules of sizes are at theirs.
             training.characters, training.done = 1e9, int(5e8)
-            began, before = time.monotonic(), training.done
-            for _ in range(10 if number else 3):
+            began, before = time.process_time(), training.done
+            for _ in range(6 if number else 2):
                 training.step()
             if number:
-                taken.append((time.monotonic() - began) / (training.done - before))
+                taken.append((time.process_time() - began) / (training.done - before))
     return round(statistics.median(times[1]) / statistics.median(times[0]), 3)
 
 
@@ -238,7 +239,7 @@ def main() -> None:
                 continue
             data = data or Data(corpus)
             cost = cost_of(lines, data, trial)
-            line = run_trial(corpus, data, trial) | {"cost": cost}
+            line = run_trial(data, trial) | {"cost": cost}
             with asked.ledger.open("a") as ledger:
                 ledger.write(json.dumps(line) + "\n")
             print(json.dumps(line), flush=True)

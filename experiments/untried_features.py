@@ -24,7 +24,7 @@ from charwright.model.compute import Compute
 from charwright.model.dropout import Dropout
 from charwright.model.language_model import LanguageModel
 from charwright.model.loss import head_loss
-from charwright.model.recurrent import linear, run_layer
+from charwright.model.recurrent import LayerInput, Tokens, linear, run_layer
 from charwright.training.batch import Batch
 from charwright.training.optimizer import make_optimizer
 
@@ -277,40 +277,42 @@ class EmbeddingSkip(Feature):
 class Ngrams(Feature):
     """Hashed bigrams, trigrams, ... have embeddings that are added to that of the character.
 
-    With `skip` the output layer sees the sum too. The last characters of the batch before travel in the state.
+    With `skip` the output layer sees the sum too; without `input` it alone does, and the layer sees the character. The
+    last characters of the batch before travel in the state.
     """
 
     order = 3
     bits = 16
     skip = 0
+    input = 1
     rate_scale = 1.0
 
     class net(Net):  # noqa: N801
-        """A first layer over sums of embeddings; `order`, `bits` and `skip` are set by the feature."""
+        """A first layer over sums of embeddings; the feature sets its settings."""
 
-        order, bits, skip = 3, 16, 0
+        order, bits, skip, input = 3, 16, 0, 1
 
         def zero_state(self, batch: int) -> State:
             """The usual state, and the ids before."""
             return (*super().zero_state(batch), torch.zeros(1, batch, self.order - 1))
 
-        def _sums(self, ids: Tensor, before: Tensor) -> Tensor:
-            longer = torch.cat([before.T.long(), ids])  # (T + order - 1, B)
-            sums, mixed = self.embedded(ids), ids
+        def looked_up(self, ids: Tensor, before: Tensor) -> Iterator[Tensor]:
+            """The rows (T, B, columns) of the n-grams that end at each position, for each n."""
+            longer, mixed = torch.cat([before.T.long(), ids]), ids  # (T + order - 1, B)
             for n in range(2, self.order + 1):
                 begin = self.order - n
                 mixed = mixed * 0x9E3779B1 + longer[begin : begin + len(ids)] + 1
                 rows = (mixed ^ (mixed >> 15)) * 0x85EBCA6B
                 rows = ((rows ^ (rows >> 13)) & 0x7FFFFFFF) % (1 << self.bits)
-                sums = sums + F.embedding(rows, self.sparse[f"ngram{n}"], sparse=True)
-            return sums
+                yield F.embedding(rows, self.sparse[f"ngram{n}"], sparse=True)
 
         def _recurrent(self, ids: Tensor, state: State | None, dropout: Dropout | None) -> tuple[Tensor, State]:
             h, before = self.zero_state(ids.shape[1]) if state is None else state
-            sums = self._sums(ids, before[0])
+            sums = self.embedded(ids) + sum(self.looked_up(ids, before[0]))
             mask = dropout.state_mask(h[0]) if dropout is not None else None
             core, kernel = self._core(ids.device), self.compute.kernel
-            x, after = run_layer(core, "gru", sums, (h[0],), self._layer(0), torch.float32, mask, kernel)
+            seen: LayerInput = sums if self.input else Tokens(ids, self.weight("embedding.weight"))
+            x, after = run_layer(core, "gru", seen, (h[0],), self._layer(0), torch.float32, mask, kernel)
             x = dropout.outputs(x) if dropout is not None else x
             kept = torch.cat([before[0].T.long(), ids])[-(self.order - 1) :].T[None].float()
             return (torch.cat([x, sums], dim=-1) if self.skip else x), (after[0][None], kept)
@@ -324,7 +326,8 @@ class Ngrams(Feature):
         """The model with tables of zeros."""
         model = super().model(recipe, vocabulary_size, seed)
         assert isinstance(model, Ngrams.net)
-        model.order, model.bits, model.skip = int(self.order), int(self.bits), int(self.skip)
+        for setting in ("order", "bits", "skip", "input"):
+            setattr(model, setting, int(getattr(self, setting)))
         size = recipe.model.embedding_size
         for n in range(2, int(self.order) + 1):
             model.sparse[f"ngram{n}"] = torch.zeros(1 << int(self.bits), size)
@@ -346,17 +349,6 @@ class NgramLogits(Ngrams):
     class net(Ngrams.net):  # noqa: N801
         """Logits from the network and from the tables."""
 
-        def _sums(self, ids: Tensor, before: Tensor) -> Tensor:
-            longer = torch.cat([before.T.long(), ids])
-            votes, mixed = torch.zeros(()), ids
-            for n in range(2, self.order + 1):
-                begin = self.order - n
-                mixed = mixed * 0x9E3779B1 + longer[begin : begin + len(ids)] + 1
-                rows = (mixed ^ (mixed >> 15)) * 0x85EBCA6B
-                rows = ((rows ^ (rows >> 13)) & 0x7FFFFFFF) % (1 << self.bits)
-                votes = votes + F.embedding(rows, self.sparse[f"ngram{n}"], sparse=True)
-            return votes
-
         def forward(
             self, ids: Tensor, state: State | None = None, *, generator: torch.Generator | None = None
         ) -> tuple[Tensor, State]:
@@ -366,7 +358,7 @@ class NgramLogits(Ngrams):
             x, after = LanguageModel._recurrent(self, ids, (h,), dropout)
             kept = torch.cat([before[0].T.long(), ids])[-(self.order - 1) :].T[None].float()
             logits = linear(x, self._head, self.weight("head.bias"), torch.float32)
-            return logits + self._sums(ids, before[0]), (*after, kept)
+            return logits + sum(self.looked_up(ids, before[0])), (*after, kept)
 
     def model(self, recipe: Recipe, vocabulary_size: int, seed: int) -> Net:
         """The model with tables of zeros, one column for each character."""
@@ -644,7 +636,9 @@ class Rates(Feature):
             decay = 0.0 if kind in ("embedding", "biases") else recipe.training.weight_decay
             factor = getattr(self, kind)
             # The decay is a rate times the learning rate; the product stays.
-            groups.append({"params": [weight], "lr": recipe.training.learning_rate * factor, "weight_decay": decay / factor})
+            groups.append(
+                {"params": [weight], "lr": recipe.training.learning_rate * factor, "weight_decay": decay / factor}
+            )
         training = recipe.training
         adam: Any = type(made[0])
         options = {"betas": (training.beta1, training.beta2), "eps": training.epsilon}
