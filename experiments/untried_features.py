@@ -24,7 +24,7 @@ from charwright.model.compute import Compute
 from charwright.model.dropout import Dropout
 from charwright.model.language_model import LanguageModel
 from charwright.model.loss import head_loss
-from charwright.model.recurrent import LayerInput, Tokens, linear, run_layer
+from charwright.model.recurrent import Tokens, linear, run_layer
 from charwright.training.batch import Batch
 from charwright.training.optimizer import make_optimizer
 
@@ -278,44 +278,60 @@ class Ngrams(Feature):
     """Hashed bigrams, trigrams, ... have embeddings that are added to that of the character.
 
     With `skip` the output layer sees the sum too; without `input` it alone does, and the layer sees the character. The
-    last characters of the batch before travel in the state.
+    last characters of the batch before travel in the state. `drop` is a rate of dropout of whole n-grams.
     """
 
     order = 3
     bits = 16
     skip = 0
     input = 1
+    drop = 0.0
     rate_scale = 1.0
 
     class net(Net):  # noqa: N801
         """A first layer over sums of embeddings; the feature sets its settings."""
 
-        order, bits, skip, input = 3, 16, 0, 1
+        order, bits, skip, input, drop = 3, 16, 0, 1, 0.0
 
         def zero_state(self, batch: int) -> State:
             """The usual state, and the ids before."""
             return (*super().zero_state(batch), torch.zeros(1, batch, self.order - 1))
 
-        def looked_up(self, ids: Tensor, before: Tensor) -> Iterator[Tensor]:
-            """The rows (T, B, columns) of the n-grams that end at each position, for each n."""
-            longer, mixed = torch.cat([before.T.long(), ids]), ids  # (T + order - 1, B)
+        def occurring(self, ids: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """The n-grams that occur (order, U), which of them ends at each position (T, B), and the ids to keep."""
+            longer = torch.cat([before.T.long(), ids])  # (T + order - 1, B)
+            keys = torch.zeros_like(ids)
+            for begin in range(self.order):
+                keys = keys * self.vocabulary_size + longer[begin : begin + len(ids)]
+            keys, positions = torch.unique(keys, return_inverse=True)
+            powers = [self.vocabulary_size**n for n in reversed(range(self.order))]
+            grams = torch.stack([keys // power % self.vocabulary_size for power in powers])
+            return grams, positions, longer[-(self.order - 1) :].T[None].float()
+
+        def looked_up(self, grams: Tensor, generator: torch.Generator | None) -> Iterator[Tensor]:
+            """The rows (U, columns) of n-grams (order, U), for each n."""
+            mixed = grams[-1]
             for n in range(2, self.order + 1):
-                begin = self.order - n
-                mixed = mixed * 0x9E3779B1 + longer[begin : begin + len(ids)] + 1
+                mixed = mixed * 0x9E3779B1 + grams[-n] + 1
                 rows = (mixed ^ (mixed >> 15)) * 0x85EBCA6B
                 rows = ((rows ^ (rows >> 13)) & 0x7FFFFFFF) % (1 << self.bits)
-                yield F.embedding(rows, self.sparse[f"ngram{n}"], sparse=True)
+                found = F.embedding(rows, self.sparse[f"ngram{n}"], sparse=True)
+                if self.drop and generator is not None:
+                    found = found * (torch.rand(len(rows), 1, generator=generator) >= self.drop) / (1 - self.drop)
+                yield found
 
         def _recurrent(self, ids: Tensor, state: State | None, dropout: Dropout | None) -> tuple[Tensor, State]:
             h, before = self.zero_state(ids.shape[1]) if state is None else state
-            sums = self.embedded(ids) + sum(self.looked_up(ids, before[0]))
+            grams, positions, kept = self.occurring(ids, before[0])
+            generator = dropout._generator if dropout is not None else None
+            sums: Tensor = self.embedded(grams[-1]) + sum(self.looked_up(grams, generator))
             mask = dropout.state_mask(h[0]) if dropout is not None else None
             core, kernel = self._core(ids.device), self.compute.kernel
-            seen: LayerInput = sums if self.input else Tokens(ids, self.weight("embedding.weight"))
+            seen = Tokens(positions, sums) if self.input else Tokens(ids, self.weight("embedding.weight"))
             x, after = run_layer(core, "gru", seen, (h[0],), self._layer(0), torch.float32, mask, kernel)
             x = dropout.outputs(x) if dropout is not None else x
-            kept = torch.cat([before[0].T.long(), ids])[-(self.order - 1) :].T[None].float()
-            return (torch.cat([x, sums], dim=-1) if self.skip else x), (after[0][None], kept)
+            x = torch.cat([x, F.embedding(positions, sums)], dim=-1) if self.skip else x
+            return x, (after[0][None], kept)
 
         @property
         def _head(self) -> Tensor:
@@ -328,6 +344,7 @@ class Ngrams(Feature):
         assert isinstance(model, Ngrams.net)
         for setting in ("order", "bits", "skip", "input"):
             setattr(model, setting, int(getattr(self, setting)))
+        model.drop = self.drop
         size = recipe.model.embedding_size
         for n in range(2, int(self.order) + 1):
             model.sparse[f"ngram{n}"] = torch.zeros(1 << int(self.bits), size)
@@ -356,9 +373,10 @@ class NgramLogits(Ngrams):
             h, before = self.zero_state(ids.shape[1]) if state is None else state
             dropout = Dropout(self.config, generator) if self.training else None
             x, after = LanguageModel._recurrent(self, ids, (h,), dropout)
-            kept = torch.cat([before[0].T.long(), ids])[-(self.order - 1) :].T[None].float()
+            grams, positions, kept = self.occurring(ids, before[0])
+            votes: Tensor = sum(self.looked_up(grams, generator))  # type: ignore[assignment]
             logits = linear(x, self._head, self.weight("head.bias"), torch.float32)
-            return logits + sum(self.looked_up(ids, before[0])), (*after, kept)
+            return logits + F.embedding(positions, votes), (*after, kept)
 
     def model(self, recipe: Recipe, vocabulary_size: int, seed: int) -> Net:
         """The model with tables of zeros, one column for each character."""
@@ -701,11 +719,18 @@ class Soap(OtherOptimizer):
 
 
 class Cautious(OtherOptimizer):
-    """AdamW that leaves out updates against the gradient (Liang et al., 2024, arXiv:2411.16085)."""
+    """AdamW that leaves out updates against the gradient (Liang et al., 2024, arXiv:2411.16085).
+
+    With `decays` it also leaves out decay against the update (Chen et al., 2025, arXiv:2510.12402).
+    """
+
+    updates = 1
+    decays = 0
 
     def make(self, params: list[Tensor], rate: float, decay: float) -> torch.optim.Optimizer:
         """Cautious AdamW."""
-        return optimizers.Adam(params, lr=rate, weight_decay=decay, cautious=True)
+        careful = {"cautious": bool(self.updates), "cautious_decay": bool(self.decays)}
+        return optimizers.Adam(params, lr=rate, weight_decay=decay, **careful)
 
 
 class HalfMoments(OtherOptimizer):

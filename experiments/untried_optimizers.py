@@ -10,7 +10,10 @@ from torch import Tensor
 
 
 class Adam(torch.optim.Optimizer):
-    """AdamW, `cautious` (only updates that agree with the gradient) or with second moments `rounded` to bfloat16."""
+    """AdamW, `cautious` (only updates that agree with the gradient) or with second moments `rounded` to bfloat16.
+
+    With `cautious_decay` a weight decays only while the update makes it smaller too.
+    """
 
     def __init__(
         self,
@@ -20,13 +23,15 @@ class Adam(torch.optim.Optimizer):
         weight_decay: float,
         cautious: bool = False,
         rounded: bool = False,
+        cautious_decay: bool = False,
         beta1: float = 0.9,
         beta2: float = 0.98,
         epsilon: float = 1e-8,
     ) -> None:
         """The constants are those of the library."""
         super().__init__(list(params), {"lr": lr, "weight_decay": weight_decay})
-        self.cautious, self.rounded, self.beta1, self.beta2, self.epsilon = cautious, rounded, beta1, beta2, epsilon
+        self.cautious, self.rounded, self.cautious_decay = cautious, rounded, cautious_decay
+        self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
@@ -47,7 +52,12 @@ class Adam(torch.optim.Optimizer):
                 if self.cautious:
                     kept = (update * gradient > 0).float()
                     update *= kept / kept.mean().clamp_(min=1e-3)
-                weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
+                decay = group["lr"] * group["weight_decay"]
+                if self.cautious_decay:
+                    weight.sub_(weight * (update * weight > 0), alpha=decay)
+                else:
+                    weight.mul_(1 - decay)
+                weight.add_(update, alpha=-group["lr"])
 
 
 class RowAdam(torch.optim.Optimizer):
