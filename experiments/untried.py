@@ -38,7 +38,7 @@ from untried_features import Distillation, Feature, Net, feature_named
 
 LEDGER = Path(__file__).with_name("untried.jsonl")
 BASELINES = {"LayerNorm": "PlainLoop", "Mogrifier": "PlainLoop", "Zoneout": "PlainLoop"}
-KEYS = ("corpus", "minutes", "units", "feature", "settings", "share", "seed")
+KEYS = ("corpus", "minutes", "units", "rate", "feature", "settings", "share", "seed")
 
 
 class Data:
@@ -56,8 +56,8 @@ class Data:
         self.ids = self.vocabulary.encode(training)
 
 
-def planned(data: Data, minutes: float, units: int) -> Recipe:
-    """The recipe of the baseline: its steps, and the dropout and weight decay of the plan for as many passes."""
+def planned(data: Data, minutes: float, units: int, rate: float = 1.0) -> Recipe:
+    """The recipe of the baseline: the plan's, but for `rate`, a factor of the learning rate."""
     recipe = Recipe().with_options({"units": units})
     characters = minutes * 60 * USABLE / seconds_per_character(recipe, len(data.vocabulary))
     strain = math.sqrt(characters / len(data.ids) / 7)
@@ -66,7 +66,8 @@ def planned(data: Data, minutes: float, units: int) -> Recipe:
         "recurrent_dropout": min(0.35, 0.08 * strain),
         "weight_decay": min(1.2, 0.2 * max(0.5, strain)),
     }
-    return recipe.with_options({name: float(f"{rate:.2g}") for name, rate in rates.items()})
+    rounded = {name: float(f"{value:.2g}") for name, value in rates.items()}
+    return recipe.with_options({**rounded, "learning_rate": rate * recipe.training.learning_rate})
 
 
 class Training:
@@ -149,7 +150,7 @@ def characters_of(feature: Feature, recipe: Recipe, data: Data, minutes: float, 
 def run_trial(data: Data, trial: dict[str, Any]) -> dict[str, Any]:
     """Train with a feature and evaluate; returns the line for the ledger."""
     minutes, seed = trial["minutes"], trial["seed"]
-    recipe = planned(data, minutes, trial["units"])
+    recipe = planned(data, minutes, trial["units"], trial["rate"])
     feature = feature_named(trial["feature"], trial["settings"])
     characters = characters_of(feature, recipe, data, minutes, trial["share"])
     began = time.monotonic()
@@ -215,6 +216,7 @@ def main() -> None:
     parser.add_argument("--corpus", default="shakespeare", help="names from corpora.py, separated by commas")
     parser.add_argument("--minutes", type=float, default=0.25)
     parser.add_argument("--units", type=int, default=256)
+    parser.add_argument("--rate", type=float, default=1.0, help="times the planned learning rate")
     parser.add_argument("--seeds", default="1", help="separated by commas")
     parser.add_argument("--share", type=float, default=1.0, help="the fraction of the steps")
     parser.add_argument("--ledger", type=Path, default=LEDGER)
@@ -232,7 +234,7 @@ def main() -> None:
     for corpus in asked.corpus.split(","):
         data: Data | None = None
         for seed in map(int, asked.seeds.split(",")):
-            values = (corpus, asked.minutes, asked.units, asked.feature, settings, asked.share, seed)
+            values = (corpus, asked.minutes, asked.units, asked.rate, asked.feature, settings, asked.share, seed)
             trial = dict(zip(KEYS, values, strict=True))
             lines = read_ledger(asked.ledger)
             if key_of(trial) in {key_of(line) for line in lines}:
@@ -245,33 +247,30 @@ def main() -> None:
             print(json.dumps(line), flush=True)
 
 
-Group = tuple[str, float, int]
-
-
 def table(lines: list[dict[str, Any]]) -> str:
     """The differences from the baseline by feature and text, in nats per character, with standard errors."""
     cells: dict[tuple[Any, ...], list[float]] = {}
     costs: dict[str, list[float]] = {}
     for line in lines:
         name = " ".join([line["feature"], *(f"{key}={value:g}" for key, value in line["settings"].items())])
-        cells.setdefault((line["corpus"], line["minutes"], line["units"], name, line["share"]), []).append(
-            line["carried"]
-        )
+        key = (line["corpus"], line["minutes"], line["units"], line["rate"], name, line["share"])
+        cells.setdefault(key, []).append(line["carried"])
         costs.setdefault(name, []).append(line["cost"])
     spread = pooled_deviation(list(cells.values()))
     rows = [
-        "| feature | text | minutes, units | share of steps | trials | cost | difference |",
-        "|---|---|---|---|---|---|---|",
+        "| feature | text | minutes, units | learning rate | share of steps | trials | cost | difference |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for (corpus, minutes, units, name, share), losses in sorted(cells.items(), key=lambda item: (item[0][3], *item[0])):
-        baseline = cells.get((corpus, minutes, units, BASELINES.get(name.split()[0], "none"), 1.0))
-        if baseline is None or (name in ("none", *BASELINES.values()) and share == 1.0):
+    for key, losses in sorted(cells.items(), key=lambda item: (item[0][4], *item[0])):
+        corpus, minutes, units, rate, name, share = key
+        baseline = cells.get((corpus, minutes, units, rate, BASELINES.get(name.split()[0], "none"), 1.0))
+        if baseline is None or baseline is losses:
             continue
         difference = statistics.fmean(losses) - statistics.fmean(baseline)
         error = spread * math.sqrt(1 / len(losses) + 1 / len(baseline))
         cost = statistics.median(costs[name])
         rows.append(
-            f"| {name} | {corpus} | {minutes:g}, {units} | {share:g} | {len(losses)} | {cost:.2f} "
+            f"| {name} | {corpus} | {minutes:g}, {units} | {0.004 * rate:g} | {share:g} | {len(losses)} | {cost:.2f} "
             f"| {difference:+.4f} ± {error:.4f} |"
         )
     return "\n".join(rows)
