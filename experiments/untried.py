@@ -131,15 +131,14 @@ class Training:
         self.feature.after_step(self.model, fraction, self.steps)
         return float(loss.detach())
 
-    def run(self) -> float:
-        """Train until the budget is spent; returns the mean loss of the last tenth."""
-        last: list[float] = []
+    def run(self) -> list[float]:
+        """Train until the budget is spent; returns the mean loss of each tenth."""
+        losses: list[list[float]] = [[] for _ in range(10)]
         while self.done + self.recipe.sequences.batch * self.recipe.sequences.seq_length <= self.characters:
-            loss = self.step()
-            if self.fraction > 0.9:
-                last.append(loss)
+            tenth = int(10 * self.fraction)
+            losses[tenth].append(self.step())
         self.feature.finish(self.model)
-        return statistics.fmean(last)
+        return [round(statistics.fmean(some), 4) for some in losses if some]
 
 
 def characters_of(feature: Feature, recipe: Recipe, data: Data, minutes: float, share: float) -> float:
@@ -159,7 +158,7 @@ def run_trial(data: Data, trial: dict[str, Any]) -> dict[str, Any]:
         teacher.run()
         feature.teacher = teacher.model
     training = Training(feature, data, recipe, characters, seed)
-    loss = training.run()
+    curve = training.run()
     seconds = time.monotonic() - began
     carried = cw.evaluate(training.model, data.vocabulary, data.held_out)
     return {
@@ -167,7 +166,8 @@ def run_trial(data: Data, trial: dict[str, Any]) -> dict[str, Any]:
         "characters": len(data.ids),
         "steps": training.steps,
         "passes": round(training.done / len(data.ids), 2),
-        "train": round(loss, 4),
+        "train": curve[-1],
+        "curve": curve,
         "carried": round(carried.nats_per_char, 4),
         "seconds": round(seconds, 1),
     }
