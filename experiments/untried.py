@@ -2,14 +2,14 @@
 
     python experiments/untried.py --corpus shakespeare,docs-2m --minutes 0.25 --units 256 --seeds 1,2 none
     python experiments/untried.py --corpus shakespeare,docs-2m --minutes 0.25 --units 256 --seeds 1,2 Soap every=10
-    python experiments/untried.py --table
+    python experiments/untried_table.py
 
-runs every trial that is not in the ledger yet. Features are the classes of untried_features.py, `none` is the library
-as it is. Texts, held-out parts and budgets are those of sweep.py: minutes of the reference machine as steps, so that
-other programs on this machine change no result. Dropout and weight decay are as the plan chooses them for the passes.
-The cost of a feature is the processor time of its step divided by that of the baseline, measured alternately;
-`--share` gives a trial this fraction of the steps, to compare at equal time. No trial has a moving average of the
-weights, except by feature.
+run every trial that is not in the ledger yet, and print the differences. Features are the classes of
+untried_features.py, `none` is the library as it is. Texts, held-out parts and budgets are those of sweep.py: minutes of
+the reference machine as steps, so that other programs on this machine change no result. Dropout and weight decay are as
+the plan chooses them for the passes. The cost of a feature is the processor time of its step divided by that of the
+baseline, measured alternately; `--share` gives a trial this fraction of the steps, to compare at equal time. No trial
+has a moving average of the weights, except by feature.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from charwright.training.batch import make_batch
 from corpora import TEXTS
 from sweep import USABLE, read_ledger, seconds_per_character
 from untried_features import Distillation, Feature, Net, feature_named
+from untried_table import BASELINES
 
 LEDGER = Path(__file__).with_name("untried.jsonl")
-BASELINES = {"LayerNorm": "PlainLoop", "Mogrifier": "PlainLoop", "Zoneout": "PlainLoop"}
 KEYS = ("corpus", "minutes", "units", "rate", "feature", "settings", "share", "seed")
 
 
@@ -211,7 +211,7 @@ def cost_of(lines: list[dict[str, Any]], data: Data, trial: dict[str, Any]) -> f
 
 
 def main() -> None:
-    """Run the trials that the ledger lacks, or print the table."""
+    """Run the trials that the ledger lacks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", default="shakespeare", help="names from corpora.py, separated by commas")
     parser.add_argument("--minutes", type=float, default=0.25)
@@ -220,13 +220,9 @@ def main() -> None:
     parser.add_argument("--seeds", default="1", help="separated by commas")
     parser.add_argument("--share", type=float, default=1.0, help="the fraction of the steps")
     parser.add_argument("--ledger", type=Path, default=LEDGER)
-    parser.add_argument("--table", action="store_true", help="print the differences from the baseline and run nothing")
     parser.add_argument("feature", nargs="?", default="none", help="a class of untried_features.py, or several: A+B")
     parser.add_argument("settings", nargs="*", metavar="SETTING=VALUE")
     asked = parser.parse_args()
-    if asked.table:
-        print(table(read_ledger(asked.ledger)))
-        return
     torch.set_num_threads(1)
     keep_memory()
     drop_cut_line(asked.ledger)  # That trial runs again.
@@ -245,42 +241,6 @@ def main() -> None:
             with asked.ledger.open("a") as ledger:
                 ledger.write(json.dumps(line) + "\n")
             print(json.dumps(line), flush=True)
-
-
-def table(lines: list[dict[str, Any]]) -> str:
-    """The differences from the baseline by feature and text, in nats per character, with standard errors."""
-    cells: dict[tuple[Any, ...], list[float]] = {}
-    costs: dict[str, list[float]] = {}
-    for line in lines:
-        name = " ".join([line["feature"], *(f"{key}={value:g}" for key, value in line["settings"].items())])
-        key = (line["corpus"], line["minutes"], line["units"], line["rate"], name, line["share"])
-        cells.setdefault(key, []).append(line["carried"])
-        costs.setdefault(name, []).append(line["cost"])
-    spread = pooled_deviation(list(cells.values()))
-    rows = [
-        "| feature | text | minutes, units | learning rate | share of steps | trials | cost | difference |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for key, losses in sorted(cells.items(), key=lambda item: (item[0][4], *item[0])):
-        corpus, minutes, units, rate, name, share = key
-        baseline = cells.get((corpus, minutes, units, rate, BASELINES.get(name.split()[0], "none"), 1.0))
-        if baseline is None or baseline is losses:
-            continue
-        difference = statistics.fmean(losses) - statistics.fmean(baseline)
-        error = spread * math.sqrt(1 / len(losses) + 1 / len(baseline))
-        cost = statistics.median(costs[name])
-        rows.append(
-            f"| {name} | {corpus} | {minutes:g}, {units} | {0.004 * rate:g} | {share:g} | {len(losses)} | {cost:.2f} "
-            f"| {difference:+.4f} ± {error:.4f} |"
-        )
-    return "\n".join(rows)
-
-
-def pooled_deviation(groups: list[list[float]]) -> float:
-    """The standard deviation between seeds, pooled over all groups with several."""
-    several = [group for group in groups if len(group) > 1]
-    squares = sum(sum((loss - statistics.fmean(group)) ** 2 for loss in group) for group in several)
-    return math.sqrt(squares / max(1, sum(len(group) - 1 for group in several)))
 
 
 if __name__ == "__main__":
