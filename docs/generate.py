@@ -96,7 +96,10 @@ def generated_pages() -> Page:
     return {
         "docs/reference/cli.md": cli_page(),
         "docs/reference/python.md": python_page(),
-        RECIPES: with_blocks(read(RECIPES), {"trials": trials("ledger"), "early": trials("early_trials")}),
+        RECIPES: with_blocks(
+            read(RECIPES),
+            {"untried": untried(), "trials": trials("ledger"), "early": trials("early_trials")},
+        ),
         ARCHITECTURE: with_blocks(read(ARCHITECTURE), {"tree": fenced(tree()), "learner": learners_path()}),
         **{name: read(name) for name in READMES},
     }
@@ -145,6 +148,15 @@ def trials(ledger: str) -> str:
         )
         table.append(f"| {line['corpus']} | {line['minutes']:g} | {options} | {line['passes']:.1f} | {figures} |")
     return "\n".join(table)
+
+
+def untried() -> str:
+    """The ledger of features that the library does not have, as a table."""
+    sys.path.insert(0, str(ROOT / "experiments"))
+    from untried_table import table
+
+    lines = (ROOT / "experiments" / "untried.jsonl").read_text(encoding="utf-8").splitlines()
+    return table([json.loads(line) for line in lines])
 
 
 def _plain(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import charwright as cw
 from charwright.config import Recipe
+from charwright.data.sequences import make_dataset
+from charwright.model.compute import Compute
+from charwright.training import events
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
@@ -44,3 +50,51 @@ def test_the_early_trials_have_the_same_figures() -> None:
     assert {"corpus", "minutes", "options", "steps", "passes", "train", "carried", "windows"} <= set(
         lines_of("early_trials.jsonl")[0]
     )
+
+
+@pytest.fixture
+def untried(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    return importlib.import_module("untried")
+
+
+class Letters:
+    """A text of random letters, as the trials read theirs."""
+
+    ids = np.random.default_rng(1).integers(1, 30, size=20_000).astype(np.int32)
+    vocabulary = range(30)
+
+
+def test_the_baseline_of_the_untried_features_trains_as_the_library_does(untried: Any) -> None:
+    options = {"units": 32, "dropout": 0.1, "recurrent_dropout": 0.1, "steps": 12, "warmup": 0, "ema": 0}
+    recipe = Recipe().with_options({**options, "seed": 3, "log_every": 1})
+    training = untried.Training(untried.feature_named("none", {}), Letters, recipe, 12 * 32 * 64, 3)
+    model = cw.LanguageModel(recipe.model, 30, seed=3, compute=Compute.choose("cpu", precision="f32"))
+    fitted = cw.fit(model, make_dataset(Letters.ids, recipe.sequences, 3), recipe.training)
+    losses = [event.loss for event in fitted if isinstance(event, events.Step)]
+    assert [training.step() for _ in range(12)] == pytest.approx(losses, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted({line["feature"] for line in lines_of("untried.jsonl")}))
+def test_an_untried_feature_still_trains(untried: Any, name: str) -> None:
+    recipe = Recipe().with_options({"units": 32, "embedding_size": 32, "seq_length": 16})
+    settings = {"units": 32.0} if name == "Layers" else {}
+    feature = untried.feature_named(name, settings)
+    if isinstance(feature, untried.Distillation):
+        feature.teacher = untried.Training(untried.Feature(), Letters, recipe, 1e5, 2).model
+    training = untried.Training(feature, Letters, recipe, 1e5, 1)
+    losses = [training.step() for _ in range(4)]
+    assert all(0 < loss < 6 for loss in losses)
+
+
+@pytest.mark.parametrize("line", lines_of("untried.jsonl"), ids=lambda line: f"{line['corpus']}-{line['feature']}")
+def test_the_trial_of_an_untried_feature_is_complete(untried: Any, line: dict[str, Any]) -> None:
+    assert untried.feature_named(line["feature"], line["settings"])
+    assert 0 < line["carried"] < 10
+    assert line["steps"] > 0
+    assert line["cost"] > 0
+
+
+def test_no_trial_of_an_untried_feature_is_listed_twice(untried: Any) -> None:
+    keys = [untried.key_of(line) for line in lines_of("untried.jsonl")]
+    assert len(keys) == len(set(keys))

@@ -1,0 +1,169 @@
+"""Optimizers that the library does not have, for experiments/untried.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Adam(torch.optim.Optimizer):
+    """AdamW, `cautious` (only updates that agree with the gradient) or with second moments `rounded` to bfloat16.
+
+    With `cautious_decay` a weight decays only while the update makes it smaller too.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        *,
+        lr: float,
+        weight_decay: float,
+        cautious: bool = False,
+        rounded: bool = False,
+        cautious_decay: bool = False,
+        beta1: float = 0.9,
+        beta2: float = 0.98,
+        epsilon: float = 1e-8,
+    ) -> None:
+        """The constants are those of the library."""
+        super().__init__(list(params), {"lr": lr, "weight_decay": weight_decay})
+        self.cautious, self.rounded, self.cautious_decay = cautious, rounded, cautious_decay
+        self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Update the weights."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                gradient, state = weight.grad, self.state[weight]
+                if not state:
+                    state.update(step=0, mean=torch.zeros_like(weight), square=torch.zeros_like(weight))
+                    if self.rounded:
+                        state["square"] = state["square"].bfloat16()
+                state["step"] += 1
+                mean = state["mean"].lerp_(gradient, 1 - self.beta1)
+                square = state["square"].float().mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
+                state["square"] = square.bfloat16() if self.rounded else square
+                size = (square / (1 - self.beta2 ** state["step"])).sqrt_().add_(self.epsilon)
+                update = mean / (1 - self.beta1 ** state["step"]) / size
+                if self.cautious:
+                    kept = (update * gradient > 0).float()
+                    update *= kept / kept.mean().clamp_(min=1e-3)
+                decay = group["lr"] * group["weight_decay"]
+                if self.cautious_decay:
+                    weight.sub_(weight * (update * weight > 0), alpha=decay)
+                else:
+                    weight.mul_(1 - decay)
+                weight.add_(update, alpha=-group["lr"])
+
+
+class RowAdam(torch.optim.Optimizer):
+    """Adam for tables of which a step uses a few rows: only those have moments that move."""
+
+    def __init__(self, params: Iterable[Tensor], *, lr: float, beta2: float = 0.98, epsilon: float = 1e-8) -> None:
+        """RMSProp by row and column, without momentum: a row is seldom seen twice in a row."""
+        super().__init__(list(params), {"lr": lr})
+        self.beta2, self.epsilon = beta2, epsilon
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Update the rows that have gradients."""
+        for group in self.param_groups:
+            for table in group["params"]:
+                gradient, state = table.grad.coalesce(), self.state[table]
+                rows, values = gradient.indices()[0], gradient.values()
+                if not state:
+                    state.update(square=torch.zeros_like(table), seen=torch.zeros(len(table)))
+                seen = state["seen"][rows] + 1
+                state["seen"][rows] = seen
+                # A mean over all visits at first, over the last ones later.
+                share = torch.clamp(1 / seen, min=1 - self.beta2)[:, None]
+                square = state["square"][rows]
+                square = square + share * (values.square() - square)
+                state["square"][rows] = square
+                table[rows] -= group["lr"] * values / (square.sqrt() + self.epsilon)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, made orthogonal by Newton-Schulz iterations; the gates of a layer are separate square matrices."""
+
+    def __init__(
+        self, params: Iterable[Tensor], *, lr: float, weight_decay: float, rounds: int = 5, momentum: float = 0.95
+    ) -> None:
+        """The rate is Adam's: updates have the size of Adam's."""
+        super().__init__(list(params), {"lr": lr, "weight_decay": weight_decay})
+        self.rounds, self.momentum = rounds, momentum
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Update the weights."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                state = self.state[weight]
+                if not state:
+                    state["mean"] = torch.zeros_like(weight)
+                mean = state["mean"].lerp_(weight.grad, 1 - self.momentum)
+                ahead = weight.grad.lerp(mean, self.momentum)
+                gates = 3 if len(weight) % 3 == 0 and len(weight) >= 3 * 64 else 1
+                update = orthogonal(ahead.unflatten(0, (gates, -1)), self.rounds)
+                update *= 0.2 * max(update.shape[-2:]) ** 0.5
+                weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.flatten(0, 1), alpha=-group["lr"])
+
+
+def orthogonal(x: Tensor, rounds: int) -> Tensor:
+    """The nearest orthogonal matrices to x (N, R, C), roughly: singular values between 0.7 and 1.2."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    turned = x.shape[-2] > x.shape[-1]
+    x = x.mT if turned else x
+    x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
+    for _ in range(rounds):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if turned else x
+
+
+class Soap(torch.optim.Optimizer):
+    """Adam on gradients that are rotated into the eigenbasis of their Gram matrix over the columns."""
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        *,
+        lr: float,
+        weight_decay: float,
+        every: int = 10,
+        memory: float = 0.95,
+        beta1: float = 0.9,
+        beta2: float = 0.98,
+        epsilon: float = 1e-8,
+    ) -> None:
+        """The basis is renewed `every` steps by one iteration of the power method; `memory` is the Gram matrix's."""
+        super().__init__(list(params), {"lr": lr, "weight_decay": weight_decay})
+        self.every, self.memory, self.beta1, self.beta2, self.epsilon = every, memory, beta1, beta2, epsilon
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Update the weights; the first step only sets the basis."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                gradient, state = weight.grad, self.state[weight]
+                if not state:
+                    state.update(step=0, mean=torch.zeros_like(weight), square=torch.zeros_like(weight))
+                    state["gram"] = gradient.T @ gradient
+                    state["basis"] = torch.linalg.eigh(state["gram"])[1].flip(1).contiguous()
+                    continue
+                state["step"] += 1
+                basis = state["basis"]
+                mean = state["mean"].lerp_(gradient, 1 - self.beta1)
+                turned = gradient @ basis
+                square = state["square"].mul_(self.beta2).addcmul_(turned, turned, value=1 - self.beta2)
+                size = (square / (1 - self.beta2 ** state["step"])).sqrt_().add_(self.epsilon)
+                update = ((mean @ basis) / size) @ basis.T
+                rate = group["lr"] / (1 - self.beta1 ** state["step"])
+                weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
+                state["gram"].lerp_(gradient.T @ gradient, 1 - self.memory)
+                if state["step"] % self.every == 0:
+                    state["basis"] = torch.linalg.qr(state["gram"] @ basis)[0]

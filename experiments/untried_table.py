@@ -1,0 +1,113 @@
+"""The table of the features that were tried: differences from the baseline, costs and verdicts, from untried.jsonl."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+BASELINES = {"LayerNorm": "PlainLoop", "Mogrifier": "PlainLoop", "Zoneout": "PlainLoop"}
+"""The features that are compared with another one than `none`."""
+
+# What a feature is, and what came of it.
+VERDICTS: dict[str, tuple[str, str]] = {
+    "none": ("no feature", "a control: another learning rate, or more steps"),
+    "Cautious": (
+        "AdamW that leaves out updates against the gradient",
+        "helps where little is trained; nothing at 512 units and a minute",
+    ),
+    "HalfMoments": ("second moments in bfloat16", "no gain in time; half of their memory"),
+    "Muon": ("Muon", "worse, and slow"),
+    "Soap": ("SOAP, right factor only", "does not pay for its time"),
+    "Rates": ("other learning rates by kind of weight", "less than a higher learning rate for all"),
+    "SlowGates": ("bias of 1 on the update gate", "no gain"),
+    "Ngrams": ("embeddings of hashed n-grams", "gains less than its time would"),
+    "NgramLogits": (
+        "hashed n-grams that add to the logits",
+        "promising for small models; new weights, which no kernel, engine or export has",
+    ),
+    "EmbeddingSkip": ("skip connection from the embedding to the head", "no gain"),
+    "TwoAhead": ("a second head for the character after the next", "no gain"),
+    "Mixture": ("mixture of softmaxes", "gains less than its time would"),
+    "DropoutRamp": ("dropout that grows", "no gain"),
+    "LayerNorm": ("layer normalization in the cell", "gains less than its time would"),
+    "Mogrifier": (
+        "Mogrifier gates",
+        "gains what its time would; not measured above 96 units",
+    ),
+    "Zoneout": ("zoneout", "worse"),
+}
+
+Lines = list[dict[str, Any]]
+Key = tuple[str, str, float, int, float, float]  # feature, settings, minutes, units, rate, share
+
+
+def table(lines: Lines) -> str:
+    """One row for each feature and setting: the differences in all texts, in nats per character."""
+    groups: dict[Key, dict[str, list[float]]] = {}
+    costs: dict[tuple[str, str], list[float]] = {}
+    for line in lines:
+        settings = ", ".join(f"{name} {value:g}" for name, value in line["settings"].items())
+        key = (line["feature"], settings, line["minutes"], line["units"], line["rate"], line["share"])
+        groups.setdefault(key, {}).setdefault(line["corpus"], []).append(line["carried"])
+        costs.setdefault((line["feature"], settings), []).append(line["cost"])
+    spread = deviations(groups)
+    rows = [
+        "| feature | settings | minutes, units, learning rate | difference (trials) | cost | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
+    for key, texts in sorted(groups.items()):
+        feature, settings, minutes, units, rate, share = key
+        # Another learning rate alone is compared with the plan's.
+        same = 1.0 if feature == "none" and share == 1.0 else rate
+        baseline = groups.get((BASELINES.get(feature, "none"), "", minutes, units, same, 1.0), {})
+        if not baseline and feature == "none":  # The loop computes the same model.
+            baseline = groups.get(("PlainLoop", "", minutes, units, same, 1.0), {})
+        if texts is baseline:
+            continue
+        differences = [
+            f"{corpus} {difference(losses, baseline[corpus], spread.get(corpus))}"
+            for corpus, losses in sorted(texts.items())
+            if corpus in baseline
+        ]
+        if not differences:
+            continue
+        cost = statistics.median(costs[feature, settings]) * share
+        name, verdict = VERDICTS.get(feature, (feature, ""))
+        given = ", ".join([*([settings] if settings else []), *([f"{share:g} times the steps"] if share != 1 else [])])
+        rows.append(
+            f"| {name} | {given} | {minutes:g}, {units}, {0.004 * rate:g} | {'; '.join(differences)} | {cost:.2f} "
+            f"| {verdict} |"
+        )
+    return "\n".join(rows)
+
+
+def difference(losses: list[float], baseline: list[float], spread: float | None) -> str:
+    """The difference of two means, with its standard error if the deviation between seeds is known."""
+    shown = f"{statistics.fmean(losses) - statistics.fmean(baseline):+.4f}".replace("-", "\N{MINUS SIGN}")
+    error = f" ± {spread * math.sqrt(1 / len(losses) + 1 / len(baseline)):.4f}" if spread else ""
+    return f"{shown}{error} ({len(losses)})"
+
+
+def deviations(groups: dict[Key, dict[str, list[float]]]) -> dict[str, float]:
+    """The standard deviation between seeds of each text, pooled over all that was tried with several seeds."""
+    squares: dict[str, list[float]] = {}
+    freedom: dict[str, int] = {}
+    for texts in groups.values():
+        for corpus, losses in texts.items():
+            mean = statistics.fmean(losses)
+            squares.setdefault(corpus, []).extend((loss - mean) ** 2 for loss in losses)
+            freedom[corpus] = freedom.get(corpus, 0) + len(losses) - 1
+    return {corpus: math.sqrt(sum(some) / freedom[corpus]) for corpus, some in squares.items() if freedom[corpus]}
+
+
+def main() -> None:
+    """Print the table."""
+    ledger = Path(__file__).with_name("untried.jsonl")
+    print(table([json.loads(line) for line in ledger.read_text(encoding="utf-8").splitlines()]))
+
+
+if __name__ == "__main__":
+    main()
