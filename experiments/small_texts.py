@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from sweep import Trained, run_trial, value_of
 from torch import Tensor
 
 import charwright as cw
 from charwright.evaluation.evaluate import evaluate_with, target_nats
 from charwright.model.cells import State
 from charwright.training.batch import Batch, TrainStep
+from sweep import Trained, run_trial, value_of
 
 Array = npt.NDArray[Any]
 LEDGER = Path(__file__).with_name("small_texts.jsonl")

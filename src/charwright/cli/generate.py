@@ -312,9 +312,7 @@ def _refuse_contradictions(ctx: click.Context) -> None:
     if "corpus" in has and not {"novelty", "new", "max_copy", "adapt"} & has.keys():
         raise UsageError("--corpus requires --novelty, --max-copy, --new or --adapt")
     if params["adapt"] and {"state_in", "state_out"} & has.keys():
-        raise UsageError(
-            "--adapt changes the weights to which a saved state belongs; remove one of them"
-        )
+        raise UsageError("--adapt changes the weights to which a saved state belongs; remove one of them")
     if "distance" in has and not params["new"]:
         raise UsageError("--distance requires --new")
     if params["new"] and (useless := [name for name in USELESS_WITH_NEW if name in has]):

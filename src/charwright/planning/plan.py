@@ -242,7 +242,8 @@ class _Rule:
 
     def _learning_rate(self, units: int) -> float:
         rate = DEFAULT.training.learning_rate * rate_factor(self.batch)
-        return _rounded(rate * min(1.5, math.sqrt(640 / units)), most=1.0)
+        narrow, wide = min(1.5, 640 / units), math.sqrt(640 / units)
+        return _rounded(rate * (narrow if units < 640 else wide), most=1.0)
 
     def _why_rate(self) -> str:
         larger = "" if self.batch == SMALLEST else ", and a larger batch allows larger ones"
