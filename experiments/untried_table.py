@@ -16,7 +16,7 @@ VERDICTS: dict[str, tuple[str, str]] = {
     "none": ("no feature", "a control: another learning rate, or more steps"),
     "Cautious": (
         "AdamW that leaves out updates against the gradient",
-        "helps where little is trained; nothing at 512 units and a minute",
+        "admitted: [in the library](#what-helped)",
     ),
     "HalfMoments": ("second moments in bfloat16", "no gain in time; half of their memory"),
     "Muon": ("Muon", "worse, and slow"),
