@@ -224,7 +224,7 @@ def test_a_larger_batch_changes_what_depends_on_it() -> None:
     assert (small.recipe.sequences.batch, large.recipe.sequences.batch) == (32, 128)
     assert large.passes == pytest.approx(small.passes)
     assert large.speed == pytest.approx(small.speed) == pytest.approx(2e6)
-    assert (small.recipe.training.learning_rate, large.recipe.training.learning_rate) == (0.004, 0.008)
+    assert (small.recipe.training.learning_rate, large.recipe.training.learning_rate) == (0.005, 0.01)
     assert large.reasons["batch"] == "the device trains 128 rows in about the time of 32"
     free, wide = (make_plan(TEXT, {"minutes": 1.0}, SPEEDS, batch).recipe.model.units for batch in (512, 32))
     assert free < wide, "fewer steps train a narrower layer"

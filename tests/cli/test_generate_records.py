@@ -219,7 +219,7 @@ def test_the_text_may_have_moved(charwright: Terminal, names: Path, tmp_path: Pa
         (["--new", "--state-in", "x"], "--state-in continues texts that have begun"),
         (["--label", "x", "--state-in", "x"], "remove --label"),
         (["--label", "x"], "no label 'x'; the model has no labels"),
-        (["--corpus", "x"], "--corpus requires --novelty, --max-copy or --new"),
+        (["--corpus", "x"], "--corpus requires --novelty, --max-copy, --new or --adapt"),
     ],
 )
 def test_what_makes_no_sense(charwright: Terminal, names: Path, words: list[str], complaint: str) -> None:
