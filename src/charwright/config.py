@@ -70,15 +70,21 @@ class RecordsConfig(Config):
         super().__post_init__()
         if not self.records:
             raise ConfigError("--records must not be empty")
-        if len(self.records) > 2 and self.records[0] == self.records[-1] == "/":
+        if (expression := self.expression) is not None:
             try:
-                empty = re.compile(self.records[1:-1]).match("")
+                empty = re.compile(expression).match("")
             except re.error as error:
                 raise ConfigError(f"--records {self.records} is not a regular expression: {error}") from error
             if empty:
                 raise ConfigError(f"--records {self.records} matches nothing at all, and so ends no record")
         if self.label is not None and self.records == "none":
             raise ConfigError("--label belongs to --records: line, blank, TEXT or /REGEX/")
+
+    @property
+    def expression(self) -> str | None:
+        """The regular expression between the slashes; None for what is not one."""
+        slashes = len(self.records) > 2 and self.records[0] == self.records[-1] == "/"
+        return self.records[1:-1] if slashes else None
 
 
 @dataclass(frozen=True)

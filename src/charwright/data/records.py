@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from charwright.config import RecordsConfig, SplitConfig
+from charwright.data.labels import label_ids
 from charwright.data.vocabulary import Ids, Vocabulary
 from charwright.errors import CorpusError
 
@@ -51,7 +52,7 @@ class Records:
         Raises:
             CorpusError: when there are fewer than two records, or one has no label where labels are asked for.
         """
-        pattern = _pattern_of(config.records)
+        pattern = _pattern_of(config)
         found = [piece for piece in _pieces(text, pattern, config.records) if piece.strip()]
         if len(found) < 2:
             raise CorpusError(
@@ -96,7 +97,7 @@ class Records:
             stops = np.cumsum(sizes)
         if self.labels is None:
             return ids, stops
-        known = {label: len(vocabulary) - len(vocabulary.labels) + at for at, label in enumerate(vocabulary.labels)}
+        known = dict(zip(vocabulary.labels, label_ids(vocabulary), strict=True))
         # A label that the vocabulary lacks is unknown, as a character is.
         marks = np.array([known.get(label, 0) for label in self.labels], dtype=np.int32)
         begins = np.concatenate([[0], stops[:-1]])
@@ -125,15 +126,12 @@ def split_records(records: Records, config: SplitConfig) -> tuple[Records, Recor
     return records.chosen(np.flatnonzero(~held_out)), records.chosen(np.flatnonzero(held_out))
 
 
-def _pattern_of(kind: str) -> re.Pattern[str]:
+def _pattern_of(config: RecordsConfig) -> re.Pattern[str]:
     """The expression of what ends a record."""
-    if kind == "line":
-        return re.compile(r"\r?\n")
-    if kind == "blank":
-        return re.compile(rf"\r?{BLANK_LINES.pattern}")
-    if len(kind) > 2 and kind[0] == kind[-1] == "/":
-        return re.compile(kind[1:-1], re.MULTILINE)
-    return re.compile(re.escape(kind))
+    if config.expression is not None:
+        return re.compile(config.expression, re.MULTILINE)
+    known = {"line": r"\r?\n", "blank": rf"\r?{BLANK_LINES.pattern}"}
+    return re.compile(known.get(config.records, re.escape(config.records)))
 
 
 def _pieces(text: str, pattern: re.Pattern[str], kind: str) -> Iterator[str]:
