@@ -28,9 +28,9 @@ def launched() -> Iterator[Any]:
 
 
 class Opened:
-    """A page from disk, with its requests and console messages."""
+    """A page from disk or at an address, with its requests and console messages."""
 
-    def __init__(self, browser: Any, path: Path, **options: Any) -> None:
+    def __init__(self, browser: Any, page: Path | str, **options: Any) -> None:
         self.context = browser.new_context(**options)
         self.page = self.context.new_page()
         self.requests: list[str] = []
@@ -38,4 +38,4 @@ class Opened:
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("pageerror", lambda error: self.messages.append(str(error)))
         self.page.on("console", lambda message: self.messages.append(message.text))
-        self.page.goto(path.as_uri())
+        self.page.goto(page.as_uri() if isinstance(page, Path) else page)

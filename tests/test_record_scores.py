@@ -18,8 +18,8 @@ from charwright.data.byte_vocabulary import ByteVocabulary
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import UsageError
 from charwright.generation import record_scores
+from charwright.generation.cutter import Cutter, Segment
 from charwright.generation.record_scores import MOST_TEXT, Score
-from charwright.generation.records import Cutter, Segment
 from ramps import fill_with_ramps
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -15,7 +15,7 @@ from charwright.generation.engine import Engine
 from charwright.generation.generator import Generator
 from charwright.generation.streams import Stream
 from charwright.run import Run
-from charwright.run_config import RecordEnds
+from charwright.run_config import RunRecords
 
 LETTERS = Vocabulary("\n .!abcdeABCDE:é中")
 AB = Vocabulary("\nab ")
@@ -69,7 +69,7 @@ def record_writer(vocabulary: Vocabulary = AB, end: str = "\n", *known: str, fav
 def save_records(folder: Path, vocabulary: Vocabulary = AB, end: str = "\n", *, favoured: Sequence[int] = ()) -> Run:
     """A run with these weights, as if it was trained on records."""
     run = Run.save(folder, RECORD_MODEL, record_weights(vocabulary, favoured), vocabulary)
-    run.rewrite_config(dataclasses.replace(run.config, records=RecordEnds(end, 90, 10)))
+    run.rewrite_config(dataclasses.replace(run.config, records=RunRecords(end, 90, 10)))
     return Run.open(folder)
 
 

@@ -103,7 +103,7 @@ def _speeds(values: Any, where: str) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class RecordEnds:
+class RunRecords:
     """The records of a run: `records` in config.json. What ends each of them, and how many there are on each side."""
 
     end: str
@@ -115,7 +115,7 @@ class RecordEnds:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: Any, where: str) -> RecordEnds:
+    def from_json(cls, values: Any, where: str) -> RunRecords:
         """Read what `to_json` wrote.
 
         Raises:
@@ -150,7 +150,7 @@ class RunConfig:
     parent: Parent | None = None
     plan: Mapping[str, Any] | None = None
     compute: ComputeRecord | None = None
-    records: RecordEnds | None = None
+    records: RunRecords | None = None
     removed: Mapping[str, Any] = field(default_factory=dict)
     """Options of an earlier version that the run was trained with and this version no longer has; not written."""
 
@@ -200,7 +200,7 @@ class RunConfig:
                 parent=Parent.from_json(top["from"], f"{where}: from") if "from" in top else None,
                 plan=_plan(top["plan"], f"{where}: plan") if "plan" in top else None,
                 compute=ComputeRecord.from_json(top["compute"], f"{where}: compute") if "compute" in top else None,
-                records=RecordEnds.from_json(top["records"], f"{where}: records") if "records" in top else None,
+                records=RunRecords.from_json(top["records"], f"{where}: records") if "records" in top else None,
                 removed=_removed(top["recipe"]),
             )
         except ConfigError as error:

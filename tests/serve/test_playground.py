@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from browsing import Opened
 from charwright.config import ModelConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
 from charwright.data.vocabulary import Vocabulary
@@ -77,18 +78,11 @@ class Process:
         self.process.communicate()
 
 
-class Open:
-    """The page in the browser, with its requests and console messages."""
+class Open(Opened):
+    """The page of a service."""
 
     def __init__(self, browser: Any, url: str, ready: str = "Ready.", **options: Any) -> None:
-        self.context = browser.new_context(**options)
-        self.page = self.context.new_page()
-        self.requests: list[str] = []
-        self.messages: list[str] = []
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("pageerror", lambda error: self.messages.append(str(error)))
-        self.page.on("console", lambda message: self.messages.append(message.text))
-        self.page.goto(f"{url}/")
+        super().__init__(browser, f"{url}/", **options)
         self.status(ready)
 
     def status(self, line: str) -> None:

@@ -35,12 +35,12 @@ COLUMNS = ("  run", "nats", "bits", "difference", "in {}s", "parameters", "min",
 class Row:
     """A run, its losses on the text, and its training time and speed.
 
-    `carried` is the loss record by record if the text is in records. `windows` is None for these, and for a text that
+    `loss` is carried, or record by record if the text is in records. `windows` is None for these, and for a text that
     is too short for a window; `minutes` and `chars_per_s` are None if they are not logged.
     """
 
     run: Run
-    carried: Evaluation
+    loss: Evaluation
     windows: Evaluation | None
     minutes: float | None
     chars_per_s: float | None
@@ -88,9 +88,7 @@ def compare(
     runs = [Run.open(folder) for folder in folders]
     reading = given(ctx, field_names(CorpusConfig))
     name, text, sha256 = _given_text(runs, corpus, reading) if corpus else _validation_text(runs, reading)
-    rows = sorted(
-        (_row(run, text, windows, device, precision) for run in runs), key=lambda row: row.carried.nats_per_char
-    )
+    rows = sorted((_row(run, text, windows, device, precision) for run in runs), key=lambda row: row.loss.nats_per_char)
     if as_json:
         click.echo(json.dumps(_facts(rows, windows), ensure_ascii=False))
         return
@@ -169,12 +167,12 @@ def _origin(run: Run) -> Any:
 
 def _row(run: Run, text: Text, windows: int, device: str, precision: str) -> Row:
     evaluate = evaluator_of(run, device, precision)
-    carried = evaluate(text, "carried")
+    loss = evaluate(text, "carried")
     in_windows = None
-    if carried.records is None:
+    if loss.records is None:
         with suppress(CorpusError):  # It may be too short for a window.
             in_windows = evaluate(text, f"windows-{windows}")
-    return Row(run, carried, in_windows, _minutes(run), _chars_per_s(run))
+    return Row(run, loss, in_windows, _minutes(run), _chars_per_s(run))
 
 
 def _minutes(run: Run) -> float | None:
@@ -196,22 +194,22 @@ def _error(row: Row, best: Row) -> float | None:
     """The standard error of a run's difference to the best, if there are enough blocks."""
     from charwright.evaluation.evaluation import standard_error_of_difference
 
-    error = standard_error_of_difference(row.carried, best.carried)
+    error = standard_error_of_difference(row.loss, best.loss)
     return error if math.isfinite(error) else None
 
 
 def _facts(rows: Sequence[Row], windows: int) -> dict[str, Any]:
     best = rows[0]
     return {
-        "chars": best.carried.chars,
+        "chars": best.loss.chars,
         "windows": windows,
         "runs": [
             {
                 "run": str(row.run.folder),
-                "nats_per_char": row.carried.nats_per_char,
-                "bits_per_char": row.carried.bits_per_char,
-                "unknown_chars": row.carried.unknown_chars,
-                "difference": row.carried.nats_per_char - best.carried.nats_per_char,
+                "nats_per_char": row.loss.nats_per_char,
+                "bits_per_char": row.loss.bits_per_char,
+                "unknown_chars": row.loss.unknown_chars,
+                "difference": row.loss.nats_per_char - best.loss.nats_per_char,
                 "standard_error": _error(row, best),
                 "windows_nats_per_char": row.windows.nats_per_char if row.windows else None,
                 "parameters": row.parameters,
@@ -254,11 +252,11 @@ def _names(rows: Sequence[Row]) -> list[str]:
 
 
 def _cells(row: Row, best: Row, name: str) -> tuple[str, ...]:
-    difference = row.carried.nats_per_char - best.carried.nats_per_char
+    difference = row.loss.nats_per_char - best.loss.nats_per_char
     return (
         f"{'*' if row is best else ' '} {name}",
-        f"{row.carried.nats_per_char:.4f}",
-        f"{row.carried.bits_per_char:.4f}",
+        f"{row.loss.nats_per_char:.4f}",
+        f"{row.loss.bits_per_char:.4f}",
         "best" if row is best else difference_shown(difference, _error(row, best)),
         f"{row.windows.nats_per_char:.4f}" if row.windows else DASH,
         f"{row.parameters:,}",
@@ -269,14 +267,14 @@ def _cells(row: Row, best: Row, name: str) -> tuple[str, ...]:
 
 def _notes(rows: Sequence[Row], name: str, sha256: str, windows: int) -> Iterator[str]:
     """What the figures mean; `sha256` is that of the text, if known."""
-    chars = rows[0].carried.chars
-    records = rows[0].carried.records
+    chars = rows[0].loss.chars
+    records = rows[0].loss.records
     how = f"carried, and in windows of {windows}" if records is None else f"each of {records:,} records on its own"
     yield f"Per character, on {name} ({chars:,} characters predicted): {how}."
     for row, shown in zip(rows, _names(rows), strict=True):
-        if row.carried.unknown_chars:
+        if row.loss.unknown_chars:
             yield (
-                f"{row.carried.unknown_chars:,} of the characters are not in the vocabulary of {shown}; "
+                f"{row.loss.unknown_chars:,} of the characters are not in the vocabulary of {shown}; "
                 "each costs what it takes to identify it."
             )
         if row.run.config.sha256 == sha256:

@@ -156,7 +156,9 @@ def generate(
         work.adapt_to(text)
     output = Output("" if without_prompt else text, end, as_json=as_json, logprobs=logprobs)
     if novelty:
-        output.corpus = work.training_text()
+        from charwright.data.texts import plain
+
+        output.corpus = plain(work.training_text())
     report = partial(_report_oddities, text, work.generator, config, ctx)
     if beams is not None:
         report()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from charwright.data.texts import Text
+    from charwright.data.mapped_text import MappedText
     from charwright.generation.completions import Completion
     from charwright.generation.draft import Draft
     from charwright.generation.record_search import RecordSearch
@@ -22,7 +22,7 @@ class Output:
     """Print texts as they grow, or lines of JSON, and their novelty. Records are printed with their ends."""
 
     def __init__(self, prompt: str, record_end: str | None = None, *, as_json: bool, logprobs: bool) -> None:
-        self.corpus: Text | None = None
+        self.corpus: str | MappedText | None = None
         """The training text, if novelty is to be reported."""
         self._prompt, self._record_end, self._json, self._logprobs = prompt, record_end, as_json, logprobs
 
@@ -97,10 +97,9 @@ class Output:
         if self._logprobs:
             values["logprobs"] = [None if math.isnan(value) else round(value, 6) for value in completion.logprobs or ()]
         if self.corpus is not None:
-            from charwright.data.texts import plain
             from charwright.generation.novelty import measure_novelty
 
-            values["novelty"] = measure_novelty(plain(self.corpus), continuation).to_json()
+            values["novelty"] = measure_novelty(self.corpus, continuation).to_json()
         # If the output's encoding lacks characters, JSON can escape them.
         unicode = (sys.stdout.encoding or "").lower().startswith("utf")
         _write(json.dumps(values, ensure_ascii=not unicode) + "\n")
@@ -108,10 +107,9 @@ class Output:
     def _report_novelty(self, written: str) -> None:
         if self.corpus is None:
             return
-        from charwright.data.texts import plain
         from charwright.generation.novelty import measure_novelty
 
-        found = measure_novelty(plain(self.corpus), written)
+        found = measure_novelty(self.corpus, written)
         sys.stdout.flush()
         click.echo(
             f"{found.copied_share:.1%} of {found.characters:,} characters are in passages of {found.shortest} or more"

@@ -25,8 +25,8 @@ from charwright.schema import field_names
 
 if TYPE_CHECKING:
     from charwright.data.text_pieces import Streamed
+    from charwright.generation.cutter import Cutter
     from charwright.generation.record_scores import Score
-    from charwright.generation.records import Cutter
 
 ALL = 0
 DIGITS = 6
@@ -128,8 +128,8 @@ def score(
     from charwright.cli.download import user_places
     from charwright.data.corpus import check_length, checked_specs
     from charwright.data.text_pieces import Streamed
+    from charwright.generation.cutter import Cutter
     from charwright.generation.record_scores import score_records
-    from charwright.generation.records import Cutter
     from charwright.workflow.loading import load
 
     if as_json and as_csv:

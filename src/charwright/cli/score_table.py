@@ -8,8 +8,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from charwright.generation.cutter import Cutter
     from charwright.generation.record_scores import Score
-    from charwright.generation.records import Cutter
 
 JOINERS = "\u200c\u200d"
 """Invisible characters that scripts and emoji need."""

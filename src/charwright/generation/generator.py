@@ -15,6 +15,7 @@ from charwright.data.vocabulary import Vocabulary
 from charwright.errors import UsageError
 from charwright.generation.beams import beam_search
 from charwright.generation.completions import Completion, Completions, finished
+from charwright.generation.cutter import Cutter
 from charwright.generation.draft import Guard
 from charwright.generation.engine import Engine
 from charwright.generation.known_records import KnownRecords
@@ -22,7 +23,6 @@ from charwright.generation.masks import allowed
 from charwright.generation.openings import Opening, Openings
 from charwright.generation.record_scores import Score, score_records
 from charwright.generation.record_search import RecordSearch
-from charwright.generation.records import Cutter
 from charwright.generation.session import Session, prompt_ids
 
 

@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
 from charwright.errors import UsageError
+from charwright.generation.cutter import Cutter, Ints, Segment, newlines
 from charwright.generation.engine import Engine
 from charwright.generation.reading import BLOCK, AlongTheText, RecordByRecord
-from charwright.generation.records import Cutter, Ints, Segment, newlines
 from charwright.generation.scoring import first_bytes
 from charwright.generation.session import prompt_ids
 from charwright.generation.streams import Float64s, Ids

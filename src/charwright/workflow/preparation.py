@@ -191,7 +191,7 @@ def prepare_new(
         parent=origin.parent_entry(),
         plan=plan.to_json() if plan else None,
         compute=record_of(choice),
-        records=texts.record_ends,
+        records=texts.run_records,
     )
     place = out or _free_folder(Path("runs") / text.name)
     corpora = [text, *([texts.validation_corpus] if texts.validation_corpus else [])]

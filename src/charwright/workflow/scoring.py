@@ -9,8 +9,8 @@ from charwright.config import CorpusConfig
 from charwright.data.corpus import checked_specs
 from charwright.data.parts import Places
 from charwright.data.text_pieces import Streamed
+from charwright.generation.cutter import Cutter
 from charwright.generation.record_scores import Score, score_records
-from charwright.generation.records import Cutter
 from charwright.workflow.loading import load
 
 

@@ -17,7 +17,7 @@ from charwright.data.split import split_text
 from charwright.data.texts import Text, in_memory
 from charwright.errors import RunError
 from charwright.run import Run
-from charwright.run_config import RecordEnds
+from charwright.run_config import RunRecords
 
 Specs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """Corpora as a user names them: files, folders, `-`, addresses and names; one or several."""
@@ -42,12 +42,12 @@ class Texts:
     validation_corpus: AnyCorpus | None = None
 
     @property
-    def record_ends(self) -> RecordEnds | None:
+    def run_records(self) -> RunRecords | None:
         """What config.json keeps of the records."""
         if not isinstance(self.training, Records):
             return None
         held_out = self.validation.count if isinstance(self.validation, Records) else 0
-        return RecordEnds(self.training.end, self.training.count, held_out)
+        return RunRecords(self.training.end, self.training.count, held_out)
 
 
 def read_texts(
