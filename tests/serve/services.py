@@ -97,7 +97,7 @@ class Running:
         value = self.service.metrics.registry.get_sample_value(name, labels)
         return 0.0 if value is None else value
 
-    def is_empty(self, within_s: float = 2) -> bool:
+    def is_empty(self, within_s: float = 30) -> bool:
         """Whether no text is left in the service."""
         return eventually(lambda: self.service.held == 0 and self.metric("charwright_streams") == 0, within_s)
 

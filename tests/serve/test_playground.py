@@ -119,7 +119,8 @@ class Open(Opened):
         """Start a text that does not end, and wait for its first characters."""
         self.fill(max_tokens=ENDLESS, **({"model": "slow"} | values))
         self.press("Generate")
-        playwright.expect(self.page.locator(".generated").first).to_have_text(re.compile(".{40}", re.DOTALL))
+        text = self.page.locator(".generated").first
+        playwright.expect(text).to_have_text(re.compile(".{40}", re.DOTALL), timeout=30_000)
 
     def stop(self) -> None:
         self.press("Stop")
