@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import charwright as cw
@@ -25,6 +26,7 @@ from charwright.data.sequences import make_dataset
 from charwright.data.short_texts import shrink_to_fit
 from charwright.data.split import split_corpus
 from charwright.model.compute import Compute
+from charwright.model.initialization import start_from_frequencies
 from charwright.storage import drop_cut_line
 from charwright.training import events
 from charwright.training.batch import TrainStep
@@ -84,6 +86,8 @@ def run_trial(corpus: str, minutes: float, options: dict[str, Any], train_step: 
         embedding_range=settings.embedding_range,
         compute=Compute.choose("cpu"),
     )
+    if settings.output_bias == "frequencies":
+        start_from_frequencies(model.weight("head.bias"), np.bincount(ids, minlength=len(vocabulary)))
     began = time.monotonic()
     trained = 0.0
     curve: list[tuple[int, float]] = []

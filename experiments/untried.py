@@ -38,7 +38,9 @@ from untried_features import Distillation, Feature, Net, feature_named
 from untried_table import BASELINES
 
 LEDGER = Path(__file__).with_name("untried.jsonl")
-KEYS = ("corpus", "minutes", "units", "rate", "feature", "settings", "share", "seed")
+KEYS = ("corpus", "minutes", "units", "rate", "optimizer", "feature", "settings", "share", "seed")
+EARLIER_OPTIMIZER = "adamw"
+"""That of the lines that name none."""
 
 
 class Data:
@@ -56,9 +58,9 @@ class Data:
         self.ids = self.vocabulary.encode(training)
 
 
-def planned(data: Data, minutes: float, units: int, rate: float = 1.0) -> Recipe:
-    """The recipe of the baseline: the plan's, but for `rate`, a factor of the learning rate."""
-    recipe = Recipe().with_options({"units": units})
+def planned(data: Data, minutes: float, units: int, optimizer: str, rate: float = 1.0) -> Recipe:
+    """The recipe of the baseline: the plan's, but for the optimizer and `rate`, a factor of the learning rate."""
+    recipe = Recipe().with_options({"units": units, "optimizer": optimizer})
     characters = minutes * 60 * USABLE / seconds_per_character(recipe, len(data.vocabulary))
     strain = math.sqrt(characters / len(data.ids) / 7)
     rates = {
@@ -78,9 +80,10 @@ class Training:
         self.feature, self.data, self.recipe = feature, data, feature.recipe(recipe)
         self.characters, self.seed, self.done, self.steps = characters, seed, 0, 0
         self.model: Net = feature.model(self.recipe, len(data.vocabulary), seed)
+        feature.read(self.model, data.ids)
         self.optimizers = feature.optimizers(self.model, self.recipe)
         self.rates = [[group["lr"] for group in made.param_groups] for made in self.optimizers]
-        self.dense = [weight for name, weight in self.model.named_parameters() if not name.startswith("sparse")]
+        self.dense = [weight for name, weight in self.model.named_parameters() if not name.startswith(("sparse", "extras.table"))]
         self.state: Any = None
         self.shape: tuple[int, int] | None = None
         self.batches: Iterator[Pair] = iter(())
@@ -149,7 +152,7 @@ def characters_of(feature: Feature, recipe: Recipe, data: Data, minutes: float, 
 def run_trial(data: Data, trial: dict[str, Any]) -> dict[str, Any]:
     """Train with a feature and evaluate; returns the line for the ledger."""
     minutes, seed = trial["minutes"], trial["seed"]
-    recipe = planned(data, minutes, trial["units"], trial["rate"])
+    recipe = planned(data, minutes, trial["units"], trial["optimizer"], trial["rate"])
     feature = feature_named(trial["feature"], trial["settings"])
     characters = characters_of(feature, recipe, data, minutes, trial["share"])
     began = time.monotonic()
@@ -175,7 +178,7 @@ def run_trial(data: Data, trial: dict[str, Any]) -> dict[str, Any]:
 
 def measure_cost(data: Data, trial: dict[str, Any], rounds: int = 8) -> float:
     """The processor time of a character with the feature, divided by the baseline's; medians of alternating rounds."""
-    recipe = planned(data, trial["minutes"], trial["units"])
+    recipe = planned(data, trial["minutes"], trial["units"], trial["optimizer"])
     names = (BASELINES.get(trial["feature"], "none"), trial["feature"])
     if names[0] == names[1]:
         return 1.0
@@ -200,7 +203,8 @@ def measure_cost(data: Data, trial: dict[str, Any], rounds: int = 8) -> float:
 
 def key_of(line: dict[str, Any]) -> str:
     """The identity of a trial."""
-    return json.dumps([line[key] for key in KEYS], sort_keys=True)
+    known = {"optimizer": EARLIER_OPTIMIZER, **line}
+    return json.dumps([known[key] for key in KEYS], sort_keys=True)
 
 
 def cost_of(lines: list[dict[str, Any]], data: Data, trial: dict[str, Any]) -> float:
@@ -217,6 +221,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=0.25)
     parser.add_argument("--units", type=int, default=256)
     parser.add_argument("--rate", type=float, default=1.0, help="times the planned learning rate")
+    parser.add_argument("--optimizer", default="cautious-adamw")
     parser.add_argument("--seeds", default="1", help="separated by commas")
     parser.add_argument("--share", type=float, default=1.0, help="the fraction of the steps")
     parser.add_argument("--ledger", type=Path, default=LEDGER)
@@ -230,7 +235,8 @@ def main() -> None:
     for corpus in asked.corpus.split(","):
         data: Data | None = None
         for seed in map(int, asked.seeds.split(",")):
-            values = (corpus, asked.minutes, asked.units, asked.rate, asked.feature, settings, asked.share, seed)
+            how = (corpus, asked.minutes, asked.units, asked.rate, asked.optimizer)
+            values = (*how, asked.feature, settings, asked.share, seed)
             trial = dict(zip(KEYS, values, strict=True))
             lines = read_ledger(asked.ledger)
             if key_of(trial) in {key_of(line) for line in lines}:

@@ -13,6 +13,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,6 +24,7 @@ from charwright.config import ModelConfig, Recipe
 from charwright.model.cells import State
 from charwright.model.compute import Compute
 from charwright.model.dropout import Dropout
+from charwright.model.initialization import start_from_frequencies
 from charwright.model.language_model import LanguageModel
 from charwright.model.loss import head_loss
 from charwright.model.recurrent import Tokens, linear, run_layer
@@ -81,6 +84,9 @@ class Feature:
         rows = [optimizers.RowAdam(model.sparse.values(), lr=recipe.training.learning_rate)] if model.sparse else []
         return [optimizer, *rows]
 
+    def read(self, model: Net, ids: npt.NDArray[Any]) -> None:
+        """Change the model after a look at the training text."""
+
     def rate(self, fraction: float) -> float:
         """The learning rate as a fraction of its peak, when `fraction` of the budget is spent."""
         return 0.5 * (1 + math.cos(math.pi * fraction))
@@ -113,6 +119,14 @@ def _outputs(model: Net, batch: Batch) -> tuple[Tensor, State]:
 def _head_loss(model: Net, x: Tensor, targets: Tensor) -> Tensor:
     bias = model.weight("head.bias")
     return head_loss(x, model._head, bias, targets, torch.float32, model._core(targets.device), model.compute.kernel)
+
+
+class UnigramBias(Feature):
+    """The bias of the head begins at the logarithm of each character's frequency."""
+
+    def read(self, model: Net, ids: npt.NDArray[Any]) -> None:
+        """Set the bias."""
+        start_from_frequencies(model.weight("head.bias"), np.bincount(ids, minlength=model.vocabulary_size))
 
 
 class LabelSmoothing(Feature):
@@ -384,6 +398,103 @@ class NgramLogits(Ngrams):
         for name in list(model.sparse):
             model.sparse[name] = torch.zeros(1 << int(self.bits), vocabulary_size)
         return model
+
+    def loss(self, model: Net, batch: Batch, fraction: float) -> tuple[Tensor, State]:
+        """Cross-entropy of the sum."""
+        logits, state = model(batch.inputs, batch.state, generator=batch.generator)
+        return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten()), state
+
+
+class _Rows(torch.autograd.Function):
+    """table (D,), offsets (K, N) and the share of each (K, N) -> the sums (N, V) of the V numbers from each offset on."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, offsets: Tensor, shares: Tensor, columns: int) -> Tensor:
+        ctx.save_for_backward(offsets, shares)
+        ctx.size = len(table)
+        rows = table.as_strided((len(table) - columns + 1, columns), (1, 1))
+        total = shares.new_zeros(offsets.shape[1], columns)
+        for some, share in zip(offsets, shares, strict=True):
+            total += rows[some] * share[:, None]
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = grads
+        offsets, shares = ctx.saved_tensors
+        found = gradient.new_zeros(ctx.size)
+        columns = torch.arange(gradient.shape[1])
+        for some, share in zip(offsets, shares, strict=True):
+            found.index_add_(0, (some[:, None] + columns).flatten(), (gradient * share[:, None]).flatten())
+        return found, None, None, None
+
+
+class Votes(Feature):
+    """As NgramLogits, but all n-grams share one array of 2^bits numbers, and each votes with the V from its hash on.
+
+    So did Mikolov et al. (2011, RNNME). Rows overlap, so the array may be small whatever the vocabulary. Adagrad moves
+    it. `drop` is a rate of dropout of single votes.
+    """
+
+    first, order = 2, 4
+    bits = 20
+    speed = 0.1
+    prior = 10.0
+    drop = 0.0
+
+    class net(Net):  # noqa: N801
+        """Logits from the network and from the array."""
+
+        first, order, drop = 2, 4, 0.0
+
+        def zero_state(self, batch: int) -> State:
+            """The usual state, and the ids before, counted from 1; 0 is none."""
+            return (*super().zero_state(batch), torch.zeros(1, batch, self.order - 1))
+
+        def offsets(self, ids: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+            """Where the votes of each n-gram begin (K, T, B), and the ids to keep."""
+            longer = torch.cat([before.T.long(), ids + 1])
+            mixed, found = ids + 1, []
+            for n in range(2, self.order + 1):
+                begin = self.order - n
+                mixed = (mixed * 0x2545F491 + longer[begin : begin + len(ids)] * 0x9E3779B1 + n) & 0x7FFFFFFF
+                if n >= self.first:
+                    spread = (mixed ^ (mixed >> 15)) * 0x85EBCA6B & 0x7FFFFFFF
+                    found.append((spread ^ (spread >> 13)) % (len(self.extras["table"]) - self.vocabulary_size + 1))
+            return torch.stack(found), longer[len(longer) - (self.order - 1) :].T[None].float()
+
+        def forward(
+            self, ids: Tensor, state: State | None = None, *, generator: torch.Generator | None = None
+        ) -> tuple[Tensor, State]:
+            """Logits (T, B, V), and the state."""
+            h, before = self.zero_state(ids.shape[1]) if state is None else state
+            dropout = Dropout(self.config, generator) if self.training else None
+            x, after = LanguageModel._recurrent(self, ids, (h,), dropout)
+            offsets, kept = self.offsets(ids, before[0])
+            shares = torch.ones(offsets.shape)
+            if self.training and self.drop:
+                shares = (torch.rand(offsets.shape, generator=generator) >= self.drop).float() / (1 - self.drop)
+            votes: Any = _Rows.apply(  # type: ignore[no-untyped-call]
+                self.extras["table"], offsets.flatten(1), shares.flatten(1), self.vocabulary_size
+            )
+            logits = linear(x, self._head, self.weight("head.bias"), torch.float32)
+            return logits + votes.view(logits.shape), (*after, kept)
+
+    def model(self, recipe: Recipe, vocabulary_size: int, seed: int) -> Net:
+        """The model with an array of zeros."""
+        model = super().model(recipe, vocabulary_size, seed)
+        assert isinstance(model, Votes.net)
+        model.first, model.order, model.drop = int(self.first), int(self.order), self.drop
+        model.extras["table"] = torch.zeros(1 << int(self.bits))
+        return model
+
+    def optimizers(self, model: Net, recipe: Recipe) -> list[torch.optim.Optimizer]:
+        """The library's, and Adagrad for the array."""
+        table = model.extras.pop("table")
+        made = super().optimizers(model, recipe)
+        model.extras["table"] = table
+        scale = recipe.sequences.batch * recipe.sequences.seq_length
+        return [*made, optimizers.Adagrad([model.extras["table"]], lr=self.speed, prior=self.prior, scale=scale)]
 
     def loss(self, model: Net, batch: Batch, fraction: float) -> tuple[Tensor, State]:
         """Cross-entropy of the sum."""
@@ -726,11 +837,15 @@ class Cautious(OtherOptimizer):
 
     updates = 1
     decays = 0
+    nesterov = 0
+    touched = 0
+    beta1 = 0.9
 
     def make(self, params: list[Tensor], rate: float, decay: float) -> torch.optim.Optimizer:
         """Cautious AdamW."""
         careful = {"cautious": bool(self.updates), "cautious_decay": bool(self.decays)}
-        return optimizers.Adam(params, lr=rate, weight_decay=decay, **careful)
+        careful |= {"nesterov": bool(self.nesterov), "touched": bool(self.touched)}
+        return optimizers.Adam(params, lr=rate, weight_decay=decay, beta1=self.beta1, **careful)
 
 
 class HalfMoments(OtherOptimizer):

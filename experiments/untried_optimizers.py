@@ -12,7 +12,9 @@ from torch import Tensor
 class Adam(torch.optim.Optimizer):
     """AdamW, `cautious` (only updates that agree with the gradient) or with second moments `rounded` to bfloat16.
 
-    With `cautious_decay` a weight decays only while the update makes it smaller too.
+    With `cautious_decay` a weight decays only while the update makes it smaller too; with `nesterov` the update is one
+    step of the mean ahead (Dozat, 2016); with `touched` a cautious step is as long as the moving ones among the numbers
+    that have a gradient make it, and not among all.
     """
 
     def __init__(
@@ -24,6 +26,8 @@ class Adam(torch.optim.Optimizer):
         cautious: bool = False,
         rounded: bool = False,
         cautious_decay: bool = False,
+        nesterov: bool = False,
+        touched: bool = False,
         beta1: float = 0.9,
         beta2: float = 0.98,
         epsilon: float = 1e-8,
@@ -31,6 +35,7 @@ class Adam(torch.optim.Optimizer):
         """The constants are those of the library."""
         super().__init__(list(params), {"lr": lr, "weight_decay": weight_decay})
         self.cautious, self.rounded, self.cautious_decay = cautious, rounded, cautious_decay
+        self.nesterov, self.touched = nesterov, touched
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
 
     @torch.no_grad()
@@ -48,10 +53,12 @@ class Adam(torch.optim.Optimizer):
                 square = state["square"].float().mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
                 state["square"] = square.bfloat16() if self.rounded else square
                 size = (square / (1 - self.beta2 ** state["step"])).sqrt_().add_(self.epsilon)
-                update = mean / (1 - self.beta1 ** state["step"]) / size
+                ahead = gradient.lerp(mean, self.beta1) if self.nesterov else mean
+                update = ahead / (1 - self.beta1 ** state["step"]) / size
                 if self.cautious:
                     kept = (update * gradient > 0).float()
-                    update *= kept / kept.mean().clamp_(min=1e-3)
+                    among = (gradient != 0).float().mean().clamp_(min=1e-3) if self.touched else 1.0
+                    update *= kept / (kept.mean() / among).clamp_(min=1e-3)
                 decay = group["lr"] * group["weight_decay"]
                 if self.cautious_decay:
                     weight.sub_(weight * (update * weight > 0), alpha=decay)
@@ -85,6 +92,29 @@ class RowAdam(torch.optim.Optimizer):
                 square = square + share * (values.square() - square)
                 state["square"][rows] = square
                 table[rows] -= group["lr"] * values / (square.sqrt() + self.epsilon)
+
+
+class Adagrad(torch.optim.Optimizer):
+    """Steps that shrink with the sum of squared gradients, which begins at `prior` squares of one wrong prediction.
+
+    Without momentum, so that a weight moves only in steps that have a gradient for it. A `prior` of 0 is plain descent.
+    """
+
+    def __init__(self, params: Iterable[Tensor], *, lr: float, prior: float, scale: float) -> None:
+        """`scale` is the number of predictions of which a loss is the mean."""
+        super().__init__(list(params), {"lr": lr})
+        self.prior, self.scale = prior, scale
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Update the weights."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                gradient = weight.grad * self.scale
+                if self.prior:
+                    sums = self.state[weight].setdefault("sums", torch.full_like(weight, self.prior))
+                    gradient = gradient / sums.addcmul_(gradient, gradient).sqrt()
+                weight.sub_(gradient, alpha=group["lr"])
 
 
 class Muon(torch.optim.Optimizer):

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from numpy.testing import assert_allclose
 
 from charwright.config import GATES, ModelConfig
 from charwright.errors import ConfigError
+from charwright.model.initialization import start_from_frequencies
 from charwright.model.language_model import LanguageModel
 from charwright.planning.recipes import TUTORIAL
 from ramps import fill_with_ramps, some_ids
@@ -95,6 +97,16 @@ def test_initial_weights_are_a_function_of_the_seed() -> None:
     assert torch.equal(torch.get_rng_state(), before), "the global random state is unchanged"
     assert all(np.array_equal(first[name], again[name]) for name in first)
     assert not np.array_equal(first["embedding.weight"], other["embedding.weight"])
+
+
+def test_an_output_bias_from_frequencies_predicts_them_at_the_zero_state() -> None:
+    model = LanguageModel(ModelConfig(units=16, embedding_size=8), 5)
+    counts = np.array([0, 7, 1, 0, 90])
+    start_from_frequencies(model.weight("head.bias"), counts)
+    bias = model.weight("head.bias").detach()
+    # At the zero state the logits are the biases.
+    assert_allclose(F.softmax(bias, dim=0), (counts + 1) / 103, rtol=1e-5)
+    assert abs(float(bias.mean())) < 1e-6
 
 
 def test_a_tied_model_has_one_matrix_for_input_and_output() -> None:

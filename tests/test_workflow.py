@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.testing import assert_allclose
 
 import charwright as cw
 from charwright.errors import CharwrightError, ConfigError, CorpusError, RunExistsError, RunNotFoundError, UsageError
@@ -57,6 +59,17 @@ def test_train_equals_the_command(charwright: Terminal, text: Path, tmp_path: Pa
     assert charwright("train", text, "--out", tmp_path / "shell", "--steps", "40", *SMALL).code == 0
     assert weights(run) == weights(tmp_path / "shell")
     assert (run.folder / "config.json").read_bytes() == (tmp_path / "shell" / "config.json").read_bytes()
+
+
+def test_the_output_bias_begins_at_the_frequencies_of_the_training_text(text: Path, tmp_path: Path) -> None:
+    still: dict[str, Any] = {"steps": 1, "learning_rate": 1e-30, "ema": 0.0, **OPTIONS}
+    trained = cw.train(text, out=tmp_path / "run", **still)
+    training, _ = cw.split_corpus(cw.read_corpus(text).text, trained.config.recipe.split)
+    counts = np.bincount(trained.vocabulary.encode(training), minlength=len(trained.vocabulary)) + 1.0
+    logits = trained.weights()["head.bias"].astype(np.float64)
+    assert_allclose(np.exp(logits) / np.exp(logits).sum(), counts / counts.sum(), rtol=1e-5)
+    zeros = cw.train(text, out=tmp_path / "zeros", output_bias="zeros", **still)
+    assert np.abs(zeros.weights()["head.bias"]).max() < 1e-20
 
 
 def test_the_default_folder_is_named_after_the_text(

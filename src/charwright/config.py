@@ -193,6 +193,11 @@ class TrainingConfig(Config):
     embedding_range: float = option(
         0.5, "Initialize the embedding uniformly between minus this value and this value.", above=0, maximum=100
     )
+    output_bias: str = option(
+        "zeros",
+        "Initial bias of the output layer: zeros, or the logarithms of the characters' frequencies in the text.",
+        choices=("zeros", "frequencies"),
+    )
     ema: float = option(
         0.1,
         "EMA window, as a fraction of the steps so far; 0 uses the last weights.",

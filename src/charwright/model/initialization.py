@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -31,3 +33,15 @@ def initialize(
             weight.zero_()
         if config.cell == "lstm" and name.endswith("bias_ih"):
             weight[config.units : 2 * config.units] = 1  # the forget gate (Jozefowicz et al., 2015)
+
+
+@torch.no_grad()
+def start_from_frequencies(bias: Tensor, counts: npt.NDArray[np.integer]) -> None:
+    """Set the output bias (V,) so that the zero state predicts the frequencies of a text in which ids occur `counts` times.
+
+    Adam moves a bias by no more than the learning rate in a step, so from zero the bias of a rare character takes
+    longer than a short training lasts. Each count is increased by one, so that every character has a positive
+    probability (Laplace); the mean of the bias is zero.
+    """
+    logs = np.log(counts + 1.0)
+    bias.copy_(torch.from_numpy(logs - logs.mean()))

@@ -197,6 +197,7 @@ class _Rule:
             "dropout": (_rounded(0.1 * strain, most=0.5), f"{read}; dropout prevents memorization"),
             "recurrent_dropout": (_rounded(0.08 * strain, most=0.35), f"{read}; so does recurrent dropout"),
             "weight_decay": (_rounded(0.2 * max(0.5, strain), most=1.2), f"{read}; so does weight decay"),
+            "output_bias": ("frequencies", "a rare character's bias would take longer to fall than training lasts"),
             "ema": (training.ema, "an average over the last tenth of the steps is steadier than the last step"),
             "schedule": (training.schedule, "the learning rate falls to zero as the budget ends"),
             "warmup": (training.warmup, "Adam's first steps are too large for a wide layer"),

@@ -15,6 +15,7 @@ from charwright.data.texts import Text, id_counts, ids_of
 from charwright.data.vocabulary import Vocabulary
 from charwright.model.compute import Compute
 from charwright.model.growth import grow_arrays
+from charwright.model.initialization import start_from_frequencies
 from charwright.model.language_model import LanguageModel
 from charwright.storage import Arrays
 
@@ -43,6 +44,8 @@ def assemble(
     )
     if weights is not None:
         model.load_arrays(weights)
+    elif training.output_bias == "frequencies":
+        start_from_frequencies(model.weight("head.bias"), id_counts(training_text, vocabulary))
     return Assembly(model, dataset, notice)
 
 
