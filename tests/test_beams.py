@@ -24,8 +24,8 @@ FEW = Vocabulary("\nab.")
 
 
 @cache
-def writer(vocabulary: Vocabulary = FEW, precision: str = "f32", cell: str = "gru") -> Generator:
-    return random_writer(vocabulary, precision, cell=cell)
+def writer(vocabulary: Vocabulary = FEW, precision: str = "f32", cell: str = "gru", ngram_bits: int = 0) -> Generator:
+    return random_writer(vocabulary, precision, cell=cell, ngram_bits=ngram_bits)
 
 
 def search(of: Generator, prompt: str, beams: int, **options: Any) -> Found:
@@ -41,10 +41,12 @@ def total(of: Generator, prompt: str, text: str) -> float:
 
 
 @pytest.mark.parametrize("precision", ["q8", "f32"])
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize(("cell", "ngram_bits"), [("gru", 0), ("lstm", 0), ("rnn", 10)])
 @pytest.mark.parametrize("prompt", ["a", "ba.\n", "bbb"])
-def test_with_enough_beams_it_finds_the_most_likely_of_all(precision: str, cell: str, prompt: str) -> None:
-    of = writer(precision=precision, cell=cell)
+def test_with_enough_beams_it_finds_the_most_likely_of_all(
+    precision: str, cell: str, ngram_bits: int, prompt: str
+) -> None:
+    of = writer(precision=precision, cell=cell, ngram_bits=ngram_bits)
     every = ["".join(letters) for letters in product(FEW.characters, repeat=4)]
     best = max(every, key=lambda text: total(of, prompt, text))
     found = search(of, prompt, 4**4, length=4)

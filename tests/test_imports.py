@@ -20,6 +20,7 @@ RANKS = {
     "notebook": 0,
     "schema": 0,
     "config": 0,
+    "ngrams": 0,
     "threads": 0,
     "signals": 0,
     "locks": 0,

@@ -28,10 +28,15 @@ MODEL = b"m" * 32
 
 @cache
 def writer(
-    precision: str = "q8", cell: str = "gru", layers: int = 1, unit: str = "character", variant: str | None = None
+    precision: str = "q8",
+    cell: str = "gru",
+    layers: int = 1,
+    unit: str = "character",
+    variant: str | None = None,
+    ngram_bits: int = 0,
 ) -> Generator:
     vocabulary = ByteVocabulary() if unit == "byte" else LETTERS
-    return random_writer(vocabulary, precision, cell=cell, layers=layers, variant=variant)
+    return random_writer(vocabulary, precision, cell=cell, layers=layers, ngram_bits=ngram_bits, variant=variant)
 
 
 def finish(session: Session, drafts: list[Draft]) -> list[str]:
@@ -56,13 +61,13 @@ def go_on(of: Generator, path: Path, config: GenerationConfig) -> list[str]:
 
 
 @pytest.mark.parametrize(("precision", "variant"), [("q8", None), ("f32", None), ("bf16", None), ("q8", "none")])
-@pytest.mark.parametrize(("cell", "layers"), [("gru", 1), ("lstm", 2), ("rnn", 1)])
+@pytest.mark.parametrize(("cell", "layers", "bits"), [("gru", 1, 0), ("lstm", 2, 0), ("rnn", 1, 0), ("lstm", 2, 10)])
 @pytest.mark.parametrize("unit", ["character", "byte"])
 @pytest.mark.parametrize("num", [1, 3])
 def test_400_and_600_characters_are_1000(
-    tmp_path: Path, precision: str, variant: str | None, cell: str, layers: int, unit: str, num: int
+    tmp_path: Path, precision: str, variant: str | None, cell: str, layers: int, bits: int, unit: str, num: int
 ) -> None:
-    of, path = writer(precision, cell, layers, unit, variant), tmp_path / "state"
+    of, path = writer(precision, cell, layers, unit, variant, bits), tmp_path / "state"
     few = 10 if variant else 1
     options = {"temperature": 1.3, "repetition_penalty": 2.0}
     first = write(of, path, num, GenerationConfig(length=400 // few, seed=5, **options))
@@ -141,6 +146,17 @@ def test_another_model_or_precision_is_refused(state: Path) -> None:
     assert "another model" in complaint(state, model=b"x" * 32)
     assert "--precision q8" in complaint(state, writer("f32"))
     assert paused_precision(state) == "q8"
+
+
+@pytest.mark.parametrize("precision", ["q8", "f32"])
+@pytest.mark.parametrize("mark", [-1, len(LETTERS) + 1])
+def test_tokens_before_outside_the_vocabulary_are_refused(tmp_path: Path, precision: str, mark: int) -> None:
+    of, path = writer(precision, ngram_bits=10), tmp_path / "state"
+    write(of, path, 1, GenerationConfig(length=30, seed=1))
+    [paused] = read_paused(path, of.engine, MODEL)
+    paused.stream.state[-1, 0, 2] = mark
+    write_paused(path, of.engine, MODEL, [paused])
+    assert complaint(path, of).endswith("state does not fit this model")
 
 
 def test_a_models_fingerprint_covers_every_weight_and_name() -> None:

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from charwright import kernels
+from charwright import kernels, ngrams
 from charwright.config import STATES, ModelConfig
 from charwright.generation import native_backend as native
 from charwright.generation import quantized
@@ -107,8 +107,8 @@ class SlowMatrix:
         ]
 
 
-def slow_fixed(values: np.ndarray, bits: int) -> list[int]:
-    return [within(round(value * 2.0**bits), 2**30 - 1) for value in values.astype(float).tolist()]
+def slow_fixed(values: np.ndarray, bits: int, limit: int = 2**30 - 1) -> list[int]:
+    return [within(round(value * 2.0**bits), limit) for value in values.astype(float).tolist()]
 
 
 def slow_table(embedding: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> list[list[int]]:
@@ -127,7 +127,7 @@ def slow_table(embedding: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> 
 
 
 class SlowModel:
-    """A model in Python integers, one stream at a time: a state is [layer][part][unit]."""
+    """A model in Python integers, one stream at a time: a state is [layer][part][unit], and a row for n-grams."""
 
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
         self.config, H = config, config.units
@@ -146,20 +146,32 @@ class SlowModel:
                 self.table = slow_table(weights["embedding.weight"], part["weight_ih"], bias)
         self.head = SlowMatrix(weights["embedding.weight" if config.tied else "head.weight"], 16)
         self.head_bias = slow_fixed(weights["head.bias"], 16)
+        if config.ngram_bits:
+            self.votes = slow_fixed(weights["ngrams.weight"], 11, 32767)
 
     def zero_state(self) -> list[list[list[int]]]:
-        return [[[0] * self.config.units for _ in range(STATES[self.config.cell])] for _ in range(self.config.layers)]
+        rows, parts = state_shape(self.config)
+        return [[[0] * self.config.units for _ in range(parts)] for _ in range(rows)]
 
     def step(self, i: int, state: list[list[list[int]]]) -> list[int]:
         """Logits in 65,536ths; the state is changed in place."""
-        fed = self.table[i]
-        for layer, parts in enumerate(state):
+        fed, layers = self.table[i], self.config.layers
+        for layer, parts in enumerate(state[:layers]):
             if layer:
                 below = self.inputs[layer - 1].times(state[layer - 1][0])
                 fed = [pre_of(a + b) for a, b in zip(below, self.input_bias[layer - 1], strict=True)]
             products = self.recurrent[layer].times(parts[0])
             getattr(self, self.config.cell)(fed, products, parts, layer)
-        return [a + b for a, b in zip(self.head.times(state[-1][0]), self.head_bias, strict=True)]
+        logits = [a + b for a, b in zip(self.head.times(state[layers - 1][0]), self.head_bias, strict=True)]
+        if self.config.ngram_bits:
+            marks = [i + 1, *state[layers][0][:3]]
+            for row in ngrams.MULTIPLIERS:
+                total = sum(m * c for m, c in zip(row, marks, strict=False)) % 2**32
+                complete = all(marks[: len(row)])
+                offset = total // 2 ** (32 - self.config.ngram_bits) if complete else 2**self.config.ngram_bits
+                logits = [logit + 32 * self.votes[offset + v] for v, logit in enumerate(logits)]
+            state[layers][0][:3] = marks[:3]
+        return logits
 
     def gru(self, fed: list[int], products: list[int], parts: list[list[int]], layer: int) -> None:
         H = self.config.units
@@ -179,6 +191,11 @@ class SlowModel:
 
     def rnn(self, fed: list[int], products: list[int], parts: list[list[int]], layer: int) -> None:
         parts[0][:] = [slow_tanh(pre_of(a + b)) for a, b in zip(fed, products, strict=True)]
+
+
+def state_shape(config: ModelConfig) -> tuple[int, int]:
+    """The rows and parts of a state."""
+    return config.layers + (config.ngram_bits > 0), STATES[config.cell]
 
 
 def check_all_agree(
@@ -348,17 +365,30 @@ def some_ids(steps: int, streams: int, seed: int = 0) -> np.ndarray:
 
 
 def some_state(config: ModelConfig, streams: int, seed: int = 0) -> np.ndarray:
-    """States (B, L, S, units) of numbers near their limits, near zero, and between."""
+    """States (B, L, S, units) of numbers near their limits, near zero, and between; after any tokens."""
     random = np.random.Generator(np.random.Philox(seed))
     shape = (streams, config.layers, STATES[config.cell], config.units)
     limits = np.array([32767, 2**21 - 1][: STATES[config.cell]])[:, None]
     share = random.choice([1.0, -1.0, 0.0, 1e-4, 1 - 1e-4, 2.0], shape)
-    return np.where(share == 2, random.integers(-limits, limits + 1, shape), np.rint(share * limits)).astype(np.int32)
+    layers = np.where(share == 2, random.integers(-limits, limits + 1, shape), np.rint(share * limits))
+    state = np.zeros((streams, *state_shape(config), config.units), dtype=np.int32)
+    state[:, : config.layers] = layers
+    if config.ngram_bits:
+        state[:, -1, 0, :3] = random.integers(0, 2**21, (streams, 3))
+    return state
 
 
 @pytest.mark.parametrize(("cell", "layers", "tied"), list(product(CELLS, (1, 2), (False, True))))
 def test_all_agree_on_every_bit(cell: str, layers: int, tied: bool) -> None:
     config = ModelConfig(cell=cell, layers=layers, units=18, embedding_size=18 if tied else 7, tied=tied)
+    weights = ramp_arrays(config, SIZE, scale=2)
+    check_all_agree(config, weights, some_ids(25, 3))
+    check_all_agree(config, weights, some_ids(5, 9), some_state(config, 9))
+
+
+@pytest.mark.parametrize(("cell", "layers", "bits"), list(product(CELLS, (1, 2), (1, 10, 20))))
+def test_all_agree_on_every_bit_with_ngrams(cell: str, layers: int, bits: int) -> None:
+    config = ModelConfig(cell=cell, layers=layers, units=4, embedding_size=7, ngram_bits=bits)
     weights = ramp_arrays(config, SIZE, scale=2)
     check_all_agree(config, weights, some_ids(25, 3))
     check_all_agree(config, weights, some_ids(5, 9), some_state(config, 9))
@@ -380,7 +410,7 @@ EXTREMES = {
 @pytest.mark.parametrize("extreme", list(EXTREMES))
 @pytest.mark.parametrize("cell", CELLS)
 def test_all_agree_with_extreme_weights(cell: str, extreme: str) -> None:
-    config = ModelConfig(cell=cell, layers=2, units=17, embedding_size=6)
+    config = ModelConfig(cell=cell, layers=2, units=17, embedding_size=6, ngram_bits=6)
     weights = {name: EXTREMES[extreme](array) for name, array in ramp_arrays(config, SIZE).items()}
     check_all_agree(config, weights, some_ids(12, 2))
     check_all_agree(config, weights, some_ids(3, 3, seed=1), some_state(config, 3, seed=2))

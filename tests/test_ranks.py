@@ -64,6 +64,7 @@ def saved(run: Path) -> bool:
     ("ranks", "options"),
     [
         pytest.param(2, ["--cell", "gru", *FULL, *CLIPPED], id="gru, streams, dropout, resets, clipping"),
+        pytest.param(2, ["--ngram-bits", "9", *FULL, *CLIPPED], id="gru, n-grams, streams, dropout, resets, clipping"),
         pytest.param(2, ["--cell", "lstm", *FULL, "--order", "windows"], id="lstm, windows, dropout"),
         pytest.param(2, ["--cell", "lstm", *FULL], id="lstm, streams, dropout, resets", marks=slow),
         pytest.param(2, ["--cell", "gru", "--optimizer", "adam"], id="gru, streams, adam", marks=slow),

@@ -789,6 +789,7 @@ KINDS = [
     for order in ("windows", "streams")
     for cell, layers in (("gru", 2), ("lstm", 1), ("rnn", 1))
 ]
+KINDS += [pytest.param("streams", {"ngram_bits": 8}, id="streams-ngrams")]
 
 
 @pytest.mark.parametrize(("order", "model"), KINDS)

@@ -125,6 +125,12 @@ class ModelConfig(Config):
         minimum=0,
         below=1,
     )
+    ngram_bits: int = option(
+        0,
+        "Hashed n-grams (the last 2, 3 and 4 tokens) that add to the logits: an array of 2^N numbers; 0 is none.",
+        minimum=0,
+        maximum=28,
+    )
     tied: bool = option(False, "Tie the output weights to the embedding (requires embedding size = units).")
 
     def __post_init__(self) -> None:
@@ -152,6 +158,8 @@ class ModelConfig(Config):
         if not self.tied:
             shapes["head.weight"] = (vocabulary_size, self.units)  # (V, H)
         shapes["head.bias"] = (vocabulary_size,)
+        if self.ngram_bits:
+            shapes["ngrams.weight"] = ((1 << self.ngram_bits) + vocabulary_size,)
         return shapes
 
 
@@ -183,6 +191,19 @@ class TrainingConfig(Config):
     beta2: float = option(0.98, "Adam: decay rate of the mean squared gradient.", minimum=0, below=1)
     epsilon: float = option(1e-8, "Adam: term added to the denominator.", above=0, maximum=1)
     weight_decay: float = option(0.1, "Weight decay (adamw and cautious-adamw).", minimum=0, maximum=1e3)
+    ngram_rate: float = option(
+        0.03,
+        "Peak learning rate of the n-grams, for one prediction (stochastic gradient descent).",
+        above=0,
+        maximum=10,
+    )
+    ngram_decay: float = option(
+        0.0,
+        "Weight decay of the n-grams, for one prediction: K divided by the characters of the text outweighs what"
+        " occurs less than K times.",
+        minimum=0,
+        maximum=1,
+    )
     clip_norm: float | None = option(1.0, "Clip the gradients to this norm.", above=0, none_word="none")
     state_reset: float = option(
         0.02,
@@ -328,10 +349,13 @@ class Recipe(Config):
             raise ConfigError("--records reads in streams: add --order streams, or remove --records")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, ready for JSON; without `records` for running text, which earlier versions read too."""
+        """Plain values, ready for JSON; without later options that change nothing, for earlier versions to read."""
         values = super().to_json()
         if self.records == RecordsConfig():
             del values["records"]
+        for part, name in LATER:
+            if values[part][name] == getattr(type(getattr(self, part)), name):
+                del values[part][name]
         return values
 
     @classmethod
@@ -367,3 +391,12 @@ RENAMED: Mapping[str, str] = {
     old: new for config in (VocabularyConfig, ModelConfig, TrainingConfig) for old, new in config.RENAMED.items()
 }
 """Option names of the previous version and their present names."""
+
+
+LATER = (
+    ("model", "ngram_bits"),
+    ("training", "ngram_rate"),
+    ("training", "ngram_decay"),
+    ("training", "output_bias"),
+)
+"""Options that earlier versions do not know; their defaults are what those versions do."""

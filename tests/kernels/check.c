@@ -250,29 +250,42 @@ static void check_outer(int variant, int bf16, int threads, int n, int m, int co
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
 }
 
-static void check_loss(int variant, int bf16, int threads, int rows, int vocabulary) {
-    const example e = {.bf16 = bf16, .threads = threads, .steps = rows, .units = vocabulary};
+/* With n-grams, the last offset is the last one possible, and the others overlap. */
+static void check_loss(int variant, int bf16, int threads, int rows, int vocabulary, int contexts) {
+    const example e = {.bf16 = bf16, .threads = threads, .steps = rows, .units = vocabulary, .tokens = contexts};
+    const int64_t size = 64 + vocabulary;
+    float *array = contexts ? noises(size, 1) : room(size, 4), *d_array = room(size, 4);
+    double *expected_array = room(size, 8);
+    int64_t *offsets = room((size_t)contexts * rows, sizeof *offsets);
+    for (int i = 0; i < contexts * rows; i++) offsets[i] = i + 1 == contexts * rows ? 64 : i * 37 % 65;
+    const cw_ngrams ngrams = {array, d_array, offsets, size, contexts};
     const size_t count = (size_t)rows * vocabulary;
     void *logits = room(count, bf16 ? 2 : 4), *scratch = room((size_t)threads * (vocabulary + 16), 4);
     float *bias = noises(vocabulary, 1), *losses = room(rows, 4), *d_bias = room(vocabulary, 4);
     int64_t *targets = room(rows, sizeof *targets);
     double *expected = room(count, 8), *expected_losses = room(rows, 8), *expected_bias = room(vocabulary, 8);
     for (size_t i = 0; i < count; i++) keep(logits, bf16, i, (float)(noise() * 4));
+    double *full = room(vocabulary, 8);
     for (int n = 0; n < rows; n++) {
         targets[n] = (n * 5 + 3) % vocabulary;
         double most = -1e300, sum = 0;
-        for (int v = 0; v < vocabulary; v++) most = fmax(most, stored(logits, bf16, (size_t)n * vocabulary + v) + bias[v]);
-        for (int v = 0; v < vocabulary; v++) sum += exp(stored(logits, bf16, (size_t)n * vocabulary + v) + bias[v] - most);
+        for (int v = 0; v < vocabulary; v++) {
+            full[v] = stored(logits, bf16, (size_t)n * vocabulary + v) + bias[v];
+            for (int k = 0; k < contexts; k++) full[v] += array[offsets[k * rows + n] + v];
+            most = fmax(most, full[v]);
+        }
+        for (int v = 0; v < vocabulary; v++) sum += exp(full[v] - most);
         for (int v = 0; v < vocabulary; v++) {
             const size_t at = (size_t)n * vocabulary + v;
-            const double score = stored(logits, bf16, at) + bias[v] - most - log(sum);
+            const double score = full[v] - most - log(sum);
             if (v == targets[n]) expected_losses[n] = -score;
             expected[at] = (exp(score) - (v == targets[n])) / 7;
             expected_bias[v] += expected[at];
+            for (int k = 0; k < contexts; k++) expected_array[offsets[k * rows + n] + v] += expected[at];
         }
     }
-    const double sum = cw_cross_entropy(variant, bf16, threads, rows, vocabulary, logits, bias, targets, 1 / 7.0f, losses,
-                                        d_bias, scratch);
+    const double sum = cw_cross_entropy(variant, bf16, threads, rows, vocabulary, logits, bias, contexts ? &ngrams : NULL,
+                                        targets, 1 / 7.0f, losses, d_bias, scratch);
     double expected_sum = 0;
     for (int n = 0; n < rows; n++) expected_sum += losses[n];
     if (sum != expected_sum) {
@@ -286,7 +299,9 @@ static void check_loss(int variant, int bf16, int threads, int rows, int vocabul
     far_apart("loss", &e, cw_variant_name(variant), losses, 0, expected_losses, rows);
     far_apart("d logits", &e, cw_variant_name(variant), logits, bf16, expected, count);
     far_apart("d bias of the head", &e, cw_variant_name(variant), d_bias, 0, expected_bias, vocabulary);
-    void *all[] = {logits, scratch, bias, losses, d_bias, targets, expected, expected_losses, expected_bias};
+    far_apart("d array of the n-grams", &e, cw_variant_name(variant), d_array, 0, expected_array, size);
+    void *all[] = {logits, scratch, bias, losses, d_bias, targets, expected, expected_losses, expected_bias,
+                   array, d_array, expected_array, offsets, full};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
 }
 
@@ -547,8 +562,15 @@ static int check_draws(void) {
 /* --- Generation --- */
 
 typedef struct {
-    int storage, cell, layers, units, vocabulary, texts, threads;
+    int storage, cell, layers, units, vocabulary, texts, threads, bits; /* of the n-grams; 0: none */
 } writing;
+
+static int parts_of(const writing *w) { return w->cell == CW_LSTM ? 2 : 1; }
+/* The numbers in the layers of a state, and in the whole of it, whose last row is for the n-grams. */
+static size_t layer_numbers(const writing *w) { return (size_t)w->layers * parts_of(w) * w->units; }
+static size_t state_numbers(const writing *w) {
+    return layer_numbers(w) + (w->bits ? (size_t)parts_of(w) * w->units : 0);
+}
 
 enum { STEPS = 9 };
 
@@ -625,6 +647,7 @@ static void free_packed(cw_matrix m) {
 typedef struct {
     double *table; /* (V, G * H) */
     matrix recurrent[2], inputs[2], head;
+    double *votes; /* (2^bits + V): the numbers that n-grams add to the logits */
 } network;
 
 static int16_t tanh_table[1026];
@@ -690,6 +713,28 @@ static void reference_gates(const writing *w, const double *x, const double *p, 
     }
 }
 
+/* The offset of the last n tokens by its definition in ngrams.py: c_0 after one step, c_1 ... c_3 in the state; the last
+ * possible one where there are fewer tokens. */
+static uint32_t reference_offset(int n, int bits, int32_t id, const double *before) {
+    const uint64_t multipliers[5][4] = {[2] = {0x7984A8AB, 0x71E273A9},
+                                        [3] = {0x081C5253, 0x9FB93535, 0xABD2D9F3},
+                                        [4] = {0xF93FE42F, 0x14BE09AB, 0xDB149E47, 0x4A95902B}};
+    uint64_t sum = (uint64_t)(id + 1) * multipliers[n][0];
+    if (before[n - 2] == 0) return (uint32_t)1 << bits;
+    for (int k = 1; k < n; k++) sum = (sum + (uint64_t)before[k - 1] * multipliers[n][k]) % ((uint64_t)1 << 32);
+    return (uint32_t)(sum % ((uint64_t)1 << 32) >> (32 - bits));
+}
+
+static void reference_votes(const writing *w, const network *net, int32_t id, double *before, double *logits) {
+    for (int n = 2; n <= 4; n++) {
+        const uint32_t offset = reference_offset(n, w->bits, id, before);
+        for (int i = 0; i < w->vocabulary; i++) logits[i] += net->votes[offset + i];
+    }
+    before[2] = before[1];
+    before[1] = before[0];
+    before[0] = id + 1;
+}
+
 /* One step of one text: the state (L, S, H) changes in place; logits (V). */
 static void reference_step(const writing *w, const network *net, int32_t id, double *state, double *logits) {
     const int H = w->units, G = cw_gate_count(w->cell), parts = w->cell == CW_LSTM ? 2 : 1;
@@ -707,6 +752,7 @@ static void reference_step(const writing *w, const network *net, int32_t id, dou
     product_of(w, net->head, state + (size_t)(w->layers - 1) * parts * H, logits);
     for (int i = 0; i < w->vocabulary; i++)
         logits[i] = w->storage == CW_Q8 ? (logits[i] + net->head.bias[i]) / 65536 : logits[i] + net->head.bias[i];
+    if (w->bits) reference_votes(w, net, id, state + layer_numbers(w), logits);
     free(x);
     free(p);
 }
@@ -714,13 +760,14 @@ static void reference_step(const writing *w, const network *net, int32_t id, dou
 static void writing_differs(const char *what, const writing *w, int variant, int text, double by, double allowed) {
     if (by > worst && allowed > 0) worst = by;
     if (by <= allowed) return;
-    printf("%s: writing's %s is off by %.2g: storage %d cell %d L %d H %d V %d threads %d text %d of %d\n",
-           cw_variant_name(variant), what, by, w->storage, w->cell, w->layers, w->units, w->vocabulary, w->threads, text,
-           w->texts);
+    printf("%s: writing's %s is off by %.2g: storage %d cell %d L %d H %d V %d threads %d bits %d text %d of %d\n",
+           cw_variant_name(variant), what, by, w->storage, w->cell, w->layers, w->units, w->vocabulary, w->threads,
+           w->bits, text, w->texts);
     exit(1);
 }
+/* The difference as a share of the size, which counts as at least a tenth: what cancels out is no more exact than that. */
 static double distance(const double *found, const double *expected, size_t count) {
-    double difference = 0, size = 1e-12;
+    double difference = 0, size = 0.01 * (double)count + 1e-12;
     for (size_t i = 0; i < count; i++) {
         difference += (found[i] - expected[i]) * (found[i] - expected[i]);
         size += expected[i] * expected[i];
@@ -730,6 +777,16 @@ static double distance(const double *found, const double *expected, size_t count
 
 static int prompt_length(int text) { return 1 + (text + 2) % 5; }
 
+/* One number of a state, from -1 to 1 in the layers; behind them, the tokens before. */
+static void set_number(const writing *w, void *state, size_t at, double value) {
+    const int is_cell = w->cell == CW_LSTM && at / w->units % 2;
+    const size_t behind = at - layer_numbers(w);
+    if (at < layer_numbers(w)) value *= w->storage != CW_Q8 ? 1 : is_cell ? 2097151 : 32767;
+    else value = behind < 3 && value != 0 ? whole_noise(1 << 21) : 0;
+    if (w->storage == CW_Q8) ((int32_t *)state)[at] = (int32_t)value;
+    else ((float *)state)[at] = (float)value;
+}
+
 /* Texts with their own prompts, options and states; a second call creates the same ones. */
 static cw_text *some_texts(const writing *w, size_t numbers, uint64_t seed, int all_logits) {
     cw_text *texts = room(w->texts, sizeof *texts);
@@ -737,12 +794,7 @@ static cw_text *some_texts(const writing *w, size_t numbers, uint64_t seed, int 
     for (int i = 0; i < w->texts; i++) {
         cw_text *text = texts + i;
         text->state = room(numbers, 4);
-        for (size_t j = 0; j < numbers; j++) {
-            const double value = i % 2 ? noise() : 0;
-            const int is_cell = w->cell == CW_LSTM && j / w->units % 2;
-            if (w->storage == CW_Q8) ((int32_t *)text->state)[j] = (int32_t)(value * (is_cell ? 2097151 : 32767));
-            else ((float *)text->state)[j] = (float)value;
-        }
+        for (size_t j = 0; j < numbers; j++) set_number(w, text->state, j, i % 2 ? noise() : 0);
         text->drawing = i % 4 != 3;
         text->length = text->drawing ? prompt_length(i) : STEPS;
         text->ids = room(text->drawing ? STEPS + 1 : STEPS, sizeof *text->ids);
@@ -790,9 +842,22 @@ static void check_scores(int variant, const writing *w, int number, const cw_tex
     free(used);
 }
 
+/* The array of the n-grams in memory of the exact size, and in the network as shares of a logit. */
+static void *some_votes(const writing *w, network *net) {
+    const size_t count = ((size_t)1 << w->bits) + w->vocabulary;
+    void *votes = room(count, w->storage == CW_Q8 ? 2 : 4);
+    net->votes = room(count, 8);
+    for (size_t i = 0; i < count; i++) {
+        const double value = noise();
+        if (w->storage == CW_Q8) net->votes[i] = (((int16_t *)votes)[i] = (int16_t)(value * 32767)) / 2048.0;
+        else net->votes[i] = ((float *)votes)[i] = (float)value;
+    }
+    return votes;
+}
+
 static void check_writing(int variant, writing w) {
-    const int H = w.units, G = cw_gate_count(w.cell), V = w.vocabulary, parts = w.cell == CW_LSTM ? 2 : 1;
-    const size_t numbers = (size_t)w.layers * parts * H;
+    const int H = w.units, G = cw_gate_count(w.cell), V = w.vocabulary;
+    const size_t inner = layer_numbers(&w), numbers = state_numbers(&w);
     const double close = w.storage == CW_Q8 ? 0 : w.storage == CW_BF16 ? 1e-2 : 2e-5;
     network net = {.table = room((size_t)V * G * H, 8)};
     void *table = room((size_t)V * G * H, w.storage == CW_F32 ? 4 : 2);
@@ -810,9 +875,10 @@ static void check_writing(int variant, writing w) {
         if (layer) inputs[layer] = packed_matrix(variant, &w, net.inputs[layer] = some_matrix(&w, G * H, H, 11), G, 0);
     }
     const cw_matrix head = packed_matrix(variant, &w, net.head = some_matrix(&w, V, H, 16), 1, 1);
+    void *votes = w.bits ? some_votes(&w, &net) : NULL;
     const cw_model model = {.storage = w.storage, .cell = w.cell, .layers = w.layers, .units = H, .vocabulary = V,
                             .table = table, .recurrent = recurrent, .inputs = inputs, .head = &head,
-                            .tanh_table = tanh_table};
+                            .tanh_table = tanh_table, .ngrams = votes, .ngram_bits = w.bits};
 
     /* One step at a time on one thread: compare each step and each sampled id with the reference. */
     const uint64_t seed = random_state;
@@ -830,7 +896,9 @@ static void check_writing(int variant, writing w) {
             const cw_text *text = texts + i;
             for (size_t j = 0; j < numbers; j++)
                 found[j] = w.storage == CW_Q8 ? ((int32_t *)text->state)[j] : (double)((float *)text->state)[j];
-            writing_differs("state", &w, variant, i, distance(found, states + numbers * i, numbers), close);
+            writing_differs("state", &w, variant, i, distance(found, states + numbers * i, inner), close);
+            const double *before = states + numbers * i + inner;
+            writing_differs("n-gram", &w, variant, i, distance(found + inner, before, numbers - inner), 0);
             /* Go on from the kernels' state: where rounding differs once, it would differ more and more. */
             memcpy(states + numbers * i, found, numbers * sizeof *found);
             writing_differs("logits", &w, variant, i, distance(text->logits, logits + (size_t)V * i, V), close);
@@ -883,7 +951,7 @@ static void check_writing(int variant, writing w) {
     }
     free_matrix(net.head);
     free_packed(head);
-    void *all[] = {net.table, table, states, logits, found};
+    void *all[] = {net.table, net.votes, votes, table, states, logits, found};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
 }
 
@@ -896,7 +964,8 @@ static int check_all_writing(int variant) {
                 for (int t = 0; t < 4; t++)
                     for (int threads = 1; threads <= 3; threads++, count++)
                         check_writing(variant, (writing){storage, cell, layers, units[(t + threads) % 3],
-                                                         vocabularies[(t + threads + layers) % 3], texts[t], threads});
+                                                         vocabularies[(t + threads + layers) % 3], texts[t], threads,
+                                                         (t + threads + storage) % 2 ? 0 : 1 + 3 * t + threads});
     return count;
 }
 
@@ -916,14 +985,19 @@ int main(void) {
                             check(variant, (example){cell, bf16, sizes[i][0], sizes[i][1], sizes[i][2], 5, threads,
                                                      flags & 1, flags >> 1});
         for (int bf16 = 0; bf16 < 2; bf16++)
-            for (int threads = 1; threads <= 3; threads++, count += 7) {
+            for (int threads = 1; threads <= 3; threads++, count += 10) {
                 check_outer(variant, bf16, threads, 1, 1, 16);
                 check_outer(variant, bf16, threads, 5, 67, 48);
                 check_outer(variant, bf16, threads, 2049, 24, 80);
                 check_outer(variant, bf16, threads, 70, 66, 64);
-                check_loss(variant, bf16, threads, 1, 2);
-                check_loss(variant, bf16, threads, 7, 66);
-                check_loss(variant, bf16, threads, 33, 160);
+                check_loss(variant, bf16, threads, 1, 2, 0);
+                check_loss(variant, bf16, threads, 7, 66, 0);
+                check_loss(variant, bf16, threads, 33, 160, 0);
+                const uint64_t before = random_state;
+                check_loss(variant, bf16, threads, 1, 17, 3);
+                check_loss(variant, bf16, threads, 7, 66, 3);
+                check_loss(variant, bf16, threads, 33, 160, 2);
+                random_state = before;
             }
         count += check_all_adam(variant);
         printf("%s: %d examples agree, the furthest to %.1g\n", cw_variant_name(variant), count, worst);

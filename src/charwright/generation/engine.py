@@ -6,8 +6,9 @@ The input product of the first layer is a table with a row per token, computed o
 Three precisions: `f32` is the model's own; `bf16` stores the weights in half the bytes; `q8` has int8 weights and
 integer arithmetic throughout (`quantized.py`), so that a seed gives the same text on every machine.
 
-B is the number of streams, V the vocabulary size, H the number of units, L the number of layers, S the number of
-arrays in a state: 1 (h) or 2 (h and c).
+B is the number of streams, V the vocabulary size, H the number of units, S the number of arrays in a state: 1 (h) or
+2 (h and c). L is the number of rows of a state: one per layer and, with n-grams, one for the tokens before the next,
+whose first three numbers are those of `ngrams.moved_on` and whose other numbers are 0.
 """
 
 from __future__ import annotations
@@ -64,12 +65,13 @@ class Engine:
         self.config, self.precision = config, precision
         self.vocabulary_size = len(weights["embedding.weight"])
         self._backend = _backend(config, weights, precision, threads or _cores(), variant)
-        self._state_shape = (config.layers, STATES[config.cell], self._backend.units)
+        self._state_shape = (config.layers + bool(config.ngram_bits), STATES[config.cell], self._backend.units)
 
     def zero_state(self, streams: int = 1) -> npt.NDArray[Any]:
         """The state (B, L, S, H) before the first character: float32, or int32 for q8.
 
-        H is the model's number of units, padded to a multiple of 16.
+        H is the model's number of units, padded to a multiple of 16. L is its number of layers, and one more with
+        n-grams: the last row holds the tokens before the next one.
         """
         return np.zeros((streams, *self._state_shape), dtype=self._backend.state_type)
 

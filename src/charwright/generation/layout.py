@@ -16,6 +16,7 @@ from charwright.config import ModelConfig
 Float32s = npt.NDArray[np.float32]
 
 BLOCK_ROWS = 128
+BLOCK_NUMBERS = 1 << 18
 
 
 def padded(units: int) -> int:
@@ -23,9 +24,9 @@ def padded(units: int) -> int:
     return -(-units // kernels.UNITS_MULTIPLE) * kernels.UNITS_MULTIPLE
 
 
-def row_blocks(rows: int) -> Iterator[slice]:
+def row_blocks(rows: int, size: int = BLOCK_ROWS) -> Iterator[slice]:
     """Slices of a few rows each: intermediate results are wider than weights, and would not all fit into memory."""
-    return (slice(begin, begin + BLOCK_ROWS) for begin in range(0, rows, BLOCK_ROWS))
+    return (slice(begin, begin + size) for begin in range(0, rows, size))
 
 
 def input_bias(config: ModelConfig, weights: Mapping[str, Float32s], layer: int) -> Float32s:

@@ -94,7 +94,11 @@ class NativeBackend:
         narrow = self._precision == "bf16"
         table = self._table(len(embedding), lambda part: _stored(embedding[part] @ inputs[0].T + bias, narrow=narrow))
         return self._assemble(
-            table, recurrent, upper, self._matrix(head[None], bias=_padded(weights["head.bias"]), head=True)
+            table,
+            recurrent,
+            upper,
+            self._matrix(head[None], bias=_padded(weights["head.bias"]), head=True),
+            weights["ngrams.weight"] if config.ngram_bits else None,
         )
 
     def _int8_model(self, weights: Mapping[str, Float32s]) -> kernels.Model:
@@ -116,7 +120,7 @@ class NativeBackend:
         )
         exact = self.units == config.units
         table = model.table if exact else self._table(len(model.table), lambda part: model.table[part])
-        assembled = self._assemble(table, recurrent, upper, head)
+        assembled = self._assemble(table, recurrent, upper, head, model.ngrams)
         assembled.tanh_table = self._address(quantized.tanh_table())
         return assembled
 
@@ -126,7 +130,12 @@ class NativeBackend:
         )
 
     def _assemble(
-        self, table: Array, recurrent: list[kernels.Matrix], upper: list[kernels.Matrix], head: kernels.Matrix
+        self,
+        table: Array,
+        recurrent: list[kernels.Matrix],
+        upper: list[kernels.Matrix],
+        head: kernels.Matrix,
+        votes: Array | None,
     ) -> kernels.Model:
         config = self._config
         layers = (kernels.Matrix * config.layers)(*recurrent)
@@ -136,6 +145,7 @@ class NativeBackend:
             storage=kernels.STORAGES[self._precision], cell=kernels.CELL_CODES[config.cell], layers=config.layers,
             units=self.units, vocabulary=len(table), table=table.ctypes.data,
             recurrent=ctypes.addressof(layers), inputs=ctypes.addressof(inputs), head=ctypes.addressof(head),
+            ngrams=None if votes is None else self._address(votes), ngram_bits=config.ngram_bits,
         )  # fmt: skip
 
     def _table(self, tokens: int, rows: Callable[[slice], Array]) -> Array:

@@ -1,6 +1,7 @@
 """The engine's arithmetic in NumPy: for machines without the C kernels, and as their reference.
 
-B is the number of streams, V the vocabulary size, H the number of units, G the number of gates.
+B is the number of streams, V the vocabulary size, H the number of units, G the number of gates, L and S the rows and
+arrays of a state, as in `engine.py`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from charwright import ngrams
 from charwright.config import ModelConfig
 from charwright.generation import quantized
 from charwright.generation.layout import candidate_bias, input_bias, padded, to_bf16_and_back
@@ -28,8 +30,8 @@ BLOCK = 8
 class _Stepwise(ABC):
     """Run one step after another: read an id of each stream, then sample where none is left to read."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        self.config = config
+    def __init__(self, config: ModelConfig, votes: _Votes | None) -> None:
+        self.config, self._votes = config, votes
         self.units = padded(config.units)
 
     def advance(self, streams: Sequence[Stream], steps: int) -> None:
@@ -49,9 +51,31 @@ class _Stepwise(ABC):
         for stream, after in zip(streams, state, strict=True):
             stream.state[...] = after
 
-    @abstractmethod
     def step(self, ids: npt.NDArray[np.int64], state: npt.NDArray[Any]) -> Float64s:
         """Return the logits (B, V) after ids (B,). `state` (B, L, S, H) is changed in place."""
+        logits = self._network(ids, state[:, : self.config.layers])
+        if self._votes is not None:
+            before = state[:, -1, 0, : ngrams.BEFORE]
+            self._votes.add(ids, before, logits)
+            before[...] = ngrams.moved_on(ids, before)
+        return logits
+
+    @abstractmethod
+    def _network(self, ids: npt.NDArray[np.int64], state: npt.NDArray[Any]) -> Float64s:
+        """The logits (B, V) without n-grams. `state` (B, layers, S, H) is changed in place."""
+
+
+class _Votes:
+    """The array of the n-grams, of numbers that count `unit` each."""
+
+    def __init__(self, array: npt.NDArray[Any], bits: int, unit: float) -> None:
+        self._array, self._bits, self._unit = array, bits, unit
+
+    def add(self, ids: npt.NDArray[np.int64], before: npt.NDArray[Any], logits: Float64s) -> None:
+        """Add the votes to logits (B, V) after ids (B,) and the tokens `before` (B, 3)."""
+        offsets = ngrams.offsets_of(ids, before, self._bits)
+        places = offsets[..., None] + np.arange(logits.shape[1])  # (3, B, V)
+        logits += self._array[places].sum(axis=0) * self._unit
 
 
 def _move_on(stream: Stream, logits: Float64s) -> None:
@@ -86,7 +110,8 @@ class NumpyBackend(_Stepwise):
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, Float32s], *, narrow: bool) -> None:
         """Lay out the weights, named as in `ModelConfig.weight_shapes`."""
-        super().__init__(config)
+        votes = _Votes(weights["ngrams.weight"], config.ngram_bits, 1.0) if config.ngram_bits else None
+        super().__init__(config, votes)
         self._stored = to_bf16_and_back if narrow else _unchanged
         layers = range(config.layers)
         inputs = [weights[f"recurrent.{layer}.weight_ih"] for layer in layers]
@@ -99,8 +124,7 @@ class NumpyBackend(_Stepwise):
         head = weights["embedding.weight" if config.tied else "head.weight"]
         self._head, self._head_bias = self._stored(head).T.copy(), weights["head.bias"]
 
-    def step(self, ids: npt.NDArray[np.int64], state: npt.NDArray[Any]) -> Float64s:
-        """Return the logits (B, V) after ids (B,). `state` (B, L, S, H) is changed in place."""
+    def _network(self, ids: npt.NDArray[np.int64], state: npt.NDArray[Any]) -> Float64s:
         logits = np.empty((len(ids), len(self._head_bias)))
         for begin in range(0, len(ids), BLOCK):
             count = min(BLOCK, len(ids) - begin)
@@ -135,15 +159,15 @@ class Int8NumpyBackend(_Stepwise):
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, Float32s]) -> None:
         """Quantize the weights, named as in `ModelConfig.weight_shapes`."""
-        super().__init__(config)
         model = quantized.Int8Model.of(config, weights)
+        unit = 2.0**-quantized.VOTE_BITS
+        super().__init__(config, None if model.ngrams is None else _Votes(model.ngrams, config.ngram_bits, unit))
         self._model = model
         self._recurrent = [_Multiplied(product) for product in model.recurrent]
         self._inputs = [_Multiplied(product) for product in model.inputs]
         self._head = _Multiplied(model.head)
 
-    def step(self, ids: npt.NDArray[np.int64], state: npt.NDArray[Any]) -> Float64s:
-        """Return the logits (B, V) after ids (B,). `state` (B, L, S, H) is changed in place."""
+    def _network(self, ids: npt.NDArray[np.int64], state: npt.NDArray[Any]) -> Float64s:
         model, cell = self._model, self.config.cell
         used = state[..., : self.config.units]
         gates = model.table[ids].astype(np.int32)

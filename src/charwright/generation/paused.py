@@ -20,6 +20,7 @@ from charwright.generation.engine import PRECISIONS, Engine
 from charwright.generation.repetition import PENALTY_WINDOW
 from charwright.generation.sampling import Sampler
 from charwright.generation.streams import Stream
+from charwright.ngrams import BEFORE
 from charwright.storage import read_mixed_arrays, write_arrays
 
 FORMAT = 1
@@ -107,14 +108,21 @@ def _text(arrays: Mapping[str, npt.NDArray[Any]], name: str, engine: Engine) -> 
     """One of the texts. Arrays that do not fit the engine would make it read outside their memory."""
     state, random = arrays[f"{name}.state"], arrays[f"{name}.random"]
     ids, unshown = (_ids(arrays[f"{name}.{part}"], engine) for part in ("ids", "unshown"))
-    zero = engine.zero_state()[0]
-    if state.shape != zero.shape or state.dtype != zero.dtype or not np.isfinite(state).all():
+    if not _is_state(state, engine):
         raise ValueError(f"{name}.state does not fit this model")
     if random.shape != (4,) or random.dtype != np.uint64 or random[3] >= len(ids):
         raise ValueError(f"{name}.random does not fit")
     seed, stream, drawn, at = random.tolist()
     sampler = Sampler(seed=seed, stream=stream)
     return Paused(Stream(state.copy(), ids.copy(), len(ids), at, sampler=sampler, drawn=drawn), unshown)
+
+
+def _is_state(state: npt.NDArray[Any], engine: Engine) -> bool:
+    zero = engine.zero_state()[0]
+    if state.shape != zero.shape or state.dtype != zero.dtype or not np.isfinite(state).all():
+        return False
+    before = state[-1, 0, :BEFORE] if engine.config.ngram_bits else np.zeros(1)  # 1 + id of each token, or 0
+    return bool(before.min() >= 0 and before.max() <= engine.vocabulary_size)
 
 
 def _ids(ids: npt.NDArray[Any], engine: Engine) -> npt.NDArray[np.int32]:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from charwright.config import ModelConfig
-from charwright.generation.layout import candidate_bias, input_bias, row_blocks
+from charwright.generation.layout import BLOCK_NUMBERS, candidate_bias, input_bias, row_blocks
 
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
@@ -30,6 +30,9 @@ STATE_BITS = 15
 """Fraction bits of a state and of a gate."""
 LOGIT_BITS = 16
 """Fraction bits of a logit."""
+VOTE_BITS = 11
+"""Fraction bits of the n-grams' numbers, which have 16 bits: from -16 to 16."""
+VOTE_LIMIT = 2**15 - 1
 SHIFT = 20
 """Fraction bits of the multipliers that requantize a product's sums."""
 LARGEST = 127
@@ -76,6 +79,14 @@ def quantize(weights: Float32s, goal_bits: int) -> Product:
 def fixed(values: Float32s, bits: int, limit: int) -> Int32s:
     """Round values to `bits` fraction bits."""
     return np.clip(np.rint(values.astype(np.float64) * 2.0**bits), -limit, limit).astype(np.int32)
+
+
+def votes(values: Float32s) -> npt.NDArray[np.int16]:
+    """The array of the n-grams, rounded to 16-bit numbers."""
+    rounded = np.empty(len(values), dtype=np.int16)
+    for part in row_blocks(len(values), BLOCK_NUMBERS):
+        rounded[part] = fixed(values[part], VOTE_BITS, VOTE_LIMIT)
+    return rounded
 
 
 def input_table(embedding: Float32s, weights: Float32s, bias: Float32s) -> npt.NDArray[np.int16]:
@@ -188,6 +199,7 @@ class Int8Model:
     input_bias: list[Int32s]  # for each layer after the first (G * H)
     head: Product  # (V, H)
     head_bias: Int32s  # (V)
+    ngrams: npt.NDArray[np.int16] | None = None  # (2^bits + V); None without n-grams
 
     @classmethod
     def of(cls, config: ModelConfig, weights: Mapping[str, Float32s]) -> Int8Model:
@@ -204,4 +216,5 @@ class Int8Model:
             [fixed(input_bias(config, weights, layer), PRE_BITS, PRODUCT_LIMIT) for layer in upper],
             quantize(weights["embedding.weight" if config.tied else "head.weight"], LOGIT_BITS),
             fixed(weights["head.bias"], LOGIT_BITS, PRODUCT_LIMIT),
+            votes(weights["ngrams.weight"]) if config.ngram_bits else None,
         )

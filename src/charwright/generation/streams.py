@@ -38,7 +38,7 @@ class Alternatives:
 class Stream:
     """One text inside the engine: the network's state, and the ids that were read, sampled, or are still to be read."""
 
-    state: npt.NDArray[Any] = field(repr=False)  # (L, S, H), changed in place
+    state: npt.NDArray[Any] = field(repr=False)  # (L, S, H) of `Engine`, changed in place
     ids: Ids = field(default_factory=lambda: np.zeros(0, dtype=np.int32), repr=False)  # a buffer; `length` are in use
     length: int = 0
     at: int = 0  # index of the id that is read next

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from charwright.errors import UsageError
 
-ABI = 8
+ABI = 9
 CELL_CODES = {"gru": 0, "lstm": 1, "rnn": 2}
 UNITS_MULTIPLE = 16
 """The kernels require a number of units that is a multiple of this; callers pad with zeros."""
@@ -68,7 +68,8 @@ class Model(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("storage", "cell", "layers", "units", "vocabulary")),
-        *((name, ctypes.c_void_p) for name in ("table", "recurrent", "inputs", "head", "tanh_table")),
+        *((name, ctypes.c_void_p) for name in ("table", "recurrent", "inputs", "head", "tanh_table", "ngrams")),
+        ("ngram_bits", ctypes.c_int32),
     )
 
 
@@ -98,6 +99,16 @@ class StreamBuffers(ctypes.Structure):
         ("drawing", ctypes.c_int32),
         ("logits", ctypes.c_void_p),
         ("sampler", Sampler),
+    )
+
+
+class Ngrams(ctypes.Structure):
+    """`cw_ngrams`, field for field."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("array", "d_array", "offsets")),
+        ("size", ctypes.c_int64),
+        ("count", ctypes.c_int32),
     )
 
 
@@ -186,13 +197,13 @@ class Kernels:
 
     def cross_entropy(
         self, rows: int, vocabulary: int, *, bf16: bool, threads: int, logits: int, bias: int, targets: int,
-        scale: float, losses: int, d_bias: int | None, scratch: int,
+        scale: float, losses: int, d_bias: int | None, scratch: int, ngrams: Ngrams | None = None,
     ) -> float:  # fmt: skip
         """The losses of logits + bias against targets, and their sum. With d_bias, gradients replace the logits."""
         total: float = self.library.cw_cross_entropy(
             self.variant, int(bf16), threads, rows, vocabulary, ctypes.c_void_p(logits), ctypes.c_void_p(bias),
-            ctypes.c_void_p(targets), ctypes.c_float(scale), ctypes.c_void_p(losses), ctypes.c_void_p(d_bias),
-            ctypes.c_void_p(scratch),
+            None if ngrams is None else ctypes.byref(ngrams), ctypes.c_void_p(targets), ctypes.c_float(scale),
+            ctypes.c_void_p(losses), ctypes.c_void_p(d_bias), ctypes.c_void_p(scratch),
         )  # fmt: skip
         return total
 

@@ -17,7 +17,7 @@
 
 enum { CW_GRU = 0, CW_LSTM = 1, CW_RNN = 2 };
 
-#define CW_ABI 8
+#define CW_ABI 9
 
 /* The storage type of weights and activations, and of the products' operands. */
 #define CW_F32 0
@@ -79,12 +79,20 @@ CW_PUBLIC void cw_weight_gradient(int variant, const cw_layer *layer, void *scra
 CW_PUBLIC size_t cw_outer_bytes(int bf16, int n, int m, int columns);
 CW_PUBLIC void cw_outer(int variant, int bf16, int threads, int n, int m, int columns, const void *a, size_t a_row,
                         const void *b, size_t b_row, void *scratch, float *c);
-/* Losses (rows) in nats of logits (rows, vocabulary) + bias against targets. With d_bias (vocabulary), which is added
- * to, the gradients of `scale` times the sum of the losses replace the logits. Scratch: threads * (vocabulary + 16)
- * floats. Returns the sum of the losses. */
+/* N-grams of a training step: numbers of an array that add to the logits; see ngrams.py. */
+typedef struct {
+    const float *array;
+    float *d_array;         /* its gradient, added to where the gradients of the logits are wanted */
+    const int64_t *offsets; /* (count, rows): where the numbers for each row of logits begin */
+    int64_t size;           /* of the array: every offset + vocabulary is at most this */
+    int32_t count;
+} cw_ngrams;
+/* Losses (rows) in nats of logits (rows, vocabulary) + bias against targets, with the numbers of n-grams, or NULL. With
+ * d_bias (vocabulary), which is added to, the gradients of `scale` times the sum of the losses replace the logits.
+ * Scratch: threads * (vocabulary + 16) floats. Returns the sum of the losses. */
 CW_PUBLIC double cw_cross_entropy(int variant, int bf16, int threads, int rows, int vocabulary, void *logits,
-                                  const float *bias, const int64_t *targets, float scale, float *losses, float *d_bias,
-                                  void *scratch);
+                                  const float *bias, const cw_ngrams *ngrams, const int64_t *targets, float scale,
+                                  float *losses, float *d_bias, void *scratch);
 
 /* --- The optimizer --- */
 
@@ -126,6 +134,8 @@ typedef struct {
     const cw_matrix *inputs;    /* (layers); the first one is unused */
     const cw_matrix *head;
     const int16_t *tanh_table;  /* 8-bit only */
+    const void *ngrams;         /* (2^ngram_bits + V) float, or int16 for 8-bit: see ngrams.h; or NULL */
+    int32_t ngram_bits;         /* with `ngrams`: 1 to 28 */
 } cw_model;
 
 typedef struct {
@@ -141,7 +151,8 @@ typedef struct {
 
 /* One stream of text: its state and ids. */
 typedef struct {
-    void *state;        /* (L, S, H) float, or int32 for 8-bit; changed in place */
+    void *state;        /* (L, S, H) float, or int32 for 8-bit; changed in place. With n-grams (L + 1, S, H): the last
+                           row begins with the marks (ngrams.h) of the tokens before the next one, c_1 to c_3 */
     int32_t *ids;       /* with room for the sampled ids */
     int64_t length, at; /* the number of ids; the index of the next to read */
     double *scores;     /* scores[i] = ln p(ids[i] | the ids before), for every i > at; or NULL */

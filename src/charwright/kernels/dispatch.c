@@ -222,8 +222,9 @@ void cw_weight_gradient(int variant, const cw_layer *layer, void *scratch, float
 }
 
 double cw_cross_entropy(int variant, int bf16, int threads, int rows, int vocabulary, void *logits, const float *bias,
-                        const int64_t *targets, float scale, float *losses, float *d_bias, void *scratch) {
-    cw_loss_job job = {rows, vocabulary, d_bias != NULL, logits, bias, targets, scale, losses, d_bias, scratch};
+                        const cw_ngrams *ngrams, const int64_t *targets, float scale, float *losses, float *d_bias,
+                        void *scratch) {
+    cw_loss_job job = {rows, vocabulary, d_bias != NULL, logits, bias, ngrams, targets, scale, losses, d_bias, scratch};
     cw_parallel(threads, variants[variant]->cross_entropy[bf16], &job);
     double sum = 0;
     for (int n = 0; n < rows; n++) sum += losses[n];

@@ -22,6 +22,40 @@ INLINE void NAME(put_some)(elem *row, int at, int vocabulary, vec v) {
     memcpy(row + at, all, (size_t)(vocabulary - at) * sizeof(elem));
 }
 
+/* The sum of what the n-grams add to LANES logits of row `n`, from column `at`. */
+INLINE vec NAME(ngrams_at)(const cw_loss_job *job, int n, int at) {
+    const int left = job->vocabulary - at;
+    vec sum = {0};
+    for (int k = 0; k < job->ngrams->count; k++) {
+        const float *from = job->ngrams->array + job->ngrams->offsets[(size_t)k * job->rows + n] + at;
+        float some[LANES] = {0};
+        if (left < LANES) memcpy(some, from, (size_t)left * sizeof(float));
+        sum += load(left < LANES ? some : from);
+    }
+    return sum;
+}
+
+/* The gradient of the n-grams' array: each thread sums for its own part of it, in the order of the rows. */
+static void NAME(ngram_gradient)(const cw_loss_job *job, int thread, int threads) {
+    const cw_ngrams *ngrams = job->ngrams;
+    const int64_t first = ngrams->size * thread / threads, last = ngrams->size * (thread + 1) / threads;
+    for (int n = 0; n < job->rows; n++) {
+        const elem *row = (const elem *)job->logits + (size_t)n * job->vocabulary;
+        for (int k = 0; k < ngrams->count; k++) {
+            const int64_t offset = ngrams->offsets[(size_t)k * job->rows + n];
+            const int64_t begin = first > offset ? first - offset : 0;
+            const int64_t end = last - offset < job->vocabulary ? last - offset : job->vocabulary;
+            float *to = ngrams->d_array + offset;
+            int64_t at = begin;
+            for (; at + LANES <= end; at += LANES) store(to + at, load(to + at) + NAME(get)(row + at));
+            for (; at < end; at++) {
+                elem one[LANES] = {row[at]};
+                to[at] += NAME(get)(one)[0];
+            }
+        }
+    }
+}
+
 #define COLUMNS 512
 static void NAME(cross_entropy)(int thread, int threads, cw_barrier *barrier, void *argument) {
     const cw_loss_job *job = argument;
@@ -35,6 +69,7 @@ static void NAME(cross_entropy)(int thread, int threads, cw_barrier *barrier, vo
         vec highest = same(-3e38f);
         for (int at = 0; at < vocabulary; at += LANES) {
             vec x = NAME(logits_at)(job, row, at);
+            if (job->ngrams) x += NAME(ngrams_at)(job, n, at);
             ivec higher = x > highest;
             highest = (vec)((higher & (ivec)x) | (~higher & (ivec)highest));
             store(powers + at, x);
@@ -58,6 +93,7 @@ static void NAME(cross_entropy)(int thread, int threads, cw_barrier *barrier, vo
     }
     if (!job->wanted) return;
     cw_meet(barrier);
+    if (job->ngrams) NAME(ngram_gradient)(job, thread, threads);
     /* The gradient of the bias: each thread sums its own columns, in row order; a few hundred columns at a time, so
      * that the sums stay in the cache and each row is read in long pieces. */
     const int vectors = padded / LANES;

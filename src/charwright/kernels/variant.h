@@ -3,6 +3,7 @@
 #define CHARWRIGHT_VARIANT_H
 
 #include "charwright_kernels.h"
+#include "ngrams.h"
 #include "pool.h"
 
 typedef struct {
@@ -44,6 +45,7 @@ typedef struct {
     int rows, vocabulary, wanted;
     void *logits;
     const float *bias;
+    const cw_ngrams *ngrams; /* or NULL */
     const int64_t *targets;
     float scale;
     float *losses, *d_bias;
@@ -77,6 +79,8 @@ typedef struct {
 
 /* Whether any text needs the logits of this step. */
 int cw_head_needed(const cw_writing *writing);
+/* The offsets of a text's n-grams in this step. */
+void cw_find_offsets(const cw_writing *writing, int text, uint32_t offsets[CW_NGRAMS]);
 /* Advance to the next id of a text, and sample it if none is left to read. */
 void cw_read_on(const cw_writing *writing, int text, int thread);
 

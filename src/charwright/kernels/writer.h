@@ -214,14 +214,35 @@ static void NAME(write_layer)(const cw_writing *w, int layer, int thread, int th
     }
 }
 
+#if STORAGE == CW_Q8
+typedef int16_t NAME(vote_t); /* 11 fraction bits */
+#define VOTE_UNIT (1.0 / 2048.0)
+#else
+typedef float NAME(vote_t);
+#define VOTE_UNIT 1.0
+#endif
+
+/* Add the n-grams' numbers to the logits of all texts, from row `first` to before `end`. */
+static void NAME(vote)(const cw_writing *w, int first, int end) {
+    const NAME(vote_t) *votes = w->model->ngrams;
+    for (int text = 0; text < w->count; text++) {
+        uint32_t offsets[CW_NGRAMS];
+        cw_find_offsets(w, text, offsets);
+        const NAME(vote_t) *two = votes + offsets[0], *three = votes + offsets[1], *four = votes + offsets[2];
+        double *logits = w->logits + (size_t)text * w->model->vocabulary;
+        for (int i = first; i < end; i++) logits[i] += VOTE_UNIT * (two[i] + three[i] + four[i]);
+    }
+}
+
 static void NAME(write_head)(const cw_writing *w, int thread, int threads) {
     const cw_model *model = w->model;
     const int vectors = (model->vocabulary + 15) / 16 * 16 / LANES; /* rows are padded to a multiple of 16 */
     const int panels = (vectors + HEAD_PANEL - 1) / HEAD_PANEL;
     const value *last = NAME(activations)(w, model->layers - 1, 1);
     sum sums[WRITER_ROWS * MOST_PANEL * LANES] __attribute__((aligned(64)));
+    const int begin = panels * thread / threads, end = panels * (thread + 1) / threads;
     NAME(share_values)(last, w->count, model->units, threads);
-    for (int panel = panels * thread / threads; panel < panels * (thread + 1) / threads; panel++) {
+    for (int panel = begin; panel < end; panel++) {
         const int first = panel * HEAD_PANEL, here = vectors - first < HEAD_PANEL ? vectors - first : HEAD_PANEL;
         const elem *packed = (const elem *)model->head->packed + (size_t)first * LANES * model->units;
         for (int text = 0, rows; text < w->count; text += rows) {
@@ -235,6 +256,10 @@ static void NAME(write_head)(const cw_writing *w, int thread, int threads) {
                                  w->logits + (size_t)(text + r) * model->vocabulary + row);
                 }
         }
+    }
+    if (model->ngrams) {
+        const int rows = HEAD_PANEL * LANES, after = end * rows;
+        NAME(vote)(w, begin * rows, after < model->vocabulary ? after : model->vocabulary);
     }
 }
 
@@ -265,6 +290,7 @@ static void NAME(write)(int thread, int threads, cw_barrier *barrier, void *argu
 #endif
 }
 
+#undef VOTE_UNIT
 #undef MOST_PANEL
 #undef WRITER_ROWS
 #undef PRE_LIMIT

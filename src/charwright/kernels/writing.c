@@ -24,6 +24,39 @@ int cw_head_needed(const cw_writing *writing) {
     return 0;
 }
 
+/* The marks c_1, c_2 and c_3 in a text's state begin here. They are floats, or int32 for 8-bit. */
+static void *marks_in(const cw_model *model, const cw_text *text) {
+    const size_t layer = (model->cell == CW_LSTM ? 2 : 1) * (size_t)model->units;
+    return (float *)text->state + model->layers * layer; /* an int32 is as large as a float */
+}
+
+static void read_marks(const cw_model *model, const cw_text *text, uint32_t marks[CW_BEFORE + 1]) {
+    const void *from = marks_in(model, text);
+    marks[0] = (uint32_t)text->ids[text->at] + 1;
+    for (int k = 0; k < CW_BEFORE; k++)
+        marks[k + 1] = model->storage == CW_Q8 ? (uint32_t)((const int32_t *)from)[k]
+                                               : (uint32_t)(int64_t)((const float *)from)[k];
+}
+
+void cw_find_offsets(const cw_writing *writing, int number, uint32_t offsets[CW_NGRAMS]) {
+    uint32_t marks[CW_BEFORE + 1];
+    read_marks(writing->model, writing->texts + number, marks);
+    cw_ngram_offsets(marks, writing->model->ngram_bits, offsets);
+}
+
+/* The id that was read in this step is among those before the next one. */
+static void move_marks(const cw_model *model, const cw_text *text) {
+    uint32_t marks[CW_BEFORE + 1];
+    read_marks(model, text, marks);
+    void *to = marks_in(model, text);
+    for (int k = 0; k < CW_BEFORE; k++) {
+        if (model->storage == CW_Q8)
+            ((int32_t *)to)[k] = (int32_t)marks[k];
+        else
+            ((float *)to)[k] = (float)marks[k];
+    }
+}
+
 /* The largest logit, and ln of the sum of exp(logit - largest): ln p of an id is its logit less both. */
 typedef struct {
     double highest, log_sum;
@@ -73,6 +106,7 @@ void cw_read_on(const cw_writing *writing, int number, int thread) {
         text->ids[text->length] = cw_draw(&text->sampler, logits, vocabulary, text->ids, text->length, scratch);
         text->length++;
     }
+    if (writing->model->ngrams) move_marks(writing->model, text);
     text->at++;
     if ((text->scores || text->likeliest) && text->at < text->length) score(text, logits, vocabulary);
     if (text->logits) memcpy(text->logits, logits, (size_t)vocabulary * sizeof *logits);

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 State = tuple[Tensor, ...]
-"""(h,) for GRU and RNN, (h, c) for LSTM."""
+"""(h,) for GRU and RNN, (h, c) for LSTM; a model with n-grams adds the last tokens."""
 
 
 class Weights(NamedTuple):

@@ -48,6 +48,8 @@ def grow_arrays(
         spread *= TIED_SPREAD
     grown["embedding.weight"] = _with_rows(arrays["embedding.weight"], spread)
     grown["head.bias"] = np.concatenate([arrays["head.bias"], _biases(arrays["head.bias"], counts)])
+    if "ngrams.weight" in arrays:  # The last row of its array becomes longer.
+        grown["ngrams.weight"] = np.pad(arrays["ngrams.weight"], (0, new))
     return grown
 
 

@@ -37,7 +37,7 @@ def initialize(
 
 @torch.no_grad()
 def start_from_frequencies(bias: Tensor, counts: npt.NDArray[np.integer]) -> None:
-    """Set the output bias (V,) so that the zero state predicts the frequencies of a text in which ids occur `counts` times.
+    """Set the output bias (V,) so that the zero state predicts how often ids occur in a text, `counts` (V,) times.
 
     Adam moves a bias by no more than the learning rate in a step, so from zero the bias of a rare character takes
     longer than a short training lasts. Each count is increased by one, so that every character has a positive

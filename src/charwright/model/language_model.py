@@ -16,7 +16,9 @@ from charwright.model.dropout import Dropout
 from charwright.model.initialization import initialize
 from charwright.model.loss import head_loss
 from charwright.model.recurrent import LayerInput, Tokens, linear, run_layer
+from charwright.model.votes import Votes, offsets_of, summed_votes
 from charwright.model.weights import WeightedModule
+from charwright.ngrams import BEFORE
 
 
 class LanguageModel(WeightedModule):
@@ -54,14 +56,20 @@ class LanguageModel(WeightedModule):
 
         Args:
             ids: (T, B) int64.
-            state: (h,) or (h, c), each (L, B, H) float32; None is zero.
+            state: (h,) or (h, c), each (L, B, H) float32, and with n-grams (1, B, 3), the tokens before: 1 + the id of
+                each, the last one first, and 0 for none; None is zero.
             generator: the source of the dropout masks; required in training mode with dropout.
 
         Returns:
             logits (T, B, V) float32, and the state after the last position.
         """
-        x, state = self._recurrent(ids, state, Dropout(self.config, generator) if self.training else None)
-        return linear(x, self._head, self.weight("head.bias"), self.compute.precision), state
+        x, after = self._recurrent(ids, state, Dropout(self.config, generator) if self.training else None)
+        logits = linear(x, self._head, self.weight("head.bias"), self.compute.precision)
+        votes, after = self._votes(ids, state, after)
+        if votes is None:
+            return logits, after
+        offsets = votes.offsets.view(-1, *ids.shape)
+        return logits + summed_votes(votes.array, offsets, self.vocabulary_size), after
 
     def loss(
         self,
@@ -77,13 +85,22 @@ class LanguageModel(WeightedModule):
         Equal to `cross_entropy` of the logits, but faster and without all logits in memory at once, which matters for a
         large vocabulary. Arguments as for `forward`; targets: (T, B) int64; masks: those of dropout, drawn already.
         """
-        x, state = self._recurrent(ids, state, Dropout(self.config, generator, masks) if self.training else None)
+        x, after = self._recurrent(ids, state, Dropout(self.config, generator, masks) if self.training else None)
+        votes, after = self._votes(ids, state, after)
         bias, precision, kernel = self.weight("head.bias"), self.compute.precision, self.compute.kernel
-        return head_loss(x, self._head, bias, targets, precision, self._core(ids.device), kernel), state
+        return head_loss(x, self._head, bias, targets, precision, self._core(ids.device), kernel, votes), after
+
+    def _votes(self, ids: Tensor, before: State | None, after: State) -> tuple[Votes | None, State]:
+        """The votes of the n-grams at all positions, if there are any, and the state after with the last tokens."""
+        if not self.config.ngram_bits:
+            return None, after
+        tokens = self.zero_state(ids.shape[1])[-1] if before is None else before[-1]
+        offsets, tokens = offsets_of(ids, tokens[0], self.config.ngram_bits)
+        return Votes(self.weight("ngrams.weight"), offsets.flatten(1)), (*after, tokens[None])
 
     def _recurrent(self, ids: Tensor, state: State | None, dropout: Dropout | None) -> tuple[Tensor, State]:
-        """All recurrent layers: ids (T, B) -> outputs of the last layer (T, B, H), and the state after."""
-        state = self.zero_state(ids.shape[1]) if state is None else state
+        """All recurrent layers: ids (T, B) -> outputs of the last layer (T, B, H), and their state after."""
+        state = (self.zero_state(ids.shape[1]) if state is None else state)[: STATES[self.config.cell]]
         core, precision = self._core(ids.device), self.compute.precision
         x: LayerInput = Tokens(ids, self.weight("embedding.weight"))
         last = []
@@ -98,10 +115,11 @@ class LanguageModel(WeightedModule):
         return x, tuple(torch.stack(parts) for parts in zip(*last, strict=True))
 
     def zero_state(self, batch: int) -> State:
-        """The state before the first character: zeros (L, B, H)."""
+        """The state before the first character: zeros of the shapes that `forward` has."""
         like = self.weight("head.bias")
-        shape = (self.config.layers, batch, self.config.units)
-        return tuple(like.new_zeros(shape) for _ in range(STATES[self.config.cell]))
+        shapes = [(self.config.layers, batch, self.config.units)] * STATES[self.config.cell]
+        shapes += [(1, batch, BEFORE)] if self.config.ngram_bits else []
+        return tuple(like.new_zeros(shape) for shape in shapes)
 
     @property
     def _head(self) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from charwright import kernels
 from charwright.kernels import UNITS_MULTIPLE, Kernels
 from charwright.model import native
+from charwright.model.votes import Votes
 
 # The most logits in memory at once: 64 MB in bfloat16; PyTorch alone needs several float32 copies of them.
 MOST_LOGITS = 2**25
@@ -33,19 +34,24 @@ def head_loss(
     dtype: torch.dtype,
     core: str,
     kernel: str | None = None,
+    votes: Votes | None = None,
 ) -> Tensor:
-    """The mean cross-entropy in nats of softmax(x W^T + b) against targets.
+    """The mean cross-entropy in nats of softmax(x W^T + b + votes) against targets.
 
     x: (T, B, H); weight: (V, H); bias: (V,); targets: (T, B) int64; products in `dtype`, by the C kernels
-    where `core` is native, in their variant `kernel`. A scalar.
+    where `core` is native, in their variant `kernel`; votes: those of n-grams at all positions. A scalar.
     """
     loaded = kernels.load(kernel) if core == "native" and bias.dtype == torch.float32 else None
-    result: Any = _HeadLoss.apply(x.flatten(0, 1), weight, bias, targets.flatten(), dtype, loaded)  # type: ignore[no-untyped-call]
+    array, offsets = (None, None) if votes is None else (votes.array, votes.offsets)
+    inputs = (x.flatten(0, 1), weight, bias, array)
+    result: Any = _HeadLoss.apply(*inputs, offsets, targets.flatten(), dtype, loaded)  # type: ignore[no-untyped-call]
     return result  # type: ignore[no-any-return]
 
 
 class _HeadLoss(torch.autograd.Function):
-    """x (N, H), weight (V, H), bias (V,), targets (N,) -> the mean loss; computes the gradients in the forward pass."""
+    """x (N, H), weight (V, H), bias (V,), the array and the offsets (K, N) of n-grams or None, targets (N,) -> the mean
+    loss; computes the gradients in the forward pass.
+    """
 
     @staticmethod
     def forward(
@@ -53,6 +59,8 @@ class _HeadLoss(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor,
+        array: Tensor | None,
+        offsets: Tensor | None,
         targets: Tensor,
         dtype: torch.dtype,
         loaded: Kernels | None,
@@ -63,30 +71,33 @@ class _HeadLoss(torch.autograd.Function):
         d_x = torch.empty_like(inputs) if wanted else inputs
         d_weight: Tensor | None = None
         d_bias = torch.zeros_like(bias) if wanted else None
+        d_array = torch.zeros_like(array) if wanted and array is not None else None
+        votes = None if array is None or offsets is None else Votes(array, offsets, d_array)
         total: float | Tensor = 0.0
         for begin in range(0, len(x), rows):
             some = slice(begin, begin + rows)
             logits = F.linear(inputs[some], low)
+            here = None if votes is None else votes.part(some)
             if loaded:
-                total += native.cross_entropy(loaded, logits, bias, targets[some], 1 / len(x), d_bias)
+                total += native.cross_entropy(loaded, logits, bias, targets[some], 1 / len(x), d_bias, here)
             else:
-                total += _cross_entropy(logits, bias, targets[some], 1 / len(x), d_bias)
+                total += _cross_entropy(logits, bias, targets[some], 1 / len(x), d_bias, here)
             if wanted:
                 torch.mm(logits, low, out=d_x[some])
                 more = _outer(loaded, logits, inputs[some], weight.dtype)
                 d_weight = more if d_weight is None else d_weight.add_(more)
-        ctx.save_for_backward(d_x.to(x.dtype), d_weight, d_bias)
+        ctx.save_for_backward(d_x.to(x.dtype), d_weight, d_bias, d_array)
         mean = total / len(x)
         return mean if isinstance(mean, Tensor) else bias.new_tensor(mean)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = grads
-        made: tuple[Tensor, ...] = ctx.saved_tensors
+        made: tuple[Tensor | None, ...] = ctx.saved_tensors
         # The gradient of a loss is usually 1; reading it is free on the CPU.
         if scale.device.type == "cpu" and float(scale) == 1.0:
-            return (*made, None, None, None)
-        return (*(gradient * scale for gradient in made), None, None, None)
+            return (*made, None, None, None, None)
+        return (*(None if gradient is None else gradient * scale for gradient in made), None, None, None, None)
 
 
 def _outer(loaded: Kernels | None, d_logits: Tensor, inputs: Tensor, wide: torch.dtype) -> Tensor:
@@ -96,14 +107,20 @@ def _outer(loaded: Kernels | None, d_logits: Tensor, inputs: Tensor, wide: torch
     return (d_logits.T @ inputs).to(wide)
 
 
-def _cross_entropy(logits: Tensor, bias: Tensor, targets: Tensor, scale: float, d_bias: Tensor | None) -> Tensor:
+def _cross_entropy(
+    logits: Tensor, bias: Tensor, targets: Tensor, scale: float, d_bias: Tensor | None, votes: Votes | None
+) -> Tensor:
     """The sum of the losses; as in `native.cross_entropy`, the logits are overwritten with their gradients."""
     full = logits.to(bias.dtype) + bias
+    if votes is not None:
+        votes.add_to(full)
     log_sum = full.logsumexp(dim=1, keepdim=True)
     loss = (log_sum - full.gather(1, targets[:, None])).sum()
     if d_bias is not None:
         d_logits = full.sub_(log_sum).exp_()
         d_logits.scatter_add_(1, targets[:, None], d_logits.new_full((len(targets), 1), -1.0)).mul_(scale)
         d_bias += d_logits.sum(dim=0)
+        if votes is not None:
+            votes.add_gradient(d_logits)
         logits.copy_(d_logits)
     return loss

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from charwright.kernels import CELL_CODES, UNITS_MULTIPLE, Kernels, Layer
+from charwright.kernels import CELL_CODES, UNITS_MULTIPLE, Kernels, Layer, Ngrams
 from charwright.model.cells import State, Weights
+from charwright.model.votes import Votes
 
 SLOTS = {"gru": 4, "lstm": 4, "rnn": 1}
 
@@ -182,11 +183,18 @@ def outer(kernels: Kernels, a: Tensor, b: Tensor) -> Tensor:
 
 
 def cross_entropy(
-    kernels: Kernels, logits: Tensor, bias: Tensor, targets: Tensor, scale: float, d_bias: Tensor | None
+    kernels: Kernels,
+    logits: Tensor,
+    bias: Tensor,
+    targets: Tensor,
+    scale: float,
+    d_bias: Tensor | None,
+    votes: Votes | None = None,
 ) -> float:
-    """The sum of the losses in nats of logits (N, V) + bias (V,) against targets (N,).
+    """The sum of the losses in nats of logits (N, V) + bias (V,) + votes against targets (N,).
 
-    With `d_bias`, to which is added, the logits are overwritten with the gradients of `scale` times the losses' sum.
+    With `d_bias`, to which is added, the logits are overwritten with the gradients of `scale` times the losses' sum,
+    and the gradient of the votes' array is added to `votes.gradient`.
     """
     rows, vocabulary = logits.shape
     threads = torch.get_num_threads()
@@ -195,7 +203,22 @@ def cross_entropy(
         rows, vocabulary, bf16=logits.dtype == torch.bfloat16, threads=threads, logits=logits.data_ptr(),
         bias=bias.data_ptr(), targets=targets.data_ptr(), scale=scale, losses=losses.data_ptr(),
         d_bias=None if d_bias is None else d_bias.data_ptr(), scratch=scratch.data_ptr(),
+        ngrams=None if votes is None else _ngrams(votes),
     )  # fmt: skip
+
+
+def _ngrams(votes: Votes) -> Ngrams:
+    """The n-grams in the kernels' form; the caller keeps the tensors alive."""
+    array, offsets, gradient = votes.array, votes.offsets, votes.gradient
+    assert array.is_contiguous()
+    assert offsets.is_contiguous()
+    return Ngrams(
+        array=array.data_ptr(),
+        d_array=None if gradient is None else gradient.data_ptr(),
+        offsets=offsets.data_ptr(),
+        size=len(array),
+        count=len(offsets),
+    )
 
 
 # Large internal arrays are reused: fresh memory costs a page fault every 4 kB.

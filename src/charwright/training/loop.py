@@ -86,7 +86,7 @@ def fit(  # noqa: PLR0915  (one loop, in one place)
     keep_memory()
     clock = steady(clock)
     own = optimizer is None and train_step is _OWN_STEP
-    optimizer = optimizer or make_optimizer(model, config)
+    optimizer = optimizer or make_optimizer(model, config, dataset.batch * dataset.seq_length)
     part = part_of(dataset.batch, ranks)
     rows = rows_of(dataset, part)
     share_weights(model, ranks)

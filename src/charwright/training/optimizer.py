@@ -7,19 +7,62 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from charwright.config import TrainingConfig
+from charwright.config import SequenceConfig, TrainingConfig
 from charwright.model.language_model import LanguageModel
 from charwright.training.cautious import CautiousAdamW
 from charwright.training.native_adam import NativeAdam, NativeAdamW, NativeCautiousAdamW, NativeStep, kernels_for
 
+PREDICTIONS = SequenceConfig.batch * SequenceConfig.seq_length
 
-def make_optimizer(model: LanguageModel, config: TrainingConfig) -> torch.optim.Optimizer:
+
+def make_optimizer(
+    model: LanguageModel, config: TrainingConfig, predictions: int = PREDICTIONS
+) -> torch.optim.Optimizer:
     """Adam (Kingma & Ba, 2015), AdamW (Loshchilov & Hutter, 2019) or cautious AdamW (Liang et al., 2024) as configured.
 
-    A model that the C kernels compute is updated by them, in the same variant; any other by PyTorch's fused step.
+    A model that the C kernels compute is updated by them, in the same variant; any other by PyTorch's fused step. The
+    array of n-grams is in no parameter group: it moves after each step, as in `NgramDescent`. `predictions` are those
+    of a batch, T * B, of which the loss is the mean.
     """
+    optimizer = _make_adam(model, config)
+    if model.config.ngram_bits:
+        array, rate = model.weight("ngrams.weight"), config.ngram_rate * predictions
+        optimizer.register_step_post_hook(NgramDescent(array, rate, config.ngram_decay))
+    return optimizer
+
+
+class NgramDescent:
+    """Stochastic gradient descent for the array of n-grams, whose rate follows that of an optimizer in proportion.
+
+    Without momentum and without averages of squares, a number moves only in steps that have a gradient for it, as far
+    as that one says: most n-grams are seen a few times. Weight decay pulls all of them to zero.
+    """
+
+    def __init__(self, array: Tensor, rate: float, decay: float) -> None:
+        """Move `array` by `rate` times its gradient, and `decay` times itself, at the peak of the learning rate."""
+        self._array, self._rate, self._decay = array, rate, decay
+
+    @torch.no_grad()
+    def __call__(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        """Move the array, and forget its gradient."""
+        if self._array.grad is None:
+            return
+        group = optimizer.param_groups[0]
+        rate = self._rate * group["lr"] / group.get("initial_lr", group["lr"])
+        if self._decay:
+            self._array.mul_(1 - rate * self._decay)
+        if isinstance(rate, Tensor):  # A graph reads the learning rate when it is replayed.
+            self._array.sub_(self._array.grad * rate)
+        else:
+            self._array.sub_(self._array.grad, alpha=rate)
+        self._array.grad = None
+
+
+def _make_adam(model: LanguageModel, config: TrainingConfig) -> torch.optim.Optimizer:
     loaded = kernels_for(model)
+    weights = {name: weight for name, weight in model.named_weights().items() if name != "ngrams.weight"}
     options: dict[str, Any] = {
         "lr": config.learning_rate,
         "betas": (config.beta1, config.beta2),
@@ -28,11 +71,11 @@ def make_optimizer(model: LanguageModel, config: TrainingConfig) -> torch.optim.
     }
     if config.optimizer == "adam":
         if loaded is not None:
-            return NativeAdam(model.parameters(), loaded=loaded, **options)
-        return torch.optim.Adam(model.parameters(), **options)
+            return NativeAdam(weights.values(), loaded=loaded, **options)
+        return torch.optim.Adam(weights.values(), **options)
     # Weight decay applies to the weights of products, not to biases and the embedding.
-    decayed = [weight for name, weight in model.weights.items() if weight.ndim > 1 and name != "embedding_weight"]
-    spared = [weight for name, weight in model.weights.items() if weight.ndim <= 1 or name == "embedding_weight"]
+    decayed = [weight for name, weight in weights.items() if weight.ndim > 1 and name != "embedding.weight"]
+    spared = [weight for name, weight in weights.items() if weight.ndim <= 1 or name == "embedding.weight"]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
     if config.optimizer == "cautious-adamw":
         if loaded is not None:
@@ -47,7 +90,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Set each group's learning rate to `factor` times its initial one; a tensor keeps its memory."""
     for group in optimizer.param_groups:
         rate = group["lr"]
-        if isinstance(rate, torch.Tensor):
+        if isinstance(rate, Tensor):
             rate.copy_(group.setdefault("initial_lr", rate.clone()) * factor)
         else:
             group["lr"] = group.setdefault("initial_lr", rate) * factor
@@ -60,7 +103,10 @@ def learning_rate_of(optimizer: torch.optim.Optimizer) -> float:
 
 @contextmanager
 def clipped_gradients(model: LanguageModel, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Iterator[None]:
-    """Clip the gradients to `max_norm` before each optimizer step (Pascanu et al., 2013); None clips nothing."""
+    """Clip the gradients to `max_norm` before each optimizer step (Pascanu et al., 2013); None clips nothing.
+
+    That of an array of n-grams is not clipped.
+    """
     if max_norm is None:
         yield
         return
@@ -70,7 +116,8 @@ def clipped_gradients(model: LanguageModel, optimizer: torch.optim.Optimizer, ma
         return
 
     def clip(*_: object) -> None:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+        clipped = [weight for name, weight in model.named_weights().items() if name != "ngrams.weight"]
+        torch.nn.utils.clip_grad_norm_(clipped, max_norm)
 
     hook = optimizer.register_step_pre_hook(clip)
     try:

@@ -1,0 +1,268 @@
+"""N-grams that add to the logits: their offsets, the model, its gradients, and how the array is trained."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+from torch import Tensor
+
+import charwright as cw
+from charwright import kernels, ngrams
+from charwright.data.sequences import make_dataset
+from charwright.evaluation.dynamic import evaluate_dynamically
+from charwright.model import votes
+from charwright.model.compute import Compute
+from charwright.training.optimizer import clipped_gradients, set_learning_rate
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+V, BITS = 13, 9
+CORES = ["plain", "fused", *(["native"] if kernels.load() else [])]
+
+
+def make_model(core: str = "plain", precision: str = "f32", **options: Any) -> cw.LanguageModel:
+    """A model whose array is random, with votes about as large as logits."""
+    config = cw.ModelConfig(**({"units": 16, "embedding_size": 8, "ngram_bits": BITS} | options))
+    model = cw.LanguageModel(config, V, seed=1, compute=Compute.choose("cpu", core=core, precision=precision))
+    if config.ngram_bits:
+        with torch.no_grad():
+            model.weight("ngrams.weight").normal_(generator=torch.Generator().manual_seed(2))
+    return model
+
+
+def some_ids(steps: int, batch: int, vocabulary: int = V) -> Tensor:
+    return torch.randint(vocabulary, (steps, batch), generator=torch.Generator().manual_seed(3))
+
+
+# Offsets.
+
+
+def test_an_offset_is_the_top_bits_of_a_sum_of_products() -> None:
+    found = ngrams.offsets_of(np.array([4]), np.array([[9, 1, 7]]), 20)
+    marks = (5, 9, 1, 7)
+    for (offset,), multipliers in zip(found.tolist(), ngrams.MULTIPLIERS, strict=True):
+        total = sum(mark * multiplier for mark, multiplier in zip(marks, multipliers, strict=False))
+        assert offset == total % 2**32 // 2**12
+    assert found.tolist() == [[395_477], [466_485], [516_501]]
+
+
+def test_contexts_that_begin_before_the_text_share_the_last_offset() -> None:
+    found = ngrams.offsets_of(np.array([4, 4, 4, 4]), np.array([[0, 0, 0], [9, 0, 0], [9, 1, 0], [9, 1, 7]]), 20)
+    assert (found == 2**20).tolist() == [[True, False, False, False], [True, True, False, False], [True] * 3 + [False]]
+
+
+@given(
+    ids=st.lists(st.lists(st.integers(0, 2**21), min_size=2, max_size=2), min_size=1, max_size=9),
+    bits=st.integers(1, 28),
+)
+def test_the_offsets_of_a_sequence_are_those_of_its_steps(ids: list[list[int]], bits: int) -> None:
+    """Whether it is read at once, in two pieces or token by token."""
+    sequence, before = np.array(ids), np.zeros((2, ngrams.BEFORE), dtype=np.int64)
+    whole, after = votes.offsets_of(torch.from_numpy(sequence), torch.from_numpy(before), bits)
+    half = len(sequence) // 2
+    first, between = votes.offsets_of(torch.from_numpy(sequence[:half]), torch.from_numpy(before), bits)
+    second, last = votes.offsets_of(torch.from_numpy(sequence[half:]), between, bits)
+    assert_array_equal(whole, torch.cat([first, second], dim=1))
+    for step, row in enumerate(sequence):
+        assert_array_equal(ngrams.offsets_of(row, before, bits), whole[:, step])
+        before = ngrams.moved_on(row, before)
+    assert_array_equal(before, after)
+    assert_array_equal(before, last)
+    assert int(whole.max()) <= 2**bits
+
+
+def test_offsets_are_spread_over_the_array() -> None:
+    """All pairs, triples and quadruples of ten tokens: about as many different offsets as random ones would be."""
+    grid = np.stack(np.meshgrid(*[np.arange(10)] * 4, indexing="ij"), axis=-1).reshape(-1, 4)
+    found = ngrams.offsets_of(grid[:, 0], grid[:, 1:] + 1, 16)
+    for n, offsets in enumerate(found, 2):
+        contexts = 10**n
+        expected = 2**16 * (1 - (1 - 2**-16) ** contexts)
+        assert len(np.unique(offsets)) > 0.97 * expected
+
+
+# The model.
+
+
+@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_the_votes_add_to_the_logits(core: str, cell: str) -> None:
+    model, ids = make_model(core, cell=cell), some_ids(11, 3)
+    plain = make_model(core, cell=cell, ngram_bits=0)
+    plain.load_arrays({name: array for name, array in model.arrays().items() if name != "ngrams.weight"})
+    with torch.no_grad():
+        (logits, state), (without, state_without) = model(ids), plain(ids)
+    array, before = model.arrays()["ngrams.weight"], np.zeros((3, ngrams.BEFORE), dtype=np.int64)
+    for step, row in enumerate(ids.numpy()):
+        for column, offsets in enumerate(ngrams.offsets_of(row, before, BITS).T):
+            wanted = sum(array[offset : offset + V] for offset in offsets)
+            assert np.abs((logits - without)[step, column].numpy() - wanted).max() < 1e-5
+        before = ngrams.moved_on(row, before)
+    for part, alone in zip(state, state_without, strict=False):
+        assert torch.equal(part, alone)
+    assert_array_equal(state[-1][0], before)
+
+
+@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+@pytest.mark.parametrize("most", [2**25, 64 * V])
+def test_loss_and_gradients_are_those_of_the_logits(
+    core: str, precision: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the logits are computed some rows at a time."""
+    if core == "plain" and precision == "bf16":
+        pytest.skip("the core plain computes in float32")
+    monkeypatch.setattr("charwright.model.loss.MOST_LOGITS", most)
+    monkeypatch.setattr("charwright.model.loss.MOST_LOGITS_PLAIN", most)
+    model, ids = make_model(core, precision), some_ids(41, 5)
+    weights = list(model.parameters())
+    logits, _ = model(ids[:-1])
+    wanted = F.cross_entropy(logits.flatten(0, 1), ids[1:].flatten())
+    wanted_gradients = torch.autograd.grad(wanted, weights)
+    loss, _ = model.loss(ids[:-1], ids[1:])
+    tolerance = 1e-5 if precision == "f32" else 0.02
+    assert float(abs(loss - wanted).detach()) < tolerance * float(wanted.detach())
+    for found, gradient in zip(torch.autograd.grad(loss, weights), wanted_gradients, strict=True):
+        assert float((found - gradient).norm()) <= 2 * tolerance * float(gradient.norm())
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    model, ids = make_model().double(), some_ids(9, 2)
+    array = model.weight("ngrams.weight")
+    loss, _ = model.loss(ids[:-1], ids[1:])
+    (gradient,) = torch.autograd.grad(loss, [array])
+    for at in torch.argsort(-gradient.abs())[:8].tolist():
+        sides = []
+        for step in (1e-5, -1e-5):
+            with torch.no_grad():
+                array[at] += step
+                sides.append(float(model.loss(ids[:-1], ids[1:])[0]))
+                array[at] -= step
+        assert (sides[0] - sides[1]) / 2e-5 == pytest.approx(float(gradient[at]), rel=1e-4)
+
+
+def test_a_context_has_four_tokens_and_the_zero_state_none() -> None:
+    model = make_model()
+    for name, weight in model.named_weights().items():
+        if name != "ngrams.weight":
+            torch.nn.init.zeros_(weight)
+    long, short = torch.tensor([[1], [5], [2], [3], [4]]), torch.tensor([[7], [5], [2], [3], [4]])
+    with torch.no_grad():
+        assert torch.equal(model(long)[0][-1], model(short)[0][-1]), "the fifth token back does not count"
+        assert not torch.equal(model(long)[0][-2], model(short)[0][-2]), "the fourth one does"
+        assert not torch.equal(model(long)[0][-2], model(long[1:])[0][-2]), "nor is it the same as none"
+        fresh, state = model(long[:2])
+        assert torch.equal(model(long[:2], model.zero_state(1))[0], fresh)
+        assert not torch.equal(model(long[2:], state)[0][0], model(long[2:])[0][0])
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_evaluation_carries_the_tokens(core: str) -> None:
+    model, vocabulary = make_model(core), cw.Vocabulary("abcdefghijkl")
+    text = "abcegikabdfhjkbcdfgikac" * 40
+    found = cw.evaluate(model, vocabulary, text)
+    ids = torch.from_numpy(vocabulary.encode(text).astype(np.int64))[:, None]
+    with torch.no_grad():
+        logits, _ = model(ids[:-1])
+    wanted = F.cross_entropy(logits.flatten(0, 1), ids[1:].flatten()) * (len(text) - 1)
+    assert found.nats_per_char * found.chars == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_dynamic_evaluation_learns_n_grams_too() -> None:
+    model, vocabulary = make_model(), cw.Vocabulary("abcdefghijkl")
+    text = "abcegikabdfhjkbcdfgikac" * 120
+    fixed = evaluate_dynamically(model, vocabulary, text, rate=0.0)
+    assert evaluate_dynamically(model, vocabulary, text, rate=0.003).nats_per_char < fixed.nats_per_char - 0.1
+
+
+# Training.
+
+
+def data(ids: int = 2000) -> Any:
+    steps = np.random.default_rng(0).integers(1, 3, ids)
+    sequence = np.cumsum(steps) % (V - 1) + 1
+    return make_dataset(sequence, cw.SequenceConfig(batch=4, seq_length=10), 1)
+
+
+def settings(**options: Any) -> cw.TrainingConfig:
+    return cw.TrainingConfig(**({"learning_rate": 0.01, "warmup": 0, "state_reset": 0.0} | options))
+
+
+@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "cautious-adamw"])
+@pytest.mark.parametrize("decay", [0.0, 0.001])
+def test_the_array_descends_by_its_own_rate(core: str, optimizer: str, decay: float) -> None:
+    """In proportion to the schedule, unclipped, and without decay only where it has a gradient."""
+    model, ids = make_model(core), some_ids(11, 4)
+    config = settings(optimizer=optimizer, steps=1, ngram_rate=0.5, ngram_decay=decay, clip_norm=1e-3)
+    made = cw.make_optimizer(model, config, 40)
+    held = {id(weight) for group in made.param_groups for weight in group["params"]}
+    assert id(model.weight("ngrams.weight")) not in held
+    assert len(held) == len(list(model.parameters())) - 1
+    set_learning_rate(made, 1.0)
+    set_learning_rate(made, 0.25)
+    before = model.weight("ngrams.weight").detach().clone()
+    loss, _ = model.loss(ids[:-1], ids[1:])
+    (gradient,) = torch.autograd.grad(loss, [model.weight("ngrams.weight")], retain_graph=True)
+    with clipped_gradients(model, made, 1e-3):
+        made.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        made.step()
+    moved = model.weight("ngrams.weight").detach() - before
+    torch.testing.assert_close(moved, -0.5 * 40 * 0.25 * (gradient + decay * before), rtol=1e-4, atol=1e-6)
+    assert bool((moved[gradient == 0] == 0).all()) == (decay == 0)
+    assert model.weight("ngrams.weight").grad is None
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_n_grams_learn(core: str) -> None:
+    """What a network of two units cannot learn in forty steps."""
+    losses = []
+    for bits in (0, 12):
+        config = cw.ModelConfig(units=2, embedding_size=2, ngram_bits=bits)
+        model = cw.LanguageModel(config, V, seed=1, compute=Compute.choose("cpu", core=core, precision="f32"))
+        trained = cw.fit(model, data(), settings(steps=100, ngram_rate=0.3))
+        losses.append([event.loss for event in trained if event.name == "step"][-1])
+    assert losses[1] < losses[0] - 0.5
+
+
+def test_the_same_bits_with_any_number_of_threads() -> None:
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        model = make_model(CORES[-1])
+        list(cw.fit(model, data(), settings(steps=12)))
+        found.append(model.arrays()["ngrams.weight"])
+    torch.set_num_threads(1)
+    assert np.array_equal(*found)
+
+
+def test_options_without_n_grams_are_those_of_before() -> None:
+    assert "ngrams.weight" not in cw.ModelConfig().weight_shapes(V)
+    shapes = [cw.ModelConfig(ngram_bits=bits).weight_shapes(V)["ngrams.weight"] for bits in (1, 12)]
+    assert shapes == [(2 + V,), (4096 + V,)]
+    model = make_model(ngram_bits=0)
+    assert [tuple(part.shape) for part in model.zero_state(2)] == [(1, 2, 16)]
+
+
+def test_a_state_of_pieces_equals_that_of_the_whole() -> None:
+    model, ids = make_model(layers=2, cell="lstm"), some_ids(12, 3)
+    with torch.no_grad():
+        whole, state = model(ids)
+        carried = None
+        pieces = []
+        for begin, end in pairwise([0, 1, 2, 7, 12]):
+            logits, carried = model(ids[begin:end], carried)
+            pieces.append(logits)
+    torch.testing.assert_close(torch.cat(pieces), whole)
+    assert carried is not None
+    for part, other in zip(state, carried, strict=True):
+        torch.testing.assert_close(part, other)
