@@ -113,6 +113,25 @@ def generate(exported: str, prompt: str, length: str) -> dict[str, Any]:
     return {"bytes": list(tf.strings.join(text)[0].numpy())}
 
 
+def in_pieces(exported: str) -> dict[str, Any]:
+    """Read ids at once and in three pieces with a SavedModel: the difference of the logits, and the last context."""
+    import numpy as np
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(exported)
+    ids = tf.constant([[1, 2, 3, 4, 5, 6, 7, 8], [2, 3, 4, 5, 6, 7, 8, 9]], tf.int64)
+    whole, _ = loaded.logits(ids, None)
+    first, between = loaded.logits(ids[:, :1], None)
+    second, between = loaded.logits(ids[:, 1:3], between)
+    third, after = loaded.logits(ids[:, 3:], between)
+    parts = np.concatenate([first, second, third], axis=1)
+    last = tf.nest.flatten(after)[-1]
+    return {
+        "error": float(np.abs(whole.numpy() - parts).max()),
+        "context": last.numpy().tolist() if last.dtype == tf.int64 else None,
+    }
+
+
 def checkpoint(prefix: str, *groups: str) -> dict[str, Any]:
     """Write a checkpoint of a tiny model with recurrent layers of these names, or a normalization layer."""
     import tensorflow as tf
@@ -142,6 +161,7 @@ TASKS = {
     "my_model": my_model,
     "one_step": one_step,
     "generate": generate,
+    "in_pieces": in_pieces,
 }
 
 if __name__ == "__main__":

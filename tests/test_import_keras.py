@@ -70,6 +70,44 @@ def test_tied_weights_are_in_both_layers() -> None:
     assert np.array_equal(arrays["head.weight"], weights["embedding.weight"])
 
 
+class TestNgrams:
+    """A SavedModel of a run with n-grams has one more layer than Keras's."""
+
+    config = ModelConfig(units=4, embedding_size=4, ngram_bits=3)
+
+    def layers(self, shape: tuple[int, ...] = (8 + 6,)) -> list[KerasLayer]:
+        weights = ramp_weights(self.config, 6)
+        return to_keras(self.config, weights | {"ngrams.weight": ramp(shape, 1)})
+
+    def test_array_is_carried(self) -> None:
+        config, weights = from_keras(self.layers(), "memory")
+        assert config == self.config
+        assert np.array_equal(weights["ngrams.weight"], ramp((14,), 1))
+
+    @pytest.mark.parametrize("shape", [(13,), (7,), (5,), (6,), (0,), (14, 1)])
+    def test_arrays_of_other_sizes_are_refused(self, shape: tuple[int, ...]) -> None:
+        layers = self.layers()
+        layers[-1] = KerasLayer("model/ngrams", {"weight": np.broadcast_to(np.float32(0), shape)})
+        with pytest.raises(ForeignModelError, match="n-grams has shape"):
+            from_keras(layers, "memory")
+
+    def test_a_second_array_is_refused(self) -> None:
+        with pytest.raises(ForeignModelError, match="memory has 2 arrays of n-grams"):
+            from_keras([*self.layers(), self.layers()[-1]], "memory")
+
+    def test_another_layer_with_a_weight_is_unknown(self) -> None:
+        with pytest.raises(ForeignModelError, match="model/scale is not an embedding"):
+            from_keras([*self.layers(), KerasLayer("model/scale", {"weight": ramp((14,), 1)})], "memory")
+
+    def test_ids_cannot_be_shifted(self) -> None:
+        """The offsets are of the ids that the model was trained with."""
+        model = ForeignModel(self.config, ramp_weights(self.config, 6), None)
+        for tokens in (list("abcdef"), list("abcd")):
+            with pytest.raises(VocabularyError, match=r"x\.json: the model has n-grams, and so needs the vocabulary"):
+                fit_rows(model, tokens, "x.json")
+        assert fit_rows(model, list("abcde"), "x.json")[1] is model.weights
+
+
 class TestOrder:
     """Two layers of the same size differ only in their order."""
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,8 @@ from charwright.generation.engine import Engine
 from charwright.generation.sampling import Sampler, uniform
 from charwright.interop import onnx_export
 from charwright.interop.model_card import model_card
-from charwright.interop.onnx_export import check_graphs, onnx_graphs
+from charwright.interop.onnx_check import check_graphs
+from charwright.interop.onnx_export import onnx_graphs
 from charwright.run import Run
 from writers import LABELLED, LETTERS, save_records, weights_of
 
@@ -28,6 +32,11 @@ onnxruntime = pytest.importorskip("onnxruntime")
 CONFIGS = [
     ModelConfig(cell=cell, layers=layers, units=12, embedding_size=12, tied=tied)
     for cell, layers, tied in [*((cell, layers, False) for cell in GATES for layers in (1, 2)), ("gru", 2, True)]
+]
+UTF8 = {"PYTHONIOENCODING": "utf-8"}
+NGRAMS = [
+    ModelConfig(units=12, embedding_size=8, ngram_bits=10),
+    ModelConfig(cell="lstm", layers=2, units=12, embedding_size=8, ngram_bits=1),
 ]
 
 
@@ -43,7 +52,7 @@ def session(graph: bytes) -> Any:
     return onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.cell}-{config.layers}-{config.tied}")
+@pytest.mark.parametrize("config", [*CONFIGS, *NGRAMS], ids=lambda c: f"{c.cell}-{c.layers}-{c.tied}-{c.ngram_bits}")
 def test_both_graphs_match_the_model(config: ModelConfig, tmp_path: Path) -> None:
     run = saved(tmp_path / "run", config)
     graphs = graphs_of(run)
@@ -52,14 +61,19 @@ def test_both_graphs_match_the_model(config: ModelConfig, tmp_path: Path) -> Non
     ids = np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
     states = np.zeros((config.layers, 2 if config.cell == "lstm" else 1, 2, config.units), dtype=np.float32)
     step = session(graphs["step.onnx"])
-    logits, after = step.run(None, {"ids": ids, "state": states})
+    begin = {"state": states} | ({"context": np.zeros((2, 3), dtype=np.int64)} if config.ngram_bits else {})
+    assert {given.name for given in step.get_inputs()} == {"ids", *begin}
+    logits, *after = step.run(None, {"ids": ids} | begin)
     state = engine.zero_state(2)
     expected = np.stack([engine.step(column, state) for column in ids.T], axis=1)
     assert np.abs(logits - expected).max() < 1e-5
-    assert np.abs(after - state[..., : config.units].transpose(1, 2, 0, 3)).max() < 1e-5
+    hidden = state[:, : config.layers, :, : config.units]
+    assert np.abs(after[0] - hidden.transpose(1, 2, 0, 3)).max() < 1e-5
+    if config.ngram_bits:
+        assert after[1].tolist() == [[6, 2, 5], [4, 6, 7]]
     # In two chunks, carrying the state: the same logits.
-    first, between = step.run(None, {"ids": ids[:, :2], "state": states})
-    second, _ = step.run(None, {"ids": ids[:, 2:], "state": between})
+    first, *between = step.run(None, {"ids": ids[:, :2]} | begin)
+    second, *_ = step.run(None, {"ids": ids[:, 2:]} | dict(zip(begin, between, strict=True)))
     assert np.abs(np.concatenate([first, second], axis=1) - logits).max() < 1e-5
 
     numbers = np.array([[uniform(7, stream, at) for at in range(50)] for stream in range(2)], dtype=np.float32)
@@ -92,6 +106,23 @@ def test_greedy_generation_takes_the_most_likely_token(tmp_path: Path) -> None:
     for i in drawn[0]:
         last = 1 + int(engine.step(np.array([last]), state)[0, 1:].argmax())
         assert i == last
+
+
+@pytest.mark.parametrize("config", [CONFIGS[3], *NGRAMS], ids=["plain", "n-grams", "n-grams of lstm 2"])
+def test_the_example_writes_what_the_engine_does(config: ModelConfig, tmp_path: Path) -> None:
+    run = saved(tmp_path / "run", config)
+    for name, graph in graphs_of(run).items():
+        (tmp_path / name).write_bytes(graph)
+    example = Path(__file__).parents[1] / "examples" / "exported" / "generate_with_onnx.py"
+    words = [sys.executable, str(example), str(tmp_path), "abc", "5"]
+    done = subprocess.run(words, capture_output=True, check=True, encoding="utf-8", env=os.environ | UTF8)
+    engine = Engine(config, run.weights(), precision="f32")
+    state, ids = engine.zero_state(), LETTERS.encode("abc").tolist()
+    for at in range(102):
+        logits = engine.step(np.array(ids[at : at + 1]), state)[0]
+        if at >= 2:
+            ids.append(1 + int(logits[1:].argmax()))
+    assert done.stdout.endswith(f"the most likely character:\n{LETTERS.decode(np.array(ids))}\n")
 
 
 @pytest.mark.parametrize("temperature", [1e-44, 1e-38, -1.0, float("inf"), float("nan"), 1e6])
@@ -163,6 +194,11 @@ class TestRefusals:
                 if attribute.name == "linear_before_reset":
                     attribute.i = 0
 
+    def oldest_first(self, graph: Any) -> None:
+        for held in graph.initializer:
+            if held.name == "last_ones":
+                held.CopyFrom(onnx.numpy_helper.from_array(np.array([-3, -2, -1]), held.name))
+
     def no_mask(self, graph: Any) -> None:
         for held in graph.initializer:
             if held.name == "hidden":
@@ -177,6 +213,14 @@ class TestRefusals:
         graphs[name] = self.modified(graphs[name], self.reset_before)
         with pytest.raises(ForeignModelError, match=r"differs from|samples differently"):
             check_graphs(graphs, self.config, weights)
+
+    @pytest.mark.parametrize("name", ["step.onnx", "generate.onnx"])
+    def test_ngrams_in_another_order(self, name: str) -> None:
+        config = NGRAMS[0]
+        graphs, weights = self.graphs(config)
+        graphs[name] = self.modified(graphs[name], self.oldest_first)
+        with pytest.raises(ForeignModelError, match=r"differs from|samples differently"):
+            check_graphs(graphs, config, weights)
 
     def test_unmasked_unknown(self) -> None:
         graphs, weights = self.graphs(self.config)

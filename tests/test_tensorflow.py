@@ -37,6 +37,8 @@ CONFIGS = {
     "gru-2-tied": ModelConfig(layers=2, units=8, embedding_size=8, tied=True),
     "lstm-2": ModelConfig(cell="lstm", layers=2, units=12, embedding_size=8),
     "rnn": ModelConfig(cell="rnn", units=12, embedding_size=8),
+    "n-grams": ModelConfig(units=12, embedding_size=8, ngram_bits=10),
+    "n-grams-lstm-2": ModelConfig(cell="lstm", layers=2, units=12, embedding_size=8, ngram_bits=1),
 }
 EXPORTED = ("saved", *CONFIGS)
 ODD = {
@@ -99,6 +101,7 @@ def done(tensorflow: Path, shared: Path, tmp_path_factory: pytest.TempPathFactor
         tasks[f"out {name}"] = ("charwright", ["export", folder / name, "--to", "saved-model", "--out", out])
         if name != "rnn":
             tasks[f"generate {name}"] = ("generate", [out, "ROMEO:", 1000] if name == "saved" else [out, "abc", 30])
+            tasks[f"pieces {name}"] = ("in_pieces", [out])
         tasks[f"back {name}"] = ("charwright", ["import", out, "--out", folder / f"{name}-back"])
     labelled, out = (
         save_records(folder / "labelled", LABELLED, favoured=label_ids(LABELLED)).folder,
@@ -149,6 +152,14 @@ def test_saved_model_round_trip(done: dict[str, Any], name: str) -> None:
     weights = went.weights()
     weights.setdefault("head.weight", weights["embedding.weight"])
     assert all(np.array_equal(array, weights[key]) for key, array in back.weights().items())
+
+
+@pytest.mark.parametrize("name", [name for name in EXPORTED if name != "rnn"])
+def test_states_are_carried(done: dict[str, Any], name: str) -> None:
+    result = done[f"pieces {name}"]
+    assert result["error"] < 1e-5
+    contexts = [[9, 8, 7], [10, 9, 8]] if name.startswith("n-grams") else None
+    assert result["context"] == contexts
 
 
 def test_labels_are_never_sampled(done: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from charwright.generation.quantized import tanh_table
 from charwright.generation.sampling import uniform
 from charwright.interop.html_export import page_bytes
 from charwright.interop.model_card import model_card
+from charwright.ngrams import offsets_of
 from charwright.run import Run
 from charwright.workflow.loading import generator_of
 from writers import LETTERS, save_records, weights_of
@@ -35,6 +36,9 @@ MODELS = {
     "rnn": (ModelConfig(cell="rnn", units=24, embedding_size=8), LETTERS),
     "chinese": (ModelConfig(units=24, embedding_size=8), CHINESE),
     "bytes": (ModelConfig(units=24, embedding_size=8), ByteVocabulary()),
+    "n-grams": (ModelConfig(layers=2, units=24, embedding_size=8, ngram_bits=10), LETTERS),
+    "n-grams of bytes": (ModelConfig(cell="lstm", units=24, embedding_size=8, ngram_bits=2), ByteVocabulary()),
+    "n-grams of chinese": (ModelConfig(cell="rnn", units=16, embedding_size=8, ngram_bits=20), CHINESE),
 }
 
 
@@ -183,6 +187,22 @@ def test_arithmetic_matches_python(opened: Any, tmp_path: Path) -> None:
     draw = "seed => { const u = new Uniform(seed, 3); return Array.from({ length: 9 }, () => u.next()); }"
     for seed in (0, 1, 2**32, 2**53 - 1):
         assert page.evaluate(draw, seed) == [uniform(seed, 3, at) for at in range(9)]
+
+
+def test_offsets_of_ngrams_match_python(opened: Any, tmp_path: Path) -> None:
+    """Up to the largest ids and every number of bits; the votes of an array that counts are the offsets."""
+    page = opened(page_of(tmp_path, *MODELS["gru"])[0]).page
+    random = np.random.Generator(np.random.Philox(3))
+    marks = np.concatenate([random.integers(0, 1_114_113, (50, 4)), [[1, 0, 0, 0], [2, 1, 0, 0], [1_114_112] * 4]])
+    sums = """([bits, rows]) => rows.map((marks) => {
+        const logits = new Float64Array(1), found = [];
+        vote({ bits, votes: new Proxy([], { get: (_, at) => (found.push(Number(at)), Number(at)) }) }, marks, logits);
+        return [...found, logits[0]];
+    })"""
+    for bits in (1, 2, 13, 27, 28):
+        offsets = offsets_of(marks[:, 0] - 1, marks[:, 1:], bits)
+        expected = np.concatenate([offsets, 32 * offsets.sum(axis=0, keepdims=True)]).T
+        assert page.evaluate(sums, [bits, marks.tolist()]) == expected.tolist()
 
 
 def test_largest_packed_sums_are_exact(opened: Any, tmp_path: Path) -> None:

@@ -26,11 +26,14 @@ uniform = random.random((1, length), dtype=np.float32)
 print(prompt + "".join(tokens[number] for number in drawn[0]))
 
 print("\n--- and step by step, always the most likely character:")
-layers, arrays, _, units = step.get_inputs()[1].shape
-state = np.zeros((layers, arrays, 1, units), dtype=np.float32)
+carried = {}  # the state and, for a model with n-grams, its context: zeros in the beginning
+for given in step.get_inputs()[1:]:
+    shape = [size if isinstance(size, int) else 1 for size in given.shape]
+    carried[given.name] = np.zeros(shape, dtype=np.float32 if given.type == "tensor(float)" else np.int64)
 text = prompt
 for _ in range(100):
-    logits, state = step.run(["logits", "next_state"], {"ids": ids, "state": state})
+    logits, *after = step.run(["logits", *(f"next_{name}" for name in carried)], {"ids": ids} | carried)
+    carried = dict(zip(carried, after, strict=True))
     best = 1 + int(logits[0, -1, 1:].argmax())  # id 0 is [UNK]
     text += tokens[best]
     ids = np.array([[best]], dtype=np.int64)

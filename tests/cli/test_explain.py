@@ -161,6 +161,7 @@ def test_mistakes(
         (ModelConfig(cell="lstm", layers=2, units=12, embedding_size=12, tied=True), LETTERS),
         (ModelConfig(cell="rnn", units=12, embedding_size=8), LETTERS),
         (ModelConfig(units=12, embedding_size=8), ByteVocabulary()),
+        (ModelConfig(units=12, embedding_size=8, ngram_bits=12), LETTERS),
     ],
 )
 def test_every_network(charwright: Terminal, elsewhere: Path, model: ModelConfig, vocabulary: object) -> None:
@@ -173,6 +174,8 @@ def test_every_network(charwright: Terminal, elsewhere: Path, model: ModelConfig
     assert ("has no gates" in page) == (model.cell == "rnn")
     assert ("Layer 2: forget" in page) == (model.layers == 2)
     assert ("bytes back" in page) == (vocabulary.level == "byte")
+    assert ("n-grams of 4,096 numbers" in page) == bool(model.ngram_bits)
+    assert ("n-grams, which see the last four characters" in page) == bool(model.ngram_bits)
 
 
 def test_a_text_that_says_the_same_again_and_again(charwright: Terminal, trained: Path, elsewhere: Path) -> None:

@@ -11,10 +11,11 @@ import torch
 import charwright as cw
 from charwright.config import ModelConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
-from charwright.explanation.inside import Network
+from charwright.explanation.inside import Network, contexts_of
 from charwright.explanation.memory import memory_of
 from charwright.explanation.overview import embedding_map, gates_of, temperatures_of
 from charwright.explanation.surprise import last_steps, surprise_of
+from charwright.generation.engine import Engine
 from charwright.model.cells import CELL_FUNCTIONS, Weights
 from ramps import ramp_arrays, some_ids
 from writers import LETTERS, weights_of
@@ -25,6 +26,10 @@ CONFIGS = {
     "gru 2 tied": ModelConfig(layers=2, units=12, embedding_size=12, tied=True),
     "lstm 2": ModelConfig(cell="lstm", layers=2, units=10, embedding_size=8),
     "rnn 2": ModelConfig(cell="rnn", layers=2, units=12, embedding_size=8),
+}
+NGRAMS = {
+    "n-grams": ModelConfig(units=12, embedding_size=8, ngram_bits=12),
+    "n-grams of lstm 2": ModelConfig(cell="lstm", layers=2, units=10, embedding_size=8, ngram_bits=3),
 }
 TEXT = "abc dE!\n中é:aB\nabcdeABCDE ..." * 9
 
@@ -73,21 +78,39 @@ def test_states_and_gates_are_those_of_the_cells(name: str) -> None:
         assert torch.allclose(whole.hidden[9:], rest.hidden, atol=1e-5)
 
 
-def surprise(config: ModelConfig, vocabulary: cw.Vocabulary, text: str) -> tuple[cw.Explanation, Network]:
-    weights = weights_of(config, len(vocabulary))
+@pytest.mark.parametrize("name", [*CONFIGS, *NGRAMS])
+def test_probabilities_are_those_of_the_engine(name: str) -> None:
+    config = (CONFIGS | NGRAMS)[name]
+    weights = weights_of(config, len(LETTERS))
+    network, engine = Network(config, weights), Engine(config, weights, "f32")
+    ids = some_ids(20, 3, len(LETTERS))
+    state = engine.zero_state(3)
+    expected = torch.from_numpy(np.stack([engine.step(row.numpy(), state) for row in ids]))
+    layers, contexts = network.read(ids), contexts_of(ids)
+    found = network.log_probabilities(layers[-1].hidden.flatten(0, 1), contexts.flatten(0, 1))
+    assert torch.allclose(found, torch.log_softmax(expected, dim=-1).flatten(0, 1).float(), atol=1e-4)
+    # In pieces, with the contexts carried.
+    assert torch.equal(torch.cat([contexts[:2], contexts_of(ids[2:], contexts[1])]), contexts)
+    assert contexts[2, 0].tolist() == [*(1 + ids[:3, 0].flip(0)).tolist(), 0]
+
+
+def surprise(
+    config: ModelConfig, vocabulary: cw.Vocabulary, text: str, weights: dict[str, np.ndarray]
+) -> tuple[cw.Explanation, Network]:
     network = Network(config, weights)
     ids = torch.from_numpy(vocabulary.encode(text).astype(np.int64))
     return surprise_of(text, vocabulary, network, network.read(ids[:, None]), ids), network
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [*CONFIGS, *NGRAMS])
 def test_surprise_is_what_evaluation_measures(name: str) -> None:
-    text = TEXT + "x🙂y"  # outside the vocabulary
-    found, _ = surprise(CONFIGS[name], LETTERS, text)
-    model = cw.LanguageModel.from_arrays(CONFIGS[name], weights_of(CONFIGS[name], len(LETTERS)))
-    expected = cw.evaluate(model, LETTERS, text)
+    text, config = TEXT + "x🙂y", (CONFIGS | NGRAMS)[name]  # outside the vocabulary
+    found, _ = surprise(config, LETTERS, text, weights_of(config, len(LETTERS)))
     assert math.isnan(found.bits[0])
-    assert found.bits_per_char == pytest.approx(expected.bits_per_char, abs=1e-5)
+    model = cw.LanguageModel.from_arrays(config, weights_of(config, len(LETTERS)))
+    assert found.bits_per_char == pytest.approx(cw.evaluate(model, LETTERS, text).bits_per_char, abs=1e-5)
+    [nats] = Engine(config, weights_of(config, len(LETTERS)), "f32").scores([LETTERS.encode(TEXT)])
+    assert found.bits[1 : len(TEXT)] == pytest.approx(-nats / math.log(2), abs=1e-4)
     assert len(found.bits) == len(found.choices) == len(text)
     assert found.choices[0] == ()
     for at, choices in enumerate(found.choices[1:], 1):
@@ -100,28 +123,38 @@ def test_surprise_is_what_evaluation_measures(name: str) -> None:
                 assert -math.log2(share) == pytest.approx(found.bits[at], abs=1e-4)
 
 
-def test_surprise_of_bytes_is_by_character() -> None:
-    vocabulary, config = ByteVocabulary(), CONFIGS["gru"]
+@pytest.mark.parametrize("config", [CONFIGS["gru"], NGRAMS["n-grams"]], ids=["gru", "n-grams"])
+def test_surprise_of_bytes_is_by_character(config: ModelConfig) -> None:
+    vocabulary = ByteVocabulary()
     text = "aé中🙂\nb" * 20
-    found, network = surprise(config, vocabulary, text)
-    model = cw.LanguageModel.from_arrays(config, weights_of(config, 257))
+    weights = weights_of(config, 257)
+    weights["head.bias"][0x81:] += np.float32(3)  # Characters of several bytes are among the likeliest.
+    found, network = surprise(config, vocabulary, text, weights)
+    ids = vocabulary.encode(text)
+    [nats] = Engine(config, weights, "f32").scores([ids])
+    evaluated = cw.evaluate(cw.LanguageModel.from_arrays(config, weights), vocabulary, text)
+    assert np.nansum(found.bits) == pytest.approx(evaluated.bits_per_char * evaluated.chars, rel=1e-5)
     assert len(found.bits) == len(text)
     assert last_steps(text, vocabulary)[:6].tolist() == [0, 2, 5, 9, 10, 11]
-    assert found.bits_per_char == pytest.approx(cw.evaluate(model, vocabulary, text).bits_per_char, abs=1e-5)
+    assert np.nansum(found.bits) == pytest.approx(-nats.sum() / math.log(2), rel=1e-5)
     for at in (1, 17, 50):
         choices = found.choices[at]
         assert 0 < len(choices) <= 5
         assert all(len(token) == 1 for token, _ in choices)
+        assert any(token > "\x7f" for token, _ in choices)
         for token, share in choices:
             ids = torch.from_numpy(vocabulary.encode(text[:at] + token).astype(np.int64))
             read = len(vocabulary.encode(text[:at]))
-            steps = network.log_probabilities(network.read(ids[:, None])[-1].hidden[:, 0])
+            steps = network.log_probabilities(
+                network.read(ids[:, None])[-1].hidden[:, 0], contexts_of(ids[:, None])[:, 0]
+            )
             nats = sum(float(steps[step - 1, ids[step]]) for step in range(read, len(ids)))
             assert share == pytest.approx(math.exp(nats), rel=1e-3)
 
 
-def test_memory_is_the_effect_of_another_character() -> None:
-    config = CONFIGS["lstm 2"]
+@pytest.mark.parametrize("name", ["lstm 2", *NGRAMS])
+def test_memory_is_the_effect_of_another_character(name: str) -> None:
+    config = (CONFIGS | NGRAMS)[name]
     network = Network(config, weights_of(config, len(LETTERS)))
     ids = torch.from_numpy(LETTERS.encode(TEXT).astype(np.int64))
     layers = network.read(ids[:, None])
@@ -131,14 +164,15 @@ def test_memory_is_the_effect_of_another_character() -> None:
     assert found.positions == len(places)
     from charwright.explanation.memory import _others
 
-    usual = network.log_probabilities(layers[-1].hidden[:, 0])
+    usual = network.log_probabilities(layers[-1].hidden[:, 0], contexts_of(ids[:, None])[:, 0])
     others = _others(ids, torch.from_numpy(places), 0)
     assert bool((others != ids[torch.from_numpy(places)]).all())
     sums = np.zeros(5)
     for place, other in zip(places.tolist(), others.tolist(), strict=True):
         changed = ids.clone()
         changed[place] = other
-        after = network.log_probabilities(network.read(changed[:, None])[-1].hidden[:, 0])
+        hidden = network.read(changed[:, None])[-1].hidden[:, 0]
+        after = network.log_probabilities(hidden, contexts_of(changed[:, None])[:, 0])
         divergence = (usual.exp() * (usual - after)).sum(dim=1) / math.log(2)
         sums += divergence[place : place + 5].numpy()
     assert found.bits[:5] == pytest.approx(sums / len(places), rel=1e-3, abs=1e-6)
@@ -154,6 +188,17 @@ def test_a_network_without_recurrence_remembers_one_character() -> None:
     assert found.bits[0] > 0.1
     assert found.bits[1:].max() < 1e-5
     assert (found.half, found.reach) == (2, 1)
+
+
+def test_ngrams_without_recurrence_remember_four_characters() -> None:
+    config = ModelConfig(cell="rnn", units=12, embedding_size=8, ngram_bits=16)
+    weights = weights_of(config, len(LETTERS))
+    weights["recurrent.0.weight_hh"][:] = 0
+    network = Network(config, weights)
+    ids = torch.from_numpy(LETTERS.encode(TEXT).astype(np.int64))
+    found = memory_of(network, network.read(ids[:, None]), ids, unit="character")
+    assert found.bits[:4].min() > 0.1
+    assert found.bits[4:].max() < 1e-5
 
 
 def test_embedding_map_is_the_projection_with_the_most_variance() -> None:
@@ -172,9 +217,9 @@ def test_embedding_map_is_the_projection_with_the_most_variance() -> None:
     assert found.neighbours[0][0] == found.tokens[int(np.argsort(-cosines)[1])]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [*CONFIGS, *NGRAMS])
 def test_gates_and_temperatures(name: str) -> None:
-    config = CONFIGS[name]
+    config = (CONFIGS | NGRAMS)[name]
     network = Network(config, weights_of(config, len(LETTERS)))
     ids = torch.from_numpy(LETTERS.encode(TEXT).astype(np.int64))
     layers = network.read(ids[:, None])
@@ -184,6 +229,8 @@ def test_gates_and_temperatures(name: str) -> None:
         "gru 2 tied": [(1, "reset"), (1, "update"), (2, "reset"), (2, "update")],
         "lstm 2": [(layer, gate) for layer in (1, 2) for gate in ("input", "forget", "output")],
         "rnn 2": [],
+        "n-grams": [(1, "reset"), (1, "update")],
+        "n-grams of lstm 2": [(layer, gate) for layer in (1, 2) for gate in ("input", "forget", "output")],
     }[name]
     for gate in gates:
         assert 0 < gate.mean < 1
@@ -191,7 +238,8 @@ def test_gates_and_temperatures(name: str) -> None:
     found = temperatures_of(network, layers, LETTERS, TEXT, ids)
     assert found.before == TEXT[: found.position][-60:]
     assert found.shares.sum(axis=1) == pytest.approx(1)
-    logits = network.log_probabilities(layers[-1].hidden[found.position - 1])[0, 1:].double()
+    contexts = contexts_of(ids[:, None])[found.position - 1]
+    logits = network.log_probabilities(layers[-1].hidden[found.position - 1], contexts)[0, 1:].double()
     for temperature, row in zip(found.temperatures, found.shares, strict=True):
         expected = torch.softmax(logits / temperature, dim=0)
         assert row[0] == pytest.approx(float(expected.max()))

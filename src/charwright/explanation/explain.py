@@ -97,6 +97,11 @@ def explain(
         seed=seed,
         progress=progress,
     )
+    if opened.model.ngram_bits:
+        notes.append(
+            f"surprise, memory and temperatures include the n-grams, which see the last four {unit}s; neurons, gates "
+            "and embeddings are those of the network alone"
+        )
     known = set(vocabulary.tokens)
     return Explanation(
         name=opened.folder.resolve().name,
@@ -134,7 +139,8 @@ def _network_line(run: Run) -> str:
     model = run.model
     layers = "1 layer" if model.layers == 1 else f"{model.layers} layers"
     tied = ", tied embedding" if model.tied else ""
-    return f"{model.cell.upper()}, {layers} of {model.units:,} units{tied}, {len(run.vocabulary):,} tokens"
+    ngrams = f", n-grams of {1 << model.ngram_bits:,} numbers" if model.ngram_bits else ""
+    return f"{model.cell.upper()}, {layers} of {model.units:,} units{tied}{ngrams}, {len(run.vocabulary):,} tokens"
 
 
 def _source(shown: str, characters: int, source: str) -> str:

@@ -2,6 +2,8 @@
 
 The outputs of a layer come from the fast core. Its gates follow from them without a loop: at every step they are a
 function of the input and of the state before, which are known by then. T is time, B the batch, H the units.
+
+The n-grams of a model are no part of its layers: they add to the logits what depends on the last four tokens alone.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from charwright.config import STATES, ModelConfig
 from charwright.model.cells import State, Weights
 from charwright.model.compute import CPU, choose_core
 from charwright.model.recurrent import LayerInput, Tokens, run_layer
+from charwright.ngrams import BEFORE, MULTIPLIERS
 
 CHUNK = 2**24
 """Logits computed at once, at most."""
@@ -43,6 +46,16 @@ class Layer:
         return tuple(part[steps, 0] for part in parts)
 
 
+def contexts_of(ids: Tensor, before: Tensor | None = None) -> Tensor:
+    """What n-grams see after each of ids (T, B) int64: (T, B, 4), the last four tokens, the last one first.
+
+    A token is 1 + its id, and 0 where there is none. `before` (B, 4) are those before the first id, by default none.
+    """
+    earlier = torch.zeros(ids.shape[1], BEFORE + 1, dtype=torch.int64) if before is None else before
+    marks = torch.cat([earlier[:, :BEFORE].T.flip(0), ids + 1])  # (3 + T, B)
+    return torch.stack([marks[BEFORE - back : len(marks) - back] for back in range(BEFORE + 1)], dim=-1)
+
+
 class Network:
     """The weights of a model, whose layers are run one by one on the CPU in float32."""
 
@@ -53,6 +66,8 @@ class Network:
         self._core = choose_core("auto", CPU)
         self.embedding = self._weights["embedding.weight"]
         self._head = self.embedding if config.tied else self._weights["head.weight"]
+        array = self._weights.get("ngrams.weight")
+        self._rows = None if array is None else array.unfold(0, len(self.embedding), 1)  # a view, with a row per offset
 
     def zero_state(self, batch: int) -> list[State]:
         """The state of each layer before the first character."""
@@ -89,9 +104,22 @@ class Network:
         return after
 
     @torch.no_grad()
-    def log_probabilities(self, hidden: Tensor) -> Tensor:
-        """The natural logarithm of p (N, V) of the next token, given outputs (N, H) of the last layer."""
-        return torch.log_softmax(F.linear(hidden, self._head, self._weights["head.bias"]), dim=-1)
+    def log_probabilities(self, hidden: Tensor, contexts: Tensor) -> Tensor:
+        """The natural logarithm of p (N, V) of the next token.
+
+        Args:
+            hidden: (N, H), outputs of the last layer.
+            contexts: (N, 4), rows of `contexts_of` for the same steps.
+        """
+        logits = F.linear(hidden, self._head, self._weights["head.bias"])
+        if self._rows is not None:
+            bits = self.config.ngram_bits
+            for row in MULTIPLIERS:
+                sums = (contexts[:, : len(row)] * torch.tensor(row)).sum(dim=1)
+                offsets = (sums & 0xFFFFFFFF) >> (32 - bits)
+                # All contexts that begin before the text share the last offset.
+                logits += self._rows[offsets.masked_fill_(contexts[:, len(row) - 1] == 0, 1 << bits)]
+        return torch.log_softmax(logits, dim=-1)
 
     def rows_at_once(self) -> int:
         """How many rows of `log_probabilities` fit into memory comfortably."""

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from charwright.explanation.inside import Layer, Network
+from charwright.explanation.inside import Layer, Network, contexts_of
 from charwright.explanation.results import Memory
 
 POSITIONS = 256
@@ -45,15 +45,19 @@ def memory_of(network: Network, layers: list[Layer], ids: Tensor, *, unit: str, 
     states = [layer.state_after(where - 1) for layer in layers]
     read = ids[where[None, :] + torch.arange(lags)[:, None]]  # (lags, P)
     read[0] = _others(ids, where, seed)
+    contexts = contexts_of(ids[:, None])[:, 0]  # (T, 4)
+    changed_contexts = contexts_of(read, contexts[where - 1])  # (lags, P, 4)
     hidden, effects = layers[-1].hidden[:, 0], []
     rows = max(1, min(STEPS, network.rows_at_once() // len(where)))
     for begin in range(0, lags, rows):
         part = read[begin : begin + rows]
         inside = network.read(part, states, gates=False)
         states = [_last(layer) for layer in inside]
-        changed = network.log_probabilities(inside[-1].hidden.flatten(0, 1))
-        steps = where[None, :] + torch.arange(begin, begin + len(part))[:, None]
-        usual = network.log_probabilities(hidden[steps.flatten()])
+        changed = network.log_probabilities(
+            inside[-1].hidden.flatten(0, 1), changed_contexts[begin : begin + len(part)].flatten(0, 1)
+        )
+        steps = (where[None, :] + torch.arange(begin, begin + len(part))[:, None]).flatten()
+        usual = network.log_probabilities(hidden[steps], contexts[steps])
         divergence = (usual.exp() * (usual - changed)).sum(dim=1)
         effects.append(divergence.clamp(min=0).view(len(part), -1).double())
     bits = torch.cat(effects).numpy() / math.log(2)

@@ -22,6 +22,7 @@ T is the number of characters, U of neurons, F of features, S of shifts.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -221,6 +222,7 @@ def _echoes(
     """The largest |r| (10, F) of all neurons of each of ten untrained networks, on the beginning of the second half."""
     part = slice(middle, middle + ECHO)
     standard = _standardized(torch.from_numpy(np.ascontiguousarray(values[part])))
+    config = dataclasses.replace(config, ngram_bits=0)  # N-grams change no neuron.
     rows = []
     for number in range(UNTRAINED):
         # Seeds that no run is likely to have been trained with.

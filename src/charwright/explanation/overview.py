@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
-from charwright.explanation.inside import Layer, Network
+from charwright.explanation.inside import Layer, Network, contexts_of
 from charwright.explanation.results import EmbeddingMap, Gate, Temperatures
 
 MOST_TOKENS = 200
@@ -86,8 +86,9 @@ def temperatures_of(
 
     [UNK] is left out, because it is never written. For a vocabulary of bytes, tokens are bytes.
     """
-    step = _undecided(network, layers)
-    logits = network.log_probabilities(layers[-1].hidden[step, 0])[1:].double()
+    contexts = contexts_of(ids[:, None])[:, 0]
+    step = _undecided(network, layers, contexts)
+    logits = network.log_probabilities(layers[-1].hidden[step], contexts[step][None])[0, 1:].double()
     best = logits.argsort(descending=True, stable=True)[: min(SHOWN_TOKENS, len(logits))]
     rows, choices = [], []
     for temperature in TEMPERATURES:
@@ -99,13 +100,14 @@ def temperatures_of(
     return Temperatures(step + 1, before[-BEFORE:], tokens, TEMPERATURES, np.array(rows), tuple(choices))
 
 
-def _undecided(network: Network, layers: list[Layer]) -> int:
+def _undecided(network: Network, layers: list[Layer], contexts: Tensor) -> int:
     """The step whose prediction has the entropy closest to 2 bits; the first ones are too close to the beginning."""
     hidden = layers[-1].hidden[:, 0]
     first = min(50, len(hidden) // 2)
     closest, found = float("inf"), first
     for begin in range(first, len(hidden), network.rows_at_once()):
-        part = network.log_probabilities(hidden[begin : begin + network.rows_at_once()])
+        rows = slice(begin, begin + network.rows_at_once())
+        part = network.log_probabilities(hidden[rows], contexts[rows])
         entropies = torch.special.entr(part.exp()).sum(dim=1) / np.log(2)
         distances = (entropies - 2).abs()
         at = int(distances.argmin())

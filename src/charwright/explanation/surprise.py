@@ -15,9 +15,8 @@ from torch import Tensor
 
 from charwright.data.code_points import code_points
 from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
-from charwright.explanation.inside import Layer, Network
+from charwright.explanation.inside import Layer, Network, contexts_of
 from charwright.explanation.results import Choices, Surprise
-from charwright.model.cells import State
 
 CHOICES = 5
 BEAMS = 8
@@ -39,18 +38,19 @@ def last_steps(text: str, vocabulary: Vocabulary) -> Steps:
 def surprise_of(text: str, vocabulary: Vocabulary, network: Network, layers: list[Layer], ids: Tensor) -> Surprise:
     """The surprise of a text, given what its reading left in each layer; ids: (T,) int64."""
     last = last_steps(text, vocabulary)
-    hidden = layers[-1].hidden[:, 0]
+    hidden, contexts = layers[-1].hidden[:, 0], contexts_of(ids[:, None])[:, 0]
     nats = np.full(len(ids), np.nan)
     picked: list[Choices] = [()]
     for begin in range(0, len(ids) - 1, network.rows_at_once()):
-        part = network.log_probabilities(hidden[begin : min(begin + network.rows_at_once(), len(ids) - 1)])
+        rows = slice(begin, min(begin + network.rows_at_once(), len(ids) - 1))
+        part = network.log_probabilities(hidden[rows], contexts[rows])
         after = ids[begin + 1 : begin + 1 + len(part)]
         nats[begin + 1 : begin + 1 + len(part)] = -part.gather(1, after[:, None])[:, 0].numpy()
         if vocabulary.level != "byte":
             picked += _likeliest(part, vocabulary)
     nats += np.where(ids.numpy() == UNKNOWN_ID, vocabulary.unknown_nats, 0.0)
     if vocabulary.level == "byte":
-        picked += _beamed(network, layers, torch.from_numpy(last[:-1]))
+        picked += _beamed(network, layers, contexts, torch.from_numpy(last[:-1]))
         first = np.concatenate([[0], last[:-1] + 1])
         nats = np.add.reduceat(nats, first)
     return Surprise(nats / math.log(2), tuple(picked))
@@ -67,17 +67,17 @@ def _likeliest(log_probabilities: Tensor, vocabulary: Vocabulary) -> list[Choice
 # Bytes.
 
 
-def _beamed(network: Network, layers: list[Layer], steps: Tensor) -> list[Choices]:
+def _beamed(network: Network, layers: list[Layer], contexts: Tensor, steps: Tensor) -> list[Choices]:
     """The likeliest characters after each of some steps (N,), by a beam search over their bytes.
 
     The search is not exhaustive: a character whose first byte is not among the 8 likeliest is not found.
     """
     found: list[list[tuple[float, bytes]]] = [[] for _ in steps]
-    states = [layer.state_after(steps) for layer in layers]
+    states, contexts = [layer.state_after(steps) for layer in layers], contexts[steps]
     owners = torch.arange(len(steps))
     prefixes = [(0.0, b"")] * len(steps)
     for _ in range(4):
-        grown = _grown(network, states, owners.tolist(), prefixes)
+        grown = _grown(network, states[-1][0], contexts, owners.tolist(), prefixes)
         rows, taken, prefixes = [], [], []
         for owner, candidates in grown.items():
             best = sorted([*((*item, -1) for item in found[owner]), *candidates], reverse=True)[:BEAMS]
@@ -92,18 +92,19 @@ def _beamed(network: Network, layers: list[Layer], steps: Tensor) -> list[Choice
         last = torch.tensor([data[-1] + 1 for _, data in prefixes])
         picked = torch.tensor(rows)
         states = network.step(last, [tuple(part[picked] for part in state) for state in states])
+        contexts = contexts_of(last[None], contexts[picked])[0]
         owners = torch.tensor(taken)
     return [_characters(candidates) for candidates in found]
 
 
 def _grown(
-    network: Network, states: list[State], owners: list[int], prefixes: list[tuple[float, bytes]]
+    network: Network, hidden: Tensor, contexts: Tensor, owners: list[int], prefixes: list[tuple[float, bytes]]
 ) -> dict[int, list[tuple[float, bytes, int]]]:
     """For each position: its prefixes with one more byte, the score of each and the row that it continues."""
     grown: dict[int, list[tuple[float, bytes, int]]] = {}
-    hidden = states[-1][0]
     for begin in range(0, len(owners), network.rows_at_once()):
-        part = network.log_probabilities(hidden[begin : begin + network.rows_at_once()])[:, 1:]
+        taken = slice(begin, begin + network.rows_at_once())
+        part = network.log_probabilities(hidden[taken], contexts[taken])[:, 1:]
         rows = range(begin, begin + len(part))
         first = torch.tensor([not prefixes[row][1] for row in rows])
         allowed = torch.zeros(2, 256, dtype=torch.bool)

@@ -132,6 +132,8 @@ def fit_rows(model: ForeignModel, tokens: Vocabulary | list[str], source: str) -
         raise VocabularyError(_mismatch(model, source, listed))
     if before == 1:
         return vocabulary, model.weights, None
+    if model.config.ngram_bits:  # Their offsets are of the ids that the model was trained with.
+        raise VocabularyError(f"{source}: the model has n-grams, and so needs the vocabulary that it was trained with")
     if before == 2:
         dropped = {name: array[1:] if name in TOKEN_WEIGHTS else array for name, array in model.weights.items()}
         return vocabulary, dropped, "dropped the model's first row, which is the mask token's"

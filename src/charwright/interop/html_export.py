@@ -50,6 +50,7 @@ def page_bytes(run: Run, card: Mapping[str, Any]) -> bytes:
         "inputBias": [arrays.add(bias) for bias in model.input_bias],
         "head": arrays.product(model.head),
         "headBias": arrays.add(model.head_bias),
+        "ngrams": None if model.ngrams is None else {"bits": run.model.ngram_bits, "votes": arrays.add(model.ngrams)},
     }
     values = {
         "made_by": html.escape(str(card["made_by"])),
@@ -71,8 +72,9 @@ def _about(card: Mapping[str, Any]) -> str:
     """Return the rows of the model's description."""
     model, corpus, loss = card["model"], card["corpus"], card["validation_nats_per_char"]
     layers = "one layer" if model["layers"] == 1 else f"{model['layers']} layers"
+    ngrams = f", n-grams of {1 << model['ngram_bits']:,} numbers" if model.get("ngram_bits") else ""
     rows = {
-        "Network": f"{model['cell'].upper()}, {layers} of {model['units']:,} units, 8-bit weights",
+        "Network": f"{model['cell'].upper()}, {layers} of {model['units']:,} units, 8-bit weights{ngrams}",
         "Vocabulary": f"{card['tokens']:,} tokens, {card['unit']} level",
         "Training text": f"{corpus['characters']:,} characters" if corpus["characters"] else "not recorded",
         "Validation loss": "not measured" if loss is None else f"{loss:.4f} nats per character",

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from charwright.errors import ForeignModelError, MissingExtraError
+from charwright.errors import ForeignModelError, MissingExtraError, UsageError
 from charwright.interop.keras_config import RECURRENT, check_keras2_config, layer_kinds
-from charwright.interop.keras_weights import Array, KerasLayer, natural_key, order_recurrent
+from charwright.interop.keras_weights import NGRAMS, Array, KerasLayer, natural_key, order_recurrent
 
 if TYPE_CHECKING:
     import h5py
@@ -93,7 +93,16 @@ def read_keras(path: Path) -> list[KerasLayer]:
 
 
 def weights_h5_bytes(layers: Sequence[KerasLayer]) -> bytes:
-    """Return a `.weights.h5` file as Keras 3 saves it for a model with these layers as attributes of these names."""
+    """Return a `.weights.h5` file as Keras 3 saves it for a model with these layers as attributes of these names.
+
+    Raises:
+        UsageError: when there are n-grams among them.
+        MissingExtraError: when h5py is not installed.
+    """
+    if any(layer.kind == NGRAMS for layer in layers):
+        raise UsageError(
+            "--to keras: the model has n-grams, which Keras's layers do not have; choose onnx, saved-model or numpy"
+        )
     h5py = _h5py("writing Keras files")
     memory = io.BytesIO()
     with h5py.File(memory, "w") as file:

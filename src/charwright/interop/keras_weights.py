@@ -30,13 +30,17 @@ CELL_OF_GATES = {gates: cell for cell, gates in GATES.items()}
 GATE_ORDER = {"gru": (1, 0, 2)}
 """Keras's position of each charwright gate where the two differ; the permutation is its own inverse."""
 
+NGRAMS = "ngrams"
+"""The name of the n-grams in a SavedModel, and their kind of layer."""
+
 
 @dataclass(frozen=True)
 class KerasLayer:
     """The weights of a layer by their Keras names.
 
     An embedding has `embeddings` (V, E); a recurrent layer `kernel` (E, G * H), `recurrent_kernel` (H, G * H) and
-    `bias`; a dense layer `kernel` (H, V) and `bias` (V).
+    `bias`; a dense layer `kernel` (H, V) and `bias` (V). The n-grams of a SavedModel, which Keras does not have, have
+    `weight` (2^bits + V).
     """
 
     name: str  # its path in the file, for messages
@@ -44,8 +48,10 @@ class KerasLayer:
 
     @property
     def kind(self) -> str:
-        """The kind of layer, inferred from the names of its weights: embedding, recurrent, dense or unknown."""
+        """The kind of layer, inferred from the names of its weights: embedding, recurrent, dense, ngrams or unknown."""
         names = set(self.arrays)
+        if names == {"weight"} and self.name.rpartition("/")[2] == NGRAMS:
+            return NGRAMS
         if names == {"embeddings"}:
             return "embedding"
         if {"kernel", "recurrent_kernel"} <= names <= {"kernel", "recurrent_kernel", "bias"}:
@@ -54,7 +60,7 @@ class KerasLayer:
 
 
 def from_keras(layers: Sequence[KerasLayer], where: str) -> tuple[ModelConfig, Arrays]:
-    """Convert an embedding, recurrent layers in order, and a dense layer.
+    """Convert an embedding, recurrent layers in order, a dense layer, and n-grams if there are any.
 
     Args:
         layers: the layers; only the recurrent ones must be in order.
@@ -78,8 +84,15 @@ def from_keras(layers: Sequence[KerasLayer], where: str) -> tuple[ModelConfig, A
     table = _matrix(embedding[0], "embeddings", where)
     kernels = [_matrix(layer, "recurrent_kernel", where) for layer in recurrent]
     cell, units = _cell(recurrent[0], kernels[0], where), len(kernels[0])
+    ngrams = _of_kind(layers, NGRAMS, where)
     try:
-        config = ModelConfig(cell=cell, layers=len(recurrent), units=units, embedding_size=table.shape[1])
+        config = ModelConfig(
+            cell=cell,
+            layers=len(recurrent),
+            units=units,
+            embedding_size=table.shape[1],
+            ngram_bits=_ngram_bits(ngrams, len(table), where) if ngrams else 0,
+        )
     except ConfigError as error:
         raise ForeignModelError(f"{where}: {error}") from error
     weights: Arrays = {"embedding.weight": table}
@@ -88,12 +101,17 @@ def from_keras(layers: Sequence[KerasLayer], where: str) -> tuple[ModelConfig, A
     head = _matrix(dense[0], "kernel", where)
     weights["head.weight"] = np.ascontiguousarray(head.T)
     weights["head.bias"] = dense[0].arrays.get("bias", np.zeros(head.shape[1], dtype=np.float32))
+    if ngrams:
+        weights["ngrams.weight"] = ngrams[0].arrays["weight"]
     _check_shapes(config, weights, where)
     return config, weights
 
 
 def to_keras(config: ModelConfig, weights: Mapping[str, Array]) -> list[KerasLayer]:
-    """Return the embedding, the recurrent layers and the dense layer; tied weights are in the first and the last."""
+    """Return the embedding, the recurrent layers, the dense layer, and the n-grams of a model that has them.
+
+    Tied weights are in the embedding and in the dense layer.
+    """
     table = weights["embedding.weight"]
     layers = [KerasLayer("embedding", {"embeddings": table})]
     for index in range(config.layers):
@@ -108,7 +126,10 @@ def to_keras(config: ModelConfig, weights: Mapping[str, Array]) -> list[KerasLay
         }
         layers.append(KerasLayer(numbered(keras_name(config.cell), index), arrays))
     head = table if config.tied else weights["head.weight"]
-    return [*layers, KerasLayer("dense", {"kernel": np.ascontiguousarray(head.T), "bias": weights["head.bias"]})]
+    layers.append(KerasLayer("dense", {"kernel": np.ascontiguousarray(head.T), "bias": weights["head.bias"]}))
+    if config.ngram_bits:
+        layers.append(KerasLayer(NGRAMS, {"weight": weights["ngrams.weight"]}))
+    return layers
 
 
 def keras_name(cell: str) -> str:
@@ -177,6 +198,19 @@ def _cell(layer: KerasLayer, kernel: Array, where: str) -> str:
         known = "a GRU has three columns per row, an LSTM four, a simple RNN one"
         raise ForeignModelError(f"{where}: the recurrent kernel of {layer.name} has shape {kernel.shape}; {known}")
     return CELL_OF_GATES[columns // units]
+
+
+def _ngram_bits(found: Sequence[KerasLayer], tokens: int, where: str) -> int:
+    """Infer the bits from the array (2^bits + V) of the n-grams."""
+    array = found[0].arrays["weight"]
+    bits = max(1, array.size - tokens).bit_length() - 1
+    if len(found) > 1:
+        raise ForeignModelError(f"{where} has {len(found)} arrays of n-grams; expected at most one")
+    if bits < 1 or array.shape != ((1 << bits) + tokens,):
+        raise ForeignModelError(
+            f"{where}: the array of the n-grams has shape {array.shape}; expected a power of two and {tokens:,} more"
+        )
+    return bits
 
 
 def _recurrent_weights(config: ModelConfig, index: int, layer: KerasLayer, where: str) -> Arrays:

@@ -7,6 +7,9 @@ B, T and N are dynamic. The generator includes the loop, the mask of [UNK] and l
 generates text; everything except ids is float32. A temperature of 0 takes the most likely token. S is 2 for an LSTM
 (h and c), else 1.
 
+The step graph of a model with n-grams also has the input context (B, 3) and the output next_context (B, 3), int64: the
+last three tokens that were read, the most recent first, each 1 + its id, and 0 where there is none.
+
 The graphs are built node by node, because one attribute is easy to get wrong: a GRU that applies the reset gate after
 the recurrent product, as charwright, Keras and cuDNN do, has `linear_before_reset=1`. Both graphs are run and compared
 with the model before anything is written. The gates are reordered to ONNX's order here (`GATE_ORDER`).
@@ -24,25 +27,17 @@ import numpy as np
 import numpy.typing as npt
 
 from charwright.config import GATES, STATES, ModelConfig
-from charwright.data.vocabulary import UNKNOWN_ID
 from charwright.errors import ForeignModelError, MissingExtraError
-from charwright.generation.engine import Engine
 from charwright.interop.model_card import as_json
+from charwright.interop.onnx_check import GREEDY_TEMPERATURE, check_graphs, mask_of
+from charwright.ngrams import BEFORE, MULTIPLIERS
 from charwright.run import Run
 
 OPSET = 17
 IR_VERSION = 8
-TOLERANCE = 1e-4
-"""The largest accepted difference between an exported graph's logits and states and the model's."""
 MAX_BYTES = (1 << 31) - 1  # of a graph that contains its weights
 GATE_ORDER = {"gru": (1, 0, 2), "lstm": (0, 3, 1, 2), "rnn": (0,)}
 """charwright's position (r, z, n and i, f, g, o) of each ONNX gate (z, r, n and i, o, f, g)."""
-CHECKED_SIZES = ((1, 1), (3, 7), (2, 40))
-"""The batch sizes and sequence lengths that the step graph is checked at."""
-GREEDY_TEMPERATURE = 1e-6
-"""Temperatures up to this take the most likely token."""
-CHECKED_IDS = 40
-"""The number of ids that the generator is checked with."""
 
 Array = npt.NDArray[np.float32]
 
@@ -64,84 +59,6 @@ def onnx_graphs(run: Run, card: Mapping[str, Any]) -> dict[str, bytes]:
     files = {"step.onnx": network.step(metadata), "generate.onnx": network.generate(metadata)}
     check_graphs(files, run.model, weights, labels=len(run.vocabulary.labels))
     return files
-
-
-def check_graphs(
-    files: Mapping[str, bytes], config: ModelConfig, weights: Mapping[str, Array], *, labels: int = 0
-) -> None:
-    """Run both graphs with onnxruntime at several sizes and compare them with the engine in float32.
-
-    Raises:
-        ForeignModelError: when a logit or state differs by more than `TOLERANCE`, or a sampled id is wrong.
-        MissingExtraError: when onnxruntime is not installed.
-    """
-    engine = Engine(config, weights, precision="f32")
-    random = np.random.Generator(np.random.Philox(key=np.array([0, 0], dtype=np.uint64)))
-    step, generate = (_session(files[name]) for name in ("step.onnx", "generate.onnx"))
-    error = max(_step_error(step, engine, config, random, *sizes) for sizes in CHECKED_SIZES)
-    if not error <= TOLERANCE:
-        raise ForeignModelError(f"the ONNX step graph differs from the model by {error:.2g}")
-    for temperature in (0.0, 1e-9, 0.8):
-        error = _sampling_error(generate, engine, random, temperature, labels)
-        if not error <= TOLERANCE:
-            raise ForeignModelError(f"the ONNX generator samples differently from the model, by {error:.2g}")
-
-
-def _session(graph: bytes) -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError("exporting to ONNX", "onnx") from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-
-
-def _step_error(
-    session: Any, engine: Engine, config: ModelConfig, random: np.random.Generator, batch: int, time: int
-) -> float:
-    """Return the largest difference of a logit or state after ids (batch, time) from a nonzero state."""
-    ids = random.integers(0, engine.vocabulary_size, (batch, time))
-    state = engine.zero_state(batch)  # (B, L, S, H plus padding)
-    state[..., : config.units] = random.uniform(-0.9, 0.9, (*state.shape[:3], config.units))
-    given = np.ascontiguousarray(state[..., : config.units].transpose(1, 2, 0, 3))
-    logits, after = session.run(["logits", "next_state"], {"ids": ids, "state": given})
-    expected = np.stack([engine.step(column, state) for column in ids.T], axis=1)  # (B, T, V)
-    states = np.abs(after - state[..., : config.units].transpose(1, 2, 0, 3)).max()
-    return float(max(np.abs(logits - expected).max(), states))
-
-
-def _sampling_error(
-    session: Any, engine: Engine, random: np.random.Generator, temperature: float, labels: int
-) -> float:
-    """Return the largest error of a sampled id, given its random number and the engine's logits for the ids before."""
-    prompt = random.integers(1, engine.vocabulary_size, (2, 5))
-    uniform = random.random((2, CHECKED_IDS), dtype=np.float32)
-    (ids,) = session.run(
-        ["ids"], {"prompt": prompt, "temperature": np.array(temperature, dtype=np.float32), "uniform": uniform}
-    )
-    worst = 0.0
-    state = engine.zero_state(2)
-    for column in prompt.T:
-        logits = engine.step(column, state)
-    for column, numbers in zip(ids.T, uniform.T, strict=True):
-        for stream, (drawn, number) in enumerate(zip(column, numbers, strict=True)):
-            scores = logits[stream] + _mask(engine.vocabulary_size, labels)
-            worst = max(worst, _sample_distance(scores, int(drawn), float(number), temperature))
-        logits = engine.step(column, state)
-    return worst
-
-
-def _sample_distance(scores: npt.NDArray[np.float64], drawn: int, number: float, temperature: float) -> float:
-    """Return the distance of the number from the id's interval of the cumulative distribution; if greedy, in logits.
-
-    The scores (V,) are masked logits.
-    """
-    if temperature <= GREEDY_TEMPERATURE:
-        return float(scores.max() - scores[drawn])
-    exponentials = np.exp((scores - scores.max()) / temperature)
-    ends = np.cumsum(exponentials) / exponentials.sum()
-    return float(max(ends[drawn] - exponentials[drawn] / exponentials.sum() - number, number - ends[drawn], 0.0))
 
 
 @dataclass
@@ -180,16 +97,19 @@ class _Network:
         self.constants["head"], self.constants["head_bias"] = np.ascontiguousarray(head.T), weights["head.bias"]
         for number in range(-1, max(2, config.layers)):
             self.constants[f"number_{number}"] = np.array([number], dtype=np.int64)
+        if config.ngram_bits:
+            self.constants |= _ngram_constants(config, weights)
 
     def step(self, metadata: Mapping[str, str]) -> bytes:
         """Return the step graph: logits at each position, and the state after the last."""
         graph = _Graph(self.helper)
         by_time = graph.add("Transpose", ["ids"], perm=[1, 0])
-        logits, state = self._steps(graph, by_time, "state")  # (T, B, V)
+        logits, *after = self._steps(graph, by_time, *self._carried)  # (T, B, V)
         graph.add_output("logits", "Transpose", [logits], perm=[1, 0, 2])
-        graph.add_output("next_state", "Identity", [state])
-        inputs = [self._value("ids", np.int64, "B", "T"), self._state("state")]
-        outputs = [self._value("logits", np.float32, "B", "T", self.tokens), self._state("next_state")]
+        for name, value in zip(self._carried, after, strict=True):
+            graph.add_output(f"next_{name}", "Identity", [value])
+        inputs = [self._value("ids", np.int64, "B", "T"), *self._states("{}")]
+        outputs = [self._value("logits", np.float32, "B", "T", self.tokens), *self._states("next_{}")]
         return self._model("step", graph, inputs, outputs, metadata)
 
     def generate(self, metadata: Mapping[str, str]) -> bytes:
@@ -199,23 +119,24 @@ class _Network:
         units = [self.config.layers, STATES[self.config.cell], self.config.units]
         self.constants["layers_and_states"] = np.array(units[:2], dtype=np.int64)
         self.constants["units"] = np.array(units[2:], dtype=np.int64)
-        self.constants["hidden"] = _mask(self.tokens, self.labels)
+        self.constants["hidden"] = mask_of(self.tokens, self.labels)
         self.constants["places"] = np.arange(self.tokens, dtype=np.int64)
         self.constants["coldest"] = np.array(GREEDY_TEMPERATURE, dtype=np.float32)
         self.constants["zero"] = np.array(0, dtype=np.float32)
         self.constants["one"] = np.array(1, dtype=np.float32)
         shape = graph.add("Concat", ["layers_and_states", batch, "units"], axis=0)
-        zeros = graph.add("ConstantOfShape", [shape])
+        zeros = [graph.add("ConstantOfShape", [shape])]
+        if self.config.ngram_bits:
+            zeros.append(self._no_context(graph, batch))
         by_time = graph.add("Transpose", ["prompt"], perm=[1, 0])
-        logits, state = self._steps(graph, by_time, zeros)
+        logits, *states = self._steps(graph, by_time, *zeros)
         last = graph.add("Squeeze", [graph.add("Gather", [logits, "number_-1"], axis=0), "number_0"])  # (B, V)
         # NaN, negative, or so small that dividing by it would overflow: greedy.
         greedy = graph.add("Not", [graph.add("Greater", ["temperature", "coldest"])])
         divisor = graph.add("Where", [greedy, "one", "temperature"])
         count = graph.add("Squeeze", [graph.add("Gather", [graph.add("Shape", ["uniform"]), "number_1"]), "number_0"])
-        drawn = graph.add("Loop", [count, "", last, state], outputs=3, body=self._loop_body(greedy, divisor))[
-            2
-        ]  # (N, B)
+        body = self._loop_body(greedy, divisor)
+        *_, drawn = graph.add("Loop", [count, "", last, *states], outputs=2 + len(states), body=body)  # (N, B)
         graph.add_output("ids", "Transpose", [drawn], perm=[1, 0])
         inputs = [
             self._value("prompt", np.int64, "B", "T"),
@@ -224,8 +145,11 @@ class _Network:
         ]
         return self._model("generate", graph, inputs, [self._value("ids", np.int64, "B", "N")], metadata)
 
-    def _steps(self, graph: _Graph, ids: str, state: str) -> tuple[str, str]:
-        """Add the network: logits (T, B, V) for ids (T, B) from a state (L, S, B, H), and the state after the last."""
+    def _steps(self, graph: _Graph, ids: str, state: str, context: str = "") -> tuple[str, ...]:
+        """Add the network: logits (T, B, V) for ids (T, B) from a state (L, S, B, H), and the state after the last.
+
+        With n-grams a context (B, 3) comes in and one goes out too.
+        """
         config = self.config
         values = graph.add("Gather", ["embedding", ids])  # (T, B, E)
         states = []
@@ -243,27 +167,62 @@ class _Network:
             values = graph.add("Squeeze", [found[0], "number_1"])  # (T, B, H)
             states.append(graph.add("Unsqueeze", [graph.add("Concat", found[1:], axis=0), "number_0"]))
         product = graph.add("MatMul", [values, "head"])
-        return graph.add("Add", [product, "head_bias"]), graph.add("Concat", states, axis=0)
+        logits, after = graph.add("Add", [product, "head_bias"]), graph.add("Concat", states, axis=0)
+        return (logits, after) if not context else self._with_ngrams(graph, ids, logits, after, context)
+
+    def _with_ngrams(self, graph: _Graph, ids: str, logits: str, after: str, context: str) -> tuple[str, str, str]:
+        """Add the n-grams to logits (T, B, V), and the context after the last id."""
+        earlier = graph.add("Transpose", [graph.add("Gather", [context, "recent_first"], axis=1)], perm=[1, 0])
+        marks = graph.add("Concat", [earlier, graph.add("Add", [ids, "number_1"])], axis=0)  # (3 + T, B)
+        # c_0 to c_3 of each step: the same marks, from later on and from earlier on.
+        shifted = [
+            graph.add("Slice", [marks, f"begin_{back}", f"end_{back}", "number_0"]) for back in range(BEFORE + 1)
+        ]
+        shifted = [graph.add("Unsqueeze", [part, "number_-1"]) for part in shifted]
+        last = graph.add("Concat", shifted, axis=2)
+        for n in range(2, BEFORE + 2):  # last is (T, B, 4)
+            sums = graph.add("ReduceSum", [graph.add("Mul", [last, f"multipliers_{n}"]), "number_-1"], keepdims=1)
+            offsets = graph.add("Div", [graph.add("Mod", [sums, "hashes"]), "per_offset"])  # (T, B, 1)
+            complete = graph.add("Greater", [shifted[n - 1], "number_0"])
+            offsets = graph.add("Where", [complete, offsets, "last_offset"])
+            votes = graph.add("Gather", ["ngrams", graph.add("Add", [offsets, "places"])], axis=0)
+            logits = graph.add("Add", [logits, votes])
+        recent = graph.add("Gather", [marks, "last_ones"], axis=0)
+        return logits, after, graph.add("Transpose", [recent], perm=[1, 0])
+
+    def _no_context(self, graph: _Graph, batch: str) -> str:
+        """Add the context (B, 3) before the first id."""
+        shape = graph.add("Concat", [batch, "width"], axis=0)
+        nothing = self.onnx.numpy_helper.from_array(np.zeros(1, dtype=np.int64))
+        zeros: str = graph.add("ConstantOfShape", [shape], value=nothing)
+        return zeros
+
+    @property
+    def _carried(self) -> tuple[str, ...]:
+        """What is carried from step to step."""
+        return ("state", "context") if self.config.ngram_bits else ("state",)
 
     def _loop_body(self, greedy: str, divisor: str) -> Any:
         """Return one loop iteration: sample an id from the logits, then feed it to the network."""
         graph = _Graph(self.helper, "turn_")
         drawn = self._sample(graph, greedy, divisor)  # (B)
-        logits, state = self._steps(graph, graph.add("Unsqueeze", [drawn, "number_0"]), "state_before")
+        before = [f"{name}_before" for name in self._carried]
+        logits, *after = self._steps(graph, graph.add("Unsqueeze", [drawn, "number_0"]), *before)
         graph.add_output("going_on", "Identity", ["going"])
         graph.add_output("logits_after", "Squeeze", [logits, "number_0"])
-        graph.add_output("state_after", "Identity", [state])
+        for name, value in zip(self._carried, after, strict=True):
+            graph.add_output(f"{name}_after", "Identity", [value])
         graph.add_output("drawn", "Identity", [drawn])
         inputs = [
             self._value("turn", np.int64),
             self._value("going", np.bool_),
             self._value("logits_before", np.float32, "B", self.tokens),
-            self._state("state_before"),
+            *self._states("{}_before"),
         ]
         outputs = [
             self._value("going_on", np.bool_),
             self._value("logits_after", np.float32, "B", self.tokens),
-            self._state("state_after"),
+            *self._states("{}_after"),
             self._value("drawn", np.int64, "B"),
         ]
         return self.helper.make_graph(graph.nodes, "turn", inputs, outputs)
@@ -290,9 +249,12 @@ class _Network:
         drawn: str = graph.add("Where", [greedy, most_likely, found])
         return drawn
 
-    def _state(self, name: str) -> Any:
+    def _states(self, pattern: str) -> list[Any]:
+        """Return what is carried, as inputs or outputs; `pattern` makes the names."""
         config = self.config
-        return self._value(name, np.float32, config.layers, STATES[config.cell], "B", config.units)
+        state = self._value(pattern.format("state"), np.float32, config.layers, STATES[config.cell], "B", config.units)
+        context = self._value(pattern.format("context"), np.int64, "B", BEFORE)
+        return [state, context][: len(self._carried)]
 
     def _value(self, name: str, kind: type, *shape: int | str) -> Any:
         return self.helper.make_tensor_value_info(name, self._kind(kind), shape)
@@ -328,11 +290,20 @@ def _names_in(node: Any) -> list[str]:
     return [*node.input, *inner]
 
 
-def _mask(tokens: int, labels: int) -> Array:
-    """Return the mask that is added to logits (V): minus infinity for [UNK], and for labels, which are the last ids."""
-    mask = np.zeros(tokens, dtype=np.float32)
-    mask[UNKNOWN_ID] = mask[tokens - labels :] = -np.inf
-    return mask
+def _ngram_constants(config: ModelConfig, weights: Mapping[str, Array]) -> dict[str, npt.NDArray[Any]]:
+    """Return the array of the n-grams, and the numbers that make its offsets."""
+    wide = np.zeros((len(MULTIPLIERS), BEFORE + 1), dtype=np.int64)
+    numbers: dict[str, Any] = {f"multipliers_{len(row)}": wide[at] for at, row in enumerate(MULTIPLIERS)}
+    for at, row in enumerate(MULTIPLIERS):
+        wide[at, : len(row)] = row
+    for back in range(BEFORE + 1):
+        numbers |= {f"begin_{back}": [BEFORE - back], f"end_{back}": [-back or np.iinfo(np.int64).max]}
+    numbers |= {"hashes": [1 << 32], "per_offset": [1 << (32 - config.ngram_bits)], "width": [BEFORE]}
+    numbers["last_offset"] = [1 << config.ngram_bits]  # of contexts that begin before the text
+    numbers |= {"recent_first": range(BEFORE - 1, -1, -1), "last_ones": range(-1, -BEFORE - 1, -1)}
+    numbers["places"] = range(len(weights["head.bias"]))
+    made = {name: np.array(values, dtype=np.int64) for name, values in numbers.items()}
+    return {"ngrams": weights["ngrams.weight"], **made}
 
 
 def _layer_constants(config: ModelConfig, weights: Mapping[str, Array], layer: int) -> dict[str, Array]:

@@ -95,6 +95,23 @@ function activate(state, out) {
   for (let k = 0; k < state.length; k++) out[k] = (state[k] * 127 + 16384) >> 15;
 }
 
+/** The multipliers of the hash of the last 2, 3 and 4 tokens, from the last token backwards; those of ngrams.py. */
+const MULTIPLIERS = [
+  [0x7984a8ab, 0x71e273a9],
+  [0x081c5253, 0x9fb93535, 0xabd2d9f3],
+  [0xf93fe42f, 0x14be09ab, 0xdb149e47, 0x4a95902b],
+];
+
+/** Add the n-grams to logits; `marks` are 1 + the ids of the last four tokens, the last one first, 0 where none is. */
+function vote({ bits, votes }, marks, logits) {
+  for (const row of MULTIPLIERS) {
+    const sum = row.reduce((total, multiplier, k) => (total + Math.imul(marks[k], multiplier)) | 0, 0);
+    // All contexts that begin before the text share the last offset.
+    const offset = marks[row.length - 1] ? sum >>> (32 - bits) : 2 ** bits;
+    for (let id = 0; id < logits.length; id++) logits[id] += 32 * votes[offset + id];
+  }
+}
+
 /** The network, one step at a time. */
 class Network {
   constructor(model) {
@@ -103,7 +120,7 @@ class Network {
     this.activations = new Float64Array(units);
     this.inputs = new Int32Array(gates * units);
     this.products = new Int32Array(gates * units);
-    this.logits = new Int32Array(tokens);
+    this.logits = new Float64Array(tokens); // integers; with n-grams they may need more than 32 bits
     this.reset();
   }
 
@@ -112,6 +129,7 @@ class Network {
     const { layers, units } = this.model;
     this.h = Array.from({ length: layers }, () => new Int32Array(units));
     this.c = Array.from({ length: layers }, () => new Int32Array(units));
+    this.marks = [0, 0, 0, 0];
   }
 
   /** Feed one id to the network; if `wanted`, set `logits`, with 16 fraction bits. */
@@ -130,10 +148,12 @@ class Network {
       multiply(model.recurrent[layer], activations, this.products);
       this[model.cell](layer);
     }
+    this.marks = [id + 1, ...this.marks.slice(0, 3)];
     if (!wanted) return;
     activate(this.h[model.layers - 1], activations);
     multiply(model.head, activations, this.logits);
-    for (let id = 0; id < model.tokens; id++) this.logits[id] += model.headBias[id];
+    for (let other = 0; other < model.tokens; other++) this.logits[other] += model.headBias[other];
+    if (model.ngrams) vote(model.ngrams, this.marks, this.logits);
   }
 
   gru(layer) {
@@ -303,6 +323,7 @@ function readModel(description, bytes) {
     inputBias: description.inputBias.map(array),
     head: matrix(description.head),
     headBias: array(description.headBias),
+    ngrams: description.ngrams && { bits: description.ngrams.bits, votes: array(description.ngrams.votes) },
   };
 }
 
