@@ -4,11 +4,12 @@
     python benchmarks/quality.py --minutes 2 --texts all --seeds 1 # every text of the experiments
     python benchmarks/quality.py --minutes 2 --texts all --seeds 1 --cpus 0   # on one core
     python benchmarks/quality.py --minutes 0.5 --texts words-5k words-5k-sorted --sides planned running
+    python benchmarks/quality.py --minutes 2 --sides planned network   # what the n-grams gain
 
 All sides are complete `charwright train` commands, in turn; the wall time is that of the whole command. Every loss is
 that of the saved model on the text's last tenth (tiny shakespeare) or on the blocks held out for validation (all
 others), which no side trained on. Of a list, a tenth of the records is held out, and all sides are measured record by
-record; `running` takes it as running text.
+record; `running` takes it as running text. `network` is the plan without n-grams.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ SIDES = {
     "planned": [],
     "tutorial": ["--recipe", "tutorial", "--val-fraction", "0.1"],
     "running": ["--records", "none"],
+    "network": ["--ngram-bits", "0"],
 }
 
 

@@ -83,7 +83,8 @@ class Training:
         feature.read(self.model, data.ids)
         self.optimizers = feature.optimizers(self.model, self.recipe)
         self.rates = [[group["lr"] for group in made.param_groups] for made in self.optimizers]
-        self.dense = [weight for name, weight in self.model.named_parameters() if not name.startswith(("sparse", "extras.table"))]
+        tables = ("sparse", "extras.table")
+        self.dense = [weight for name, weight in self.model.named_parameters() if not name.startswith(tables)]
         self.state: Any = None
         self.shape: tuple[int, int] | None = None
         self.batches: Iterator[Pair] = iter(())

@@ -406,7 +406,7 @@ class NgramLogits(Ngrams):
 
 
 class _Rows(torch.autograd.Function):
-    """table (D,), offsets (K, N) and the share of each (K, N) -> the sums (N, V) of the V numbers from each offset on."""
+    """table (D,), offsets (K, N) and their shares (K, N) -> sums (N, V) of the V numbers from each offset on."""
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, offsets: Tensor, shares: Tensor, columns: int) -> Tensor:

@@ -21,13 +21,17 @@ VERDICTS: dict[str, tuple[str, str]] = {
     "HalfMoments": ("second moments in bfloat16", "no gain in time; half of their memory"),
     "Muon": ("Muon", "worse, and slow"),
     "Soap": ("SOAP, right factor only", "does not pay for its time"),
-    "Rates": ("other learning rates by kind of weight", "less than a higher learning rate for all"),
+    "Rates": ("other learning rates by kind of weight, or another decay", "less than a higher learning rate for all"),
     "SlowGates": ("bias of 1 on the update gate", "no gain"),
     "Ngrams": ("embeddings of hashed n-grams", "gains less than its time would"),
     "NgramLogits": (
-        "hashed n-grams that add to the logits",
-        "promising for small models; new weights, which no kernel, engine or export has",
+        "hashed n-grams that add to the logits, a table for each length",
+        "as good as one array for all, which is thirteen times smaller",
     ),
+    "Votes": ("n-grams that share one array and add to the logits", "admitted: [in the library](#what-helped)"),
+    "UnigramBias": ("output bias from the frequencies", "admitted: [in the library](#what-helped)"),
+    "UnigramBias+Cautious": ("output bias, and another cautious step", "no gain over the bias alone"),
+    "UnigramBias+Rates": ("output bias, and a faster embedding", "worse than the bias alone"),
     "EmbeddingSkip": ("skip connection from the embedding to the head", "no gain"),
     "TwoAhead": ("a second head for the character after the next", "no gain"),
     "Mixture": ("mixture of softmaxes", "gains less than its time would"),
@@ -41,7 +45,7 @@ VERDICTS: dict[str, tuple[str, str]] = {
 }
 
 Lines = list[dict[str, Any]]
-Key = tuple[str, str, float, int, float, float]  # feature, settings, minutes, units, rate, share
+Key = tuple[str, str, str, float, int, float, float]  # optimizer, feature, settings, minutes, units, rate, share
 
 
 def table(lines: Lines) -> str:
@@ -50,21 +54,22 @@ def table(lines: Lines) -> str:
     costs: dict[tuple[str, str], list[float]] = {}
     for line in lines:
         settings = ", ".join(f"{name} {value:g}" for name, value in line["settings"].items())
-        key = (line["feature"], settings, line["minutes"], line["units"], line["rate"], line["share"])
+        optimizer = line.get("optimizer", "adamw")
+        key = (optimizer, line["feature"], settings, line["minutes"], line["units"], line["rate"], line["share"])
         groups.setdefault(key, {}).setdefault(line["corpus"], []).append(line["carried"])
         costs.setdefault((line["feature"], settings), []).append(line["cost"])
     spread = deviations(groups)
     rows = [
-        "| feature | settings | minutes, units, learning rate | difference (trials) | cost | verdict |",
+        "| feature | settings | optimizer, minutes, units, learning rate | difference (trials) | cost | verdict |",
         "|---|---|---|---|---|---|",
     ]
-    for key, texts in sorted(groups.items()):
-        feature, settings, minutes, units, rate, share = key
+    for key, texts in sorted(groups.items(), key=lambda group: (group[0][1:], group[0][0])):
+        optimizer, feature, settings, minutes, units, rate, share = key
         # Another learning rate alone is compared with the plan's.
         same = 1.0 if feature == "none" and share == 1.0 else rate
-        baseline = groups.get((BASELINES.get(feature, "none"), "", minutes, units, same, 1.0), {})
+        baseline = groups.get((optimizer, BASELINES.get(feature, "none"), "", minutes, units, same, 1.0), {})
         if not baseline and feature == "none":  # The loop computes the same model.
-            baseline = groups.get(("PlainLoop", "", minutes, units, same, 1.0), {})
+            baseline = groups.get((optimizer, "PlainLoop", "", minutes, units, same, 1.0), {})
         if texts is baseline:
             continue
         differences = [
@@ -77,10 +82,8 @@ def table(lines: Lines) -> str:
         cost = statistics.median(costs[feature, settings]) * share
         name, verdict = VERDICTS.get(feature, (feature, ""))
         given = ", ".join([*([settings] if settings else []), *([f"{share:g} times the steps"] if share != 1 else [])])
-        rows.append(
-            f"| {name} | {given} | {minutes:g}, {units}, {0.004 * rate:g} | {'; '.join(differences)} | {cost:.2f} "
-            f"| {verdict} |"
-        )
+        budget = f"{optimizer}, {minutes:g}, {units}, {0.004 * rate:g}"
+        rows.append(f"| {name} | {given} | {budget} | {'; '.join(differences)} | {cost:.2f} | {verdict} |")
     return "\n".join(rows)
 
 

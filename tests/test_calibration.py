@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
 from charwright.config import SequenceConfig
-from charwright.model.compute import Compute
+from charwright.model.compute import Compute, Wanted
+from charwright.planning import calibration
 from charwright.planning.calibration import measure_speeds
+from charwright.planning.measurement import Workload
+from charwright.planning.profile import TextProfile
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +34,21 @@ def test_speeds_are_measured_within_the_time_limit() -> None:
     assert list(measured)[:2] == [256, 512]
     assert all(speed > 0 for speed in measured.values())
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(("options", "bits"), [({}, 20), ({"ngram_bits": 12}, 12), ({"ngram_bits": 0}, 0)])
+def test_what_is_measured_has_the_planned_n_grams(
+    options: dict[str, int], bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = set()
+
+    def speed(work: Workload, *_: Any) -> float:
+        seen.add(work.model.ngram_bits)
+        return 1e5
+
+    monkeypatch.setattr(calibration, "mean_speed", speed)
+    monkeypatch.setattr(calibration, "brief_speed", speed)
+    text = TextProfile(1_000_000, 66, "Latin", 1_000_000)
+    plan, _ = calibration.plan_here(text, {"minutes": 1.0, **options}, Wanted())
+    assert plan.recipe.model.ngram_bits == bits
+    assert seen == {bits}

@@ -200,7 +200,7 @@ def test_a_plan_shows_its_reasons() -> None:
     rows = [[cell.text for cell in row] for row in elements(html).iter("tr")]
     assert rows[0] == ["option", "value", "reason"]
     assert ["units", "32", "given by hand"] in rows
-    assert "32 GRU units for 50 steps" in words(html)
+    assert "32 GRU units and n-grams for 50 steps" in words(html)
     assert plain(plan).splitlines()[0] == plan.summary()[0]
     assert "--units  32  given by hand" in plain(plan).splitlines()
 

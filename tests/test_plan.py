@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from charwright.config import ModelConfig, SequenceConfig, TrainingConfig, VocabularyConfig
 from charwright.data.vocabularies import make_vocabulary
-from charwright.planning.plan import Plan, make_plan
+from charwright.planning.plan import Plan, make_plan, planned_ngrams
 from charwright.planning.profile import TextProfile
 from charwright.planning.recipes import DEFAULT
 
@@ -61,6 +61,28 @@ def test_more_time_lowers_neither_the_width_nor_the_regularization(minutes: floa
         assert long.model.dropout >= short.model.dropout
         assert long.model.recurrent_dropout >= short.model.recurrent_dropout
         assert long.training.weight_decay >= short.training.weight_decay
+
+
+@pytest.mark.parametrize(
+    ("characters", "records", "bits"),
+    [(9_999, 0, 0), (10_000, 0, 18), (399_999, 0, 18), (400_000, 0, 20), (10**9, 0, 20), (10**6, 50_000, 0)],
+)
+def test_n_grams_are_for_running_text_that_is_long_enough(characters: int, records: int, bits: int) -> None:
+    text = TextProfile(characters, 66, "Latin", characters, records)
+    planned = plan(text)
+    assert planned.recipe.model.ngram_bits == planned_ngrams(text, {}) == bits
+    assert ("ngram_decay" in planned.reasons) == (bits > 0)
+    assert planned.recipe.training.ngram_decay == pytest.approx(10 / characters if bits else 0, rel=0.05)
+    assert ("and n-grams" in planned.summary()[0]) == (bits > 0)
+
+
+def test_n_grams_given_by_hand_are_kept() -> None:
+    without = plan(ngram_bits=0)
+    assert (without.recipe.model.ngram_bits, planned_ngrams(SHAKESPEARE, {"ngram_bits": 0})) == (0, 0)
+    assert "ngram_decay" not in without.reasons
+    short = plan(TextProfile(500, 20, "Latin", 500), ngram_bits=8)
+    assert short.recipe.model.ngram_bits == 8
+    assert short.recipe.training.ngram_decay == pytest.approx(10 / 500)
 
 
 def test_a_faster_machine_trains_a_wider_model() -> None:

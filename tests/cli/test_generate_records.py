@@ -21,7 +21,7 @@ from charwright.run import Run
 from charwright.workflow.loading import generator_of
 from commands import SMALL, Result, Terminal
 
-BRIEF = ["--steps", "2", *SMALL]
+BRIEF = ["--steps", "2", "--output-bias", "zeros", *SMALL]
 
 
 def a_list(count: int, letters: str = "abcde") -> list[str]:

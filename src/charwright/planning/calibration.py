@@ -28,7 +28,7 @@ from charwright.planning.measurement import (
     mean_speed,
     steps_taken,
 )
-from charwright.planning.plan import Plan, make_plan, planned_batch, starting_recipe
+from charwright.planning.plan import Plan, make_plan, planned_batch, planned_ngrams, starting_recipe
 from charwright.planning.profile import TextProfile
 from charwright.planning.speeds import speed_at
 from charwright.threads import fastest_count
@@ -59,6 +59,7 @@ def plan_here(
         return make_plan(text, options, {}), Choice(wanted.by_rule())
     masked = options.get("recurrent_dropout") != 0
     pool = candidates(wanted, masked=masked)
+    start = start.with_options({"ngram_bits": planned_ngrams(text, options)})
     with _calibrated(pool, text.vocabulary, start, clock, masked=masked) as calibration:
         batch = _batch_here(text, options, start.sequences, calibration)
         speeds = calibration.speeds()
@@ -119,7 +120,14 @@ def _calibrated(
 ) -> Iterator[Calibration]:
     budget_s = 60 * (recipe.training.minutes or 0.0)
     calibration = Calibration(
-        pool, vocabulary_size, recipe.sequences, budget_s, clock, cell=recipe.model.cell, masked=masked
+        pool,
+        vocabulary_size,
+        recipe.sequences,
+        budget_s,
+        clock,
+        cell=recipe.model.cell,
+        ngram_bits=recipe.model.ngram_bits,
+        masked=masked,
     )
     with calibration.running():
         calibration.rank()
@@ -138,6 +146,7 @@ class Calibration:
         clock: Clock,
         *,
         cell: str = "gru",
+        ngram_bits: int = 0,
         masked: bool = True,
     ) -> None:
         """Start the clock; `pool` are the candidates, the one by the written rule first."""
@@ -147,7 +156,7 @@ class Calibration:
         self._known: dict[int, float] = {}
         self._budget_s = budget_s
         self._deadline = Deadline(clock, clock() + min(LONGEST_S, SHARE * budget_s))
-        model = ModelConfig(units=WIDTHS[0], dropout=DROPOUT, recurrent_dropout=DROPOUT * masked)
+        model = ModelConfig(units=WIDTHS[0], dropout=DROPOUT, recurrent_dropout=DROPOUT * masked, ngram_bits=ngram_bits)
         self._workload, self._cell = Workload(model, vocabulary_size, sequences), cell
         self._ranked: dict[Compute, float] = {}
         self._compared: dict[Compute, float] = {}

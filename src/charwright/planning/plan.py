@@ -23,6 +23,11 @@ from charwright.schema import flag
 WIDTHS = (64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 2048)
 USABLE = 0.93  # the fraction of the time that is trained; the rest is start-up, validation and saving
 BUDGETS = ("minutes", "epochs", "steps")
+NGRAM_BITS, NGRAM_BITS_SHORT, SHORT = 20, 18, 400_000  # the last one in characters
+FEWEST_FOR_NGRAMS = 10_000
+"""Characters of a text whose n-grams tell something of those to come."""
+RARE = 10
+"""What occurs less often in a text, the decay of the n-grams outweighs."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,13 @@ class Plan:
         amount, name = next((value, name) for name in BUDGETS if (value := getattr(training, name)))
         budget = f"{amount:g} {name.removesuffix('s') if amount == 1 else name}"
         layers = "1 layer" if model.layers == 1 else f"{model.layers} layers"
+        ngrams = " and n-grams" if model.ngram_bits else ""
         regularization = (
             f"dropout {model.dropout:g}, recurrent dropout {model.recurrent_dropout:g}, "
             f"weight decay {training.weight_decay:g}"
         )
         return (
-            f"plan: {layers} of {model.units} {model.cell.upper()} units for {budget}, learning rate "
+            f"plan: {layers} of {model.units} {model.cell.upper()} units{ngrams} for {budget}, learning rate "
             f"{training.learning_rate:g}, {regularization}",
             f"plan: {self.text.characters:,} characters ({self.text.script}, {self.text.vocabulary:,} tokens) "
             f"are read {_times(self.passes)}{self._speed()}",
@@ -140,6 +146,12 @@ def planned_batch(
     return _Rule(text, _with_one_width(options), speeds).batch_by(seconds)
 
 
+def planned_ngrams(text: TextProfile, options: Mapping[str, Any]) -> int:
+    """The bits of the n-grams of a text, which depend on neither time nor speed."""
+    bits: int = options.get("ngram_bits", _Rule(text, _with_one_width(options), {}).ngrams()[0])
+    return bits
+
+
 def _with_one_width(options: Mapping[str, Any]) -> Mapping[str, Any]:
     """Tied weights given an embedding size are given a width."""
     if options.get("tied") and "embedding_size" in options:
@@ -182,11 +194,19 @@ class _Rule:
         strain = self._strain(passes)
         read = f"the text is read {_times(passes)}"
         sequences, training = DEFAULT.sequences, DEFAULT.training
+        bits, why_ngrams = self.ngrams()
+        rare = {
+            "ngram_decay": (
+                _rounded(RARE / self.text.tokens, most=1.0),
+                f"n-grams seen less than {RARE} times say little",
+            )
+        }
         return {
             "cell": (DEFAULT.model.cell, "a GRU learns more per minute than an LSTM on every text tried"),
             "layers": (DEFAULT.model.layers, "one wide layer beats two narrow ones of the same speed"),
             "units": (units, why),
             "embedding_size": self._embedding(model.units),
+            "ngram_bits": (bits, why_ngrams),
             "batch": (self.batch, self._why_batch()),
             "seq_length": (
                 sequences.seq_length,
@@ -197,6 +217,7 @@ class _Rule:
             "dropout": (_rounded(0.1 * strain, most=0.5), f"{read}; dropout prevents memorization"),
             "recurrent_dropout": (_rounded(0.08 * strain, most=0.35), f"{read}; so does recurrent dropout"),
             "weight_decay": (_rounded(0.2 * max(0.5, strain), most=1.2), f"{read}; so does weight decay"),
+            **(rare if self.options.get("ngram_bits", bits) else {}),
             "output_bias": ("frequencies", "a rare character's bias would take longer to fall than training lasts"),
             "ema": (training.ema, "an average over the last tenth of the steps is steadier than the last step"),
             "schedule": (training.schedule, "the learning rate falls to zero as the budget ends"),
@@ -237,6 +258,15 @@ class _Rule:
         if self.options.get("tied"):
             return units, "tied weights are as wide as the layer"
         return DEFAULT.model.embedding_size, "larger embeddings change little"
+
+    def ngrams(self) -> tuple[int, str]:
+        """The bits of the n-grams' array."""
+        if self.text.records:
+            return 0, "the first characters of a record have no context, and a record has few more"
+        if self.text.characters < FEWEST_FOR_NGRAMS:
+            return 0, "a short text has too few n-grams to learn from"
+        bits = NGRAM_BITS if self.text.characters >= SHORT else NGRAM_BITS_SHORT
+        return bits, "what the last four characters say is learned from few examples; the network adds to it"
 
     def _widest(self) -> float:
         return 256 * math.pow(self.text.characters / 16_000, 0.34)
