@@ -48,6 +48,15 @@ def test_info_json(charwright: Terminal, trained: Path) -> None:
     assert values["corpus"]["sha256"] == hashlib.sha256(TEXT.encode()).hexdigest()
 
 
+def test_info_of_a_run_with_n_grams(charwright: Terminal, corpus: Path, tmp_path: Path) -> None:
+    assert charwright("train", corpus, "--out", tmp_path / "run", "--steps", "2", "--ngram-bits", "8", *SMALL).code == 0
+    assert "ngrams (hashed table)" in charwright("info", tmp_path / "run").out
+    values = json.loads(charwright("info", tmp_path / "run", "--json").out)
+    tokens = len(Run.open(tmp_path / "run").vocabulary)
+    last = {"name": "ngrams", "kind": "hashed table", "output": [None, None, tokens], "parameters": 256 + tokens}
+    assert values["layers"][-1] == last
+
+
 def test_info_of_a_run_without_an_epoch(charwright: Terminal, copy: Path) -> None:
     (copy / "log.jsonl").write_bytes(b'{"event": "start", "st\xff')
     shutil.rmtree(copy / "checkpoints")

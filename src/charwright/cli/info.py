@@ -115,11 +115,12 @@ def _layers(run: Run) -> list[dict[str, Any]]:
     for name, shape in model.weight_shapes(size).items():
         layer = name.rsplit(".", 1)[0]
         parameters[layer] = parameters.get(layer, 0) + math.prod(shape)
-    widths = {"embedding": model.embedding_size, "head": size}
+    widths = {"embedding": model.embedding_size, "head": size, "ngrams": size}
+    kinds = {"embedding": "embedding", "head": "dense", "ngrams": "hashed table"}
     return [
         {
             "name": name,
-            "kind": model.cell if name.startswith("recurrent") else "dense" if name == "head" else "embedding",
+            "kind": kinds.get(name, model.cell),
             "output": [None, None, widths.get(name, model.units)],
             "parameters": count,
         }
