@@ -393,10 +393,5 @@ RENAMED: Mapping[str, str] = {
 """Option names of the previous version and their present names."""
 
 
-LATER = (
-    ("model", "ngram_bits"),
-    ("training", "ngram_rate"),
-    ("training", "ngram_decay"),
-    ("training", "output_bias"),
-)
+LATER = (("model", "ngram_bits"), *(("training", name) for name in ("ngram_rate", "ngram_decay", "output_bias")))
 """Options that earlier versions do not know; their defaults are what those versions do."""
