@@ -20,7 +20,13 @@ from charwright.training import events, loop
 from charwright.training.batch import Batch, TrainStep, make_batch
 from charwright.training.cautious import CautiousAdamW
 from charwright.training.cuda_graph import CudaRecorder, GraphedStep, fastest_step
-from charwright.training.optimizer import clipped_gradients, learning_rate_of, make_optimizer, set_learning_rate
+from charwright.training.optimizer import (
+    NgramDescent,
+    clipped_gradients,
+    learning_rate_of,
+    make_optimizer,
+    set_learning_rate,
+)
 from charwright.training.snapshot import Snapshot
 from ramps import fill_with_ramps, some_ids
 
@@ -159,6 +165,21 @@ def test_graphed_steps_have_the_bits_of_plain_ones(cell: str, trained_before: bo
         if graphed:
             assert (recorder.warm_ups, recorder.recordings, recorder.replays) == (1, 1, 6)
     assert_same(found[1], found[0])
+
+
+def test_n_grams_descend_in_graphed_steps_too() -> None:
+    """At the learning rate of the replay, not at that of the recording."""
+    found, began = [], make_model(ngram_bits=6).weight("ngrams.weight").detach().clone()
+    for graphed in (False, True):
+        model = make_model(ngram_bits=6)
+        array = model.weight("ngrams.weight")
+        others = [weight for weight in model.parameters() if weight is not array]
+        optimizer = KIND(others, lr=RATE, fused=True)
+        optimizer.register_step_post_hook(NgramDescent(array, 4.0, 2.0**-10))
+        step = GraphedStep(cw.train_step, Again(optimizer)) if graphed else cw.train_step
+        found.append(steps_of(step, model, optimizer))
+        assert not torch.equal(array, began)
+    assert_same(found[1], found[0], rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("order", ["streams", "windows"])
