@@ -11,12 +11,13 @@ import torch
 import charwright as cw
 from charwright.config import ModelConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
-from charwright.explanation.inside import Network, contexts_of
+from charwright.explanation.inside import Network
 from charwright.explanation.memory import memory_of
 from charwright.explanation.overview import embedding_map, gates_of, temperatures_of
 from charwright.explanation.surprise import last_steps, surprise_of
 from charwright.generation.engine import Engine
 from charwright.model.cells import CELL_FUNCTIONS, Weights
+from charwright.model.votes import contexts_of
 from ramps import ramp_arrays, some_ids
 from writers import LETTERS, weights_of
 

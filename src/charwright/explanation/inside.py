@@ -21,7 +21,7 @@ from charwright.config import STATES, ModelConfig
 from charwright.model.cells import State, Weights
 from charwright.model.compute import CPU, choose_core
 from charwright.model.recurrent import LayerInput, Tokens, run_layer
-from charwright.ngrams import BEFORE, MULTIPLIERS
+from charwright.model.votes import offsets_of
 
 CHUNK = 2**24
 """Logits computed at once, at most."""
@@ -44,16 +44,6 @@ class Layer:
         """The state (S of (N, H)) of the only row of the batch after some steps (N,)."""
         parts = (self.hidden,) if self.cell is None else (self.hidden, self.cell)
         return tuple(part[steps, 0] for part in parts)
-
-
-def contexts_of(ids: Tensor, before: Tensor | None = None) -> Tensor:
-    """What n-grams see after each of ids (T, B) int64: (T, B, 4), the last four tokens, the last one first.
-
-    A token is 1 + its id, and 0 where there is none. `before` (B, 4) are those before the first id, by default none.
-    """
-    earlier = torch.zeros(ids.shape[1], BEFORE + 1, dtype=torch.int64) if before is None else before
-    marks = torch.cat([earlier[:, :BEFORE].T.flip(0), ids + 1])  # (3 + T, B)
-    return torch.stack([marks[BEFORE - back : len(marks) - back] for back in range(BEFORE + 1)], dim=-1)
 
 
 class Network:
@@ -113,12 +103,8 @@ class Network:
         """
         logits = F.linear(hidden, self._head, self._weights["head.bias"])
         if self._rows is not None:
-            bits = self.config.ngram_bits
-            for row in MULTIPLIERS:
-                sums = (contexts[:, : len(row)] * torch.tensor(row)).sum(dim=1)
-                offsets = (sums & 0xFFFFFFFF) >> (32 - bits)
-                # All contexts that begin before the text share the last offset.
-                logits += self._rows[offsets.masked_fill_(contexts[:, len(row) - 1] == 0, 1 << bits)]
+            for offsets in offsets_of(contexts, self.config.ngram_bits):
+                logits += self._rows[offsets]
         return torch.log_softmax(logits, dim=-1)
 
     def rows_at_once(self) -> int:

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from charwright.explanation.inside import Layer, Network, contexts_of
+from charwright.explanation.inside import Layer, Network
 from charwright.explanation.results import Memory
+from charwright.model.votes import contexts_of
 
 POSITIONS = 256
 MOST_LAGS = 256

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
-from charwright.explanation.inside import Layer, Network, contexts_of
+from charwright.explanation.inside import Layer, Network
 from charwright.explanation.results import EmbeddingMap, Gate, Temperatures
+from charwright.model.votes import contexts_of
 
 MOST_TOKENS = 200
 NEIGHBOURS = 5

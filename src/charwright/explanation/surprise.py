@@ -15,8 +15,9 @@ from torch import Tensor
 
 from charwright.data.code_points import code_points
 from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
-from charwright.explanation.inside import Layer, Network, contexts_of
+from charwright.explanation.inside import Layer, Network
 from charwright.explanation.results import Choices, Surprise
+from charwright.model.votes import contexts_of
 
 CHOICES = 5
 BEAMS = 8

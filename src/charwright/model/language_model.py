@@ -16,7 +16,7 @@ from charwright.model.dropout import Dropout
 from charwright.model.initialization import initialize
 from charwright.model.loss import head_loss
 from charwright.model.recurrent import LayerInput, Tokens, linear, run_layer
-from charwright.model.votes import Votes, offsets_of, summed_votes
+from charwright.model.votes import Votes, contexts_of, offsets_of, summed_votes
 from charwright.model.weights import WeightedModule
 from charwright.ngrams import BEFORE
 
@@ -68,8 +68,7 @@ class LanguageModel(WeightedModule):
         votes, after = self._votes(ids, state, after)
         if votes is None:
             return logits, after
-        offsets = votes.offsets.view(-1, *ids.shape)
-        return logits + summed_votes(votes.array, offsets, self.vocabulary_size), after
+        return logits + summed_votes(votes, self.vocabulary_size).view_as(logits), after
 
     def loss(
         self,
@@ -95,8 +94,9 @@ class LanguageModel(WeightedModule):
         if not self.config.ngram_bits:
             return None, after
         tokens = self.zero_state(ids.shape[1])[-1] if before is None else before[-1]
-        offsets, tokens = offsets_of(ids, tokens[0], self.config.ngram_bits)
-        return Votes(self.weight("ngrams.weight"), offsets.flatten(1)), (*after, tokens[None])
+        contexts = contexts_of(ids, tokens[0])
+        votes = Votes(self.weight("ngrams.weight"), offsets_of(contexts, self.config.ngram_bits).flatten(1))
+        return votes, (*after, contexts[-1:, :, :BEFORE].to(tokens.dtype))
 
     def _recurrent(self, ids: Tensor, state: State | None, dropout: Dropout | None) -> tuple[Tensor, State]:
         """All recurrent layers: ids (T, B) -> outputs of the last layer (T, B, H), and their state after."""

@@ -44,27 +44,32 @@ class Votes:
             self.gradient.index_add_(0, (offsets[:, None] + columns).flatten(), values)
 
 
-def offsets_of(ids: Tensor, before: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """The offsets (K, T, B) after each of the ids (T, B), and `before` for the next ones.
+def contexts_of(ids: Tensor, before: Tensor | None = None) -> Tensor:
+    """What n-grams see after each of ids (T, B): (T, B, 4) int64, the last four tokens, the last one first.
 
-    `before` (B, 3) has the marks of the three tokens before the first, the last one first: 1 + the id, or 0 for none.
+    A token is 1 + its id, and 0 where there is none. `before` (B, 3 or more) are those before the first id, by default
+    none.
     """
-    marks = torch.cat([before.to(torch.int64).flip(1).T, ids + 1])  # (3 + T, B)
-    steps = len(ids)
+    earlier = ids.new_zeros(ids.shape[1], BEFORE) if before is None else before[:, :BEFORE].to(ids.dtype)
+    marks = torch.cat([earlier.flip(1).T, ids + 1])  # (3 + T, B)
+    return torch.stack([marks[BEFORE - back : len(marks) - back] for back in range(BEFORE + 1)], dim=-1)
+
+
+def offsets_of(contexts: Tensor, bits: int) -> Tensor:
+    """The offsets (K, ...) of contexts (..., 4)."""
     found = []
-    for multipliers in MULTIPLIERS:
-        context = [marks[BEFORE - k : BEFORE - k + steps] for k in range(len(multipliers))]
-        sums = sum(mark * multiplier for mark, multiplier in zip(context, multipliers, strict=True))
-        assert isinstance(sums, Tensor)
-        incomplete = context[-1] == 0  # Then so are all before it.
+    for row in MULTIPLIERS:
+        # Number by number: a CUDA graph cannot record the copy of a list to the device.
+        sums = torch.stack([contexts[..., k] * multiplier for k, multiplier in enumerate(row)]).sum(dim=0)
+        incomplete = contexts[..., len(row) - 1] == 0  # Then so are all tokens before.
         found.append(((sums & 0xFFFFFFFF) >> (32 - bits)).masked_fill_(incomplete, 1 << bits))
-    return torch.stack(found), marks[-BEFORE:].flip(0).T.to(before.dtype)
+    return torch.stack(found)
 
 
-def summed_votes(array: Tensor, offsets: Tensor, vocabulary_size: int) -> Tensor:
-    """The votes (T, B, V) at offsets (K, T, B), for autograd."""
-    result: Any = _Sum.apply(array, offsets.flatten(1), vocabulary_size)  # type: ignore[no-untyped-call]
-    return result.view(*offsets.shape[1:], vocabulary_size)  # type: ignore[no-any-return]
+def summed_votes(votes: Votes, vocabulary_size: int) -> Tensor:
+    """The votes as logits (N, V), for autograd."""
+    result: Any = _Sum.apply(votes.array, votes.offsets, vocabulary_size)  # type: ignore[no-untyped-call]
+    return result  # type: ignore[no-any-return]
 
 
 class _Sum(torch.autograd.Function):
