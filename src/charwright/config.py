@@ -127,9 +127,12 @@ class ModelConfig(Config):
     )
     ngram_bits: int = option(
         0,
-        "Hashed n-grams (the last 2, 3 and 4 tokens) that add to the logits: an array of 2^N numbers; 0 is none.",
+        "Hashed n-grams of the last tokens that add to the logits: an array of 2^N numbers; 0 is none.",
         minimum=0,
         maximum=28,
+    )
+    ngram_order: int = option(
+        4, "The longest n-grams: the last 2, 3, ... N tokens each add to the logits.", minimum=2, maximum=8
     )
     tied: bool = option(False, "Tie the output weights to the embedding (requires embedding size = units).")
 
@@ -192,10 +195,7 @@ class TrainingConfig(Config):
     epsilon: float = option(1e-8, "Adam: term added to the denominator.", above=0, maximum=1)
     weight_decay: float = option(0.1, "Weight decay (adamw and cautious-adamw).", minimum=0, maximum=1e3)
     ngram_rate: float = option(
-        0.03,
-        "Peak learning rate of the n-grams, for one prediction (stochastic gradient descent).",
-        above=0,
-        maximum=10,
+        0.03, "Peak learning rate of the n-grams, for one prediction (plain SGD).", above=0, maximum=10
     )
     ngram_decay: float = option(
         0.0,
@@ -393,5 +393,8 @@ RENAMED: Mapping[str, str] = {
 """Option names of the previous version and their present names."""
 
 
-LATER = (("model", "ngram_bits"), *(("training", name) for name in ("ngram_rate", "ngram_decay", "output_bias")))
+LATER = (
+    *(("model", name) for name in ("ngram_bits", "ngram_order")),
+    *(("training", name) for name in ("ngram_rate", "ngram_decay", "output_bias")),
+)
 """Options that earlier versions do not know; their defaults are what those versions do."""
