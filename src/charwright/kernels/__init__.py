@@ -17,7 +17,7 @@ from pathlib import Path
 
 from charwright.errors import UsageError
 
-ABI = 9
+ABI = 10
 CELL_CODES = {"gru": 0, "lstm": 1, "rnn": 2}
 UNITS_MULTIPLE = 16
 """The kernels require a number of units that is a multiple of this; callers pad with zeros."""
@@ -106,7 +106,7 @@ class Ngrams(ctypes.Structure):
     """`cw_ngrams`, field for field."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("array", "d_array", "offsets")),
+        *((name, ctypes.c_void_p) for name in ("array", "offsets")),
         ("size", ctypes.c_int64),
         ("count", ctypes.c_int32),
     )
@@ -206,6 +206,15 @@ class Kernels:
             ctypes.c_void_p(losses), ctypes.c_void_p(d_bias), ctypes.c_void_p(scratch),
         )  # fmt: skip
         return total
+
+    def descend(
+        self, rows: int, vocabulary: int, *, bf16: bool, threads: int, ngrams: Ngrams, d_logits: int, rate: float
+    ) -> None:
+        """Subtract `rate` times the gradients of logits (rows, vocabulary) from the n-grams' array, row by row."""
+        self.library.cw_descend(
+            self.variant, int(bf16), threads, rows, vocabulary, ctypes.byref(ngrams), ctypes.c_void_p(d_logits),
+            ctypes.c_float(rate),
+        )  # fmt: skip
 
     def norm(self, parameters: ctypes.Array[Parameter], threads: int) -> float:
         """The Euclidean norm of all gradients together."""

@@ -17,7 +17,7 @@
 
 enum { CW_GRU = 0, CW_LSTM = 1, CW_RNN = 2 };
 
-#define CW_ABI 9
+#define CW_ABI 10
 
 /* The storage type of weights and activations, and of the products' operands. */
 #define CW_F32 0
@@ -81,8 +81,7 @@ CW_PUBLIC void cw_outer(int variant, int bf16, int threads, int n, int m, int co
                         const void *b, size_t b_row, void *scratch, float *c);
 /* N-grams of a training step: numbers of an array that add to the logits; see ngrams.py. */
 typedef struct {
-    const float *array;
-    float *d_array;         /* its gradient, added to where the gradients of the logits are wanted */
+    float *array;
     const int64_t *offsets; /* (count, rows): where the numbers for each row of logits begin */
     int64_t size;           /* of the array: every offset + vocabulary is at most this */
     int32_t count;
@@ -93,6 +92,10 @@ typedef struct {
 CW_PUBLIC double cw_cross_entropy(int variant, int bf16, int threads, int rows, int vocabulary, void *logits,
                                   const float *bias, const cw_ngrams *ngrams, const int64_t *targets, float scale,
                                   float *losses, float *d_bias, void *scratch);
+/* Gradient descent of the n-grams: subtract `rate` times the gradients of the logits (rows, vocabulary), in storage, from
+ * the numbers that added to them. */
+CW_PUBLIC void cw_descend(int variant, int bf16, int threads, int rows, int vocabulary, const cw_ngrams *ngrams,
+                          const void *d_logits, float rate);
 
 /* --- The optimizer --- */
 

@@ -231,6 +231,12 @@ double cw_cross_entropy(int variant, int bf16, int threads, int rows, int vocabu
     return sum;
 }
 
+void cw_descend(int variant, int bf16, int threads, int rows, int vocabulary, const cw_ngrams *ngrams,
+                const void *d_logits, float rate) {
+    cw_descend_job job = {rows, vocabulary, ngrams, d_logits, rate};
+    cw_parallel(threads, variants[variant]->descend[bf16], &job);
+}
+
 static int64_t all_chunks(const cw_parameter *parameters, int count) {
     int64_t chunks = 0;
     for (int i = 0; i < count; i++) chunks += cw_chunks(parameters[i].count);

@@ -22,6 +22,9 @@ INLINE void NAME(put_some)(elem *row, int at, int vocabulary, vec v) {
     memcpy(row + at, all, (size_t)(vocabulary - at) * sizeof(elem));
 }
 
+#define AHEAD 2      /* rows, between asking for numbers and using them */
+#define FETCHED 1024 /* columns; the processor sees by itself that it reads longer rows */
+
 /* The sum of what the n-grams add to LANES logits of row `n`, from column `at`. */
 INLINE vec NAME(ngrams_at)(const cw_loss_job *job, int n, int at) {
     const int left = job->vocabulary - at;
@@ -35,22 +38,35 @@ INLINE vec NAME(ngrams_at)(const cw_loss_job *job, int n, int at) {
     return sum;
 }
 
-/* The gradient of the n-grams' array: each thread sums for its own part of it, in the order of the rows. */
-static void NAME(ngram_gradient)(const cw_loss_job *job, int thread, int threads) {
+/* Ask for the numbers of the n-grams of row `n`: they are anywhere in an array that no cache holds. */
+INLINE void NAME(fetch_ngrams)(const cw_ngrams *ngrams, int rows, int n, int vocabulary) {
+    if (n >= rows || vocabulary > FETCHED) return;
+    for (int k = 0; k < ngrams->count; k++) {
+        const float *from = ngrams->array + ngrams->offsets[(size_t)k * rows + n];
+        for (int at = 0; at < vocabulary + 15; at += 16) __builtin_prefetch(from + (at < vocabulary ? at : vocabulary - 1));
+    }
+}
+
+/* Each thread has its own part of the array, and works on it in the order of the rows. */
+static void NAME(descend)(int thread, int threads, cw_barrier *barrier, void *argument) {
+    (void)barrier;
+    const cw_descend_job *job = argument;
     const cw_ngrams *ngrams = job->ngrams;
     const int64_t first = ngrams->size * thread / threads, last = ngrams->size * (thread + 1) / threads;
+    const vec rate = same(job->rate);
     for (int n = 0; n < job->rows; n++) {
-        const elem *row = (const elem *)job->logits + (size_t)n * job->vocabulary;
+        const elem *row = (const elem *)job->d_logits + (size_t)n * job->vocabulary;
+        NAME(fetch_ngrams)(ngrams, job->rows, n + AHEAD, job->vocabulary);
         for (int k = 0; k < ngrams->count; k++) {
             const int64_t offset = ngrams->offsets[(size_t)k * job->rows + n];
             const int64_t begin = first > offset ? first - offset : 0;
             const int64_t end = last - offset < job->vocabulary ? last - offset : job->vocabulary;
-            float *to = ngrams->d_array + offset;
+            float *to = ngrams->array + offset;
             int64_t at = begin;
-            for (; at + LANES <= end; at += LANES) store(to + at, load(to + at) + NAME(get)(row + at));
+            for (; at + LANES <= end; at += LANES) store(to + at, load(to + at) - NAME(get)(row + at) * rate);
             for (; at < end; at++) {
                 elem one[LANES] = {row[at]};
-                to[at] += NAME(get)(one)[0];
+                to[at] -= NAME(get)(one)[0] * job->rate;
             }
         }
     }
@@ -66,6 +82,7 @@ static void NAME(cross_entropy)(int thread, int threads, cw_barrier *barrier, vo
     for (int n = first; n < last; n++) {
         elem *row = (elem *)job->logits + (size_t)n * vocabulary;
         const int target = (int)job->targets[n];
+        if (job->ngrams) NAME(fetch_ngrams)(job->ngrams, job->rows, n + AHEAD, vocabulary);
         vec highest = same(-3e38f);
         for (int at = 0; at < vocabulary; at += LANES) {
             vec x = NAME(logits_at)(job, row, at);
@@ -93,7 +110,6 @@ static void NAME(cross_entropy)(int thread, int threads, cw_barrier *barrier, vo
     }
     if (!job->wanted) return;
     cw_meet(barrier);
-    if (job->ngrams) NAME(ngram_gradient)(job, thread, threads);
     /* The gradient of the bias: each thread sums its own columns, in row order; a few hundred columns at a time, so
      * that the sums stay in the cache and each row is read in long pieces. */
     const int vectors = padded / LANES;

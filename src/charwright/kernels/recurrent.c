@@ -60,6 +60,7 @@ const cw_variant PASTE(cw_, CW_VARIANT) = {
     {spread_inputs_f32, spread_inputs_bf16},
     {outer_f32, outer_bf16},
     {cross_entropy_f32, cross_entropy_bf16},
+    {descend_f32, descend_bf16},
     {write_f32, write_bf16, write_q8},
     norm,
     adam,

@@ -52,6 +52,13 @@ typedef struct {
     void *scratch;
 } cw_loss_job;
 
+typedef struct {
+    int rows, vocabulary;
+    const cw_ngrams *ngrams;
+    const void *d_logits;
+    float rate;
+} cw_descend_job;
+
 /* The numbers of each parameter are divided into chunks of at most CW_CHUNK. */
 #define CW_CHUNK 4096
 static inline int64_t cw_chunks(int64_t count) { return (count + CW_CHUNK - 1) / CW_CHUNK; }
@@ -92,7 +99,7 @@ typedef struct {
 typedef struct {
     const char *name;
     cw_shape shape;
-    cw_job pack[2], forward[2], backward[2], spread_inputs[2], outer[2], cross_entropy[2], write[3], norm, adam;
+    cw_job pack[2], forward[2], backward[2], spread_inputs[2], outer[2], cross_entropy[2], descend[2], write[3], norm, adam;
 } cw_variant;
 
 /* The vectors in a panel of packed weights for single steps: enough sums to keep the processor busy. */

@@ -16,9 +16,8 @@ from charwright.model.dropout import Dropout
 from charwright.model.initialization import initialize
 from charwright.model.loss import head_loss
 from charwright.model.recurrent import LayerInput, Tokens, linear, run_layer
-from charwright.model.votes import Votes, contexts_of, offsets_of, summed_votes
+from charwright.model.votes import RowGradient, Votes, contexts_of, offsets_of, summed_votes
 from charwright.model.weights import WeightedModule
-from charwright.ngrams import BEFORE
 
 
 class LanguageModel(WeightedModule):
@@ -46,6 +45,8 @@ class LanguageModel(WeightedModule):
         """
         super().__init__(config, vocabulary_size)
         self.compute = compute or Compute()
+        self.ngram_gradients: list[RowGradient] | None = None
+        """Where backward passes of `loss` leave the gradient of the n-grams' array; None: in its `grad`."""
         initialize(config, self.named_weights(), torch.Generator().manual_seed(seed), embedding_range)
         self.to(self.compute.device)
 
@@ -56,8 +57,8 @@ class LanguageModel(WeightedModule):
 
         Args:
             ids: (T, B) int64.
-            state: (h,) or (h, c), each (L, B, H) float32, and with n-grams (1, B, 3), the tokens before: 1 + the id of
-                each, the last one first, and 0 for none; None is zero.
+            state: (h,) or (h, c), each (L, B, H) float32, and with n-grams (1, B, order - 1), the tokens before: 1 +
+                the id of each, the last one first, and 0 for none; None is zero.
             generator: the source of the dropout masks; required in training mode with dropout.
 
         Returns:
@@ -94,9 +95,10 @@ class LanguageModel(WeightedModule):
         if not self.config.ngram_bits:
             return None, after
         tokens = self.zero_state(ids.shape[1])[-1] if before is None else before[-1]
-        contexts = contexts_of(ids, tokens[0])
-        votes = Votes(self.weight("ngrams.weight"), offsets_of(contexts, self.config.ngram_bits).flatten(1))
-        return votes, (*after, contexts[-1:, :, :BEFORE].to(tokens.dtype))
+        contexts = contexts_of(ids, self.config.ngram_order, tokens[0])
+        offsets = offsets_of(contexts, self.config.ngram_bits).flatten(1)
+        votes = Votes(self.weight("ngrams.weight"), offsets, self.ngram_gradients)
+        return votes, (*after, contexts[-1:, :, :-1].to(tokens.dtype))
 
     def _recurrent(self, ids: Tensor, state: State | None, dropout: Dropout | None) -> tuple[Tensor, State]:
         """All recurrent layers: ids (T, B) -> outputs of the last layer (T, B, H), and their state after."""
@@ -118,7 +120,7 @@ class LanguageModel(WeightedModule):
         """The state before the first character: zeros of the shapes that `forward` has."""
         like = self.weight("head.bias")
         shapes = [(self.config.layers, batch, self.config.units)] * STATES[self.config.cell]
-        shapes += [(1, batch, BEFORE)] if self.config.ngram_bits else []
+        shapes += [(1, batch, self.config.ngram_order - 1)] if self.config.ngram_bits else []
         return tuple(like.new_zeros(shape) for shape in shapes)
 
     @property

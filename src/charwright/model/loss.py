@@ -16,7 +16,7 @@ from torch import Tensor
 from charwright import kernels
 from charwright.kernels import UNITS_MULTIPLE, Kernels
 from charwright.model import native
-from charwright.model.votes import Votes
+from charwright.model.votes import RowGradient, Votes
 
 # The most logits in memory at once: 64 MB in bfloat16; PyTorch alone needs several float32 copies of them.
 MOST_LOGITS = 2**25
@@ -42,15 +42,14 @@ def head_loss(
     where `core` is native, in their variant `kernel`; votes: those of n-grams at all positions. A scalar.
     """
     loaded = kernels.load(kernel) if core == "native" and bias.dtype == torch.float32 else None
-    array, offsets = (None, None) if votes is None else (votes.array, votes.offsets)
-    inputs = (x.flatten(0, 1), weight, bias, array)
-    result: Any = _HeadLoss.apply(*inputs, offsets, targets.flatten(), dtype, loaded)  # type: ignore[no-untyped-call]
+    inputs = (x.flatten(0, 1), weight, bias, None if votes is None else votes.array)
+    result: Any = _HeadLoss.apply(*inputs, votes, targets.flatten(), dtype, loaded)  # type: ignore[no-untyped-call]
     return result  # type: ignore[no-any-return]
 
 
 class _HeadLoss(torch.autograd.Function):
-    """x (N, H), weight (V, H), bias (V,), the array and the offsets (K, N) of n-grams or None, targets (N,) -> the mean
-    loss; computes the gradients in the forward pass.
+    """x (N, H), weight (V, H), bias (V,), the array of n-grams and their votes or None, targets (N,) -> the mean loss;
+    computes the gradients in the forward pass.
     """
 
     @staticmethod
@@ -60,7 +59,7 @@ class _HeadLoss(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         array: Tensor | None,
-        offsets: Tensor | None,
+        votes: Votes | None,
         targets: Tensor,
         dtype: torch.dtype,
         loaded: Kernels | None,
@@ -71,8 +70,7 @@ class _HeadLoss(torch.autograd.Function):
         d_x = torch.empty_like(inputs) if wanted else inputs
         d_weight: Tensor | None = None
         d_bias = torch.zeros_like(bias) if wanted else None
-        d_array = torch.zeros_like(array) if wanted and array is not None else None
-        votes = None if array is None or offsets is None else Votes(array, offsets, d_array)
+        d_votes: list[RowGradient] = []
         total: float | Tensor = 0.0
         for begin in range(0, len(x), rows):
             some = slice(begin, begin + rows)
@@ -86,7 +84,10 @@ class _HeadLoss(torch.autograd.Function):
                 torch.mm(logits, low, out=d_x[some])
                 more = _outer(loaded, logits, inputs[some], weight.dtype)
                 d_weight = more if d_weight is None else d_weight.add_(more)
-        ctx.save_for_backward(d_x.to(x.dtype), d_weight, d_bias, d_array)
+                if here is not None:
+                    d_votes.append(RowGradient(here.offsets, logits))
+        ctx.save_for_backward(d_x.to(x.dtype), d_weight, d_bias)
+        ctx.votes, ctx.d_votes = votes, d_votes
         mean = total / len(x)
         return mean if isinstance(mean, Tensor) else bias.new_tensor(mean)
 
@@ -95,9 +96,23 @@ class _HeadLoss(torch.autograd.Function):
         (scale,) = grads
         made: tuple[Tensor | None, ...] = ctx.saved_tensors
         # The gradient of a loss is usually 1; reading it is free on the CPU.
-        if scale.device.type == "cpu" and float(scale) == 1.0:
-            return (*made, None, None, None, None)
-        return (*(None if gradient is None else gradient * scale for gradient in made), None, None, None, None)
+        if not (scale.device.type == "cpu" and float(scale) == 1.0):
+            made = tuple(None if gradient is None else gradient * scale for gradient in made)
+            ctx.d_votes = [part.times(scale) for part in ctx.d_votes]
+        return (*made, _array_gradient(ctx.votes, ctx.d_votes), None, None, None, None)
+
+
+def _array_gradient(votes: Votes | None, parts: list[RowGradient]) -> Tensor | None:
+    """The gradient of the n-grams' array; None if its parts are collected."""
+    if votes is None:
+        return None
+    if votes.gradients is not None:
+        votes.gradients.extend(parts)
+        return None
+    gradient = torch.zeros_like(votes.array)
+    for part in parts:
+        part.add_to(gradient)
+    return gradient
 
 
 def _outer(loaded: Kernels | None, d_logits: Tensor, inputs: Tensor, wide: torch.dtype) -> Tensor:
@@ -120,7 +135,5 @@ def _cross_entropy(
         d_logits = full.sub_(log_sum).exp_()
         d_logits.scatter_add_(1, targets[:, None], d_logits.new_full((len(targets), 1), -1.0)).mul_(scale)
         d_bias += d_logits.sum(dim=0)
-        if votes is not None:
-            votes.add_gradient(d_logits)
         logits.copy_(d_logits)
     return loss

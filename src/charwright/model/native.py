@@ -18,7 +18,7 @@ from torch import Tensor
 
 from charwright.kernels import CELL_CODES, UNITS_MULTIPLE, Kernels, Layer, Ngrams
 from charwright.model.cells import State, Weights
-from charwright.model.votes import Votes
+from charwright.model.votes import RowGradient, Votes
 
 SLOTS = {"gru": 4, "lstm": 4, "rnn": 1}
 
@@ -193,8 +193,7 @@ def cross_entropy(
 ) -> float:
     """The sum of the losses in nats of logits (N, V) + bias (V,) + votes against targets (N,).
 
-    With `d_bias`, to which is added, the logits are overwritten with the gradients of `scale` times the losses' sum,
-    and the gradient of the votes' array is added to `votes.gradient`.
+    With `d_bias`, to which is added, the logits are overwritten with the gradients of `scale` times the losses' sum.
     """
     rows, vocabulary = logits.shape
     threads = torch.get_num_threads()
@@ -203,22 +202,26 @@ def cross_entropy(
         rows, vocabulary, bf16=logits.dtype == torch.bfloat16, threads=threads, logits=logits.data_ptr(),
         bias=bias.data_ptr(), targets=targets.data_ptr(), scale=scale, losses=losses.data_ptr(),
         d_bias=None if d_bias is None else d_bias.data_ptr(), scratch=scratch.data_ptr(),
-        ngrams=None if votes is None else _ngrams(votes),
+        ngrams=None if votes is None else _ngrams(votes.array, votes.offsets),
     )  # fmt: skip
 
 
-def _ngrams(votes: Votes) -> Ngrams:
+def descend(kernels: Kernels, array: Tensor, gradient: RowGradient, rate: float) -> None:
+    """Subtract `rate` times the gradient from an array of n-grams (2^bits + V,), in place."""
+    d_logits = gradient.d_logits
+    assert d_logits.is_contiguous()
+    rows, vocabulary = d_logits.shape
+    kernels.descend(
+        rows, vocabulary, bf16=d_logits.dtype == torch.bfloat16, threads=torch.get_num_threads(),
+        ngrams=_ngrams(array, gradient.offsets), d_logits=d_logits.data_ptr(), rate=rate,
+    )  # fmt: skip
+
+
+def _ngrams(array: Tensor, offsets: Tensor) -> Ngrams:
     """The n-grams in the kernels' form; the caller keeps the tensors alive."""
-    array, offsets, gradient = votes.array, votes.offsets, votes.gradient
     assert array.is_contiguous()
     assert offsets.is_contiguous()
-    return Ngrams(
-        array=array.data_ptr(),
-        d_array=None if gradient is None else gradient.data_ptr(),
-        offsets=offsets.data_ptr(),
-        size=len(array),
-        count=len(offsets),
-    )
+    return Ngrams(array=array.data_ptr(), offsets=offsets.data_ptr(), size=len(array), count=len(offsets))
 
 
 # Large internal arrays are reused: fresh memory costs a page fault every 4 kB.

@@ -1,27 +1,60 @@
 """The votes of a model's n-grams in PyTorch: where they begin in the array, their sums, and the array's gradient.
 
-`charwright.ngrams` defines the offsets. T is the number of time steps, B that of rows, N = T * B, K = 3 that of
+`charwright.ngrams` defines the offsets. T is the number of time steps, B that of rows, N = T * B, K = order - 1 that of
 contexts, V the vocabulary size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from charwright.ngrams import BEFORE, MULTIPLIERS
+from charwright.ngrams import HIGHEST_ORDER, MULTIPLIERS
+
+
+@dataclass(frozen=True)
+class RowGradient:
+    """The gradient of an array of n-grams: each position adds its numbers (V,) to the K rows from its offsets on.
+
+    As an array it would be zero almost everywhere.
+    """
+
+    offsets: Tensor  # (K, N) int64
+    d_logits: Tensor  # (N, V) float32 or bfloat16
+
+    def times(self, factor: Tensor | float) -> RowGradient:
+        """The gradient of a loss that counts `factor` times."""
+        return replace(self, d_logits=self.d_logits * factor)
+
+    def add_to(self, array: Tensor, factor: Tensor | float = 1.0) -> None:
+        """Add `factor` times the gradient to an array (2^bits + V,)."""
+        columns = torch.arange(self.d_logits.shape[1], device=array.device)
+        values = (self.d_logits.to(array.dtype) * factor).flatten()
+        for offsets in self.offsets:
+            array.index_add_(0, (offsets[:, None] + columns).flatten(), values)
+
+
+def joined(gradients: Sequence[RowGradient]) -> RowGradient:
+    """The gradients of some positions after each other as one."""
+    offsets = torch.cat([gradient.offsets for gradient in gradients], dim=1)
+    return RowGradient(offsets, torch.cat([gradient.d_logits for gradient in gradients]))
 
 
 @dataclass(frozen=True)
 class Votes:
-    """What n-grams add to the logits of N positions."""
+    """What n-grams add to the logits of N positions.
+
+    `gradients` collects the gradient of the array in backward passes; without it, autograd gets the array's.
+    """
 
     array: Tensor  # (2^bits + V,)
     offsets: Tensor  # (K, N) int64
-    gradient: Tensor | None = None  # of the array, added to
+    gradients: list[RowGradient] | None = None
 
     def part(self, some: slice) -> Votes:
         """Those of some positions."""
@@ -35,35 +68,36 @@ class Votes:
             logits += rows[offsets]
         return logits
 
-    def add_gradient(self, d_logits: Tensor) -> None:
-        """Add to the gradient of the array, from that of the logits (N, V)."""
-        assert self.gradient is not None
-        columns = torch.arange(d_logits.shape[1], device=d_logits.device)
-        values = d_logits.to(self.gradient.dtype).flatten()
-        for offsets in self.offsets:
-            self.gradient.index_add_(0, (offsets[:, None] + columns).flatten(), values)
 
+def contexts_of(ids: Tensor, order: int, before: Tensor | None = None) -> Tensor:
+    """What n-grams see after each of ids (T, B): (T, B, order) int64, the last tokens, the last one first.
 
-def contexts_of(ids: Tensor, before: Tensor | None = None) -> Tensor:
-    """What n-grams see after each of ids (T, B): (T, B, 4) int64, the last four tokens, the last one first.
-
-    A token is 1 + its id, and 0 where there is none. `before` (B, 3 or more) are those before the first id, by default
-    none.
+    A token is 1 + its id, and 0 where there is none. `before` (B, order - 1 or more) are those before the first id, by
+    default none.
     """
-    earlier = ids.new_zeros(ids.shape[1], BEFORE) if before is None else before[:, :BEFORE].to(ids.dtype)
-    marks = torch.cat([earlier.flip(1).T, ids + 1])  # (3 + T, B)
-    return torch.stack([marks[BEFORE - back : len(marks) - back] for back in range(BEFORE + 1)], dim=-1)
+    earlier = ids.new_zeros(ids.shape[1], order - 1) if before is None else before[:, : order - 1].to(ids.dtype)
+    marks = torch.cat([earlier.flip(1).T, ids + 1])  # (order - 1 + T, B)
+    return torch.stack([marks[order - 1 - back : len(marks) - back] for back in range(order)], dim=-1)
 
 
 def offsets_of(contexts: Tensor, bits: int) -> Tensor:
-    """The offsets (K, ...) of contexts (..., 4)."""
-    found = []
-    for row in MULTIPLIERS:
-        # Number by number: a CUDA graph cannot record the copy of a list to the device.
-        sums = torch.stack([contexts[..., k] * multiplier for k, multiplier in enumerate(row)]).sum(dim=0)
-        incomplete = contexts[..., len(row) - 1] == 0  # Then so are all tokens before.
-        found.append(((sums & 0xFFFFFFFF) >> (32 - bits)).masked_fill_(incomplete, 1 << bits))
-    return torch.stack(found)
+    """The offsets (K, ...) of contexts (..., order)."""
+    order = contexts.shape[-1]
+    marks, multipliers = contexts.flatten(0, -2).T, _multipliers(contexts.device)[: order - 1, :order]
+    # CUDA has no products of matrices of integers.
+    sums = multipliers @ marks if marks.device.type == "cpu" else (multipliers[..., None] * marks).sum(dim=1)
+    # If a token is missing, so are all before it.
+    offsets = ((sums & 0xFFFFFFFF) >> (32 - bits)).masked_fill_(marks[1:] == 0, 1 << bits)
+    return offsets.view(order - 1, *contexts.shape[:-1])
+
+
+@cache
+def _multipliers(device: torch.device) -> Tensor:
+    """Those of `ngrams` as a tensor (K, order), with zeros for the tokens that a context does not have.
+
+    It is kept, because a CUDA graph cannot record its copy to the device.
+    """
+    return torch.tensor([(*row, *[0] * (HIGHEST_ORDER - len(row))) for row in MULTIPLIERS], device=device)
 
 
 def summed_votes(votes: Votes, vocabulary_size: int) -> Tensor:
@@ -84,5 +118,5 @@ class _Sum(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         array, offsets = ctx.saved_tensors
         gradient = torch.zeros_like(array)
-        Votes(array, offsets, gradient).add_gradient(grads[0])
+        RowGradient(offsets, grads[0]).add_to(gradient)
         return gradient, None, None

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from charwright.config import SequenceConfig, TrainingConfig
+from charwright.model import native
 from charwright.model.language_model import LanguageModel
+from charwright.model.votes import RowGradient
 from charwright.training.cautious import CautiousAdamW
 from charwright.training.native_adam import NativeAdam, NativeAdamW, NativeCautiousAdamW, NativeStep, kernels_for
 
 PREDICTIONS = SequenceConfig.batch * SequenceConfig.seq_length
+DECAY_EVERY = 16
 
 
 def make_optimizer(
@@ -28,8 +31,7 @@ def make_optimizer(
     """
     optimizer = _make_adam(model, config)
     if model.config.ngram_bits:
-        array, rate = model.weight("ngrams.weight"), config.ngram_rate * predictions
-        optimizer.register_step_post_hook(NgramDescent(array, rate, config.ngram_decay))
+        optimizer.register_step_post_hook(NgramDescent(model, config.ngram_rate * predictions, config.ngram_decay))
     return optimizer
 
 
@@ -37,27 +39,36 @@ class NgramDescent:
     """Stochastic gradient descent for the array of n-grams, whose rate follows that of an optimizer in proportion.
 
     Without momentum and without averages of squares, a number moves only in steps that have a gradient for it, as far
-    as that one says: most n-grams are seen a few times. Weight decay pulls all of them to zero.
+    as that one says: most n-grams are seen a few times. So a step touches only the rows of its contexts. Weight decay
+    pulls all numbers to zero; on a CPU it does so every `DECAY_EVERY` steps, since it has to read the whole array.
     """
 
-    def __init__(self, array: Tensor, rate: float, decay: float) -> None:
-        """Move `array` by `rate` times its gradient, and `decay` times itself, at the peak of the learning rate."""
-        self._array, self._rate, self._decay = array, rate, decay
+    def __init__(self, model: LanguageModel, rate: float, decay: float) -> None:
+        """Move the array by `rate` times its gradient, and `decay` times itself, at the peak of the learning rate."""
+        self._array, self._rate, self._decay = model.weight("ngrams.weight"), rate, decay
+        self._loaded = kernels_for(model)
+        self._gradients: list[RowGradient] = []
+        model.ngram_gradients = self._gradients
 
     @torch.no_grad()
     def __call__(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         """Move the array, and forget its gradient."""
-        if self._array.grad is None:
-            return
         group = optimizer.param_groups[0]
-        rate = self._rate * group["lr"] / group.get("initial_lr", group["lr"])
+        rate = self._rate * group["lr"] / group.get("initial_lr", group["lr"])  # A graph reads it when it is replayed.
         if self._decay:
+            self._shrink(optimizer, rate)
+        for gradient in self._gradients:
+            if self._loaded is not None:
+                native.descend(self._loaded, self._array, gradient, float(rate))
+            else:
+                gradient.add_to(self._array, -rate)
+        self._gradients.clear()
+
+    def _shrink(self, optimizer: torch.optim.Optimizer, rate: float | Tensor) -> None:
+        if self._array.device.type != "cpu":
             self._array.mul_(1 - rate * self._decay)
-        if isinstance(rate, Tensor):  # A graph reads the learning rate when it is replayed.
-            self._array.sub_(self._array.grad * rate)
-        else:
-            self._array.sub_(self._array.grad, alpha=rate)
-        self._array.grad = None
+        elif int(next(iter(optimizer.state.values()))["step"]) % DECAY_EVERY == 0:
+            self._array.mul_(max(0.0, 1 - float(rate) * self._decay) ** DECAY_EVERY)
 
 
 def _make_adam(model: LanguageModel, config: TrainingConfig) -> torch.optim.Optimizer:

@@ -25,6 +25,7 @@ from charwright.evaluation.records import evaluate_records
 from charwright.model.cells import State
 from charwright.model.dropout import draw_masks, empty_masks
 from charwright.model.language_model import LanguageModel
+from charwright.model.votes import RowGradient, joined
 from charwright.training.ranks import Ranks
 from charwright.training.sums import turns_of
 
@@ -99,7 +100,8 @@ def summed_gradients(
     if part is None:
         yield
         return
-    parameters = list(model.parameters())
+    rows = model.ngram_gradients
+    parameters = [weight for name, weight in model.named_weights().items() if rows is None or name != "ngrams.weight"]
     turns = cycle(turns_of(parameters, ranks))
 
     def add_up(*_: object) -> None:
@@ -112,12 +114,29 @@ def summed_gradients(
         turn.add_up()
         for total, weight in zip(turn.total, parameters, strict=True):
             weight.grad = total
+        if rows:
+            rows[:] = [_of_all_rows(joined(rows), ranks, part)]
 
     hook = optimizer.register_step_pre_hook(add_up)
     try:
         yield
     finally:
         hook.remove()
+
+
+def _of_all_rows(gradient: RowGradient, ranks: Ranks, part: Part) -> RowGradient:
+    """The gradient of the n-grams from this rank's rows of a batch -> that from the whole batch.
+
+    Positions are numbered by time, then by row; other ranks have the other rows.
+    """
+    own, contexts = len(range(part.total)[part.rows]), len(gradient.offsets)
+    offsets = gradient.offsets.view(contexts, -1, own)  # (K, T, own)
+    d_logits = gradient.d_logits.view(-1, own, gradient.d_logits.shape[1])  # (T, own, V)
+    all_offsets = offsets.new_zeros(contexts, offsets.shape[1], part.total)
+    all_d_logits = d_logits.new_zeros(len(d_logits), part.total, d_logits.shape[2], dtype=torch.float32)
+    all_offsets[..., part.rows] = offsets
+    all_d_logits[:, part.rows] = d_logits * part.share
+    return RowGradient(ranks.sum(all_offsets).flatten(1), ranks.sum(all_d_logits).flatten(0, 1))
 
 
 def mean_losses(losses: Sequence[Tensor], ranks: Ranks, part: Part | None) -> list[float]:
