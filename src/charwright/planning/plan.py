@@ -23,13 +23,29 @@ from charwright.schema import flag
 WIDTHS = (64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 2048)
 USABLE = 0.93  # the fraction of the time that is trained; the rest is start-up, validation and saving
 BUDGETS = ("minutes", "epochs", "steps")
-NGRAM_BITS, NGRAM_BITS_SHORT, SHORT = 22, 20, 400_000  # the last one in characters
-NGRAM_ORDER, NGRAM_RATE = 8, 0.12
-PREDICTIONS = SMALLEST * DEFAULT.sequences.seq_length  # in a batch for which that rate is
 FEWEST_FOR_NGRAMS = 10_000
 """Characters of a text whose n-grams tell something of those to come."""
-RARE = 10
-"""What occurs less often in a text, the decay of the n-grams outweighs."""
+PREDICTIONS = SMALLEST * DEFAULT.sequences.seq_length
+"""Those of a batch for which the rates of n-grams are."""
+MOST_CHANCE = 10
+"""An n-gram that occurs as often is no chance, however often the text is read."""
+
+
+@dataclass(frozen=True)
+class NgramRule:
+    """The n-grams of texts of `characters` or more: the bits of their array, the longest, and how fast they learn."""
+
+    characters: int
+    bits: int
+    order: int
+    rate: float
+
+
+NGRAM_RULES = (
+    NgramRule(400_000, 22, 8, 0.12),
+    NgramRule(100_000, 20, 8, 0.12),
+    NgramRule(FEWEST_FOR_NGRAMS, 18, 4, 0.03),
+)
 WIDE = 1024
 """Units, from which on the learning rate falls."""
 
@@ -152,7 +168,8 @@ def planned_batch(
 
 def planned_ngrams(text: TextProfile, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a model's n-grams for a text, which depend on neither time nor speed."""
-    planned = {"ngram_bits": _Rule(text, _with_one_width(options), {}).ngrams()[0], "ngram_order": NGRAM_ORDER}
+    rule = _Rule(text, _with_one_width(options), {})
+    planned = {"ngram_bits": rule.ngrams()[0], "ngram_order": rule.ngram_rule.order}
     return {name: options.get(name, value) for name, value in planned.items()}
 
 
@@ -199,12 +216,11 @@ class _Rule:
         read = f"the text is read {_times(passes)}"
         sequences, training = DEFAULT.sequences, DEFAULT.training
         bits, why_ngrams = self.ngrams()
-        decay = _rounded(RARE / self.text.tokens, most=1.0)
         descent = {
             "ngram_rate": (self._ngram_rate(), "n-grams are seen a few times, and have to learn from each"),
-            "ngram_decay": (decay, f"n-grams seen less than {RARE} times say little"),
+            "ngram_decay": (self._ngram_decay(passes), f"{read}; what occurs once in it may be chance"),
         }
-        order = {"ngram_order": (NGRAM_ORDER, "what follows a word or two is known where they occurred before")}
+        order = {"ngram_order": (self.ngram_rule.order, "the longest n-grams that recur in a text of this length")}
         has_ngrams = bool(self.options.get("ngram_bits", bits))
         return {
             "cell": (DEFAULT.model.cell, "a GRU learns more per minute than an LSTM on every text tried"),
@@ -271,13 +287,21 @@ class _Rule:
             return 0, "the first characters of a record have no context, and a record has few more"
         if self.text.characters < FEWEST_FOR_NGRAMS:
             return 0, "a short text has too few n-grams to learn from"
-        bits = NGRAM_BITS if self.text.characters >= SHORT else NGRAM_BITS_SHORT
-        return bits, "what the last characters say is learned from few examples; the network adds to it"
+        return self.ngram_rule.bits, "what the last characters say is learned from few examples; the network adds to it"
+
+    @property
+    def ngram_rule(self) -> NgramRule:
+        """The rule for a text of this length."""
+        return next((rule for rule in NGRAM_RULES if self.text.characters >= rule.characters), NGRAM_RULES[-1])
 
     def _ngram_rate(self) -> float:
         """In a larger batch a frequent n-gram is seen more often, and its steps add up."""
         larger = self.sequences.batch * self.sequences.seq_length / PREDICTIONS
-        return _rounded(NGRAM_RATE / math.sqrt(max(1.0, larger)), most=1.0)
+        return _rounded(self.ngram_rule.rate / math.sqrt(max(1.0, larger)), most=1.0)
+
+    def _ngram_decay(self, passes: float) -> float:
+        """A number that fewer than K occurrences speak for stays near zero; K grows with the passes."""
+        return _rounded(min(MOST_CHANCE, passes / 4) / self.text.tokens, most=1.0)
 
     def _widest(self) -> float:
         return 256 * math.pow(self.text.characters / 16_000, 0.34)
