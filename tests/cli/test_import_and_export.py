@@ -195,9 +195,9 @@ class TestExport:
         for i in (3, 1, 4, 1, 5, 9, 2, 6, 5, 3):
             read.append(i)
             added = whole.step(np.array([i]), states[0]) - plain.step(np.array([i]), states[1])
-            votes = names["votes"](read, weights["ngrams.weight"], len(LETTERS), order)
-            assert votes == pytest.approx(added[0], abs=1e-5)
-            assert names["votes"](read[-order:], weights["ngrams.weight"], len(LETTERS), order).tolist() == votes.tolist()
+            for ids in (read, read[-order:]):
+                votes = names["votes"](ids, weights["ngrams.weight"], len(LETTERS), order)
+                assert votes == pytest.approx(added[0], abs=1e-5)
 
     def test_keras_has_no_ngrams(self, charwright: Terminal, tmp_path: Path) -> None:
         config, file = ModelConfig(units=12, embedding_size=8, ngram_bits=6), tmp_path / "x.weights.h5"

@@ -85,13 +85,15 @@ def from_keras(layers: Sequence[KerasLayer], where: str) -> tuple[ModelConfig, A
     kernels = [_matrix(layer, "recurrent_kernel", where) for layer in recurrent]
     cell, units = _cell(recurrent[0], kernels[0], where), len(kernels[0])
     ngrams = _of_kind(layers, NGRAMS, where)
+    bits, order = _bits_and_order(ngrams, len(table), where) if ngrams else (0, ModelConfig.ngram_order)
     try:
         config = ModelConfig(
             cell=cell,
             layers=len(recurrent),
             units=units,
             embedding_size=table.shape[1],
-            **(_ngram_options(ngrams, len(table), where) if ngrams else {}),
+            ngram_bits=bits,
+            ngram_order=order,
         )
     except ConfigError as error:
         raise ForeignModelError(f"{where}: {error}") from error
@@ -201,8 +203,8 @@ def _cell(layer: KerasLayer, kernel: Array, where: str) -> str:
     return CELL_OF_GATES[columns // units]
 
 
-def _ngram_options(found: Sequence[KerasLayer], tokens: int, where: str) -> dict[str, int]:
-    """Read the order of the n-grams, and infer the bits from their array (2^bits + V)."""
+def _bits_and_order(found: Sequence[KerasLayer], tokens: int, where: str) -> tuple[int, int]:
+    """Infer the bits from the array (2^bits + V) of the n-grams, and read their order."""
     array, order = found[0].arrays["weight"], found[0].arrays["order"]
     bits = max(1, array.size - tokens).bit_length() - 1
     if len(found) > 1:
@@ -213,7 +215,7 @@ def _ngram_options(found: Sequence[KerasLayer], tokens: int, where: str) -> dict
         )
     if order.shape != (1,) or order[0] != int(order[0]):
         raise ForeignModelError(f"{where}: the order of the n-grams is {order.tolist()}; expected one whole number")
-    return {"ngram_bits": bits, "ngram_order": int(order[0])}
+    return bits, int(order[0])
 
 
 def _recurrent_weights(config: ModelConfig, index: int, layer: KerasLayer, where: str) -> Arrays:
