@@ -15,6 +15,7 @@ import pytest
 from charwright.config import ModelConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
 from charwright.generation.engine import Engine
+from charwright.ngrams import MULTIPLIERS
 from charwright.run import Run
 from commands import Terminal
 from writers import LABELLED, LETTERS, save_records, weights_of
@@ -187,6 +188,7 @@ class TestExport:
         [block] = [part for part in page.split("```python\n") if "def votes" in part]
         names: dict[str, Any] = {}
         exec(block.partition("\n\nprint(")[0], names)
+        assert names["MULTIPLIERS"] == MULTIPLIERS
         config = ModelConfig(units=12, embedding_size=8, ngram_bits=bits, ngram_order=order)
         weights = weights_of(config, len(LETTERS))
         whole = Engine(config, weights, "f32")
