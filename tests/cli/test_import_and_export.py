@@ -180,7 +180,8 @@ class TestExport:
         assert charwright("export", run.folder, "--to", "onnx", "--out", tmp_path / "x").code == 0
         assert charwright("export", run.folder, "--to", "html", "--out", tmp_path / "x.html").code == 0
         page = (tmp_path / "x.html").read_text(encoding="utf-8")
-        assert "GRU, one layer of 12 units, 8-bit weights, n-grams of 64 numbers" in page
+        lengths = "2 tokens" if order == 2 else f"2 to {order} tokens"
+        assert f"GRU, one layer of 12 units, 8-bit weights, n-grams of {lengths} (64 numbers)" in page
 
     @pytest.mark.parametrize(("bits", "order"), [(1, 4), (6, 2), (6, 8), (20, 4)])
     def test_the_documented_function_adds_what_the_engine_adds(self, bits: int, order: int) -> None:
