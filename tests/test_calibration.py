@@ -36,19 +36,22 @@ def test_speeds_are_measured_within_the_time_limit() -> None:
     assert torch.get_num_threads() == 2
 
 
-@pytest.mark.parametrize(("options", "bits"), [({}, 20), ({"ngram_bits": 12}, 12), ({"ngram_bits": 0}, 0)])
+@pytest.mark.parametrize(
+    ("options", "ngrams"),
+    [({}, (22, 8)), ({"ngram_bits": 12}, (12, 8)), ({"ngram_order": 3}, (22, 3)), ({"ngram_bits": 0}, (0, 8))],
+)
 def test_what_is_measured_has_the_planned_n_grams(
-    options: dict[str, int], bits: int, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, int], ngrams: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = set()
 
     def speed(work: Workload, *_: Any) -> float:
-        seen.add(work.model.ngram_bits)
+        seen.add((work.model.ngram_bits, work.model.ngram_order))
         return 1e5
 
     monkeypatch.setattr(calibration, "mean_speed", speed)
     monkeypatch.setattr(calibration, "brief_speed", speed)
     text = TextProfile(1_000_000, 66, "Latin", 1_000_000)
     plan, _ = calibration.plan_here(text, {"minutes": 1.0, **options}, Wanted())
-    assert plan.recipe.model.ngram_bits == bits
-    assert seen == {bits}
+    assert plan.recipe.model.ngram_bits == ngrams[0]
+    assert seen == {ngrams}

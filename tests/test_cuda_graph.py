@@ -175,7 +175,7 @@ def test_n_grams_descend_in_graphed_steps_too() -> None:
         array = model.weight("ngrams.weight")
         others = [weight for weight in model.parameters() if weight is not array]
         optimizer = KIND(others, lr=RATE, fused=True)
-        optimizer.register_step_post_hook(NgramDescent(array, 4.0, 2.0**-10))
+        optimizer.register_step_post_hook(NgramDescent(model, 4.0, 2.0**-10))
         step = GraphedStep(cw.train_step, Again(optimizer)) if graphed else cw.train_step
         found.append(steps_of(step, model, optimizer))
         assert not torch.equal(array, began)

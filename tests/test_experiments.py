@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import charwright as cw
 from charwright.config import Recipe
@@ -98,3 +99,31 @@ def test_the_trial_of_an_untried_feature_is_complete(untried: Any, line: dict[st
 def test_no_trial_of_an_untried_feature_is_listed_twice(untried: Any) -> None:
     keys = [untried.key_of(line) for line in lines_of("untried.jsonl")]
     assert len(keys) == len(set(keys))
+
+
+@pytest.mark.parametrize("line", lines_of("ngram_orders.jsonl"), ids=lambda line: f"{line['corpus']}-{line['orders']}")
+def test_a_trial_of_n_gram_lengths_can_be_repeated(line: dict[str, Any]) -> None:
+    assert Recipe().with_options(line["options"])
+    assert line["orders"] == sorted(set(line["orders"]))
+    assert line["orders"][0] >= 2
+    assert 0 < line["carried"] < 10
+
+
+def test_a_trial_has_only_its_lengths_of_n_grams(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    only_orders = importlib.import_module("ngram_orders").only_orders
+    model = cw.LanguageModel(cw.ModelConfig(units=4, ngram_bits=10, ngram_order=5), 9)
+    torch.nn.init.normal_(model.weight("ngrams.weight"))
+    ids = torch.arange(14).view(7, 2) % 9
+    with torch.no_grad():
+        whole = model(ids)[0]
+        with only_orders([2, 3, 4, 5]):
+            assert torch.equal(model(ids)[0], whole)
+        with only_orders([3, 5]):
+            parts = model(ids)[0]
+        with only_orders([2, 4]):
+            parts = parts + model(ids)[0]
+        with only_orders([]):
+            network = model(ids)[0]
+        torch.testing.assert_close(parts - network, whole)
+        assert torch.equal(model(ids)[0], whole)

@@ -214,28 +214,57 @@ def settings(**options: Any) -> cw.TrainingConfig:
 
 @pytest.mark.parametrize("core", CORES)
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "cautious-adamw"])
-@pytest.mark.parametrize("decay", [0.0, 0.001])
-def test_the_array_descends_by_its_own_rate(core: str, optimizer: str, decay: float) -> None:
-    """In proportion to the schedule, unclipped, and without decay only where it has a gradient."""
+def test_the_array_descends_by_its_own_rate(core: str, optimizer: str) -> None:
+    """In proportion to the schedule, unclipped, and only where it has a gradient."""
     model, ids = make_model(core), some_ids(11, 4)
-    config = settings(optimizer=optimizer, steps=1, ngram_rate=0.5, ngram_decay=decay, clip_norm=1e-3)
+    array = model.weight("ngrams.weight")
+    loss, _ = model.loss(ids[:-1], ids[1:])
+    (gradient,) = torch.autograd.grad(loss, [array])
+    config = settings(optimizer=optimizer, steps=1, ngram_rate=0.5, ngram_decay=0.001, clip_norm=1e-3)
     made = cw.make_optimizer(model, config, 40)
     held = {id(weight) for group in made.param_groups for weight in group["params"]}
-    assert id(model.weight("ngrams.weight")) not in held
+    assert id(array) not in held
     assert len(held) == len(list(model.parameters())) - 1
     set_learning_rate(made, 1.0)
     set_learning_rate(made, 0.25)
-    before = model.weight("ngrams.weight").detach().clone()
+    before = array.detach().clone()
     loss, _ = model.loss(ids[:-1], ids[1:])
-    (gradient,) = torch.autograd.grad(loss, [model.weight("ngrams.weight")], retain_graph=True)
     with clipped_gradients(model, made, 1e-3):
         made.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         made.step()
-    moved = model.weight("ngrams.weight").detach() - before
-    torch.testing.assert_close(moved, -0.5 * 40 * 0.25 * (gradient + decay * before), rtol=1e-4, atol=1e-6)
-    assert bool((moved[gradient == 0] == 0).all()) == (decay == 0)
-    assert model.weight("ngrams.weight").grad is None
+    moved = array.detach() - before
+    torch.testing.assert_close(moved, -0.5 * 40 * 0.25 * gradient, rtol=1e-4, atol=1e-6)
+    assert not moved[gradient == 0].any()
+    assert array.grad is None
+    assert model.ngram_gradients == []
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_losses_add_up_before_a_step(core: str) -> None:
+    """The gradient counts as often as a loss does, and is that of all losses since the last step."""
+    model, ids = make_model(core), some_ids(31, 4)
+    array = model.weight("ngrams.weight")
+    parts = (ids[:12], ids[11:])
+    total = sum(factor * model.loss(part[:-1], part[1:])[0] for factor, part in zip((1, 0.5), parts, strict=True))
+    assert isinstance(total, torch.Tensor)
+    (gradient,) = torch.autograd.grad(total, [array])
+    made = cw.make_optimizer(model, settings(steps=1, ngram_rate=0.5), 40)
+    before = array.detach().clone()
+    for factor, part in zip((1, 0.5), parts, strict=True):
+        (factor * model.loss(part[:-1], part[1:])[0]).backward()  # type: ignore[no-untyped-call]
+    made.step()
+    torch.testing.assert_close(array.detach() - before, -0.5 * 40 * gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_the_array_decays_every_16_steps() -> None:
+    model = make_model()
+    array = model.weight("ngrams.weight")
+    made, before = cw.make_optimizer(model, settings(steps=40, ngram_rate=0.5, ngram_decay=0.001), 40), array.clone()
+    for step in range(1, 33):
+        model.weight("head.bias").grad = torch.zeros(V)
+        made.step()
+        torch.testing.assert_close(array, before * 0.98 ** (step // 16 * 16))
 
 
 @pytest.mark.parametrize("core", CORES)

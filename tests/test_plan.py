@@ -64,25 +64,51 @@ def test_more_time_lowers_neither_the_width_nor_the_regularization(minutes: floa
 
 
 @pytest.mark.parametrize(
-    ("characters", "records", "bits"),
-    [(9_999, 0, 0), (10_000, 0, 18), (399_999, 0, 18), (400_000, 0, 20), (10**9, 0, 20), (10**6, 50_000, 0)],
+    ("characters", "records", "bits", "order", "rate"),
+    [
+        (9_999, 0, 0, 4, 0.03),
+        (10_000, 0, 18, 4, 0.03),
+        (99_999, 0, 18, 4, 0.03),
+        (100_000, 0, 20, 8, 0.12),
+        (399_999, 0, 20, 8, 0.12),
+        (400_000, 0, 22, 8, 0.12),
+        (10**9, 0, 22, 8, 0.12),
+        (10**6, 50_000, 0, 8, 0.12),
+    ],
 )
-def test_n_grams_are_for_running_text_that_is_long_enough(characters: int, records: int, bits: int) -> None:
+def test_n_grams_are_for_running_text_that_is_long_enough(
+    characters: int, records: int, bits: int, order: int, rate: float
+) -> None:
     text = TextProfile(characters, 66, "Latin", characters, records)
     planned = plan(text)
-    assert planned.recipe.model.ngram_bits == planned_ngrams(text, {}) == bits
-    assert ("ngram_decay" in planned.reasons) == (bits > 0)
-    assert planned.recipe.training.ngram_decay == pytest.approx(10 / characters if bits else 0, rel=0.05)
+    assert planned_ngrams(text, {}) == {"ngram_bits": bits, "ngram_order": order}
+    assert planned.recipe.model.ngram_bits == bits
+    assert planned.recipe.model.ngram_order == (order if bits else 4)
+    assert planned.recipe.training.ngram_rate == (rate if bits else 0.03)
+    for option in ("ngram_order", "ngram_rate", "ngram_decay"):
+        assert (option in planned.reasons) == (bits > 0)
     assert ("and n-grams" in planned.summary()[0]) == (bits > 0)
+
+
+def test_what_a_text_says_once_counts_less_the_more_often_it_is_read() -> None:
+    for epochs, occurrences in ((1, 1 / 4), (8, 2), (40, 10), (400, 10)):
+        planned = plan(TextProfile(10**6, 66, "Latin", 10**6), minutes=None, epochs=epochs)
+        assert planned.recipe.training.ngram_decay == pytest.approx(occurrences / 10**6, rel=0.02)
 
 
 def test_n_grams_given_by_hand_are_kept() -> None:
     without = plan(ngram_bits=0)
-    assert (without.recipe.model.ngram_bits, planned_ngrams(SHAKESPEARE, {"ngram_bits": 0})) == (0, 0)
+    assert without.recipe.model.ngram_bits == planned_ngrams(SHAKESPEARE, {"ngram_bits": 0})["ngram_bits"] == 0
     assert "ngram_decay" not in without.reasons
-    short = plan(TextProfile(500, 20, "Latin", 500), ngram_bits=8)
-    assert short.recipe.model.ngram_bits == 8
-    assert short.recipe.training.ngram_decay == pytest.approx(10 / 500)
+    assert planned_ngrams(SHAKESPEARE, {"ngram_order": 5}) == {"ngram_bits": 22, "ngram_order": 5}
+    short = plan(TextProfile(500, 20, "Latin", 500), ngram_bits=8, ngram_order=3)
+    assert (short.recipe.model.ngram_bits, short.recipe.model.ngram_order) == (8, 3)
+    assert short.recipe.training.ngram_decay == pytest.approx(10 / 500, rel=0.01)
+
+
+def test_n_grams_learn_more_slowly_in_larger_batches() -> None:
+    rates = [plan(batch=batch, seq_length=64).recipe.training.ngram_rate for batch in (8, 32, 128, 512)]
+    assert rates == [0.12, 0.12, 0.06, 0.03]
 
 
 def test_a_faster_machine_trains_a_wider_model() -> None:
@@ -114,8 +140,8 @@ def test_a_width_given_by_hand_changes_the_options_derived_from_it() -> None:
     """A narrow model reads the text more often in the same time, so it needs more dropout."""
     assert plan(units=128).passes > 3 * plan(units=1024).passes
     assert plan(units=128).recipe.model.dropout > plan(units=1024).recipe.model.dropout
-    rates = [plan(units=units).recipe.training.learning_rate for units in (1024, 640, 512, 256, 64)]
-    assert rates == [0.0032, 0.004, 0.005, 0.006, 0.006]
+    rates = [plan(units=units).recipe.training.learning_rate for units in (2048, 1024, 512, 64)]
+    assert rates == [0.0042, 0.006, 0.006, 0.006]
 
 
 def test_the_optimizer_is_cautious_unless_given_by_hand() -> None:

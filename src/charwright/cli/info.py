@@ -145,6 +145,8 @@ def _summary_table(run: Run) -> Any:
     from rich.table import Table
     from rich.text import Text
 
+    from charwright.ngrams import lengths_in_words
+
     layers = _layers(run)
     total = sum(layer["parameters"] for layer in layers)
     # The folder name may contain brackets, which are not markup.
@@ -153,8 +155,10 @@ def _summary_table(run: Run) -> Any:
     table.add_column("Layer")
     table.add_column("Output (time, batch, ...)")
     table.add_column("Parameters", justify="right")
+    lengths = f" of {lengths_in_words(run.model.ngram_order)}"
     for layer in layers:
-        table.add_row(f"{layer['name']} ({layer['kind']})", f"(T, B, {layer['output'][2]})", f"{layer['parameters']:,}")
+        kind = layer["kind"] + lengths * (layer["name"] == "ngrams")
+        table.add_row(f"{layer['name']} ({kind})", f"(T, B, {layer['output'][2]})", f"{layer['parameters']:,}")
     return table
 
 

@@ -58,7 +58,7 @@ class _HeadLoss(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor,
-        array: Tensor | None,
+        _array: Tensor | None,
         votes: Votes | None,
         targets: Tensor,
         dtype: torch.dtype,

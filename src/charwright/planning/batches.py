@@ -11,7 +11,7 @@ SMALLEST = DEFAULT.sequences.batch
 BATCHES = (SMALLEST, 64, 128, 256, 512)
 SLOWER = 1.25  # A step may take this many times that of the smallest batch.
 STEPS_PER_PASS = 20  # at least: the rows of a batch start at as many places of the text
-FASTEST_RATE = 2.0
+FASTEST_RATE = math.sqrt(2)
 
 
 def batch_for(seconds: Mapping[int, float], *, units: int, steps: float, tokens: int, seq_length: int) -> int:

@@ -59,7 +59,7 @@ def plan_here(
         return make_plan(text, options, {}), Choice(wanted.by_rule())
     masked = options.get("recurrent_dropout") != 0
     pool = candidates(wanted, masked=masked)
-    start = start.with_options({"ngram_bits": planned_ngrams(text, options)})
+    start = start.with_options(planned_ngrams(text, options))
     with _calibrated(pool, text.vocabulary, start, clock, masked=masked) as calibration:
         batch = _batch_here(text, options, start.sequences, calibration)
         speeds = calibration.speeds()
@@ -126,7 +126,7 @@ def _calibrated(
         budget_s,
         clock,
         cell=recipe.model.cell,
-        ngram_bits=recipe.model.ngram_bits,
+        ngrams=(recipe.model.ngram_bits, recipe.model.ngram_order),
         masked=masked,
     )
     with calibration.running():
@@ -146,17 +146,18 @@ class Calibration:
         clock: Clock,
         *,
         cell: str = "gru",
-        ngram_bits: int = 0,
+        ngrams: tuple[int, int] = (0, 2),
         masked: bool = True,
     ) -> None:
-        """Start the clock; `pool` are the candidates, the one by the written rule first."""
+        """Start the clock; `pool` are the candidates, the one by the written rule first, `ngrams` bits and order."""
         self.pool, self.best = list(pool), pool[0]
         self.first = 0.0
         """The speed at the narrowest width and the first batch, of the best candidate so far."""
         self._known: dict[int, float] = {}
         self._budget_s = budget_s
         self._deadline = Deadline(clock, clock() + min(LONGEST_S, SHARE * budget_s))
-        model = ModelConfig(units=WIDTHS[0], dropout=DROPOUT, recurrent_dropout=DROPOUT * masked, ngram_bits=ngram_bits)
+        model = ModelConfig(units=WIDTHS[0], dropout=DROPOUT, recurrent_dropout=DROPOUT * masked)
+        model = dataclasses.replace(model, ngram_bits=ngrams[0], ngram_order=ngrams[1])
         self._workload, self._cell = Workload(model, vocabulary_size, sequences), cell
         self._ranked: dict[Compute, float] = {}
         self._compared: dict[Compute, float] = {}

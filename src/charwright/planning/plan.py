@@ -23,11 +23,31 @@ from charwright.schema import flag
 WIDTHS = (64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 2048)
 USABLE = 0.93  # the fraction of the time that is trained; the rest is start-up, validation and saving
 BUDGETS = ("minutes", "epochs", "steps")
-NGRAM_BITS, NGRAM_BITS_SHORT, SHORT = 20, 18, 400_000  # the last one in characters
 FEWEST_FOR_NGRAMS = 10_000
 """Characters of a text whose n-grams tell something of those to come."""
-RARE = 10
-"""What occurs less often in a text, the decay of the n-grams outweighs."""
+PREDICTIONS = SMALLEST * DEFAULT.sequences.seq_length
+"""Those of a batch for which the rates of n-grams are."""
+MOST_CHANCE = 10
+"""An n-gram that occurs as often is no chance, however often the text is read."""
+
+
+@dataclass(frozen=True)
+class NgramRule:
+    """The n-grams of texts of `characters` or more: the bits of their array, the longest, and how fast they learn."""
+
+    characters: int
+    bits: int
+    order: int
+    rate: float
+
+
+NGRAM_RULES = (
+    NgramRule(400_000, 22, 8, 0.12),
+    NgramRule(100_000, 20, 8, 0.12),
+    NgramRule(FEWEST_FOR_NGRAMS, 18, 4, 0.03),
+)
+WIDE = 1024
+"""Units, from which on the learning rate falls."""
 
 
 @dataclass(frozen=True)
@@ -146,10 +166,11 @@ def planned_batch(
     return _Rule(text, _with_one_width(options), speeds).batch_by(seconds)
 
 
-def planned_ngrams(text: TextProfile, options: Mapping[str, Any]) -> int:
-    """The bits of the n-grams of a text, which depend on neither time nor speed."""
-    bits: int = options.get("ngram_bits", _Rule(text, _with_one_width(options), {}).ngrams()[0])
-    return bits
+def planned_ngrams(text: TextProfile, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a model's n-grams for a text, which depend on neither time nor speed."""
+    rule = _Rule(text, _with_one_width(options), {})
+    planned = {"ngram_bits": rule.ngrams()[0], "ngram_order": rule.ngram_rule.order}
+    return {name: options.get(name, value) for name, value in planned.items()}
 
 
 def _with_one_width(options: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -195,18 +216,19 @@ class _Rule:
         read = f"the text is read {_times(passes)}"
         sequences, training = DEFAULT.sequences, DEFAULT.training
         bits, why_ngrams = self.ngrams()
-        rare = {
-            "ngram_decay": (
-                _rounded(RARE / self.text.tokens, most=1.0),
-                f"n-grams seen less than {RARE} times say little",
-            )
+        descent = {
+            "ngram_rate": (self._ngram_rate(), "n-grams are seen a few times, and have to learn from each"),
+            "ngram_decay": (self._ngram_decay(passes), f"{read}; what occurs once in it may be chance"),
         }
+        order = {"ngram_order": (self.ngram_rule.order, "the longest n-grams that recur in a text of this length")}
+        has_ngrams = bool(self.options.get("ngram_bits", bits))
         return {
             "cell": (DEFAULT.model.cell, "a GRU learns more per minute than an LSTM on every text tried"),
             "layers": (DEFAULT.model.layers, "one wide layer beats two narrow ones of the same speed"),
             "units": (units, why),
             "embedding_size": self._embedding(model.units),
             "ngram_bits": (bits, why_ngrams),
+            **(order if has_ngrams else {}),
             "batch": (self.batch, self._why_batch()),
             "seq_length": (
                 sequences.seq_length,
@@ -217,7 +239,7 @@ class _Rule:
             "dropout": (_rounded(0.1 * strain, most=0.5), f"{read}; dropout prevents memorization"),
             "recurrent_dropout": (_rounded(0.08 * strain, most=0.35), f"{read}; so does recurrent dropout"),
             "weight_decay": (_rounded(0.2 * max(0.5, strain), most=1.2), f"{read}; so does weight decay"),
-            **(rare if self.options.get("ngram_bits", bits) else {}),
+            **(descent if has_ngrams else {}),
             "output_bias": ("frequencies", "a rare character's bias would take longer to fall than training lasts"),
             "ema": (training.ema, "an average over the last tenth of the steps is steadier than the last step"),
             "schedule": (training.schedule, "the learning rate falls to zero as the budget ends"),
@@ -265,16 +287,28 @@ class _Rule:
             return 0, "the first characters of a record have no context, and a record has few more"
         if self.text.characters < FEWEST_FOR_NGRAMS:
             return 0, "a short text has too few n-grams to learn from"
-        bits = NGRAM_BITS if self.text.characters >= SHORT else NGRAM_BITS_SHORT
-        return bits, "what the last four characters say is learned from few examples; the network adds to it"
+        return self.ngram_rule.bits, "what the last characters say is learned from few examples; the network adds to it"
+
+    @property
+    def ngram_rule(self) -> NgramRule:
+        """The rule for a text of this length."""
+        return next((rule for rule in NGRAM_RULES if self.text.characters >= rule.characters), NGRAM_RULES[-1])
+
+    def _ngram_rate(self) -> float:
+        """In a larger batch a frequent n-gram is seen more often, and its steps add up."""
+        larger = self.sequences.batch * self.sequences.seq_length / PREDICTIONS
+        return _rounded(self.ngram_rule.rate / math.sqrt(max(1.0, larger)), most=1.0)
+
+    def _ngram_decay(self, passes: float) -> float:
+        """A number that fewer than K occurrences speak for stays near zero; K grows with the passes."""
+        return _rounded(min(MOST_CHANCE, passes / 4) / self.text.tokens, most=1.0)
 
     def _widest(self) -> float:
         return 256 * math.pow(self.text.characters / 16_000, 0.34)
 
     def _learning_rate(self, units: int) -> float:
         rate = DEFAULT.training.learning_rate * rate_factor(self.batch)
-        narrow, wide = min(1.5, 640 / units), math.sqrt(640 / units)
-        return _rounded(rate * (narrow if units < 640 else wide), most=1.0)
+        return _rounded(1.5 * rate * min(1.0, math.sqrt(WIDE / units)), most=1.0)
 
     def _why_rate(self) -> str:
         larger = "" if self.batch == SMALLEST else ", and a larger batch allows larger ones"

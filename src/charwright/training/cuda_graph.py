@@ -98,6 +98,8 @@ class GraphedStep:
         except RuntimeError as error:
             self._failed = True
             optimizer.zero_grad()  # The gradients are memory of the recording.
+            if model.ngram_gradients is not None:
+                model.ngram_gradients.clear()
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             warnings.warn(
                 f"the training step was not recorded as a CUDA graph, so training takes longer: {reason}",
