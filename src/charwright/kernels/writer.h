@@ -238,21 +238,6 @@ INLINE int NAME(head_row)(int vocabulary, int thread, int threads) {
     return row < vocabulary ? row : vocabulary;
 }
 
-/* Prefetch the n-grams' numbers for the rows of a thread, before the layers are computed: they lie anywhere in the array.
- * The processor foresees the rest of long ones. */
-#define FORESEEN 256
-static void NAME(prefetch_votes)(const cw_writing *w, int thread, int threads) {
-    const int count = w->count * (w->model->ngram_order - 1);
-    const int first = NAME(head_row)(w->model->vocabulary, thread, threads);
-    const int end = NAME(head_row)(w->model->vocabulary, thread + 1, threads);
-    const int size = (end - first) * (int)sizeof(NAME(vote_t)), bytes = size < FORESEEN ? size : FORESEEN;
-    for (int i = 0; i < count && bytes > 0; i++) {
-        const char *from = (const char *)((const NAME(vote_t) *)w->model->ngrams + w->offsets[i] + first);
-        for (int at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 2);
-        __builtin_prefetch(from + bytes - 1, 0, 2); /* A row may begin anywhere in a line. */
-    }
-}
-
 /* Add the n-grams' numbers to the logits of all texts, in the rows of a thread. */
 static void NAME(vote)(const cw_writing *w, int thread, int threads) {
     const int count = w->model->ngram_order - 1;
@@ -317,7 +302,6 @@ static void NAME(write)(int thread, int threads, cw_barrier *barrier, void *argu
         for (int layer = 0; layer < w->model->layers; layer++) {
             cw_meet(barrier); /* the ids and the input of this layer are written */
             if (layer == 0) head_needed = cw_head_needed(w); /* no text advances before the next barrier */
-            if (layer == 0 && head_needed && w->model->ngrams) NAME(prefetch_votes)(w, thread, threads);
             NAME(write_layer)(&mine, layer, thread, threads);
         }
         cw_meet(barrier);
@@ -333,7 +317,6 @@ static void NAME(write)(int thread, int threads, cw_barrier *barrier, void *argu
 #endif
 }
 
-#undef FORESEEN
 #undef KEEP_VOTES
 #undef VOTES_AT
 #undef VOTE_UNIT
