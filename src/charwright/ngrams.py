@@ -36,14 +36,10 @@ HIGHEST_ORDER = len(MULTIPLIERS[-1])
 Int64s = npt.NDArray[np.int64]
 
 
-def lengths_in_words(order: int) -> str:
-    """How long the n-grams of a model are, for people."""
-    return "2 tokens" if order == 2 else f"2 to {order} tokens"
-
-
 def in_words(bits: int, order: int) -> str:
     """The n-grams of a model, for people; bits is not 0."""
-    return f"n-grams of {lengths_in_words(order)} ({1 << bits:,} numbers)"
+    lengths = "2 tokens" if order == 2 else f"2 to {order} tokens"
+    return f"n-grams of {lengths} ({1 << bits:,} numbers)"
 
 
 def offsets_of(ids: npt.NDArray[np.integer], before: npt.NDArray[np.integer], bits: int) -> Int64s:

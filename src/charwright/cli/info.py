@@ -145,8 +145,6 @@ def _summary_table(run: Run) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    from charwright.ngrams import lengths_in_words
-
     layers = _layers(run)
     total = sum(layer["parameters"] for layer in layers)
     # The folder name may contain brackets, which are not markup.
@@ -155,10 +153,8 @@ def _summary_table(run: Run) -> Any:
     table.add_column("Layer")
     table.add_column("Output (time, batch, ...)")
     table.add_column("Parameters", justify="right")
-    lengths = f" of {lengths_in_words(run.model.ngram_order)}"
     for layer in layers:
-        kind = layer["kind"] + lengths * (layer["name"] == "ngrams")
-        table.add_row(f"{layer['name']} ({kind})", f"(T, B, {layer['output'][2]})", f"{layer['parameters']:,}")
+        table.add_row(f"{layer['name']} ({layer['kind']})", f"(T, B, {layer['output'][2]})", f"{layer['parameters']:,}")
     return table
 
 
@@ -192,6 +188,10 @@ def _print_corpus(run: Run) -> None:
     click.echo(
         f"Vocabulary: {len(run.vocabulary):,} tokens ({run.vocabulary.level} level). Recipe: {config.recipe_name}"
     )
+    if run.model.ngram_bits:
+        from charwright.ngrams import in_words
+
+        click.echo(in_words(run.model.ngram_bits, run.model.ngram_order).capitalize())
 
 
 def _print_history(run: Run) -> None:
