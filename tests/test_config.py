@@ -139,6 +139,8 @@ models = st.builds(
     units=st.integers(1, 16384),
     embedding_size=st.integers(1, 16384),
     dropout=st.floats(0, 1, exclude_max=True),
+    ngram_bits=st.integers(0, 28),
+    ngram_order=st.integers(2, 8),
 )
 trainings = st.builds(
     TrainingConfig,
@@ -174,6 +176,12 @@ def test_reading_is_strict_and_names_the_place(values, message):
 
 def test_a_missing_key_takes_its_default():
     assert Recipe.from_json({"model": {"units": 8}}, "here") == Recipe(model=ModelConfig(units=8))
+
+
+def test_the_order_of_n_grams_is_left_out_where_earlier_versions_have_it():
+    assert "ngram_order" not in Recipe(model=ModelConfig(ngram_bits=8)).to_json()["model"]
+    assert Recipe(model=ModelConfig(ngram_order=8)).to_json()["model"]["ngram_order"] == 8
+    assert Recipe.from_json({"model": {"ngram_bits": 8}}, "here").model.ngram_order == 4
 
 
 def test_options_are_found_by_name():

@@ -43,11 +43,12 @@ BACKENDS = list(product(VARIANTS, PRECISIONS))
 
 
 def model_config(
-    cell: str, layers: int = 1, tied: bool = False, units: int = 40, *, ngram_bits: int = 0
+    cell: str, layers: int = 1, tied: bool = False, units: int = 40, *, ngram_bits: int = 0, ngram_order: int = 4
 ) -> ModelConfig:
     size = units if tied else 10
     return ModelConfig(
-        cell=cell, layers=layers, units=units, embedding_size=size, tied=tied, ngram_bits=ngram_bits
+        cell=cell, layers=layers, units=units, embedding_size=size, tied=tied, ngram_bits=ngram_bits,
+        ngram_order=ngram_order,
     )  # fmt: skip
 
 
@@ -191,46 +192,54 @@ def without_ngrams(config: ModelConfig) -> ModelConfig:
 
 
 @pytest.mark.parametrize(("variant", "precision"), BACKENDS)
-@pytest.mark.parametrize(("cell", "layers", "bits"), [("gru", 1, 1), ("lstm", 2, 10), ("rnn", 1, 14)])
-def test_ngrams_add_to_the_logits(cell: str, layers: int, bits: int, variant: str, precision: str) -> None:
+@pytest.mark.parametrize(("cell", "layers", "bits", "order"), [("gru", 1, 1, 4), ("lstm", 2, 10, 8), ("rnn", 1, 14, 2)])
+def test_ngrams_add_to_the_logits(
+    cell: str, layers: int, bits: int, order: int, variant: str, precision: str
+) -> None:  # fmt: skip
     """The numbers of each context, to the logits of the same network without n-grams."""
-    config = model_config(cell, layers, ngram_bits=bits)
+    config = model_config(cell, layers, ngram_bits=bits, ngram_order=order)
     weights = ramp_arrays(config, SIZE)
     weights["ngrams.weight"] *= 10
     ids = random_ids(30, 5)
     logits, state = stepped(threaded(Engine(config, weights, precision, variant=variant, threads=3), 3), ids)
     plain, plain_state = stepped(Engine(without_ngrams(config), weights, precision, variant=variant), ids)
-    votes, before = [], np.zeros((5, 3), dtype=np.int64)
+    votes, before = [], np.zeros((5, order - 1), dtype=np.int64)
     for row in ids:
         offsets = ngrams.offsets_of(row, before, bits)
         votes.append(sum(weights["ngrams.weight"][offset[:, None] + np.arange(SIZE)] for offset in offsets))
         before = ngrams.moved_on(row, before)
-    np.testing.assert_allclose(logits - plain, votes, atol=3 * 2.0**-12 if precision == "q8" else 1e-5)
+    rounding = (order - 1) * 2.0**-12 if precision == "q8" else 1e-5
+    np.testing.assert_allclose(logits - plain, votes, atol=rounding)
     np.testing.assert_array_equal(state[:, :layers], plain_state)
-    np.testing.assert_array_equal(state[:, layers, 0, :3], ids[:-4:-1].T + 1)
+    np.testing.assert_array_equal(state[:, layers, 0, : order - 1], ids[:-order:-1].T + 1)
     assert state.shape == (5, layers + 1, STATES[cell], 48)
-    assert not state[:, layers, 0, 3:].any()
+    assert not state[:, layers, 0, order - 1 :].any()
     assert not state[:, layers, 1:].any()
 
 
 @pytest.mark.parametrize(("variant", "precision"), BACKENDS)
-@pytest.mark.parametrize("bits", [1, 13, 20])
-def test_the_offsets_are_those_of_the_definition(bits: int, variant: str, precision: str) -> None:
-    """For any tokens before, as many as 2^21: each number of the array tells where it is."""
-    config = model_config("rnn", units=4, ngram_bits=bits)
+@pytest.mark.parametrize(("bits", "order"), [(1, 8), (13, 4), (16, 2), (20, 8)])
+def test_the_offsets_are_those_of_the_definition(bits: int, order: int, variant: str, precision: str) -> None:
+    """For any tokens before, as many as 2^21: each number of the array tells where it is.
+
+    Also in a network with fewer units than there are tokens before.
+    """
+    config = model_config("rnn", units=1, ngram_bits=bits, ngram_order=order)
     weights = {name: np.zeros_like(array) for name, array in ramp_arrays(config, 500).items()}
     at = np.arange(len(weights["ngrams.weight"]))
     weights["ngrams.weight"][:] = (at * 40503 % 65535 - 32767) / 2**11
     engine = Engine(config, weights, precision, variant=variant)
-    ids, before = random_ids(600, size=500), random_ids(600, 3, size=2**21)
-    before[0] = 0
+    ids, before = random_ids(600, size=500), random_ids(600, order - 1, size=2**21)
+    for row in range(order):
+        before[row, row:] = 0
     for begin in range(0, 600, 60):
         some = slice(begin, begin + 60)
         state = engine.zero_state(60)
-        state[:, 1, 0, :3] = before[some]
+        state[:, 1, 0, : order - 1] = before[some]
         offsets = ngrams.offsets_of(ids[some], before[some], bits)
         expected = weights["ngrams.weight"][offsets[..., None] + np.arange(500)].sum(axis=0)
         np.testing.assert_array_equal(engine.step(ids[some], state), expected)
+        np.testing.assert_array_equal(state[:, 1, 0, : order - 1], ngrams.moved_on(ids[some], before[some]))
 
 
 FORBIDDEN = random_ids(2000, SIZE) % 2 == 0
@@ -336,7 +345,7 @@ def test_a_streams_bits_depend_only_on_itself(
     cell: str, layers: int, tied: bool, units: int, ngram_bits: int, variant: str, precision: str
 ) -> None:
     """Not on the other streams, its position among them, the threads, or the number of calls."""
-    config = model_config(cell, layers, tied, units, ngram_bits=ngram_bits)
+    config = model_config(cell, layers, tied, units, ngram_bits=ngram_bits, ngram_order=8)
     engine = Engine(config, ramp_arrays(config, SIZE), precision, variant=variant, threads=1)
     steps = 20
     alone = []
@@ -366,7 +375,7 @@ def test_a_streams_bits_depend_only_on_itself(
 
 @pytest.mark.parametrize(("variant", "precision"), BACKENDS)
 def test_streams_that_join_and_leave_are_as_if_alone(variant: str, precision: str) -> None:
-    config = model_config("gru", 2, ngram_bits=10)
+    config = model_config("gru", 2, ngram_bits=10, ngram_order=2)
     engine = Engine(config, ramp_arrays(config, SIZE), precision, variant=variant, threads=2)
     waiting = [(number, new_stream(engine, number), 10 + number % 5 * 7) for number in range(12)]
     present: list[tuple[int, Stream, int]] = []
@@ -418,7 +427,7 @@ def test_what_is_read_and_what_is_sampled(variant: str, precision: str) -> None:
 @pytest.mark.parametrize(("variant", "precision"), BACKENDS)
 def test_reading_a_generated_text_gives_the_same_stream(variant: str, precision: str) -> None:
     """The state, the logits and the scores are those of generating it."""
-    config = model_config("lstm", 2, ngram_bits=8)
+    config = model_config("lstm", 2, ngram_bits=8, ngram_order=8)
     engine = Engine(config, ramp_arrays(config, SIZE), precision, variant=variant, threads=2)
     writers = [new_stream(engine, number) for number in range(1, 8, 2)]
     engine.advance(writers, 40)
@@ -585,7 +594,7 @@ def test_the_weights_are_neither_changed_nor_read_again(variant: str, precision:
 @pytest.mark.parametrize(("variant", "precision"), BACKENDS)
 @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 def test_saturated_gates_do_not_overflow(cell: str, variant: str, precision: str) -> None:
-    config = model_config(cell, 2, ngram_bits=6)
+    config = model_config(cell, 2, ngram_bits=6, ngram_order=8)
     weights = {name: array * np.float32(1e4) for name, array in ramp_arrays(config, SIZE).items()}
     with warnings.catch_warnings():
         warnings.simplefilter("error")

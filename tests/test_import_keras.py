@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import zipfile
@@ -75,21 +76,38 @@ class TestNgrams:
 
     config = ModelConfig(units=4, embedding_size=4, ngram_bits=3)
 
-    def layers(self, shape: tuple[int, ...] = (8 + 6,)) -> list[KerasLayer]:
-        weights = ramp_weights(self.config, 6)
-        return to_keras(self.config, weights | {"ngrams.weight": ramp(shape, 1)})
+    def layers(self, order: int = 4) -> list[KerasLayer]:
+        config = dataclasses.replace(self.config, ngram_order=order)
+        return to_keras(config, ramp_weights(config, 6) | {"ngrams.weight": ramp((14,), 1)})
 
-    def test_array_is_carried(self) -> None:
-        config, weights = from_keras(self.layers(), "memory")
-        assert config == self.config
+    def changed(self, **arrays: Any) -> list[KerasLayer]:
+        layers = self.layers()
+        return [*layers[:-1], KerasLayer("model/ngrams", {**layers[-1].arrays, **arrays})]
+
+    @pytest.mark.parametrize("order", [2, 4, 8])
+    def test_array_and_order_are_carried(self, order: int) -> None:
+        config, weights = from_keras(self.layers(order), "memory")
+        assert config == dataclasses.replace(self.config, ngram_order=order)
         assert np.array_equal(weights["ngrams.weight"], ramp((14,), 1))
 
     @pytest.mark.parametrize("shape", [(13,), (7,), (5,), (6,), (0,), (14, 1)])
     def test_arrays_of_other_sizes_are_refused(self, shape: tuple[int, ...]) -> None:
-        layers = self.layers()
-        layers[-1] = KerasLayer("model/ngrams", {"weight": np.broadcast_to(np.float32(0), shape)})
         with pytest.raises(ForeignModelError, match="n-grams has shape"):
-            from_keras(layers, "memory")
+            from_keras(self.changed(weight=np.broadcast_to(np.float32(0), shape)), "memory")
+
+    @pytest.mark.parametrize(
+        ("order", "complaint"),
+        [
+            ([2.5], r"order of the n-grams is \[2\.5\]; expected one whole number"),
+            ([2, 3], r"order of the n-grams is \[2\.0, 3\.0\]; expected one whole number"),
+            ([9], "must be at most 8, not 9"),
+            ([1], "must be at least 2, not 1"),
+            ([np.nan], "'order' of model/ngrams has a value that is not finite"),
+        ],
+    )
+    def test_other_orders_are_refused(self, order: list[float], complaint: str) -> None:
+        with pytest.raises(ForeignModelError, match=complaint):
+            from_keras(self.changed(order=np.array(order, dtype=np.float32)), "memory")
 
     def test_a_second_array_is_refused(self) -> None:
         with pytest.raises(ForeignModelError, match="memory has 2 arrays of n-grams"):

@@ -17,6 +17,7 @@ from torch import Tensor
 import charwright as cw
 from charwright import kernels, ngrams
 from charwright.data.sequences import make_dataset
+from charwright.errors import ConfigError
 from charwright.evaluation.dynamic import evaluate_dynamically
 from charwright.model import votes
 from charwright.model.compute import Compute
@@ -45,13 +46,26 @@ def some_ids(steps: int, batch: int, vocabulary: int = V) -> Tensor:
 # Offsets.
 
 
-def test_an_offset_is_the_top_bits_of_a_sum_of_products() -> None:
-    found = ngrams.offsets_of(np.array([4]), np.array([[9, 1, 7]]), 20)
-    marks = (5, 9, 1, 7)
-    for (offset,), multipliers in zip(found.tolist(), ngrams.MULTIPLIERS, strict=True):
+ORDERS = (2, 4, 8)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_an_offset_is_the_top_bits_of_a_sum_of_products(order: int) -> None:
+    marks = (5, 9, 1, 7, 2, 60, 3, 2**21)
+    found = ngrams.offsets_of(np.array([4]), np.array([marks[1:order]]), 20)
+    for (offset,), multipliers in zip(found.tolist(), ngrams.MULTIPLIERS[: order - 1], strict=True):
         total = sum(mark * multiplier for mark, multiplier in zip(marks, multipliers, strict=False))
         assert offset == total % 2**32 // 2**12
-    assert found.tolist() == [[395_477], [466_485], [516_501]]
+    assert found[:3].tolist() == [[395_477], [466_485], [516_501]][: order - 1]
+
+
+def test_the_multipliers_are_odd_and_as_many_as_tokens() -> None:
+    assert [len(row) for row in ngrams.MULTIPLIERS] == list(range(2, ngrams.HIGHEST_ORDER + 1))
+    assert all(multiplier % 2 and multiplier < 2**32 for row in ngrams.MULTIPLIERS for multiplier in row)
+    limits = cw.ModelConfig(ngram_order=2), cw.ModelConfig(ngram_order=ngrams.HIGHEST_ORDER)
+    assert [config.ngram_order for config in limits] == [2, 8]
+    with pytest.raises(ConfigError, match="--ngram-order must be at most 8"):
+        cw.ModelConfig(ngram_order=ngrams.HIGHEST_ORDER + 1)
 
 
 def test_contexts_that_begin_before_the_text_share_the_last_offset() -> None:
@@ -60,31 +74,32 @@ def test_contexts_that_begin_before_the_text_share_the_last_offset() -> None:
 
 
 @given(
-    ids=st.lists(st.lists(st.integers(0, 2**21), min_size=2, max_size=2), min_size=1, max_size=9),
+    ids=st.lists(st.lists(st.integers(0, 2**21), min_size=2, max_size=2), min_size=1, max_size=12),
     bits=st.integers(1, 28),
+    order=st.integers(2, 8),
 )
-def test_the_offsets_of_a_sequence_are_those_of_its_steps(ids: list[list[int]], bits: int) -> None:
+def test_the_offsets_of_a_sequence_are_those_of_its_steps(ids: list[list[int]], bits: int, order: int) -> None:
     """Whether it is read at once, in two pieces or token by token."""
-    sequence, before = np.array(ids), np.zeros((2, ngrams.BEFORE), dtype=np.int64)
-    contexts = votes.contexts_of(torch.from_numpy(sequence))
+    sequence, before = np.array(ids), np.zeros((2, order - 1), dtype=np.int64)
+    contexts = votes.contexts_of(torch.from_numpy(sequence), order)
     half = len(sequence) // 2
     if half:
-        second = votes.contexts_of(torch.from_numpy(sequence[half:]), contexts[half - 1])
+        second = votes.contexts_of(torch.from_numpy(sequence[half:]), order, contexts[half - 1])
         assert_array_equal(second, contexts[half:])
     whole = votes.offsets_of(contexts, bits)
     for step, row in enumerate(sequence):
         assert_array_equal(ngrams.offsets_of(row, before, bits), whole[:, step])
         before = ngrams.moved_on(row, before)
-    assert_array_equal(before, contexts[-1, :, : ngrams.BEFORE])
+    assert_array_equal(before, contexts[-1, :, :-1])
     assert int(whole.max()) <= 2**bits
 
 
 def test_offsets_are_spread_over_the_array() -> None:
-    """All pairs, triples and quadruples of ten tokens: about as many different offsets as random ones would be."""
-    grid = np.stack(np.meshgrid(*[np.arange(10)] * 4, indexing="ij"), axis=-1).reshape(-1, 4)
+    """All n-grams of four tokens: about as many different offsets as random ones would be."""
+    grid = np.stack(np.meshgrid(*[np.arange(4)] * 8, indexing="ij"), axis=-1).reshape(-1, 8)
     found = ngrams.offsets_of(grid[:, 0], grid[:, 1:] + 1, 16)
     for n, offsets in enumerate(found, 2):
-        contexts = 10**n
+        contexts = 4**n
         expected = 2**16 * (1 - (1 - 2**-16) ** contexts)
         assert len(np.unique(offsets)) > 0.97 * expected
 
@@ -93,14 +108,14 @@ def test_offsets_are_spread_over_the_array() -> None:
 
 
 @pytest.mark.parametrize("core", CORES)
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
-def test_the_votes_add_to_the_logits(core: str, cell: str) -> None:
-    model, ids = make_model(core, cell=cell), some_ids(11, 3)
+@pytest.mark.parametrize(("cell", "order"), [("gru", 2), ("gru", 4), ("lstm", 8)])
+def test_the_votes_add_to_the_logits(core: str, cell: str, order: int) -> None:
+    model, ids = make_model(core, cell=cell, ngram_order=order), some_ids(11, 3)
     plain = make_model(core, cell=cell, ngram_bits=0)
     plain.load_arrays({name: array for name, array in model.arrays().items() if name != "ngrams.weight"})
     with torch.no_grad():
         (logits, state), (without, state_without) = model(ids), plain(ids)
-    array, before = model.arrays()["ngrams.weight"], np.zeros((3, ngrams.BEFORE), dtype=np.int64)
+    array, before = model.arrays()["ngrams.weight"], np.zeros((3, order - 1), dtype=np.int64)
     for step, row in enumerate(ids.numpy()):
         for column, offsets in enumerate(ngrams.offsets_of(row, before, BITS).T):
             wanted = sum(array[offset : offset + V] for offset in offsets)
@@ -149,15 +164,16 @@ def test_gradients_are_those_of_finite_differences() -> None:
         assert (sides[0] - sides[1]) / 2e-5 == pytest.approx(float(gradient[at]), rel=1e-4)
 
 
-def test_a_context_has_four_tokens_and_the_zero_state_none() -> None:
-    model = make_model()
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_context_has_as_many_tokens_as_the_order_and_the_zero_state_none(order: int) -> None:
+    model = make_model(ngram_order=order)
     for name, weight in model.named_weights().items():
         if name != "ngrams.weight":
             torch.nn.init.zeros_(weight)
-    long, short = torch.tensor([[1], [5], [2], [3], [4]]), torch.tensor([[7], [5], [2], [3], [4]])
+    long, short = (torch.tensor([[first], *([5 + i] for i in range(order))]) for first in (1, 3))
     with torch.no_grad():
-        assert torch.equal(model(long)[0][-1], model(short)[0][-1]), "the fifth token back does not count"
-        assert not torch.equal(model(long)[0][-2], model(short)[0][-2]), "the fourth one does"
+        assert torch.equal(model(long)[0][-1], model(short)[0][-1]), "the token before the last ones does not count"
+        assert not torch.equal(model(long)[0][-2], model(short)[0][-2]), "the last of them does"
         assert not torch.equal(model(long)[0][-2], model(long[1:])[0][-2]), "nor is it the same as none"
         fresh, state = model(long[:2])
         assert torch.equal(model(long[:2], model.zero_state(1))[0], fresh)
@@ -278,6 +294,8 @@ def test_options_without_n_grams_are_those_of_before() -> None:
     assert "ngrams.weight" not in cw.ModelConfig().weight_shapes(V)
     shapes = [cw.ModelConfig(ngram_bits=bits).weight_shapes(V)["ngrams.weight"] for bits in (1, 12)]
     assert shapes == [(2 + V,), (4096 + V,)]
+    assert "ngram_order" not in cw.Recipe().to_json()["model"]
+    assert cw.ModelConfig.from_json({"ngram_bits": 12}, "model") == cw.ModelConfig(ngram_bits=12, ngram_order=4)
     model = make_model(ngram_bits=0)
     assert [tuple(part.shape) for part in model.zero_state(2)] == [(1, 2, 16)]
 

@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from charwright.config import GATES, ModelConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
@@ -23,6 +25,7 @@ from charwright.interop import onnx_export
 from charwright.interop.model_card import model_card
 from charwright.interop.onnx_check import check_graphs
 from charwright.interop.onnx_export import onnx_graphs
+from charwright.model.language_model import LanguageModel
 from charwright.run import Run
 from writers import LABELLED, LETTERS, save_records, weights_of
 
@@ -37,7 +40,14 @@ UTF8 = {"PYTHONIOENCODING": "utf-8"}
 NGRAMS = [
     ModelConfig(units=12, embedding_size=8, ngram_bits=10),
     ModelConfig(cell="lstm", layers=2, units=12, embedding_size=8, ngram_bits=1),
+    ModelConfig(units=12, embedding_size=8, ngram_bits=6, ngram_order=2),
+    ModelConfig(cell="rnn", units=4, embedding_size=8, ngram_bits=8, ngram_order=8),
 ]
+
+
+def named(config: ModelConfig) -> str:
+    ngrams = f"-{config.ngram_bits}-bits-order-{config.ngram_order}" if config.ngram_bits else ""
+    return f"{config.cell}-{config.layers}{'-tied' if config.tied else ''}{ngrams}"
 
 
 def saved(folder: Path, config: ModelConfig, vocabulary: Vocabulary = LETTERS) -> Run:
@@ -52,16 +62,17 @@ def session(graph: bytes) -> Any:
     return onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.parametrize("config", [*CONFIGS, *NGRAMS], ids=lambda c: f"{c.cell}-{c.layers}-{c.tied}-{c.ngram_bits}")
+@pytest.mark.parametrize("config", [*CONFIGS, *NGRAMS], ids=named)
 def test_both_graphs_match_the_model(config: ModelConfig, tmp_path: Path) -> None:
     run = saved(tmp_path / "run", config)
     graphs = graphs_of(run)
     engine = Engine(config, run.weights(), precision="f32")
 
-    ids = np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
+    ids = np.array([[3, 1, 4, 1, 5, 9, 2, 6, 5], [2, 7, 1, 8, 2, 8, 1, 8, 2]])
     states = np.zeros((config.layers, 2 if config.cell == "lstm" else 1, 2, config.units), dtype=np.float32)
     step = session(graphs["step.onnx"])
-    begin = {"state": states} | ({"context": np.zeros((2, 3), dtype=np.int64)} if config.ngram_bits else {})
+    before = config.ngram_order - 1
+    begin = {"state": states} | ({"context": np.zeros((2, before), dtype=np.int64)} if config.ngram_bits else {})
     assert {given.name for given in step.get_inputs()} == {"ids", *begin}
     logits, *after = step.run(None, {"ids": ids} | begin)
     state = engine.zero_state(2)
@@ -70,7 +81,7 @@ def test_both_graphs_match_the_model(config: ModelConfig, tmp_path: Path) -> Non
     hidden = state[:, : config.layers, :, : config.units]
     assert np.abs(after[0] - hidden.transpose(1, 2, 0, 3)).max() < 1e-5
     if config.ngram_bits:
-        assert after[1].tolist() == [[6, 2, 5], [4, 6, 7]]
+        assert np.array_equal(after[1], ids[:, ::-1][:, :before] + 1)
     # In two chunks, carrying the state: the same logits.
     first, *between = step.run(None, {"ids": ids[:, :2]} | begin)
     second, *_ = step.run(None, {"ids": ids[:, 2:]} | dict(zip(begin, between, strict=True)))
@@ -91,6 +102,44 @@ def test_both_graphs_match_the_model(config: ModelConfig, tmp_path: Path) -> Non
             scores = engine.step(drawn[stream, at : at + 1], state)[0]
 
 
+@pytest.mark.parametrize("config", NGRAMS, ids=named)
+def test_ngrams_are_carried_as_in_pytorch(config: ModelConfig, tmp_path: Path) -> None:
+    """From the zero state, and from call to call: the same logits, states and last tokens."""
+    run = saved(tmp_path / "run", config)
+    model, step = LanguageModel.from_arrays(config, run.weights()), session(graphs_of(run)["step.onnx"])
+    ids = np.random.default_rng(1).integers(0, len(LETTERS), (23, 3))
+    carried: dict[str, Any] = {}
+    for given in step.get_inputs()[1:]:
+        shape = [3 if size == "B" else size for size in given.shape]
+        carried[given.name] = np.zeros(shape, dtype=np.int64 if given.name == "context" else np.float32)
+    state = None
+    for begin, end in pairwise([0, 1, 2, 5, 6, 7, 16, 23]):
+        with torch.no_grad():
+            wanted, state = model(torch.from_numpy(ids[begin:end]), state)
+        logits, *after = step.run(None, {"ids": ids[begin:end].T} | carried)
+        carried = dict(zip(carried, after, strict=True))
+        assert np.abs(logits.transpose(1, 0, 2) - wanted.numpy()).max() < 1e-4
+        assert np.abs(carried["state"] - torch.stack(state[:-1], dim=1).numpy()).max() < 1e-5
+        assert np.array_equal(carried["context"], state[-1][0].numpy())
+
+
+@pytest.mark.parametrize("order", range(2, 9))
+def test_contexts_that_begin_before_the_text_share_the_last_offset(order: int) -> None:
+    """Each of them adds the same numbers, until the text has enough tokens."""
+    config = ModelConfig(cell="rnn", units=1, embedding_size=1, ngram_bits=20, ngram_order=order)
+    tokens = len(LETTERS)
+    weights = {name: np.zeros(shape, dtype=np.float32) for name, shape in config.weight_shapes(tokens).items()}
+    weights["ngrams.weight"][1 << 20 :] = np.arange(tokens) + 1
+    step = session(onnx_export._Network(config, weights).step({}))
+    ids = np.array([[3, 1, 4, 1, 5, 9, 2, 6, 5]])
+    nothing = {"state": np.zeros((1, 1, 1, 1), np.float32), "context": np.zeros((1, order - 1), np.int64)}
+    whole, state, context = step.run(None, {"ids": ids} | nothing)
+    missing = np.maximum(0, order - 1 - np.arange(ids.size))
+    assert np.array_equal(whole[0], missing[:, None] * (np.arange(tokens) + 1))
+    (later, *_) = step.run(None, {"ids": ids, "state": state, "context": context})
+    assert not later.any()
+
+
 def test_greedy_generation_takes_the_most_likely_token(tmp_path: Path) -> None:
     config = ModelConfig(units=12, embedding_size=8)
     run = saved(tmp_path / "run", config)
@@ -108,7 +157,7 @@ def test_greedy_generation_takes_the_most_likely_token(tmp_path: Path) -> None:
         assert i == last
 
 
-@pytest.mark.parametrize("config", [CONFIGS[3], *NGRAMS], ids=["plain", "n-grams", "n-grams of lstm 2"])
+@pytest.mark.parametrize("config", [CONFIGS[3], *NGRAMS], ids=named)
 def test_the_example_writes_what_the_engine_does(config: ModelConfig, tmp_path: Path) -> None:
     run = saved(tmp_path / "run", config)
     for name, graph in graphs_of(run).items():
@@ -197,7 +246,7 @@ class TestRefusals:
     def oldest_first(self, graph: Any) -> None:
         for held in graph.initializer:
             if held.name == "last_ones":
-                held.CopyFrom(onnx.numpy_helper.from_array(np.array([-3, -2, -1]), held.name))
+                held.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(held)[::-1].copy(), held.name))
 
     def no_mask(self, graph: Any) -> None:
         for held in graph.initializer:
@@ -215,8 +264,8 @@ class TestRefusals:
             check_graphs(graphs, self.config, weights)
 
     @pytest.mark.parametrize("name", ["step.onnx", "generate.onnx"])
-    def test_ngrams_in_another_order(self, name: str) -> None:
-        config = NGRAMS[0]
+    @pytest.mark.parametrize("config", [NGRAMS[0], NGRAMS[-1]], ids=named)
+    def test_ngrams_in_another_order(self, name: str, config: ModelConfig) -> None:
         graphs, weights = self.graphs(config)
         graphs[name] = self.modified(graphs[name], self.oldest_first)
         with pytest.raises(ForeignModelError, match=r"differs from|samples differently"):

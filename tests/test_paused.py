@@ -34,9 +34,12 @@ def writer(
     unit: str = "character",
     variant: str | None = None,
     ngram_bits: int = 0,
+    ngram_order: int = 4,
 ) -> Generator:
     vocabulary = ByteVocabulary() if unit == "byte" else LETTERS
-    return random_writer(vocabulary, precision, cell=cell, layers=layers, ngram_bits=ngram_bits, variant=variant)
+    return random_writer(
+        vocabulary, precision, cell=cell, layers=layers, ngram_bits=ngram_bits, ngram_order=ngram_order, variant=variant
+    )
 
 
 def finish(session: Session, drafts: list[Draft]) -> list[str]:
@@ -150,11 +153,14 @@ def test_another_model_or_precision_is_refused(state: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["q8", "f32"])
 @pytest.mark.parametrize("mark", [-1, len(LETTERS) + 1])
-def test_tokens_before_outside_the_vocabulary_are_refused(tmp_path: Path, precision: str, mark: int) -> None:
-    of, path = writer(precision, ngram_bits=10), tmp_path / "state"
+@pytest.mark.parametrize("order", [2, 4, 8])
+def test_tokens_before_outside_the_vocabulary_are_refused(
+    tmp_path: Path, precision: str, mark: int, order: int
+) -> None:  # fmt: skip
+    of, path = writer(precision, ngram_bits=10, ngram_order=order), tmp_path / "state"
     write(of, path, 1, GenerationConfig(length=30, seed=1))
     [paused] = read_paused(path, of.engine, MODEL)
-    paused.stream.state[-1, 0, 2] = mark
+    paused.stream.state[-1, 0, order - 2] = mark
     write_paused(path, of.engine, MODEL, [paused])
     assert complaint(path, of).endswith("state does not fit this model")
 

@@ -164,13 +164,14 @@ class SlowModel:
             getattr(self, self.config.cell)(fed, products, parts, layer)
         logits = [a + b for a, b in zip(self.head.times(state[layers - 1][0]), self.head_bias, strict=True)]
         if self.config.ngram_bits:
-            marks = [i + 1, *state[layers][0][:3]]
-            for row in ngrams.MULTIPLIERS:
+            width = self.config.ngram_order - 1
+            marks = [i + 1, *state[layers][0][:width]]
+            for row in ngrams.MULTIPLIERS[:width]:
                 total = sum(m * c for m, c in zip(row, marks, strict=False)) % 2**32
                 complete = all(marks[: len(row)])
                 offset = total // 2 ** (32 - self.config.ngram_bits) if complete else 2**self.config.ngram_bits
                 logits = [logit + 32 * self.votes[offset + v] for v, logit in enumerate(logits)]
-            state[layers][0][:3] = marks[:3]
+            state[layers][0][:width] = marks[:width]
         return logits
 
     def gru(self, fed: list[int], products: list[int], parts: list[list[int]], layer: int) -> None:
@@ -359,6 +360,9 @@ def test_the_reference_writes_the_same_text(cell: str, layers: int, tied: bool) 
 
 # --- Steps from arbitrary states ---
 
+NGRAMS = [(1, 4), (10, 8), (20, 2)]
+"""Bits and orders."""
+
 
 def some_ids(steps: int, streams: int, seed: int = 0) -> np.ndarray:
     return np.random.Generator(np.random.Philox(seed)).integers(0, SIZE, (steps, streams))
@@ -374,7 +378,8 @@ def some_state(config: ModelConfig, streams: int, seed: int = 0) -> np.ndarray:
     state = np.zeros((streams, *state_shape(config), config.units), dtype=np.int32)
     state[:, : config.layers] = layers
     if config.ngram_bits:
-        state[:, -1, 0, :3] = random.integers(0, 2**21, (streams, 3))
+        width = config.ngram_order - 1
+        state[:, -1, 0, :width] = random.integers(0, 2**21, (streams, width))
     return state
 
 
@@ -386,12 +391,27 @@ def test_all_agree_on_every_bit(cell: str, layers: int, tied: bool) -> None:
     check_all_agree(config, weights, some_ids(5, 9), some_state(config, 9))
 
 
-@pytest.mark.parametrize(("cell", "layers", "bits"), list(product(CELLS, (1, 2), (1, 10, 20))))
-def test_all_agree_on_every_bit_with_ngrams(cell: str, layers: int, bits: int) -> None:
-    config = ModelConfig(cell=cell, layers=layers, units=4, embedding_size=7, ngram_bits=bits)
+@pytest.mark.parametrize(
+    ("cell", "layers", "bits", "order"), [(*network, *of) for network in product(CELLS, (1, 2)) for of in NGRAMS]
+)
+def test_all_agree_on_every_bit_with_ngrams(cell: str, layers: int, bits: int, order: int) -> None:
+    config = ModelConfig(cell=cell, layers=layers, units=7, embedding_size=7, ngram_bits=bits, ngram_order=order)
     weights = ramp_arrays(config, SIZE, scale=2)
     check_all_agree(config, weights, some_ids(25, 3))
     check_all_agree(config, weights, some_ids(5, 9), some_state(config, 9))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_sums_of_all_do_not_overflow(sign: int) -> None:
+    """The head's product and its bias at their limits, and seven numbers of n-grams at theirs: more than 32 bits."""
+    config = ModelConfig(cell="rnn", units=48, embedding_size=8, ngram_bits=6, ngram_order=8)
+    weights = {name: np.full_like(array, sign * 1e6) for name, array in ramp_arrays(config, SIZE).items()}
+    for name in ("embedding.weight", "recurrent.0.weight_ih", "recurrent.0.weight_hh", "recurrent.0.bias_ih"):
+        weights[name] = np.abs(weights[name])
+    check_all_agree(config, weights, some_ids(12, 2))
+    engine = engine_of(config, weights, VARIANTS[0], 1)
+    logits = engine.step(np.array([3]), engine.zero_state())
+    assert (logits * 65536 == sign * (2 * (2**30 - 1) + 32 * 7 * 32767)).all()
 
 
 EXTREMES = {
@@ -410,7 +430,7 @@ EXTREMES = {
 @pytest.mark.parametrize("extreme", list(EXTREMES))
 @pytest.mark.parametrize("cell", CELLS)
 def test_all_agree_with_extreme_weights(cell: str, extreme: str) -> None:
-    config = ModelConfig(cell=cell, layers=2, units=17, embedding_size=6, ngram_bits=6)
+    config = ModelConfig(cell=cell, layers=2, units=17, embedding_size=6, ngram_bits=6, ngram_order=8)
     weights = {name: EXTREMES[extreme](array) for name, array in ramp_arrays(config, SIZE).items()}
     check_all_agree(config, weights, some_ids(12, 2))
     check_all_agree(config, weights, some_ids(3, 3, seed=1), some_state(config, 3, seed=2))

@@ -6,6 +6,7 @@ because importing TensorFlow takes seconds.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -39,6 +40,8 @@ CONFIGS = {
     "rnn": ModelConfig(cell="rnn", units=12, embedding_size=8),
     "n-grams": ModelConfig(units=12, embedding_size=8, ngram_bits=10),
     "n-grams-lstm-2": ModelConfig(cell="lstm", layers=2, units=12, embedding_size=8, ngram_bits=1),
+    "n-grams-of-2": ModelConfig(units=12, embedding_size=8, ngram_bits=6, ngram_order=2),
+    "n-grams-of-8": ModelConfig(cell="rnn", units=4, embedding_size=8, ngram_bits=8, ngram_order=8),
 }
 EXPORTED = ("saved", *CONFIGS)
 ODD = {
@@ -151,6 +154,7 @@ def test_saved_model_round_trip(done: dict[str, Any], name: str) -> None:
     assert back.vocabulary == went.vocabulary
     weights = went.weights()
     weights.setdefault("head.weight", weights["embedding.weight"])
+    assert back.model == dataclasses.replace(went.model, tied=False)
     assert all(np.array_equal(array, weights[key]) for key, array in back.weights().items())
 
 
@@ -158,8 +162,9 @@ def test_saved_model_round_trip(done: dict[str, Any], name: str) -> None:
 def test_states_are_carried(done: dict[str, Any], name: str) -> None:
     result = done[f"pieces {name}"]
     assert result["error"] < 1e-5
-    contexts = [[9, 8, 7], [10, 9, 8]] if name.startswith("n-grams") else None
-    assert result["context"] == contexts
+    config = CONFIGS.get(name, ModelConfig())
+    contexts = [[9, 8, 7, 6, 5, 4, 3], [10, 9, 8, 7, 6, 5, 4]]
+    assert result["context"] == ([row[: config.ngram_order - 1] for row in contexts] if config.ngram_bits else None)
 
 
 def test_labels_are_never_sampled(done: dict[str, Any]) -> None:

@@ -37,8 +37,14 @@ MODELS = {
     "chinese": (ModelConfig(units=24, embedding_size=8), CHINESE),
     "bytes": (ModelConfig(units=24, embedding_size=8), ByteVocabulary()),
     "n-grams": (ModelConfig(layers=2, units=24, embedding_size=8, ngram_bits=10), LETTERS),
-    "n-grams of bytes": (ModelConfig(cell="lstm", units=24, embedding_size=8, ngram_bits=2), ByteVocabulary()),
-    "n-grams of chinese": (ModelConfig(cell="rnn", units=16, embedding_size=8, ngram_bits=20), CHINESE),
+    "n-grams of bytes": (
+        ModelConfig(cell="lstm", units=24, embedding_size=8, ngram_bits=12, ngram_order=8),
+        ByteVocabulary(),
+    ),
+    "n-grams of chinese": (
+        ModelConfig(cell="rnn", units=16, embedding_size=8, ngram_bits=20, ngram_order=2),
+        CHINESE,
+    ),
 }
 
 
@@ -131,7 +137,7 @@ def test_seeing_the_surprise_changes_no_text(opened: Any, tmp_path: Path, name: 
     # Every character is in an element of its level.
     runs = page.page.locator("#generated span").evaluate_all("runs => runs.map(r => [r.className, r.textContent])")
     assert "".join(text for _, text in runs) == expected.continuation
-    if name != "bytes":  # Random bytes make marks, which share the element of the character that they belong to.
+    if vocabulary.level != "byte":  # Random bytes make marks, which share the element of a character before them.
         levels = [f"level{sum(b >= bound for bound in (1, 2, 4, 8))}" for b in bits]
         assert [level for level, text in runs for _ in text][:100] == levels
 
@@ -193,16 +199,18 @@ def test_offsets_of_ngrams_match_python(opened: Any, tmp_path: Path) -> None:
     """Up to the largest ids and every number of bits; the votes of an array that counts are the offsets."""
     page = opened(page_of(tmp_path, *MODELS["gru"])[0]).page
     random = np.random.Generator(np.random.Philox(3))
-    marks = np.concatenate([random.integers(0, 1_114_113, (50, 4)), [[1, 0, 0, 0], [2, 1, 0, 0], [1_114_112] * 4]])
-    sums = """([bits, rows]) => rows.map((marks) => {
+    beginnings = np.tri(8, dtype=np.int64) * 5  # the first tokens of a text
+    marks = np.concatenate([random.integers(0, 1_114_113, (50, 8)), beginnings, [[1_114_112] * 8]])
+    sums = """([bits, order, rows]) => rows.map((marks) => {
         const logits = new Float64Array(1), found = [];
-        vote({ bits, votes: new Proxy([], { get: (_, at) => (found.push(Number(at)), Number(at)) }) }, marks, logits);
+        const votes = new Proxy([], { get: (_, at) => (found.push(Number(at)), Number(at)) });
+        vote({ bits, order, votes }, marks, logits);
         return [...found, logits[0]];
     })"""
-    for bits in (1, 2, 13, 27, 28):
-        offsets = offsets_of(marks[:, 0] - 1, marks[:, 1:], bits)
+    for bits, order in ((1, 8), (2, 4), (13, 2), (27, 5), (28, 8)):
+        offsets = offsets_of(marks[:, 0] - 1, marks[:, 1:order], bits)
         expected = np.concatenate([offsets, 32 * offsets.sum(axis=0, keepdims=True)]).T
-        assert page.evaluate(sums, [bits, marks.tolist()]) == expected.tolist()
+        assert page.evaluate(sums, [bits, order, marks[:, :order].tolist()]) == expected.tolist()
 
 
 def test_largest_packed_sums_are_exact(opened: Any, tmp_path: Path) -> None:

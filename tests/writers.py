@@ -38,11 +38,14 @@ def random_writer(
     cell: str = "gru",
     layers: int = 1,
     ngram_bits: int = 0,
+    ngram_order: int = 4,
     variant: str | None = None,
     unknown_bias: float = 0.0,
 ) -> Generator:
     """A generator with random weights; `variant` is that of the kernels, `none` for numpy."""
-    config = ModelConfig(cell=cell, layers=layers, units=16, embedding_size=8, ngram_bits=ngram_bits)
+    config = ModelConfig(
+        cell=cell, layers=layers, units=16, embedding_size=8, ngram_bits=ngram_bits, ngram_order=ngram_order
+    )
     weights = weights_of(config, len(vocabulary), unknown_bias=unknown_bias)
     writer = Generator(config, weights, vocabulary, precision, threads=1)
     if variant is not None:

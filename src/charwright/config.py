@@ -132,7 +132,7 @@ class ModelConfig(Config):
         maximum=28,
     )
     ngram_order: int = option(
-        4, "The longest n-grams: the last 2, 3, ... N tokens each add to the logits.", minimum=2, maximum=8
+        4, "Tokens in the longest n-gram: the last 2, the last 3 and so on, up to the last N.", minimum=2, maximum=8
     )
     tied: bool = option(False, "Tie the output weights to the embedding (requires embedding size = units).")
 

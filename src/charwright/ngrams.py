@@ -36,6 +36,12 @@ HIGHEST_ORDER = len(MULTIPLIERS[-1])
 Int64s = npt.NDArray[np.int64]
 
 
+def in_words(bits: int, order: int) -> str:
+    """The n-grams of a model, for people; bits is not 0."""
+    lengths = "2 tokens" if order == 2 else f"2 to {order} tokens"
+    return f"n-grams of {lengths} ({1 << bits:,} numbers)"
+
+
 def offsets_of(ids: npt.NDArray[np.integer], before: npt.NDArray[np.integer], bits: int) -> Int64s:
     """The offsets (K, B) after reading ids (B,), with `before` (B, K): c_1, c_2, ... of each."""
     marks = np.concatenate([ids[:, None].astype(np.int64) + 1, before.astype(np.int64)], axis=1)

@@ -161,7 +161,8 @@ def test_mistakes(
         (ModelConfig(cell="lstm", layers=2, units=12, embedding_size=12, tied=True), LETTERS),
         (ModelConfig(cell="rnn", units=12, embedding_size=8), LETTERS),
         (ModelConfig(units=12, embedding_size=8), ByteVocabulary()),
-        (ModelConfig(units=12, embedding_size=8, ngram_bits=12), LETTERS),
+        (ModelConfig(units=12, embedding_size=8, ngram_bits=12, ngram_order=2), LETTERS),
+        (ModelConfig(units=12, embedding_size=8, ngram_bits=12, ngram_order=8), ByteVocabulary()),
     ],
 )
 def test_every_network(charwright: Terminal, elsewhere: Path, model: ModelConfig, vocabulary: object) -> None:
@@ -174,8 +175,10 @@ def test_every_network(charwright: Terminal, elsewhere: Path, model: ModelConfig
     assert ("has no gates" in page) == (model.cell == "rnn")
     assert ("Layer 2: forget" in page) == (model.layers == 2)
     assert ("bytes back" in page) == (vocabulary.level == "byte")
-    assert ("n-grams of 4,096 numbers" in page) == bool(model.ngram_bits)
-    assert ("n-grams, which see the last four characters" in page) == bool(model.ngram_bits)
+    lengths = {2: "2", 8: "2 to 8"}.get(model.ngram_order)
+    assert (f"n-grams of {lengths} tokens (4,096 numbers)" in page) == bool(model.ngram_bits)
+    unit = "bytes" if vocabulary.level == "byte" else "characters"
+    assert (f"n-grams, which see the last {model.ngram_order} {unit}" in page) == bool(model.ngram_bits)
 
 
 def test_a_text_that_says_the_same_again_and_again(charwright: Terminal, trained: Path, elsewhere: Path) -> None:

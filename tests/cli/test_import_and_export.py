@@ -15,6 +15,7 @@ import pytest
 from charwright.config import ModelConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
 from charwright.generation.engine import Engine
+from charwright.ngrams import MULTIPLIERS
 from charwright.run import Run
 from commands import Terminal
 from writers import LABELLED, LETTERS, save_records, weights_of
@@ -167,33 +168,39 @@ class TestExport:
         assert "--to html: the model has labels, which the page cannot ask for" in result.line
         assert not page.exists()
 
-    def test_ngrams_are_carried(self, charwright: Terminal, tmp_path: Path) -> None:
-        config = ModelConfig(units=12, embedding_size=8, ngram_bits=6)
+    @pytest.mark.parametrize("order", [2, 4, 8])
+    def test_ngrams_are_carried(self, charwright: Terminal, tmp_path: Path, order: int) -> None:
+        config = ModelConfig(units=12, embedding_size=8, ngram_bits=6, ngram_order=order)
         run = Run.save(tmp_path / "run", config, weights_of(config, len(LETTERS)), LETTERS)
         assert charwright("export", run.folder, "--to", "numpy", "--out", tmp_path / "x.npz").code == 0
         with np.load(tmp_path / "x.npz") as file:
             assert np.array_equal(file["ngrams.weight"], run.weights()["ngrams.weight"])
-            assert json.loads(str(file["card"]))["model"]["ngram_bits"] == 6
+            card = json.loads(str(file["card"]))["model"]
+            assert (card["ngram_bits"], card["ngram_order"]) == (6, order)
         assert charwright("export", run.folder, "--to", "onnx", "--out", tmp_path / "x").code == 0
         assert charwright("export", run.folder, "--to", "html", "--out", tmp_path / "x.html").code == 0
         page = (tmp_path / "x.html").read_text(encoding="utf-8")
-        assert "GRU, one layer of 12 units, 8-bit weights, n-grams of 64 numbers" in page
+        lengths = "2 tokens" if order == 2 else f"2 to {order} tokens"
+        assert f"GRU, one layer of 12 units, 8-bit weights, n-grams of {lengths} (64 numbers)" in page
 
-    @pytest.mark.parametrize("bits", [1, 6, 20])
-    def test_the_documented_function_adds_what_the_engine_adds(self, bits: int) -> None:
+    @pytest.mark.parametrize(("bits", "order"), [(1, 4), (6, 2), (6, 8), (20, 4)])
+    def test_the_documented_function_adds_what_the_engine_adds(self, bits: int, order: int) -> None:
         page = (Path(__file__).parents[2] / "docs" / "how-to" / "export.md").read_text(encoding="utf-8")
         [block] = [part for part in page.split("```python\n") if "def votes" in part]
         names: dict[str, Any] = {}
         exec(block.partition("\n\nprint(")[0], names)
-        config = ModelConfig(units=12, embedding_size=8, ngram_bits=bits)
+        assert names["MULTIPLIERS"] == MULTIPLIERS
+        config = ModelConfig(units=12, embedding_size=8, ngram_bits=bits, ngram_order=order)
         weights = weights_of(config, len(LETTERS))
         whole = Engine(config, weights, "f32")
         plain = Engine(dataclasses.replace(config, ngram_bits=0), weights, "f32")
         states, read = (whole.zero_state(), plain.zero_state()), []
-        for i in (3, 1, 4, 1, 5, 9):
+        for i in (3, 1, 4, 1, 5, 9, 2, 6, 5, 3):
             read.append(i)
             added = whole.step(np.array([i]), states[0]) - plain.step(np.array([i]), states[1])
-            assert names["votes"](read, weights["ngrams.weight"], len(LETTERS)) == pytest.approx(added[0], abs=1e-5)
+            for ids in (read, read[-order:]):
+                votes = names["votes"](ids, weights["ngrams.weight"], len(LETTERS), order)
+                assert votes == pytest.approx(added[0], abs=1e-5)
 
     def test_keras_has_no_ngrams(self, charwright: Terminal, tmp_path: Path) -> None:
         config, file = ModelConfig(units=12, embedding_size=8, ngram_bits=6), tmp_path / "x.weights.h5"

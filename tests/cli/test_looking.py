@@ -49,8 +49,11 @@ def test_info_json(charwright: Terminal, trained: Path) -> None:
 
 
 def test_info_of_a_run_with_n_grams(charwright: Terminal, corpus: Path, tmp_path: Path) -> None:
-    assert charwright("train", corpus, "--out", tmp_path / "run", "--steps", "2", "--ngram-bits", "8", *SMALL).code == 0
-    assert "ngrams (hashed table)" in charwright("info", tmp_path / "run").out
+    options = ["--steps", "2", "--ngram-bits", "8", "--ngram-order", "6", *SMALL]
+    assert charwright("train", corpus, "--out", tmp_path / "run", *options).code == 0
+    shown = charwright("info", tmp_path / "run").out
+    assert "ngrams (hashed table)" in shown
+    assert "\nN-grams of 2 to 6 tokens (256 numbers)\n" in shown
     values = json.loads(charwright("info", tmp_path / "run", "--json").out)
     tokens = len(Run.open(tmp_path / "run").vocabulary)
     last = {"name": "ngrams", "kind": "hashed table", "output": [None, None, tokens], "parameters": 256 + tokens}

@@ -105,6 +105,24 @@ def test_the_child_of_a_run_with_a_separate_validation_text_has_the_default_spli
     assert Run.open(tmp_path / "new").epochs()[-1]["validation_loss"] is not None
 
 
+@pytest.mark.parametrize("order", [2, 8])
+def test_n_grams_are_inherited_with_their_order(
+    charwright: Terminal, corpus: Path, more: Path, tmp_path: Path, order: int
+) -> None:
+    words = ["--out", tmp_path / "old", "--ngram-bits", "8", "--ngram-order", order, *STEPS, *SMALL]
+    assert charwright("train", corpus, *words).code == 0
+    still = ["--learning-rate", "1e-30", "--ngram-rate", "1e-30", "--weight-decay", "0", *STEPS]
+    result = charwright("train", more, "--from", tmp_path / "old", "--out", tmp_path / "new", *still)
+    assert result.code == 0, result.err
+    old, new = Run.open(tmp_path / "old"), Run.open(tmp_path / "new")
+    assert new.model == old.model
+    assert (new.model.ngram_bits, new.model.ngram_order) == (8, order)
+    array = old.weights()["ngrams.weight"]
+    np.testing.assert_allclose(new.weights()["ngrams.weight"], np.pad(array, (0, len(NEW))), atol=1e-7)
+    resumed = charwright("train", "--resume", tmp_path / "new", "--ngram-order", "4")
+    assert "--ngram-order belongs to the run and cannot change on --resume" in resumed.line
+
+
 def test_thousands_of_new_characters_and_bytes(
     charwright: Terminal, corpus: Path, trained: Path, tmp_path: Path
 ) -> None:
@@ -205,6 +223,8 @@ def test_the_parent_is_never_replaced(charwright: Terminal, copy: Path, more: Pa
         (["--layers", "1"], "--layers is as in the run"),
         (["--embedding-size", "8"], "--embedding-size is as in the run"),
         (["--no-tied"], "--tied is as in the run"),
+        (["--ngram-bits", "6"], "--ngram-bits is as in the run"),
+        (["--ngram-order", "4"], "--ngram-order is as in the run"),
         (["--level", "byte"], "--level cannot change"),
         (["--recipe", "tutorial"], "--from uses the options of its run"),
         (["--resume", "x"], "--resume finds"),

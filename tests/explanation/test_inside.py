@@ -30,7 +30,7 @@ CONFIGS = {
 }
 NGRAMS = {
     "n-grams": ModelConfig(units=12, embedding_size=8, ngram_bits=12),
-    "n-grams of lstm 2": ModelConfig(cell="lstm", layers=2, units=10, embedding_size=8, ngram_bits=3),
+    "n-grams of lstm 2": ModelConfig(cell="lstm", layers=2, units=10, embedding_size=8, ngram_bits=3, ngram_order=8),
 }
 TEXT = "abc dE!\n中é:aB\nabcdeABCDE ..." * 9
 
@@ -87,12 +87,12 @@ def test_probabilities_are_those_of_the_engine(name: str) -> None:
     ids = some_ids(20, 3, len(LETTERS))
     state = engine.zero_state(3)
     expected = torch.from_numpy(np.stack([engine.step(row.numpy(), state) for row in ids]))
-    layers, contexts = network.read(ids), contexts_of(ids)
+    layers, contexts = network.read(ids), contexts_of(ids, config.ngram_order)
     found = network.log_probabilities(layers[-1].hidden.flatten(0, 1), contexts.flatten(0, 1))
     assert torch.allclose(found, torch.log_softmax(expected, dim=-1).flatten(0, 1).float(), atol=1e-4)
     # In pieces, with the contexts carried.
-    assert torch.equal(torch.cat([contexts[:2], contexts_of(ids[2:], contexts[1])]), contexts)
-    assert contexts[2, 0].tolist() == [*(1 + ids[:3, 0].flip(0)).tolist(), 0]
+    assert torch.equal(torch.cat([contexts[:2], contexts_of(ids[2:], config.ngram_order, contexts[1])]), contexts)
+    assert contexts[2, 0].tolist() == [*(1 + ids[:3, 0].flip(0)).tolist(), *[0] * (config.ngram_order - 3)]
 
 
 def surprise(
@@ -124,7 +124,7 @@ def test_surprise_is_what_evaluation_measures(name: str) -> None:
                 assert -math.log2(share) == pytest.approx(found.bits[at], abs=1e-4)
 
 
-@pytest.mark.parametrize("config", [CONFIGS["gru"], NGRAMS["n-grams"]], ids=["gru", "n-grams"])
+@pytest.mark.parametrize("config", [CONFIGS["gru"], *NGRAMS.values()], ids=["gru", *NGRAMS])
 def test_surprise_of_bytes_is_by_character(config: ModelConfig) -> None:
     vocabulary = ByteVocabulary()
     text = "aé中🙂\nb" * 20
@@ -147,7 +147,7 @@ def test_surprise_of_bytes_is_by_character(config: ModelConfig) -> None:
             ids = torch.from_numpy(vocabulary.encode(text[:at] + token).astype(np.int64))
             read = len(vocabulary.encode(text[:at]))
             steps = network.log_probabilities(
-                network.read(ids[:, None])[-1].hidden[:, 0], contexts_of(ids[:, None])[:, 0]
+                network.read(ids[:, None])[-1].hidden[:, 0], contexts_of(ids[:, None], config.ngram_order)[:, 0]
             )
             nats = sum(float(steps[step - 1, ids[step]]) for step in range(read, len(ids)))
             assert share == pytest.approx(math.exp(nats), rel=1e-3)
@@ -165,18 +165,18 @@ def test_memory_is_the_effect_of_another_character(name: str) -> None:
     assert found.positions == len(places)
     from charwright.explanation.memory import _others
 
-    usual = network.log_probabilities(layers[-1].hidden[:, 0], contexts_of(ids[:, None])[:, 0])
+    usual = network.log_probabilities(layers[-1].hidden[:, 0], contexts_of(ids[:, None], config.ngram_order)[:, 0])
     others = _others(ids, torch.from_numpy(places), 0)
     assert bool((others != ids[torch.from_numpy(places)]).all())
-    sums = np.zeros(5)
+    sums = np.zeros(9)
     for place, other in zip(places.tolist(), others.tolist(), strict=True):
         changed = ids.clone()
         changed[place] = other
         hidden = network.read(changed[:, None])[-1].hidden[:, 0]
-        after = network.log_probabilities(hidden, contexts_of(changed[:, None])[:, 0])
+        after = network.log_probabilities(hidden, contexts_of(changed[:, None], config.ngram_order)[:, 0])
         divergence = (usual.exp() * (usual - after)).sum(dim=1) / math.log(2)
-        sums += divergence[place : place + 5].numpy()
-    assert found.bits[:5] == pytest.approx(sums / len(places), rel=1e-3, abs=1e-6)
+        sums += divergence[place : place + 9].numpy()
+    assert found.bits[:9] == pytest.approx(sums / len(places), rel=1e-3, abs=1e-6)
 
 
 def test_a_network_without_recurrence_remembers_one_character() -> None:
@@ -191,15 +191,16 @@ def test_a_network_without_recurrence_remembers_one_character() -> None:
     assert (found.half, found.reach) == (2, 1)
 
 
-def test_ngrams_without_recurrence_remember_four_characters() -> None:
-    config = ModelConfig(cell="rnn", units=12, embedding_size=8, ngram_bits=16)
+@pytest.mark.parametrize("order", [2, 4, 8])
+def test_ngrams_without_recurrence_remember_as_many_characters_as_their_order(order: int) -> None:
+    config = ModelConfig(cell="rnn", units=12, embedding_size=8, ngram_bits=16, ngram_order=order)
     weights = weights_of(config, len(LETTERS))
     weights["recurrent.0.weight_hh"][:] = 0
     network = Network(config, weights)
     ids = torch.from_numpy(LETTERS.encode(TEXT).astype(np.int64))
     found = memory_of(network, network.read(ids[:, None]), ids, unit="character")
-    assert found.bits[:4].min() > 0.1
-    assert found.bits[4:].max() < 1e-5
+    assert found.bits[:order].min() > 0.1
+    assert found.bits[order:].max() < 1e-5
 
 
 def test_embedding_map_is_the_projection_with_the_most_variance() -> None:
@@ -239,7 +240,7 @@ def test_gates_and_temperatures(name: str) -> None:
     found = temperatures_of(network, layers, LETTERS, TEXT, ids)
     assert found.before == TEXT[: found.position][-60:]
     assert found.shares.sum(axis=1) == pytest.approx(1)
-    contexts = contexts_of(ids[:, None])[found.position - 1]
+    contexts = contexts_of(ids[:, None], config.ngram_order)[found.position - 1]
     logits = network.log_probabilities(layers[-1].hidden[found.position - 1], contexts)[0, 1:].double()
     for temperature, row in zip(found.temperatures, found.shares, strict=True):
         expected = torch.softmax(logits / temperature, dim=0)

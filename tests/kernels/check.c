@@ -566,7 +566,7 @@ static int check_draws(void) {
 /* --- Generation --- */
 
 typedef struct {
-    int storage, cell, layers, units, vocabulary, texts, threads, bits; /* of the n-grams; 0: none */
+    int storage, cell, layers, units, vocabulary, texts, threads, bits, order; /* of the n-grams; 0 bits: none */
 } writing;
 
 static int parts_of(const writing *w) { return w->cell == CW_LSTM ? 2 : 1; }
@@ -717,12 +717,18 @@ static void reference_gates(const writing *w, const double *x, const double *p, 
     }
 }
 
-/* The offset of the last n tokens by its definition in ngrams.py: c_0 after one step, c_1 ... c_3 in the state; the last
+/* The offset of the last n tokens by its definition in ngrams.py: c_0 after one step, c_1, c_2, ... in the state; the last
  * possible one where there are fewer tokens. */
 static uint32_t reference_offset(int n, int bits, int32_t id, const double *before) {
-    const uint64_t multipliers[5][4] = {[2] = {0x7984A8AB, 0x71E273A9},
-                                        [3] = {0x081C5253, 0x9FB93535, 0xABD2D9F3},
-                                        [4] = {0xF93FE42F, 0x14BE09AB, 0xDB149E47, 0x4A95902B}};
+    const uint64_t multipliers[9][8] = {
+        [2] = {0x7984A8AB, 0x71E273A9},
+        [3] = {0x081C5253, 0x9FB93535, 0xABD2D9F3},
+        [4] = {0xF93FE42F, 0x14BE09AB, 0xDB149E47, 0x4A95902B},
+        [5] = {0xE7D80069, 0xB9096A05, 0xAFAE5A3B, 0xC963CFE1, 0xC439F34B},
+        [6] = {0xE1454C41, 0xE794EE15, 0x26B563B1, 0x42840D2B, 0xAC8BE7D7, 0xA2BEEE31},
+        [7] = {0xD96E5ADF, 0xE7AA8577, 0x19FCFC65, 0xDF43EFB3, 0x53D23C0B, 0x92AC3D43, 0xE7CA430F},
+        [8] = {0x2B5C5CD1, 0x06E82A01, 0x69599355, 0x6820212D, 0xFE6C2B03, 0x1333BC1D, 0x1A6E72B9, 0x20050ED3},
+    };
     uint64_t sum = (uint64_t)(id + 1) * multipliers[n][0];
     if (before[n - 2] == 0) return (uint32_t)1 << bits;
     for (int k = 1; k < n; k++) sum = (sum + (uint64_t)before[k - 1] * multipliers[n][k]) % ((uint64_t)1 << 32);
@@ -730,12 +736,11 @@ static uint32_t reference_offset(int n, int bits, int32_t id, const double *befo
 }
 
 static void reference_votes(const writing *w, const network *net, int32_t id, double *before, double *logits) {
-    for (int n = 2; n <= 4; n++) {
+    for (int n = 2; n <= w->order; n++) {
         const uint32_t offset = reference_offset(n, w->bits, id, before);
         for (int i = 0; i < w->vocabulary; i++) logits[i] += net->votes[offset + i];
     }
-    before[2] = before[1];
-    before[1] = before[0];
+    for (int k = w->order - 2; k > 0; k--) before[k] = before[k - 1];
     before[0] = id + 1;
 }
 
@@ -764,9 +769,9 @@ static void reference_step(const writing *w, const network *net, int32_t id, dou
 static void writing_differs(const char *what, const writing *w, int variant, int text, double by, double allowed) {
     if (by > worst && allowed > 0) worst = by;
     if (by <= allowed) return;
-    printf("%s: writing's %s is off by %.2g: storage %d cell %d L %d H %d V %d threads %d bits %d text %d of %d\n",
+    printf("%s: writing's %s is off by %.2g: storage %d cell %d L %d H %d V %d threads %d bits %d order %d text %d of %d\n",
            cw_variant_name(variant), what, by, w->storage, w->cell, w->layers, w->units, w->vocabulary, w->threads,
-           w->bits, text, w->texts);
+           w->bits, w->order, text, w->texts);
     exit(1);
 }
 /* The difference as a share of the size, which counts as at least a tenth: what cancels out is no more exact than that. */
@@ -786,7 +791,7 @@ static void set_number(const writing *w, void *state, size_t at, double value) {
     const int is_cell = w->cell == CW_LSTM && at / w->units % 2;
     const size_t behind = at - layer_numbers(w);
     if (at < layer_numbers(w)) value *= w->storage != CW_Q8 ? 1 : is_cell ? 2097151 : 32767;
-    else value = behind < 3 && value != 0 ? whole_noise(1 << 21) : 0;
+    else value = behind + 1 < (size_t)w->order && value != 0 ? whole_noise(1 << 21) : 0;
     if (w->storage == CW_Q8) ((int32_t *)state)[at] = (int32_t)value;
     else ((float *)state)[at] = (float)value;
 }
@@ -882,7 +887,7 @@ static void check_writing(int variant, writing w) {
     void *votes = w.bits ? some_votes(&w, &net) : NULL;
     const cw_model model = {.storage = w.storage, .cell = w.cell, .layers = w.layers, .units = H, .vocabulary = V,
                             .table = table, .recurrent = recurrent, .inputs = inputs, .head = &head,
-                            .tanh_table = tanh_table, .ngrams = votes, .ngram_bits = w.bits};
+                            .tanh_table = tanh_table, .ngrams = votes, .ngram_bits = w.bits, .ngram_order = w.order};
 
     /* One step at a time on one thread: compare each step and each sampled id with the reference. */
     const uint64_t seed = random_state;
@@ -969,7 +974,8 @@ static int check_all_writing(int variant) {
                     for (int threads = 1; threads <= 3; threads++, count++)
                         check_writing(variant, (writing){storage, cell, layers, units[(t + threads) % 3],
                                                          vocabularies[(t + threads + layers) % 3], texts[t], threads,
-                                                         (t + threads + storage) % 2 ? 0 : 1 + 3 * t + threads});
+                                                         (t + threads + storage) % 2 ? 0 : 1 + 3 * t + threads,
+                                                         2 + (count / 2 + storage) % 7});
     return count;
 }
 

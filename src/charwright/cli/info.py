@@ -188,6 +188,10 @@ def _print_corpus(run: Run) -> None:
     click.echo(
         f"Vocabulary: {len(run.vocabulary):,} tokens ({run.vocabulary.level} level). Recipe: {config.recipe_name}"
     )
+    if run.model.ngram_bits:
+        from charwright.ngrams import in_words
+
+        click.echo(in_words(run.model.ngram_bits, run.model.ngram_order).capitalize())
 
 
 def _print_history(run: Run) -> None:

@@ -42,7 +42,10 @@ if TYPE_CHECKING:
     from charwright.training.ranks import Ranks
 
 STOPPING = b"\nstopping after this step; press again to stop at once\n"
-PLANNED_OPTIONS = ("units", "optimizer", "learning_rate", "dropout", "recurrent_dropout", "weight_decay", "patience")
+PLANNED_OPTIONS = (
+    *("units", "dropout", "recurrent_dropout", "ngram_bits", "ngram_order", "ngram_rate", "ngram_decay"),
+    *("optimizer", "learning_rate", "weight_decay", "output_bias", "patience"),
+)
 """The options that a plan derives from the text, the machine and the budget."""
 
 RECIPE_CONFIGS = (VocabularyConfig, RecordsConfig, SplitConfig, SequenceConfig, ModelConfig, TrainingConfig)

@@ -18,6 +18,7 @@ from charwright.explanation.neurons import MOST_CHARACTERS, search_neurons
 from charwright.explanation.overview import embedding_map, gates_of, temperatures_of
 from charwright.explanation.results import FEWEST_CHARACTERS, Activations, NeuronSearch
 from charwright.explanation.surprise import last_steps, surprise_of
+from charwright.ngrams import in_words
 from charwright.run import Run
 from charwright.workflow.texts import texts_of_run
 
@@ -99,8 +100,8 @@ def explain(
     )
     if opened.model.ngram_bits:
         notes.append(
-            f"surprise, memory and temperatures include the n-grams, which see the last four {unit}s; neurons, gates "
-            "and embeddings are those of the network alone"
+            f"surprise, memory and temperatures include the n-grams, which see the last {opened.model.ngram_order} "
+            f"{unit}s; neurons, gates and embeddings are those of the network alone"
         )
     known = set(vocabulary.tokens)
     return Explanation(
@@ -139,7 +140,7 @@ def _network_line(run: Run) -> str:
     model = run.model
     layers = "1 layer" if model.layers == 1 else f"{model.layers} layers"
     tied = ", tied embedding" if model.tied else ""
-    ngrams = f", n-grams of {1 << model.ngram_bits:,} numbers" if model.ngram_bits else ""
+    ngrams = f", {in_words(model.ngram_bits, model.ngram_order)}" if model.ngram_bits else ""
     return f"{model.cell.upper()}, {layers} of {model.units:,} units{tied}{ngrams}, {len(run.vocabulary):,} tokens"
 
 

@@ -3,7 +3,7 @@
 The outputs of a layer come from the fast core. Its gates follow from them without a loop: at every step they are a
 function of the input and of the state before, which are known by then. T is time, B the batch, H the units.
 
-The n-grams of a model are no part of its layers: they add to the logits what depends on the last four tokens alone.
+The n-grams of a model are no part of its layers: they add to the logits what depends on the last few tokens alone.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Network:
 
         Args:
             hidden: (N, H), outputs of the last layer.
-            contexts: (N, 4), rows of `contexts_of` for the same steps.
+            contexts: (N, order), rows of `contexts_of` for the same steps.
         """
         logits = F.linear(hidden, self._head, self._weights["head.bias"])
         if self._rows is not None:

@@ -46,8 +46,8 @@ def memory_of(network: Network, layers: list[Layer], ids: Tensor, *, unit: str, 
     states = [layer.state_after(where - 1) for layer in layers]
     read = ids[where[None, :] + torch.arange(lags)[:, None]]  # (lags, P)
     read[0] = _others(ids, where, seed)
-    contexts = contexts_of(ids[:, None])[:, 0]  # (T, 4)
-    changed_contexts = contexts_of(read, contexts[where - 1])  # (lags, P, 4)
+    contexts = contexts_of(ids[:, None], network.config.ngram_order)[:, 0]  # (T, order)
+    changed_contexts = contexts_of(read, network.config.ngram_order, contexts[where - 1])  # (lags, P, order)
     hidden, effects = layers[-1].hidden[:, 0], []
     rows = max(1, min(STEPS, network.rows_at_once() // len(where)))
     for begin in range(0, lags, rows):

@@ -87,7 +87,7 @@ def temperatures_of(
 
     [UNK] is left out, because it is never written. For a vocabulary of bytes, tokens are bytes.
     """
-    contexts = contexts_of(ids[:, None])[:, 0]
+    contexts = contexts_of(ids[:, None], network.config.ngram_order)[:, 0]
     step = _undecided(network, layers, contexts)
     logits = network.log_probabilities(layers[-1].hidden[step], contexts[step][None])[0, 1:].double()
     best = logits.argsort(descending=True, stable=True)[: min(SHOWN_TOKENS, len(logits))]

@@ -39,7 +39,7 @@ def last_steps(text: str, vocabulary: Vocabulary) -> Steps:
 def surprise_of(text: str, vocabulary: Vocabulary, network: Network, layers: list[Layer], ids: Tensor) -> Surprise:
     """The surprise of a text, given what its reading left in each layer; ids: (T,) int64."""
     last = last_steps(text, vocabulary)
-    hidden, contexts = layers[-1].hidden[:, 0], contexts_of(ids[:, None])[:, 0]
+    hidden, contexts = layers[-1].hidden[:, 0], contexts_of(ids[:, None], network.config.ngram_order)[:, 0]
     nats = np.full(len(ids), np.nan)
     picked: list[Choices] = [()]
     for begin in range(0, len(ids) - 1, network.rows_at_once()):
@@ -93,7 +93,7 @@ def _beamed(network: Network, layers: list[Layer], contexts: Tensor, steps: Tens
         last = torch.tensor([data[-1] + 1 for _, data in prefixes])
         picked = torch.tensor(rows)
         states = network.step(last, [tuple(part[picked] for part in state) for state in states])
-        contexts = contexts_of(last[None], contexts[picked])[0]
+        contexts = contexts_of(last[None], network.config.ngram_order, contexts[picked])[0]
         owners = torch.tensor(taken)
     return [_characters(candidates) for candidates in found]
 

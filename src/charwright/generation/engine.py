@@ -8,7 +8,7 @@ integer arithmetic throughout (`quantized.py`), so that a seed gives the same te
 
 B is the number of streams, V the vocabulary size, H the number of units, S the number of arrays in a state: 1 (h) or
 2 (h and c). L is the number of rows of a state: one per layer and, with n-grams, one for the tokens before the next,
-whose first three numbers are those of `ngrams.moved_on` and whose other numbers are 0.
+whose first K numbers (the n-grams' order less one) are those of `ngrams.moved_on` and whose other numbers are 0.
 """
 
 from __future__ import annotations

@@ -146,6 +146,7 @@ class NativeBackend:
             units=self.units, vocabulary=len(table), table=table.ctypes.data,
             recurrent=ctypes.addressof(layers), inputs=ctypes.addressof(inputs), head=ctypes.addressof(head),
             ngrams=None if votes is None else self._address(votes), ngram_bits=config.ngram_bits,
+            ngram_order=config.ngram_order,
         )  # fmt: skip
 
     def _table(self, tokens: int, rows: Callable[[slice], Array]) -> Array:

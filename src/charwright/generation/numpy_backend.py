@@ -55,7 +55,7 @@ class _Stepwise(ABC):
         """Return the logits (B, V) after ids (B,). `state` (B, L, S, H) is changed in place."""
         logits = self._network(ids, state[:, : self.config.layers])
         if self._votes is not None:
-            before = state[:, -1, 0, : ngrams.BEFORE]
+            before = state[:, -1, 0, : self.config.ngram_order - 1]
             self._votes.add(ids, before, logits)
             before[...] = ngrams.moved_on(ids, before)
         return logits
@@ -72,9 +72,9 @@ class _Votes:
         self._array, self._bits, self._unit = array, bits, unit
 
     def add(self, ids: npt.NDArray[np.int64], before: npt.NDArray[Any], logits: Float64s) -> None:
-        """Add the votes to logits (B, V) after ids (B,) and the tokens `before` (B, 3)."""
+        """Add the votes to logits (B, V) after ids (B,) and the tokens `before` (B, K)."""
         offsets = ngrams.offsets_of(ids, before, self._bits)
-        places = offsets[..., None] + np.arange(logits.shape[1])  # (3, B, V)
+        places = offsets[..., None] + np.arange(logits.shape[1])  # (K, B, V)
         logits += self._array[places].sum(axis=0) * self._unit
 
 

@@ -20,7 +20,6 @@ from charwright.generation.engine import PRECISIONS, Engine
 from charwright.generation.repetition import PENALTY_WINDOW
 from charwright.generation.sampling import Sampler
 from charwright.generation.streams import Stream
-from charwright.ngrams import BEFORE
 from charwright.storage import read_mixed_arrays, write_arrays
 
 FORMAT = 1
@@ -121,7 +120,8 @@ def _is_state(state: npt.NDArray[Any], engine: Engine) -> bool:
     zero = engine.zero_state()[0]
     if state.shape != zero.shape or state.dtype != zero.dtype or not np.isfinite(state).all():
         return False
-    before = state[-1, 0, :BEFORE] if engine.config.ngram_bits else np.zeros(1)  # 1 + id of each token, or 0
+    config = engine.config
+    before = state[-1, 0, : config.ngram_order - 1] if config.ngram_bits else np.zeros(1)  # 1 + id of each token, or 0
     return bool(before.min() >= 0 and before.max() <= engine.vocabulary_size)
 
 

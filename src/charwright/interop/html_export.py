@@ -18,6 +18,7 @@ import numpy.typing as npt
 from charwright.config import GATES
 from charwright.errors import UsageError
 from charwright.generation.quantized import Int8Model, Product
+from charwright.ngrams import in_words
 from charwright.run import Run
 from charwright.webpage.template import filled, shared, source
 
@@ -50,7 +51,9 @@ def page_bytes(run: Run, card: Mapping[str, Any]) -> bytes:
         "inputBias": [arrays.add(bias) for bias in model.input_bias],
         "head": arrays.product(model.head),
         "headBias": arrays.add(model.head_bias),
-        "ngrams": None if model.ngrams is None else {"bits": run.model.ngram_bits, "votes": arrays.add(model.ngrams)},
+        "ngrams": None
+        if model.ngrams is None
+        else {"bits": run.model.ngram_bits, "order": run.model.ngram_order, "votes": arrays.add(model.ngrams)},
     }
     values = {
         "made_by": html.escape(str(card["made_by"])),
@@ -72,7 +75,7 @@ def _about(card: Mapping[str, Any]) -> str:
     """Return the rows of the model's description."""
     model, corpus, loss = card["model"], card["corpus"], card["validation_nats_per_char"]
     layers = "one layer" if model["layers"] == 1 else f"{model['layers']} layers"
-    ngrams = f", n-grams of {1 << model['ngram_bits']:,} numbers" if model.get("ngram_bits") else ""
+    ngrams = f", {in_words(model['ngram_bits'], model['ngram_order'])}" if model["ngram_bits"] else ""
     rows = {
         "Network": f"{model['cell'].upper()}, {layers} of {model['units']:,} units, 8-bit weights{ngrams}",
         "Vocabulary": f"{card['tokens']:,} tokens, {card['unit']} level",

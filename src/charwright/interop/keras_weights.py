@@ -40,7 +40,7 @@ class KerasLayer:
 
     An embedding has `embeddings` (V, E); a recurrent layer `kernel` (E, G * H), `recurrent_kernel` (H, G * H) and
     `bias`; a dense layer `kernel` (H, V) and `bias` (V). The n-grams of a SavedModel, which Keras does not have, have
-    `weight` (2^bits + V).
+    `weight` (2^bits + V) and `order` (1), the number of tokens in the longest.
     """
 
     name: str  # its path in the file, for messages
@@ -50,7 +50,7 @@ class KerasLayer:
     def kind(self) -> str:
         """The kind of layer, inferred from the names of its weights: embedding, recurrent, dense, ngrams or unknown."""
         names = set(self.arrays)
-        if names == {"weight"} and self.name.rpartition("/")[2] == NGRAMS:
+        if names == {"weight", "order"} and self.name.rpartition("/")[2] == NGRAMS:
             return NGRAMS
         if names == {"embeddings"}:
             return "embedding"
@@ -85,13 +85,15 @@ def from_keras(layers: Sequence[KerasLayer], where: str) -> tuple[ModelConfig, A
     kernels = [_matrix(layer, "recurrent_kernel", where) for layer in recurrent]
     cell, units = _cell(recurrent[0], kernels[0], where), len(kernels[0])
     ngrams = _of_kind(layers, NGRAMS, where)
+    bits, order = _bits_and_order(ngrams, len(table), where) if ngrams else (0, ModelConfig.ngram_order)
     try:
         config = ModelConfig(
             cell=cell,
             layers=len(recurrent),
             units=units,
             embedding_size=table.shape[1],
-            ngram_bits=_ngram_bits(ngrams, len(table), where) if ngrams else 0,
+            ngram_bits=bits,
+            ngram_order=order,
         )
     except ConfigError as error:
         raise ForeignModelError(f"{where}: {error}") from error
@@ -128,7 +130,8 @@ def to_keras(config: ModelConfig, weights: Mapping[str, Array]) -> list[KerasLay
     head = table if config.tied else weights["head.weight"]
     layers.append(KerasLayer("dense", {"kernel": np.ascontiguousarray(head.T), "bias": weights["head.bias"]}))
     if config.ngram_bits:
-        layers.append(KerasLayer(NGRAMS, {"weight": weights["ngrams.weight"]}))
+        order = np.array([config.ngram_order], dtype=np.float32)
+        layers.append(KerasLayer(NGRAMS, {"weight": weights["ngrams.weight"], "order": order}))
     return layers
 
 
@@ -200,9 +203,9 @@ def _cell(layer: KerasLayer, kernel: Array, where: str) -> str:
     return CELL_OF_GATES[columns // units]
 
 
-def _ngram_bits(found: Sequence[KerasLayer], tokens: int, where: str) -> int:
-    """Infer the bits from the array (2^bits + V) of the n-grams."""
-    array = found[0].arrays["weight"]
+def _bits_and_order(found: Sequence[KerasLayer], tokens: int, where: str) -> tuple[int, int]:
+    """Infer the bits from the array (2^bits + V) of the n-grams, and read their order."""
+    array, order = found[0].arrays["weight"], found[0].arrays["order"]
     bits = max(1, array.size - tokens).bit_length() - 1
     if len(found) > 1:
         raise ForeignModelError(f"{where} has {len(found)} arrays of n-grams; expected at most one")
@@ -210,7 +213,9 @@ def _ngram_bits(found: Sequence[KerasLayer], tokens: int, where: str) -> int:
         raise ForeignModelError(
             f"{where}: the array of the n-grams has shape {array.shape}; expected a power of two and {tokens:,} more"
         )
-    return bits
+    if order.shape != (1,) or order[0] != int(order[0]):
+        raise ForeignModelError(f"{where}: the order of the n-grams is {order.tolist()}; expected one whole number")
+    return bits, int(order[0])
 
 
 def _recurrent_weights(config: ModelConfig, index: int, layer: KerasLayer, where: str) -> Arrays:

@@ -16,7 +16,6 @@ from charwright.config import ModelConfig
 from charwright.data.vocabulary import UNKNOWN_ID
 from charwright.errors import ForeignModelError, MissingExtraError
 from charwright.generation.engine import Engine
-from charwright.ngrams import BEFORE
 
 TOLERANCE = 1e-4
 """The largest accepted difference between an exported graph's logits and states and the model's."""
@@ -69,17 +68,25 @@ def _step_error(
     state = engine.zero_state(batch)  # (B, L, S, H plus padding)
     state[..., : config.units] = random.uniform(-0.9, 0.9, (*state.shape[:3], config.units))
     names, given = ["logits", "next_state"], dict[str, npt.NDArray[Any]](ids=ids)
+    before = config.ngram_order - 1
     if config.ngram_bits:
         names.append("next_context")
-        given["context"] = random.integers(0, engine.vocabulary_size + 1, (batch, BEFORE))
+        given["context"] = _contexts(random, engine.vocabulary_size, batch, before)
         state[:, -1] = 0
-        state[:, -1, 0, :BEFORE] = given["context"]
+        state[:, -1, 0, :before] = given["context"]
     given["state"] = _state_of(state, config)
     logits, after, *contexts = session.run(names, given)
     expected = np.stack([engine.step(column, state) for column in ids.T], axis=1)  # (B, T, V)
     errors = [np.abs(logits - expected).max(), np.abs(after - _state_of(state, config)).max()]
-    errors += [np.abs(context - state[:, -1, 0, :BEFORE]).max() for context in contexts]
+    errors += [np.abs(context - state[:, -1, 0, :before]).max() for context in contexts]
     return float(np.max(errors))
+
+
+def _contexts(random: np.random.Generator, tokens: int, batch: int, length: int) -> npt.NDArray[np.int64]:
+    """Return the last tokens (batch, length) of texts of `length` tokens, of one less, and so on down to none."""
+    contexts = random.integers(1, tokens + 1, (batch, length))
+    contexts[np.arange(length) >= length - np.arange(batch)[:, None]] = 0
+    return contexts
 
 
 def _state_of(state: Array, config: ModelConfig) -> Array:

@@ -7,8 +7,9 @@ B, T and N are dynamic. The generator includes the loop, the mask of [UNK] and l
 generates text; everything except ids is float32. A temperature of 0 takes the most likely token. S is 2 for an LSTM
 (h and c), else 1.
 
-The step graph of a model with n-grams also has the input context (B, 3) and the output next_context (B, 3), int64: the
-last three tokens that were read, the most recent first, each 1 + its id, and 0 where there is none.
+The step graph of a model with n-grams also has the input context (B, K) and the output next_context (B, K), int64: the
+last K tokens that were read, the most recent first, each 1 + its id, and 0 where there is none. K is the order of the
+n-grams less one.
 
 The graphs are built node by node, because one attribute is easy to get wrong: a GRU that applies the reset gate after
 the recurrent product, as charwright, Keras and cuDNN do, has `linear_before_reset=1`. Both graphs are run and compared
@@ -30,7 +31,7 @@ from charwright.config import GATES, STATES, ModelConfig
 from charwright.errors import ForeignModelError, MissingExtraError
 from charwright.interop.model_card import as_json
 from charwright.interop.onnx_check import GREEDY_TEMPERATURE, check_graphs, mask_of
-from charwright.ngrams import BEFORE, MULTIPLIERS
+from charwright.ngrams import MULTIPLIERS
 from charwright.run import Run
 
 OPSET = 17
@@ -148,7 +149,7 @@ class _Network:
     def _steps(self, graph: _Graph, ids: str, state: str, context: str = "") -> tuple[str, ...]:
         """Add the network: logits (T, B, V) for ids (T, B) from a state (L, S, B, H), and the state after the last.
 
-        With n-grams a context (B, 3) comes in and one goes out too.
+        With n-grams a context (B, K) comes in and one goes out too.
         """
         config = self.config
         values = graph.add("Gather", ["embedding", ids])  # (T, B, E)
@@ -173,14 +174,13 @@ class _Network:
     def _with_ngrams(self, graph: _Graph, ids: str, logits: str, after: str, context: str) -> tuple[str, str, str]:
         """Add the n-grams to logits (T, B, V), and the context after the last id."""
         earlier = graph.add("Transpose", [graph.add("Gather", [context, "recent_first"], axis=1)], perm=[1, 0])
-        marks = graph.add("Concat", [earlier, graph.add("Add", [ids, "number_1"])], axis=0)  # (3 + T, B)
-        # c_0 to c_3 of each step: the same marks, from later on and from earlier on.
-        shifted = [
-            graph.add("Slice", [marks, f"begin_{back}", f"end_{back}", "number_0"]) for back in range(BEFORE + 1)
-        ]
+        marks = graph.add("Concat", [earlier, graph.add("Add", [ids, "number_1"])], axis=0)  # (K + T, B)
+        # c_0 to c_K of each step: the same marks, from later on and from earlier on.
+        order = self.config.ngram_order
+        shifted = [graph.add("Slice", [marks, f"begin_{back}", f"end_{back}", "number_0"]) for back in range(order)]
         shifted = [graph.add("Unsqueeze", [part, "number_-1"]) for part in shifted]
-        last = graph.add("Concat", shifted, axis=2)
-        for n in range(2, BEFORE + 2):  # last is (T, B, 4)
+        last = graph.add("Concat", shifted, axis=2)  # (T, B, K + 1)
+        for n in range(2, order + 1):
             sums = graph.add("ReduceSum", [graph.add("Mul", [last, f"multipliers_{n}"]), "number_-1"], keepdims=1)
             offsets = graph.add("Div", [graph.add("Mod", [sums, "hashes"]), "per_offset"])  # (T, B, 1)
             complete = graph.add("Greater", [shifted[n - 1], "number_0"])
@@ -191,7 +191,7 @@ class _Network:
         return logits, after, graph.add("Transpose", [recent], perm=[1, 0])
 
     def _no_context(self, graph: _Graph, batch: str) -> str:
-        """Add the context (B, 3) before the first id."""
+        """Add the context (B, K) before the first id."""
         shape = graph.add("Concat", [batch, "width"], axis=0)
         nothing = self.onnx.numpy_helper.from_array(np.zeros(1, dtype=np.int64))
         zeros: str = graph.add("ConstantOfShape", [shape], value=nothing)
@@ -253,7 +253,7 @@ class _Network:
         """Return what is carried, as inputs or outputs; `pattern` makes the names."""
         config = self.config
         state = self._value(pattern.format("state"), np.float32, config.layers, STATES[config.cell], "B", config.units)
-        context = self._value(pattern.format("context"), np.int64, "B", BEFORE)
+        context = self._value(pattern.format("context"), np.int64, "B", config.ngram_order - 1)
         return [state, context][: len(self._carried)]
 
     def _value(self, name: str, kind: type, *shape: int | str) -> Any:
@@ -292,15 +292,15 @@ def _names_in(node: Any) -> list[str]:
 
 def _ngram_constants(config: ModelConfig, weights: Mapping[str, Array]) -> dict[str, npt.NDArray[Any]]:
     """Return the array of the n-grams, and the numbers that make its offsets."""
-    wide = np.zeros((len(MULTIPLIERS), BEFORE + 1), dtype=np.int64)
-    numbers: dict[str, Any] = {f"multipliers_{len(row)}": wide[at] for at, row in enumerate(MULTIPLIERS)}
-    for at, row in enumerate(MULTIPLIERS):
-        wide[at, : len(row)] = row
-    for back in range(BEFORE + 1):
-        numbers |= {f"begin_{back}": [BEFORE - back], f"end_{back}": [-back or np.iinfo(np.int64).max]}
-    numbers |= {"hashes": [1 << 32], "per_offset": [1 << (32 - config.ngram_bits)], "width": [BEFORE]}
+    order, before = config.ngram_order, config.ngram_order - 1
+    numbers: dict[str, Any] = {
+        f"multipliers_{len(row)}": [*row, *[0] * (order - len(row))] for row in MULTIPLIERS[:before]
+    }
+    for back in range(order):
+        numbers |= {f"begin_{back}": [before - back], f"end_{back}": [-back or np.iinfo(np.int64).max]}
+    numbers |= {"hashes": [1 << 32], "per_offset": [1 << (32 - config.ngram_bits)], "width": [before]}
     numbers["last_offset"] = [1 << config.ngram_bits]  # of contexts that begin before the text
-    numbers |= {"recent_first": range(BEFORE - 1, -1, -1), "last_ones": range(-1, -BEFORE - 1, -1)}
+    numbers |= {"recent_first": range(before - 1, -1, -1), "last_ones": range(-1, -before - 1, -1)}
     numbers["places"] = range(len(weights["head.bias"]))
     made = {name: np.array(values, dtype=np.int64) for name, values in numbers.items()}
     return {"ngrams": weights["ngrams.weight"], **made}

@@ -8,8 +8,8 @@ network from `states`, divide the last logits by the temperature, mask [UNK], sa
 is a variable, so that it can be changed after loading. `logits(ids, states)` is the network alone.
 
 The states of a GRU or a simple RNN are a tensor (B, H), those of an LSTM a pair (h, c); several layers have a tuple of
-these. A model with n-grams has a tuple with one more element, the context (B, 3) int64: the last three tokens that were
-read, the most recent first, each 1 + its id, and 0 where there is none.
+these. A model with n-grams has a tuple with one more element, the context (B, K) int64: the last K tokens that were
+read, the most recent first, each 1 + its id, and 0 where there is none. K is the order of the n-grams less one.
 
 The variables have Keras's names, shapes and gate order, and `charwright import` reads them back:
 `keras_weights.py` reorders the gates, and `_gru` and `_lstm` split them in that order.
@@ -33,7 +33,7 @@ from charwright.generation.engine import Engine
 from charwright.interop.keras_weights import KerasLayer, keras_name, numbered, to_keras
 from charwright.interop.model_card import as_json
 from charwright.interop.tensorflow_import import first_line, load_tensorflow
-from charwright.ngrams import BEFORE, MULTIPLIERS
+from charwright.ngrams import MULTIPLIERS
 from charwright.run import Run
 
 TOLERANCE = 1e-4
@@ -155,7 +155,7 @@ class _Network:
         one = self.tf.TensorSpec([None, self.config.units], self.tf.float32)
         parts: list[Any] = [(one, one) if self.config.cell == "lstm" else one] * self.config.layers
         if self.config.ngram_bits:
-            parts.append(self.tf.TensorSpec([None, BEFORE], self.tf.int64))
+            parts.append(self.tf.TensorSpec([None, self.config.ngram_order - 1], self.tf.int64))
         return parts[0] if len(parts) == 1 else tuple(parts)
 
     def run(self, ids: Any, states: Any) -> Any:
@@ -180,18 +180,18 @@ class _Network:
         return tf.transpose(logits, [1, 0, 2]), after[0] if len(after) == 1 else tuple(after)
 
     def _ngrams(self, ids: Any, context: Any) -> tuple[Any, Any]:
-        """Return what the n-grams add (T, B, V) for ids (T, B) after a context (B, 3), and the context after them."""
-        tf, bits = self.tf, self.config.ngram_bits
-        marks = tf.concat([tf.reverse(tf.transpose(context), [0]), ids + 1], axis=0)  # (3 + T, B)
+        """Return what the n-grams add (T, B, V) for ids (T, B) after a context (B, K), and the context after them."""
+        tf, bits, before = self.tf, self.config.ngram_bits, self.config.ngram_order - 1
+        marks = tf.concat([tf.reverse(tf.transpose(context), [0]), ids + 1], axis=0)  # (K + T, B)
         places = tf.range(self.module.dense.bias.shape[0], dtype=tf.int64)
         votes = 0.0
-        for row in MULTIPLIERS:
-            last = [marks[BEFORE - back : tf.shape(marks)[0] - back] for back in range(len(row))]
+        for row in MULTIPLIERS[:before]:
+            last = [marks[before - back : tf.shape(marks)[0] - back] for back in range(len(row))]
             sums = tf.add_n([part * tf.constant(number, tf.int64) for part, number in zip(last, row, strict=True)])
             offsets = tf.bitwise.right_shift(sums % (1 << 32), tf.constant(32 - bits, tf.int64))
             offsets = tf.where(last[-1] == 0, tf.constant(1 << bits, tf.int64), offsets)
             votes += tf.gather(self.module.ngrams.weight, offsets[..., None] + places)
-        return votes, tf.transpose(tf.reverse(marks[-BEFORE:], [0]))
+        return votes, tf.transpose(tf.reverse(marks[-before:], [0]))
 
     def _layer(self, cell: Any, values: Any, state: Any) -> tuple[Any, Any]:
         """Return outputs (T, B, H) for inputs (T, B, E), and the last state."""

@@ -69,7 +69,7 @@ class Model(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("storage", "cell", "layers", "units", "vocabulary")),
         *((name, ctypes.c_void_p) for name in ("table", "recurrent", "inputs", "head", "tanh_table", "ngrams")),
-        ("ngram_bits", ctypes.c_int32),
+        *((name, ctypes.c_int32) for name in ("ngram_bits", "ngram_order")),
     )
 
 

@@ -138,7 +138,7 @@ typedef struct {
     const cw_matrix *head;
     const int16_t *tanh_table;  /* 8-bit only */
     const void *ngrams;         /* (2^ngram_bits + V) float, or int16 for 8-bit: see ngrams.h; or NULL */
-    int32_t ngram_bits;         /* with `ngrams`: 1 to 28 */
+    int32_t ngram_bits, ngram_order; /* with `ngrams`: 1 to 28, and 2 to 8 */
 } cw_model;
 
 typedef struct {
@@ -155,7 +155,7 @@ typedef struct {
 /* One stream of text: its state and ids. */
 typedef struct {
     void *state;        /* (L, S, H) float, or int32 for 8-bit; changed in place. With n-grams (L + 1, S, H): the last
-                           row begins with the marks (ngrams.h) of the tokens before the next one, c_1 to c_3 */
+                           row begins with the marks (ngrams.h) of the ngram_order - 1 tokens before the next one */
     int32_t *ids;       /* with room for the sampled ids */
     int64_t length, at; /* the number of ids; the index of the next to read */
     double *scores;     /* scores[i] = ln p(ids[i] | the ids before), for every i > at; or NULL */

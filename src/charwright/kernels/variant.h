@@ -81,14 +81,13 @@ typedef struct {
     int turn;          /* the half of `activations` from before the step */
     void *activations; /* (L, 2, rows, H): the inputs of the products, before and after the step */
     double *logits;    /* (texts, V) */
+    uint32_t *offsets; /* (texts, order - 1): of the n-grams in this step; NULL without them */
     char *scratch;     /* cw_draw_bytes for each thread */
 } cw_writing;
 
 /* Whether any text needs the logits of this step. */
 int cw_head_needed(const cw_writing *writing);
-/* The offsets of a text's n-grams in this step. */
-void cw_find_offsets(const cw_writing *writing, int text, uint32_t offsets[CW_NGRAMS]);
-/* Advance to the next id of a text, and sample it if none is left to read. */
+/* Advance to the next id of a text, and sample it if none is left to read; find the offsets of its n-grams. */
 void cw_read_on(const cw_writing *writing, int text, int thread);
 
 typedef struct {

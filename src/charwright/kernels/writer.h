@@ -216,28 +216,73 @@ static void NAME(write_layer)(const cw_writing *w, int layer, int thread, int th
 
 #if STORAGE == CW_Q8
 typedef int16_t NAME(vote_t); /* 11 fraction bits */
+typedef int32_t NAME(votes_t);
 #define VOTE_UNIT (1.0 / 2048.0)
+#define VOTES_AT load_short
+#define KEEP_VOTES store_whole
 #else
 typedef float NAME(vote_t);
+typedef float NAME(votes_t);
 #define VOTE_UNIT 1.0
+#define VOTES_AT load
+#define KEEP_VOTES store
 #endif
 
-/* Add the n-grams' numbers to the logits of all texts, from row `first` to before `end`. */
-static void NAME(vote)(const cw_writing *w, int first, int end) {
-    const NAME(vote_t) *votes = w->model->ngrams;
+/* The panels of the head, whose rows are padded to a multiple of 16. */
+INLINE int NAME(head_panels)(int vocabulary) {
+    return ((vocabulary + 15) / 16 * 16 / LANES + HEAD_PANEL - 1) / HEAD_PANEL;
+}
+/* The first row of a thread's panels of the head. */
+INLINE int NAME(head_row)(int vocabulary, int thread, int threads) {
+    const int row = NAME(head_panels)(vocabulary) * thread / threads * HEAD_PANEL * LANES;
+    return row < vocabulary ? row : vocabulary;
+}
+
+/* Prefetch the n-grams' numbers for the rows of a thread, before the layers are computed: they lie anywhere in the array.
+ * The processor foresees the rest of long ones. */
+#define FORESEEN 256
+static void NAME(prefetch_votes)(const cw_writing *w, int thread, int threads) {
+    const int count = w->count * (w->model->ngram_order - 1);
+    const int first = NAME(head_row)(w->model->vocabulary, thread, threads);
+    const int end = NAME(head_row)(w->model->vocabulary, thread + 1, threads);
+    const int size = (end - first) * (int)sizeof(NAME(vote_t)), bytes = size < FORESEEN ? size : FORESEEN;
+    for (int i = 0; i < count && bytes > 0; i++) {
+        const char *from = (const char *)((const NAME(vote_t) *)w->model->ngrams + w->offsets[i] + first);
+        for (int at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 2);
+        __builtin_prefetch(from + bytes - 1, 0, 2); /* A row may begin anywhere in a line. */
+    }
+}
+
+/* Add the n-grams' numbers to the logits of all texts, in the rows of a thread. */
+static void NAME(vote)(const cw_writing *w, int thread, int threads) {
+    const int count = w->model->ngram_order - 1;
+    const int first = NAME(head_row)(w->model->vocabulary, thread, threads);
+    const int end = NAME(head_row)(w->model->vocabulary, thread + 1, threads);
     for (int text = 0; text < w->count; text++) {
-        uint32_t offsets[CW_NGRAMS];
-        cw_find_offsets(w, text, offsets);
-        const NAME(vote_t) *two = votes + offsets[0], *three = votes + offsets[1], *four = votes + offsets[2];
+        const NAME(vote_t) *rows[CW_ORDER - 1];
+        for (int n = 0; n < count; n++)
+            rows[n] = (const NAME(vote_t) *)w->model->ngrams + w->offsets[(size_t)text * count + n];
         double *logits = w->logits + (size_t)text * w->model->vocabulary;
-        for (int i = first; i < end; i++) logits[i] += VOTE_UNIT * (two[i] + three[i] + four[i]);
+        int i = first;
+        for (; i + LANES <= end; i += LANES) {
+            NAME(sums_t) all = VOTES_AT(rows[0] + i);
+            for (int n = 1; n < count; n++) all += VOTES_AT(rows[n] + i);
+            NAME(votes_t) each[LANES];
+            KEEP_VOTES(each, all);
+            for (int lane = 0; lane < LANES; lane++) logits[i + lane] += VOTE_UNIT * each[lane];
+        }
+        for (; i < end; i++) { /* The array may end with the last row. */
+            NAME(votes_t) all = rows[0][i];
+            for (int n = 1; n < count; n++) all += rows[n][i];
+            logits[i] += VOTE_UNIT * all;
+        }
     }
 }
 
 static void NAME(write_head)(const cw_writing *w, int thread, int threads) {
     const cw_model *model = w->model;
     const int vectors = (model->vocabulary + 15) / 16 * 16 / LANES; /* rows are padded to a multiple of 16 */
-    const int panels = (vectors + HEAD_PANEL - 1) / HEAD_PANEL;
+    const int panels = NAME(head_panels)(model->vocabulary);
     const value *last = NAME(activations)(w, model->layers - 1, 1);
     sum sums[WRITER_ROWS * MOST_PANEL * LANES] __attribute__((aligned(64)));
     const int begin = panels * thread / threads, end = panels * (thread + 1) / threads;
@@ -257,10 +302,7 @@ static void NAME(write_head)(const cw_writing *w, int thread, int threads) {
                 }
         }
     }
-    if (model->ngrams) {
-        const int rows = HEAD_PANEL * LANES, after = end * rows;
-        NAME(vote)(w, begin * rows, after < model->vocabulary ? after : model->vocabulary);
-    }
+    if (model->ngrams) NAME(vote)(w, thread, threads);
 }
 
 static void NAME(write)(int thread, int threads, cw_barrier *barrier, void *argument) {
@@ -275,6 +317,7 @@ static void NAME(write)(int thread, int threads, cw_barrier *barrier, void *argu
         for (int layer = 0; layer < w->model->layers; layer++) {
             cw_meet(barrier); /* the ids and the input of this layer are written */
             if (layer == 0) head_needed = cw_head_needed(w); /* no text advances before the next barrier */
+            if (layer == 0 && head_needed && w->model->ngrams) NAME(prefetch_votes)(w, thread, threads);
             NAME(write_layer)(&mine, layer, thread, threads);
         }
         cw_meet(barrier);
@@ -290,6 +333,9 @@ static void NAME(write)(int thread, int threads, cw_barrier *barrier, void *argu
 #endif
 }
 
+#undef FORESEEN
+#undef KEEP_VOTES
+#undef VOTES_AT
 #undef VOTE_UNIT
 #undef MOST_PANEL
 #undef WRITER_ROWS

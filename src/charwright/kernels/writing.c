@@ -24,32 +24,36 @@ int cw_head_needed(const cw_writing *writing) {
     return 0;
 }
 
-/* The marks c_1, c_2 and c_3 in a text's state begin here. They are floats, or int32 for 8-bit. */
+/* The marks c_1, c_2, ... in a text's state begin here. They are floats, or int32 for 8-bit. */
 static void *marks_in(const cw_model *model, const cw_text *text) {
     const size_t layer = (model->cell == CW_LSTM ? 2 : 1) * (size_t)model->units;
     return (float *)text->state + model->layers * layer; /* an int32 is as large as a float */
 }
 
-static void read_marks(const cw_model *model, const cw_text *text, uint32_t marks[CW_BEFORE + 1]) {
+/* c_0, c_1, ... once the next id to read is known. */
+static void read_marks(const cw_model *model, const cw_text *text, uint32_t marks[CW_ORDER]) {
     const void *from = marks_in(model, text);
     marks[0] = (uint32_t)text->ids[text->at] + 1;
-    for (int k = 0; k < CW_BEFORE; k++)
+    for (int k = 0; k + 1 < model->ngram_order; k++)
         marks[k + 1] = model->storage == CW_Q8 ? (uint32_t)((const int32_t *)from)[k]
                                                : (uint32_t)(int64_t)((const float *)from)[k];
 }
 
-void cw_find_offsets(const cw_writing *writing, int number, uint32_t offsets[CW_NGRAMS]) {
-    uint32_t marks[CW_BEFORE + 1];
-    read_marks(writing->model, writing->texts + number, marks);
-    cw_ngram_offsets(marks, writing->model->ngram_bits, offsets);
+static void find_offsets(const cw_writing *writing, int number) {
+    const cw_model *model = writing->model;
+    const cw_text *text = writing->texts + number;
+    uint32_t marks[CW_ORDER];
+    if (text->at == text->length) return; /* The next call brings the id. */
+    read_marks(model, text, marks);
+    cw_ngram_offsets(marks, model->ngram_order, model->ngram_bits, writing->offsets + number * (model->ngram_order - 1));
 }
 
 /* The id that was read in this step is among those before the next one. */
 static void move_marks(const cw_model *model, const cw_text *text) {
-    uint32_t marks[CW_BEFORE + 1];
+    uint32_t marks[CW_ORDER];
     read_marks(model, text, marks);
     void *to = marks_in(model, text);
-    for (int k = 0; k < CW_BEFORE; k++) {
+    for (int k = 0; k + 1 < model->ngram_order; k++) {
         if (model->storage == CW_Q8)
             ((int32_t *)to)[k] = (int32_t)marks[k];
         else
@@ -108,6 +112,7 @@ void cw_read_on(const cw_writing *writing, int number, int thread) {
     }
     if (writing->model->ngrams) move_marks(writing->model, text);
     text->at++;
+    if (writing->model->ngrams) find_offsets(writing, number);
     if ((text->scores || text->likeliest) && text->at < text->length) score(text, logits, vocabulary);
     if (text->logits) memcpy(text->logits, logits, (size_t)vocabulary * sizeof *logits);
 }
@@ -118,8 +123,11 @@ int cw_write(int variant, const cw_model *model, int threads, cw_text *texts, in
     writing.activations = calloc(2 * (size_t)model->layers * writing.rows * model->units, size);
     writing.logits = malloc((size_t)count * model->vocabulary * sizeof(double));
     writing.scratch = malloc(cw_draw_bytes(model->vocabulary) * threads);
-    const int enough = writing.activations && writing.logits && writing.scratch;
+    writing.offsets = model->ngrams ? malloc((size_t)count * (model->ngram_order - 1) * sizeof(uint32_t)) : NULL;
+    const int enough = writing.activations && writing.logits && writing.scratch && (writing.offsets || !model->ngrams);
+    for (int i = 0; i < count && enough && model->ngrams; i++) find_offsets(&writing, i);
     if (enough && count > 0) cw_parallel(threads, cw_chosen(variant)->write[model->storage], &writing);
+    free(writing.offsets);
     free(writing.scratch);
     free(writing.logits);
     free(writing.activations);

@@ -95,16 +95,20 @@ function activate(state, out) {
   for (let k = 0; k < state.length; k++) out[k] = (state[k] * 127 + 16384) >> 15;
 }
 
-/** The multipliers of the hash of the last 2, 3 and 4 tokens, from the last token backwards; those of ngrams.py. */
+/** The multipliers of the hash of the last 2, 3, ... tokens, from the last token backwards; those of ngrams.py. */
 const MULTIPLIERS = [
   [0x7984a8ab, 0x71e273a9],
   [0x081c5253, 0x9fb93535, 0xabd2d9f3],
   [0xf93fe42f, 0x14be09ab, 0xdb149e47, 0x4a95902b],
+  [0xe7d80069, 0xb9096a05, 0xafae5a3b, 0xc963cfe1, 0xc439f34b],
+  [0xe1454c41, 0xe794ee15, 0x26b563b1, 0x42840d2b, 0xac8be7d7, 0xa2beee31],
+  [0xd96e5adf, 0xe7aa8577, 0x19fcfc65, 0xdf43efb3, 0x53d23c0b, 0x92ac3d43, 0xe7ca430f],
+  [0x2b5c5cd1, 0x06e82a01, 0x69599355, 0x6820212d, 0xfe6c2b03, 0x1333bc1d, 0x1a6e72b9, 0x20050ed3],
 ];
 
-/** Add the n-grams to logits; `marks` are 1 + the ids of the last four tokens, the last one first, 0 where none is. */
-function vote({ bits, votes }, marks, logits) {
-  for (const row of MULTIPLIERS) {
+/** Add the n-grams to logits; `marks` are 1 + the ids of the last tokens, the last one first, 0 where none is. */
+function vote({ bits, order, votes }, marks, logits) {
+  for (const row of MULTIPLIERS.slice(0, order - 1)) {
     const sum = row.reduce((total, multiplier, k) => (total + Math.imul(marks[k], multiplier)) | 0, 0);
     // All contexts that begin before the text share the last offset.
     const offset = marks[row.length - 1] ? sum >>> (32 - bits) : 2 ** bits;
@@ -129,7 +133,7 @@ class Network {
     const { layers, units } = this.model;
     this.h = Array.from({ length: layers }, () => new Int32Array(units));
     this.c = Array.from({ length: layers }, () => new Int32Array(units));
-    this.marks = [0, 0, 0, 0];
+    this.marks = new Array(this.model.ngrams ? this.model.ngrams.order : 0).fill(0);
   }
 
   /** Feed one id to the network; if `wanted`, set `logits`, with 16 fraction bits. */
@@ -148,7 +152,7 @@ class Network {
       multiply(model.recurrent[layer], activations, this.products);
       this[model.cell](layer);
     }
-    this.marks = [id + 1, ...this.marks.slice(0, 3)];
+    if (model.ngrams) this.marks = [id + 1, ...this.marks.slice(0, -1)];
     if (!wanted) return;
     activate(this.h[model.layers - 1], activations);
     multiply(model.head, activations, this.logits);
@@ -323,7 +327,7 @@ function readModel(description, bytes) {
     inputBias: description.inputBias.map(array),
     head: matrix(description.head),
     headBias: array(description.headBias),
-    ngrams: description.ngrams && { bits: description.ngrams.bits, votes: array(description.ngrams.votes) },
+    ngrams: description.ngrams && { ...description.ngrams, votes: array(description.ngrams.votes) },
   };
 }
 
