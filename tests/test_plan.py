@@ -91,7 +91,7 @@ def test_n_grams_are_for_running_text_that_is_long_enough(
 
 
 def test_what_a_text_says_once_counts_less_the_more_often_it_is_read() -> None:
-    for epochs, occurrences in ((1, 1 / 4), (8, 2), (40, 10), (400, 10)):
+    for epochs, occurrences in ((1, 1.2), (9, 3.6), (36, 7.2), (400, 10)):
         planned = plan(TextProfile(10**6, 66, "Latin", 10**6), minutes=None, epochs=epochs)
         assert planned.recipe.training.ngram_decay == pytest.approx(occurrences / 10**6, rel=0.02)
 

@@ -301,7 +301,7 @@ class _Rule:
 
     def _ngram_decay(self, passes: float) -> float:
         """A number that fewer than K occurrences speak for stays near zero; K grows with the passes."""
-        return _rounded(min(MOST_CHANCE, passes / 4) / self.text.tokens, most=1.0)
+        return _rounded(min(MOST_CHANCE, 1.2 * math.sqrt(passes)) / self.text.tokens, most=1.0)
 
     def _widest(self) -> float:
         return 256 * math.pow(self.text.characters / 16_000, 0.34)
