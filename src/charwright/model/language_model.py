@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +47,7 @@ class LanguageModel(WeightedModule):
         super().__init__(config, vocabulary_size)
         self.compute = compute or Compute()
         self.ngram_gradients: list[RowGradient] | None = None
-        """Where backward passes of `loss` leave the gradient of the n-grams' array; None: in its `grad`."""
+        """Those that `collecting` has collected so far; None outside of it."""
         initialize(config, self.named_weights(), torch.Generator().manual_seed(seed), embedding_range)
         self.to(self.compute.device)
 
@@ -89,6 +90,18 @@ class LanguageModel(WeightedModule):
         votes, after = self._votes(ids, state, after)
         bias, precision, kernel = self.weight("head.bias"), self.compute.precision, self.compute.kernel
         return head_loss(x, self._head, bias, targets, precision, self._core(ids.device), kernel, votes), after
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """In the block, losses leave the gradient of the n-grams' array in `ngram_gradients`, and not in its `grad`.
+
+        There it would be an array of zeros with a few rows, which takes longer to make and to read than all else.
+        """
+        before, self.ngram_gradients = self.ngram_gradients, []
+        try:
+            yield
+        finally:
+            self.ngram_gradients = before
 
     def _votes(self, ids: Tensor, before: State | None, after: State) -> tuple[Votes | None, State]:
         """The votes of the n-grams at all positions, if there are any, and the state after with the last tokens."""

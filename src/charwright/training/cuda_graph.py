@@ -98,8 +98,6 @@ class GraphedStep:
         except RuntimeError as error:
             self._failed = True
             optimizer.zero_grad()  # The gradients are memory of the recording.
-            if model.ngram_gradients is not None:
-                model.ngram_gradients.clear()
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             warnings.warn(
                 f"the training step was not recorded as a CUDA graph, so training takes longer: {reason}",
@@ -132,11 +130,12 @@ class _Recording:
 
     def _step(self) -> None:
         """What `train_step` does, with masks already drawn; the results go to memory that stays."""
-        loss, last = self._model.loss(self._inputs, self._targets, self._state, masks=self._masks)
-        self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        with _replaced(self._optimizer, "lr", self._rates):
-            self._optimizer.step()
+        with self._model.collecting():
+            loss, last = self._model.loss(self._inputs, self._targets, self._state, masks=self._masks)
+            self._optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            with _replaced(self._optimizer, "lr", self._rates):
+                self._optimizer.step()
         self._loss.copy_(loss.detach())
         _copy(self._last, tuple(part.detach() for part in last))
 

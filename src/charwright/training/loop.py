@@ -31,10 +31,11 @@ from charwright.training.threads import training_threads
 
 def train_step(model: LanguageModel, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
     """Forward, backward, update; returns the mean loss of the batch in nats per token, a scalar."""
-    loss, state = model.loss(batch.inputs, batch.targets, batch.state, generator=batch.generator, masks=batch.masks)
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
+    with model.collecting():
+        loss, state = model.loss(batch.inputs, batch.targets, batch.state, generator=batch.generator, masks=batch.masks)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
     batch.state = tuple(part.detach() for part in state)
     return loss.detach()
 

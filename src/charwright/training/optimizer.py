@@ -44,11 +44,10 @@ class NgramDescent:
     """
 
     def __init__(self, model: LanguageModel, rate: float, decay: float) -> None:
-        """Move the array by `rate` times its gradient, and `decay` times itself, at the peak of the learning rate."""
-        self._array, self._rate, self._decay = model.weight("ngrams.weight"), rate, decay
+        """Move the model's array by `rate` times its gradient and `decay` times itself, at the peak of the schedule."""
+        self._model, self._array = model, model.weight("ngrams.weight")
+        self._rate, self._decay = rate, decay
         self._loaded = kernels_for(model)
-        self._gradients: list[RowGradient] = []
-        model.ngram_gradients = self._gradients
 
     @torch.no_grad()
     def __call__(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
@@ -57,12 +56,19 @@ class NgramDescent:
         rate = self._rate * group["lr"] / group.get("initial_lr", group["lr"])  # A graph reads it when it is replayed.
         if self._decay:
             self._shrink(optimizer, rate)
-        for gradient in self._gradients:
-            if self._loaded is not None:
-                native.descend(self._loaded, self._array, gradient, float(rate))
-            else:
-                gradient.add_to(self._array, -rate)
-        self._gradients.clear()
+        if self._array.grad is not None:  # of losses outside of `collecting`
+            self._array.sub_(self._array.grad * rate)
+            self._array.grad = None
+        gradients = self._model.ngram_gradients or []
+        for gradient in gradients:
+            self._descend(gradient, rate)
+        gradients.clear()
+
+    def _descend(self, gradient: RowGradient, rate: float | Tensor) -> None:
+        if self._loaded is not None:
+            native.descend(self._loaded, self._array, gradient, float(rate))
+        else:
+            gradient.add_to(self._array, -rate)
 
     def _shrink(self, optimizer: torch.optim.Optimizer, rate: float | Tensor) -> None:
         if self._array.device.type != "cpu":

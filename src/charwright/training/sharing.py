@@ -100,8 +100,9 @@ def summed_gradients(
     if part is None:
         yield
         return
-    rows = model.ngram_gradients
-    parameters = [weight for name, weight in model.named_weights().items() if rows is None or name != "ngrams.weight"]
+    weights = model.named_weights()
+    array = weights.pop("ngrams.weight", None)
+    parameters = list(weights.values())
     turns = cycle(turns_of(parameters, ranks))
 
     def add_up(*_: object) -> None:
@@ -114,7 +115,9 @@ def summed_gradients(
         turn.add_up()
         for total, weight in zip(turn.total, parameters, strict=True):
             weight.grad = total
-        if rows:
+        if array is not None and array.grad is not None:  # of a step that does not collect rows
+            ranks.sum(array.grad.mul_(part.share))
+        if rows := model.ngram_gradients:
             rows[:] = [_of_all_rows(joined(rows), ranks, part)]
 
     hook = optimizer.register_step_pre_hook(add_up)
