@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -230,7 +229,7 @@ def test_the_array_descends_by_its_own_rate(core: str, optimizer: str, collectin
     set_learning_rate(made, 1.0)
     set_learning_rate(made, 0.25)
     before = array.detach().clone()
-    with model.collecting() if collecting else nullcontext(), clipped_gradients(model, made, 1e-3):
+    with model.collecting_ngram_gradients(collecting), clipped_gradients(model, made, 1e-3):
         loss, _ = model.loss(ids[:-1], ids[1:])
         made.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -255,11 +254,60 @@ def test_losses_add_up_before_a_step(core: str) -> None:
     (gradient,) = torch.autograd.grad(total, [array])
     made = cw.make_optimizer(model, settings(steps=1, ngram_rate=0.5), 40)
     before = array.detach().clone()
-    with model.collecting():
+    with model.collecting_ngram_gradients():
         for factor, part in zip((1, 0.5), parts, strict=True):
             (factor * model.loss(part[:-1], part[1:])[0]).backward()  # type: ignore[no-untyped-call]
         made.step()
     torch.testing.assert_close(array.detach() - before, -0.5 * 40 * gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_an_optimizer_of_ones_own_gets_the_gradient_of_the_array(core: str) -> None:
+    moved = []
+    for frozen in (False, True):
+        model = make_model(core)
+        array = model.weight("ngrams.weight").requires_grad_(not frozen)
+        optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=0.1)
+        before = array.detach().clone()
+        list(cw.fit(model, data(), settings(steps=3), optimizer=optimizer))
+        moved.append(float((array.detach() - before).norm()))
+    assert moved[0] > 0
+    assert moved[1] == 0
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_a_frozen_array_stays(core: str) -> None:
+    model = make_model(core)
+    array = model.weight("ngrams.weight").requires_grad_(False)
+    before = array.clone()
+    list(cw.fit(model, data(), settings(steps=3, ngram_rate=0.5)))
+    assert torch.equal(array, before)
+
+
+@pytest.mark.parametrize("collecting", [False, True])
+def test_a_loss_may_be_used_twice(collecting: bool) -> None:
+    model, ids = make_model(), some_ids(11, 4)
+    array, began, moved = model.weight("ngrams.weight"), model.arrays(), []
+    for times in (1, 2):
+        model.load_arrays(began)
+        made, before = cw.make_optimizer(model, settings(steps=1, ngram_rate=0.5), 40), array.detach().clone()
+        with model.collecting_ngram_gradients(collecting):
+            loss = 0.5 * model.loss(ids[:-1], ids[1:])[0]
+            for _ in range(times):
+                loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+            made.step()
+        made.zero_grad()
+        moved.append(array.detach() - before)
+    assert float(moved[0].norm()) > 0
+    torch.testing.assert_close(moved[1], 2 * moved[0], rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_without_gradients_changes_nothing() -> None:
+    model = make_model()
+    before = model.arrays()
+    cw.make_optimizer(model, settings(steps=1, ngram_decay=0.01), 40).step()
+    for name, array in model.arrays().items():
+        assert_array_equal(array, before[name])
 
 
 def test_the_array_decays_every_16_steps() -> None:

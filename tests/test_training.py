@@ -803,6 +803,15 @@ def test_resume_at_any_step_equals_never_stopping(order: str, model: dict[str, A
         assert stopped.session(order, model).same_as(whole), f"stopped at step {step}"
 
 
+def test_resume_keeps_the_steps_at_which_n_grams_decay() -> None:
+    options = {"epochs": None, "steps": 40, "ngram_decay": 0.01}
+    model = {"ngram_bits": 8, "ngram_order": 6}
+    whole = Run().session("streams", model, **options)
+    for step in (1, 15, 16, 17, 33):
+        stopped = Run().session("streams", model, stop_at=step, **options)
+        assert stopped.session("streams", model, **options).same_as(whole), f"stopped at step {step}"
+
+
 @pytest.mark.parametrize("step", [STEPS, 2 * STEPS, 3 * STEPS])
 def test_a_stop_requested_during_the_report_of_an_epoch(step: int) -> None:
     whole = Run().session("streams", {})

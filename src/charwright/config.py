@@ -195,12 +195,12 @@ class TrainingConfig(Config):
     epsilon: float = option(1e-8, "Adam: term added to the denominator.", above=0, maximum=1)
     weight_decay: float = option(0.1, "Weight decay (adamw and cautious-adamw).", minimum=0, maximum=1e3)
     ngram_rate: float = option(
-        0.03, "Peak learning rate of the n-grams, for one prediction (plain SGD).", above=0, maximum=10
+        0.03, "Peak learning rate of the n-grams, per prediction (plain SGD).", above=0, maximum=10
     )
     ngram_decay: float = option(
         0.0,
-        "Weight decay of the n-grams, for one prediction: K divided by the characters of the text outweighs what"
-        " occurs less than K times.",
+        "Weight decay of the n-grams, per prediction: with K divided by the tokens of the text, what occurs fewer than"
+        " K times hardly counts.",
         minimum=0,
         maximum=1,
     )

@@ -47,7 +47,7 @@ class LanguageModel(WeightedModule):
         super().__init__(config, vocabulary_size)
         self.compute = compute or Compute()
         self.ngram_gradients: list[RowGradient] | None = None
-        """Those that `collecting` has collected so far; None outside of it."""
+        """Those that `collecting_ngram_gradients` has collected so far; None outside of it."""
         initialize(config, self.named_weights(), torch.Generator().manual_seed(seed), embedding_range)
         self.to(self.compute.device)
 
@@ -84,7 +84,8 @@ class LanguageModel(WeightedModule):
         """The mean cross-entropy of a batch in nats, and the state after it.
 
         Equal to `cross_entropy` of the logits, but faster and without all logits in memory at once, which matters for a
-        large vocabulary. Arguments as for `forward`; targets: (T, B) int64; masks: those of dropout, drawn already.
+        large vocabulary; with n-grams their gradients are kept until the backward pass. Arguments as for `forward`;
+        targets: (T, B) int64; masks: those of dropout, drawn already.
         """
         x, after = self._recurrent(ids, state, Dropout(self.config, generator, masks) if self.training else None)
         votes, after = self._votes(ids, state, after)
@@ -92,12 +93,13 @@ class LanguageModel(WeightedModule):
         return head_loss(x, self._head, bias, targets, precision, self._core(ids.device), kernel, votes), after
 
     @contextmanager
-    def collecting(self) -> Iterator[None]:
+    def collecting_ngram_gradients(self, collecting: bool = True) -> Iterator[None]:
         """In the block, losses leave the gradient of the n-grams' array in `ngram_gradients`, and not in its `grad`.
 
-        There it would be an array of zeros with a few rows, which takes longer to make and to read than all else.
+        There it would be an array of zeros with a few rows, which takes longer to make and to read than all else. The
+        optimizers of `make_optimizer` read both. Without `collecting` the block changes nothing.
         """
-        before, self.ngram_gradients = self.ngram_gradients, []
+        before, self.ngram_gradients = self.ngram_gradients, [] if collecting else None
         try:
             yield
         finally:

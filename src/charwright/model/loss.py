@@ -95,11 +95,13 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = grads
         made: tuple[Tensor | None, ...] = ctx.saved_tensors
+        d_votes: list[RowGradient] = ctx.d_votes
         # The gradient of a loss is usually 1; reading it is free on the CPU.
         if not (scale.device.type == "cpu" and float(scale) == 1.0):
             made = tuple(None if gradient is None else gradient * scale for gradient in made)
-            ctx.d_votes = [part.times(scale) for part in ctx.d_votes]
-        return (*made, _array_gradient(ctx.votes, ctx.d_votes), None, None, None, None)
+            d_votes = [part.times(scale) for part in ctx.d_votes]
+        d_array = _array_gradient(ctx.votes, d_votes) if ctx.needs_input_grad[3] else None
+        return (*made, d_array, None, None, None, None)
 
 
 def _array_gradient(votes: Votes | None, parts: list[RowGradient]) -> Tensor | None:

@@ -93,7 +93,7 @@ def offsets_of(contexts: Tensor, bits: int) -> Tensor:
 
 @cache
 def _multipliers(device: torch.device) -> Tensor:
-    """Those of `ngrams` as a tensor (K, order), with zeros for the tokens that a context does not have.
+    """Those of all orders as a tensor (7, 8), with zeros for the tokens that a context does not have.
 
     It is kept, because a CUDA graph cannot record its copy to the device.
     """

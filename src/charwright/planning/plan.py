@@ -25,10 +25,12 @@ USABLE = 0.93  # the fraction of the time that is trained; the rest is start-up,
 BUDGETS = ("minutes", "epochs", "steps")
 FEWEST_FOR_NGRAMS = 10_000
 """Characters of a text whose n-grams tell something of those to come."""
-PREDICTIONS = SMALLEST * DEFAULT.sequences.seq_length
-"""Those of a batch for which the rates of n-grams are."""
+BATCH_PREDICTIONS = SMALLEST * DEFAULT.sequences.seq_length
+"""The predictions of the batch to which the rates of the rules below belong."""
 MOST_CHANCE = 10
-"""An n-gram that occurs as often is no chance, however often the text is read."""
+"""What occurs in a text more often than this is not chance, however often the text is read."""
+MOST_DECAY = 0.1
+"""The share of the n-grams that may decay in a step."""
 
 
 @dataclass(frozen=True)
@@ -296,12 +298,13 @@ class _Rule:
 
     def _ngram_rate(self) -> float:
         """In a larger batch a frequent n-gram is seen more often, and its steps add up."""
-        larger = self.sequences.batch * self.sequences.seq_length / PREDICTIONS
+        larger = self.sequences.batch * self.sequences.seq_length / BATCH_PREDICTIONS
         return _rounded(self.ngram_rule.rate / math.sqrt(max(1.0, larger)), most=1.0)
 
     def _ngram_decay(self, passes: float) -> float:
         """A number that fewer than K occurrences speak for stays near zero; K grows with the passes."""
-        return _rounded(min(MOST_CHANCE, 1.2 * math.sqrt(passes)) / self.text.tokens, most=1.0)
+        in_a_step = self._ngram_rate() * self.sequences.batch * self.sequences.seq_length
+        return _rounded(min(MOST_CHANCE, 1.2 * math.sqrt(passes)) / self.text.tokens, most=MOST_DECAY / in_a_step)
 
     def _widest(self) -> float:
         return 256 * math.pow(self.text.characters / 16_000, 0.34)
@@ -312,7 +315,7 @@ class _Rule:
 
     def _why_rate(self) -> str:
         larger = "" if self.batch == SMALLEST else ", and a larger batch allows larger ones"
-        return f"wider layers need smaller steps{larger}"
+        return f"the same up to {WIDE:,} units; wider layers need smaller steps{larger}"
 
     def _strain(self, passes: float) -> float:
         """How strongly the model tends to memorize the text: 1 at seven passes."""

@@ -19,6 +19,7 @@ from charwright.model.cells import State
 from charwright.model.dropout import draw_masks, empty_masks
 from charwright.model.language_model import LanguageModel
 from charwright.training.batch import Batch, TrainStep
+from charwright.training.optimizer import descends_by_rows
 
 WARM_UP_STEPS = 3
 
@@ -130,7 +131,7 @@ class _Recording:
 
     def _step(self) -> None:
         """What `train_step` does, with masks already drawn; the results go to memory that stays."""
-        with self._model.collecting():
+        with self._model.collecting_ngram_gradients(descends_by_rows(self._optimizer)):
             loss, last = self._model.loss(self._inputs, self._targets, self._state, masks=self._masks)
             self._optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

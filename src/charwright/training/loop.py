@@ -19,7 +19,7 @@ from charwright.training.budget import Budget, remaining_batches, steady
 from charwright.training.capture import initial_state
 from charwright.training.cuda_graph import fastest_step
 from charwright.training.events import End, Event
-from charwright.training.optimizer import clipped_gradients, make_optimizer, set_learning_rate
+from charwright.training.optimizer import clipped_gradients, descends_by_rows, make_optimizer, set_learning_rate
 from charwright.training.ranks import ALONE, Ranks
 from charwright.training.reports import Callbacks, Reporter
 from charwright.training.rollback import KEEP_EVERY, LastGoodState
@@ -31,7 +31,7 @@ from charwright.training.threads import training_threads
 
 def train_step(model: LanguageModel, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
     """Forward, backward, update; returns the mean loss of the batch in nats per token, a scalar."""
-    with model.collecting():
+    with model.collecting_ngram_gradients(descends_by_rows(optimizer)):
         loss, state = model.loss(batch.inputs, batch.targets, batch.state, generator=batch.generator, masks=batch.masks)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

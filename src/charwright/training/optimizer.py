@@ -31,8 +31,15 @@ def make_optimizer(
     """
     optimizer = _make_adam(model, config)
     if model.config.ngram_bits:
-        optimizer.register_step_post_hook(NgramDescent(model, config.ngram_rate * predictions, config.ngram_decay))
+        descent = NgramDescent(model, config.ngram_rate * predictions, config.ngram_decay)
+        optimizer.register_step_post_hook(descent)
+        optimizer.ngram_descent = descent  # type: ignore[attr-defined]
     return optimizer
+
+
+def descends_by_rows(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer moves the array of n-grams by what a model collects; others read the array's `grad`."""
+    return hasattr(optimizer, "ngram_descent")
 
 
 class NgramDescent:
@@ -40,7 +47,8 @@ class NgramDescent:
 
     Without momentum and without averages of squares, a number moves only in steps that have a gradient for it, as far
     as that one says: most n-grams are seen a few times. So a step touches only the rows of its contexts. Weight decay
-    pulls all numbers to zero; on a CPU it does so every `DECAY_EVERY` steps, since it has to read the whole array.
+    pulls all numbers to zero; on a CPU it does so every `DECAY_EVERY` steps, since it has to read the whole array, and
+    on a GPU, to which that is nothing, in each.
     """
 
     def __init__(self, model: LanguageModel, rate: float, decay: float) -> None:
@@ -72,8 +80,11 @@ class NgramDescent:
 
     def _shrink(self, optimizer: torch.optim.Optimizer, rate: float | Tensor) -> None:
         if self._array.device.type != "cpu":
-            self._array.mul_(1 - rate * self._decay)
-        elif int(next(iter(optimizer.state.values()))["step"]) % DECAY_EVERY == 0:
+            kept = 1 - rate * self._decay
+            self._array.mul_(kept.clamp(min=0.0) if isinstance(kept, Tensor) else max(0.0, kept))
+            return
+        state: dict[str, Any] | None = next(iter(optimizer.state.values()), None)  # None before any gradient
+        if state is not None and int(state["step"]) % DECAY_EVERY == 0:
             self._array.mul_(max(0.0, 1 - float(rate) * self._decay) ** DECAY_EVERY)
 
 

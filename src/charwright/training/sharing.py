@@ -138,7 +138,7 @@ def _of_all_rows(gradient: RowGradient, ranks: Ranks, part: Part) -> RowGradient
     all_offsets = offsets.new_zeros(contexts, offsets.shape[1], part.total)
     all_d_logits = d_logits.new_zeros(len(d_logits), part.total, d_logits.shape[2], dtype=torch.float32)
     all_offsets[..., part.rows] = offsets
-    all_d_logits[:, part.rows] = d_logits * part.share
+    all_d_logits[:, part.rows] = d_logits.float() * part.share
     return RowGradient(ranks.sum(all_offsets).flatten(1), ranks.sum(all_d_logits).flatten(0, 1))
 
 
