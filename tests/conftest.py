@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 settings.register_profile("charwright", derandomize=True, deadline=None)
 settings.load_profile("charwright")
 
-# A shell lets its background jobs ignore Ctrl-C, and children inherit that: the processes that tests interrupt would
-# ignore it too.
+# A shell lets its background jobs ignore Ctrl-C, and nohup lets its command ignore the end of the terminal. Children
+# inherit that: the processes that tests interrupt would ignore it too, and so would these tests.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
