@@ -97,7 +97,7 @@ class LanguageModel(WeightedModule):
         """In the block, losses leave the gradient of the n-grams' array in `ngram_gradients`, and not in its `grad`.
 
         There it would be an array of zeros with a few rows, which takes longer to make and to read than all else. The
-        optimizers of `make_optimizer` read both. Without `collecting` the block changes nothing.
+        optimizers of `make_optimizer` read both. Without `collecting`, losses in the block leave it in `grad`.
         """
         before, self.ngram_gradients = self.ngram_gradients, [] if collecting else None
         try:

@@ -49,7 +49,7 @@ NGRAM_RULES = (
     NgramRule(FEWEST_FOR_NGRAMS, 18, 4, 0.03),
 )
 WIDE = 1024
-"""Units, from which on the learning rate falls."""
+"""The widest layer, in units, that takes the full learning rate."""
 
 
 @dataclass(frozen=True)
