@@ -105,20 +105,27 @@ static void NAME(stage_gradients)(elem *operand, size_t size, const cw_layer *la
                        BLOCK * sizeof(elem));
 }
 
-/* d_h of the previous state += the operand (G, B, H) * weights, for `vectors` vectors of units from `vector`. */
-static void NAME(through_product)(const cw_layer_job *job, const elem *operand, size_t size, int vector, int vectors) {
+/* d_h of the previous state += the operand (G, B, H) * weights, for `vectors` vectors of units from `vector`; those from
+ * `next` follow, if it is another one. */
+static void NAME(through_product)(const cw_layer_job *job, const elem *operand, size_t size, int vector, int vectors,
+                                  int next) {
     const cw_layer *layer = job->layer;
     const int batch = layer->batch, depth = NAME(padded)(layer->units), gates = cw_gate_count(layer->cell);
     const size_t column = (size_t)gates * depth * LANES, c_row = (size_t)vectors * LANES;
+    const size_t chunk = (size_t)depth * LANES * sizeof(elem);
     float c[PANEL * 3 * LANES] __attribute__((aligned(64)));
     for (int panel = 0; panel < batch; panel += PANEL) {
         const int end = panel + PANEL < batch ? panel + PANEL : batch;
         for (int gate = 0; gate < gates; gate++) { /* one gate at a time, so that the rows stay in the cache */
             const elem *w = (const elem *)layer->packed + vector * column + (size_t)gate * depth * LANES;
+            const elem *after = gate + 1 < gates ? w + (size_t)depth * LANES
+                                : end == batch && next != vector ? (const elem *)layer->packed + next * column : NULL;
             for (int b = panel, rows; b < end; b += rows) {
                 rows = NAME(rows_of)(end - b, vectors);
                 NAME(recurrent_product)(operand + gate * NAME(filled)(batch) * size, size, b, rows, depth, w,
-                                        LANES * DEPTH, column, vectors, c + (b - panel) * c_row, c_row, gate > 0);
+                                        LANES * DEPTH, column, vectors, c + (b - panel) * c_row, c_row, gate > 0,
+                                        upcoming_part(after, vectors, chunk, column * sizeof(elem), b - panel, rows,
+                                                      end - panel, depth / DEPTH));
             }
         }
         for (int v = 0; v < vectors; v++) {
@@ -173,8 +180,9 @@ static void NAME(backward)(int thread, int threads, cw_barrier *barrier, void *a
         for (int done = 0, left = (last - first) * VECTORS, vectors; left; left -= vectors, done += vectors) {
             /* Back and forth, as in the forward pass. */
             vectors = share(left, 3);
-            const int vector = first * VECTORS + (t % 2 ? left - vectors : done);
-            NAME(through_product)(&job, operand, size, vector, vectors);
+            const int vector = first * VECTORS + (t % 2 ? left - vectors : done), then = left - vectors;
+            const int next = !then ? vector : t % 2 ? vector - share(then, 3) : vector + vectors;
+            NAME(through_product)(&job, operand, size, vector, vectors, next);
         }
     }
 #if TILED

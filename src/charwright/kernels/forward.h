@@ -118,11 +118,14 @@ static void NAME(begin_forward)(const cw_layer_job *job, int first, int last) {
             }
 }
 
-INLINE void NAME(forward_block)(int cell, const cw_layer_job *job, int t, int block, const elem *operand,
+/* The step of a block; `next` is the block whose weights are needed after it, or that block itself. */
+INLINE void NAME(forward_block)(int cell, const cw_layer_job *job, int t, int block, int next, const elem *operand,
                                 size_t size) {
     const cw_layer *layer = job->layer;
     const int units = layer->units, batch = layer->batch, gates = cw_gate_count(cell), depth = NAME(padded)(units);
-    const elem *w = (const elem *)layer->packed + (size_t)block * BLOCK * depth * gates;
+    const size_t weights = (size_t)BLOCK * depth * gates;
+    const elem *w = (const elem *)layer->packed + block * weights;
+    const elem *after = next == block ? NULL : (const elem *)layer->packed + next * weights;
     float c[MOST_ROWS * 4 * BLOCK] __attribute__((aligned(64)));
     for (int b = 0, rows; b < batch; b += rows) {
         rows = NAME(rows_of)(batch - b, gates);
@@ -130,7 +133,9 @@ INLINE void NAME(forward_block)(int cell, const cw_layer_job *job, int t, int bl
         for (int v = 0; v < VECTORS; v++)
             NAME(recurrent_product)(operand, size, b, rows, depth, w + (size_t)v * LANES * depth * gates,
                                     (size_t)gates * LANES * DEPTH, LANES * DEPTH, gates, c + v * gates * LANES,
-                                    gates * BLOCK, 0);
+                                    gates * BLOCK, 0,
+                                    upcoming_part(after, 1, weights * sizeof(elem), 0, b * VECTORS + v * rows, rows,
+                                                  batch * VECTORS, depth / DEPTH));
         for (int r = 0; r < rows; r++) {
             const size_t row = (size_t)t * batch + b + r, at = ((size_t)block * batch + b + r) * BLOCK;
             NAME(gate_place) place = {
@@ -164,9 +169,10 @@ static void NAME(forward)(int thread, int threads, cw_barrier *barrier, void *ar
         for (int i = first; i < last; i++) {
             /* Back and forth: the cache still has the weights that were read last, if not all. */
             const int block = t % 2 ? first + last - 1 - i : i;
-            if (layer->cell == CW_GRU) NAME(forward_block)(CW_GRU, &job, t, block, operand, size);
-            else if (layer->cell == CW_LSTM) NAME(forward_block)(CW_LSTM, &job, t, block, operand, size);
-            else NAME(forward_block)(CW_RNN, &job, t, block, operand, size);
+            const int next = i + 1 == last ? block : t % 2 ? block - 1 : block + 1;
+            if (layer->cell == CW_GRU) NAME(forward_block)(CW_GRU, &job, t, block, next, operand, size);
+            else if (layer->cell == CW_LSTM) NAME(forward_block)(CW_LSTM, &job, t, block, next, operand, size);
+            else NAME(forward_block)(CW_RNN, &job, t, block, next, operand, size);
         }
     }
 #if TILED

@@ -48,8 +48,10 @@ INLINE int NAME(rows_of)(int left, int vectors) {
 }
 /* c (rows, vectors) = [c +] operand (rows from b, `k` of `size` values) * w. */
 INLINE void NAME(recurrent_product)(const elem *operand, size_t size, int b, int rows, int k, const elem *w,
-                                    size_t w_step, size_t w_vector, int vectors, float *c, size_t c_row, int adding) {
+                                    size_t w_step, size_t w_vector, int vectors, float *c, size_t c_row, int adding,
+                                    upcoming next) {
 #if TILED
+    (void)next;
     const size_t block = size * TILE_ROWS * sizeof(elem), tile = TILE_ROWS * TILE_BYTES;
     for (int v = 0, some; v < vectors; v += some) {
         some = vectors == 4 ? 2 : vectors; /* eight tiles are too few for 2 blocks of 4 */
@@ -62,7 +64,8 @@ INLINE void NAME(recurrent_product)(const elem *operand, size_t size, int b, int
     }
 #else
     const NAME(product) product = {.a = operand + b * size, .a_row = size, .a_step = DEPTH, .w = w, .w_step = w_step,
-                                   .w_vector = w_vector, .c = c, .c_row = c_row, .k = k, .adding = adding};
+                                   .w_vector = w_vector, .c = c, .c_row = c_row, .k = k, .adding = adding,
+                                   .next = next};
     NAME(multiply)(rows, vectors, &product);
 #endif
 }

@@ -21,6 +21,7 @@ INLINE NAME(reader) NAME(read_a)(const cw_outer_job *job, int column, int row) {
 }
 INLINE const elem *NAME(next_row)(NAME(reader) * reader) {
     const elem *row = reader->row;
+    __builtin_prefetch(row + 16 * reader->stride); /* too far apart for the processor to foresee */
     reader->row += reader->stride;
     if (++reader->at == reader->batch) {
         reader->at = 0;
@@ -182,7 +183,9 @@ static void NAME(outer)(int thread, int threads, cw_barrier *barrier, void *argu
                     .w = packed_b + (size_t)vector * steps * LANES * DEPTH, .w_step = LANES * DEPTH,
                     .w_vector = (size_t)steps * LANES * DEPTH,
                     .c = job->c + (size_t)((i + job->first_row) % job->m) * job->columns + (size_t)vector * LANES,
-                    .c_row = job->columns, .k = steps * DEPTH, .adding = begin > 0};
+                    .c_row = job->columns, .k = steps * DEPTH, .adding = begin > 0,
+                    .next = {(const char *)(packed_a + (size_t)(i / ROWS + 1) * steps * ROWS * DEPTH),
+                             ROWS * DEPTH * sizeof(elem)}};
                 NAME(multiply)(last - i < ROWS ? last - i : ROWS, vectors, &product);
             }
         }

@@ -55,6 +55,22 @@ INLINE int share(int left, int most) {
     return (left + tiles - 1) / tiles;
 }
 
+/* What is read after a product, which prefetches it into the L2 cache: `step` bytes at each step of k. */
+typedef struct {
+    const char *from;
+    size_t step;
+} upcoming;
+
+/* The part for a product of `rows` rows from `row`, of `of` rows, in `steps` steps of k. All that comes is `count` chunks
+ * of `chunk` bytes, `stride` apart; nothing, if `from` is NULL. */
+INLINE upcoming upcoming_part(const void *from, int count, size_t chunk, size_t stride, int row, int rows, int of,
+                              int steps) {
+    if (!from) return (upcoming){0};
+    const size_t bytes = count * chunk, before = bytes * row / of;
+    const char *at = (const char *)from + before / chunk * stride + before % chunk;
+    return (upcoming){at, bytes * rows / ((size_t)of * steps)};
+}
+
 INLINE vec load(const float *from) {
     vec v;
     memcpy(&v, from, sizeof v);
