@@ -69,7 +69,6 @@ class Point:
     """Where a training stands, to go back to."""
 
     step: int
-    epoch: int
     rate: float
     hidden: State
     weights: dict[str, Any]
@@ -104,7 +103,7 @@ class Trial:
         start_from_frequencies(self.model.weight("head.bias"), np.bincount(self.ids, minlength=len(self.vocabulary)))
         self.optimizer = make_optimizer(self.model, self.settings, self.characters)
         self.averages = [EMA(self.model, window) for window in WINDOWS]
-        self.step, self.epoch = 0, 0
+        self.step = 0
         self.hidden: State | None = None
         self.best: Point | None = None
 
@@ -115,7 +114,7 @@ class Trial:
         lowest, worse = math.inf, 0
         with clipped_gradients(self.model, self.optimizer, self.settings.clip_norm):
             while self.step < self.steps and not (self.anneal and worse >= PATIENCE):
-                self._train(self._rate(), min((mark for mark in marks if mark > self.step), default=self.steps))
+                self._train(self._factor, min((mark for mark in marks if mark > self.step), default=self.steps))
                 losses = self.evaluate()
                 curve.append((self.passes, losses))
                 worse += 1
@@ -145,17 +144,15 @@ class Trial:
                 losses.append(round(cw.evaluate(self.model, self.vocabulary, self.held_out).nats_per_char, 4))
         return losses
 
-    def _rate(self) -> Callable[[int], float]:
-        def rate(step: int) -> float:
-            rise = min(1.0, (step + 1) / (WARMUP + 1))
-            return rise if self.schedule == "constant" else rise * 0.5 * (1 + math.cos(math.pi * step / self.steps))
-
-        return rate
+    def _factor(self, step: int) -> float:
+        """The learning rate as a fraction of its peak."""
+        rise = min(1.0, (step + 1) / (WARMUP + 1))
+        return rise if self.schedule == "constant" else rise * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
     def _train(self, rate: Callable[[int], float], until: int) -> None:
         dataset = make_dataset(self.ids, self.sequences, self.settings.seed)
         while self.step < until:
-            for pair in dataset.batches(self.epoch, self.step % dataset.steps_per_epoch):
+            for pair in dataset.batches(*divmod(self.step, dataset.steps_per_epoch)):
                 set_learning_rate(self.optimizer, rate(self.step))
                 batch = make_batch(pair, self.hidden, self.settings, self.step, torch.device("cpu"))
                 self.model.train()
@@ -166,14 +163,12 @@ class Trial:
                     average.update(self.step)
                 if self.step == until:
                     break
-            self.epoch = self.step // dataset.steps_per_epoch
 
     def _point(self) -> Point:
         assert self.hidden is not None
         return Point(
             self.step,
-            self.epoch,
-            self._rate()(self.step),
+            self._factor(self.step),
             tuple(part.clone() for part in self.hidden),
             copy.deepcopy(self.model.arrays()),
             copy.deepcopy(self.optimizer.state_dict()),
@@ -188,7 +183,7 @@ class Trial:
         self.optimizer.load_state_dict(point.optimizer)
         for average, arrays in zip(self.averages, point.averages, strict=True):
             average.load(arrays)
-        self.step, self.epoch, self.hidden = point.step, point.epoch, point.hidden
+        self.step, self.hidden = point.step, point.hidden
         began, length = self.passes, max(SHORTEST, int(point.step * self.anneal))
         self._train(lambda step: point.rate * (1 - (step - point.step) / length), point.step + length)
         return began
