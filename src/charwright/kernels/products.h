@@ -196,23 +196,26 @@ INLINE void NAME(tile)(int rows, int vectors, const NAME(product) * product) {
     for (int k = 0; k < p.k; k += DEPTH, a += p.a_step, w += p.w_step, next += p.next.step) {
         if (STORAGE != CW_Q8) __builtin_prefetch(next, 0, 2); /* weights of 8 bits are small */
         /* The fewer of both operands stay in registers, beside the sums. */
-        NAME(wide) columns[8];
-        NAME(wide_value) values[ROWS];
+        if (rows < vectors) {
+            NAME(wide_value) values[ROWS];
 #pragma GCC unroll 8
-        for (int v = 0; v < vectors && vectors <= rows; v++) columns[v] = NAME(weights_at)(w + v * p.w_vector);
+            for (int r = 0; r < rows; r++) values[r] = NAME(everywhere)(a + r * p.a_row);
 #pragma GCC unroll 8
-        for (int r = 0; r < rows && rows < vectors; r++) values[r] = NAME(everywhere)(a + r * p.a_row);
+            for (int v = 0; v < vectors; v++) {
+                const NAME(wide) column = NAME(weights_at)(w + v * p.w_vector);
 #pragma GCC unroll 8
-        for (int r = 0; r < rows && vectors <= rows; r++) {
-            const NAME(wide_value) value = NAME(everywhere)(a + r * p.a_row);
+                for (int r = 0; r < rows; r++) sums[r][v] = NAME(dot)(sums[r][v], values[r], column);
+            }
+        } else {
+            NAME(wide) columns[8];
 #pragma GCC unroll 8
-            for (int v = 0; v < vectors; v++) sums[r][v] = NAME(dot)(sums[r][v], value, columns[v]);
-        }
+            for (int v = 0; v < vectors; v++) columns[v] = NAME(weights_at)(w + v * p.w_vector);
 #pragma GCC unroll 8
-        for (int v = 0; v < vectors && rows < vectors; v++) {
-            const NAME(wide) column = NAME(weights_at)(w + v * p.w_vector);
+            for (int r = 0; r < rows; r++) {
+                const NAME(wide_value) value = NAME(everywhere)(a + r * p.a_row);
 #pragma GCC unroll 8
-            for (int r = 0; r < rows; r++) sums[r][v] = NAME(dot)(sums[r][v], values[r], column);
+                for (int v = 0; v < vectors; v++) sums[r][v] = NAME(dot)(sums[r][v], value, columns[v]);
+            }
         }
     }
 #pragma GCC unroll 8
