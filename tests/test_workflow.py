@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,56 @@ def test_a_parent_and_force(charwright: Terminal, run: Run, tmp_path: Path) -> N
     assert [event["step"] for event in again.epochs()] == [3]
     with pytest.raises(UsageError, match="--force would remove"):
         cw.train(more, out=run.folder, parent=run.folder, steps=3, force=True)
+
+
+def test_a_planned_parent_leaves_what_prevents_memorization_to_a_plan_for_the_new_text(
+    charwright: Terminal, run: Run, tmp_path: Path
+) -> None:
+    more = tmp_path / "more.txt"
+    more.write_text("Über allen Gipfeln ist Ruh\n" * 60, encoding="utf-8")
+    fresh = cw.plan(more, steps=400, **OPTIONS).recipe
+    said: list[str] = []
+    child = cw.train(more, out=tmp_path / "child", parent=run.folder, steps=400, notify=said.append)
+    old, new = run.config.recipe, child.config.recipe
+    assert new.model.dropout == fresh.model.dropout > old.model.dropout
+    assert new.model.recurrent_dropout == fresh.model.recurrent_dropout > old.model.recurrent_dropout
+    assert new.training.weight_decay == fresh.training.weight_decay > old.training.weight_decay
+    rest = {"dropout": 0.0, "recurrent_dropout": 0.0, "weight_decay": 0.0, "steps": 400}
+    assert new.with_options(rest) == dataclasses.replace(old.with_options(rest), split=new.split)
+    assert said[0].startswith("plan: 1 layer of 16 GRU units")
+    assert child.config.plan is not None
+    reasons = child.config.plan["reasons"]
+    assert reasons["units"] == reasons["learning_rate"] == "as in the run that it continues from"
+    assert "memorization" in reasons["dropout"]
+
+    grandchild = cw.train(more, out=tmp_path / "grandchild", parent=child.folder, steps=2)
+    assert grandchild.config.recipe.model.dropout < new.model.dropout
+    shown = charwright("train", more, "--from", child.folder, "--steps", "400", "--explain-plan")
+    lines = [" ".join(line.split()) for line in shown.out.splitlines()]
+    assert "--units 16 as in the run that it continues from" in lines
+    assert any(line.startswith(f"--dropout {new.model.dropout} the text is read") for line in lines)
+
+
+def test_what_was_given_by_hand_stays_in_a_run_that_continues(text: Path, tmp_path: Path) -> None:
+    """By the parent, by its parent, or for the run itself."""
+    first = cw.train(text, out=tmp_path / "first", steps=2, dropout=0.0, **OPTIONS)
+    second = cw.train(text, out=tmp_path / "second", parent=first.folder, steps=400, weight_decay=0.3)
+    third = cw.train(text, out=tmp_path / "third", parent=second.folder, steps=2)
+    for later in (second, third):
+        assert later.config.recipe.model.dropout == 0
+        assert later.config.recipe.training.weight_decay == 0.3
+        assert later.config.plan is not None
+        assert later.config.plan["reasons"]["dropout"] == "given by hand"
+    assert second.config.recipe.model.recurrent_dropout > third.config.recipe.model.recurrent_dropout > 0
+
+
+def test_a_parent_without_a_plan_keeps_its_options(text: Path, tmp_path: Path) -> None:
+    first = cw.train(text, out=tmp_path / "first", recipe="tutorial", steps=2, dropout=0.25, **OPTIONS)
+    second = cw.train(text, out=tmp_path / "second", parent=first.folder, steps=3)
+    assert second.config.recipe == first.config.recipe.with_options({"steps": 3})
+    assert second.config.plan is None
+    with pytest.raises(UsageError, match="has no plan"):
+        cw.plan(text, parent=first.folder)
 
 
 # Resume.

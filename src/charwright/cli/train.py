@@ -74,7 +74,8 @@ ENDS_EARLY = {
     "parent",
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="Continue from the weights and options of a trained run; new characters are added.",
+    help="Continue from the weights and options of a trained run. New characters are added, and planned dropout and weight"
+    " decay are planned anew.",
 )
 @click.option("--corpus", "corpus_moved", multiple=True, metavar="TEXT", help="With --resume: where the text is now.")
 @click.option("--force", is_flag=True, help="Replace the run in the folder.")
@@ -132,7 +133,7 @@ def train(
         "places": user_places(),
     }
     if explain_plan:
-        click.echo(explanation(workflow.plan(corpus, **new, **compute, **options)))
+        click.echo(explanation(workflow.plan(corpus, parent=parent, **new, **compute, **options)))
         return 0
     if resume:
         check_resume_options({**given(ctx, ("recipe_name", "out", "validation")), **reading, **options})
@@ -197,7 +198,7 @@ def _check_combination(ctx: click.Context) -> None:
         raise UsageError("--corpus belongs to --resume; name the text without it")
     if parent and given(ctx, ("recipe_name",)):
         raise UsageError("--from uses the options of its run instead of a recipe; change single options by name")
-    if ctx.params["explain_plan"] and (parent or ctx.params["recipe_name"] != "default"):
+    if ctx.params["explain_plan"] and ctx.params["recipe_name"] != "default":
         raise UsageError("--explain-plan explains the default recipe; here the options are given")
 
 

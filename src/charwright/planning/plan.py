@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,10 @@ NGRAM_RULES = (
     NgramRule(100_000, 20, 8, 0.12),
     NgramRule(FEWEST_FOR_NGRAMS, 18, 4, 0.03),
 )
+REGULARIZATION = ("dropout", "recurrent_dropout", "weight_decay")
+"""The planned options that a run which continues from another takes from a plan for its own text."""
+BY_HAND = "given by hand"
+INHERITED = "as in the run that it continues from"
 WIDE = 1024
 """The widest layer, in units, that takes the full learning rate."""
 
@@ -70,6 +74,17 @@ class Plan:
         """The same plan for a text that is found to be a list."""
         reasons = {**self.reasons, "records": "the text is a list: short lines of which hardly any are equal"}
         return dataclasses.replace(self, recipe=dataclasses.replace(self.recipe, records=records), reasons=reasons)
+
+    def continuing(self, recipe: Recipe, inherited: Collection[str]) -> Plan:
+        """The plan of a run that continues from another: `recipe`, except for what prevents memorization.
+
+        The plan was made with all that the recipe gives, as if by hand; `inherited` is what comes from the other run.
+        """
+        planned = option_values(self.recipe)
+        chosen = {name: planned[name] for name in REGULARIZATION if self.reasons[name] != BY_HAND}
+        named = set(inherited).difference(REGULARIZATION)  # These were given by hand there.
+        reasons = {name: INHERITED if name in named else reason for name, reason in self.reasons.items()}
+        return dataclasses.replace(self, recipe=recipe.with_options(chosen), reasons=reasons)
 
     def summary(self) -> tuple[str, ...]:
         """Two lines, and a third one for records: what was chosen, and why."""
@@ -112,11 +127,7 @@ class Plan:
 
     def explanation(self) -> list[tuple[str, str, str]]:
         """The flag, value and reason of every planned option."""
-        values = {
-            item.name: getattr(part, item.name)
-            for part in (self.recipe.records, self.recipe.sequences, self.recipe.model, self.recipe.training)
-            for item in dataclasses.fields(part)
-        }
+        values = option_values(self.recipe)
         shown = {name: "none" if value is None else str(value) for name, value in values.items()}
         return [(flag(name), shown[name], reason) for name, reason in self.reasons.items()]
 
@@ -153,9 +164,15 @@ def make_plan(
     rule = _Rule(text, options, speeds, batch)
     chosen = rule.choose()
     recipe = DEFAULT.with_options({name: value for name, (value, _) in chosen.items()} | dict(options))
-    given = {name: "given by hand" for name in chosen if name in options}
+    given = {name: BY_HAND for name in chosen if name in options}
     reasons = {name: reason for name, (_, reason) in chosen.items()} | given
     return Plan(recipe, text, rule.passes(recipe), dict(speeds), reasons)
+
+
+def option_values(recipe: Recipe) -> dict[str, Any]:
+    """The values of all options by name."""
+    parts = (getattr(recipe, item.name) for item in dataclasses.fields(recipe))
+    return {item.name: getattr(part, item.name) for part in parts for item in dataclasses.fields(part)}
 
 
 def planned_batch(

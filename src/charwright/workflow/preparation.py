@@ -6,7 +6,7 @@ import dataclasses
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from charwright import __version__
-from charwright.config import BUDGETS, CorpusConfig, Recipe, SplitConfig, TrainingConfig
+from charwright.config import BUDGETS, CorpusConfig, Recipe, SplitConfig, TrainingConfig, VocabularyConfig
 from charwright.data.parts import STDIN_PATH, Places
 from charwright.data.texts import Text, plain
 from charwright.data.vocabularies import make_vocabulary
@@ -24,7 +24,7 @@ from charwright.errors import CorpusError, UsageError
 from charwright.model.compute import Wanted
 from charwright.planning.calibration import choose_here, plan_here
 from charwright.planning.choice import Choice
-from charwright.planning.plan import Plan, starting_recipe
+from charwright.planning.plan import BY_HAND, REGULARIZATION, Plan, option_values, starting_recipe
 from charwright.planning.profile import TextProfile
 from charwright.planning.recipe_file import recipe_of
 from charwright.planning.recipes import DEFAULT, PLANNED
@@ -71,21 +71,32 @@ class Origin:
     options: Mapping[str, Any]
     parent: Run | None = None
     weights: Arrays | None = None
+    inherited: Mapping[str, Any] = field(default_factory=dict)
+    """The options that a plan takes unchanged from the parent."""
 
     @property
     def planned(self) -> bool:
-        """Whether the recipe is planned for the text."""
-        return self.parent is None and self.recipe_name == PLANNED
+        """Whether the recipe is planned for the text; that of a parent run, if it was planned for its own text."""
+        return self.recipe_name == PLANNED and (self.parent is None or self.parent.config.plan is not None)
 
     @property
     def detects_records(self) -> bool:
         """Whether a text that plainly is a list is to be taken as one."""
-        return self.planned and not {"records", "order"} & self.options.keys()
+        return self.planned and self.parent is None and not {"records", "order"} & self.options.keys()
 
     def plan(self, texts: Texts, vocabulary: Vocabulary, wanted: Wanted) -> tuple[Plan, Choice]:
         """Plan the recipe and choose how to compute, measuring the machine if the budget is in minutes."""
-        plan, choice = plan_here(TextProfile.of(texts.training, vocabulary), self.options, wanted)
+        text = TextProfile.of(texts.training, vocabulary)
+        plan, choice = plan_here(text, {**self.inherited, **self.options}, wanted)
+        if self.parent is not None:
+            return plan.continuing(self.recipe, self.inherited), choice
         return (plan if texts.records == self.recipe.records else plan.with_records(texts.records)), choice
+
+    def vocabulary(self, texts: Texts, options: VocabularyConfig) -> Vocabulary:
+        """The vocabulary of the texts; that of the parent with new characters behind it."""
+        if self.parent is None:
+            return make_vocabulary(texts.whole, options)
+        return self.parent.vocabulary.grown(plain(texts.whole), options)
 
     def parent_entry(self) -> Parent | None:
         """The record of the parent in config.json."""
@@ -120,7 +131,8 @@ def origin_of_run(folder: Path, options: Mapping[str, Any], *, replaced: Path | 
         raise UsageError(f"--level cannot change: the tokens of {folder} are {level}s")
     options = {**options, "level": level}
     recipe = _recipe_after(run.config, options)
-    return Origin(recipe, run.config.recipe_name, options, run, run.weights())
+    inherited = _inherited(run.config, recipe, options)
+    return Origin(recipe, run.config.recipe_name, options, run, run.weights(), inherited)
 
 
 def _recipe_after(config: RunConfig, options: Mapping[str, Any]) -> Recipe:
@@ -131,6 +143,14 @@ def _recipe_after(config: RunConfig, options: Mapping[str, Any]) -> Recipe:
     if config.validation:  # The parent held nothing out, since it had a separate validation text.
         defaults["val_fraction"] = SplitConfig().val_fraction
     return config.recipe.with_options({**defaults, **options})
+
+
+def _inherited(config: RunConfig, recipe: Recipe, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a plan for the new text does not change: the parent's options but those that prevent memorization."""
+    reasons = (config.plan or {}).get("reasons", {})
+    free = {name for name in REGULARIZATION if reasons.get(name) != BY_HAND}
+    kept = {*reasons, *INHERITED, *(name for name in BUDGETS if getattr(recipe.training, name))} - free - options.keys()
+    return {name: value for name, value in option_values(recipe).items() if name in kept}
 
 
 def prepare_new(
@@ -164,10 +184,7 @@ def prepare_new(
     if not texts.validation:
         _check_unvalidated(recipe.training, "raise --val-fraction", notify)
     text = texts.corpus
-    if origin.parent is None:
-        vocabulary = make_vocabulary(texts.whole, recipe.vocabulary)
-    else:
-        vocabulary = origin.parent.vocabulary.grown(plain(texts.whole), recipe.vocabulary)
+    vocabulary = origin.vocabulary(texts, recipe.vocabulary)
     plan: Plan | None = None
     if origin.planned:
         plan, choice = ranks.first(lambda: origin.plan(texts, vocabulary, wanted))

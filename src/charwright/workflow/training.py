@@ -12,7 +12,7 @@ from typing import Any
 from charwright import kernels
 from charwright.config import CorpusConfig
 from charwright.data.parts import Places
-from charwright.data.vocabularies import make_vocabulary
+from charwright.errors import UsageError
 from charwright.evaluation.evaluation import Evaluation
 from charwright.generation.generator import Generator
 from charwright.locks import alone_in
@@ -190,6 +190,7 @@ def resume(
 def plan(
     corpus: Specs,
     *,
+    parent: str | os.PathLike[str] | None = None,
     validation: Specs = (),
     reading: CorpusConfig | None = None,
     device: str = "auto",
@@ -199,9 +200,15 @@ def plan(
     places: Places | None = None,
     **options: Any,
 ) -> Plan:
-    """The plan that `train` would follow for a corpus, and the reasons; arguments as for `train`."""
+    """The plan that `train` would follow for a corpus, and the reasons; arguments as for `train`.
+
+    Raises:
+        CharwrightError: (a subclass) when an option or a text cannot be used, or the parent run has no plan.
+    """
     check_corpus_given(corpus)
-    origin = origin_of_recipe(PLANNED, options)
+    origin = origin_of_recipe(PLANNED, options) if parent is None else origin_of_run(Path(parent), options)
+    if not origin.planned:
+        raise UsageError(f"{parent} has no plan: its options were given, and a run that continues from it has them too")
     wanted = Wanted(device, core, origin.recipe.training.precision, threads)
     wanted.by_rule().start()
     recipe, places = origin.recipe, places or Places.of_this_user()
@@ -209,7 +216,7 @@ def plan(
         corpus, validation, reading or CorpusConfig(), recipe.split, places, notify, recipe.records,
         detect=origin.detects_records,
     )  # fmt: skip
-    return origin.plan(texts, make_vocabulary(texts.whole, recipe.vocabulary), wanted)[0]
+    return origin.plan(texts, origin.vocabulary(texts, recipe.vocabulary), wanted)[0]
 
 
 def _run(
