@@ -164,6 +164,24 @@ def test_a_planned_parent_leaves_what_prevents_memorization_to_a_plan_for_the_ne
     assert any(line.startswith(f"--dropout {new.model.dropout} the text is read") for line in lines)
 
 
+def test_a_run_that_only_gets_worse_keeps_the_weights_that_it_began_with(
+    charwright: Terminal, text: Path, tmp_path: Path
+) -> None:
+    run = cw.train(text, out=tmp_path / "run", steps=300, **OPTIONS)
+    seen: list[events.Event] = []
+    worse: dict[str, Any] = {"steps": 3, "learning_rate": 3.0, "warmup": 0}
+    child = cw.train(text, out=tmp_path / "child", parent=run.folder, on_event=seen.append, **worse)
+    first = next(event for event in seen if isinstance(event, events.Validation))
+    assert (first.step, first.train_loss, first.best) == (0, None, True)
+    assert isinstance(seen[-1], events.End)
+    assert (seen[-1].best_step, seen[-1].best_loss) == (0, first.validation_loss)
+    assert weights(child) == weights(run)
+    assert child.history()[0]["step"] == child.weights_step() == 0
+    assert "step         0" in charwright("info", child.folder).out
+    again = [event for event in cw.resume(child, steps=4).log() if event["event"] == "validation"]
+    assert [event["step"] for event in again].count(0) == 1
+
+
 def test_what_was_given_by_hand_stays_in_a_run_that_continues(text: Path, tmp_path: Path) -> None:
     """By the parent, by its parent, or for the run itself."""
     first = cw.train(text, out=tmp_path / "first", steps=2, dropout=0.0, **OPTIONS)

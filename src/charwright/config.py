@@ -45,9 +45,7 @@ class SplitConfig(Config):
     )
     val_limit: int | None = option(200_000, "Maximum number of validation characters.", minimum=2, none_word="none")
     val_split: str = option(
-        "blocks",
-        "Hold out 20 blocks spread evenly over the text, or its tail.",
-        choices=("blocks", "tail"),
+        "blocks", "Hold out 20 blocks spread evenly over the text, or its tail.", choices=("blocks", "tail")
     )
 
 
@@ -220,10 +218,10 @@ class TrainingConfig(Config):
         choices=("zeros", "frequencies"),
     )
     ema: float = option(
-        0.1,
-        "EMA window, as a fraction of the steps so far; 0 uses the last weights.",
-        minimum=0,
-        maximum=1,
+        0.1, "EMA window, as a fraction of the steps so far; 0 uses the last weights.", minimum=0, maximum=1
+    )
+    written: int = option(
+        300_000, "With --teacher: tokens that the teachers write, which the model reads too.", minimum=0
     )
     precision: str = option(
         "auto",
@@ -395,6 +393,6 @@ RENAMED: Mapping[str, str] = {
 
 LATER = (
     *(("model", name) for name in ("ngram_bits", "ngram_order")),
-    *(("training", name) for name in ("ngram_rate", "ngram_decay", "output_bias")),
+    *(("training", name) for name in ("ngram_rate", "ngram_decay", "output_bias", "written")),
 )
 """Options that earlier versions do not know; their defaults are what those versions do."""

@@ -365,7 +365,9 @@ def _keep_text(path: Path, text: Text) -> None:
 
 def _is_measured(event: Mapping[str, Any]) -> bool:
     """Whether an event is an epoch or a validation, with the fields that readers rely on."""
-    figures = [event.get(key) for key in ("step", "epoch", "train_loss")]
+    # Before the first step there is no training loss yet.
+    loss = "train_loss" if event.get("step") else "validation_loss"
+    figures = [event.get(key) for key in ("step", "epoch", loss)]
     return event.get("event") in {"epoch", "validation"} and all(isinstance(figure, int | float) for figure in figures)
 
 

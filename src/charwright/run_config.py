@@ -49,6 +49,31 @@ class Parent:
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """A run from whose predictions another one learns: an entry of `teachers` in config.json.
+
+    `folder` is its absolute path; `sha256` is that of its weights.
+    """
+
+    folder: str
+    sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {"run": self.folder, "sha256": self.sha256}
+
+    @classmethod
+    def from_json(cls, values: Any, where: str) -> Teacher:
+        """Read what `to_json` wrote.
+
+        Raises:
+            DamagedRunError: naming the key that is missing, unknown or wrong.
+        """
+        entry = exact_object(values, {"run", "sha256"}, where)
+        return cls(*(checked(entry[name], str, f"{where}.{name}") for name in ("run", "sha256")))
+
+
+@dataclass(frozen=True)
 class ComputeRecord:
     """How a run computes: `compute` in config.json.
 
@@ -134,7 +159,8 @@ class RunConfig:
     """The content of `config.json`.
 
     `corpus` is how files were decoded; `sources`, `characters` and `sha256` identify the text, and are empty for a
-    model that was saved without one. `parent` is the run whose weights this one started from. `plan` is what the
+    model that was saved without one. `parent` is the run whose weights this one started from, `teachers` are those
+    whose predictions it learns from. `plan` is what the
     recipe was derived from, if it was planned; `compute` is how the run computes, if that is known. `records` are what
     the text is divided into, if it is.
     """
@@ -148,6 +174,7 @@ class RunConfig:
     validation: tuple[Source, ...]
     versions: Mapping[str, str]
     parent: Parent | None = None
+    teachers: tuple[Teacher, ...] = ()
     plan: Mapping[str, Any] | None = None
     compute: ComputeRecord | None = None
     records: RunRecords | None = None
@@ -159,6 +186,7 @@ class RunConfig:
         return {
             "format": FORMAT,
             **({"from": self.parent.to_json()} if self.parent else {}),
+            **({"teachers": [teacher.to_json() for teacher in self.teachers]} if self.teachers else {}),
             "recipe_name": self.recipe_name,
             "recipe": self.recipe.to_json(),
             "corpus": {
@@ -182,7 +210,7 @@ class RunConfig:
             DamagedRunError: naming the key that is missing, unknown or wrong.
         """
         keys = {"format", "recipe_name", "recipe", "corpus", "versions"}
-        keys |= {"from", "plan", "compute", "records"} & set(values if isinstance(values, dict) else ())
+        keys |= {"from", "teachers", "plan", "compute", "records"} & set(values if isinstance(values, dict) else ())
         top = exact_object(values, keys, where)
         corpus = exact_object(
             top["corpus"], {"characters", "sha256", "reading", "sources", "validation"}, f"{where}: corpus"
@@ -198,6 +226,7 @@ class RunConfig:
                 validation=_sources(corpus["validation"], f"{where}: corpus.validation"),
                 versions=checked(top["versions"], dict, f"{where}: versions"),
                 parent=Parent.from_json(top["from"], f"{where}: from") if "from" in top else None,
+                teachers=_teachers(top.get("teachers", []), f"{where}: teachers"),
                 plan=_plan(top["plan"], f"{where}: plan") if "plan" in top else None,
                 compute=ComputeRecord.from_json(top["compute"], f"{where}: compute") if "compute" in top else None,
                 records=RunRecords.from_json(top["records"], f"{where}: records") if "records" in top else None,
@@ -210,6 +239,11 @@ class RunConfig:
 def _removed(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a recipe that this version no longer has, as far as they were in use."""
     return {name: value for name, value in recipe.get("model", {}).items() if name in ModelConfig.REMOVED and value}
+
+
+def _teachers(values: Any, where: str) -> tuple[Teacher, ...]:
+    listed = checked(values, list, where)
+    return tuple(Teacher.from_json(value, f"{where}[{index}]") for index, value in enumerate(listed))
 
 
 def _plan(values: Any, where: str) -> dict[str, Any]:

@@ -175,6 +175,8 @@ def _print_corpus(run: Run) -> None:
         step = "" if config.parent.step is None else f" at step {config.parent.step:,}"
         learned = f", trained on {config.parent.characters:,} characters" if config.parent.characters else ""
         click.echo(f"Continues from {config.parent.folder}{step}{learned}")
+    if config.teachers:
+        click.echo(f"Learns from the predictions of {', '.join(teacher.folder for teacher in config.teachers)}")
     if config.plan:
         read = (
             f"{config.plan['characters']:,} characters ({config.plan['script']}) read {config.plan['passes']:g} times"

@@ -74,8 +74,16 @@ ENDS_EARLY = {
     "parent",
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="Continue from the weights and options of a trained run. New characters are added, and planned dropout and weight"
-    " decay are planned anew.",
+    help="Continue from the weights and options of a trained run. New characters are added, and planned dropout and"
+    " weight decay are planned anew.",
+)
+@click.option(
+    "--teacher",
+    "teachers",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Learn from the predictions of a trained run, of which several are better.",
 )
 @click.option("--corpus", "corpus_moved", multiple=True, metavar="TEXT", help="With --resume: where the text is now.")
 @click.option("--force", is_flag=True, help="Replace the run in the folder.")
@@ -103,6 +111,7 @@ def train(
     out: Path | None,
     resume: Path | None,
     parent: Path | None,
+    teachers: tuple[Path, ...],
     corpus_moved: tuple[str, ...],
     force: bool,
     validation: tuple[str, ...],
@@ -127,6 +136,7 @@ def train(
 
     compute: dict[str, Any] = {"device": device, "core": core, "threads": threads}
     new: dict[str, Any] = {
+        "teachers": teachers,
         "validation": validation,
         "reading": CorpusConfig(**reading),
         "notify": say,
@@ -196,6 +206,8 @@ def _check_combination(ctx: click.Context) -> None:
         raise UsageError("--explain-plan is for a new run; `charwright info RUN --json` shows the plan of an old one")
     if ctx.params["corpus_moved"] and not resume:
         raise UsageError("--corpus belongs to --resume; name the text without it")
+    if ctx.params["teachers"] and resume:
+        raise UsageError("--teacher belongs to the run and cannot change on --resume; start a new run for that")
     if parent and given(ctx, ("recipe_name",)):
         raise UsageError("--from uses the options of its run instead of a recipe; change single options by name")
     if ctx.params["explain_plan"] and ctx.params["recipe_name"] != "default":

@@ -93,6 +93,7 @@ class Plan:
         budget = f"{amount:g} {name.removesuffix('s') if amount == 1 else name}"
         layers = "1 layer" if model.layers == 1 else f"{model.layers} layers"
         ngrams = " and n-grams" if model.ngram_bits else ""
+        beside = f"and {self.text.beside:,} tokens beside them (--teacher) " if self.text.beside else ""
         regularization = (
             f"dropout {model.dropout:g}, recurrent dropout {model.recurrent_dropout:g}, "
             f"weight decay {training.weight_decay:g}"
@@ -101,7 +102,7 @@ class Plan:
             f"plan: {layers} of {model.units} {model.cell.upper()} units{ngrams} for {budget}, learning rate "
             f"{training.learning_rate:g}, {regularization}",
             f"plan: {self.text.characters:,} characters ({self.text.script}, {self.text.vocabulary:,} tokens) "
-            f"are read {_times(self.passes)}{self._speed()}",
+            f"{beside}are read {_times(self.passes)}{self._speed()}",
             *self._records(),
         )
 
@@ -123,7 +124,7 @@ class Plan:
     @property
     def speed(self) -> float:
         """Tokens per second of this model, which may differ in cell and layers from those that were measured."""
-        return self.passes * self.text.tokens / (USABLE * 60 * (self.recipe.training.minutes or 1))
+        return self.passes * self.text.read / (USABLE * 60 * (self.recipe.training.minutes or 1))
 
     def explanation(self) -> list[tuple[str, str, str]]:
         """The flag, value and reason of every planned option."""
@@ -224,7 +225,7 @@ class _Rule:
         if "batch" not in options:
             sequences = dataclasses.replace(sequences, batch=batch)
         # A text shorter than a batch is trained in smaller batches.
-        self.sequences, _ = shrink_to_fit(max(2, text.tokens), sequences)
+        self.sequences, _ = shrink_to_fit(max(2, text.read), sequences)
 
     def choose(self) -> dict[str, tuple[Any, str]]:
         """The value and the reason of each option that is planned."""
@@ -321,7 +322,7 @@ class _Rule:
     def _ngram_decay(self, passes: float) -> float:
         """A number that fewer than K occurrences speak for stays near zero; K grows with the passes."""
         in_a_step = self._ngram_rate() * self.sequences.batch * self.sequences.seq_length
-        return _rounded(min(MOST_CHANCE, 1.2 * math.sqrt(passes)) / self.text.tokens, most=MOST_DECAY / in_a_step)
+        return _rounded(min(MOST_CHANCE, 1.2 * math.sqrt(passes)) / self.text.read, most=MOST_DECAY / in_a_step)
 
     def _widest(self) -> float:
         return 256 * math.pow(self.text.characters / 16_000, 0.34)
@@ -355,7 +356,7 @@ class _Rule:
         if training.epochs is not None:
             return float(training.epochs)
         steps = training.steps if training.steps is not None else self._steps(recipe.model.units)
-        return steps * sequences.batch * sequences.seq_length / max(1, self.text.tokens)
+        return steps * sequences.batch * sequences.seq_length / max(1, self.text.read)
 
 
 def _times(passes: float) -> str:

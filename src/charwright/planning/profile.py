@@ -16,6 +16,7 @@ class TextProfile:
     """The size of a training text in characters and in token ids, the size of its vocabulary, and its script.
 
     A byte-level vocabulary has more token ids than characters. `records` is their number, if it is a list of records.
+    `beside` are the tokens that are read with it: what teachers write, and the text again among that.
     """
 
     characters: int
@@ -23,6 +24,12 @@ class TextProfile:
     script: str
     tokens: int
     records: int = 0
+    beside: int = 0
+
+    @property
+    def read(self) -> int:
+        """The tokens of one pass."""
+        return self.tokens + self.beside
 
     @classmethod
     def of(cls, training_text: Text, vocabulary: Vocabulary) -> TextProfile:

@@ -118,7 +118,8 @@ def _points(run: Run) -> tuple[list[dict[str, Any]], list[int], bool]:
                     del points[later]
         if kind == "resume":
             resumed.append(step)
-        if kind in ("epoch", "validation") and _is_number(event.get("train_loss")):
+        losses = (event.get("train_loss"), event.get("validation_loss"))
+        if kind in ("epoch", "validation") and any(map(_is_number, losses)):
             found[step] = layout | event
         if kind == "step" and _is_number(event.get("loss")):
             steps[step] = layout | event | {"train_loss": event["loss"]}

@@ -59,14 +59,15 @@ class Step(Event):
 
 @dataclass(frozen=True)
 class Validation(Event):
-    """A validation within an epoch.
+    """A validation within an epoch, or of weights that were trained before, at step 0.
 
-    `train_loss` is in nats per token, `validation_loss` in nats per character, `bits_per_char` in bits per character.
+    `train_loss` is in nats per token, and None before the first step. `validation_loss` is in nats per character,
+    `bits_per_char` in bits per character.
     """
 
     name: ClassVar[str] = "validation"
     epoch: int
-    train_loss: float
+    train_loss: float | None
     validation_loss: float | None
     bits_per_char: float | None
     best: bool

@@ -58,6 +58,7 @@ def fit(  # noqa: PLR0915  (one loop, in one place)
     clock: Callable[[], float] = time.monotonic,
     spent_s: float = 0.0,
     ranks: Ranks = ALONE,
+    pretrained: bool = False,
 ) -> Iterator[Event]:
     """Train `model` on `dataset` until the budget of `config` is spent; yields events and prints nothing.
 
@@ -78,6 +79,8 @@ def fit(  # noqa: PLR0915  (one loop, in one place)
         spent_s: seconds of the budget that are already spent, for example on reading the text.
         ranks: the processes that share the rows of each batch; all call `fit` with the same arguments, and rank 0 alone
             gives `sample` and `save`.
+        pretrained: the weights were trained before; they are validated before the first step, and are the best until
+            others are better.
 
     Raises:
         UsageError: when the configuration has no budget, or a batch has fewer rows than there are ranks.
@@ -99,7 +102,7 @@ def fit(  # noqa: PLR0915  (one loop, in one place)
     position.done = resume is not None and budget.nothing_left()
     last_good = LastGoodState(state, budget.time_s)
     reporter = Reporter(state, dataset, budget, Callbacks(validate, sample, save), last_good, agreement)
-    yield reporter.start(resumed=resume is not None)
+    yield from reporter.start(resumed=resume is not None, pretrained=pretrained)
 
     reason: str | None = None
     batches: Iterator[Pair] | None = None

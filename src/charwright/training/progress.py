@@ -64,11 +64,11 @@ def describe_validation(event: Validation) -> str:
 
 
 def _losses(event: Validation) -> str:
-    line = f"loss {event.train_loss:.4f}"
+    parts = [] if event.train_loss is None else [f"loss {event.train_loss:.4f}"]
     if event.validation_loss is not None:
-        line += f"  validation {event.validation_loss:.4f} ({event.bits_per_char:.3f} bits/char)"
-        line += "  best so far" if event.best else ""
-    return line
+        parts.append(f"validation {event.validation_loss:.4f} ({event.bits_per_char:.3f} bits/char)")
+        parts += ["best so far"] if event.best else []
+    return "  ".join(parts)
 
 
 def describe_rollback(event: Rollback) -> str:

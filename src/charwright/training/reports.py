@@ -55,11 +55,11 @@ class Reporter:
         """Whether the epoch has batches left."""
         return self.state.position.step_in_epoch < self.dataset.steps_per_epoch
 
-    def start(self, *, resumed: bool) -> Start:
-        """The first event."""
+    def start(self, *, resumed: bool, pretrained: bool) -> Iterator[Event]:
+        """The first event; and a validation of pretrained weights, which are kept if nothing becomes better."""
         state, model = self.state, self.state.model
         compute = model.compute
-        return (Resume if resumed else Start)(
+        yield (Resume if resumed else Start)(
             step=state.position.step,
             time_s=self.budget.time_s,
             parameters=sum(weight.numel() for weight in model.parameters()),
@@ -71,6 +71,8 @@ class Reporter:
             core=choose_core(compute.core, state.device, compute.precision, compute.kernel),
             threads=torch.get_num_threads(),
         )
+        if pretrained and self.callbacks.validate is not None and not state.position.step and not state.best:
+            yield self._validation()
 
     def step(self) -> Step:
         """A step event, with the mean loss since the previous one."""
@@ -136,10 +138,11 @@ class Reporter:
     def _validation(self) -> Validation:
         """The event of a validation within an epoch."""
         self.state.read_losses()
+        step = self.state.position.step
         return Validation(
-            step=self.state.position.step,
+            step=step,
             epoch=self.state.position.epoch,
-            train_loss=self.state.detector.smoothed,
+            train_loss=self.state.detector.smoothed if step else None,
             **self._validated(validate=True),
         )
 

@@ -155,7 +155,7 @@ def _row(event: Validation) -> tuple[str, ...]:
     return (
         f"{event.epoch}",
         f"{event.step:,}",
-        f"{event.train_loss:.4f}",
+        "" if event.train_loss is None else f"{event.train_loss:.4f}",
         f"{event.validation_loss:.4f}{' (best)' if event.best else ''}" if validated else "",
         f"{event.bits_per_char:.3f}" if validated else "",
         speed,

@@ -18,27 +18,47 @@ from charwright.model.growth import grow_arrays
 from charwright.model.initialization import start_from_frequencies
 from charwright.model.language_model import LanguageModel
 from charwright.storage import Arrays
+from charwright.training.batch import TrainStep
+from charwright.training.loop import train_step
+from charwright.workflow.distillation import Teachers
 
 
 @dataclass(frozen=True)
 class Assembly:
-    """A model before its first step, and its batches; `notice` says if the batches are smaller than configured."""
+    """A model before its first step, its batches and its training step.
+
+    `notice` says if the batches are smaller than configured.
+    """
 
     model: LanguageModel
     dataset: Dataset
     notice: str | None = None
+    train_step: TrainStep = train_step
 
 
 def assemble(
-    recipe: Recipe, vocabulary: Vocabulary, training_text: Text, compute: Compute, weights: Arrays | None = None
+    recipe: Recipe,
+    vocabulary: Vocabulary,
+    training_text: Text,
+    compute: Compute,
+    weights: Arrays | None = None,
+    teachers: Teachers | None = None,
 ) -> Assembly:
     """Build the dataset, and the model on its device; `weights` replace the initial weights.
+
+    With `teachers`, the dataset and the training step are those of their lessons.
 
     Raises:
         CorpusError: when the text is too short.
     """
     training = recipe.training
-    dataset, notice = dataset_of(recipe, vocabulary, training_text)
+    if teachers is None:
+        step: TrainStep = train_step
+        dataset, notice = dataset_of(recipe, vocabulary, training_text)
+    else:
+        lessons = teachers.lessons(training_text, compute, training)
+        step = lessons.step
+        dataset, notice = lessons.dataset(recipe.sequences, training.seed)
     model = LanguageModel(
         recipe.model, len(vocabulary), seed=training.seed, embedding_range=training.embedding_range, compute=compute
     )
@@ -46,7 +66,7 @@ def assemble(
         model.load_arrays(weights)
     elif training.output_bias == "frequencies":
         start_from_frequencies(model.weight("head.bias"), id_counts(training_text, vocabulary))
-    return Assembly(model, dataset, notice)
+    return Assembly(model, dataset, notice, step)
 
 
 def dataset_of(recipe: Recipe, vocabulary: Vocabulary, training_text: Text) -> tuple[Dataset, str | None]:

@@ -35,6 +35,7 @@ from charwright.storage import Arrays
 from charwright.training.ranks import ALONE, Ranks
 from charwright.workflow.assembly import grow_weights
 from charwright.workflow.computing import choice_for_resume, choice_here, record_of
+from charwright.workflow.distillation import Teachers
 from charwright.workflow.texts import Notify, Specs, Texts, read_texts, texts_of_run
 
 RESUMABLE = (*BUDGETS, "target_loss", "patience", "log_every", "checkpoint_minutes", "keep_checkpoints", "precision")
@@ -60,6 +61,7 @@ class Prepared:
     resume: bool = False
     weights: Arrays | None = None
     """The initial weights, if they come from another run."""
+    teachers: Teachers | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class Origin:
     weights: Arrays | None = None
     inherited: Mapping[str, Any] = field(default_factory=dict)
     """The options that a plan takes unchanged from the parent."""
+    teachers: Teachers | None = None
 
     @property
     def planned(self) -> bool:
@@ -82,18 +85,24 @@ class Origin:
     @property
     def detects_records(self) -> bool:
         """Whether a text that plainly is a list is to be taken as one."""
-        return self.planned and self.parent is None and not {"records", "order"} & self.options.keys()
+        fresh = self.parent is None and self.teachers is None
+        return self.planned and fresh and not {"records", "order"} & self.options.keys()
 
     def plan(self, texts: Texts, vocabulary: Vocabulary, wanted: Wanted) -> tuple[Plan, Choice]:
         """Plan the recipe and choose how to compute, measuring the machine if the budget is in minutes."""
         text = TextProfile.of(texts.training, vocabulary)
+        if self.teachers is not None:
+            text = dataclasses.replace(text, beside=self.teachers.beside(text.tokens, self.recipe.training.written))
         plan, choice = plan_here(text, {**self.inherited, **self.options}, wanted)
         if self.parent is not None:
             return plan.continuing(self.recipe, self.inherited), choice
         return (plan if texts.records == self.recipe.records else plan.with_records(texts.records)), choice
 
     def vocabulary(self, texts: Texts, options: VocabularyConfig) -> Vocabulary:
-        """The vocabulary of the texts; that of the parent with new characters behind it."""
+        """The vocabulary of the texts; that of the parent with new characters behind it, or that of the teachers."""
+        if self.teachers is not None:
+            self.teachers.check(texts)
+            return self.teachers.vocabulary
         if self.parent is None:
             return make_vocabulary(texts.whole, options)
         return self.parent.vocabulary.grown(plain(texts.whole), options)
@@ -106,7 +115,7 @@ class Origin:
         return Parent(str(self.parent.folder), self.parent.weights_step(), config.characters, config.sha256)
 
 
-def origin_of_recipe(name: str, options: Mapping[str, Any]) -> Origin:
+def origin_of_recipe(name: str, options: Mapping[str, Any], teachers: Teachers | None = None) -> Origin:
     """A run from initial weights, by a named recipe or a recipe file.
 
     Raises:
@@ -114,8 +123,8 @@ def origin_of_recipe(name: str, options: Mapping[str, Any]) -> Origin:
         ConfigError: when an option is out of bounds.
     """
     if name == PLANNED:
-        return Origin(starting_recipe(options), name, options)
-    return Origin(recipe_of(name).with_options(options), name, options)
+        return Origin(starting_recipe(options), name, options, teachers=teachers)
+    return Origin(recipe_of(name).with_options(options), name, options, teachers=teachers)
 
 
 def origin_of_run(folder: Path, options: Mapping[str, Any], *, replaced: Path | None = None) -> Origin:
@@ -206,10 +215,14 @@ def prepare_new(
         validation=texts.validation_corpus.sources if texts.validation_corpus else (),
         versions=_versions(),
         parent=origin.parent_entry(),
+        teachers=origin.teachers.entries if origin.teachers else (),
         plan=plan.to_json() if plan else None,
         compute=record_of(choice),
         records=texts.run_records,
     )
+    if origin.teachers is not None:
+        for note in origin.teachers.notes(config):
+            notify(note)
     place = out or _free_folder(Path("runs") / text.name)
     corpora = [text, *([texts.validation_corpus] if texts.validation_corpus else [])]
     typed = next((corpus.unrepeatable for corpus in corpora if corpus.unrepeatable), None)
@@ -219,7 +232,9 @@ def prepare_new(
     if weights is not None:
         weights = grow_weights(weights, vocabulary, texts.training, recipe.training.seed)
     choice = choice_here(choice, ranks)
-    return Prepared(recipe, vocabulary, texts.training, texts.validation, choice, create, weights=weights)
+    return Prepared(
+        recipe, vocabulary, texts.training, texts.validation, choice, create, weights=weights, teachers=origin.teachers
+    )
 
 
 def check_resume_options(options: Mapping[str, Any]) -> None:
@@ -261,8 +276,9 @@ def prepare_resume(
     if ranks.rank == 0 and config != run.config:
         run.rewrite_config(config)
     return Prepared(
-        recipe, run.vocabulary, training_text, validation_text, choice_here(choice, ranks), lambda: run, resume=True
-    )
+        recipe, run.vocabulary, training_text, validation_text, choice_here(choice, ranks), lambda: run, resume=True,
+        teachers=Teachers.reopen(run),
+    )  # fmt: skip
 
 
 def check_corpus_given(corpus: Specs) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,11 @@ from charwright.training.sharing import evaluate_together, part_of
 from charwright.training.watching import shown
 from charwright.workflow.assembly import Assembly, assemble
 from charwright.workflow.checkpoints import load_checkpoint, save_checkpoint, save_initial_checkpoint
+from charwright.workflow.distillation import Teachers
 from charwright.workflow.launches import record_launch, run_of_launch
 from charwright.workflow.preparation import (
     RESUMABLE,
+    Origin,
     Prepared,
     check_corpus_given,
     check_resume_options,
@@ -53,6 +55,7 @@ def train(
     out: str | os.PathLike[str] | None = None,
     recipe: str = PLANNED,
     parent: str | os.PathLike[str] | None = None,
+    teachers: Sequence[str | os.PathLike[str]] = (),
     validation: Specs = (),
     reading: CorpusConfig | None = None,
     force: bool = False,
@@ -77,6 +80,7 @@ def train(
         out: the run folder; by default runs/ and the name of the corpus.
         recipe: a named recipe, a recipe file or a run; the default recipe is planned for the text.
         parent: a run whose weights and options the new one continues from, instead of a recipe.
+        teachers: runs from whose predictions the new one learns, beside the text.
         validation: texts to validate on instead of a part of the corpus.
         reading: how files are decoded.
         force: replace the run in `out`.
@@ -117,11 +121,10 @@ def train(
                 on_event=on_event, notify=notify, should_stop=should_stop, places=places, clock=clock, spent_s=spent_s,
                 ranks=ranks, **allowed,
             )  # fmt: skip
-        if parent is None:
-            origin = origin_of_recipe(recipe, options)
-        else:
-            replaced = folder if force else None
-            origin = ranks.first(lambda: origin_of_run(Path(parent), options, replaced=replaced))
+        replaced = folder if force else None
+        if ranks.size > 1 and teachers:
+            raise UsageError("--teacher trains in one process, without torchrun")
+        origin = _origin(recipe, parent, teachers, options, replaced, ranks)
         wanted = Wanted(device, core, origin.recipe.training.precision, threads)
         wanted.by_rule().start()
         prepared = prepare_new(
@@ -191,6 +194,7 @@ def plan(
     corpus: Specs,
     *,
     parent: str | os.PathLike[str] | None = None,
+    teachers: Sequence[str | os.PathLike[str]] = (),
     validation: Specs = (),
     reading: CorpusConfig | None = None,
     device: str = "auto",
@@ -206,7 +210,7 @@ def plan(
         CharwrightError: (a subclass) when an option or a text cannot be used, or the parent run has no plan.
     """
     check_corpus_given(corpus)
-    origin = origin_of_recipe(PLANNED, options) if parent is None else origin_of_run(Path(parent), options)
+    origin = _origin(PLANNED, parent, teachers, options)
     if not origin.planned:
         raise UsageError(f"{parent} has no plan: its options were given, and a run that continues from it has them too")
     wanted = Wanted(device, core, origin.recipe.training.precision, threads)
@@ -217,6 +221,22 @@ def plan(
         detect=origin.detects_records,
     )  # fmt: skip
     return origin.plan(texts, origin.vocabulary(texts, recipe.vocabulary), wanted)[0]
+
+
+def _origin(
+    recipe: str,
+    parent: str | os.PathLike[str] | None,
+    teachers: Sequence[str | os.PathLike[str]],
+    options: Mapping[str, Any],
+    replaced: Path | None = None,
+    ranks: Ranks = ALONE,
+) -> Origin:
+    """What a new run starts from."""
+    if parent is not None and teachers:
+        raise UsageError("--from continues from weights, and --teacher begins with new ones: choose one")
+    if parent is not None:
+        return ranks.first(lambda: origin_of_run(Path(parent), options, replaced=replaced))
+    return origin_of_recipe(recipe, options, Teachers.open(teachers, replaced) if teachers else None)
 
 
 def _run(
@@ -232,7 +252,11 @@ def _run(
 ) -> Run:
     """Assemble the model and the dataset, open the run, and train."""
     compute = prepared.choice.compute
-    assembly = assemble(prepared.recipe, prepared.vocabulary, prepared.training_text, compute, prepared.weights)
+    if prepared.teachers is not None:
+        notify(f"learns from {prepared.teachers.summary()}")
+    assembly = assemble(
+        prepared.recipe, prepared.vocabulary, prepared.training_text, compute, prepared.weights, prepared.teachers
+    )
     if assembly.notice:
         notify(assembly.notice)
     if compute.device.type == "cpu" and kernels.load() is None:
@@ -270,6 +294,7 @@ def _fit(
             assembly.model,
             assembly.dataset,
             training,
+            train_step=assembly.train_step,
             validate=_validator(prepared, ranks) if prepared.validation_text else None,
             sample=_sampler(prepared) if first else None,
             save=(lambda taken: save_checkpoint(run, taken, training.keep_checkpoints)) if first else None,
@@ -278,6 +303,7 @@ def _fit(
             clock=clock,
             spent_s=spent_s,
             ranks=ranks,
+            pretrained=run.config.parent is not None,
         ):
             if first:
                 run.append_log(event.to_json())

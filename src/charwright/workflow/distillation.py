@@ -1,0 +1,190 @@
+"""The runs from whose predictions a new run learns, and the text that it reads for that.
+
+Beside the user's text, which teachers know by heart, they write a text of their own, and what they predict there tells
+more about them. Both are read together, in parts that take turns; every fifth token is the user's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from charwright.config import TrainingConfig
+from charwright.data.records import Records
+from charwright.data.texts import Text, character_counts, ids_of, plain
+from charwright.data.vocabulary import Ids, Vocabulary
+from charwright.errors import CharwrightError, RunError, UsageError
+from charwright.model.compute import Compute
+from charwright.model.language_model import LanguageModel
+from charwright.run import Run
+from charwright.run_config import RunConfig, Teacher
+from charwright.storage import Arrays
+from charwright.training.distillation import Lessons, mean_predictions
+from charwright.workflow.loading import generator_of
+from charwright.workflow.texts import Texts
+
+MOST_BYTES = 1 << 30  # of predictions: 2 for each token of the vocabulary at each token that is read
+SHARE = 4  # The teachers write this many tokens for each one of the user's text that is read.
+STREAMS = 64  # texts of each teacher
+NAMED = 10
+"""Unknown characters that a message lists, at most."""
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """Trained runs with one vocabulary, and their weights."""
+
+    runs: tuple[Run, ...]
+    weights: tuple[Arrays, ...]
+
+    @classmethod
+    def open(cls, folders: Sequence[str | os.PathLike[str]], replaced: Path | None = None) -> Teachers:
+        """Open the runs; `replaced` is the folder that will be replaced by the new run.
+
+        Raises:
+            RunError: (or a subclass) when there is no run in a folder, or it has no intact weights.
+            UsageError: when a run has another vocabulary than the first, or was trained on records.
+        """
+        runs = tuple(Run.open(Path(folder).resolve()) for folder in folders)
+        for run, folder in zip(runs, folders, strict=True):
+            if replaced is not None and run.lies_in(replaced):
+                raise UsageError(f"--force would remove {folder}, which --teacher names; choose another --out")
+            if run.config.recipe.records.records != "none":
+                raise UsageError(f"{folder} was trained on records; --teacher takes runs that read running text")
+            if run.vocabulary != runs[0].vocabulary:
+                raise UsageError(
+                    f"{folder} has another vocabulary than {folders[0]}; teachers are runs that learned from one text"
+                )
+        return cls(runs, tuple(run.weights() for run in runs))
+
+    @classmethod
+    def reopen(cls, run: Run) -> Teachers | None:
+        """Open the teachers of a run, as they were when it was begun; None if it has none.
+
+        Raises:
+            RunError: when one is gone or has other weights now.
+        """
+        entries = run.config.teachers
+        if not entries:
+            return None
+        try:
+            found = cls.open([entry.folder for entry in entries])
+        except CharwrightError as error:
+            raise RunError(f"{run.folder} learns from {_listed(entries)}, which it needs to resume: {error}") from error
+        for entry, now in zip(entries, found.entries, strict=True):
+            if entry != now:
+                raise RunError(f"{entry.folder} has other weights than when {run.folder} began to learn from it")
+        return found
+
+    @property
+    def entries(self) -> tuple[Teacher, ...]:
+        """The records of the teachers in config.json."""
+        pairs = zip(self.runs, self.weights, strict=True)
+        return tuple(Teacher(str(run.folder), _sha256(weights)) for run, weights in pairs)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The vocabulary of all of them, and of a run that learns from them."""
+        return self.runs[0].vocabulary
+
+    def check(self, texts: Texts) -> None:
+        """See that the teachers know the characters of the texts, and how they are read.
+
+        Raises:
+            UsageError: naming what they do not know.
+        """
+        if isinstance(texts.training, Records):
+            raise UsageError("--teacher needs running text; leave out --records")
+        if self.vocabulary.level == "character":
+            known = set(self.vocabulary.characters)
+            unknown = sorted(set(character_counts(plain(texts.whole))) - known)
+            least = self.runs[0].config.recipe.vocabulary.min_count
+            if unknown and least == 1:
+                names = " ".join(c if c.isprintable() and not c.isspace() else repr(c) for c in unknown[:NAMED])
+                raise UsageError(
+                    f"the text has {len(unknown):,} characters that {self.runs[0].folder} does not know: {names}"
+                )
+        if len(ids_of(texts.training, self.vocabulary)) > self._most:
+            raise UsageError(
+                f"predictions of {len(self.vocabulary):,} tokens in {len(texts.training):,} characters take more than "
+                f"{MOST_BYTES >> 20:,} MB; --teacher is for shorter texts"
+            )
+
+    def notes(self, config: RunConfig) -> list[str]:
+        """What the user may not expect of the teachers of a run with this configuration."""
+        return [
+            f"note: {run.folder} held out another part of this text, so it has seen some of what is held out now"
+            for run in self.runs
+            if run.config.sha256 == config.sha256 and run.config.recipe.split != config.recipe.split
+        ]
+
+    def summary(self) -> str:
+        """What they do, in a line."""
+        count = len(self.runs)
+        return f"{count} teacher{'' if count == 1 else 's'}: what they predict in the text, and in one that they write"
+
+    def beside(self, tokens: int, written: int) -> int:
+        """The tokens that are read beside a text of `tokens`, if the teachers are to write some."""
+        written, times = self._read(tokens, written)
+        return written + (times - 1) * tokens
+
+    def lessons(self, training_text: Text, compute: Compute, training: TrainingConfig) -> Lessons:
+        """The user's text and what the teachers write, with their mean predictions; a function of the seed."""
+        own = np.asarray(ids_of(training_text, self.vocabulary)[:])
+        written, times = self._read(len(own), training.written)
+        pieces = self._write(written, training.seed)
+        order = np.random.Generator(np.random.Philox(key=training.seed)).permutation(len(pieces))
+        parts = np.array_split(np.concatenate([pieces[index] for index in order]), times)
+        ids = np.concatenate([piece for part in parts for piece in (part, own)])
+        whose = np.concatenate([np.full(len(piece), value) for part in parts for piece, value in ((part, 0), (own, 1))])
+        models = [
+            LanguageModel.from_arrays(run.model, weights, compute).eval()
+            for run, weights in zip(self.runs, self.weights, strict=True)
+        ]
+        predictions = mean_predictions(models, ids)
+        device = predictions.device
+        return Lessons(
+            torch.from_numpy(ids.astype(np.int64)).to(device), predictions, torch.from_numpy(whose == 1).to(device)
+        )
+
+    @property
+    def _most(self) -> int:
+        """The tokens whose predictions fit into memory."""
+        return MOST_BYTES // (2 * len(self.vocabulary))
+
+    def _read(self, own: int, written: int) -> tuple[int, int]:
+        """How much of `written` tokens the teachers write, and how often a pass reads the user's `own` tokens."""
+        room = self._most * SHARE // (SHARE + 1)  # The rest is for the user's text, as often as it is read.
+        written = max(0, min(written, room if own * SHARE <= room else self._most - own))
+        return written, max(1, round(written / (SHARE * own)))
+
+    def _write(self, tokens: int, seed: int) -> list[Ids]:
+        """What the teachers write, in pieces: the same on every machine, since 8-bit weights are."""
+        length = tokens // (len(self.runs) * STREAMS)
+        pieces = [np.zeros(0, dtype=np.int32)]
+        for index, (run, weights) in enumerate(zip(self.runs, self.weights, strict=True)):
+            if length:
+                generator = generator_of(run, weights=weights)
+                found = generator.generate(
+                    [""] * STREAMS, length=length, temperature=1.0, seed=(seed * len(self.runs) + index) % 2**63
+                )
+                pieces += [self.vocabulary.encode(completion.continuation) for completion in found]
+        return pieces
+
+
+def _sha256(weights: Arrays) -> str:
+    """A hash of weights, whatever their file looks like."""
+    found = hashlib.sha256()
+    for name in sorted(weights):
+        found.update(name.encode() + np.ascontiguousarray(weights[name]).tobytes())
+    return found.hexdigest()
+
+
+def _listed(entries: Sequence[Teacher]) -> str:
+    return ", ".join(entry.folder for entry in entries)

@@ -1,0 +1,254 @@
+"""Distillation: what teachers predict, what a model learns from it, and runs that have teachers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import charwright as cw
+from charwright.config import ModelConfig, SequenceConfig, TrainingConfig
+from charwright.errors import DamagedRunError, RunError, UsageError
+from charwright.model.compute import Compute
+from charwright.run import Run
+from charwright.run_config import RunConfig, Teacher
+from charwright.training.batch import Batch
+from charwright.training.distillation import HARD, STEPS, STREAMS, Lessons, mean_predictions
+from charwright.workflow import distillation
+from charwright.workflow.distillation import Teachers
+from commands import SMALL, TEXT, Terminal
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+V = 9
+OPTIONS: dict[str, Any] = {"units": 16, "embedding_size": 8, "batch": 4, "seq_length": 16}
+STUDENT: dict[str, Any] = {**OPTIONS, "written": 4_000, "steps": 30}
+
+
+def model(seed: int, **options: Any) -> cw.LanguageModel:
+    config = ModelConfig(units=16, embedding_size=8, **options)
+    return cw.LanguageModel(config, V, seed=seed, compute=Compute.choose("cpu", precision="f32")).eval()
+
+
+def some_ids(count: int) -> np.ndarray:
+    return np.random.Generator(np.random.Philox(key=3)).integers(0, V, count).astype(np.int32)
+
+
+# Predictions.
+
+
+@pytest.mark.parametrize("options", [{}, {"cell": "lstm", "layers": 2}, {"ngram_bits": 6, "ngram_order": 3}])
+@pytest.mark.parametrize("count", [5, STREAMS * STEPS + 1, 3 * STREAMS * STEPS - 7])
+def test_the_mean_of_what_the_teachers_predict_along_the_text(options: dict[str, Any], count: int) -> None:
+    teachers, ids = [model(1, **options), model(2, **options)], some_ids(count)
+    found = mean_predictions(teachers, ids)
+    assert (found.shape, found.dtype) == ((count, V), torch.float16)
+    length = -(-count // min(STREAMS, count))
+    for begin in {0, length, (count - 1) // length * length}:
+        stream = torch.from_numpy(ids[begin : begin + length].astype(np.int64))[:, None]
+        with torch.no_grad():
+            wanted = torch.stack([teacher(stream)[0].softmax(-1) for teacher in teachers]).mean(0)[:, 0]
+        torch.testing.assert_close(found[begin : begin + length].float(), wanted, rtol=2e-3, atol=1e-4)
+
+
+def lessons(own: bool, predictions: torch.Tensor, ids: np.ndarray) -> Lessons:
+    return Lessons(torch.from_numpy(ids.astype(np.int64)), predictions, torch.full((len(ids),), own))
+
+
+def loss_of(taught: Lessons, *, order: str = "streams") -> tuple[float, float, dict[str, np.ndarray]]:
+    """The loss of a step towards the lessons, that of an ordinary step on the same batch, and the weights after it."""
+    student = model(5).train()
+    optimizer = cw.make_optimizer(student, TrainingConfig(optimizer="adam", learning_rate=1e-2))
+    dataset, _ = taught.dataset(SequenceConfig(order=order, batch=4, seq_length=16), seed=1)
+    inputs, targets = map(torch.from_numpy, next(dataset.batches(0)))
+    with torch.no_grad():
+        ordinary, _ = student.loss(taught.ids[inputs], taught.ids[targets])
+    found = taught.step(student, Batch(inputs, targets, None, torch.Generator()), optimizer)
+    return float(found), float(ordinary), student.arrays()
+
+
+@pytest.mark.parametrize("order", ["streams", "windows"])
+def test_teachers_that_know_the_text_make_an_ordinary_step(order: str) -> None:
+    ids = some_ids(300)
+    certain = torch.nn.functional.one_hot(torch.from_numpy(np.roll(ids, -1).astype(np.int64)), V).half()
+    found, ordinary, after = loss_of(lessons(False, certain, ids), order=order)
+    assert found == pytest.approx(ordinary, rel=1e-5)
+    student = model(5).train()
+    optimizer = cw.make_optimizer(student, TrainingConfig(optimizer="adam", learning_rate=1e-2))
+    dataset, _ = lessons(False, certain, ids).dataset(SequenceConfig(order=order, batch=4, seq_length=16), seed=1)
+    inputs, targets = (torch.from_numpy(ids[part].astype(np.int64)) for part in next(dataset.batches(0)))
+    cw.train_step(student, Batch(inputs, targets, None, torch.Generator()), optimizer)
+    for name, array in student.arrays().items():
+        np.testing.assert_allclose(after[name], array, rtol=1e-4, atol=1e-5)
+
+
+def test_in_a_text_of_ones_own_the_text_counts_too() -> None:
+    ids = some_ids(300)
+    stubborn = torch.nn.functional.one_hot(torch.zeros(len(ids), dtype=torch.int64), V).half()
+    mixed, ordinary, _ = loss_of(lessons(True, stubborn, ids))
+    soft, _, _ = loss_of(lessons(False, stubborn, ids))
+    assert mixed == pytest.approx(HARD * ordinary + (1 - HARD) * soft, rel=1e-6)
+    assert mixed != pytest.approx(soft, rel=1e-4)
+
+
+# The teachers of a run.
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "hamlet.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def folders(text: Path, tmp_path: Path) -> list[Path]:
+    places = [tmp_path / "one", tmp_path / "two"]
+    for seed, place in enumerate(places, 1):
+        cw.train(text, out=place, steps=60, seed=seed, **OPTIONS)
+    return places
+
+
+def weights(run: Run | Path) -> bytes:
+    folder = run if isinstance(run, Path) else run.folder
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_a_fifth_of_what_is_read_is_the_text(text: Path, folders: list[Path]) -> None:
+    teachers = Teachers.open(folders)
+    training, _ = cw.split_corpus(TEXT, teachers.runs[0].config.recipe.split)
+    own = teachers.vocabulary.encode(training)
+    compute = Compute.choose("cpu", precision="f32")
+    settings = TrainingConfig(written=40_000, seed=3)
+    found = teachers.lessons(training, compute, settings)
+    assert int(found.own.sum()) == 4 * len(own)  # 40,000 tokens for 2,300
+    assert 0.15 < found.own.float().mean() < 0.25
+    first = int(found.own.nonzero()[0])
+    assert np.array_equal(found.ids[first : first + len(own)].numpy(), own)
+    assert len(found.ids) - len(own) == pytest.approx(teachers.beside(len(own), 40_000), abs=128)
+    assert torch.equal(found.ids, teachers.lessons(training, compute, settings).ids)
+    other = teachers.lessons(training, compute, dataclasses.replace(settings, seed=4))
+    assert not torch.equal(found.ids[:first], other.ids[:first])
+    alone = teachers.lessons(training, compute, TrainingConfig(written=0))
+    assert np.array_equal(alone.ids.numpy(), own)
+
+
+@given(own=st.integers(2, 10**7), written=st.integers(0, 10**7), size=st.integers(2, 30_000))
+def test_predictions_fit_into_memory(own: int, written: int, size: int) -> None:
+    class Sized(Teachers):
+        _most = distillation.MOST_BYTES // (2 * size)
+
+    teachers = Sized((), ())
+    if own <= teachers._most:
+        beside = teachers.beside(own, written)
+        assert beside >= 0
+        assert own + beside <= 1.25 * teachers._most + 2
+        assert written or beside == 0
+
+
+def test_a_run_with_teachers(charwright: Terminal, text: Path, folders: list[Path], tmp_path: Path) -> None:
+    said: list[str] = []
+    run = cw.train(text, out=tmp_path / "run", teachers=folders, notify=said.append, **STUDENT)
+    assert [entry.folder for entry in run.config.teachers] == [str(folder.resolve()) for folder in folders]
+    assert run.vocabulary == Run.open(folders[0]).vocabulary
+    assert any("tokens beside them (--teacher) are read" in line for line in said)
+    assert any(line.startswith("learns from 2 teachers") for line in said)
+    words = [part for folder in folders for part in ("--teacher", folder)]
+    words += ["--steps", "30", "--written", "4000", *SMALL]
+    assert charwright("train", text, "--out", tmp_path / "shell", *words).code == 0
+    assert weights(run) == weights(tmp_path / "shell")
+    assert weights(run) != weights(cw.train(text, out=tmp_path / "alone", steps=30, **OPTIONS))
+    shown = charwright("info", tmp_path / "run").out
+    assert f"Learns from the predictions of {folders[0].resolve()}, {folders[1].resolve()}" in shown
+    assert len(cw.load(tmp_path / "run").generate("To be", length=20)[0].continuation) == 20
+    planned = cw.plan(text, teachers=folders, **STUDENT)
+    assert planned.recipe == run.config.recipe
+    assert planned.passes < cw.plan(text, **STUDENT).passes / 2
+
+
+def test_resume_with_teachers_equals_never_stopping(text: Path, folders: list[Path], tmp_path: Path) -> None:
+    whole = cw.train(text, out=tmp_path / "whole", teachers=folders, **STUDENT)
+    asked = iter([None] * 11 + ["enough"])
+    half = cw.train(text, out=tmp_path / "half", teachers=folders, should_stop=lambda: next(asked), **STUDENT)
+    assert weights(half) != weights(whole)
+    assert weights(cw.resume(half)) == weights(whole)
+
+
+def test_a_resume_needs_the_same_teachers(text: Path, folders: list[Path], tmp_path: Path) -> None:
+    run = cw.train(text, out=tmp_path / "run", teachers=folders, **STUDENT)
+    before = weights(run)
+    folders[1].rename(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match=r"which it needs to resume: .*two"):
+        cw.resume(run, steps=40)
+    cw.train(text, out=folders[1], steps=61, seed=2, **OPTIONS)
+    with pytest.raises(RunError, match="has other weights than when"):
+        cw.resume(run, steps=40)
+    shutil.rmtree(folders[1])
+    (tmp_path / "elsewhere").rename(folders[1])
+    assert weights(cw.resume(run, steps=40)) != before
+
+
+def test_teachers_that_cannot_be_used(text: Path, folders: list[Path], tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("an entirely different text, with z\n" * 60, encoding="utf-8")
+    stranger = cw.train(other, out=tmp_path / "stranger", steps=5, **OPTIONS)
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"name {i}\n" for i in range(300)), encoding="utf-8")
+    listed = cw.train(names, out=tmp_path / "listed", records="line", steps=5, **OPTIONS)
+    for teachers, message in (
+        ([folders[0], stranger.folder], "another vocabulary"),
+        ([stranger.folder], "does not know: ' '|does not know: "),
+        ([listed.folder], "was trained on records"),
+        ([tmp_path / "missing"], "no run"),
+    ):
+        with pytest.raises((UsageError, RunError), match=message):
+            cw.train(text, out=tmp_path / "new", teachers=teachers, **STUDENT)
+    for options, message in (
+        ({"records": "line"}, "leave out --records"),
+        ({"parent": folders[0]}, "choose one"),
+        ({"out": tmp_path, "force": True}, "--force would remove"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            cw.train(text, **{"out": tmp_path / "new", "teachers": folders, **STUDENT, **options})
+    assert not (tmp_path / "new").exists()
+    assert folders[0].exists()
+
+
+def test_a_text_that_is_too_long_for_predictions(
+    text: Path, folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distillation, "MOST_BYTES", 50_000)
+    with pytest.raises(UsageError, match="is for shorter texts"):
+        cw.train(text, out=tmp_path / "new", teachers=folders, **STUDENT)
+
+
+def test_another_held_out_part_is_said(text: Path, folders: list[Path], tmp_path: Path) -> None:
+    said: list[str] = []
+    cw.train(text, out=tmp_path / "new", teachers=folders[:1], val_split="tail", notify=said.append, **STUDENT)
+    assert [line for line in said if line.startswith("note:")] == [
+        f"note: {folders[0].resolve()} held out another part of this text, so it has seen some of what is held out now"
+    ]
+
+
+def test_the_command_line_says_what_does_not_go_together(charwright: Terminal, text: Path, folders: list[Path]) -> None:
+    assert "cannot change on --resume" in charwright("train", "--resume", folders[0], "--teacher", folders[1]).line
+    assert "choose one" in charwright("train", text, "--from", folders[0], "--teacher", folders[1]).line
+
+
+def test_config_json_has_the_teachers(folders: list[Path]) -> None:
+    config = Run.open(folders[0]).config
+    assert "teachers" not in config.to_json()
+    taught = dataclasses.replace(config, teachers=(Teacher("/runs/a", "0" * 64),))
+    values = json.loads(json.dumps(taught.to_json()))
+    assert RunConfig.from_json(values, "config.json") == taught
+    values["teachers"][0]["run"] = 3
+    with pytest.raises(DamagedRunError, match=r"config.json: teachers\[0\].run"):
+        RunConfig.from_json(values, "config.json")
