@@ -10,8 +10,8 @@
 All sides are complete `charwright train` commands, in turn; the wall time is that of the whole command. Every loss is
 that of the saved model on the text's last tenth (tiny shakespeare) or on the blocks held out for validation (all
 others), which no side trained on. Of a list, a tenth of the records is held out, and all sides are measured record by
-record; `running` takes it as running text. `network` is the plan without n-grams. `distilled` is five commands in the
-same time: four teachers, which differ in their seed and have 0.15 of it each, and a model that learns from them.
+record; `running` takes it as running text. `network` is the plan without n-grams. `distilled` is an ensemble of
+four teachers and a model that learns from them, in the same time.
 """
 
 from __future__ import annotations
@@ -42,11 +42,8 @@ SIDES = {
     "tutorial": ["--recipe", "tutorial", "--val-fraction", "0.1"],
     "running": ["--records", "none"],
     "network": ["--ngram-bits", "0"],
-    "distilled": [],
+    "distilled": ["--ensemble", "4"],
 }
-TEACHERS = 4
-TEACHING = 0.6
-"""The share of the teachers in the time of `distilled`."""
 
 
 @dataclass(frozen=True)
@@ -64,29 +61,17 @@ class Result:
 
 
 def train(text: Path, side: str, minutes: float, seed: int, split: str, folder: Path) -> Result:
-    """Run one `charwright train`, or those of teachers before it, and evaluate the saved model."""
+    """Run one `charwright train` and evaluate the saved model."""
     run = folder / f"{text.stem}-{side}-{minutes:g}-{seed}"
-    options = ["--val-split", split, "--force", *SIDES[side]]
+    command = [sys.executable, "-m", "charwright", "train", str(text), "--minutes", f"{minutes:g}"]
+    command += ["--val-split", split, "--seed", str(seed), "--out", str(run), "--force", *SIDES[side]]
     held_out = held_out_of(text)
     if held_out.exists():
-        options += ["--validation", str(held_out)]
+        command += ["--validation", str(held_out)]
     began = time.monotonic()
-    if side == "distilled":
-        teachers = [run.with_name(f"{run.name}-teacher-{index}") for index in range(TEACHERS)]
-        for index, teacher in enumerate(teachers):
-            call(text, minutes * TEACHING / TEACHERS, 10 * seed + index, teacher, options)
-        options += [word for teacher in teachers for word in ("--teacher", str(teacher))]
-        minutes *= 1 - TEACHING
-    call(text, minutes, seed, run, options)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     wall_s = time.monotonic() - began
     return measure(run, text, wall_s)
-
-
-def call(text: Path, minutes: float, seed: int, run: Path, options: list[str]) -> None:
-    """Run one `charwright train`."""
-    command = [sys.executable, "-m", "charwright", "train", str(text), "--minutes", f"{minutes:g}"]
-    command += ["--seed", str(seed), "--out", str(run), *options]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def held_out_of(text: Path) -> Path:

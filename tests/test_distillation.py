@@ -252,3 +252,92 @@ def test_config_json_has_the_teachers(folders: list[Path]) -> None:
     values["teachers"][0]["run"] = 3
     with pytest.raises(DamagedRunError, match=r"config.json: teachers\[0\].run"):
         RunConfig.from_json(values, "config.json")
+
+
+# Teachers and what learns from them, in one call.
+
+
+def steps_of(run: Run | Path) -> int:
+    return next(event["step"] for event in reversed(list(Run.open(getattr(run, "folder", run)).log())))
+
+
+def test_an_ensemble_equals_its_trainings_one_by_one(charwright: Terminal, text: Path, tmp_path: Path) -> None:
+    run = cw.train_ensemble(text, count=2, out=tmp_path / "all", seed=3, **STUDENT)
+    places = [tmp_path / "all-teachers" / str(number) for number in (1, 2)]
+    assert [entry.folder for entry in run.config.teachers] == [str(place.resolve()) for place in places]
+    seeds = [Run.open(place).config.recipe.training.seed for place in places]
+    assert len({*seeds, 3}) == 3
+    for seed, place in zip(seeds, places, strict=True):
+        alone = cw.train(text, out=tmp_path / f"alone-{seed}", seed=seed, **STUDENT)
+        assert weights(alone) == weights(place)
+    again = cw.train(text, out=tmp_path / "again", seed=3, teachers=places, **STUDENT)
+    assert weights(run) == weights(again)
+    words = [
+        "--ensemble",
+        "2",
+        "--out",
+        tmp_path / "shell",
+        "--seed",
+        "3",
+        "--steps",
+        "30",
+        "--written",
+        "4000",
+        *SMALL,
+    ]
+    shown = charwright("train", text, *words)
+    assert shown.code == 0
+    assert f"teacher 2 of 2: {tmp_path / 'shell-teachers' / '2'}\n" in shown.err
+    assert weights(run) == weights(tmp_path / "shell")
+
+
+def test_the_minutes_are_divided(text: Path, tmp_path: Path) -> None:
+    run = cw.train_ensemble(text, count=2, out=tmp_path / "all", minutes=0.01, written=0, **OPTIONS)
+    shares = [Run.open(tmp_path / "all-teachers" / name).config.recipe.training.minutes for name in ("1", "2")]
+    assert [*shares, run.config.recipe.training.minutes] == pytest.approx([0.003, 0.003, 0.004])
+
+
+@pytest.mark.parametrize("stop_after", [10, 40, 70])
+def test_the_same_call_goes_on(text: Path, tmp_path: Path, stop_after: int) -> None:
+    """Stopped in the first teacher, in the second, and in the model that learns from both."""
+    whole = cw.train_ensemble(text, count=2, out=tmp_path / "whole", **STUDENT)
+    places = [tmp_path / "half-teachers" / name for name in ("1", "2")]
+    asked = iter([None] * stop_after + ["enough"])
+    half = cw.train_ensemble(text, count=2, out=tmp_path / "half", should_stop=lambda: next(asked), **STUDENT)
+    assert half.folder == (tmp_path / "half" if stop_after > 60 else places[stop_after // 30])
+    assert 0 < steps_of(half) < 30
+    said: list[str] = []
+    done = cw.train_ensemble(text, count=2, out=tmp_path / "half", notify=said.append, **STUDENT)
+    assert weights(done) == weights(whole)
+    assert sum(line.endswith("trained before") for line in said) == stop_after // 30
+    with pytest.raises(RunError, match="already holds a run"):
+        cw.train_ensemble(text, count=2, out=tmp_path / "half", **STUDENT)
+    before = weights(tmp_path / "half-teachers" / "1")
+    forced = cw.train_ensemble(text, count=2, out=tmp_path / "half", force=True, **{**STUDENT, "steps": 3})
+    assert steps_of(forced) == 3
+    assert weights(tmp_path / "half-teachers" / "1") == before
+
+
+def test_what_an_ensemble_refuses(charwright: Terminal, text: Path, folders: list[Path], tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    letters = np.random.Generator(np.random.Philox(key=1)).integers(97, 123, (3_000, 7))
+    names.write_text(
+        "".join(bytes(row[: 3 + row[0] % 5]).decode() + "\n" for row in letters.astype(np.uint8)), encoding="utf-8"
+    )
+    out = ["--out", tmp_path / "new", "--steps", "2"]
+    for words, message in (
+        ([text, "--ensemble", "0"], "from 1 to 64, not 0"),
+        ([names, "--ensemble", "2"], "--records none"),
+        (["-", "--ensemble", "2"], "keep standard input in a file"),
+        ([text, "--ensemble", "2", "--from", folders[0]], "leave out --from and --teacher"),
+        ([text, "--ensemble", "2", "--teacher", folders[0]], "leave out --from and --teacher"),
+        ([text, "--ensemble", "2", "--explain-plan"], "the same command again"),
+        (["--resume", folders[0], "--ensemble", "2"], "the same command again"),
+    ):
+        assert message in charwright("train", *words, *(out if "--resume" not in words else [])).line
+    assert not (tmp_path / "new-teachers").exists()
+    other = tmp_path / "other.txt"
+    other.write_text("another text, for other teachers\n" * 60, encoding="utf-8")
+    cw.train_ensemble(text, count=1, out=tmp_path / "one", **STUDENT)
+    with pytest.raises(UsageError, match="is a teacher of another text"):
+        cw.train_ensemble(other, count=1, out=tmp_path / "one", force=True, **STUDENT)

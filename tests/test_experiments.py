@@ -47,6 +47,14 @@ def test_a_trial_of_a_small_text_can_be_repeated(line: dict[str, Any]) -> None:
         assert line["ensemble"] <= sum(line["teachers"]) / len(line["teachers"])
 
 
+@pytest.mark.parametrize("line", lines_of("small_distillation.jsonl"), ids=lambda line: line["text"])
+def test_a_trial_of_teachers_has_its_figures(line: dict[str, Any]) -> None:
+    assert Recipe().with_options(line["options"])
+    assert line["ensemble"] <= sum(line["teachers"]) / len(line["teachers"])
+    assert line["written"] >= 0
+    assert line["student"] == pytest.approx(min(loss for _, loss in line["curve"]))
+
+
 def test_the_early_trials_have_the_same_figures() -> None:
     assert {"corpus", "minutes", "options", "steps", "passes", "train", "carried", "windows"} <= set(
         lines_of("early_trials.jsonl")[0]

@@ -148,16 +148,19 @@ def test_a_planned_parent_leaves_what_prevents_memorization_to_a_plan_for_the_ne
     assert new.model.dropout == fresh.model.dropout > old.model.dropout
     assert new.model.recurrent_dropout == fresh.model.recurrent_dropout > old.model.recurrent_dropout
     assert new.training.weight_decay == fresh.training.weight_decay > old.training.weight_decay
-    rest = {"dropout": 0.0, "recurrent_dropout": 0.0, "weight_decay": 0.0, "steps": 400}
+    assert new.training.learning_rate < fresh.training.learning_rate == old.training.learning_rate
+    rest = {"learning_rate": 1.0, "dropout": 0.0, "recurrent_dropout": 0.0, "weight_decay": 0.0, "steps": 400}
     assert new.with_options(rest) == dataclasses.replace(old.with_options(rest), split=new.split)
     assert said[0].startswith("plan: 1 layer of 16 GRU units")
     assert child.config.plan is not None
     reasons = child.config.plan["reasons"]
-    assert reasons["units"] == reasons["learning_rate"] == "as in the run that it continues from"
+    assert reasons["units"] == reasons["schedule"] == "as in the run that it continues from"
+    assert "keep what is known" in reasons["learning_rate"]
     assert "memorization" in reasons["dropout"]
 
     grandchild = cw.train(more, out=tmp_path / "grandchild", parent=child.folder, steps=2)
     assert grandchild.config.recipe.model.dropout < new.model.dropout
+    assert grandchild.config.recipe.training.learning_rate == old.training.learning_rate
     shown = charwright("train", more, "--from", child.folder, "--steps", "400", "--explain-plan")
     lines = [" ".join(line.split()) for line in shown.out.splitlines()]
     assert "--units 16 as in the run that it continues from" in lines

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from charwright.training.loop import fit, train_step
     from charwright.training.optimizer import make_optimizer
     from charwright.training.watching import watch
+    from charwright.workflow.ensemble import train_ensemble
     from charwright.workflow.loading import load
     from charwright.workflow.scoring import score
     from charwright.workflow.training import plan, resume, train
@@ -96,6 +97,7 @@ _HOMES = {
     "make_optimizer": "training.optimizer",
     "train_step": "training.loop",
     "watch": "training.watching",
+    "train_ensemble": "workflow.ensemble",
     "load": "workflow.loading",
     "score": "workflow.scoring",
     "plan": "workflow.training",
@@ -154,6 +156,7 @@ __all__ = [
     "score",
     "split_corpus",
     "train",
+    "train_ensemble",
     "train_step",
     "watch",
 ]

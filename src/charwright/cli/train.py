@@ -74,8 +74,8 @@ ENDS_EARLY = {
     "parent",
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="Continue from the weights and options of a trained run. New characters are added, and planned dropout and"
-    " weight decay are planned anew.",
+    help="Continue from the weights and options of a trained run. New characters are added, and a planned learning"
+    " rate, dropout and weight decay are planned anew.",
 )
 @click.option(
     "--teacher",
@@ -84,6 +84,12 @@ ENDS_EARLY = {
     type=click.Path(path_type=Path),
     metavar="RUN",
     help="Learn from the predictions of a trained run, of which several are better.",
+)
+@click.option(
+    "--ensemble",
+    type=int,
+    metavar="N",
+    help="Train N teachers first, in the folder RUN-teachers, and then a model that learns from them.",
 )
 @click.option("--corpus", "corpus_moved", multiple=True, metavar="TEXT", help="With --resume: where the text is now.")
 @click.option("--force", is_flag=True, help="Replace the run in the folder.")
@@ -112,6 +118,7 @@ def train(
     resume: Path | None,
     parent: Path | None,
     teachers: tuple[Path, ...],
+    ensemble: int | None,
     corpus_moved: tuple[str, ...],
     force: bool,
     validation: tuple[str, ...],
@@ -160,14 +167,23 @@ def train(
                 run = workflow.resume(resume, corpus=corpus_moved, **compute, **watched, **options)
             else:
                 new |= {"out": out, "recipe": recipe_name, "parent": parent, "force": force}
-                run = workflow.train(corpus, **(new | compute | watched | options))
+                arguments = new | compute | watched | options
+                if ensemble is None:
+                    run = workflow.train(corpus, **arguments)
+                else:
+                    from charwright.workflow.ensemble import train_ensemble
+
+                    run = train_ensemble(corpus, **(arguments | {"count": ensemble}))
         ranks.leave()
     if failure.code:
         return failure.code
     if progress.reason in ENDS_EARLY:
         progress.say(ENDS_EARLY[progress.reason])
     elif progress.reason != "done":
-        progress.say(f"stopped and saved; resume with: charwright train --resume {run.folder}")
+        again = (
+            f"resume with: charwright train --resume {run.folder}" if ensemble is None else "the same command goes on"
+        )
+        progress.say(f"stopped and saved; {again}")
         return 128 + int(signal.Signals[progress.reason])
     progress.say(f"saved {run.folder}; generate with: charwright generate {run.folder}")
     return 0
@@ -198,6 +214,8 @@ def _check_combination(ctx: click.Context) -> None:
     corpus, resume, parent = (ctx.params[name] for name in ("corpus", "resume", "parent"))
     if corpus and resume:
         raise UsageError("--resume finds the text of the run; if it has moved, name it with --corpus")
+    if ctx.params["ensemble"] is not None and (resume or ctx.params["explain_plan"]):
+        raise UsageError("--ensemble trains several models; to go on with it, give the same command again")
     if ctx.params["force"] and resume:
         raise UsageError("--force replaces a run and --resume continues one: choose one")
     if parent and resume:

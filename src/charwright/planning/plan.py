@@ -48,8 +48,10 @@ NGRAM_RULES = (
     NgramRule(100_000, 20, 8, 0.12),
     NgramRule(FEWEST_FOR_NGRAMS, 18, 4, 0.03),
 )
-REGULARIZATION = ("dropout", "recurrent_dropout", "weight_decay")
+REPLANNED = ("learning_rate", "dropout", "recurrent_dropout", "weight_decay")
 """The planned options that a run which continues from another takes from a plan for its own text."""
+FULL_RATE_PASSES = 7
+"""Over a text that is read more often, trained weights move more slowly."""
 BY_HAND = "given by hand"
 INHERITED = "as in the run that it continues from"
 WIDE = 1024
@@ -76,14 +78,18 @@ class Plan:
         return dataclasses.replace(self, recipe=dataclasses.replace(self.recipe, records=records), reasons=reasons)
 
     def continuing(self, recipe: Recipe, inherited: Collection[str]) -> Plan:
-        """The plan of a run that continues from another: `recipe`, except for what prevents memorization.
+        """The plan of a run that continues from another: `recipe`, except for the options of `REPLANNED`.
 
         The plan was made with all that the recipe gives, as if by hand; `inherited` is what comes from the other run.
         """
         planned = option_values(self.recipe)
-        chosen = {name: planned[name] for name in REGULARIZATION if self.reasons[name] != BY_HAND}
-        named = set(inherited).difference(REGULARIZATION)  # These were given by hand there.
+        slower = math.sqrt(FULL_RATE_PASSES / max(FULL_RATE_PASSES, self.passes))
+        planned["learning_rate"] = _rounded(planned["learning_rate"] * slower, most=1.0)
+        chosen = {name: planned[name] for name in REPLANNED if self.reasons[name] != BY_HAND}
+        named = set(inherited).difference(REPLANNED)  # These were given by hand there.
         reasons = {name: INHERITED if name in named else reason for name, reason in self.reasons.items()}
+        if "learning_rate" in chosen:
+            reasons["learning_rate"] = f"the text is read {_times(self.passes)}; small steps keep what is known"
         return dataclasses.replace(self, recipe=recipe.with_options(chosen), reasons=reasons)
 
     def summary(self) -> tuple[str, ...]:

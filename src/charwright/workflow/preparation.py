@@ -24,7 +24,7 @@ from charwright.errors import CorpusError, UsageError
 from charwright.model.compute import Wanted
 from charwright.planning.calibration import choose_here, plan_here
 from charwright.planning.choice import Choice
-from charwright.planning.plan import BY_HAND, REGULARIZATION, Plan, option_values, starting_recipe
+from charwright.planning.plan import BY_HAND, REPLANNED, Plan, option_values, starting_recipe
 from charwright.planning.profile import TextProfile
 from charwright.planning.recipe_file import recipe_of
 from charwright.planning.recipes import DEFAULT, PLANNED
@@ -155,9 +155,9 @@ def _recipe_after(config: RunConfig, options: Mapping[str, Any]) -> Recipe:
 
 
 def _inherited(config: RunConfig, recipe: Recipe, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What a plan for the new text does not change: the parent's options but those that prevent memorization."""
+    """What a plan for the new text does not change: the parent's options but those of `REPLANNED`."""
     reasons = (config.plan or {}).get("reasons", {})
-    free = {name for name in REGULARIZATION if reasons.get(name) != BY_HAND}
+    free = {name for name in REPLANNED if reasons.get(name) != BY_HAND}
     kept = {*reasons, *INHERITED, *(name for name in BUDGETS if getattr(recipe.training, name))} - free - options.keys()
     return {name: value for name, value in option_values(recipe).items() if name in kept}
 
