@@ -63,9 +63,9 @@ def lessons(own: bool, predictions: torch.Tensor, ids: np.ndarray) -> Lessons:
     return Lessons(torch.from_numpy(ids.astype(np.int64)), predictions, torch.full((len(ids),), own))
 
 
-def loss_of(taught: Lessons, *, order: str = "streams") -> tuple[float, float, dict[str, np.ndarray]]:
+def loss_of(taught: Lessons, *, order: str = "streams", **options: Any) -> tuple[float, float, dict[str, np.ndarray]]:
     """The loss of a step towards the lessons, that of an ordinary step on the same batch, and the weights after it."""
-    student = model(5).train()
+    student = model(5, **options).train()
     optimizer = cw.make_optimizer(student, TrainingConfig(optimizer="adam", learning_rate=1e-2))
     dataset, _ = taught.dataset(SequenceConfig(order=order, batch=4, seq_length=16), seed=1)
     inputs, targets = map(torch.from_numpy, next(dataset.batches(0)))
@@ -75,13 +75,14 @@ def loss_of(taught: Lessons, *, order: str = "streams") -> tuple[float, float, d
     return float(found), float(ordinary), student.arrays()
 
 
+@pytest.mark.parametrize("options", [{}, {"ngram_bits": 6, "ngram_order": 3}])
 @pytest.mark.parametrize("order", ["streams", "windows"])
-def test_teachers_that_know_the_text_make_an_ordinary_step(order: str) -> None:
+def test_teachers_that_know_the_text_make_an_ordinary_step(order: str, options: dict[str, Any]) -> None:
     ids = some_ids(300)
     certain = torch.nn.functional.one_hot(torch.from_numpy(np.roll(ids, -1).astype(np.int64)), V).half()
-    found, ordinary, after = loss_of(lessons(False, certain, ids), order=order)
+    found, ordinary, after = loss_of(lessons(False, certain, ids), order=order, **options)
     assert found == pytest.approx(ordinary, rel=1e-5)
-    student = model(5).train()
+    student = model(5, **options).train()
     optimizer = cw.make_optimizer(student, TrainingConfig(optimizer="adam", learning_rate=1e-2))
     dataset, _ = lessons(False, certain, ids).dataset(SequenceConfig(order=order, batch=4, seq_length=16), seed=1)
     inputs, targets = (torch.from_numpy(ids[part].astype(np.int64)) for part in next(dataset.batches(0)))

@@ -94,10 +94,10 @@ class LanguageModel(WeightedModule):
 
     @contextmanager
     def collecting_ngram_gradients(self, collecting: bool = True) -> Iterator[None]:
-        """In the block, losses leave the gradient of the n-grams' array in `ngram_gradients`, and not in its `grad`.
+        """In the block, backward passes leave the gradient of the n-grams' array in `ngram_gradients`, not in `grad`.
 
         There it would be an array of zeros with a few rows, which takes longer to make and to read than all else. The
-        optimizers of `make_optimizer` read both. Without `collecting`, losses in the block leave it in `grad`.
+        optimizers of `make_optimizer` read both. Without `collecting`, it is left in `grad` in the block too.
         """
         before, self.ngram_gradients = self.ngram_gradients, [] if collecting else None
         try:

@@ -101,8 +101,9 @@ def _multipliers(device: torch.device) -> Tensor:
 
 
 def summed_votes(votes: Votes, vocabulary_size: int) -> Tensor:
-    """The votes as logits (N, V), for autograd."""
-    result: Any = _Sum.apply(votes.array, votes.offsets, vocabulary_size)  # type: ignore[no-untyped-call]
+    """The votes as logits (N, V), for autograd; the gradient of the array is collected if the votes say so."""
+    arguments = (votes.array, votes.offsets, vocabulary_size, votes.gradients)
+    result: Any = _Sum.apply(*arguments)  # type: ignore[no-untyped-call]
     return result  # type: ignore[no-any-return]
 
 
@@ -110,13 +111,20 @@ class _Sum(torch.autograd.Function):
     """array (2^bits + V,) and offsets (K, N) -> sums (N, V)."""
 
     @staticmethod
-    def forward(ctx: Any, array: Tensor, offsets: Tensor, vocabulary_size: int) -> Tensor:
+    def forward(
+        ctx: Any, array: Tensor, offsets: Tensor, vocabulary_size: int, gradients: list[RowGradient] | None
+    ) -> Tensor:
         ctx.save_for_backward(array, offsets)
+        ctx.gradients = gradients
         return Votes(array, offsets).add_to(array.new_zeros(offsets.shape[1], vocabulary_size))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None]:
         array, offsets = ctx.saved_tensors
+        rows = RowGradient(offsets, grads[0].contiguous())
+        if ctx.gradients is not None:
+            ctx.gradients.append(rows)
+            return None, None, None, None
         gradient = torch.zeros_like(array)
-        RowGradient(offsets, grads[0]).add_to(gradient)
-        return gradient, None, None
+        rows.add_to(gradient)
+        return gradient, None, None, None

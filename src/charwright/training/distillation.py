@@ -20,6 +20,7 @@ from charwright.data.short_texts import shrink_to_fit
 from charwright.model.cells import State
 from charwright.model.language_model import LanguageModel
 from charwright.training.batch import Batch
+from charwright.training.optimizer import descends_by_rows
 
 HARD = 0.3
 """The weight of the text's own token in what a model learns from that text; the rest are the predictions."""
@@ -54,11 +55,12 @@ class Lessons:
         share = HARD * self.own[batch.inputs].float()[..., None]
         wanted = self.predictions[batch.inputs].float() * (1 - share)
         wanted.scatter_add_(-1, following[..., None], share)
-        logits, state = model(self.ids[batch.inputs], batch.state, generator=batch.generator)
-        loss: Tensor = -(wanted * logits.log_softmax(-1)).sum(-1).mean()
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        with model.collecting_ngram_gradients(descends_by_rows(optimizer)):
+            logits, state = model(self.ids[batch.inputs], batch.state, generator=batch.generator)
+            loss: Tensor = -(wanted * logits.log_softmax(-1)).sum(-1).mean()
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
         batch.state = tuple(part.detach() for part in state)
         return loss.detach()
 
