@@ -16,14 +16,16 @@ from hypothesis import strategies as st
 
 import charwright as cw
 from charwright.config import ModelConfig, SequenceConfig, TrainingConfig
-from charwright.errors import DamagedRunError, RunError, UsageError
+from charwright.errors import ConfigError, DamagedRunError, RunError, UsageError
 from charwright.model.compute import Compute
+from charwright.planning.plan import make_plan
+from charwright.planning.profile import TextProfile
 from charwright.run import Run
 from charwright.run_config import RunConfig, Teacher
 from charwright.training.batch import Batch
 from charwright.training.distillation import HARD, STEPS, STREAMS, Lessons, mean_predictions
 from charwright.workflow import distillation
-from charwright.workflow.distillation import Teachers
+from charwright.workflow.distillation import Teachers, written_tokens
 from commands import SMALL, TEXT, Terminal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -124,7 +126,7 @@ def weights(run: Run | Path) -> bytes:
 
 
 def test_a_fifth_of_what_is_read_is_the_text(text: Path, folders: list[Path]) -> None:
-    teachers = Teachers.open(folders)
+    teachers = Teachers.of(folders)
     training, _ = cw.split_corpus(TEXT, teachers.runs[0].config.recipe.split)
     own = teachers.vocabulary.encode(training)
     compute = Compute.choose("cpu", precision="f32")
@@ -134,7 +136,10 @@ def test_a_fifth_of_what_is_read_is_the_text(text: Path, folders: list[Path]) ->
     assert 0.15 < found.own.float().mean() < 0.25
     first = int(found.own.nonzero()[0])
     assert np.array_equal(found.ids[first : first + len(own)].numpy(), own)
-    assert len(found.ids) - len(own) == pytest.approx(teachers.beside(len(own), 40_000), abs=128)
+    text_alone = TextProfile(len(training), len(teachers.vocabulary), "Latin", len(own))
+    profile = teachers.profile(text_alone, settings)
+    assert len(found.ids) == pytest.approx(profile.read, abs=128)
+    assert profile.once == pytest.approx(0.7 * profile.read, abs=1)  # two teachers
     assert torch.equal(found.ids, teachers.lessons(training, compute, settings).ids)
     other = teachers.lessons(training, compute, dataclasses.replace(settings, seed=4))
     assert not torch.equal(found.ids[:first], other.ids[:first])
@@ -149,7 +154,8 @@ def test_predictions_fit_into_memory(own: int, written: int, size: int) -> None:
 
     teachers = Sized((), ())
     if own <= teachers._most:
-        beside = teachers.beside(own, written)
+        text = TextProfile(own, size, "Latin", own)
+        beside = teachers.profile(text, TrainingConfig(written=written)).beside
         assert beside >= 0
         assert own + beside <= 1.25 * teachers._most + 2
         assert written or beside == 0
@@ -160,7 +166,7 @@ def test_a_run_with_teachers(charwright: Terminal, text: Path, folders: list[Pat
     run = cw.train(text, out=tmp_path / "run", teachers=folders, notify=said.append, **STUDENT)
     assert [entry.folder for entry in run.config.teachers] == [str(folder.resolve()) for folder in folders]
     assert run.vocabulary == Run.open(folders[0]).vocabulary
-    assert any("tokens beside them (--teacher) are read" in line for line in said)
+    assert any("more tokens (the teachers' text) are read" in line for line in said)
     assert any(line.startswith("learns from 2 teachers") for line in said)
     words = [part for folder in folders for part in ("--teacher", folder)]
     words += ["--steps", "30", "--written", "4000", *SMALL]
@@ -223,6 +229,40 @@ def test_teachers_that_cannot_be_used(text: Path, folders: list[Path], tmp_path:
     assert folders[0].exists()
 
 
+def test_teachers_write_less_in_little_time() -> None:
+    assert written_tokens(TrainingConfig(steps=3)) == written_tokens(TrainingConfig(minutes=9.0)) == 300_000
+    assert written_tokens(TrainingConfig(minutes=0.2)) == 30_000
+    assert written_tokens(TrainingConfig(minutes=0.2, written=7)) == 7
+
+
+def test_a_plan_leaves_time_for_what_the_teachers_predict() -> None:
+    text = TextProfile(18_000, 60, "Latin", 18_000)
+    options, speeds = {"minutes": 1.0, "units": 128}, {128: 50_000.0}
+    free = make_plan(text, options, speeds)
+    taught = make_plan(dataclasses.replace(text, once=1_000_000), options, speeds)
+    assert (free.passes - taught.passes) * 18_000 == pytest.approx(1_000_000)
+    assert taught.speed == pytest.approx(free.speed)
+    assert make_plan(dataclasses.replace(text, once=10**9), options, speeds).passes == 0
+
+
+def test_the_vocabulary_is_that_of_the_teachers(charwright: Terminal, text: Path, tmp_path: Path) -> None:
+    text.write_text(TEXT + "@", encoding="utf-8")
+    teacher = cw.train(text, out=tmp_path / "rare", min_count=2, steps=20, **OPTIONS)
+    run = cw.train(text, out=tmp_path / "run", teachers=str(teacher.folder), **STUDENT)
+    assert run.config.recipe.vocabulary == teacher.config.recipe.vocabulary
+    for options in ({"level": "byte"}, {"min_count": 3}):
+        with pytest.raises(UsageError, match="is that of the teachers"):
+            cw.train(text, out=tmp_path / "new", teachers=[teacher.folder], **{**STUDENT, **options})
+    chinese = tmp_path / "chinese.txt"
+    chinese.write_text("床前明月光，疑是地上霜。舉頭望明月，低頭思故鄉。\n" * 60, encoding="utf-8")
+    refused = charwright("train", chinese, "--teacher", teacher.folder, "--out", tmp_path / "new")
+    assert "does not know" in refused.line
+    assert "% of it)" in refused.line
+    twice = charwright("train", text, "--teacher", teacher.folder, "--teacher", teacher.folder)
+    assert "is named twice" in twice.line
+    assert "--written belongs to" in charwright("train", text, "--written", "7").line
+
+
 def test_a_text_that_is_too_long_for_predictions(
     text: Path, folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,6 +273,9 @@ def test_a_text_that_is_too_long_for_predictions(
 
 def test_another_held_out_part_is_said(text: Path, folders: list[Path], tmp_path: Path) -> None:
     said: list[str] = []
+    cw.train(text, out=tmp_path / "same", teachers=folders[:1], val_limit=None, notify=said.append, **STUDENT)
+    cw.train(text, out=tmp_path / "file", teachers=folders[:1], validation=text, notify=said.append, **STUDENT)
+    assert not [line for line in said if line.startswith("note:")]
     cw.train(text, out=tmp_path / "new", teachers=folders[:1], val_split="tail", notify=said.append, **STUDENT)
     assert [line for line in said if line.startswith("note:")] == [
         f"note: {folders[0].resolve()} held out another part of this text, so it has seen some of what is held out now"
@@ -311,7 +354,7 @@ def test_the_same_call_goes_on(text: Path, tmp_path: Path, stop_after: int) -> N
     done = cw.train_ensemble(text, count=2, out=tmp_path / "half", notify=said.append, **STUDENT)
     assert weights(done) == weights(whole)
     assert sum(line.endswith("trained before") for line in said) == stop_after // 30
-    with pytest.raises(RunError, match="already holds a run"):
+    with pytest.raises(RunError, match="has learned from its teachers"):
         cw.train_ensemble(text, count=2, out=tmp_path / "half", **STUDENT)
     before = weights(tmp_path / "half-teachers" / "1")
     forced = cw.train_ensemble(text, count=2, out=tmp_path / "half", force=True, **{**STUDENT, "steps": 3})
@@ -332,13 +375,28 @@ def test_what_an_ensemble_refuses(charwright: Terminal, text: Path, folders: lis
         (["-", "--ensemble", "2"], "keep standard input in a file"),
         ([text, "--ensemble", "2", "--from", folders[0]], "leave out --from and --teacher"),
         ([text, "--ensemble", "2", "--teacher", folders[0]], "leave out --from and --teacher"),
-        ([text, "--ensemble", "2", "--explain-plan"], "the same command again"),
-        (["--resume", folders[0], "--ensemble", "2"], "the same command again"),
+        ([text, "--ensemble", "2", "--explain-plan"], "leave out --ensemble"),
+        (["--resume", folders[0], "--ensemble", "2"], "leave out --resume"),
+        ([text, "--ensemble", "2", "--minutes", "0"], "must be above 0"),
+        ([text, "--ensemble", "2", "--seed", "-1"], "--seed"),
     ):
         assert message in charwright("train", *words, *(out if "--resume" not in words else [])).line
     assert not (tmp_path / "new-teachers").exists()
     other = tmp_path / "other.txt"
     other.write_text("another text, for other teachers\n" * 60, encoding="utf-8")
-    cw.train_ensemble(text, count=1, out=tmp_path / "one", **STUDENT)
+    cw.train_ensemble(text, count=1, out=tmp_path / "single", **STUDENT)
     with pytest.raises(UsageError, match="is a teacher of another text"):
-        cw.train_ensemble(other, count=1, out=tmp_path / "one", force=True, **STUDENT)
+        cw.train_ensemble(other, count=1, out=tmp_path / "single", force=True, **STUDENT)
+    for options, message in (({"units": 24}, "--units 16, not 24"), ({"seed": 7}, "--seed 65, not 449")):
+        with pytest.raises(UsageError, match=message):
+            cw.train_ensemble(text, count=1, out=tmp_path / "single", force=True, **{**STUDENT, **options})
+    with pytest.raises(ConfigError, match="--dropout"):
+        cw.train_ensemble(text, count=1, out=tmp_path / "three", dropout=3, **STUDENT)
+    assert not (tmp_path / "three-teachers").exists()
+
+
+def test_a_larger_budget_trains_the_teachers_longer(text: Path, tmp_path: Path) -> None:
+    (tmp_path / "run-teachers" / "1").mkdir(parents=True)  # An empty folder is no teacher.
+    cw.train_ensemble(text, count=1, out=tmp_path / "run", **STUDENT)
+    cw.train_ensemble(text, count=1, out=tmp_path / "run", force=True, **{**STUDENT, "steps": 40})
+    assert steps_of(tmp_path / "run-teachers" / "1") == steps_of(tmp_path / "run") == 40

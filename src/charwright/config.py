@@ -220,9 +220,10 @@ class TrainingConfig(Config):
     ema: float = option(
         0.1, "EMA window, as a fraction of the steps so far; 0 uses the last weights.", minimum=0, maximum=1
     )
-    written: int = option(
-        300_000, "With --teacher: tokens that the teachers write, which the model reads too.", minimum=0
-    )
+    written: int | None = option(
+        None, "Tokens that teachers write for the model to read; auto is 300,000, or fewer in less than two minutes.",
+        minimum=0, none_word="auto",
+    )  # fmt: skip
     precision: str = option(
         "auto",
         "Precision of the matrix products; auto selects bf16 where it is faster.",

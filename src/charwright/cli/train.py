@@ -83,13 +83,14 @@ ENDS_EARLY = {
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="Learn from the predictions of a trained run, of which several are better.",
+    help="Learn from the predictions of a trained run; repeat it for several, which is better.",
 )
 @click.option(
     "--ensemble",
     type=int,
     metavar="N",
-    help="Train N teachers first, in the folder RUN-teachers, and then a model that learns from them.",
+    help="Train N teachers first, in the folder RUN-teachers, and then a model that learns from them. The teachers"
+    " share 0.6 of the minutes; the same command continues a training that was stopped.",
 )
 @click.option("--corpus", "corpus_moved", multiple=True, metavar="TEXT", help="With --resume: where the text is now.")
 @click.option("--force", is_flag=True, help="Replace the run in the folder.")
@@ -180,9 +181,9 @@ def train(
     if progress.reason in ENDS_EARLY:
         progress.say(ENDS_EARLY[progress.reason])
     elif progress.reason != "done":
-        again = (
-            f"resume with: charwright train --resume {run.folder}" if ensemble is None else "the same command goes on"
-        )
+        again = f"resume with: charwright train --resume {run.folder}"
+        if ensemble is not None:
+            again = f"continue with the same command{', without --force' if force else ''}"
         progress.say(f"stopped and saved; {again}")
         return 128 + int(signal.Signals[progress.reason])
     progress.say(f"saved {run.folder}; generate with: charwright generate {run.folder}")
@@ -214,8 +215,13 @@ def _check_combination(ctx: click.Context) -> None:
     corpus, resume, parent = (ctx.params[name] for name in ("corpus", "resume", "parent"))
     if corpus and resume:
         raise UsageError("--resume finds the text of the run; if it has moved, name it with --corpus")
-    if ctx.params["ensemble"] is not None and (resume or ctx.params["explain_plan"]):
-        raise UsageError("--ensemble trains several models; to go on with it, give the same command again")
+    if ctx.params["ensemble"] is not None and resume:
+        raise UsageError("--ensemble begins a training, and the same command continues it; leave out --resume")
+    if ctx.params["ensemble"] is not None and ctx.params["explain_plan"]:
+        raise UsageError("--explain-plan explains the training of one model; leave out --ensemble")
+    taught = ctx.params["teachers"] or ctx.params["ensemble"] is not None
+    if not taught and not resume and given(ctx, ("written",)):
+        raise UsageError("--written belongs to --teacher and --ensemble")
     if ctx.params["force"] and resume:
         raise UsageError("--force replaces a run and --resume continues one: choose one")
     if parent and resume:

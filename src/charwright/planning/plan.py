@@ -99,7 +99,7 @@ class Plan:
         budget = f"{amount:g} {name.removesuffix('s') if amount == 1 else name}"
         layers = "1 layer" if model.layers == 1 else f"{model.layers} layers"
         ngrams = " and n-grams" if model.ngram_bits else ""
-        beside = f"and {self.text.beside:,} tokens beside them (--teacher) " if self.text.beside else ""
+        beside = f"and {self.text.beside:,} more tokens (the teachers' text) " if self.text.beside else ""
         regularization = (
             f"dropout {model.dropout:g}, recurrent dropout {model.recurrent_dropout:g}, "
             f"weight decay {training.weight_decay:g}"
@@ -130,7 +130,7 @@ class Plan:
     @property
     def speed(self) -> float:
         """Tokens per second of this model, which may differ in cell and layers from those that were measured."""
-        return self.passes * self.text.read / (USABLE * 60 * (self.recipe.training.minutes or 1))
+        return (self.passes * self.text.read + self.text.once) / (USABLE * 60 * (self.recipe.training.minutes or 1))
 
     def explanation(self) -> list[tuple[str, str, str]]:
         """The flag, value and reason of every planned option."""
@@ -354,7 +354,8 @@ class _Rule:
     def _steps(self, units: int) -> float:
         sequences = self.sequences
         seconds = (self.start.training.minutes or 0) * 60 * USABLE
-        return self._speed(units) * seconds / (sequences.batch * sequences.seq_length)
+        tokens = max(0.0, self._speed(units) * seconds - self.text.once)
+        return tokens / (sequences.batch * sequences.seq_length)
 
     def passes(self, recipe: Recipe) -> float:
         """How often the text is read."""
@@ -366,6 +367,8 @@ class _Rule:
 
 
 def _times(passes: float) -> str:
+    if passes < 0.05:
+        return "less than 0.1 times"
     return f"{passes:,.0f} times" if passes >= 9.5 else f"{passes:.1f} times"
 
 

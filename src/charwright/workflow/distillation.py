@@ -1,13 +1,15 @@
 """The runs from whose predictions a new run learns, and the text that it reads for that.
 
 Beside the user's text, which teachers know by heart, they write a text of their own, and what they predict there tells
-more about them. Both are read together, in parts that take turns; every fifth token is the user's.
+more about them. Both are read together, in parts that take turns: the user's text as often as it takes to be a fifth.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +17,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from charwright.config import TrainingConfig
+from charwright.config import TrainingConfig, VocabularyConfig
 from charwright.data.records import Records
+from charwright.data.split import split_text
 from charwright.data.texts import Text, character_counts, ids_of, plain
 from charwright.data.vocabulary import Ids, Vocabulary
 from charwright.errors import CharwrightError, RunError, UsageError
 from charwright.model.compute import Compute
 from charwright.model.language_model import LanguageModel
+from charwright.planning.profile import TextProfile
 from charwright.run import Run
-from charwright.run_config import RunConfig, Teacher
+from charwright.run_config import Teacher
 from charwright.storage import Arrays
 from charwright.training.distillation import Lessons, mean_predictions
 from charwright.workflow.loading import generator_of
@@ -32,6 +36,11 @@ from charwright.workflow.texts import Texts
 MOST_BYTES = 1 << 30  # of predictions: 2 for each token of the vocabulary at each token that is read
 SHARE = 4  # The teachers write this many tokens for each one of the user's text that is read.
 STREAMS = 64  # texts of each teacher
+WRITTEN = 300_000
+"""The tokens that teachers write, if nothing else is asked for."""
+WRITING_MINUTES = 2.0  # In a shorter training they write fewer.
+FORWARD = 0.35  # the time of a teacher's prediction, as a part of a training step of as many tokens
+MOST_UNKNOWN = 0.05  # of the characters, where the teachers left out rare ones
 NAMED = 10
 """Unknown characters that a message lists, at most."""
 
@@ -44,7 +53,7 @@ class Teachers:
     weights: tuple[Arrays, ...]
 
     @classmethod
-    def open(cls, folders: Sequence[str | os.PathLike[str]], replaced: Path | None = None) -> Teachers:
+    def of(cls, folders: Sequence[str | os.PathLike[str]], replaced: Path | None = None) -> Teachers:
         """Open the runs; `replaced` is the folder that will be replaced by the new run.
 
         Raises:
@@ -52,7 +61,9 @@ class Teachers:
             UsageError: when a run has another vocabulary than the first, or was trained on records.
         """
         runs = tuple(Run.open(Path(folder).resolve()) for folder in folders)
-        for run, folder in zip(runs, folders, strict=True):
+        for number, (run, folder) in enumerate(zip(runs, folders, strict=True)):
+            if run.folder in (earlier.folder for earlier in runs[:number]):
+                raise UsageError(f"{folder} is named twice; each teacher counts once")
             if replaced is not None and run.lies_in(replaced):
                 raise UsageError(f"--force would remove {folder}, which --teacher names; choose another --out")
             if run.config.recipe.records.records != "none":
@@ -74,7 +85,7 @@ class Teachers:
         if not entries:
             return None
         try:
-            found = cls.open([entry.folder for entry in entries])
+            found = cls.of([entry.folder for entry in entries])
         except CharwrightError as error:
             raise RunError(f"{run.folder} learns from {_listed(entries)}, which it needs to resume: {error}") from error
         for entry, now in zip(entries, found.entries, strict=True):
@@ -87,6 +98,11 @@ class Teachers:
         """The records of the teachers in config.json."""
         pairs = zip(self.runs, self.weights, strict=True)
         return tuple(Teacher(str(run.folder), _sha256(weights)) for run, weights in pairs)
+
+    @property
+    def vocabulary_options(self) -> VocabularyConfig:
+        """The options of their vocabulary."""
+        return dataclasses.replace(self.runs[0].config.recipe.vocabulary, level=self.vocabulary.level)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -102,42 +118,51 @@ class Teachers:
         if isinstance(texts.training, Records):
             raise UsageError("--teacher needs running text; leave out --records")
         if self.vocabulary.level == "character":
-            known = set(self.vocabulary.characters)
-            unknown = sorted(set(character_counts(plain(texts.whole))) - known)
-            least = self.runs[0].config.recipe.vocabulary.min_count
-            if unknown and least == 1:
-                names = " ".join(c if c.isprintable() and not c.isspace() else repr(c) for c in unknown[:NAMED])
-                raise UsageError(
-                    f"the text has {len(unknown):,} characters that {self.runs[0].folder} does not know: {names}"
-                )
+            self._check_known(character_counts(plain(texts.whole)))
         if len(ids_of(texts.training, self.vocabulary)) > self._most:
             raise UsageError(
                 f"predictions of {len(self.vocabulary):,} tokens in {len(texts.training):,} characters take more than "
                 f"{MOST_BYTES >> 20:,} MB; --teacher is for shorter texts"
             )
 
-    def notes(self, config: RunConfig) -> list[str]:
-        """What the user may not expect of the teachers of a run with this configuration."""
+    def _check_known(self, counts: Counter[str]) -> None:
+        """See that the characters are known, or almost all where the teachers left out rare ones."""
+        unknown = sorted(set(counts) - set(self.vocabulary.characters))
+        share = sum(counts[character] for character in unknown) / max(1, counts.total())
+        if unknown and (self.vocabulary_options.min_count == 1 or share > MOST_UNKNOWN):
+            names = " ".join(c if c.isprintable() and not c.isspace() else repr(c) for c in unknown[:NAMED])
+            raise UsageError(
+                f"the text has {len(unknown):,} characters that {self.runs[0].folder} does not know: {names}"
+                f"{' ...' if len(unknown) > NAMED else ''} ({share:.1%} of it)"
+            )
+
+    def notes(self, texts: Texts) -> list[str]:
+        """What the user may not expect of the teachers of a run with these texts."""
+        if texts.validation_corpus is not None:
+            return []
         return [
             f"note: {run.folder} held out another part of this text, so it has seen some of what is held out now"
             for run in self.runs
-            if run.config.sha256 == config.sha256 and run.config.recipe.split != config.recipe.split
+            if run.config.sha256 == texts.corpus.sha256
+            and split_text(texts.whole, run.config.recipe.split)[0] != texts.training
         ]
 
-    def summary(self) -> str:
+    def summary(self, training: TrainingConfig) -> str:
         """What they do, in a line."""
         count = len(self.runs)
-        return f"{count} teacher{'' if count == 1 else 's'}: what they predict in the text, and in one that they write"
+        writing = " and in a text that they write" if written_tokens(training) else ""
+        return f"{count} teacher{'' if count == 1 else 's'}: what they predict in the text{writing}"
 
-    def beside(self, tokens: int, written: int) -> int:
-        """The tokens that are read beside a text of `tokens`, if the teachers are to write some."""
-        written, times = self._read(tokens, written)
-        return written + (times - 1) * tokens
+    def profile(self, text: TextProfile, training: TrainingConfig) -> TextProfile:
+        """What a plan has to know of a text that is read with theirs."""
+        written, times = self._read(text.tokens, written_tokens(training))
+        beside = written + (times - 1) * text.tokens
+        return dataclasses.replace(text, beside=beside, once=round(FORWARD * len(self.runs) * (text.tokens + beside)))
 
     def lessons(self, training_text: Text, compute: Compute, training: TrainingConfig) -> Lessons:
         """The user's text and what the teachers write, with their mean predictions; a function of the seed."""
         own = np.asarray(ids_of(training_text, self.vocabulary)[:])
-        written, times = self._read(len(own), training.written)
+        written, times = self._read(len(own), written_tokens(training))
         pieces = self._write(written, training.seed)
         order = np.random.Generator(np.random.Philox(key=training.seed)).permutation(len(pieces))
         parts = np.array_split(np.concatenate([pieces[index] for index in order]), times)
@@ -176,6 +201,13 @@ class Teachers:
                 )
                 pieces += [self.vocabulary.encode(completion.continuation) for completion in found]
         return pieces
+
+
+def written_tokens(training: TrainingConfig) -> int:
+    """How much teachers are to write."""
+    if training.written is not None:
+        return training.written
+    return WRITTEN if training.minutes is None else round(WRITTEN * min(1.0, training.minutes / WRITING_MINUTES))
 
 
 def _sha256(weights: Arrays) -> str:

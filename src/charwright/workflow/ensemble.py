@@ -7,7 +7,7 @@ the same call is made again: what is done is not done twice.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,24 @@ from charwright.config import BUDGETS, CorpusConfig
 from charwright.data.large_texts import open_corpus
 from charwright.data.lists import is_list
 from charwright.data.parts import Places
-from charwright.errors import UsageError
-from charwright.planning.recipes import DEFAULT
+from charwright.errors import RunExistsError, UsageError
+from charwright.planning.plan import option_values
+from charwright.planning.recipes import DEFAULT, PLANNED
 from charwright.run import Run
+from charwright.schema import flag
 from charwright.training.early_stopping import EARLY_STOPPING, TARGET
 from charwright.training.events import End, Event
 from charwright.training.ranks import ALONE, Ranks
-from charwright.workflow.preparation import check_corpus_given
+from charwright.workflow.preparation import RESUMABLE, check_corpus_given, origin_of_recipe
 from charwright.workflow.texts import Notify, Specs
 from charwright.workflow.training import resume, train
 
 TEACHING = 0.6
 """The share of the minutes that the teachers have together."""
 MOST_TEACHERS = 64
-LASTING = ("device", "core", "threads", "should_stop", "clock", "tensorboard", "progress")
+LASTING = {"device", "core", "threads", "should_stop", "clock", "tensorboard", "progress"}
 """The arguments that a resume has too."""
+OPTIONS = set(option_values(DEFAULT))
 FINISHED = ("done", TARGET, EARLY_STOPPING)
 
 
@@ -75,56 +78,55 @@ def train_ensemble(
         CharwrightError: (a subclass) as for `train`.
     """
     check_corpus_given(corpus)
-    _check(corpus, count, arguments, ranks)
+    options = {name: arguments[name] for name in OPTIONS & arguments.keys()}
+    _check(corpus, count, arguments, {**options, "seed": seed}, ranks)
     reading, places = reading or CorpusConfig(), places or Places.of_this_user()
     text = open_corpus(corpus, reading, places)
-    if arguments.setdefault("records", "none" if not is_list(text.text) else "line") != "none":
-        raise UsageError("--ensemble needs running text; --records none takes a list as such")
-    arguments = {name: value for name, value in arguments.items() if name not in {"parent", "teachers"}}
+    if options.get("records", "line" if is_list(text.text) else "none") != "none":
+        advice = "leave out --records" if "records" in options else "to read it as running text, add --records none"
+        raise UsageError(f"{text.name} is a list, and --ensemble needs running text; {advice}")
     folder = Path("runs") / text.name if out is None else Path(out)
     school = [folder.with_name(f"{folder.name}-teachers") / str(number) for number in range(1, count + 1)]
     goes_on = not force and _goes_on(folder, school)
     if not goes_on:
         Run.check_place(folder, force=force)
-    if not any(arguments.get(name) for name in BUDGETS):
-        arguments["minutes"] = DEFAULT.training.minutes
-    minutes: float | None = arguments.get("minutes")
-    shares = (None, None) if minutes is None else (minutes * TEACHING / count, minutes * (1 - TEACHING))
+    budget = next((name for name in BUDGETS if options.get(name) is not None), "minutes")
+    amount = options.pop(budget, DEFAULT.training.minutes)
+    shares = [amount, amount] if budget != "minutes" else [amount * TEACHING / count, amount * (1 - TEACHING)]
     ends: list[End] = []
 
     def watched(event: Event) -> None:
         ends.extend([event] if isinstance(event, End) else [])
         on_event(event)
 
-    lasting: dict[str, Any] = {"places": places, "on_event": watched, "notify": notify}
-    lasting |= {name: arguments.pop(name) for name in LASTING if name in arguments}
-    arguments |= {"reading": reading, **lasting}
+    lasting: dict[str, Any] = {name: arguments[name] for name in LASTING & arguments.keys()}
+    lasting |= {"places": places, "on_event": watched, "notify": notify}
+    lasting |= {name: options[name] for name in set(RESUMABLE) & options.keys()}
+    rest = {name: value for name, value in arguments.items() if name not in {*BUDGETS, "parent", "teachers"}}
+    rest |= {"reading": reading, "records": "none", **lasting}
     for number, place in enumerate(school, 1):
-        begun = _begun(place, text.sha256)
-        if begun is not None and _finished(begun):
+        own = (seed * MOST_TEACHERS + number) % 2**63
+        begun = _begun(place, text.sha256, {**options, "seed": own})
+        if begun is not None and _finished(begun, budget, shares[0]):
             notify(f"teacher {number} of {count}: {place}, trained before")
             continue
         notify(f"teacher {number} of {count}: {place}")
         if begun is not None:
-            run = resume(place, **lasting)
+            run = resume(place, **lasting, **{budget: shares[0]})
         else:
-            own: dict[str, Any] = {
-                "seed": (seed * MOST_TEACHERS + number) % 2**63,
-                "minutes": shares[0],
-                "spent_s": spent_s,
-            }
-            run = train(corpus, out=place, **{**arguments, **own})
+            run = train(corpus, out=place, seed=own, spent_s=spent_s, **rest, **{budget: shares[0]})
         spent_s = 0.0
         if ends[-1].reason not in FINISHED:
             return run
     if goes_on:
-        return resume(folder, **lasting)
-    own = {"seed": seed, "minutes": shares[1], "spent_s": spent_s}
-    return train(corpus, out=folder, teachers=school, force=force, **{**arguments, **own})
+        return resume(folder, **lasting, **{budget: shares[1]})
+    return train(
+        corpus, out=folder, teachers=school, seed=seed, force=force, spent_s=spent_s, **rest, **{budget: shares[1]}
+    )
 
 
-def _check(corpus: Specs, count: int, arguments: dict[str, Any], ranks: Ranks) -> None:
-    """See that the arguments are those of an ensemble."""
+def _check(corpus: Specs, count: int, arguments: Mapping[str, Any], options: Mapping[str, Any], ranks: Ranks) -> None:
+    """See that the arguments are those of an ensemble, and the options valid."""
     specs = [corpus] if isinstance(corpus, str | os.PathLike) else list(corpus)
     if not 1 <= count <= MOST_TEACHERS:
         raise UsageError(f"--ensemble takes a number from 1 to {MOST_TEACHERS}, not {count}")
@@ -134,24 +136,34 @@ def _check(corpus: Specs, count: int, arguments: dict[str, Any], ranks: Ranks) -
         raise UsageError("--ensemble trains in one process, without torchrun")
     if arguments.get("parent") is not None or arguments.get("teachers"):
         raise UsageError("--ensemble trains its own teachers from initial weights; leave out --from and --teacher")
+    origin_of_recipe(arguments.get("recipe", PLANNED), options)
 
 
-def _begun(place: Path, sha256: str) -> Run | None:
+def _begun(place: Path, sha256: str, options: Mapping[str, Any]) -> Run | None:
     """The teacher in a folder; None if there is nothing.
 
     Raises:
-        UsageError: when it is one of another text.
+        UsageError: when it is one of another text, or was trained with other options.
     """
-    if not place.exists():
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         return None
     run = Run.open(place, for_writing=True)
     if run.config.sha256 != sha256:
-        raise UsageError(f"{place} is a teacher of another text; remove it, or choose another --out")
+        raise UsageError(f"{place} is a teacher of another text; remove {place.parent}, or choose another --out")
+    values = option_values(run.config.recipe)
+    for name, value in options.items():
+        if name not in {*RESUMABLE, "written"} and values[name] != value:
+            raise UsageError(
+                f"{place} was trained with {flag(name)} {values[name]}, not {value}; remove {place.parent} to train "
+                "teachers anew, or choose another --out"
+            )
     return run
 
 
-def _finished(run: Run) -> bool:
-    """Whether the training of a run has come to its end."""
+def _finished(run: Run, budget: str = "", amount: float = 0.0) -> bool:
+    """Whether the training of a run has come to its end, with at least this budget if one is named."""
+    if budget and (getattr(run.config.recipe.training, budget) or 0) < amount:
+        return False
     last = None
     for event in run.log():
         last = event
@@ -159,9 +171,19 @@ def _finished(run: Run) -> bool:
 
 
 def _goes_on(folder: Path, teachers: list[Path]) -> bool:
-    """Whether a folder has a run that learns from these teachers and has not come to its end."""
+    """Whether a folder has a run that learns from these teachers.
+
+    Raises:
+        RunExistsError: when it has come to its end.
+    """
     if not (folder / "config.json").is_file():
         return False
     run = Run.open(folder)
-    same = [teacher.folder for teacher in run.config.teachers] == [str(place.resolve()) for place in teachers]
-    return same and not _finished(run)
+    if [teacher.folder for teacher in run.config.teachers] != [str(place.resolve()) for place in teachers]:
+        return False
+    if _finished(run):
+        raise RunExistsError(
+            f"{folder} has learned from its teachers; train it longer with --resume {folder}, or replace it "
+            "with --force"
+        )
+    return True

@@ -92,7 +92,7 @@ class Origin:
         """Plan the recipe and choose how to compute, measuring the machine if the budget is in minutes."""
         text = TextProfile.of(texts.training, vocabulary)
         if self.teachers is not None:
-            text = dataclasses.replace(text, beside=self.teachers.beside(text.tokens, self.recipe.training.written))
+            text = self.teachers.profile(text, self.recipe.training)
         plan, choice = plan_here(text, {**self.inherited, **self.options}, wanted)
         if self.parent is not None:
             return plan.continuing(self.recipe, self.inherited), choice
@@ -122,6 +122,12 @@ def origin_of_recipe(name: str, options: Mapping[str, Any], teachers: Teachers |
         UsageError: when there is no such recipe.
         ConfigError: when an option is out of bounds.
     """
+    if teachers is not None:
+        given = dataclasses.asdict(teachers.vocabulary_options)
+        for option, value in given.items():
+            if options.get(option, value) != value:
+                raise UsageError(f"{flag(option)} is that of the teachers, {value}; leave it out")
+        options = {**options, **given}
     if name == PLANNED:
         return Origin(starting_recipe(options), name, options, teachers=teachers)
     return Origin(recipe_of(name).with_options(options), name, options, teachers=teachers)
@@ -221,7 +227,7 @@ def prepare_new(
         records=texts.run_records,
     )
     if origin.teachers is not None:
-        for note in origin.teachers.notes(config):
+        for note in origin.teachers.notes(texts):
             notify(note)
     place = out or _free_folder(Path("runs") / text.name)
     corpora = [text, *([texts.validation_corpus] if texts.validation_corpus else [])]

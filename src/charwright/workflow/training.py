@@ -55,7 +55,7 @@ def train(
     out: str | os.PathLike[str] | None = None,
     recipe: str = PLANNED,
     parent: str | os.PathLike[str] | None = None,
-    teachers: Sequence[str | os.PathLike[str]] = (),
+    teachers: Specs = (),
     validation: Specs = (),
     reading: CorpusConfig | None = None,
     force: bool = False,
@@ -194,7 +194,7 @@ def plan(
     corpus: Specs,
     *,
     parent: str | os.PathLike[str] | None = None,
-    teachers: Sequence[str | os.PathLike[str]] = (),
+    teachers: Specs = (),
     validation: Specs = (),
     reading: CorpusConfig | None = None,
     device: str = "auto",
@@ -226,7 +226,7 @@ def plan(
 def _origin(
     recipe: str,
     parent: str | os.PathLike[str] | None,
-    teachers: Sequence[str | os.PathLike[str]],
+    teachers: Specs,
     options: Mapping[str, Any],
     replaced: Path | None = None,
     ranks: Ranks = ALONE,
@@ -234,9 +234,10 @@ def _origin(
     """What a new run starts from."""
     if parent is not None and teachers:
         raise UsageError("--from continues from weights, and --teacher begins with new ones: choose one")
+    teachers = [teachers] if isinstance(teachers, str | os.PathLike) else teachers
     if parent is not None:
         return ranks.first(lambda: origin_of_run(Path(parent), options, replaced=replaced))
-    return origin_of_recipe(recipe, options, Teachers.open(teachers, replaced) if teachers else None)
+    return origin_of_recipe(recipe, options, Teachers.of(teachers, replaced) if teachers else None)
 
 
 def _run(
@@ -253,10 +254,13 @@ def _run(
     """Assemble the model and the dataset, open the run, and train."""
     compute = prepared.choice.compute
     if prepared.teachers is not None:
-        notify(f"learns from {prepared.teachers.summary()}")
+        notify(f"learns from {prepared.teachers.summary(prepared.recipe.training)}")
+    assembling = clock()
     assembly = assemble(
         prepared.recipe, prepared.vocabulary, prepared.training_text, compute, prepared.weights, prepared.teachers
     )
+    if prepared.resume:  # The budget already has the time of the teachers' predictions.
+        began += clock() - assembling
     if assembly.notice:
         notify(assembly.notice)
     if compute.device.type == "cpu" and kernels.load() is None:
