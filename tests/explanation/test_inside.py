@@ -111,7 +111,8 @@ def test_surprise_is_what_evaluation_measures(name: str) -> None:
     model = cw.LanguageModel.from_arrays(config, weights_of(config, len(LETTERS)))
     assert found.bits_per_char == pytest.approx(cw.evaluate(model, LETTERS, text).bits_per_char, abs=1e-5)
     [nats] = Engine(config, weights_of(config, len(LETTERS)), "f32").scores([LETTERS.encode(TEXT)])
-    assert found.bits[1 : len(TEXT)] == pytest.approx(-nats / math.log(2), abs=1e-4)
+    # A plain recurrent network enlarges differences of rounding from character to character.
+    assert found.bits[1 : len(TEXT)] == pytest.approx(-nats / math.log(2), rel=1e-4, abs=1e-4)
     assert len(found.bits) == len(found.choices) == len(text)
     assert found.choices[0] == ()
     for at, choices in enumerate(found.choices[1:], 1):

@@ -19,21 +19,20 @@ from charwright.model.initialization import start_from_frequencies
 from charwright.model.language_model import LanguageModel
 from charwright.storage import Arrays
 from charwright.training.batch import TrainStep
-from charwright.training.loop import train_step
 from charwright.workflow.distillation import Teachers
 
 
 @dataclass(frozen=True)
 class Assembly:
-    """A model before its first step, its batches and its training step.
+    """A model before its first step, and its batches; `notice` says if these are smaller than configured.
 
-    `notice` says if the batches are smaller than configured.
+    `train_step` is that of a model that learns from others, and None for any other.
     """
 
     model: LanguageModel
     dataset: Dataset
     notice: str | None = None
-    train_step: TrainStep = train_step
+    train_step: TrainStep | None = None
 
 
 def assemble(
@@ -53,7 +52,7 @@ def assemble(
     """
     training = recipe.training
     if teachers is None:
-        step: TrainStep = train_step
+        step: TrainStep | None = None
         dataset, notice = dataset_of(recipe, vocabulary, training_text)
     else:
         lessons = teachers.lessons(training_text, compute, training)

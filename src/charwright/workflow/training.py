@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -293,12 +294,12 @@ def _fit(
     spent_s = max(0.0, ranks.first(lambda: clock() - began))
     if not prepared.resume and training.minutes is not None and spent_s >= training.minutes * 60:
         notify(f"the start took {spent_s:.1f} s, the whole budget: the model has learned nothing; raise --minutes")
+    training_loop = fit if assembly.train_step is None else partial(fit, train_step=assembly.train_step)
     try:
-        for event in fit(
+        for event in training_loop(
             assembly.model,
             assembly.dataset,
             training,
-            train_step=assembly.train_step,
             validate=_validator(prepared, ranks) if prepared.validation_text else None,
             sample=_sampler(prepared) if first else None,
             save=(lambda taken: save_checkpoint(run, taken, training.keep_checkpoints)) if first else None,
