@@ -27,6 +27,7 @@ from charwright.workflow.preparation import RESUMABLE, check_corpus_given, origi
 from charwright.workflow.texts import Notify, Specs
 from charwright.workflow.training import resume, train
 
+DEFAULT_MINUTES = DEFAULT.training.minutes or 5.0
 TEACHING = 0.6
 """The share of the minutes that the teachers have together."""
 MOST_TEACHERS = 64
@@ -90,8 +91,9 @@ def train_ensemble(
     goes_on = not force and _goes_on(folder, school)
     if not goes_on:
         Run.check_place(folder, force=force)
-    budget = next((name for name in BUDGETS if options.get(name) is not None), "minutes")
-    amount = options.pop(budget, DEFAULT.training.minutes)
+    given = {name: options.pop(name, None) for name in BUDGETS}
+    given = {name: amount for name, amount in given.items() if amount is not None} or {"minutes": DEFAULT_MINUTES}
+    [(budget, amount)] = given.items()
     shares = [amount, amount] if budget != "minutes" else [amount * TEACHING / count, amount * (1 - TEACHING)]
     ends: list[End] = []
 
