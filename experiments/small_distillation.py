@@ -26,7 +26,7 @@ import torch
 import charwright as cw
 from charwright.evaluation.evaluate import evaluate_with, target_nats
 from charwright.training.batch import make_batch
-from charwright.training.distillation import Lessons, mean_predictions
+from charwright.training.distillation import Lessons, mean_predictions, taking_turns
 from charwright.training.optimizer import clipped_gradients, set_learning_rate
 from small_schedules import Trial
 
@@ -105,13 +105,10 @@ def lessons_of(teachers: Sequence[Trial], written: int) -> Lessons:
         found = generator.generate([""] * STREAMS, length=length, temperature=1.0, seed=100 + index)
         pieces += [vocabulary.encode(completion.continuation) for completion in found]
     order = np.random.Generator(np.random.Philox(5)).permutation(len(pieces))
-    parts = np.array_split(np.concatenate([pieces[index] for index in order]), max(1, written // (SHARE * len(own))))
-    ids = np.concatenate([piece for part in parts for piece in (part, own)])
-    mine = np.concatenate(
-        [np.full(len(piece), value) for part in parts for piece, value in ((part, False), (own, True))]
-    )
+    text = np.concatenate([pieces[index] for index in order])
+    ids, mine = taking_turns(own, text, max(1, written // (SHARE * len(own))))
     predictions = mean_predictions([teacher.model for teacher in teachers], ids)
-    return Lessons(torch.from_numpy(ids.astype(np.int64)), predictions, torch.from_numpy(mine))
+    return Lessons(torch.from_numpy(ids), predictions, torch.from_numpy(mine))
 
 
 def run(text: str, count: int, passes: float, written: Sequence[int], options: dict[str, Any]) -> None:

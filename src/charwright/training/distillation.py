@@ -65,6 +65,15 @@ class Lessons:
         return loss.detach()
 
 
+def taking_turns(
+    own: npt.NDArray[np.integer], written: npt.NDArray[np.integer], times: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """The user's ids (M,), `times` times, each behind an equal part of what was written: (N,), and which are own."""
+    pieces = [piece for part in np.array_split(written, times) for piece in (part, own)]
+    whose = [np.full(len(piece), bool(index % 2)) for index, piece in enumerate(pieces)]
+    return np.concatenate(pieces).astype(np.int64), np.concatenate(whose)
+
+
 @torch.no_grad()
 def mean_predictions(teachers: Sequence[LanguageModel], ids: npt.NDArray[np.integer]) -> Tensor:
     """The mean probabilities (N, V) float16 that models give to the token after each of the ids (N,).

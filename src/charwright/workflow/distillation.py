@@ -29,7 +29,7 @@ from charwright.planning.profile import TextProfile
 from charwright.run import Run
 from charwright.run_config import Teacher
 from charwright.storage import Arrays
-from charwright.training.distillation import Lessons, mean_predictions
+from charwright.training.distillation import Lessons, mean_predictions, taking_turns
 from charwright.workflow.loading import generator_of
 from charwright.workflow.texts import Texts
 
@@ -165,18 +165,14 @@ class Teachers:
         written, times = self._read(len(own), written_tokens(training))
         pieces = self._write(written, training.seed)
         order = np.random.Generator(np.random.Philox(key=training.seed)).permutation(len(pieces))
-        parts = np.array_split(np.concatenate([pieces[index] for index in order]), times)
-        ids = np.concatenate([piece for part in parts for piece in (part, own)])
-        whose = np.concatenate([np.full(len(piece), value) for part in parts for piece, value in ((part, 0), (own, 1))])
+        ids, mine = taking_turns(own, np.concatenate([pieces[index] for index in order]), times)
         models = [
             LanguageModel.from_arrays(run.model, weights, compute).eval()
             for run, weights in zip(self.runs, self.weights, strict=True)
         ]
         predictions = mean_predictions(models, ids)
         device = predictions.device
-        return Lessons(
-            torch.from_numpy(ids.astype(np.int64)).to(device), predictions, torch.from_numpy(whose == 1).to(device)
-        )
+        return Lessons(torch.from_numpy(ids).to(device), predictions, torch.from_numpy(mine).to(device))
 
     @property
     def _most(self) -> int:
