@@ -235,6 +235,12 @@ def test_teachers_write_less_in_little_time() -> None:
     assert written_tokens(TrainingConfig(minutes=0.2, written=7)) == 7
 
 
+def test_a_resume_with_another_budget_reads_the_same_text(text: Path, folders: list[Path], tmp_path: Path) -> None:
+    run = cw.train(text, out=tmp_path / "run", teachers=folders[:1], minutes=0.02, **OPTIONS)
+    assert run.config.recipe.training.written == 3_000
+    assert cw.resume(run, minutes=0.03).config.recipe.training.written == 3_000
+
+
 def test_a_plan_leaves_time_for_what_the_teachers_predict() -> None:
     text = TextProfile(18_000, 60, "Latin", 18_000)
     options, speeds = {"minutes": 1.0, "units": 128}, {128: 50_000.0}

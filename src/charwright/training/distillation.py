@@ -30,7 +30,7 @@ STEPS = 64
 
 @dataclass(frozen=True)
 class Lessons:
-    """A text of ids (N,) int64, the predictions for the token after each of them, and which of it nobody has written.
+    """A text of ids (N,) int64, the predictions for the token after each of them, and whose text it is.
 
     `predictions` are probabilities (N, V) float16. `own` (N,) bool is where the text is the user's: what follows there
     is learned too, while a teacher's text is only an occasion for its predictions. All are on the model's device.

@@ -35,7 +35,7 @@ from charwright.storage import Arrays
 from charwright.training.ranks import ALONE, Ranks
 from charwright.workflow.assembly import grow_weights
 from charwright.workflow.computing import choice_for_resume, choice_here, record_of
-from charwright.workflow.distillation import Teachers
+from charwright.workflow.distillation import Teachers, written_tokens
 from charwright.workflow.texts import Notify, Specs, Texts, read_texts, texts_of_run
 
 RESUMABLE = (*BUDGETS, "target_loss", "patience", "log_every", "checkpoint_minutes", "keep_checkpoints", "precision")
@@ -208,6 +208,8 @@ def prepare_new(
             notify(line)
     else:
         choice = ranks.first(lambda: choose_here(recipe, len(vocabulary), wanted))
+    if origin.teachers is not None:  # A resume with another budget reads the same text.
+        recipe = recipe.with_options({"written": written_tokens(recipe.training)})
     if origin.parent is not None:
         growth = _describe_growth(origin.parent.vocabulary, vocabulary)
         notify(f"continues from {origin.parent.folder} ({growth})")
