@@ -46,7 +46,7 @@ def create_app(service: Service, access: Access, *, log: Log | None = None) -> A
     """The application, for any ASGI server. `service.start` must be called in its event loop."""
     app: ASGIApp = Routes(service, keys=access.keys is not None)
     app = KeyCheck(app, keys=access.keys)
-    app = RefusalAnswers(OriginCheck(app, origins=access.origins))
+    app = RefusalAnswers(OriginCheck(app, origins=access.origins), metrics=service.metrics)
     headers = SAFE
     if access.origins:
         app = CORSMiddleware(
@@ -57,7 +57,7 @@ def create_app(service: Service, access: Access, *, log: Log | None = None) -> A
             expose_headers=["x-request-id", "retry-after"],
         )
         headers = [item for item in SAFE if item != SAME_ORIGIN]
-    app = RefusalAnswers(HostCheck(app, names=access.hosts, addresses=access.addresses))
+    app = RefusalAnswers(HostCheck(app, names=access.hosts, addresses=access.addresses), metrics=service.metrics)
     return Journal(app, metrics=service.metrics, log=log, headers=headers, ending=lambda: service.draining)
 
 

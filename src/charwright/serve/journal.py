@@ -88,15 +88,13 @@ class Journal:
             if entry.status is not None:
                 raise  # The answer has begun: the server closes the connection.
             problem = Refusal(500, f"request {entry.id} failed; this is a defect of charwright", reason="failed")
-            await _send(problem, scope, receive, send_noting)
+            await _refuse(problem, self._metrics, scope, receive, send_noting)
         finally:
             entry.job, entry.refusal = state.get("job"), state.get("refusal")
             self._finish(entry)
 
     def _finish(self, entry: Entry) -> None:
         seconds = time.perf_counter() - entry.began_s
-        if entry.refusal is not None:
-            self._metrics.refusals.labels(entry.refusal.reason).inc()
         entry.status = entry.status or CLIENT_CLOSED
         self._metrics.requests.labels(entry.route, str(entry.status)).inc()
         self._metrics.request_s.labels(entry.route).observe(seconds)
@@ -105,22 +103,23 @@ class Journal:
 
 
 class RefusalAnswers:
-    """Turns what the application refuses into an answer."""
+    """Turns what the application refuses into an answer, which is counted before the client has it."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         """Answer for `app`."""
-        self._app = app
+        self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Carry out a request, or answer with what it was refused for."""
         try:
             await self._app(scope, receive, send)
         except Refusal as refusal:
-            scope["state"]["refusal"] = refusal
-            await _send(refusal, scope, receive, send)
+            await _refuse(refusal, self._metrics, scope, receive, send)
 
 
-async def _send(refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
+async def _refuse(refusal: Refusal, metrics: Metrics, scope: Scope, receive: Receive, send: Send) -> None:
+    scope["state"]["refusal"] = refusal
+    metrics.refusals.labels(refusal.reason).inc()
     response = Response(json_bytes(refusal.body()), refusal.status, media_type="application/json")
     response.raw_headers += refusal.headers
     await response(scope, receive, send)
