@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,19 @@ def test_a_parent_without_a_plan_keeps_its_options(text: Path, tmp_path: Path) -
     assert second.config.plan is None
     with pytest.raises(UsageError, match="has no plan"):
         cw.plan(text, parent=first.folder)
+
+
+def test_a_run_stands_for_its_folder(text: Path, tmp_path: Path) -> None:
+    first = cw.train(text, out=tmp_path / "first", steps=2, **OPTIONS)
+    second = cw.train(text, out=tmp_path / "second", parent=first, steps=2)
+    third = cw.train(text, out=tmp_path / "third", teachers=[first, second], steps=2, written=0, **OPTIONS)
+    assert second.config.parent is not None
+    assert second.config.parent.folder == str(first.folder)
+    assert [teacher.folder for teacher in third.config.teachers] == [str(first.folder), str(second.folder)]
+    assert cw.load(third).generate("a", length=5, seed=1) == cw.load(third.folder).generate("a", length=5, seed=1)
+    assert any(str(first.folder) in row for row in cw.plot(first).table())
+    with pytest.raises(UsageError, match=rf"^{re.escape(str(first.folder))} is named twice"):
+        cw.train(text, teachers=[first, first], steps=2)
 
 
 # Resume.

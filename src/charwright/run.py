@@ -58,7 +58,7 @@ from charwright.storage import (
 
 
 class Run:
-    """An existing run folder.
+    """An existing run folder, which stands for its path in `load(run)`, `train(..., parent=run)` and all others.
 
     >>> run = Run.open("runs/demo")                                     # doctest: +SKIP
     >>> writer = charwright.Generator(run.model, run.weights(), run.vocabulary)  # doctest: +SKIP
@@ -73,6 +73,9 @@ class Run:
     def model(self) -> ModelConfig:
         """The configuration of the network."""
         return self.config.recipe.model
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}: {network(self.model, len(self.vocabulary))})"

@@ -60,6 +60,7 @@ class Teachers:
             RunError: (or a subclass) when there is no run in a folder, or it has no intact weights.
             UsageError: when a run has another vocabulary than the first, or was trained on records.
         """
+        folders = [os.fspath(folder) for folder in folders]
         runs = tuple(Run.open(Path(folder).resolve()) for folder in folders)
         for number, (run, folder) in enumerate(zip(runs, folders, strict=True)):
             if run.folder in (earlier.folder for earlier in runs[:number]):

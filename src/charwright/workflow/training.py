@@ -212,8 +212,9 @@ def plan(
     """
     check_corpus_given(corpus)
     origin = _origin(PLANNED, parent, teachers, options)
-    if not origin.planned:
-        raise UsageError(f"{parent} has no plan: its options were given, and a run that continues from it has them too")
+    if origin.parent is not None and not origin.planned:
+        folder = origin.parent.folder
+        raise UsageError(f"{folder} has no plan: its options were given, and a run that continues from it has them too")
     wanted = Wanted(device, core, origin.recipe.training.precision, threads)
     wanted.by_rule().start()
     recipe, places = origin.recipe, places or Places.of_this_user()
