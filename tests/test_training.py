@@ -333,6 +333,16 @@ def test_the_cosine_schedule_rollbacks_from_the_peak_to_nearly_zero() -> None:
     assert rates == sorted(rates, reverse=True)
 
 
+def test_the_trapezoid_is_held_and_falls_to_zero_in_a_line() -> None:
+    config = settings_for(epochs=20, log_every=1, schedule="trapezoid")
+    seen = list(cw.fit(make_model(), make_data(), config))
+    rates = [event.learning_rate for event in seen if isinstance(event, events.Step)]
+    assert rates[:41] == [0.01] * 41
+    assert rates[70] == pytest.approx(0.005)
+    assert 0 < rates[-1] < 0.01 * 0.02
+    assert np.diff(rates[41:]) == pytest.approx(np.full(58, -0.01 / 60))
+
+
 def test_the_learning_rates_of_a_custom_optimizer_follow_the_schedule() -> None:
     model = make_model()
     weights = list(model.parameters())

@@ -184,7 +184,7 @@ class TrainingConfig(Config):
     )
     optimizer: str = option("adamw", "Optimizer.", choices=("adam", "adamw", "cautious-adamw"))
     learning_rate: float = option(4e-3, "Peak learning rate.", above=0, maximum=1e4)
-    schedule: str = option("cosine", "Learning-rate schedule over the budget.", choices=("constant", "cosine"))
+    schedule: str = option("cosine", "Learning rate over the budget.", choices=("constant", "cosine", "trapezoid"))
     warmup: int = option(
         20, "Warm-up steps over which the learning rate rises to its peak; 0 disables warm-up.", minimum=0
     )

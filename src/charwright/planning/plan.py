@@ -268,7 +268,7 @@ class _Rule:
             **(descent if has_ngrams else {}),
             "output_bias": ("frequencies", "a rare character's bias would take longer to fall than training lasts"),
             "ema": (training.ema, "an average over the last tenth of the steps is steadier than the last step"),
-            "schedule": (training.schedule, "the learning rate falls to zero as the budget ends"),
+            "schedule": ("trapezoid", "the learning rate is held, and falls to zero as the budget ends"),
             "warmup": (training.warmup, "Adam's first steps are too large for a wide layer"),
             "state_reset": (training.state_reset, "some streams restart in each batch, as a prompt does"),
             "patience": (10, "a validation loss that keeps rising does not recover"),
