@@ -144,6 +144,11 @@ def test_a_width_given_by_hand_changes_the_options_derived_from_it() -> None:
     assert rates == [0.0042, 0.006, 0.006, 0.006]
 
 
+def test_the_learning_rate_is_held_unless_given_by_hand() -> None:
+    assert plan().recipe.training.schedule == "trapezoid"
+    assert plan(schedule="cosine").recipe.training.schedule == "cosine"
+
+
 def test_the_optimizer_is_cautious_unless_given_by_hand() -> None:
     assert plan().recipe.training.optimizer == "cautious-adamw"
     assert plan(optimizer="adamw").recipe.training.optimizer == "adamw"
