@@ -83,7 +83,7 @@ def test_a_budget_in_minutes_is_that_of_the_whole_command(charwright: Terminal, 
     assert 3.0 < time.monotonic() - began < 6.6
     log = list(Run.open(tmp_path / "run").log())
     rates = [event["learning_rate"] for event in log if event["event"] == "step"]
-    assert rates[-1] < 0.02 * rates[0], "the learning rate is near zero when the time is over"
+    assert rates[-1] < 0.05 * max(rates), "the learning rate is near zero when the time is over"
     assert log[-1]["reason"] == "done"
     again = charwright("train", "--resume", tmp_path / "run")
     assert "the budget was already spent" in again.err
