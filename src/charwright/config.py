@@ -118,19 +118,17 @@ class ModelConfig(Config):
         0.0, "Dropout rate on the outputs of each recurrent layer, one mask per sequence.", minimum=0, below=1
     )
     recurrent_dropout: float = option(
-        0.0,
-        "Dropout rate on the hidden state inside the recurrent product, one mask per sequence.",
-        minimum=0,
-        below=1,
+        0.0, "Dropout rate on the hidden state inside the recurrent product, one mask per sequence.", minimum=0, below=1
     )
     ngram_bits: int = option(
-        0,
-        "Hashed n-grams of the last tokens that add to the logits: an array of 2^N numbers; 0 is none.",
-        minimum=0,
-        maximum=28,
-    )
+        0, "Hashed n-grams of the last tokens that add to the logits: an array of 2^N numbers; 0 is none.",
+        minimum=0, maximum=28,
+    )  # fmt: skip
     ngram_order: int = option(
         4, "Tokens in the longest n-gram: the last 2, the last 3 and so on, up to the last N.", minimum=2, maximum=8
+    )
+    multiplicative: bool = option(
+        False, "Multiplicative layer: each token scales the hidden state inside the first layer's recurrent product."
     )
     tied: bool = option(False, "Tie the output weights to the embedding (requires embedding size = units).")
 
@@ -156,6 +154,8 @@ class ModelConfig(Config):
             shapes[f"recurrent.{layer}.bias_ih"] = (gates,)
             if self.cell == "gru":
                 shapes[f"recurrent.{layer}.bias_hh"] = (gates,)
+        if self.multiplicative:
+            shapes["recurrent.0.weight_mx"] = (self.units, self.embedding_size)  # (H, E)
         if not self.tied:
             shapes["head.weight"] = (vocabulary_size, self.units)  # (V, H)
         shapes["head.bias"] = (vocabulary_size,)
@@ -393,7 +393,7 @@ RENAMED: Mapping[str, str] = {
 
 
 LATER = (
-    *(("model", name) for name in ("ngram_bits", "ngram_order")),
+    *(("model", name) for name in ("ngram_bits", "ngram_order", "multiplicative")),
     *(("training", name) for name in ("ngram_rate", "ngram_decay", "output_bias", "written")),
 )
 """Options that earlier versions do not know; their defaults are what those versions do."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from charwright.errors import UsageError
 
-ABI = 10
+ABI = 11
 CELL_CODES = {"gru": 0, "lstm": 1, "rnn": 2}
 UNITS_MULTIPLE = 16
 """The kernels require a number of units that is a multiple of this; callers pad with zeros."""
@@ -40,6 +40,7 @@ class Layer(ctypes.Structure):
                 "inputs",
                 "bias",
                 "mask",
+                "scale",
                 "packed",
                 "hidden",
                 "masked",
@@ -51,6 +52,7 @@ class Layer(ctypes.Structure):
                 "d_h",
                 "d_c",
                 "d_table",
+                "d_scale",
                 "d_bias",
             )
         ),

@@ -105,10 +105,19 @@ static void NAME(stage_gradients)(elem *operand, size_t size, const cw_layer *la
                        BLOCK * sizeof(elem));
 }
 
-/* d_h of the previous state += the operand (G, B, H) * weights, for `vectors` vectors of units from `vector`; those from
- * `next` follow, if it is another one. */
-static void NAME(through_product)(const cw_layer_job *job, const elem *operand, size_t size, int vector, int vectors,
-                                  int next) {
+/* From the gradient of what the product of step t has multiplied, LANES units of row b: that of the scale, which is added
+ * up, and that of the state. */
+INLINE vec NAME(through_scale)(const cw_layer *layer, int t, int b, int unit, vec gradient) {
+    const size_t row = (size_t)t * layer->batch + b, at = layer->ids[row] * layer->units + unit;
+    float *sum = layer->d_scale + at;
+    store(sum, load(sum) + gradient * NAME(get)((const elem *)layer->hidden + row * layer->units + unit));
+    return gradient * load(layer->scale + at);
+}
+
+/* d_h of the state before step t += the operand (G, B, H) * weights, for `vectors` vectors of units from `vector`; those
+ * from `next` follow, if it is another one. */
+static void NAME(through_product)(const cw_layer_job *job, int t, const elem *operand, size_t size, int vector,
+                                  int vectors, int next) {
     const cw_layer *layer = job->layer;
     const int batch = layer->batch, depth = NAME(padded)(layer->units), gates = cw_gate_count(layer->cell);
     const size_t column = (size_t)gates * depth * LANES, c_row = (size_t)vectors * LANES;
@@ -134,6 +143,7 @@ static void NAME(through_product)(const cw_layer_job *job, const elem *operand, 
             for (int b = panel; b < end; b++) {
                 vec through = load(c + (b - panel) * c_row + v * LANES);
                 if (layer->mask) through *= load(job->mask + at + b * BLOCK);
+                if (layer->scale) through = NAME(through_scale)(layer, t, b, unit, through);
                 float *d_h = job->h + at + b * BLOCK;
                 store(d_h, load(d_h) + through);
             }
@@ -182,7 +192,7 @@ static void NAME(backward)(int thread, int threads, cw_barrier *barrier, void *a
             vectors = share(left, 3);
             const int vector = first * VECTORS + (t % 2 ? left - vectors : done), then = left - vectors;
             const int next = !then ? vector : t % 2 ? vector - share(then, 3) : vector + vectors;
-            NAME(through_product)(&job, operand, size, vector, vectors, next);
+            NAME(through_product)(&job, t, operand, size, vector, vectors, next);
         }
     }
 #if TILED

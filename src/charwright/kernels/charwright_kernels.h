@@ -17,7 +17,7 @@
 
 enum { CW_GRU = 0, CW_LSTM = 1, CW_RNN = 2 };
 
-#define CW_ABI 10
+#define CW_ABI 11
 
 /* The storage type of weights and activations, and of the products' operands. */
 #define CW_F32 0
@@ -33,9 +33,10 @@ typedef struct {
     const void *inputs;     /* (T, B, G * H) storage, without a table */
     const float *bias;      /* (G * H) recurrent bias, or NULL */
     const float *mask;      /* (B, H), multiplies the state in the recurrent product; or NULL */
+    const float *scale;     /* (tokens, H) with ids: the row of a step's token multiplies the state too; or NULL */
     const void *packed;     /* from cw_pack, forward or backward */
     void *hidden;           /* (T + 1, B, H) storage; [t] is the state before step t */
-    void *masked;           /* `hidden` times the mask; only with a mask */
+    void *masked;           /* (T + 1, B, H) storage: `hidden` times mask and scale; only with one of them */
     void *gates;            /* written by forward, overwritten with gradients by backward; see `cw_slots` */
     void *cells;            /* (T + 1, H / 16, B, 16) storage; LSTM only */
     float *state_h;         /* (B, H): the initial state in, the final state out */
@@ -45,6 +46,7 @@ typedef struct {
     float *d_h;             /* (B, H): gradient of the final state in, of the initial state out */
     float *d_c;             /* (B, H), LSTM only */
     float *d_table;         /* (tokens, G * H), added to; with a table */
+    float *d_scale;         /* (tokens, H), added to; with a scale */
     float *d_bias;          /* (G * H), added to; with a bias */
 } cw_layer;
 

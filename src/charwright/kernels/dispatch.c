@@ -216,7 +216,7 @@ void cw_weight_gradient(int variant, const cw_layer *layer, void *scratch, float
     const int units = layer->units;
     cw_outer_job job = {.n = layer->steps * layer->batch, .m = cw_gate_count(layer->cell) * units, .columns = units,
                         .first_row = layer->cell == CW_GRU ? 2 * units : 0, /* the slots start with gate n */
-                        .layer = layer, .b = layer->mask ? layer->masked : layer->hidden, .b_row = units,
+                        .layer = layer, .b = layer->masked ? layer->masked : layer->hidden, .b_row = units,
                         .scratch = scratch, .c = d_weights};
     outer(variant, layer->bf16, layer->threads, &job);
 }

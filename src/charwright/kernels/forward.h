@@ -68,13 +68,15 @@ INLINE vec NAME(gates_forward)(int cell, const NAME(gate_place) * p, size_t unit
     return h;
 }
 
-/* Store a new state of LANES units: for the caller and, with a mask, for the next product. */
+/* Store a new state of LANES units, that before the step of `row`: for the caller and, with a mask or a scale, for the
+ * next product. */
 INLINE void NAME(keep)(const cw_layer_job *job, size_t row, int b, int unit, vec h) {
     const cw_layer *layer = job->layer;
     const size_t at = row * layer->units + unit;
     NAME(put)((elem *)layer->hidden + at, h);
-    if (!layer->mask) return;
-    h *= load(job->mask + ((size_t)(unit / BLOCK) * layer->batch + b) * BLOCK + unit % BLOCK);
+    if (!layer->masked || row >= (size_t)layer->steps * layer->batch) return; /* no product follows the last state */
+    if (layer->mask) h *= load(job->mask + ((size_t)(unit / BLOCK) * layer->batch + b) * BLOCK + unit % BLOCK);
+    if (layer->scale) h *= load(layer->scale + layer->ids[row] * layer->units + unit);
     NAME(put)((elem *)layer->masked + at, h);
 }
 
@@ -91,7 +93,9 @@ INLINE void NAME(expect)(const cw_layer *layer, int gates, int t, int block, int
     for (size_t i = 0; layer->cell != CW_RNN && i < bytes; i += 64)
         __builtin_prefetch((char *)NAME(gates_at)(layer, t, block, b) + i, 1);
     __builtin_prefetch((elem *)layer->hidden + after, 1);
-    if (layer->mask) __builtin_prefetch((elem *)layer->masked + after, 1);
+    if (layer->masked) __builtin_prefetch((elem *)layer->masked + after, 1);
+    if (layer->scale && t + 1 < layer->steps)
+        __builtin_prefetch(layer->scale + layer->ids[row + layer->batch] * layer->units + block * BLOCK);
     if (layer->cell == CW_LSTM) __builtin_prefetch(NAME(cell_at)(layer, t + 1, block, b), 1);
 }
 
@@ -161,7 +165,7 @@ static void NAME(forward)(int thread, int threads, cw_barrier *barrier, void *ar
     begin_tiles();
 #endif
     NAME(begin_forward)(&job, first, last);
-    const elem *states = layer->mask ? layer->masked : layer->hidden;
+    const elem *states = layer->masked ? layer->masked : layer->hidden;
     elem *operand = NAME(own_operand)(&job, thread);
     for (int t = 0; t < layer->steps; t++) {
         cw_meet(barrier); /* every part of the state before this step is written */

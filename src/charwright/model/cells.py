@@ -23,6 +23,16 @@ class Weights(NamedTuple):
     weight_hh: Tensor  # (G * H, H): hidden state to gates
     bias_ih: Tensor  # (G * H,)
     bias_hh: Tensor | None = None  # (G * H,): inside the reset gate's product
+    weight_mx: Tensor | None = None  # (H, E): input to the scale of the state, in a multiplicative layer
+
+
+def scaled_state(x: Tensor, h: Tensor, weights: Weights) -> Tensor:
+    """What U multiplies: h, and in a multiplicative layer (1 + W_mx x) * h, so that each input has its own product.
+
+    The factored weights of Sutskever, Martens & Hinton (2011, *Generating text with recurrent neural networks*) and of
+    Krause et al. (2016, arXiv:1609.07959), with the identity as the matrix before the scale. x: (B, E); h: (B, H).
+    """
+    return h if weights.weight_mx is None else (1 + x @ weights.weight_mx.T) * h
 
 
 def gru_cell(x: Tensor, state: State, weights: Weights) -> State:
@@ -34,12 +44,12 @@ def gru_cell(x: Tensor, state: State, weights: Weights) -> State:
         n  = tanh(W_n x + b_n + r * (U_n h + c_n))
         h' = z * h + (1 - z) * n
 
-    x: (B, E); state: (h (B, H),); returns (h' (B, H),).
+    In a multiplicative layer the h of U h is the scaled state, here and below. x: (B, E); state: (h (B, H),); returns (h' (B, H),).
     """
     (h,) = state
     bias_hh = weights.bias_hh if weights.bias_hh is not None else torch.zeros_like(weights.bias_ih)
     x_r, x_z, x_n = (x @ weights.weight_ih.T + weights.bias_ih).chunk(3, dim=1)
-    h_r, h_z, h_n = (h @ weights.weight_hh.T + bias_hh).chunk(3, dim=1)
+    h_r, h_z, h_n = (scaled_state(x, h, weights) @ weights.weight_hh.T + bias_hh).chunk(3, dim=1)
     r = torch.sigmoid(x_r + h_r)
     z = torch.sigmoid(x_z + h_z)
     n = torch.tanh(x_n + r * h_n)
@@ -57,7 +67,7 @@ def lstm_cell(x: Tensor, state: State, weights: Weights) -> State:
     x: (B, E); state: (h (B, H), c (B, H)); returns (h', c').
     """
     h, c = state
-    gates = x @ weights.weight_ih.T + weights.bias_ih + h @ weights.weight_hh.T
+    gates = x @ weights.weight_ih.T + weights.bias_ih + scaled_state(x, h, weights) @ weights.weight_hh.T
     i, f, g, o = gates.chunk(4, dim=1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
     return torch.sigmoid(o) * torch.tanh(c), c
@@ -69,7 +79,8 @@ def rnn_cell(x: Tensor, state: State, weights: Weights) -> State:
     x: (B, E); state: (h (B, H),); returns (h' (B, H),).
     """
     (h,) = state
-    return (torch.tanh(x @ weights.weight_ih.T + weights.bias_ih + h @ weights.weight_hh.T),)
+    product = scaled_state(x, h, weights) @ weights.weight_hh.T
+    return (torch.tanh(x @ weights.weight_ih.T + weights.bias_ih + product),)
 
 
 CELL_FUNCTIONS = {"gru": gru_cell, "lstm": lstm_cell, "rnn": rnn_cell}

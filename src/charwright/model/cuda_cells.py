@@ -70,7 +70,9 @@ def _weight_gradient(d_recurrent: Tensor, masked: Tensor) -> Tensor:
 
 
 class _GRU(torch.autograd.Function):
-    """gates (T, B, 3H) from the input, h (B, H), U (3H, H) in the products' type, its bias -> outputs (T, B, H)."""
+    """gates (T, B, 3H) from the input, h (B, H), U (3H, H) in the products' type, its bias, mask (T, B, H) -> outputs
+    (T, B, H).
+    """
 
     @staticmethod
     def forward(
@@ -78,35 +80,40 @@ class _GRU(torch.autograd.Function):
     ) -> Tensor:
         masked = low.new_empty(len(gates), *h.shape)  # what U multiplies, in its type
         none, transposed = torch.zeros_like(bias), low.T
-        outputs, kept = [], []
+        states, kept = [h], []
         for t in range(len(gates)):
-            torch.mul(h, mask, out=masked[t])
+            torch.mul(h, mask[t], out=masked[t])
             products = (masked[t] @ transposed).to(gates.dtype)
             h, workspace = operators.gru(gates[t], products, h, none, bias)
-            outputs.append(h)
+            states.append(h)
             kept.append(workspace)
-        ctx.save_for_backward(masked, low, mask, *kept)
+        ctx.save_for_backward(masked, low, mask, *kept, *_before(ctx, 4, states))
         ctx.operators = operators
-        return torch.stack(outputs)
+        return torch.stack(states[1:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        masked, low, mask, *kept = ctx.saved_tensors
+        masked, low, mask, *rest = ctx.saved_tensors
+        kept, before = rest[: len(masked)], rest[len(masked) :]
         d_recurrent = masked.new_empty(*masked.shape[:2], len(low))
         d_inputs: list[Tensor] = []  # from the last step to the first
+        d_mask: list[Tensor] = []
         d_h = torch.zeros_like(grads[0][0])
         for t in reversed(range(len(masked))):
             d_input, d_products, d_h, *_ = ctx.operators.gru_backward(d_h + grads[0][t], kept[t], False)
             d_inputs.append(d_input)
             d_recurrent[t] = d_products
-            d_h = torch.addcmul(d_h, (d_recurrent[t] @ low).to(mask.dtype), mask)
+            d_masked = (d_recurrent[t] @ low).to(mask.dtype)
+            if before:
+                d_mask.append(d_masked * before[t])
+            d_h = torch.addcmul(d_h, d_masked, mask[t])
         d_gates, n = torch.stack(d_inputs[::-1]), 2 * masked.shape[2]
         d_bias = torch.cat([d_gates[:, :, :n].sum((0, 1)), d_recurrent[:, :, n:].sum((0, 1), dtype=mask.dtype)])
-        return d_gates, d_h, _weight_gradient(d_recurrent, masked), d_bias, None, None
+        return d_gates, d_h, _weight_gradient(d_recurrent, masked), d_bias, _in_order(d_mask), None
 
 
 class _LSTM(torch.autograd.Function):
-    """gates (T, B, 4H) from the input, h and c (B, H), U (4H, H) -> outputs (T, B, H) and the last c."""
+    """gates (T, B, 4H) from the input, h and c (B, H), U (4H, H), mask (T, B, H) -> outputs (T, B, H) and the last c."""
 
     @staticmethod
     def forward(
@@ -114,29 +121,46 @@ class _LSTM(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         masked = low.new_empty(len(gates), *h.shape)
         transposed = low.T
-        outputs, cells, kept = [], [c], []
+        states, cells, kept = [h], [c], []
         for t in range(len(gates)):
-            torch.mul(h, mask, out=masked[t])
+            torch.mul(h, mask[t], out=masked[t])
             products = (masked[t] @ transposed).to(gates.dtype)
             h, c, workspace = operators.lstm(gates[t], products, c, None, None)
-            outputs.append(h)
+            states.append(h)
             cells.append(c)
             kept.append(workspace)
-        ctx.save_for_backward(masked, low, mask, *cells, *kept)
+        ctx.save_for_backward(masked, low, mask, *cells, *kept, *_before(ctx, 4, states))
         ctx.operators = operators
-        return torch.stack(outputs), c.clone()
+        return torch.stack(states[1:]), c.clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         masked, low, mask, *rest = ctx.saved_tensors
-        cells, kept = rest[: len(masked) + 1], rest[len(masked) + 1 :]
+        steps = len(masked)
+        cells, kept, before = rest[: steps + 1], rest[steps + 1 : 2 * steps + 1], rest[2 * steps + 1 :]
         d_recurrent = masked.new_empty(*masked.shape[:2], len(low))
         d_inputs: list[Tensor] = []
-        d_h, d_c = torch.zeros_like(grads[0][0]), grads[1]
-        for t in reversed(range(len(masked))):
+        d_mask: list[Tensor] = []
+        d_h = torch.zeros_like(grads[0][0])
+        d_c = grads[1]
+        for t in reversed(range(steps)):
             step = (cells[t], cells[t + 1], kept[t], False)
             d_input, d_c, *_ = ctx.operators.lstm_backward(d_h + grads[0][t], d_c, *step)
             d_inputs.append(d_input)
             d_recurrent[t] = d_input
-            d_h = (d_recurrent[t] @ low).to(mask.dtype) * mask
-        return torch.stack(d_inputs[::-1]), d_h, d_c, _weight_gradient(d_recurrent, masked), None, None
+            d_masked = (d_recurrent[t] @ low).to(mask.dtype)
+            if before:
+                d_mask.append(d_masked * before[t])
+            d_h = d_masked * mask[t]
+        d_low = _weight_gradient(d_recurrent, masked)
+        return torch.stack(d_inputs[::-1]), d_h, d_c, d_low, _in_order(d_mask), None
+
+
+def _before(ctx: Any, mask: int, states: list[Tensor]) -> list[Tensor]:
+    """The states before each step, of those before and after, if the argument `mask` needs a gradient."""
+    return states[:-1] if ctx.needs_input_grad[mask] else []
+
+
+def _in_order(from_the_last: list[Tensor]) -> Tensor | None:
+    """The gradients of all steps as one, if there are any."""
+    return torch.stack(from_the_last[::-1]) if from_the_last else None

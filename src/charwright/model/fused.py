@@ -21,13 +21,20 @@ from charwright.model.cells import State, Weights
 
 
 def fused_layer(
-    cell: str, gates: Tensor, state: State, weights: Weights, dtype: torch.dtype, mask: Tensor | None
+    cell: str,
+    gates: Tensor,
+    scale: Tensor | None,
+    state: State,
+    weights: Weights,
+    dtype: torch.dtype,
+    mask: Tensor | None,
 ) -> tuple[Tensor, State]:
     """One layer: gate inputs (T, B, G * H) -> outputs (T, B, H) and the last state.
 
-    `mask` (B, H), if given, multiplies the state inside the recurrent product.
+    `mask` (B, H) and `scale` (T, B, H), if given, multiply the state inside the recurrent product.
     """
     mask = torch.ones_like(state[0]) if mask is None else mask
+    mask = mask.expand(len(gates), *mask.shape) if scale is None else mask * scale
     if gates.is_cuda and cell in cuda_cells.CELLS:
         return cuda_cells.cell_layer(cell, gates, state, weights, dtype, mask)
     low = weights.weight_hh.to(dtype)
@@ -49,7 +56,9 @@ def _weight_gradient(d_gates: Tensor, h_before: Tensor, low: Tensor) -> Tensor:
 
 
 class _FusedGRU(torch.autograd.Function):
-    """gates (T, B, 3H) from the input, h (B, H), U (3H, H) in the products' type, its bias -> outputs (T, B, H)."""
+    """gates (T, B, 3H) from the input, h (B, H), U (3H, H) in the products' type, its bias, mask (T, B, H) ->
+    outputs (T, B, H).
+    """
 
     @staticmethod
     def forward(ctx: Any, gates: Tensor, h: Tensor, low: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
@@ -60,7 +69,7 @@ class _FusedGRU(torch.autograd.Function):
         hidden[0] = h
         transposed = low.T
         for t in range(steps):
-            h_gates = ((hidden[t] * mask).to(low.dtype) @ transposed).to(gates.dtype).add_(bias)
+            h_gates = ((hidden[t] * mask[t]).to(low.dtype) @ transposed).to(gates.dtype).add_(bias)
             torch.add(gates[t, :, : 2 * units], h_gates[:, : 2 * units], out=rz[t]).sigmoid_()
             h_n[t] = h_gates[:, 2 * units :]
             torch.addcmul(gates[t, :, 2 * units :], rz[t, :, :units], h_n[t], out=n[t]).tanh_()
@@ -74,7 +83,7 @@ class _FusedGRU(torch.autograd.Function):
         steps, batch, units = n.shape
         d_gates = torch.empty(steps, batch, 3 * units, dtype=n.dtype, device=n.device)
         d_recurrent = torch.empty(steps, batch, 3 * units, dtype=low.dtype, device=n.device)
-        d_h = torch.zeros_like(hidden[0])
+        d_h, d_masked = torch.zeros_like(hidden[0]), torch.empty_like(hidden[1:])
         for t in reversed(range(steps)):
             d_h = d_h + grads[0][t]
             r, z = rz[t, :, :units], rz[t, :, units:]
@@ -84,16 +93,19 @@ class _FusedGRU(torch.autograd.Function):
             d_gates[t, :, 2 * units :] = d_n
             d_recurrent[t, :, : 2 * units] = d_gates[t, :, : 2 * units]
             d_recurrent[t, :, 2 * units :] = d_n * r
-            d_h = torch.addcmul((d_recurrent[t] @ low).to(n.dtype) * mask, d_h, z)
+            d_masked[t] = (d_recurrent[t] @ low).to(n.dtype)
+            d_h = torch.addcmul(d_masked[t] * mask[t], d_h, z)
         d_low = _weight_gradient(d_recurrent, hidden[:-1] * mask, low)
         d_bias = torch.cat(
             [d_gates[:, :, : 2 * units].sum((0, 1)), d_recurrent[:, :, 2 * units :].sum((0, 1), dtype=n.dtype)]
         )
-        return d_gates, d_h, d_low, d_bias, None
+        return d_gates, d_h, d_low, d_bias, d_masked * hidden[:-1] if ctx.needs_input_grad[4] else None
 
 
 class _FusedLSTM(torch.autograd.Function):
-    """gates (T, B, 4H) from the input, h and c (B, H), U (4H, H) -> outputs (T, B, H) and the last c."""
+    """gates (T, B, 4H) from the input, h and c (B, H), U (4H, H), mask (T, B, H) -> outputs (T, B, H) and
+    the last c.
+    """
 
     @staticmethod
     def forward(ctx: Any, gates: Tensor, h: Tensor, c: Tensor, low: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,7 +116,7 @@ class _FusedLSTM(torch.autograd.Function):
         hidden[0], cells[0] = h, c
         transposed = low.T
         for t in range(steps):
-            torch.add(gates[t], ((hidden[t] * mask).to(low.dtype) @ transposed).to(gates.dtype), out=active[t])
+            torch.add(gates[t], ((hidden[t] * mask[t]).to(low.dtype) @ transposed).to(gates.dtype), out=active[t])
             active[t, :, : 2 * units].sigmoid_()
             active[t, :, 2 * units : 3 * units].tanh_()
             active[t, :, 3 * units :].sigmoid_()
@@ -120,7 +132,7 @@ class _FusedLSTM(torch.autograd.Function):
         steps, batch, units = hidden.shape[0] - 1, hidden.shape[1], hidden.shape[2]
         d_gates = torch.empty_like(active)
         d_recurrent = torch.empty(steps, batch, 4 * units, dtype=low.dtype, device=low.device)
-        d_h = torch.zeros_like(hidden[0])
+        d_h, d_masked = torch.zeros_like(hidden[0]), torch.empty_like(hidden[1:])
         d_c = grads[1]
         for t in reversed(range(steps)):
             d_h = d_h + grads[0][t]
@@ -133,20 +145,22 @@ class _FusedLSTM(torch.autograd.Function):
             d_g.copy_(d_c * i * (1 - g * g))
             d_o.copy_(d_h * tanh_c * o * (1 - o))
             d_recurrent[t] = d_gates[t]
-            d_h = (d_recurrent[t] @ low).to(active.dtype) * mask
+            d_masked[t] = (d_recurrent[t] @ low).to(active.dtype)
+            d_h = d_masked[t] * mask[t]
             d_c = d_c * f
-        return d_gates, d_h, d_c, _weight_gradient(d_recurrent, hidden[:-1] * mask, low), None
+        d_mask = d_masked * hidden[:-1] if ctx.needs_input_grad[4] else None
+        return d_gates, d_h, d_c, _weight_gradient(d_recurrent, hidden[:-1] * mask, low), d_mask
 
 
 class _FusedRNN(torch.autograd.Function):
-    """gates (T, B, H) from the input, h (B, H), U (H, H) -> outputs (T, B, H)."""
+    """gates (T, B, H) from the input, h (B, H), U (H, H), mask (T, B, H) -> outputs (T, B, H)."""
 
     @staticmethod
     def forward(ctx: Any, gates: Tensor, h: Tensor, low: Tensor, mask: Tensor) -> Tensor:
         hidden = gates.new_empty(len(gates) + 1, *h.shape)
         hidden[0] = h
         for t in range(len(gates)):
-            product = ((hidden[t] * mask).to(low.dtype) @ low.T).to(gates.dtype)
+            product = ((hidden[t] * mask[t]).to(low.dtype) @ low.T).to(gates.dtype)
             torch.add(gates[t], product, out=hidden[t + 1]).tanh_()
         ctx.save_for_backward(hidden, low, mask)
         return hidden[1:]
@@ -156,9 +170,11 @@ class _FusedRNN(torch.autograd.Function):
         hidden, low, mask = ctx.saved_tensors
         d_gates = torch.empty_like(hidden[1:])
         d_recurrent = torch.empty(d_gates.shape, dtype=low.dtype, device=low.device)
-        d_h = torch.zeros_like(hidden[0])
+        d_h, d_masked = torch.zeros_like(hidden[0]), torch.empty_like(hidden[1:])
         for t in reversed(range(len(d_gates))):
             d_gates[t] = (d_h + grads[0][t]) * (1 - hidden[t + 1] * hidden[t + 1])
             d_recurrent[t] = d_gates[t]
-            d_h = (d_recurrent[t] @ low).to(hidden.dtype) * mask
-        return d_gates, d_h, _weight_gradient(d_recurrent, hidden[:-1] * mask, low), None
+            d_masked[t] = (d_recurrent[t] @ low).to(hidden.dtype)
+            d_h = d_masked[t] * mask[t]
+        d_mask = d_masked * hidden[:-1] if ctx.needs_input_grad[3] else None
+        return d_gates, d_h, _weight_gradient(d_recurrent, hidden[:-1] * mask, low), d_mask

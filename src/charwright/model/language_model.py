@@ -144,7 +144,8 @@ class LanguageModel(WeightedModule):
 
     def _layer(self, layer: int) -> Weights:
         names = ("weight_ih", "weight_hh", "bias_ih", *(("bias_hh",) if self.config.cell == "gru" else ()))
-        return Weights(*(self.weight(f"recurrent.{layer}.{name}") for name in names))
+        scale = self.weight("recurrent.0.weight_mx") if self.config.multiplicative and layer == 0 else None
+        return Weights(*(self.weight(f"recurrent.{layer}.{name}") for name in names))._replace(weight_mx=scale)
 
     def _core(self, device: torch.device) -> str:
         return choose_core(self.compute.core, device, self.compute.precision, self.compute.kernel)

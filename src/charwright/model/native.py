@@ -49,9 +49,11 @@ def native_layer(
     weights: Weights,
     dtype: torch.dtype,
     mask: Tensor | None,
+    scale: Tensor | None = None,
 ) -> tuple[Tensor, State]:
     """One layer: `table` (V, G * H) float32 with ids (T, B), or the gate inputs at each position (T, B, G * H).
 
+    `scale` (V, H) float32, with ids, multiplies the state inside the recurrent product, and so does the mask (B, H).
     Returns outputs (T, B, H) in `dtype` and the last state in float32.
     """
     share_threads(kernels)
@@ -65,9 +67,11 @@ def native_layer(
         bias = _filled_gates(bias, gates, spare) if bias is not None else None
         state = tuple(F.pad(part, (0, spare)) for part in state)
         mask = F.pad(mask, (0, spare)) if mask is not None else None
+        scale = F.pad(scale, (0, spare)) if scale is not None else None
     inputs = table if ids is not None else table.to(dtype)
     c = state[1] if cell == "lstm" else None
-    result: Any = _NativeLayer.apply(kernels, cell, dtype, inputs, ids, hidden_weights, bias, state[0], c, mask)  # type: ignore[no-untyped-call]
+    parts = (inputs, ids, hidden_weights, bias, state[0], c, mask, scale)
+    result: Any = _NativeLayer.apply(kernels, cell, dtype, *parts)  # type: ignore[no-untyped-call]
     outputs, *last = result
     if spare:
         outputs, last = outputs[..., :units], [part[..., :units] for part in last]
@@ -96,25 +100,26 @@ class _NativeLayer(torch.autograd.Function):
         h: Tensor,
         c: Tensor | None,
         mask: Tensor | None,
+        scale: Tensor | None,
     ) -> tuple[Tensor, ...]:
         steps, batch = (ids if ids is not None else inputs).shape[:2]
         units = weights.shape[1]
         hidden = torch.empty(steps + 1, batch, units, dtype=dtype)
-        masked = _borrow(hidden.shape, dtype) if mask is not None else None
+        masked = None if mask is None and scale is None else _borrow(hidden.shape, dtype)
         cells = _borrow(hidden.shape, dtype) if c is not None else None
         gates = _borrow((steps, batch, SLOTS[cell] * units), dtype)
         last_h, last_c = h.clone(), c.clone() if c is not None else None
         inputs = inputs.contiguous()
-        ids, bias, mask = (None if part is None else part.contiguous() for part in (ids, bias, mask))
+        ids, bias, mask, scale = (None if part is None else part.contiguous() for part in (ids, bias, mask, scale))
         layer = _layer(cell, dtype, steps, batch, units, tokens=0 if ids is None else len(inputs))
         _point(layer, "table" if ids is not None else "inputs", inputs)
         packed = _packed(kernels, cell, weights, dtype, backward=False)
-        tensors = {"ids": ids, "bias": bias, "mask": mask, "packed": packed, "hidden": hidden, "masked": masked}
-        tensors |= {"gates": gates, "cells": cells, "state_h": last_h, "state_c": last_c}
+        tensors = {"ids": ids, "bias": bias, "mask": mask, "scale": scale, "packed": packed, "hidden": hidden}
+        tensors |= {"masked": masked, "gates": gates, "cells": cells, "state_h": last_h, "state_c": last_c}
         for name, tensor in tensors.items():
             _point(layer, name, tensor)
         kernels.forward(layer)
-        ctx.save_for_backward(inputs if ids is not None else None, ids, weights, bias, mask)
+        ctx.save_for_backward(inputs if ids is not None else None, ids, weights, bias, mask, scale)
         ctx.kernels, ctx.cell, ctx.dtype = kernels, cell, dtype
         if any(ctx.needs_input_grad):
             # The kernels overwrite some of these with gradients, which save_for_backward does not allow.
@@ -128,7 +133,7 @@ class _NativeLayer(torch.autograd.Function):
         if ctx.kept is None:
             raise RuntimeError("the native core supports one backward pass per forward pass; run it forward again")
         (hidden, masked, cells, gates), ctx.kept = ctx.kept, None
-        table, ids, weights, bias, mask = ctx.saved_tensors
+        table, ids, weights, bias, mask, scale = ctx.saved_tensors
         steps, batch, units = hidden.shape[0] - 1, hidden.shape[1], hidden.shape[2]
         cell, dtype = ctx.cell, ctx.dtype
         d_outputs = grads[0].to(dtype).contiguous()
@@ -136,11 +141,12 @@ class _NativeLayer(torch.autograd.Function):
         d_c = grads[2].contiguous().clone() if cells is not None else None
         d_table = torch.zeros_like(table) if ids is not None else None
         d_bias = torch.zeros_like(bias) if bias is not None else None
+        d_scale = torch.zeros_like(scale) if scale is not None else None
         layer = _layer(cell, dtype, steps, batch, units, tokens=0 if table is None else len(table))
         packed = _packed(ctx.kernels, cell, weights, dtype, backward=True)
-        tensors = {"ids": ids, "bias": bias, "mask": mask, "packed": packed, "hidden": hidden, "masked": masked}
-        tensors |= {"gates": gates, "cells": cells, "d_outputs": d_outputs, "d_h": d_h, "d_c": d_c}
-        tensors |= {"d_table": d_table, "d_bias": d_bias}
+        tensors = {"ids": ids, "bias": bias, "mask": mask, "scale": scale, "packed": packed, "hidden": hidden}
+        tensors |= {"masked": masked, "gates": gates, "cells": cells, "d_outputs": d_outputs, "d_h": d_h, "d_c": d_c}
+        tensors |= {"d_table": d_table, "d_scale": d_scale, "d_bias": d_bias}
         for name, tensor in tensors.items():
             _point(layer, name, tensor)
         ctx.kernels.backward(layer)
@@ -151,7 +157,7 @@ class _NativeLayer(torch.autograd.Function):
             d_inputs = torch.empty(steps, batch, len(weights), dtype=dtype)
             ctx.kernels.input_gradient(layer, d_inputs.data_ptr())
         _give_back(masked, cells, gates)
-        return None, None, None, d_inputs, None, d_weights, d_bias, d_h, d_c, None
+        return None, None, None, d_inputs, None, d_weights, d_bias, d_h, d_c, None, d_scale
 
 
 def _weight_gradient(kernels: Kernels, layer: Layer, weights: Tensor) -> Tensor:

@@ -3,9 +3,11 @@
 - `plain`: the cells in a loop, on any device. Slow and simple: the reference for the others.
 - `native`: the C kernels, on a CPU.
 - `fused`: the same optimizations in PyTorch alone, on any device.
-- `torch`: PyTorch's own layers, which use cuDNN on CUDA; with recurrent dropout, the same as `fused`.
+- `torch`: PyTorch's own layers, which use cuDNN on CUDA; with recurrent dropout, or a multiplicative layer, the same as
+  `fused`.
 
-The input product of the first layer is a table, embedding x W_ih + b_ih, with one row per token.
+The input product of the first layer is a table, embedding x W_ih + b_ih, with one row per token; so is the scale of a
+multiplicative one, 1 + embedding x W_mx.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ def run_layer(
     Args:
         core: plain, native, fused or torch.
         cell: gru, lstm or rnn.
-        x: (T, B, E), or the tokens of the first layer.
+        x: (T, B, E), or the tokens of the first layer, which alone may be multiplicative.
         state: (h,) or (h, c), each (B, H).
         weights: the layer's weights.
         dtype: the type of the matrix products.
@@ -69,18 +71,19 @@ def run_layer(
     """
     if core == "plain":
         return unroll(cell, _plain(x), state, weights, mask)
-    if core == "torch" and mask is None:
+    if core == "torch" and mask is None and weights.weight_mx is None:
         return _library_layer(cell, _plain(x), state, weights, dtype)
     if core == "native":
         loaded = kernels.load(kernel)
         assert loaded is not None
         if isinstance(x, Tokens):
-            table, ids = _table(x, weights, dtype)
-            return native_layer(loaded, cell, table, ids, state, weights, dtype, mask)
+            embedding, ids = _occurring(x)
+            table, scale = _table(embedding, weights, dtype), _scale(embedding, weights, dtype)
+            return native_layer(loaded, cell, table, ids, state, weights, dtype, mask, scale)
         gates = linear(x, weights.weight_ih, weights.bias_ih, dtype)
         return native_layer(loaded, cell, gates, None, state, weights, dtype, mask)
-    # PyTorch's layers have no mask on the state: with one, the core `torch` computes as `fused` does.
-    return fused_layer(cell, _project(x, weights, dtype), state, weights, dtype, mask)
+    # PyTorch's layers have no mask or scale on the state: with one, the core `torch` computes as `fused` does.
+    return fused_layer(cell, *_project(x, weights, dtype), state, weights, dtype, mask)
 
 
 def _plain(x: LayerInput) -> Tensor:
@@ -94,25 +97,38 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tenso
     return F.linear(x.to(dtype), weight.to(dtype)).to(bias.dtype) + bias
 
 
-def _table(x: Tokens, weights: Weights, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The gate inputs of each token that occurs, or of all, (U, G * H), and the row of each position (T, B)."""
+def _occurring(x: Tokens) -> tuple[Tensor, Tensor]:
+    """The embedding of each token that occurs, or of all, (U, E), and the row of each position (T, B)."""
     embedding, ids = x.embedding, x.ids
     # In a small vocabulary nearly all tokens occur. A GPU has to be waited for to count those that do.
     if len(embedding) > ids.numel() // 4 and not ids.is_cuda:
         occurring, ids = torch.unique(ids, return_inverse=True)
         embedding = F.embedding(occurring, embedding)
-    return linear(embedding, weights.weight_ih, weights.bias_ih, dtype), ids
+    return embedding, ids
 
 
-def _project(x: LayerInput, weights: Weights, dtype: torch.dtype) -> Tensor:
-    """The gate inputs at each position, (T, B, G * H)."""
+def _table(x: Tensor, weights: Weights, dtype: torch.dtype) -> Tensor:
+    """The gate inputs (..., G * H) of inputs (..., E)."""
+    return linear(x, weights.weight_ih, weights.bias_ih, dtype)
+
+
+def _scale(x: Tensor, weights: Weights, dtype: torch.dtype) -> Tensor | None:
+    """The scale (..., H) of the state for inputs (..., E), in a multiplicative layer."""
+    if weights.weight_mx is None:
+        return None
+    return linear(x, weights.weight_mx, torch.ones_like(weights.weight_mx[:, 0]), dtype)
+
+
+def _project(x: LayerInput, weights: Weights, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """The gate inputs at each position (T, B, G * H), and the scale of the state (T, B, H) or None."""
     if isinstance(x, Tokens) and x.ids.is_cuda and len(x.embedding) > x.ids.numel():
         x = x.embedded()  # A table of all tokens would have more rows than there are positions.
-    if isinstance(x, Tokens):
-        table, ids = _table(x, weights, dtype)
-        looked_up: Tensor = _Lookup.apply(table, ids, dtype)  # type: ignore[no-untyped-call]
-        return looked_up
-    return linear(x, weights.weight_ih, weights.bias_ih, dtype)
+    if not isinstance(x, Tokens):
+        return _table(x, weights, dtype), _scale(x, weights, dtype)
+    embedding, ids = _occurring(x)
+    gates, scale = _table(embedding, weights, dtype), _scale(embedding, weights, dtype)
+    looked_up: Any = _Lookup.apply(gates, ids, dtype)  # type: ignore[no-untyped-call]
+    return looked_up, None if scale is None else _Lookup.apply(scale, ids, dtype)  # type: ignore[no-untyped-call]
 
 
 class _Lookup(torch.autograd.Function):
