@@ -136,7 +136,9 @@ def values_of(text: str) -> list[Any]:
 
 
 def value_of(text: str) -> Any:
-    """A number, or a word."""
+    """A number, true or false, or a word."""
+    if text in ("true", "false"):
+        return text == "true"
     for kind in (int, float):
         try:
             return kind(text)

@@ -13,7 +13,7 @@
 #include "charwright_kernels.h"
 
 typedef struct {
-    int cell, bf16, steps, batch, units, tokens, threads, masked, by_table;
+    int cell, bf16, steps, batch, units, tokens, threads, masked, by_table, scaled;
 } example;
 
 static uint64_t random_state = 1;
@@ -55,13 +55,19 @@ static void keep(void *array, int bf16, size_t i, float value) {
 /* --- The equations --- */
 
 typedef struct {
-    double *hidden, *cells, *active, *u, *d_u, *d_table, *d_bias, *d_h, *d_c, *d_inputs;
+    double *hidden, *cells, *active, *u, *d_u, *d_table, *d_bias, *d_h, *d_c, *d_inputs, *d_scale;
 } reference;
 
 static double sigma(double x) { return 1 / (1 + exp(-x)); }
 
-static void reference_forward(const example *e, const float *input, const float *weights, const float *bias,
-                              const float *mask, reference *ref) {
+/* What multiplies unit k of the state inside the recurrent product of step t in row b. */
+static double factor(const example *e, const int64_t *ids, const float *mask, const float *scale, int t, int b, int k) {
+    const double by_token = scale ? scale[(size_t)ids[(size_t)t * e->batch + b] * e->units + k] : 1;
+    return mask ? by_token * mask[b * e->units + k] : by_token;
+}
+
+static void reference_forward(const example *e, const int64_t *ids, const float *input, const float *weights,
+                              const float *bias, const float *mask, const float *scale, reference *ref) {
     const int H = e->units, G = cw_gate_count(e->cell), B = e->batch;
     for (int t = 0; t < e->steps; t++)
         for (int b = 0; b < B; b++) {
@@ -72,7 +78,7 @@ static void reference_forward(const example *e, const float *input, const float 
                 for (int g = 0; g < G; g++) {
                     p[g] = bias ? bias[g * H + j] : 0;
                     for (int k = 0; k < H; k++)
-                        p[g] += (double)weights[((size_t)g * H + j) * H + k] * h[k] * (mask ? mask[b * H + k] : 1);
+                        p[g] += (double)weights[((size_t)g * H + j) * H + k] * h[k] * factor(e, ids, mask, scale, t, b, k);
                 }
                 size_t at = ((size_t)t * B + b) * H + j, next = at + (size_t)B * H;
                 double *a = ref->active + at * 4;
@@ -97,7 +103,7 @@ static void reference_forward(const example *e, const float *input, const float 
 }
 
 static void reference_backward(const example *e, const int64_t *ids, const float *weights, const float *mask,
-                               const float *d_outputs, reference *ref) {
+                               const float *scale, const float *d_outputs, reference *ref) {
     const int H = e->units, G = cw_gate_count(e->cell), B = e->batch;
     double *through = room((size_t)G * H, sizeof(double));
     for (int t = e->steps - 1; t >= 0; t--)
@@ -138,9 +144,11 @@ static void reference_backward(const example *e, const int64_t *ids, const float
             }
             for (int i = 0; i < G * H; i++)
                 for (int k = 0; k < H; k++) {
-                    double masked = mask ? mask[b * H + k] : 1;
-                    d_h[k] += through[i] * weights[(size_t)i * H + k] * masked;
+                    const double masked = factor(e, ids, mask, scale, t, b, k);
+                    const double d_product = through[i] * weights[(size_t)i * H + k];
+                    d_h[k] += d_product * masked;
                     ref->d_u[(size_t)i * H + k] += through[i] * h[k] * masked;
+                    ref->d_scale[(size_t)ids[row] * H + k] += d_product * h[k] * (mask ? mask[b * H + k] : 1);
                 }
         }
     free(through);
@@ -160,8 +168,9 @@ static void far_apart(const char *what, const example *e, const char *variant, c
     double relative = sqrt(difference / size), allowed = e->bf16 ? 4e-2 : 2e-5;
     if (relative > worst) worst = relative;
     if (!(relative <= allowed)) {
-        printf("%s: %s is off by %.2g: cell %d bf16 %d T %d B %d H %d threads %d mask %d table %d\n", variant, what,
-               relative, e->cell, e->bf16, e->steps, e->batch, e->units, e->threads, e->masked, e->by_table);
+        printf("%s: %s is off by %.2g: cell %d bf16 %d T %d B %d H %d threads %d mask %d table %d scale %d\n", variant,
+               what, relative, e->cell, e->bf16, e->steps, e->batch, e->units, e->threads, e->masked, e->by_table,
+               e->scaled);
         exit(1);
     }
 }
@@ -173,6 +182,7 @@ static void check(int variant, example e) {
     const int tokens = e.by_table ? e.tokens : (int)rows;
     float *table = noises(tokens * width, 1), *weights = noises(width * H, 1.5 / sqrt(H)), *d_out = noises(rows * H, 1);
     float *bias = e.cell == CW_GRU ? noises(width, 0.5) : NULL, *mask = e.masked ? noises((size_t)B * H, 1.5) : NULL;
+    float *scale = e.scaled ? noises((size_t)tokens * H, 1.5) : NULL;
     float *h = noises((size_t)B * H, 1), *c = noises((size_t)B * H, 1);
     float *d_h = noises((size_t)B * H, 1), *d_c = noises((size_t)B * H, 1);
     int64_t *ids = room(rows, sizeof *ids);
@@ -184,26 +194,28 @@ static void check(int variant, example e) {
     for (size_t i = 0; i < rows * H; i++) keep(stored_d_out, e.bf16, i, d_out[i]);
 
     reference ref = {room((rows + B) * H, 8), room((rows + B) * H, 8), room(rows * H * 4, 8), NULL, room(width * H, 8),
-                     room(tokens * width, 8), room(width, 8), room((size_t)B * H, 8), room((size_t)B * H, 8), room(rows * width, 8)};
+                     room(tokens * width, 8), room(width, 8), room((size_t)B * H, 8), room((size_t)B * H, 8), room(rows * width, 8),
+                     room((size_t)tokens * H, 8)};
     for (int i = 0; i < B * H; i++) {
         ref.hidden[i] = h[i];
         ref.cells[i] = c[i];
         ref.d_h[i] = d_h[i];
         ref.d_c[i] = d_c[i];
     }
-    reference_forward(&e, spread, weights, bias, mask, &ref);
-    reference_backward(&e, ids, weights, mask, d_out, &ref);
+    reference_forward(&e, ids, spread, weights, bias, mask, scale, &ref);
+    reference_backward(&e, ids, weights, mask, scale, d_out, &ref);
 
     void *packed = room(cw_packed_bytes(variant, e.cell, H, e.bf16), 1);
-    float *d_table = room(tokens * width, 4), *d_bias = room(width, 4);
+    float *d_table = room(tokens * width, 4), *d_bias = room(width, 4), *d_scale = room((size_t)tokens * H, 4);
     const int slots = cw_slots(e.cell);
     cw_layer layer = {.cell = e.cell, .bf16 = e.bf16, .steps = T, .batch = B, .units = H, .threads = e.threads,
                       .tokens = tokens, .table = e.by_table ? table : NULL, .ids = e.by_table ? ids : NULL,
-                      .inputs = e.by_table ? NULL : inputs, .bias = bias, .mask = mask, .packed = packed,
-                      .hidden = room((rows + B) * H, size), .masked = mask ? room((rows + B) * H, size) : NULL,
+                      .inputs = e.by_table ? NULL : inputs, .bias = bias, .mask = mask, .scale = scale, .packed = packed,
+                      .hidden = room((rows + B) * H, size),
+                      .masked = mask || scale ? room((rows + B) * H, size) : NULL,
                       .gates = room(rows * slots * H, size), .cells = room((rows + B) * H, size), .state_h = h,
                       .state_c = c, .d_outputs = stored_d_out, .d_h = d_h, .d_c = d_c,
-                      .d_table = e.by_table ? d_table : NULL, .d_bias = d_bias};
+                      .d_table = e.by_table ? d_table : NULL, .d_scale = scale ? d_scale : NULL, .d_bias = d_bias};
     cw_pack(variant, e.cell, H, e.bf16, 0, e.threads, weights, packed);
     if (cw_forward(variant, &layer)) exit(2);
     far_apart("hidden", &e, name, layer.hidden, e.bf16, ref.hidden, (rows + B) * H);
@@ -215,6 +227,7 @@ static void check(int variant, example e) {
     if (e.cell == CW_LSTM) far_apart("d c", &e, name, d_c, 0, ref.d_c, (size_t)B * H);
     if (e.by_table) far_apart("d table", &e, name, d_table, 0, ref.d_table, tokens * width);
     far_apart("d bias", &e, name, d_bias, 0, ref.d_bias, width);
+    if (scale) far_apart("d scale", &e, name, d_scale, 0, ref.d_scale, (size_t)tokens * H);
 
     float *d_u = room(width * H, sizeof *d_u);
     void *scratch = room(cw_outer_bytes(e.bf16, (int)rows, (int)width, H), 1);
@@ -226,7 +239,8 @@ static void check(int variant, example e) {
 
     void *all[] = {table, weights, d_out, bias, mask, h, c, d_h, d_c, ids, spread, inputs, stored_d_out, ref.hidden,
                    ref.cells, ref.active, ref.d_u, ref.d_table, ref.d_bias, ref.d_h, ref.d_c, packed, d_table, d_bias,
-                   layer.hidden, layer.masked, layer.gates, layer.cells, d_u, scratch, d_inputs, ref.d_inputs};
+                   layer.hidden, layer.masked, layer.gates, layer.cells, d_u, scratch, d_inputs, ref.d_inputs,
+                   scale, d_scale, ref.d_scale};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
 }
 
@@ -991,9 +1005,9 @@ int main(void) {
             for (int bf16 = 0; bf16 < 2; bf16++)
                 for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
                     for (int threads = 1; threads <= 3; threads++)
-                        for (int flags = 0; flags < 4; flags++, count++)
+                        for (int flags = 0; flags < 6; flags++, count++)
                             check(variant, (example){cell, bf16, sizes[i][0], sizes[i][1], sizes[i][2], 5, threads,
-                                                     flags & 1, flags >> 1});
+                                                     flags & 1, flags >> 1 > 0, flags >> 2});
         for (int bf16 = 0; bf16 < 2; bf16++)
             for (int threads = 1; threads <= 3; threads++, count += 10) {
                 check_outer(variant, bf16, threads, 1, 1, 16);
