@@ -65,14 +65,15 @@ DOCUMENTED = CellOperators(gru, gru_backward, lstm, lstm_backward)
 # The layers.
 
 
-def some_weights(cell: str, dtype: torch.dtype, device: str) -> Weights:
+def some_weights(cell: str, dtype: torch.dtype, device: str, *, scaled: bool = False) -> Weights:
     rows = GATES[cell] * UNITS
 
     def weight(*shape: int, phase: float) -> Tensor:
         return ramp(*shape, phase=phase, dtype=dtype).to(device).requires_grad_()
 
     bias_hh = weight(rows, phase=4) if cell == "gru" else None
-    return Weights(weight(rows, WIDTH, phase=1), weight(rows, UNITS, phase=2), weight(rows, phase=3), bias_hh)
+    scale = weight(UNITS, WIDTH, phase=6) if scaled else None
+    return Weights(weight(rows, WIDTH, phase=1), weight(rows, UNITS, phase=2), weight(rows, phase=3), bias_hh, scale)
 
 
 def some_state(cell: str, dtype: torch.dtype, device: str) -> State:
@@ -85,15 +86,24 @@ def some_mask(dtype: torch.dtype, device: str) -> Tensor:
 
 
 def calculate(
-    cell: str, how: str, *, dtype: torch.dtype = torch.float64, low: torch.dtype | None = None, device: str = "cpu"
+    cell: str,
+    how: str,
+    *,
+    dtype: torch.dtype = torch.float64,
+    low: torch.dtype | None = None,
+    device: str = "cpu",
+    scaled: bool = False,
 ) -> list[Tensor]:
     """Outputs, last states, and the gradients of everything, by the plain cells or with operators."""
-    weights, state, mask = some_weights(cell, dtype, device), some_state(cell, dtype, device), some_mask(dtype, device)
+    weights = some_weights(cell, dtype, device, scaled=scaled)
+    state, mask = some_state(cell, dtype, device), some_mask(dtype, device)
     x = ramp(STEPS, BATCH, WIDTH, phase=5, dtype=dtype).to(device).requires_grad_()
     if how == "plain":
         outputs, last = unroll(cell, x, state, weights, mask)
     else:
         gates = x @ weights.weight_ih.T + weights.bias_ih
+        mask = mask.expand(STEPS, *mask.shape)
+        mask = mask if weights.weight_mx is None else mask * (1 + x @ weights.weight_mx.T)
         operators = {"documented": DOCUMENTED, "aten": ATEN}[how]
         outputs, last = cell_layer(cell, gates, state, weights, low or dtype, mask, operators)
     total = (outputs * ramp(*outputs.shape, scale=1, phase=30, dtype=dtype).to(device)).sum()
@@ -103,9 +113,11 @@ def calculate(
     return [outputs.detach(), *(part.detach() for part in last), *torch.autograd.grad(total, asked)]
 
 
+@pytest.mark.parametrize("scaled", [False, True], ids=["plain", "multiplicative"])
 @pytest.mark.parametrize("cell", CELLS)
-def test_layers_equal_the_plain_loop(cell: str) -> None:
-    for ours, plain in zip(calculate(cell, "documented"), calculate(cell, "plain"), strict=True):
+def test_layers_equal_the_plain_loop(cell: str, scaled: bool) -> None:
+    found, expected = (calculate(cell, how, scaled=scaled) for how in ("documented", "plain"))
+    for ours, plain in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-11, atol=1e-12)
 
 
@@ -137,9 +149,9 @@ def test_operators_exist_in_this_version_of_pytorch(cell: str) -> None:
 @pytest.mark.parametrize("cell", CELLS)
 def test_operators_compute_what_is_documented(cell: str, dtype: torch.dtype) -> None:
     bounds = {"rtol": 1e-10, "atol": 1e-11} if dtype == torch.float64 else {"rtol": 1e-3, "atol": 2e-5}
-    real = calculate(cell, "aten", dtype=dtype, device="cuda")
+    real = calculate(cell, "aten", dtype=dtype, device="cuda", scaled=True)
     for how in ("documented", "plain"):
-        for ours, expected in zip(real, calculate(cell, how, dtype=dtype, device="cuda"), strict=True):
+        for ours, expected in zip(real, calculate(cell, how, dtype=dtype, device="cuda", scaled=True), strict=True):
             torch.testing.assert_close(ours, expected, **bounds)
 
 
@@ -147,7 +159,8 @@ def test_operators_compute_what_is_documented(cell: str, dtype: torch.dtype) -> 
 @pytest.mark.parametrize("vocabulary", [11, 40, 600], ids=["table", "positions", "many"])
 @pytest.mark.parametrize("core", ["fused", "torch"])
 @pytest.mark.parametrize("cell", [*CELLS, "rnn"])
-def test_masked_layers_of_tokens_on_cuda(cell: str, core: str, vocabulary: int) -> None:
+@pytest.mark.parametrize("scaled", [False, True], ids=["plain", "multiplicative"])
+def test_masked_layers_of_tokens_on_cuda(scaled: bool, cell: str, core: str, vocabulary: int) -> None:
     """In double precision, so that the plain loop on the CPU is a reference."""
     if cell == "rnn":
         rows, states = UNITS, 1
@@ -159,7 +172,9 @@ def test_masked_layers_of_tokens_on_cuda(cell: str, core: str, vocabulary: int) 
             return ramp(*shape, phase=phase).to(device).requires_grad_()
 
         bias_hh = weight(rows, phase=4) if cell == "gru" else None
-        weights = Weights(weight(rows, WIDTH, phase=1), weight(rows, UNITS, phase=2), weight(rows, phase=3), bias_hh)
+        scale = weight(UNITS, WIDTH, phase=6) if scaled else None
+        inputs, products = weight(rows, WIDTH, phase=1), weight(rows, UNITS, phase=2)
+        weights = Weights(inputs, products, weight(rows, phase=3), bias_hh, scale)
         table = weight(vocabulary, WIDTH, phase=5)
         state = tuple(weight(BATCH, UNITS, phase=20 + i) for i in range(states))
         x = Tokens(some_ids(STEPS, BATCH, vocabulary).to(device), table)
@@ -179,6 +194,6 @@ def test_masked_layers_of_tokens_on_cuda(cell: str, core: str, vocabulary: int) 
 def test_fused_uses_the_operators_on_cuda(cell: str) -> None:
     gates = torch.zeros(STEPS, BATCH, GATES[cell] * UNITS, device="cuda", requires_grad=True)
     weights, state = some_weights(cell, torch.float32, "cuda"), some_state(cell, torch.float32, "cuda")
-    outputs, _ = fused_layer(cell, gates, state, weights, torch.float32, None)
+    outputs, _ = fused_layer(cell, gates, None, state, weights, torch.float32, None)
     assert "_GRU" in str(outputs.grad_fn) or "_LSTM" in str(outputs.grad_fn)
     assert "Fused" not in str(outputs.grad_fn)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from charwright.config import ModelConfig, SequenceConfig, TrainingConfig, VocabularyConfig
 from charwright.data.vocabularies import make_vocabulary
-from charwright.planning.plan import Plan, make_plan, planned_ngrams
+from charwright.planning.plan import Plan, make_plan, planned_parts
 from charwright.planning.profile import TextProfile
 from charwright.planning.recipes import DEFAULT
 
@@ -81,7 +81,7 @@ def test_n_grams_are_for_running_text_that_is_long_enough(
 ) -> None:
     text = TextProfile(characters, 66, "Latin", characters, records)
     planned = plan(text)
-    assert planned_ngrams(text, {}) == {"ngram_bits": bits, "ngram_order": order}
+    assert planned_parts(text, {}) == {"ngram_bits": bits, "ngram_order": order, "multiplicative": True}
     assert planned.recipe.model.ngram_bits == bits
     assert planned.recipe.model.ngram_order == (order if bits else 4)
     assert planned.recipe.training.ngram_rate == (rate if bits else 0.03)
@@ -98,9 +98,13 @@ def test_what_a_text_says_once_counts_less_the_more_often_it_is_read() -> None:
 
 def test_n_grams_given_by_hand_are_kept() -> None:
     without = plan(ngram_bits=0)
-    assert without.recipe.model.ngram_bits == planned_ngrams(SHAKESPEARE, {"ngram_bits": 0})["ngram_bits"] == 0
+    assert without.recipe.model.ngram_bits == planned_parts(SHAKESPEARE, {"ngram_bits": 0})["ngram_bits"] == 0
     assert "ngram_decay" not in without.reasons
-    assert planned_ngrams(SHAKESPEARE, {"ngram_order": 5}) == {"ngram_bits": 22, "ngram_order": 5}
+    assert planned_parts(SHAKESPEARE, {"ngram_order": 5, "multiplicative": False}) == {
+        "ngram_bits": 22,
+        "ngram_order": 5,
+        "multiplicative": False,
+    }
     short = plan(TextProfile(500, 20, "Latin", 500), ngram_bits=8, ngram_order=3)
     assert (short.recipe.model.ngram_bits, short.recipe.model.ngram_order) == (8, 3)
     assert 0 < short.recipe.training.ngram_decay < 10 / 500, "no step forgets all"

@@ -34,6 +34,7 @@ SHAPES = [
     pytest.param({"units": 1, "steps": 17, "batch": 3, "vocabulary": 6, "layers": 2}, id="one-unit"),
     pytest.param({"units": 7, "steps": 60, "batch": 30, "vocabulary": 530, "layers": 1}, id="table-scatter"),
 ]
+SHAPES += [pytest.param({**each.values[0], "multiplicative": 1}, id=f"{each.id}-multiplicative") for each in SHAPES]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +56,18 @@ def skip_unless_supported(core: str, precision: torch.dtype) -> None:
 
 
 def make_model(
-    core: str, cell: str, dtype: torch.dtype, precision: torch.dtype, *, units: int, vocabulary: int, layers: int
+    core: str,
+    cell: str,
+    dtype: torch.dtype,
+    precision: torch.dtype,
+    *,
+    units: int,
+    vocabulary: int,
+    layers: int,
+    multiplicative: int = 0,
 ) -> LanguageModel:
     skip_unless_supported(core, precision)
-    config = ModelConfig(cell=cell, layers=layers, units=units, embedding_size=5)
+    config = ModelConfig(cell=cell, layers=layers, units=units, embedding_size=5, multiplicative=bool(multiplicative))
     model = LanguageModel(config, vocabulary, compute=Compute(core=core, precision=precision)).to(dtype)
     return fill_with_ramps(model)
 
@@ -103,7 +112,7 @@ def test_core_equals_the_plain_loop(core: str, cell: str, sizes: dict[str, int],
         torch.testing.assert_close(ours.gradients[name], expected, **bounds, msg=lambda text, name=name: name + text)
 
 
-@pytest.mark.parametrize("sizes", [SHAPES[1], SHAPES[2], SHAPES[6]])
+@pytest.mark.parametrize("sizes", [SHAPES[i] for i in (1, 2, 6, 8, 13)])
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("core", FAST_CORES)
 def test_bfloat16_stays_near_float32(core: str, cell: str, sizes: dict[str, int]) -> None:
@@ -155,11 +164,13 @@ def test_a_batch_equals_its_rows(core: str, cell: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", list(EXACT), ids=str)
-@pytest.mark.parametrize("tokens", [True, False], ids=["ids", "vectors"])
+@pytest.mark.parametrize("tokens", [True, False], ids=["ids-scaled", "vectors"])
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("core", FAST_CORES)
 def test_masks_on_the_recurrent_product(core: str, cell: str, tokens: bool, dtype: torch.dtype) -> None:
-    """The dropout mask of a sequence, (B, H): outputs and gradients equal those of the plain loop."""
+    """The dropout mask of a sequence (B, H), for tokens beside a scale: outputs and gradients equal those of the
+    plain loop.
+    """
     skip_unless_supported(core, dtype)
     units, steps, batch, width, rows = 7, 9, 3, 5, 7 * GATES[cell]
     mask = (ramp(batch, units, phase=40, dtype=dtype) > 0).to(dtype) * 1.25
@@ -171,6 +182,7 @@ def test_masks_on_the_recurrent_product(core: str, cell: str, tokens: bool, dtyp
             ramp(rows, units, phase=2, dtype=dtype).requires_grad_(),
             ramp(rows, phase=3, dtype=dtype).requires_grad_(),
             bias_hh,
+            ramp(units, width, phase=6, dtype=dtype).requires_grad_() if tokens else None,
         )
         table = ramp(11, width, phase=5, dtype=dtype).requires_grad_()
         ids = some_ids(steps, batch, 11)

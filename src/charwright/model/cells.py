@@ -44,7 +44,9 @@ def gru_cell(x: Tensor, state: State, weights: Weights) -> State:
         n  = tanh(W_n x + b_n + r * (U_n h + c_n))
         h' = z * h + (1 - z) * n
 
-    In a multiplicative layer the h of U h is the scaled state, here and below. x: (B, E); state: (h (B, H),); returns (h' (B, H),).
+    In a multiplicative layer the h of U h is the scaled state, here and below.
+
+    x: (B, E); state: (h (B, H),); returns (h' (B, H),).
     """
     (h,) = state
     bias_hh = weights.bias_hh if weights.bias_hh is not None else torch.zeros_like(weights.bias_ih)

@@ -53,7 +53,7 @@ def cell_layer(
     mask: Tensor,
     operators: CellOperators = ATEN,
 ) -> tuple[Tensor, State]:
-    """As `fused_layer`, for the cells in CELLS."""
+    """As `fused_layer`, for the cells in CELLS; mask (T, B, H) is all that multiplies the state in the product."""
     low = weights.weight_hh.to(dtype)
     outputs: Any
     if cell == "gru":
@@ -113,7 +113,9 @@ class _GRU(torch.autograd.Function):
 
 
 class _LSTM(torch.autograd.Function):
-    """gates (T, B, 4H) from the input, h and c (B, H), U (4H, H), mask (T, B, H) -> outputs (T, B, H) and the last c."""
+    """gates (T, B, 4H) from the input, h and c (B, H), U (4H, H), mask (T, B, H) -> outputs (T, B, H) and the last
+    c.
+    """
 
     @staticmethod
     def forward(

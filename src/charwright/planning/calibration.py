@@ -28,7 +28,7 @@ from charwright.planning.measurement import (
     mean_speed,
     steps_taken,
 )
-from charwright.planning.plan import Plan, make_plan, planned_batch, planned_ngrams, starting_recipe
+from charwright.planning.plan import Plan, make_plan, planned_batch, planned_parts, starting_recipe
 from charwright.planning.profile import TextProfile
 from charwright.planning.speeds import speed_at
 from charwright.threads import fastest_count
@@ -59,7 +59,7 @@ def plan_here(
         return make_plan(text, options, {}), Choice(wanted.by_rule())
     masked = options.get("recurrent_dropout") != 0
     pool = candidates(wanted, masked=masked)
-    start = start.with_options(planned_ngrams(text, options))
+    start = start.with_options(planned_parts(text, options))
     with _calibrated(pool, text.vocabulary, start, clock, masked=masked) as calibration:
         batch = _batch_here(text, options, start.sequences, calibration)
         speeds = calibration.speeds()
@@ -126,7 +126,7 @@ def _calibrated(
         budget_s,
         clock,
         cell=recipe.model.cell,
-        ngrams=(recipe.model.ngram_bits, recipe.model.ngram_order),
+        parts=recipe.model,
         masked=masked,
     )
     with calibration.running():
@@ -146,18 +146,21 @@ class Calibration:
         clock: Clock,
         *,
         cell: str = "gru",
-        ngrams: tuple[int, int] = (0, 2),
+        parts: ModelConfig = ModelConfig(),  # noqa: B008 (it is frozen)
         masked: bool = True,
     ) -> None:
-        """Start the clock; `pool` are the candidates, the one by the written rule first, `ngrams` bits and order."""
+        """Start the clock; `pool` are the candidates, the one by the written rule first.
+
+        `parts` has the n-grams, and whether the layer is multiplicative.
+        """
         self.pool, self.best = list(pool), pool[0]
         self.first = 0.0
         """The speed at the narrowest width and the first batch, of the best candidate so far."""
         self._known: dict[int, float] = {}
         self._budget_s = budget_s
         self._deadline = Deadline(clock, clock() + min(LONGEST_S, SHARE * budget_s))
-        model = ModelConfig(units=WIDTHS[0], dropout=DROPOUT, recurrent_dropout=DROPOUT * masked)
-        model = dataclasses.replace(model, ngram_bits=ngrams[0], ngram_order=ngrams[1])
+        kept = {name: getattr(parts, name) for name in ("ngram_bits", "ngram_order", "multiplicative")}
+        model = ModelConfig(units=WIDTHS[0], dropout=DROPOUT, recurrent_dropout=DROPOUT * masked, **kept)
         self._workload, self._cell = Workload(model, vocabulary_size, sequences), cell
         self._ranked: dict[Compute, float] = {}
         self._compared: dict[Compute, float] = {}

@@ -99,13 +99,14 @@ class Plan:
         budget = f"{amount:g} {name.removesuffix('s') if amount == 1 else name}"
         layers = "1 layer" if model.layers == 1 else f"{model.layers} layers"
         ngrams = " and n-grams" if model.ngram_bits else ""
+        kind = f"multiplicative {model.cell.upper()}" if model.multiplicative else model.cell.upper()
         beside = f"and {self.text.beside:,} more tokens (the teachers' text) " if self.text.beside else ""
         regularization = (
             f"dropout {model.dropout:g}, recurrent dropout {model.recurrent_dropout:g}, "
             f"weight decay {training.weight_decay:g}"
         )
         return (
-            f"plan: {layers} of {model.units} {model.cell.upper()} units{ngrams} for {budget}, learning rate "
+            f"plan: {layers} of {model.units} {kind} units{ngrams} for {budget}, learning rate "
             f"{training.learning_rate:g}, {regularization}",
             f"plan: {self.text.characters:,} characters ({self.text.script}, {self.text.vocabulary:,} tokens) "
             f"{beside}are read {_times(self.passes)}{self._speed()}",
@@ -192,10 +193,10 @@ def planned_batch(
     return _Rule(text, _with_one_width(options), speeds).batch_by(seconds)
 
 
-def planned_ngrams(text: TextProfile, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a model's n-grams for a text, which depend on neither time nor speed."""
+def planned_parts(text: TextProfile, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a model for a text that depend on neither time nor speed: its n-grams, and what a token scales."""
     rule = _Rule(text, _with_one_width(options), {})
-    planned = {"ngram_bits": rule.ngrams()[0], "ngram_order": rule.ngram_rule.order}
+    planned = {"ngram_bits": rule.ngrams()[0], "ngram_order": rule.ngram_rule.order, "multiplicative": True}
     return {name: options.get(name, value) for name, value in planned.items()}
 
 
@@ -253,6 +254,7 @@ class _Rule:
             "layers": (DEFAULT.model.layers, "one wide layer beats two narrow ones of the same speed"),
             "units": (units, why),
             "embedding_size": self._embedding(model.units),
+            "multiplicative": (True, "each character has its own recurrent weights, at no cost"),
             "ngram_bits": (bits, why_ngrams),
             **(order if has_ngrams else {}),
             "batch": (self.batch, self._why_batch()),
