@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from charwright.model.language_model import LanguageModel
 from charwright.training.optimizer import clipped_gradients
 from small_schedules import WARMUP, Trial
 from sweep import value_of
@@ -45,9 +46,17 @@ def planned(characters: int, passes: float) -> dict[str, Any]:
 class HeldRate(Trial):
     """A trial with another schedule, in which n-grams do not always vote."""
 
-    def __init__(self, text: str, passes: float, hold: float | None, drop: float, options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        text: str,
+        passes: float,
+        hold: float | None,
+        drop: float,
+        options: dict[str, Any],
+        net: type[LanguageModel] = LanguageModel,
+    ) -> None:
         """Make the model; the decay of its n-grams is the plan's."""
-        super().__init__(text, passes, "cosine", 0.0, {**planned(int(text.split(":")[1]), passes), **options})
+        super().__init__(text, passes, "cosine", 0.0, {**planned(int(text.split(":")[1]), passes), **options}, net)
         self.optimizer.ngram_descent._decay *= min(10, 1.2 * math.sqrt(passes)) / 10  # type: ignore[attr-defined]
         self.hold = hold
         if drop:

@@ -79,8 +79,16 @@ class Point:
 class Trial:
     """One training on one text."""
 
-    def __init__(self, text: str, passes: float, schedule: str, anneal: float, options: dict[str, Any]) -> None:
-        """Divide the text and make the model; `text` is KIND:CHARACTERS:OFFSET."""
+    def __init__(
+        self,
+        text: str,
+        passes: float,
+        schedule: str,
+        anneal: float,
+        options: dict[str, Any],
+        net: type[cw.LanguageModel] = cw.LanguageModel,
+    ) -> None:
+        """Divide the text and make the model, a `net`; `text` is KIND:CHARACTERS:OFFSET."""
         kind, characters, offset = text.split(":")
         whole = KINDS[kind]()[int(offset) : int(offset) + int(characters)]
         recipe = Recipe().with_options({"val_fraction": 0.2, "val_split": "blocks", **PLANNED, **options})
@@ -93,7 +101,7 @@ class Trial:
         self.steps = int(passes * len(self.ids) / self.characters)
         self.settings = recipe.with_options({"steps": self.steps}).training
         self.schedule, self.anneal = schedule, anneal
-        self.model = cw.LanguageModel(
+        self.model = net(
             recipe.model,
             len(self.vocabulary),
             seed=self.settings.seed,
