@@ -134,13 +134,13 @@ class Plan:
         return (self.passes * self.text.read + self.text.once) / (USABLE * 60 * (self.recipe.training.minutes or 1))
 
     def explanation(self) -> list[tuple[str, str, str]]:
-        """The flag, value and reason of every planned option."""
+        """The flag, value and reason of every planned option; a flag that is on or off has no value."""
         values = option_values(self.recipe)
-        shown = {name: "none" if value is None else str(value) for name, value in values.items()}
-        return [(flag(name), shown[name], reason) for name, reason in self.reasons.items()]
+        return [(*_as_given(name, values[name]), reason) for name, reason in self.reasons.items()]
 
     def _repr_html_(self) -> str:
-        rows = [(option.removeprefix("--").replace("-", "_"), *rest) for option, *rest in self.explanation()]
+        values = option_values(self.recipe)
+        rows = [(name, _shown(values[name]), reason) for name, reason in self.reasons.items()]
         table = notebook.grid("Plan", ("option", "value", "reason"), rows, align="left")
         return notebook.lines(self.summary()) + table
 
@@ -175,6 +175,17 @@ def make_plan(
     given = {name: BY_HAND for name in chosen if name in options}
     reasons = {name: reason for name, (_, reason) in chosen.items()} | given
     return Plan(recipe, text, rule.passes(recipe), dict(speeds), reasons)
+
+
+def _as_given(name: str, value: Any) -> tuple[str, str]:
+    """An option as the command line has it: the flag and its value."""
+    if isinstance(value, bool):
+        return flag(name if value else f"no_{name}"), ""
+    return flag(name), _shown(value)
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value)
 
 
 def option_values(recipe: Recipe) -> dict[str, Any]:
@@ -254,7 +265,7 @@ class _Rule:
             "layers": (DEFAULT.model.layers, "one wide layer beats two narrow ones of the same speed"),
             "units": (units, why),
             "embedding_size": self._embedding(model.units),
-            "multiplicative": (True, "each character has its own recurrent weights, at no cost"),
+            "multiplicative": (True, "each character has recurrent weights of its own, at nearly no cost"),
             "ngram_bits": (bits, why_ngrams),
             **(order if has_ngrams else {}),
             "batch": (self.batch, self._why_batch()),
