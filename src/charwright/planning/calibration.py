@@ -127,6 +127,7 @@ def _calibrated(
         clock,
         cell=recipe.model.cell,
         ngrams=(recipe.model.ngram_bits, recipe.model.ngram_order),
+        multiplicative=recipe.model.multiplicative,
         masked=masked,
     )
     with calibration.running():
@@ -147,6 +148,7 @@ class Calibration:
         *,
         cell: str = "gru",
         ngrams: tuple[int, int] = (0, 2),
+        multiplicative: bool = False,
         masked: bool = True,
     ) -> None:
         """Start the clock; `pool` are the candidates, the one by the written rule first, `ngrams` bits and order."""
@@ -157,7 +159,7 @@ class Calibration:
         self._budget_s = budget_s
         self._deadline = Deadline(clock, clock() + min(LONGEST_S, SHARE * budget_s))
         model = ModelConfig(units=WIDTHS[0], dropout=DROPOUT, recurrent_dropout=DROPOUT * masked)
-        model = dataclasses.replace(model, ngram_bits=ngrams[0], ngram_order=ngrams[1])
+        model = dataclasses.replace(model, ngram_bits=ngrams[0], ngram_order=ngrams[1], multiplicative=multiplicative)
         self._workload, self._cell = Workload(model, vocabulary_size, sequences), cell
         self._ranked: dict[Compute, float] = {}
         self._compared: dict[Compute, float] = {}

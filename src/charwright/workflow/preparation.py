@@ -41,7 +41,10 @@ from charwright.workflow.texts import Notify, Specs, Texts, read_texts, texts_of
 RESUMABLE = (*BUDGETS, "target_loss", "patience", "log_every", "checkpoint_minutes", "keep_checkpoints", "precision")
 """The options that a resume may change."""
 
-INHERITED = ("cell", "layers", "units", "embedding_size", "tied", "ngram_bits", "ngram_order", "embedding_range")
+INHERITED = (
+    *("cell", "layers", "units", "embedding_size", "multiplicative", "tied"),
+    *("ngram_bits", "ngram_order", "embedding_range"),
+)
 """The options that a run takes unchanged from the run it continues from."""
 
 NAMED_CHARACTERS = 20
