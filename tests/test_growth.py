@@ -18,6 +18,7 @@ CONFIGS = [
     ModelConfig(cell="gru", units=6, embedding_size=4),
     ModelConfig(cell="lstm", units=6, embedding_size=4, layers=2),
     ModelConfig(cell="gru", units=6, embedding_size=6, tied=True),
+    ModelConfig(cell="gru", units=6, embedding_size=4, multiplicative=True),
     ModelConfig(cell="gru", units=6, embedding_size=4, ngram_bits=7),
     ModelConfig(cell="rnn", units=3, embedding_size=4, ngram_bits=3, ngram_order=8),
 ]

@@ -22,6 +22,7 @@ from charwright.interop.foreign_model import ForeignModel, fit_rows, read_model,
 from charwright.interop.keras_files import read_h5, read_keras, weights_h5_bytes
 from charwright.interop.keras_weights import KerasLayer, from_keras, to_keras
 from keras_models import gru_arrays, layer, ramp, ramp_weights, write_h5, write_keras
+from ramps import ramp_arrays
 
 h5py = pytest.importorskip("h5py")
 
@@ -124,6 +125,63 @@ class TestNgrams:
             with pytest.raises(VocabularyError, match=r"x\.json: the model has n-grams, and so needs the vocabulary"):
                 fit_rows(model, tokens, "x.json")
         assert fit_rows(model, list("abcde"), "x.json")[1] is model.weights
+
+
+class TestMultiplicative:
+    """A SavedModel of a multiplicative run has one more variable than Keras's layer."""
+
+    config = ModelConfig(layers=2, units=4, embedding_size=5, multiplicative=True)
+
+    def layers(self, config: ModelConfig = config) -> list[KerasLayer]:
+        return to_keras(config, ramp_arrays(config, 6))
+
+    def changed(self, index: int, **arrays: Any) -> list[KerasLayer]:
+        layers = self.layers()
+        layers[index] = KerasLayer(layers[index].name, {**layers[index].arrays, **arrays})
+        return layers
+
+    @pytest.mark.parametrize("layers", [1, 2])
+    @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+    def test_the_scale_is_carried(self, cell: str, layers: int) -> None:
+        config = dataclasses.replace(self.config, cell=cell, layers=layers)
+        made = self.layers(config)
+        assert [layer.multiplicative for layer in made] == [False, True, *[False] * layers]
+        assert made[1].arrays["scale_kernel"].shape == (5, 4)
+        back, weights = from_keras(made, "memory")
+        assert back == config
+        wanted = ramp_arrays(config, 6)
+        assert set(weights) == set(wanted)
+        assert all(np.array_equal(weights[name], array) for name, array in wanted.items())
+
+    def test_only_the_first_layer_can_be_multiplicative(self) -> None:
+        layers = self.changed(2, scale_kernel=np.zeros((4, 4), dtype=np.float32))
+        with pytest.raises(ForeignModelError, match="memory: gru_1 is multiplicative; only the first"):
+            from_keras(layers, "memory")
+        with pytest.raises(ForeignModelError, match="memory: gru_1 is multiplicative; only the first"):
+            from_keras([layers[0], KerasLayer("gru", self.plain()), *layers[2:]], "memory")
+
+    def plain(self) -> dict[str, np.ndarray]:
+        return {name: array for name, array in self.layers()[1].arrays.items() if name != "scale_kernel"}
+
+    @pytest.mark.parametrize(
+        ("scale", "complaint"),
+        [
+            (np.zeros((4, 5)), r"'recurrent\.0\.weight_mx' is \(5, 4\), and the other layers require \(4, 5\)"),
+            (np.zeros(20), r"'scale_kernel' of gru has shape \(20,\); expected a matrix"),
+            (np.full((5, 4), np.inf), "'scale_kernel' of gru has a value that is not finite"),
+        ],
+    )
+    def test_other_scales_are_refused(self, scale: np.ndarray, complaint: str) -> None:
+        with pytest.raises(ForeignModelError, match=complaint):
+            from_keras(self.changed(1, scale_kernel=scale.astype(np.float32)), "memory")
+
+    def test_a_token_more_or_less(self) -> None:
+        """No row of the scale belongs to a token."""
+        model = ForeignModel(self.config, ramp_arrays(self.config, 6), None)
+        for tokens in (list("abcdef"), list("abcd")):
+            _, weights, _ = fit_rows(model, tokens, "x.json")
+            shapes = {name: array.shape for name, array in weights.items()}
+            assert shapes == self.config.weight_shapes(len(tokens) + 1)
 
 
 class TestOrder:

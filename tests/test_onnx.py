@@ -36,6 +36,14 @@ CONFIGS = [
     ModelConfig(cell=cell, layers=layers, units=12, embedding_size=12, tied=tied)
     for cell, layers, tied in [*((cell, layers, False) for cell in GATES for layers in (1, 2)), ("gru", 2, True)]
 ]
+MULTIPLICATIVE = [
+    *(
+        ModelConfig(cell=cell, layers=layers, units=12, embedding_size=8, multiplicative=True)
+        for cell in GATES
+        for layers in (1, 2)
+    ),
+    ModelConfig(units=12, embedding_size=12, tied=True, multiplicative=True, ngram_bits=6),
+]
 UTF8 = {"PYTHONIOENCODING": "utf-8"}
 NGRAMS = [
     ModelConfig(units=12, embedding_size=8, ngram_bits=10),
@@ -47,7 +55,8 @@ NGRAMS = [
 
 def named(config: ModelConfig) -> str:
     ngrams = f"-{config.ngram_bits}-bits-order-{config.ngram_order}" if config.ngram_bits else ""
-    return f"{config.cell}-{config.layers}{'-tied' if config.tied else ''}{ngrams}"
+    kind = "multiplicative-" if config.multiplicative else ""
+    return f"{kind}{config.cell}-{config.layers}{'-tied' if config.tied else ''}{ngrams}"
 
 
 def saved(folder: Path, config: ModelConfig, vocabulary: Vocabulary = LETTERS) -> Run:
@@ -62,7 +71,7 @@ def session(graph: bytes) -> Any:
     return onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.parametrize("config", [*CONFIGS, *NGRAMS], ids=named)
+@pytest.mark.parametrize("config", [*CONFIGS, *NGRAMS, *MULTIPLICATIVE], ids=named)
 def test_both_graphs_match_the_model(config: ModelConfig, tmp_path: Path) -> None:
     run = saved(tmp_path / "run", config)
     graphs = graphs_of(run)
@@ -102,8 +111,8 @@ def test_both_graphs_match_the_model(config: ModelConfig, tmp_path: Path) -> Non
             scores = engine.step(drawn[stream, at : at + 1], state)[0]
 
 
-@pytest.mark.parametrize("config", NGRAMS, ids=named)
-def test_ngrams_are_carried_as_in_pytorch(config: ModelConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", [*NGRAMS, *MULTIPLICATIVE], ids=named)
+def test_states_are_carried_as_in_pytorch(config: ModelConfig, tmp_path: Path) -> None:
     """From the zero state, and from call to call: the same logits, states and last tokens."""
     run = saved(tmp_path / "run", config)
     model, step = LanguageModel.from_arrays(config, run.weights()), session(graphs_of(run)["step.onnx"])
@@ -119,8 +128,18 @@ def test_ngrams_are_carried_as_in_pytorch(config: ModelConfig, tmp_path: Path) -
         logits, *after = step.run(None, {"ids": ids[begin:end].T} | carried)
         carried = dict(zip(carried, after, strict=True))
         assert np.abs(logits.transpose(1, 0, 2) - wanted.numpy()).max() < 1e-4
-        assert np.abs(carried["state"] - torch.stack(state[:-1], dim=1).numpy()).max() < 1e-5
-        assert np.array_equal(carried["context"], state[-1][0].numpy())
+        hidden = state[: 2 if config.cell == "lstm" else 1]
+        assert np.abs(carried["state"] - torch.stack(hidden, dim=1).numpy()).max() < 1e-5
+        if config.ngram_bits:
+            assert np.array_equal(carried["context"], state[-1][0].numpy())
+
+
+@pytest.mark.parametrize("config", [CONFIGS[1], MULTIPLICATIVE[1], MULTIPLICATIVE[3], MULTIPLICATIVE[5]], ids=named)
+def test_plain_operators_are_only_in_a_multiplicative_layer(config: ModelConfig) -> None:
+    network = onnx_export._Network(config, weights_of(config, len(LETTERS)))
+    nodes = [node.op_type for node in onnx.load_from_string(network.step({})).graph.node]
+    assert nodes.count("Scan") == config.multiplicative
+    assert nodes.count(config.cell.upper()) == config.layers - config.multiplicative
 
 
 @pytest.mark.parametrize("order", range(2, 9))
@@ -157,7 +176,7 @@ def test_greedy_generation_takes_the_most_likely_token(tmp_path: Path) -> None:
         assert i == last
 
 
-@pytest.mark.parametrize("config", [CONFIGS[3], *NGRAMS], ids=named)
+@pytest.mark.parametrize("config", [CONFIGS[3], *NGRAMS, *MULTIPLICATIVE[:3]], ids=named)
 def test_the_example_writes_what_the_engine_does(config: ModelConfig, tmp_path: Path) -> None:
     run = saved(tmp_path / "run", config)
     for name, graph in graphs_of(run).items():
@@ -248,6 +267,11 @@ class TestRefusals:
             if held.name == "last_ones":
                 held.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(held)[::-1].copy(), held.name))
 
+    def no_scale(self, graph: Any) -> None:
+        for held in graph.initializer:
+            if held.name == "scale_0":
+                held.CopyFrom(onnx.numpy_helper.from_array(np.zeros((8, 12), dtype=np.float32), "scale_0"))
+
     def no_mask(self, graph: Any) -> None:
         for held in graph.initializer:
             if held.name == "hidden":
@@ -268,6 +292,15 @@ class TestRefusals:
     def test_ngrams_in_another_order(self, name: str, config: ModelConfig) -> None:
         graphs, weights = self.graphs(config)
         graphs[name] = self.modified(graphs[name], self.oldest_first)
+        with pytest.raises(ForeignModelError, match=r"differs from|samples differently"):
+            check_graphs(graphs, config, weights)
+
+    @pytest.mark.parametrize("name", ["step.onnx", "generate.onnx"])
+    @pytest.mark.parametrize("config", MULTIPLICATIVE[:-1], ids=named)
+    def test_a_state_that_is_not_scaled(self, name: str, config: ModelConfig) -> None:
+        graphs, weights = self.graphs(config)
+        check_graphs(graphs, config, weights)
+        graphs[name] = self.modified(graphs[name], self.no_scale)
         with pytest.raises(ForeignModelError, match=r"differs from|samples differently"):
             check_graphs(graphs, config, weights)
 

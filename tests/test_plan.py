@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -94,6 +95,13 @@ def test_what_a_text_says_once_counts_less_the_more_often_it_is_read() -> None:
     for epochs, occurrences in ((1, 1.2), (9, 3.6), (36, 7.2), (400, 10)):
         planned = plan(TextProfile(10**6, 66, "Latin", 10**6), minutes=None, epochs=epochs)
         assert planned.recipe.training.ngram_decay == pytest.approx(occurrences / 10**6, rel=0.02)
+
+
+def test_a_multiplicative_layer_is_kept_and_named() -> None:
+    assert not plan().recipe.model.multiplicative
+    planned = plan(multiplicative=True)
+    assert planned.recipe.model == dataclasses.replace(plan().recipe.model, multiplicative=True)
+    assert "multiplicative GRU units and n-grams" in planned.summary()[0]
 
 
 def test_n_grams_given_by_hand_are_kept() -> None:

@@ -40,6 +40,9 @@ CONFIGS = {
     "rnn": ModelConfig(cell="rnn", units=12, embedding_size=8),
     "n-grams": ModelConfig(units=12, embedding_size=8, ngram_bits=10),
     "n-grams-lstm-2": ModelConfig(cell="lstm", layers=2, units=12, embedding_size=8, ngram_bits=1),
+    "multiplicative": ModelConfig(units=12, embedding_size=8, multiplicative=True),
+    "multiplicative-lstm-2": ModelConfig(cell="lstm", layers=2, units=12, embedding_size=8, multiplicative=True),
+    "multiplicative-rnn": ModelConfig(cell="rnn", units=12, embedding_size=8, multiplicative=True, ngram_bits=6),
     "n-grams-of-2": ModelConfig(units=12, embedding_size=8, ngram_bits=6, ngram_order=2),
     "n-grams-of-8": ModelConfig(cell="rnn", units=4, embedding_size=8, ngram_bits=8, ngram_order=8),
 }

@@ -27,6 +27,8 @@ def weights_of(config: ModelConfig, size: int, *, seed: int = 2, unknown_bias: f
     random = np.random.Generator(np.random.Philox(seed))
     shapes = config.weight_shapes(size)
     weights = {name: random.normal(0, 0.8, shape).astype(np.float32) for name, shape in shapes.items()}
+    if config.multiplicative:  # A scale that is far from 1 makes a plain recurrent network chaotic.
+        weights["recurrent.0.weight_mx"] *= np.float32(0.1)
     weights["head.bias"][0] += np.float32(unknown_bias)
     return weights
 

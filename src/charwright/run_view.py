@@ -12,11 +12,16 @@ from charwright.config import ModelConfig
 from charwright.run_config import RunConfig
 
 
+def cell_in_words(model: ModelConfig) -> str:
+    """The cell of a model, for people; of a multiplicative model it is the first layer that is so."""
+    return f"{'multiplicative ' if model.multiplicative else ''}{model.cell.upper()}"
+
+
 def network(model: ModelConfig, vocabulary_size: int) -> str:
     """The network of a run in words."""
     layers = "1 layer" if model.layers == 1 else f"{model.layers} layers"
     weights = sum(map(math.prod, model.weight_shapes(vocabulary_size).values()))
-    return f"{layers} of {model.units:,} {model.cell.upper()} units, {weights:,} parameters"
+    return f"{layers} of {model.units:,} {cell_in_words(model)} units, {weights:,} parameters"
 
 
 def as_html(folder: Path, config: RunConfig, vocabulary_size: int, history: Sequence[Mapping[str, Any]]) -> str:

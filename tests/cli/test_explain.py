@@ -160,6 +160,7 @@ def test_mistakes(
     [
         (ModelConfig(cell="lstm", layers=2, units=12, embedding_size=12, tied=True), LETTERS),
         (ModelConfig(cell="rnn", units=12, embedding_size=8), LETTERS),
+        (ModelConfig(cell="lstm", layers=2, units=12, embedding_size=8, multiplicative=True), LETTERS),
         (ModelConfig(units=12, embedding_size=8), ByteVocabulary()),
         (ModelConfig(units=12, embedding_size=8, ngram_bits=12, ngram_order=2), LETTERS),
         (ModelConfig(units=12, embedding_size=8, ngram_bits=12, ngram_order=8), ByteVocabulary()),
@@ -175,6 +176,7 @@ def test_every_network(charwright: Terminal, elsewhere: Path, model: ModelConfig
     assert ("has no gates" in page) == (model.cell == "rnn")
     assert ("Layer 2: forget" in page) == (model.layers == 2)
     assert ("bytes back" in page) == (vocabulary.level == "byte")
+    assert (f"multiplicative {model.cell.upper()}, " in page) == model.multiplicative
     lengths = {2: "2", 8: "2 to 8"}.get(model.ngram_order)
     assert (f"n-grams of {lengths} tokens (4,096 numbers)" in page) == bool(model.ngram_bits)
     unit = "bytes" if vocabulary.level == "byte" else "characters"

@@ -11,10 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from charwright.config import ModelConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
 from charwright.generation.engine import Engine
+from charwright.interop.model_card import model_card
+from charwright.interop.numpy_export import npz_bytes
+from charwright.model.language_model import LanguageModel
 from charwright.ngrams import MULTIPLIERS
 from charwright.run import Run
 from commands import Terminal
@@ -201,6 +205,42 @@ class TestExport:
             for ids in (read, read[-order:]):
                 votes = names["votes"](ids, weights["ngrams.weight"], len(LETTERS), order)
                 assert votes == pytest.approx(added[0], abs=1e-5)
+
+    @pytest.mark.parametrize("multiplicative", [False, True])
+    def test_the_documented_network_computes_what_pytorch_does(self, tmp_path: Path, multiplicative: bool) -> None:
+        page = (Path(__file__).parents[2] / "docs" / "how-to" / "export.md").read_text(encoding="utf-8")
+        [block] = [part for part in page.split("```python\n") if "def step" in part]
+        config = ModelConfig(units=12, embedding_size=8, multiplicative=multiplicative)
+        run = Run.save(tmp_path / "run", config, weights_of(config, len(LETTERS)), LETTERS)
+        (tmp_path / "novel.npz").write_bytes(npz_bytes(run, model_card(run, "1.2")))
+        names: dict[str, Any] = {}
+        exec(block.partition("\n\nfor ")[0].replace("novel.npz", str(tmp_path / "novel.npz")), names)
+        model, h, ids = LanguageModel.from_arrays(config, run.weights()), names["h"], [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
+        with torch.no_grad():
+            wanted, _ = model(torch.tensor(ids)[:, None])
+        for i, row in zip(ids, wanted[:, 0].numpy(), strict=True):
+            logits, h = names["step"](i, h)
+            assert logits == pytest.approx(row, abs=1e-4)
+
+    @pytest.mark.parametrize("to", ["numpy", "onnx"])
+    @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+    def test_a_multiplicative_layer_is_carried(self, charwright: Terminal, tmp_path: Path, to: str, cell: str) -> None:
+        config = ModelConfig(cell=cell, units=12, embedding_size=8, multiplicative=True)
+        run = Run.save(tmp_path / "run", config, weights_of(config, len(LETTERS)), LETTERS)
+        result = charwright("export", run.folder, "--to", to, "--out", tmp_path / "x")
+        assert result.code == 0, result.err
+        if to == "numpy":
+            with np.load(tmp_path / "x") as file:
+                assert np.array_equal(file["recurrent.0.weight_mx"], run.weights()["recurrent.0.weight_mx"])
+                assert json.loads(str(file["card"]))["model"]["multiplicative"] is True
+
+    def test_keras_has_no_multiplicative_layer(self, charwright: Terminal, tmp_path: Path) -> None:
+        config, file = ModelConfig(units=12, embedding_size=8, multiplicative=True), tmp_path / "x.weights.h5"
+        run = Run.save(tmp_path / "run", config, weights_of(config, len(LETTERS)), LETTERS)
+        result = charwright("export", run.folder, "--to", "keras", "--out", file)
+        assert result.code == 2
+        assert "--to keras: the model is multiplicative, which no layer of Keras is; choose onnx" in result.line
+        assert not file.exists()
 
     def test_keras_has_no_ngrams(self, charwright: Terminal, tmp_path: Path) -> None:
         config, file = ModelConfig(units=12, embedding_size=8, ngram_bits=6), tmp_path / "x.weights.h5"

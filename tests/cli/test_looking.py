@@ -60,6 +60,19 @@ def test_info_of_a_run_with_n_grams(charwright: Terminal, corpus: Path, tmp_path
     assert values["layers"][-1] == last
 
 
+def test_info_of_a_multiplicative_run(charwright: Terminal, corpus: Path, tmp_path: Path) -> None:
+    options = ["--steps", "2", "--layers", "2", "--multiplicative", *SMALL]
+    assert charwright("train", corpus, "--out", tmp_path / "run", *options).code == 0
+    shown = charwright("info", tmp_path / "run").out
+    assert "recurrent.0 (multiplicative gru)" in shown
+    assert "recurrent.1 (gru)" in shown
+    values = json.loads(charwright("info", tmp_path / "run", "--json").out)
+    run = Run.open(tmp_path / "run")
+    assert values["parameters"] == sum(array.size for array in run.weights().values())
+    assert [layer["name"] for layer in values["layers"]] == ["embedding", "recurrent.0", "recurrent.1", "head"]
+    assert "multiplicative GRU units" in repr(run) + run._repr_html_()
+
+
 def test_info_of_a_run_without_an_epoch(charwright: Terminal, copy: Path) -> None:
     (copy / "log.jsonl").write_bytes(b'{"event": "start", "st\xff')
     shutil.rmtree(copy / "checkpoints")

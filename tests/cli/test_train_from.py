@@ -125,6 +125,20 @@ def test_n_grams_are_inherited_with_their_order(
     assert "--ngram-order belongs to the run and cannot change on --resume" in resumed.line
 
 
+def test_a_multiplicative_layer_is_inherited(charwright: Terminal, corpus: Path, more: Path, tmp_path: Path) -> None:
+    words = ["--out", tmp_path / "old", "--multiplicative", *STEPS, *SMALL]
+    assert charwright("train", corpus, *words).code == 0
+    still = ["--learning-rate", "1e-30", "--weight-decay", "0", *STEPS]
+    result = charwright("train", more, "--from", tmp_path / "old", "--out", tmp_path / "new", *still)
+    assert result.code == 0, result.err
+    old, new = Run.open(tmp_path / "old"), Run.open(tmp_path / "new")
+    assert new.model.multiplicative
+    assert old.weights()["recurrent.0.weight_mx"].any()
+    np.testing.assert_allclose(
+        new.weights()["recurrent.0.weight_mx"], old.weights()["recurrent.0.weight_mx"], atol=1e-7
+    )
+
+
 def test_thousands_of_new_characters_and_bytes(
     charwright: Terminal, corpus: Path, trained: Path, tmp_path: Path
 ) -> None:
@@ -225,6 +239,8 @@ def test_the_parent_is_never_replaced(charwright: Terminal, copy: Path, more: Pa
         (["--layers", "1"], "--layers is as in the run"),
         (["--embedding-size", "8"], "--embedding-size is as in the run"),
         (["--no-tied"], "--tied is as in the run"),
+        (["--multiplicative"], "--multiplicative is as in the run"),
+        (["--no-multiplicative"], "--multiplicative is as in the run"),
         (["--ngram-bits", "6"], "--ngram-bits is as in the run"),
         (["--ngram-order", "4"], "--ngram-order is as in the run"),
         (["--level", "byte"], "--level cannot change"),

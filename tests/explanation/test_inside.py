@@ -27,6 +27,11 @@ CONFIGS = {
     "gru 2 tied": ModelConfig(layers=2, units=12, embedding_size=12, tied=True),
     "lstm 2": ModelConfig(cell="lstm", layers=2, units=10, embedding_size=8),
     "rnn 2": ModelConfig(cell="rnn", layers=2, units=12, embedding_size=8),
+    "multiplicative gru": ModelConfig(units=12, embedding_size=8, multiplicative=True),
+    "multiplicative gru 2": ModelConfig(layers=2, units=12, embedding_size=8, multiplicative=True),
+    "multiplicative lstm": ModelConfig(cell="lstm", units=10, embedding_size=8, multiplicative=True),
+    "multiplicative lstm 2": ModelConfig(cell="lstm", layers=2, units=10, embedding_size=8, multiplicative=True),
+    "multiplicative rnn": ModelConfig(cell="rnn", units=12, embedding_size=8, multiplicative=True),
 }
 NGRAMS = {
     "n-grams": ModelConfig(units=12, embedding_size=8, ngram_bits=12),
@@ -37,7 +42,8 @@ TEXT = "abc dE!\n中é:aB\nabcdeABCDE ..." * 9
 
 def gates_by_hand(cell: str, x: torch.Tensor, h: torch.Tensor, w: Weights) -> dict[str, torch.Tensor]:
     bias = w.bias_hh if w.bias_hh is not None else 0
-    pre = x @ w.weight_ih.T + w.bias_ih + h @ w.weight_hh.T + bias
+    scaled = h if w.weight_mx is None else h + (x @ w.weight_mx.T) * h
+    pre = x @ w.weight_ih.T + w.bias_ih + scaled @ w.weight_hh.T + bias
     parts = torch.sigmoid(pre).chunk({"gru": 3, "lstm": 4, "rnn": 1}[cell], dim=1)
     names = {"gru": {"reset": 0, "update": 1}, "lstm": {"input": 0, "forget": 1, "output": 3}, "rnn": {}}[cell]
     return {name: parts[at] for name, at in names.items()}
@@ -54,7 +60,9 @@ def test_states_and_gates_are_those_of_the_cells(name: str) -> None:
     x = weights["embedding.weight"][ids]
     for index, layer in enumerate(layers):
         names = ("weight_ih", "weight_hh", "bias_ih", *(("bias_hh",) if config.cell == "gru" else ()))
-        w = Weights(*(weights[f"recurrent.{index}.{part}"] for part in names))
+        scale = weights.get(f"recurrent.{index}.weight_mx")
+        assert (scale is not None) == (config.multiplicative and index == 0)
+        w = Weights(*(weights[f"recurrent.{index}.{part}"] for part in names))._replace(weight_mx=scale)
         state = tuple(torch.zeros(3, config.units) for _ in range(2 if config.cell == "lstm" else 1))
         outputs = []
         for step in range(15):
@@ -227,14 +235,10 @@ def test_gates_and_temperatures(name: str) -> None:
     ids = torch.from_numpy(LETTERS.encode(TEXT).astype(np.int64))
     layers = network.read(ids[:, None])
     gates = gates_of(layers)
-    assert [(gate.layer, gate.name) for gate in gates] == {
-        "gru": [(1, "reset"), (1, "update")],
-        "gru 2 tied": [(1, "reset"), (1, "update"), (2, "reset"), (2, "update")],
-        "lstm 2": [(layer, gate) for layer in (1, 2) for gate in ("input", "forget", "output")],
-        "rnn 2": [],
-        "n-grams": [(1, "reset"), (1, "update")],
-        "n-grams of lstm 2": [(layer, gate) for layer in (1, 2) for gate in ("input", "forget", "output")],
-    }[name]
+    names = {"gru": ("reset", "update"), "lstm": ("input", "forget", "output"), "rnn": ()}[config.cell]
+    assert [(gate.layer, gate.name) for gate in gates] == [
+        (layer, gate) for layer in range(1, config.layers + 1) for gate in names
+    ]
     for gate in gates:
         assert 0 < gate.mean < 1
         assert 0 <= gate.closed + gate.open <= 1

@@ -118,10 +118,12 @@ def _tokens(
 
 
 def _say_model(run: Run, vocabulary: Vocabulary) -> None:
+    from charwright.run_view import cell_in_words
+
     model = run.model
     count = sum(map(math.prod, model.weight_shapes(len(vocabulary)).values()))
     layers = "one layer" if model.layers == 1 else f"{model.layers} layers"
-    say(f"{run.folder}: {model.cell.upper()}, {layers} of {model.units:,} units, {count:,} parameters")
+    say(f"{run.folder}: {cell_in_words(model)}, {layers} of {model.units:,} units, {count:,} parameters")
 
 
 def _nats(config: ModelConfig, weights: Arrays, vocabulary: Vocabulary, text: AnyCorpus) -> float | None:

@@ -117,6 +117,8 @@ def _layers(run: Run) -> list[dict[str, Any]]:
         parameters[layer] = parameters.get(layer, 0) + math.prod(shape)
     widths = {"embedding": model.embedding_size, "head": size, "ngrams": size}
     kinds = {"embedding": "embedding", "head": "dense", "ngrams": "hashed table"}
+    if model.multiplicative:
+        kinds["recurrent.0"] = f"multiplicative {model.cell}"
     return [
         {
             "name": name,

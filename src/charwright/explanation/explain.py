@@ -20,6 +20,7 @@ from charwright.explanation.results import FEWEST_CHARACTERS, Activations, Neuro
 from charwright.explanation.surprise import last_steps, surprise_of
 from charwright.ngrams import in_words
 from charwright.run import Run
+from charwright.run_view import cell_in_words
 from charwright.workflow.texts import texts_of_run
 
 LENGTH = 5000
@@ -141,7 +142,7 @@ def _network_line(run: Run) -> str:
     layers = "1 layer" if model.layers == 1 else f"{model.layers} layers"
     tied = ", tied embedding" if model.tied else ""
     ngrams = f", {in_words(model.ngram_bits, model.ngram_order)}" if model.ngram_bits else ""
-    return f"{model.cell.upper()}, {layers} of {model.units:,} units{tied}{ngrams}, {len(run.vocabulary):,} tokens"
+    return f"{cell_in_words(model)}, {layers} of {model.units:,} units{tied}{ngrams}, {len(run.vocabulary):,} tokens"
 
 
 def _source(shown: str, characters: int, source: str) -> str:

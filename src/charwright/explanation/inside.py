@@ -1,7 +1,8 @@
 """The inside of a network while it reads: the states and gates of every layer at every step.
 
 The outputs of a layer come from the fast core. Its gates follow from them without a loop: at every step they are a
-function of the input and of the state before, which are known by then. T is time, B the batch, H the units.
+function of the input and of the state before, scaled by the input in a multiplicative layer, which are known by then.
+T is time, B the batch, H the units.
 
 The n-grams of a model are no part of its layers: they add to the logits what depends on the last few tokens alone.
 """
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from charwright.config import STATES, ModelConfig
-from charwright.model.cells import State, Weights
+from charwright.model.cells import State, Weights, scaled_state
 from charwright.model.compute import CPU, choose_core
 from charwright.model.recurrent import LayerInput, Tokens, run_layer
 from charwright.model.votes import offsets_of
@@ -112,13 +113,14 @@ class Network:
         return max(1, CHUNK // len(self.embedding))
 
     def _layer(self, index: int) -> Weights:
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_mx")
         found = (self._weights.get(f"recurrent.{index}.{name}") for name in names)
         return Weights(*found)  # type: ignore[arg-type]
 
     def _inside(self, x: Tensor, before: Tensor, hidden: Tensor, state: State, weights: Weights) -> Layer:
         if self.config.cell == "rnn":
             return Layer(hidden)
+        before = scaled_state(x, before, weights)
         # Products of whole sequences, gate by gate: all at once would take G times the memory.
         units = self.config.units
 

@@ -96,12 +96,16 @@ def weights_h5_bytes(layers: Sequence[KerasLayer]) -> bytes:
     """Return a `.weights.h5` file as Keras 3 saves it for a model with these layers as attributes of these names.
 
     Raises:
-        UsageError: when there are n-grams among them.
+        UsageError: when there are n-grams among them, or a multiplicative layer.
         MissingExtraError: when h5py is not installed.
     """
     if any(layer.kind == NGRAMS for layer in layers):
         raise UsageError(
             "--to keras: the model has n-grams, which Keras's layers do not have; choose onnx, saved-model or numpy"
+        )
+    if any(layer.multiplicative for layer in layers):
+        raise UsageError(
+            "--to keras: the model is multiplicative, which no layer of Keras is; choose onnx, saved-model or numpy"
         )
     h5py = _h5py("writing Keras files")
     memory = io.BytesIO()

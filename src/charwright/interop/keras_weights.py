@@ -4,7 +4,7 @@ Keras stores a matrix as (inputs, outputs) and a GRU's gates as z, r, n; charwri
 Both store an LSTM's gates as i, f, g, o. A GRU with `reset_after` has two bias rows in both: input and recurrent.
 
 This module reorders the gates for every Keras and TensorFlow format. Two other modules know a foreign gate order:
-`onnx_export.py` reorders the gates for ONNX, and `saved_model_export.py` computes with the layers that `to_keras`
+`onnx_layers.py` reorders the gates for ONNX, and `saved_model_export.py` computes with the layers that `to_keras`
 returns, in Keras's order. charwright's own order is defined in `ModelConfig.weight_shapes`.
 
 V is the vocabulary size, E the embedding size, H the number of units, G the number of gates.
@@ -32,6 +32,8 @@ GATE_ORDER = {"gru": (1, 0, 2)}
 
 NGRAMS = "ngrams"
 """The name of the n-grams in a SavedModel, and their kind of layer."""
+SCALE = "scale_kernel"
+"""The variable of a multiplicative layer in a SavedModel, beside those of Keras's layer."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class KerasLayer:
 
     An embedding has `embeddings` (V, E); a recurrent layer `kernel` (E, G * H), `recurrent_kernel` (H, G * H) and
     `bias`; a dense layer `kernel` (H, V) and `bias` (V). The n-grams of a SavedModel, which Keras does not have, have
-    `weight` (2^bits + V) and `order` (1), the number of tokens in the longest.
+    `weight` (2^bits + V) and `order` (1), the number of tokens in the longest. The first recurrent layer of a
+    SavedModel has `scale_kernel` (E, H) if it is multiplicative, which no layer of Keras is.
     """
 
     name: str  # its path in the file, for messages
@@ -54,9 +57,14 @@ class KerasLayer:
             return NGRAMS
         if names == {"embeddings"}:
             return "embedding"
-        if {"kernel", "recurrent_kernel"} <= names <= {"kernel", "recurrent_kernel", "bias"}:
+        if {"kernel", "recurrent_kernel"} <= names <= {"kernel", "recurrent_kernel", "bias", SCALE}:
             return "recurrent"
         return "dense" if {"kernel"} <= names <= {"kernel", "bias"} else "unknown"
+
+    @property
+    def multiplicative(self) -> bool:
+        """Whether this is a recurrent layer whose inputs scale the state."""
+        return self.kind == "recurrent" and SCALE in self.arrays
 
 
 def from_keras(layers: Sequence[KerasLayer], where: str) -> tuple[ModelConfig, Arrays]:
@@ -94,6 +102,7 @@ def from_keras(layers: Sequence[KerasLayer], where: str) -> tuple[ModelConfig, A
             embedding_size=table.shape[1],
             ngram_bits=bits,
             ngram_order=order,
+            multiplicative=recurrent[0].multiplicative,
         )
     except ConfigError as error:
         raise ForeignModelError(f"{where}: {error}") from error
@@ -121,11 +130,13 @@ def to_keras(config: ModelConfig, weights: Mapping[str, Array]) -> list[KerasLay
         bias = _reorder_gates(config.cell, of_layer["bias_ih"])
         if config.cell == "gru":
             bias = np.stack([bias, _reorder_gates(config.cell, weights[f"recurrent.{index}.bias_hh"])])
-        arrays = {
+        arrays: Arrays = {
             "kernel": np.ascontiguousarray(_reorder_gates(config.cell, of_layer["weight_ih"]).T),
             "recurrent_kernel": np.ascontiguousarray(_reorder_gates(config.cell, of_layer["weight_hh"]).T),
             "bias": bias,
         }
+        if config.multiplicative and index == 0:
+            arrays[SCALE] = np.ascontiguousarray(weights["recurrent.0.weight_mx"].T)
         layers.append(KerasLayer(numbered(keras_name(config.cell), index), arrays))
     head = table if config.tied else weights["head.weight"]
     layers.append(KerasLayer("dense", {"kernel": np.ascontiguousarray(head.T), "bias": weights["head.bias"]}))
@@ -241,6 +252,10 @@ def _recurrent_weights(config: ModelConfig, index: int, layer: KerasLayer, where
     weights = {f"recurrent.{index}.{name}": _reorder_gates(cell, row) for name, row in zip(names, biases, strict=True)}
     weights[f"recurrent.{index}.weight_ih"] = _reorder_gates(cell, np.ascontiguousarray(kernel.T))
     weights[f"recurrent.{index}.weight_hh"] = _reorder_gates(cell, np.ascontiguousarray(recurrent.T))
+    if layer.multiplicative and index > 0:
+        raise ForeignModelError(f"{where}: {layer.name} is multiplicative; only the first recurrent layer can be")
+    if layer.multiplicative:
+        weights["recurrent.0.weight_mx"] = np.ascontiguousarray(_matrix(layer, SCALE, where).T)
     return weights
 
 

@@ -13,32 +13,30 @@ n-grams less one.
 
 The graphs are built node by node, because one attribute is easy to get wrong: a GRU that applies the reset gate after
 the recurrent product, as charwright, Keras and cuDNN do, has `linear_before_reset=1`. Both graphs are run and compared
-with the model before anything is written. The gates are reordered to ONNX's order here (`GATE_ORDER`).
+with the model before anything is written. The layers are those of `onnx_layers.py`.
 
-V is the vocabulary size, E the embedding size, H the number of units, G the number of gates, L the number of layers.
+V is the vocabulary size, E the embedding size, H the number of units, L the number of layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from charwright.config import GATES, STATES, ModelConfig
+from charwright.config import STATES, ModelConfig
 from charwright.errors import ForeignModelError, MissingExtraError
 from charwright.interop.model_card import as_json
 from charwright.interop.onnx_check import GREEDY_TEMPERATURE, check_graphs, mask_of
+from charwright.interop.onnx_layers import Graph, add_layer, layer_constants
 from charwright.ngrams import MULTIPLIERS
 from charwright.run import Run
 
 OPSET = 17
 IR_VERSION = 8
 MAX_BYTES = (1 << 31) - 1  # of a graph that contains its weights
-GATE_ORDER = {"gru": (1, 0, 2), "lstm": (0, 3, 1, 2), "rnn": (0,)}
-"""charwright's position (r, z, n and i, f, g, o) of each ONNX gate (z, r, n and i, o, f, g)."""
 
 Array = npt.NDArray[np.float32]
 
@@ -62,25 +60,6 @@ def onnx_graphs(run: Run, card: Mapping[str, Any]) -> dict[str, bytes]:
     return files
 
 
-@dataclass
-class _Graph:
-    """A growing list of nodes, with generated names for their outputs."""
-
-    helper: Any
-    prefix: str = ""  # of all names, unique to a nested graph
-    nodes: list[Any] = field(default_factory=list)
-
-    def add(self, operation: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any) -> Any:
-        """Add a node and return the name of its output, or the list of names if there are several."""
-        names = [f"{self.prefix}{operation}_{len(self.nodes)}_{index}" for index in range(outputs)]
-        self.nodes.append(self.helper.make_node(operation, list(inputs), names, **attributes))
-        return names[0] if outputs == 1 else names
-
-    def add_output(self, name: str, operation: str, inputs: Sequence[str], **attributes: Any) -> None:
-        """Add a node whose output is the graph output `name`."""
-        self.nodes.append(self.helper.make_node(operation, list(inputs), [name], **attributes))
-
-
 class _Network:
     """Builder of the graphs of one model."""
 
@@ -93,7 +72,7 @@ class _Network:
         self.tokens, self.labels = len(weights["head.bias"]), labels
         self.constants: dict[str, npt.NDArray[Any]] = {"embedding": weights["embedding.weight"]}
         for layer in range(config.layers):
-            self.constants |= _layer_constants(config, weights, layer)
+            self.constants |= layer_constants(config, weights, layer)
         head = weights["embedding.weight" if config.tied else "head.weight"]
         self.constants["head"], self.constants["head_bias"] = np.ascontiguousarray(head.T), weights["head.bias"]
         for number in range(-1, max(2, config.layers)):
@@ -103,7 +82,7 @@ class _Network:
 
     def step(self, metadata: Mapping[str, str]) -> bytes:
         """Return the step graph: logits at each position, and the state after the last."""
-        graph = _Graph(self.helper)
+        graph = Graph(self.helper)
         by_time = graph.add("Transpose", ["ids"], perm=[1, 0])
         logits, *after = self._steps(graph, by_time, *self._carried)  # (T, B, V)
         graph.add_output("logits", "Transpose", [logits], perm=[1, 0, 2])
@@ -115,7 +94,7 @@ class _Network:
 
     def generate(self, metadata: Mapping[str, str]) -> bytes:
         """Return the generator graph: read a prompt, then sample one id per column of random numbers."""
-        graph = _Graph(self.helper)
+        graph = Graph(self.helper)
         batch = graph.add("Gather", [graph.add("Shape", ["prompt"]), "number_0"])
         units = [self.config.layers, STATES[self.config.cell], self.config.units]
         self.constants["layers_and_states"] = np.array(units[:2], dtype=np.int64)
@@ -146,7 +125,7 @@ class _Network:
         ]
         return self._model("generate", graph, inputs, [self._value("ids", np.int64, "B", "N")], metadata)
 
-    def _steps(self, graph: _Graph, ids: str, state: str, context: str = "") -> tuple[str, ...]:
+    def _steps(self, graph: Graph, ids: str, state: str, context: str = "") -> tuple[str, ...]:
         """Add the network: logits (T, B, V) for ids (T, B) from a state (L, S, B, H), and the state after the last.
 
         With n-grams a context (B, K) comes in and one goes out too.
@@ -158,20 +137,14 @@ class _Network:
             before = graph.add("Gather", [state, f"number_{layer}"], axis=0)  # (1, S, B, H)
             before = graph.add("Squeeze", [before, "number_0"])
             parts = [graph.add("Gather", [before, f"number_{part}"], axis=0) for part in range(STATES[config.cell])]
-            weights = [f"{name}_{layer}" for name in ("inputs", "recurrent", "biases")]
-            attributes: dict[str, Any] = {"hidden_size": config.units}
-            if config.cell == "gru":
-                attributes["linear_before_reset"] = 1
-            # Each part is (1, B, H): the operators have a leading axis for the direction.
-            outputs = 1 + len(parts)
-            found = graph.add(config.cell.upper(), [values, *weights, "", *parts], outputs=outputs, **attributes)
+            found = add_layer(graph, config, layer, values, parts)
             values = graph.add("Squeeze", [found[0], "number_1"])  # (T, B, H)
             states.append(graph.add("Unsqueeze", [graph.add("Concat", found[1:], axis=0), "number_0"]))
         product = graph.add("MatMul", [values, "head"])
         logits, after = graph.add("Add", [product, "head_bias"]), graph.add("Concat", states, axis=0)
         return (logits, after) if not context else self._with_ngrams(graph, ids, logits, after, context)
 
-    def _with_ngrams(self, graph: _Graph, ids: str, logits: str, after: str, context: str) -> tuple[str, str, str]:
+    def _with_ngrams(self, graph: Graph, ids: str, logits: str, after: str, context: str) -> tuple[str, str, str]:
         """Add the n-grams to logits (T, B, V), and the context after the last id."""
         earlier = graph.add("Transpose", [graph.add("Gather", [context, "recent_first"], axis=1)], perm=[1, 0])
         marks = graph.add("Concat", [earlier, graph.add("Add", [ids, "number_1"])], axis=0)  # (K + T, B)
@@ -190,7 +163,7 @@ class _Network:
         recent = graph.add("Gather", [marks, "last_ones"], axis=0)
         return logits, after, graph.add("Transpose", [recent], perm=[1, 0])
 
-    def _no_context(self, graph: _Graph, batch: str) -> str:
+    def _no_context(self, graph: Graph, batch: str) -> str:
         """Add the context (B, K) before the first id."""
         shape = graph.add("Concat", [batch, "width"], axis=0)
         nothing = self.onnx.numpy_helper.from_array(np.zeros(1, dtype=np.int64))
@@ -204,7 +177,7 @@ class _Network:
 
     def _loop_body(self, greedy: str, divisor: str) -> Any:
         """Return one loop iteration: sample an id from the logits, then feed it to the network."""
-        graph = _Graph(self.helper, "turn_")
+        graph = Graph(self.helper, "turn_")
         drawn = self._sample(graph, greedy, divisor)  # (B)
         before = [f"{name}_before" for name in self._carried]
         logits, *after = self._steps(graph, graph.add("Unsqueeze", [drawn, "number_0"]), *before)
@@ -227,7 +200,7 @@ class _Network:
         ]
         return self.helper.make_graph(graph.nodes, "turn", inputs, outputs)
 
-    def _sample(self, graph: _Graph, greedy: str, divisor: str) -> str:
+    def _sample(self, graph: Graph, greedy: str, divisor: str) -> str:
         """Sample ids (B): the first whose cumulative probability exceeds the random number, with [UNK] masked."""
         scores = graph.add("Add", ["logits_before", "hidden"])
         most_likely = graph.add("ArgMax", [scores], axis=1, keepdims=0)
@@ -263,7 +236,7 @@ class _Network:
         return int(self.helper.np_dtype_to_tensor_dtype(np.dtype(kind)))
 
     def _model(
-        self, name: str, graph: _Graph, inputs: list[Any], outputs: list[Any], metadata: Mapping[str, str]
+        self, name: str, graph: Graph, inputs: list[Any], outputs: list[Any], metadata: Mapping[str, str]
     ) -> bytes:
         used = {name for node in graph.nodes for name in _names_in(node)}
         constants = [
@@ -304,21 +277,3 @@ def _ngram_constants(config: ModelConfig, weights: Mapping[str, Array]) -> dict[
     numbers["places"] = range(len(weights["head.bias"]))
     made = {name: np.array(values, dtype=np.int64) for name, values in numbers.items()}
     return {"ngrams": weights["ngrams.weight"], **made}
-
-
-def _layer_constants(config: ModelConfig, weights: Mapping[str, Array], layer: int) -> dict[str, Array]:
-    """Return a layer's operator weights: inputs (1, G * H, E), recurrent (1, G * H, H) and biases (1, 2 * G * H)."""
-    named = {name: weights[f"recurrent.{layer}.{name}"] for name in ("weight_ih", "weight_hh", "bias_ih")}
-    second = weights.get(f"recurrent.{layer}.bias_hh", np.zeros_like(named["bias_ih"]))
-    biases = np.concatenate([_reorder_gates(config.cell, named["bias_ih"]), _reorder_gates(config.cell, second)])
-    return {
-        f"inputs_{layer}": _reorder_gates(config.cell, named["weight_ih"])[None],
-        f"recurrent_{layer}": _reorder_gates(config.cell, named["weight_hh"])[None],
-        f"biases_{layer}": biases[None],
-    }
-
-
-def _reorder_gates(cell: str, rows: Array) -> Array:
-    """Reorder the gates of rows (G * H, ...) from charwright's order to ONNX's."""
-    blocks = rows.reshape(GATES[cell], -1, *rows.shape[1:])
-    return np.ascontiguousarray(blocks[list(GATE_ORDER[cell])]).reshape(rows.shape)

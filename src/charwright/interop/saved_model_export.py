@@ -12,7 +12,8 @@ these. A model with n-grams has a tuple with one more element, the context (B, K
 read, the most recent first, each 1 + its id, and 0 where there is none. K is the order of the n-grams less one.
 
 The variables have Keras's names, shapes and gate order, and `charwright import` reads them back:
-`keras_weights.py` reorders the gates, and `_gru` and `_lstm` split them in that order.
+`keras_weights.py` reorders the gates, and `_gru` and `_lstm` split them in that order. A multiplicative layer has one
+more, `scale_kernel` (E, H), which no layer of Keras has.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from charwright.config import ModelConfig
 from charwright.data.vocabulary import UNKNOWN, Vocabulary
 from charwright.errors import ForeignModelError
 from charwright.generation.engine import Engine
-from charwright.interop.keras_weights import KerasLayer, keras_name, numbered, to_keras
+from charwright.interop.keras_weights import SCALE, KerasLayer, keras_name, numbered, to_keras
 from charwright.interop.model_card import as_json
 from charwright.interop.tensorflow_import import first_line, load_tensorflow
 from charwright.ngrams import MULTIPLIERS
@@ -198,34 +199,38 @@ class _Network:
         tf = self.tf
         bias = cell.bias[0] if self.config.cell == "gru" else cell.bias
         gates = tf.linalg.matmul(values, cell.kernel) + bias  # (T, B, G * H)
+        # Each input of a multiplicative layer scales the state that the recurrent kernel is multiplied with.
+        scales = 1 + tf.linalg.matmul(values, cell.scale_kernel) if hasattr(cell, SCALE) else None  # (T, B, H)
         steps = tf.shape(gates)[0]
         outputs = tf.TensorArray(tf.float32, size=steps, element_shape=[None, self.config.units])
         step = {"gru": _gru, "lstm": _lstm, "rnn": _rnn}[self.config.cell]
 
         def iterate(time: Any, outputs: Any, state: Any) -> Any:
-            state = step(tf, gates[time], cell, state)
+            h = state[0] if isinstance(state, tuple) else state
+            product = tf.linalg.matmul(h if scales is None else scales[time] * h, cell.recurrent_kernel)
+            state = step(tf, gates[time], product, cell, state)
             return time + 1, outputs.write(time, state[0] if isinstance(state, tuple) else state), state
 
         _, outputs, state = tf.while_loop(lambda time, *_: time < steps, iterate, (0, outputs, state))
         return outputs.stack(), state
 
 
-def _gru(tf: Any, gates: Any, cell: Any, h: Any) -> Any:
+def _gru(tf: Any, gates: Any, product: Any, cell: Any, h: Any) -> Any:
     """A GRU step: gates in Keras's order z, r, n; the reset gate is applied after the recurrent product."""
     z, r, n = tf.split(gates, 3, axis=-1)
-    by_z, by_r, by_n = tf.split(tf.linalg.matmul(h, cell.recurrent_kernel) + cell.bias[1], 3, axis=-1)
+    by_z, by_r, by_n = tf.split(product + cell.bias[1], 3, axis=-1)
     z, r = tf.sigmoid(z + by_z), tf.sigmoid(r + by_r)
     n = tf.tanh(n + r * by_n)
     return z * h + (1 - z) * n
 
 
-def _lstm(tf: Any, gates: Any, cell: Any, state: Any) -> Any:
+def _lstm(tf: Any, gates: Any, product: Any, _: Any, state: Any) -> Any:
     """An LSTM step: gates in the order i, f, g, o."""
-    h, c = state
-    i, f, g, o = tf.split(gates + tf.linalg.matmul(h, cell.recurrent_kernel), 4, axis=-1)
+    _, c = state
+    i, f, g, o = tf.split(gates + product, 4, axis=-1)
     c = tf.sigmoid(f) * c + tf.sigmoid(i) * tf.tanh(g)
     return tf.sigmoid(o) * tf.tanh(c), c
 
 
-def _rnn(tf: Any, gates: Any, cell: Any, h: Any) -> Any:
-    return tf.tanh(gates + tf.linalg.matmul(h, cell.recurrent_kernel))
+def _rnn(tf: Any, gates: Any, product: Any, _: Any, __: Any) -> Any:
+    return tf.tanh(gates + product)

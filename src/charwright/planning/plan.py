@@ -18,6 +18,7 @@ from charwright.planning.batches import SMALLEST, batch_for, rate_factor, steps_
 from charwright.planning.profile import TextProfile
 from charwright.planning.recipes import DEFAULT
 from charwright.planning.speeds import speed_at
+from charwright.run_view import cell_in_words
 from charwright.schema import flag
 
 WIDTHS = (64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 2048)
@@ -99,14 +100,13 @@ class Plan:
         budget = f"{amount:g} {name.removesuffix('s') if amount == 1 else name}"
         layers = "1 layer" if model.layers == 1 else f"{model.layers} layers"
         ngrams = " and n-grams" if model.ngram_bits else ""
-        kind = f"multiplicative {model.cell.upper()}" if model.multiplicative else model.cell.upper()
         beside = f"and {self.text.beside:,} more tokens (the teachers' text) " if self.text.beside else ""
         regularization = (
             f"dropout {model.dropout:g}, recurrent dropout {model.recurrent_dropout:g}, "
             f"weight decay {training.weight_decay:g}"
         )
         return (
-            f"plan: {layers} of {model.units} {kind} units{ngrams} for {budget}, learning rate "
+            f"plan: {layers} of {model.units} {cell_in_words(model)} units{ngrams} for {budget}, learning rate "
             f"{training.learning_rate:g}, {regularization}",
             f"plan: {self.text.characters:,} characters ({self.text.script}, {self.text.vocabulary:,} tokens) "
             f"{beside}are read {_times(self.passes)}{self._speed()}",

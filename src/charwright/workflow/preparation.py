@@ -42,8 +42,8 @@ RESUMABLE = (*BUDGETS, "target_loss", "patience", "log_every", "checkpoint_minut
 """The options that a resume may change."""
 
 INHERITED = (
-    *("cell", "layers", "units", "embedding_size", "multiplicative", "tied", "ngram_bits", "ngram_order"),
-    "embedding_range",
+    *("cell", "layers", "units", "embedding_size", "multiplicative", "tied"),
+    *("ngram_bits", "ngram_order", "embedding_range"),
 )
 """The options that a run takes unchanged from the run it continues from."""
 
