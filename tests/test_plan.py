@@ -97,11 +97,15 @@ def test_what_a_text_says_once_counts_less_the_more_often_it_is_read() -> None:
         assert planned.recipe.training.ngram_decay == pytest.approx(occurrences / 10**6, rel=0.02)
 
 
-def test_a_multiplicative_layer_is_kept_and_named() -> None:
-    assert not plan().recipe.model.multiplicative
-    planned = plan(multiplicative=True)
-    assert planned.recipe.model == dataclasses.replace(plan().recipe.model, multiplicative=True)
+def test_a_layer_is_multiplicative_unless_it_is_not_wanted() -> None:
+    planned = plan()
+    assert planned.recipe.model.multiplicative
     assert "multiplicative GRU units and n-grams" in planned.summary()[0]
+    assert ("--multiplicative", "") in [row[:2] for row in planned.explanation()]
+    plain = plan(multiplicative=False)
+    assert plain.recipe.model == dataclasses.replace(planned.recipe.model, multiplicative=False)
+    assert "multiplicative" not in plain.summary()[0]
+    assert ("--no-multiplicative", "") in [row[:2] for row in plain.explanation()]
 
 
 def test_n_grams_given_by_hand_are_kept() -> None:
