@@ -874,8 +874,8 @@ static void *some_votes(const writing *w, network *net) {
     return votes;
 }
 
-/* The scale of each token in memory of the exact size, and in the network. Random numbers of its own leave the others as
- * they are in an example without it. */
+/* The scale of each token in memory of the exact size, and in the network. Random numbers of its own leave the others
+ * as they are in an example without it. */
 static void *some_scale(const writing *w, network *net) {
     const size_t count = (size_t)w->vocabulary * w->units;
     void *scale = room(count, w->storage == CW_Q8 ? 2 : 4);

@@ -14,7 +14,7 @@ typedef float NAME(state_t);
 #endif
 #define state_t NAME(state_t)
 
-/* Convert the state of LANES units to inputs of the products: as it is, or times a part of a row of the model's scale. */
+/* Convert the state of LANES units to inputs of the products: as it is, or times a part of a row of the scale. */
 #if STORAGE == CW_Q8
 typedef int16_t NAME(scale_t); /* 15 fraction bits */
 INLINE void NAME(narrow)(value *to, ivec h) {

@@ -125,8 +125,8 @@ int cw_write(int variant, const cw_model *model, int threads, cw_text *texts, in
     writing.logits = malloc((size_t)count * model->vocabulary * sizeof(double));
     writing.scratch = malloc(cw_draw_bytes(model->vocabulary) * threads);
     writing.offsets = model->ngrams ? malloc((size_t)count * (model->ngram_order - 1) * sizeof(uint32_t)) : NULL;
-    const int enough = writing.activations && writing.logits && writing.scratch && (writing.offsets || !model->ngrams) &&
-                       (writing.scaled || !model->scale);
+    const int enough = writing.activations && writing.logits && writing.scratch &&
+                       (writing.offsets || !model->ngrams) && (writing.scaled || !model->scale);
     for (int i = 0; i < count && enough && model->ngrams; i++) find_offsets(&writing, i);
     if (enough && count > 0) cw_parallel(threads, cw_chosen(variant)->write[model->storage], &writing);
     free(writing.offsets);
