@@ -43,12 +43,13 @@ BACKENDS = list(product(VARIANTS, PRECISIONS))
 
 
 def model_config(
-    cell: str, layers: int = 1, tied: bool = False, units: int = 40, *, ngram_bits: int = 0, ngram_order: int = 4
-) -> ModelConfig:
+    cell: str, layers: int = 1, tied: bool = False, units: int = 40, *, ngram_bits: int = 0, ngram_order: int = 4,
+    multiplicative: bool = False,
+) -> ModelConfig:  # fmt: skip
     size = units if tied else 10
     return ModelConfig(
         cell=cell, layers=layers, units=units, embedding_size=size, tied=tied, ngram_bits=ngram_bits,
-        ngram_order=ngram_order,
+        ngram_order=ngram_order, multiplicative=multiplicative,
     )  # fmt: skip
 
 
@@ -94,8 +95,17 @@ class Known:
 
 
 @cache
-def known(cell: str, layers: int, tied: bool, units: int = 40, size: int = SIZE, steps: int = 400) -> Known:
-    config = model_config(cell, layers, tied, units)
+def known(
+    cell: str,
+    layers: int,
+    tied: bool,
+    units: int = 40,
+    size: int = SIZE,
+    steps: int = 400,
+    *,
+    multiplicative: bool = False,
+) -> Known:
+    config = model_config(cell, layers, tied, units, multiplicative=multiplicative)
     weights = ramp_arrays(config, size)
     writer, streams = Engine(config, weights, "f32", threads=1), []
     for index in range(3):
@@ -120,9 +130,12 @@ def check_logits(precision: str, logits: np.ndarray, expected: np.ndarray) -> No
 
 @pytest.mark.parametrize(("variant", "precision"), BACKENDS)
 @pytest.mark.parametrize(("cell", "layers", "tied"), KINDS)
-def test_the_engine_equals_the_model(cell: str, layers: int, tied: bool, variant: str, precision: str) -> None:
+@pytest.mark.parametrize("multiplicative", [False, True])
+def test_the_engine_equals_the_model(
+    cell: str, layers: int, tied: bool, multiplicative: bool, variant: str, precision: str
+) -> None:
     """Logits, states and losses; step by step, in pieces and at once, alone and in a batch."""
-    model = known(cell, layers, tied)
+    model = known(cell, layers, tied, multiplicative=multiplicative)
     engine = Engine(model.config, model.weights, precision, variant=variant, threads=2)
     logits, state = stepped(engine, model.ids[:60])
     check_logits(precision, logits, model.logits[:60])
@@ -142,9 +155,10 @@ def test_the_engine_equals_the_model(cell: str, layers: int, tied: bool, variant
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(("cell", "layers", "tied"), KINDS)
-def test_the_state_is_the_models(cell: str, layers: int, tied: bool, variant: str) -> None:
+@pytest.mark.parametrize("multiplicative", [False, True])
+def test_the_state_is_the_models(cell: str, layers: int, tied: bool, multiplicative: bool, variant: str) -> None:
     """(B, L, S, H): the first units are the model's, the padding is zero."""
-    model = known(cell, layers, tied)
+    model = known(cell, layers, tied, multiplicative=multiplicative)
     engine = Engine(model.config, model.weights, "f32", variant=variant)
     state = engine.zero_state(3)
     assert state.shape == (3, layers, STATES[cell], 48)
@@ -163,8 +177,8 @@ def test_the_state_is_the_models(cell: str, layers: int, tied: bool, variant: st
 @pytest.mark.parametrize(("variant", "precision"), BACKENDS)
 @pytest.mark.parametrize("units", [1, 5, 16, 24, 40, 100])
 def test_units_need_not_be_a_multiple_of_16(units: int, variant: str, precision: str) -> None:
-    for cell, layers in (("gru", 2), ("lstm", 1), ("rnn", 1)):
-        model = known(cell, layers, False, units, steps=30)
+    for (cell, layers), multiplicative in product((("gru", 2), ("lstm", 1), ("rnn", 1)), (False, True)):
+        model = known(cell, layers, False, units, steps=30, multiplicative=multiplicative)
         engine = Engine(model.config, model.weights, precision, variant=variant, threads=2)
         if units > 1:
             check_logits(precision, stepped(engine, model.ids)[0], model.logits)
@@ -338,14 +352,31 @@ def chunks(steps: int, seed: int) -> Iterator[int]:
 
 @pytest.mark.parametrize(("variant", "precision"), BACKENDS)
 @pytest.mark.parametrize(
-    ("cell", "layers", "tied", "units", "ngram_bits"),
-    [("gru", 2, True, 5, 0), ("lstm", 1, False, 64, 0), ("rnn", 2, False, 24, 0), ("gru", 1, False, 16, 10)],
+    ("cell", "layers", "tied", "units", "ngram_bits", "multiplicative"),
+    [
+        ("gru", 2, True, 5, 0, False),
+        ("lstm", 1, False, 64, 0, False),
+        ("rnn", 2, False, 24, 0, False),
+        ("gru", 1, False, 16, 10, False),
+        ("gru", 2, False, 40, 0, True),
+        ("lstm", 1, False, 16, 10, True),
+        ("rnn", 1, False, 24, 0, True),
+    ],
 )
 def test_a_streams_bits_depend_only_on_itself(
-    cell: str, layers: int, tied: bool, units: int, ngram_bits: int, variant: str, precision: str
+    cell: str,
+    layers: int,
+    tied: bool,
+    units: int,
+    ngram_bits: int,
+    multiplicative: bool,
+    variant: str,
+    precision: str,
 ) -> None:
     """Not on the other streams, its position among them, the threads, or the number of calls."""
-    config = model_config(cell, layers, tied, units, ngram_bits=ngram_bits, ngram_order=8)
+    config = model_config(
+        cell, layers, tied, units, ngram_bits=ngram_bits, ngram_order=8, multiplicative=multiplicative
+    )
     engine = Engine(config, ramp_arrays(config, SIZE), precision, variant=variant, threads=1)
     steps = 20
     alone = []
@@ -579,7 +610,7 @@ def test_making_room_keeps_the_penaltys_window(acts: list[tuple[str, int]]) -> N
 
 @pytest.mark.parametrize(("variant", "precision"), BACKENDS)
 def test_the_weights_are_neither_changed_nor_read_again(variant: str, precision: str) -> None:
-    config = model_config("lstm", 2, ngram_bits=10)
+    config = model_config("lstm", 2, ngram_bits=10, multiplicative=True)
     weights = ramp_arrays(config, SIZE)
     engine = Engine(config, weights, precision, variant=variant)
     first = stepped(engine, random_ids(5, 2))[0]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from fractions import Fraction
@@ -89,10 +89,11 @@ def pre_of(number: int) -> int:
 class SlowMatrix:
     """A matrix with 8-bit rows."""
 
-    def __init__(self, rows: np.ndarray, goal_bits: int) -> None:
+    def __init__(self, rows: np.ndarray, goal_bits: int, columns: Sequence[float] | None = None) -> None:
         self.rows, self.multipliers = [], []
         unit = 2.0 ** (goal_bits + 20) / 127
-        for row in rows.astype(float).tolist():
+        for weights in rows.astype(float).tolist():
+            row = [weight * of for weight, of in zip(weights, columns or [1.0] * len(weights), strict=True)]
             largest = max(abs(weight) for weight in row)
             multiplier = within(max(1, math.ceil(largest / 127 * unit)), 2**31 - 1)
             self.multipliers.append(multiplier)
@@ -111,19 +112,29 @@ def slow_fixed(values: np.ndarray, bits: int, limit: int = 2**30 - 1) -> list[in
     return [within(round(value * 2.0**bits), limit) for value in values.astype(float).tolist()]
 
 
-def slow_table(embedding: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> list[list[int]]:
+def slow_sums(embedding: np.ndarray, weights: np.ndarray) -> list[list[float]]:
     def exact(values: np.ndarray) -> tuple[list[list[int]], float]:
         unit = 2.0 ** (math.frexp(float(np.abs(values).max()))[1] - 20) if values.any() else 1.0
         return [[round(value / unit) for value in row] for row in values.astype(float).tolist()], unit
 
     (left, left_unit), (right, right_unit) = exact(embedding), exact(weights)
+    unit = left_unit * right_unit
+    return [[sum(a * b for a, b in zip(x, w, strict=True)) * unit for w in right] for x in left]
+
+
+def slow_table(embedding: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> list[list[int]]:
+    added = bias.astype(float).tolist()
     return [
-        [
-            pre_of(round((sum(a * b for a, b in zip(x, w, strict=True)) * (left_unit * right_unit) + c) * 2.0**11))
-            for w, c in zip(right, bias.astype(float).tolist(), strict=True)
-        ]
-        for x in left
+        [pre_of(round((x + c) * 2.0**11)) for x, c in zip(row, added, strict=True)]
+        for row in slow_sums(embedding, weights)
     ]
+
+
+def slow_scale(embedding: np.ndarray, weights: np.ndarray) -> tuple[list[list[int]], list[float]]:
+    """The scale of the state in 32,768ths of its limits, and the limits."""
+    scale = [[x + 1 for x in row] for row in slow_sums(embedding, weights)]
+    limits = [max(1.0, *(abs(x) for x in column)) for column in zip(*scale, strict=True)]
+    return [[within(round(x / c * 2.0**15), 32767) for x, c in zip(row, limits, strict=True)] for row in scale], limits
 
 
 class SlowModel:
@@ -132,13 +143,16 @@ class SlowModel:
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
         self.config, H = config, config.units
         self.recurrent, self.inputs, self.input_bias, self.candidate_bias = [], [], [], []
+        self.scale, limits = None, None
+        if config.multiplicative:
+            self.scale, limits = slow_scale(weights["embedding.weight"], weights["recurrent.0.weight_mx"])
         for layer in range(config.layers):
             part = {name: weights.get(f"recurrent.{layer}.{name}") for name in ("weight_ih", "weight_hh", "bias_hh")}
             bias = weights[f"recurrent.{layer}.bias_ih"].copy()
             if config.cell == "gru":
                 bias[: 2 * H] += part["bias_hh"][: 2 * H]
                 self.candidate_bias.append(slow_fixed(part["bias_hh"][2 * H :], 11))
-            self.recurrent.append(SlowMatrix(part["weight_hh"], 11))
+            self.recurrent.append(SlowMatrix(part["weight_hh"], 11, None if layer else limits))
             if layer:
                 self.inputs.append(SlowMatrix(part["weight_ih"], 11))
                 self.input_bias.append(slow_fixed(bias, 11))
@@ -160,7 +174,10 @@ class SlowModel:
             if layer:
                 below = self.inputs[layer - 1].times(state[layer - 1][0])
                 fed = [pre_of(a + b) for a, b in zip(below, self.input_bias[layer - 1], strict=True)]
-            products = self.recurrent[layer].times(parts[0])
+            h = parts[0]
+            if self.scale and not layer:
+                h = [half_up(number * share, 15) for number, share in zip(h, self.scale[i], strict=True)]
+            products = self.recurrent[layer].times(h)
             getattr(self, self.config.cell)(fed, products, parts, layer)
         logits = [a + b for a, b in zip(self.head.times(state[layers - 1][0]), self.head_bias, strict=True)]
         if self.config.ngram_bits:
@@ -401,6 +418,19 @@ def test_all_agree_on_every_bit_with_ngrams(cell: str, layers: int, bits: int, o
     check_all_agree(config, weights, some_ids(5, 9), some_state(config, 9))
 
 
+@pytest.mark.parametrize(("cell", "layers"), list(product(CELLS, (1, 2))))
+@pytest.mark.parametrize("size", [0.01, 1, 40])
+def test_all_agree_on_every_bit_of_a_multiplicative_layer(cell: str, layers: int, size: float) -> None:
+    """With scales about 1, and larger ones of both signs; with n-grams in one half."""
+    config = ModelConfig(
+        cell=cell, layers=layers, units=18, embedding_size=7, multiplicative=True, ngram_bits=10 * (layers - 1)
+    )
+    weights = ramp_arrays(config, SIZE, scale=2)
+    weights["recurrent.0.weight_mx"] *= np.float32(size)
+    check_all_agree(config, weights, some_ids(25, 3))
+    check_all_agree(config, weights, some_ids(5, 9), some_state(config, 9))
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_largest_sums_of_all_do_not_overflow(sign: int) -> None:
     """The head's product and its bias at their limits, and seven numbers of n-grams at theirs: more than 32 bits."""
@@ -429,8 +459,11 @@ EXTREMES = {
 
 @pytest.mark.parametrize("extreme", list(EXTREMES))
 @pytest.mark.parametrize("cell", CELLS)
-def test_all_agree_with_extreme_weights(cell: str, extreme: str) -> None:
-    config = ModelConfig(cell=cell, layers=2, units=17, embedding_size=6, ngram_bits=6, ngram_order=8)
+@pytest.mark.parametrize("multiplicative", [False, True])
+def test_all_agree_with_extreme_weights(cell: str, extreme: str, multiplicative: bool) -> None:
+    config = ModelConfig(
+        cell=cell, layers=2, units=17, embedding_size=6, ngram_bits=6, ngram_order=8, multiplicative=multiplicative
+    )
     weights = {name: EXTREMES[extreme](array) for name, array in ramp_arrays(config, SIZE).items()}
     check_all_agree(config, weights, some_ids(12, 2))
     check_all_agree(config, weights, some_ids(3, 3, seed=1), some_state(config, 3, seed=2))
@@ -476,9 +509,10 @@ def test_a_cell_state_stays_within_its_limits() -> None:
 @pytest.mark.parametrize("units", [16, 48, 80, 112, 272])
 def test_all_agree_for_any_units(cell: str, units: int) -> None:
     """Panels of every number of vectors, without the slow reference."""
-    config = ModelConfig(cell=cell, layers=2, units=units, embedding_size=6)
-    for streams in (1, 3, 9):
-        check_all_agree(config, ramp_arrays(config, SIZE), some_ids(4, streams), slow=False)
+    for multiplicative in (False, True):
+        config = ModelConfig(cell=cell, layers=2, units=units, embedding_size=6, multiplicative=multiplicative)
+        for streams in (1, 3, 9):
+            check_all_agree(config, ramp_arrays(config, SIZE), some_ids(4, streams), slow=False)
 
 
 @pytest.mark.parametrize("size", [2, 15, 16, 17, 33, 48, 300])
@@ -565,6 +599,27 @@ def test_the_first_layers_table_does_not_depend_on_the_order_of_sums(inputs: int
     assert table.tolist() == slow_table(embedding, weights, bias)
 
 
+@settings(max_examples=100)
+@given(st.integers(1, 40), st.sampled_from([0.0, 1e-20, 0.1, 30.0, 1e6]), st.integers(0, 2**31))
+def test_the_scale_of_a_state_does_not_depend_on_the_order_of_sums(inputs: int, size: float, seed: int) -> None:
+    random = np.random.Generator(np.random.Philox(seed))
+    embedding = (random.normal(size=(6, inputs)) * size).astype(np.float32)
+    weights = random.normal(size=(5, inputs)).astype(np.float32)
+    shares, limits = quantized.state_scale(embedding, weights)
+    for _ in range(4):
+        order = random.permutation(inputs)
+        for found, expected in zip(
+            quantized.state_scale(embedding[:, order], weights[:, order]), (shares, limits), strict=True
+        ):
+            np.testing.assert_array_equal(found, expected)
+    assert shares.dtype == np.int16
+    assert (shares.tolist(), limits.tolist()) == slow_scale(embedding, weights)
+    # It is the scale, to 20 bits of the factors and half a step.
+    exact = 1 + embedding.astype(np.float64) @ weights.T
+    rounding = 2.0**-19 * inputs * np.abs(embedding).max() * np.abs(weights).max()
+    np.testing.assert_allclose(shares / 2.0**15 * limits, exact, atol=rounding + limits.max() * 2.0**-15)
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_first_layers_sums_are_exact_for_thousands_of_inputs(sign: int) -> None:
     """20-bit numbers close to their maximum."""
@@ -609,6 +664,9 @@ def test_the_functions_equal_the_reference() -> None:
         math.floor(Fraction(127 * s, 2**15) + Fraction(1, 2)) for s in PRES.tolist()
     ]
     assert np.abs(quantized.activation(PRES)).max() == 127
+    for share in (32767, 12345, 1, 0, -1, -32767):
+        scaled = quantized.scaled_state(PRES, np.array(share, dtype=np.int16))
+        assert scaled.tolist() == [half_up(pre * share, 15) for pre in PRES.tolist()]
     beyond = np.array([-(2**21), -70_000, -32_768, 32_768, 70_000, 2**18, 2**21 - 1], dtype=np.int32)
     assert quantized.tanh_at(beyond).tolist() == [slow_tanh_at(v) for v in beyond.tolist()]
 

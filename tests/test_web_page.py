@@ -41,6 +41,11 @@ MODELS = {
         ModelConfig(cell="lstm", units=24, embedding_size=8, ngram_bits=12, ngram_order=8),
         ByteVocabulary(),
     ),
+    "multiplicative": (ModelConfig(units=40, embedding_size=8, multiplicative=True), LETTERS),
+    "multiplicative lstm 2": (
+        ModelConfig(cell="lstm", layers=2, units=33, embedding_size=8, ngram_bits=10, multiplicative=True),
+        LETTERS,
+    ),
     "n-grams of chinese": (
         ModelConfig(cell="rnn", units=16, embedding_size=8, ngram_bits=20, ngram_order=2),
         CHINESE,

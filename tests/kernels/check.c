@@ -581,6 +581,7 @@ static int check_draws(void) {
 
 typedef struct {
     int storage, cell, layers, units, vocabulary, texts, threads, bits, order; /* of the n-grams; 0 bits: none */
+    int scaled; /* whether each token scales the state in the first layer's recurrent product */
 } writing;
 
 static int parts_of(const writing *w) { return w->cell == CW_LSTM ? 2 : 1; }
@@ -664,6 +665,7 @@ static void free_packed(cw_matrix m) {
 
 typedef struct {
     double *table; /* (V, G * H) */
+    double *scale; /* (V, H): multiplies the state, 32768 times as large for 8-bit; or NULL */
     matrix recurrent[2], inputs[2], head;
     double *votes; /* (2^bits + V): the numbers that n-grams add to the logits */
 } network;
@@ -761,10 +763,16 @@ static void reference_votes(const writing *w, const network *net, int32_t id, do
 /* One step of one text: the state (L, S, H) changes in place; logits (V). */
 static void reference_step(const writing *w, const network *net, int32_t id, double *state, double *logits) {
     const int H = w->units, G = cw_gate_count(w->cell), parts = w->cell == CW_LSTM ? 2 : 1;
-    double *x = room((size_t)G * H, 8), *p = room((size_t)G * H, 8);
+    double *x = room((size_t)G * H, 8), *p = room((size_t)G * H, 8), *scaled = room(H, 8);
     for (int layer = 0; layer < w->layers; layer++) {
         double *h = state + (size_t)layer * parts * H;
-        product_of(w, net->recurrent[layer], h, p);
+        for (int j = 0; j < H; j++) {
+            scaled[j] = h[j];
+            if (layer || !net->scale) continue;
+            scaled[j] *= net->scale[(size_t)id * H + j];
+            if (w->storage == CW_Q8) scaled[j] = (double)half_up((int64_t)scaled[j], 15);
+        }
+        product_of(w, net->recurrent[layer], scaled, p);
         if (layer) product_of(w, net->inputs[layer], h - (size_t)parts * H, x);
         for (int i = 0; i < G * H; i++) {
             x[i] = layer ? x[i] + net->inputs[layer].bias[i] : net->table[(size_t)id * G * H + i];
@@ -778,14 +786,16 @@ static void reference_step(const writing *w, const network *net, int32_t id, dou
     if (w->bits) reference_votes(w, net, id, state + layer_numbers(w), logits);
     free(x);
     free(p);
+    free(scaled);
 }
 
 static void writing_differs(const char *what, const writing *w, int variant, int text, double by, double allowed) {
     if (by > worst && allowed > 0) worst = by;
     if (by <= allowed) return;
-    printf("%s: writing's %s is off by %.2g: storage %d cell %d L %d H %d V %d threads %d bits %d order %d text %d of %d\n",
+    printf("%s: writing's %s is off by %.2g: storage %d cell %d L %d H %d V %d threads %d bits %d order %d scaled %d "
+           "text %d of %d\n",
            cw_variant_name(variant), what, by, w->storage, w->cell, w->layers, w->units, w->vocabulary, w->threads,
-           w->bits, w->order, text, w->texts);
+           w->bits, w->order, w->scaled, text, w->texts);
     exit(1);
 }
 /* The difference as a share of the size, which counts as at least a tenth: what cancels out is no more exact than that. */
@@ -878,6 +888,23 @@ static void *some_votes(const writing *w, network *net) {
     return votes;
 }
 
+/* The scale of each token in memory of the exact size, and in the network. Random numbers of its own leave the others
+ * as they are in an example without it. */
+static void *some_scale(const writing *w, network *net) {
+    const size_t count = (size_t)w->vocabulary * w->units;
+    void *scale = room(count, w->storage == CW_Q8 ? 2 : 4);
+    const uint64_t before = random_state;
+    random_state = ~before;
+    net->scale = room(count, 8);
+    for (size_t i = 0; i < count; i++) {
+        const double value = i % 29 ? noise() : i % 2 ? -1 : 1;
+        if (w->storage == CW_Q8) net->scale[i] = ((int16_t *)scale)[i] = (int16_t)(value * 32767);
+        else net->scale[i] = ((float *)scale)[i] = (float)(1 + value);
+    }
+    random_state = before;
+    return scale;
+}
+
 static void check_writing(int variant, writing w) {
     const int H = w.units, G = cw_gate_count(w.cell), V = w.vocabulary;
     const size_t inner = layer_numbers(&w), numbers = state_numbers(&w);
@@ -899,9 +926,11 @@ static void check_writing(int variant, writing w) {
     }
     const cw_matrix head = packed_matrix(variant, &w, net.head = some_matrix(&w, V, H, 16), 1, 1);
     void *votes = w.bits ? some_votes(&w, &net) : NULL;
+    void *scale = w.scaled ? some_scale(&w, &net) : NULL;
     const cw_model model = {.storage = w.storage, .cell = w.cell, .layers = w.layers, .units = H, .vocabulary = V,
                             .table = table, .recurrent = recurrent, .inputs = inputs, .head = &head,
-                            .tanh_table = tanh_table, .ngrams = votes, .ngram_bits = w.bits, .ngram_order = w.order};
+                            .tanh_table = tanh_table, .ngrams = votes, .ngram_bits = w.bits, .ngram_order = w.order,
+                            .scale = scale};
 
     /* One step at a time on one thread: compare each step and each sampled id with the reference. */
     const uint64_t seed = random_state;
@@ -974,7 +1003,7 @@ static void check_writing(int variant, writing w) {
     }
     free_matrix(net.head);
     free_packed(head);
-    void *all[] = {net.table, net.votes, votes, table, states, logits, found};
+    void *all[] = {net.table, net.votes, net.scale, votes, scale, table, states, logits, found};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
 }
 
@@ -989,7 +1018,8 @@ static int check_all_writing(int variant) {
                         check_writing(variant, (writing){storage, cell, layers, units[(t + threads) % 3],
                                                          vocabularies[(t + threads + layers) % 3], texts[t], threads,
                                                          (t + threads + storage) % 2 ? 0 : 1 + 3 * t + threads,
-                                                         2 + (count / 2 + storage) % 7});
+                                                         2 + (count / 2 + storage) % 7,
+                                                         (cell + layers + t / 2 + threads) % 2});
     return count;
 }
 

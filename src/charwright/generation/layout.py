@@ -45,6 +45,13 @@ def candidate_bias(config: ModelConfig, weights: Mapping[str, Float32s], layer: 
     return np.zeros(config.units, dtype=np.float32)
 
 
+def state_scale(config: ModelConfig, weights: Mapping[str, Float32s]) -> Float32s | None:
+    """What multiplies the state in the first layer's recurrent product, for each token (V, H); None if nothing does."""
+    if not config.multiplicative:
+        return None
+    return np.float32(1) + weights["embedding.weight"] @ weights["recurrent.0.weight_mx"].T
+
+
 def bf16_bits(values: Float32s) -> npt.NDArray[np.uint16]:
     """float32 rounded to the nearest bfloat16, ties to even: its bits, the upper half of a float32."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)

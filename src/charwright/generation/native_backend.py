@@ -15,7 +15,7 @@ import numpy.typing as npt
 from charwright import kernels
 from charwright.config import GATES, ModelConfig
 from charwright.generation import quantized
-from charwright.generation.layout import bf16_bits, candidate_bias, input_bias, padded, row_blocks
+from charwright.generation.layout import bf16_bits, candidate_bias, input_bias, padded, row_blocks, state_scale
 from charwright.generation.repetition import PENALTY_FROM, PENALTY_WINDOW
 from charwright.generation.sampling import Sampler
 from charwright.generation.streams import Stream
@@ -99,6 +99,7 @@ class NativeBackend:
             upper,
             self._matrix(head[None], bias=_padded(weights["head.bias"]), head=True),
             weights["ngrams.weight"] if config.ngram_bits else None,
+            state_scale(config, weights),
         )
 
     def _int8_model(self, weights: Mapping[str, Float32s]) -> kernels.Model:
@@ -120,7 +121,7 @@ class NativeBackend:
         )
         exact = self.units == config.units
         table = model.table if exact else self._table(len(model.table), lambda part: model.table[part])
-        assembled = self._assemble(table, recurrent, upper, head, model.ngrams)
+        assembled = self._assemble(table, recurrent, upper, head, model.ngrams, model.scale)
         assembled.tanh_table = self._address(quantized.tanh_table())
         return assembled
 
@@ -136,6 +137,7 @@ class NativeBackend:
         upper: list[kernels.Matrix],
         head: kernels.Matrix,
         votes: Array | None,
+        scale: Array | None,
     ) -> kernels.Model:
         config = self._config
         layers = (kernels.Matrix * config.layers)(*recurrent)
@@ -147,6 +149,7 @@ class NativeBackend:
             recurrent=ctypes.addressof(layers), inputs=ctypes.addressof(inputs), head=ctypes.addressof(head),
             ngrams=None if votes is None else self._address(votes), ngram_bits=config.ngram_bits,
             ngram_order=config.ngram_order,
+            scale=None if scale is None else self._address(np.pad(scale, [(0, 0), (0, self.units - config.units)])),
         )  # fmt: skip
 
     def _table(self, tokens: int, rows: Callable[[slice], Array]) -> Array:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from charwright import ngrams
 from charwright.config import ModelConfig
 from charwright.generation import quantized
-from charwright.generation.layout import candidate_bias, input_bias, padded, to_bf16_and_back
+from charwright.generation.layout import candidate_bias, input_bias, padded, state_scale, to_bf16_and_back
 from charwright.generation.streams import Stream
 
 Float32s = npt.NDArray[np.float32]
@@ -117,6 +117,7 @@ class NumpyBackend(_Stepwise):
         inputs = [weights[f"recurrent.{layer}.weight_ih"] for layer in layers]
         table = weights["embedding.weight"] @ inputs[0].T + input_bias(config, weights, 0)
         self._table = self._stored(table)  # (V, G * H)
+        self._scale = state_scale(config, weights)
         self._recurrent = [self._stored(weights[f"recurrent.{layer}.weight_hh"]).T.copy() for layer in layers]
         self._candidate = [candidate_bias(config, weights, layer) for layer in layers]
         self._inputs = [self._stored(matrix).T.copy() for matrix in inputs[1:]]
@@ -142,7 +143,9 @@ class NumpyBackend(_Stepwise):
         for layer in range(self.config.layers):
             if layer > 0:
                 gates = self._stored(used[:, layer - 1, 0]) @ self._inputs[layer - 1] + self._input_bias[layer - 1]
-            product = self._stored(used[:, layer, 0]) @ self._recurrent[layer]
+            h = used[:, layer, 0]
+            scaled = h if layer > 0 or self._scale is None else self._scale[ids] * h
+            product = self._stored(scaled) @ self._recurrent[layer]
             if self.config.cell == "gru":
                 _gru(gates, product, self._candidate[layer], used[:, layer])
             elif self.config.cell == "lstm":
@@ -175,7 +178,9 @@ class Int8NumpyBackend(_Stepwise):
             if layer > 0:
                 below = self._inputs[layer - 1](used[:, layer - 1, 0])
                 gates = quantized.clip_pre(below + model.input_bias[layer - 1])
-            products = self._recurrent[layer](used[:, layer, 0])
+            h = used[:, layer, 0]
+            scaled = h if layer > 0 or model.scale is None else quantized.scaled_state(h, model.scale[ids])
+            products = self._recurrent[layer](scaled)
             if cell == "gru":
                 used[:, layer, 0] = quantized.gru(gates, products, model.candidate_bias[layer], used[:, layer, 0])
             elif cell == "lstm":

@@ -10,7 +10,7 @@ of a product.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -60,15 +60,18 @@ class Product:
     multipliers: Int32s  # (N,)
 
 
-def quantize(weights: Float32s, goal_bits: int) -> Product:
-    """Quantize a matrix (N, K) with a scale per row. Its product has `goal_bits` fraction bits.
+def quantize(weights: Float32s, goal_bits: int, columns: npt.NDArray[np.float64] | None = None) -> Product:
+    """Quantize a matrix (N, K), its columns times `columns` (K), with a scale per row.
 
-    The multiplier is chosen first and the weights are rounded to its steps, so that its own rounding costs nothing.
+    Its product has `goal_bits` fraction bits. The multiplier is chosen first and the weights are rounded to its steps,
+    so that its own rounding costs nothing.
     """
     unit = 2.0 ** (goal_bits + SHIFT) / LARGEST  # one step of an activation is 1 / LARGEST
     rounded, multipliers = np.empty(weights.shape, dtype=np.int8), np.empty(len(weights), dtype=np.int32)
     for part in row_blocks(len(weights)):
         rows = weights[part].astype(np.float64)
+        if columns is not None:
+            rows *= columns
         wanted = np.abs(rows).max(axis=1, initial=0.0) / LARGEST * unit
         steps = np.clip(np.ceil(wanted), 1, 2**31 - 1)
         rounded[part] = np.clip(np.rint(rows / (steps / unit)[:, None]), -LARGEST, LARGEST)
@@ -95,13 +98,33 @@ def input_table(embedding: Float32s, weights: Float32s, bias: Float32s) -> npt.N
     Both factors are first rounded to 20 bits of their largest number: then every partial sum is an integer below 2^53,
     and the table does not depend on the order of the additions.
     """
+    table = np.empty((len(embedding), len(weights)), dtype=np.int16)
+    for part, sums in _exact_products(embedding, weights):
+        numbers = (sums + bias.astype(np.float64)) * 2.0**PRE_BITS
+        table[part] = np.clip(np.rint(numbers), -PRE_LIMIT, PRE_LIMIT)
+    return table
+
+
+def state_scale(embedding: Float32s, weights: Float32s) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.float64]]:
+    """The scale of the state for each token (V, H), embedding (V, E) times weights (H, E), plus 1: as shares of limits.
+
+    Also returns the limits (H), the largest scale of each unit, which the recurrent weights' columns are multiplied by.
+    """
+    limits = np.ones(len(weights))
+    for _, sums in _exact_products(embedding, weights):
+        limits = np.maximum(limits, np.abs(sums + 1).max(axis=0))
+    shares = np.empty((len(embedding), len(weights)), dtype=np.int16)
+    for part, sums in _exact_products(embedding, weights):
+        shares[part] = np.clip(np.rint((sums + 1) / limits * 2.0**STATE_BITS), -STATE_LIMIT, STATE_LIMIT)
+    return shares, limits
+
+
+def _exact_products(embedding: Float32s, weights: Float32s) -> Iterator[tuple[slice, npt.NDArray[np.float64]]]:
+    """Embedding times weights, a few rows at a time, of numbers whose sums a float64 represents exactly."""
     left, left_unit = _exact(embedding)
     right, right_unit = _exact(weights)
-    table = np.empty((len(embedding), len(weights)), dtype=np.int16)
     for part in row_blocks(len(embedding)):
-        sums = left[part] @ right.T * (left_unit * right_unit) + bias.astype(np.float64)
-        table[part] = np.clip(np.rint(sums * 2.0**PRE_BITS), -PRE_LIMIT, PRE_LIMIT)
-    return table
+        yield part, left[part] @ right.T * (left_unit * right_unit)
 
 
 def _exact(values: Float32s) -> tuple[npt.NDArray[np.float64], float]:
@@ -144,6 +167,12 @@ def sigmoid(pre: Int32s) -> Int32s:
 def activation(state: Int32s) -> Int32s:
     """A state rounded to an input of the products: -127 to 127."""
     value: Int32s = (state * LARGEST + (1 << (STATE_BITS - 1))) >> STATE_BITS
+    return value
+
+
+def scaled_state(state: Int32s, scale: npt.NDArray[np.int16]) -> Int32s:
+    """A state times shares of 15 fraction bits: the product fits into 32 bits."""
+    value: Int32s = (state * scale.astype(np.int32) + (1 << (STATE_BITS - 1))) >> STATE_BITS
     return value
 
 
@@ -200,6 +229,7 @@ class Int8Model:
     head: Product  # (V, H)
     head_bias: Int32s  # (V)
     ngrams: npt.NDArray[np.int16] | None = None  # (2^bits + V); None without n-grams
+    scale: npt.NDArray[np.int16] | None = None  # (V, H): multiplies the first layer's state; None if it is not scaled
 
     @classmethod
     def of(cls, config: ModelConfig, weights: Mapping[str, Float32s]) -> Int8Model:
@@ -207,14 +237,20 @@ class Int8Model:
         layers = range(config.layers)
         upper = layers[1:]
         candidates = [candidate_bias(config, weights, layer) for layer in layers]
+        embedding = weights["embedding.weight"]
+        scale, limits = None, None
+        if config.multiplicative:
+            scale, limits = state_scale(embedding, weights["recurrent.0.weight_mx"])
+        recurrent = [weights[f"recurrent.{layer}.weight_hh"] for layer in layers]
         return cls(
             config,
-            input_table(weights["embedding.weight"], weights["recurrent.0.weight_ih"], input_bias(config, weights, 0)),
-            [quantize(weights[f"recurrent.{layer}.weight_hh"], PRE_BITS) for layer in layers],
+            input_table(embedding, weights["recurrent.0.weight_ih"], input_bias(config, weights, 0)),
+            [quantize(matrix, PRE_BITS, None if layer else limits) for layer, matrix in enumerate(recurrent)],
             [fixed(bias, PRE_BITS, PRODUCT_LIMIT) for bias in candidates],
             [quantize(weights[f"recurrent.{layer}.weight_ih"], PRE_BITS) for layer in upper],
             [fixed(input_bias(config, weights, layer), PRE_BITS, PRODUCT_LIMIT) for layer in upper],
-            quantize(weights["embedding.weight" if config.tied else "head.weight"], LOGIT_BITS),
+            quantize(embedding if config.tied else weights["head.weight"], LOGIT_BITS),
             fixed(weights["head.bias"], LOGIT_BITS, PRODUCT_LIMIT),
             votes(weights["ngrams.weight"]) if config.ngram_bits else None,
+            scale,
         )

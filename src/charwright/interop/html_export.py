@@ -45,6 +45,7 @@ def page_bytes(run: Run, card: Mapping[str, Any]) -> bytes:
         "characters": run.vocabulary.characters,
         "recordEnd": run.config.records.end if run.config.records else "",
         "table": arrays.add(model.table),
+        "scale": None if model.scale is None else arrays.add(model.scale),
         "recurrent": [arrays.product(product) for product in model.recurrent],
         "candidateBias": [arrays.add(bias) for bias in model.candidate_bias],
         "inputs": [arrays.product(product) for product in model.inputs],

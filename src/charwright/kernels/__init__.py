@@ -17,7 +17,7 @@ from pathlib import Path
 
 from charwright.errors import UsageError
 
-ABI = 11
+ABI = 12
 CELL_CODES = {"gru": 0, "lstm": 1, "rnn": 2}
 UNITS_MULTIPLE = 16
 """The kernels require a number of units that is a multiple of this; callers pad with zeros."""
@@ -72,6 +72,7 @@ class Model(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("storage", "cell", "layers", "units", "vocabulary")),
         *((name, ctypes.c_void_p) for name in ("table", "recurrent", "inputs", "head", "tanh_table", "ngrams")),
         *((name, ctypes.c_int32) for name in ("ngram_bits", "ngram_order")),
+        ("scale", ctypes.c_void_p),
     )
 
 

@@ -17,7 +17,7 @@
 
 enum { CW_GRU = 0, CW_LSTM = 1, CW_RNN = 2 };
 
-#define CW_ABI 11
+#define CW_ABI 12
 
 /* The storage type of weights and activations, and of the products' operands. */
 #define CW_F32 0
@@ -141,6 +141,8 @@ typedef struct {
     const int16_t *tanh_table;  /* 8-bit only */
     const void *ngrams;         /* (2^ngram_bits + V) float, or int16 for 8-bit: see ngrams.h; or NULL */
     int32_t ngram_bits, ngram_order; /* with `ngrams`: 1 to 28, and 2 to 8 */
+    const void *scale;          /* (V, H) float, or int16 for 8-bit: the row of a step's token multiplies the state in
+                                   the first layer's recurrent product; or NULL */
 } cw_model;
 
 typedef struct {

@@ -80,6 +80,7 @@ typedef struct {
     int rows;          /* of activations: texts, and zeros that fill up the last tile */
     int turn;          /* the half of `activations` from before the step */
     void *activations; /* (L, 2, rows, H): the inputs of the products, before and after the step */
+    void *scaled;      /* (rows, H): the input of the first layer's recurrent product; NULL without a scale */
     double *logits;    /* (texts, V) */
     uint32_t *offsets; /* (texts, order - 1): of the n-grams in this step; NULL without them */
     char *scratch;     /* cw_draw_bytes for each thread */

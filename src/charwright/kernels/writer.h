@@ -14,10 +14,11 @@ typedef float NAME(state_t);
 #endif
 #define state_t NAME(state_t)
 
-/* Convert the state of LANES units to inputs of the products. */
-INLINE void NAME(activate)(value *to, const state_t *from) {
+/* Convert the state of LANES units to inputs of the products: as it is, or times a part of a row of the scale. */
 #if STORAGE == CW_Q8
-    const ivec a = (load_whole(from) * 127 + (1 << 14)) >> 15;
+typedef int16_t NAME(scale_t); /* 15 fraction bits */
+INLINE void NAME(narrow)(value *to, ivec h) {
+    const ivec a = (h * 127 + (1 << 14)) >> 15;
 #if Q8_UNSIGNED
     const qvec narrow = __builtin_convertvector(a + 128, qvec);
 #elif defined(__ARM_FEATURE_DOTPROD)
@@ -26,10 +27,18 @@ INLINE void NAME(activate)(value *to, const state_t *from) {
     const hvec narrow = __builtin_convertvector(a, hvec);
 #endif
     memcpy(to, &narrow, sizeof narrow);
-#else
-    NAME(put)(to, load(from));
-#endif
 }
+INLINE void NAME(activate)(value *to, const state_t *from) { NAME(narrow)(to, load_whole(from)); }
+INLINE void NAME(activate_scaled)(value *to, const state_t *from, const int16_t *scale) {
+    NAME(narrow)(to, (load_whole(from) * load_short(scale) + (1 << 14)) >> 15);
+}
+#else
+typedef float NAME(scale_t);
+INLINE void NAME(activate)(value *to, const state_t *from) { NAME(put)(to, load(from)); }
+INLINE void NAME(activate_scaled)(value *to, const state_t *from, const float *scale) {
+    NAME(put)(to, load(from) * load(scale));
+}
+#endif
 
 #include "panels.h"
 
@@ -149,6 +158,17 @@ INLINE value *NAME(activations)(const cw_writing *w, int layer, int after) {
     return (value *)w->activations + (2 * (size_t)layer + (w->turn ^ after)) * size;
 }
 
+/* The scale depends on the token of the coming step, so the thread that has found a text's next id writes this. */
+static void NAME(scale_state)(const cw_writing *w, int text) {
+    const cw_text *one = w->texts + text;
+    if (one->at == one->length) return; /* The next call brings the id. */
+    const size_t units = w->model->units;
+    const NAME(scale_t) *scale = (const NAME(scale_t) *)w->model->scale + one->ids[one->at] * units;
+    const state_t *h = NAME(state_of)(w, text, 0, 0);
+    value *to = (value *)w->scaled + text * units;
+    for (size_t unit = 0; unit < units; unit += LANES) NAME(activate_scaled)(to + unit, h + unit, scale + unit);
+}
+
 static void NAME(begin)(const cw_writing *w, int thread, int threads) {
     const int blocks = w->model->units / LANES;
     for (int layer = 0; layer < w->model->layers; layer++)
@@ -156,6 +176,8 @@ static void NAME(begin)(const cw_writing *w, int thread, int threads) {
             for (int block = blocks * thread / threads; block < blocks * (thread + 1) / threads; block++)
                 NAME(activate)(NAME(activations)(w, layer, 0) + (size_t)text * w->model->units + block * LANES,
                                NAME(state_of)(w, text, layer, 0) + block * LANES);
+    for (int text = w->count * thread / threads; w->scaled && text < w->count * (thread + 1) / threads; text++)
+        NAME(scale_state)(w, text);
 }
 
 static void NAME(write_layer)(const cw_writing *w, int layer, int thread, int threads) {
@@ -164,7 +186,8 @@ static void NAME(write_layer)(const cw_writing *w, int layer, int thread, int th
     const int wide = PANEL_VECTORS(model->cell) / gates, panels = (blocks + wide - 1) / wide;
     const int most_rows = gates == 4 ? ROWS_OF_4 : ROWS;
     const cw_matrix *recurrent = model->recurrent + layer, *inputs = model->inputs + layer;
-    const value *before = NAME(activations)(w, layer, 0), *below = layer ? NAME(activations)(w, layer - 1, 1) : NULL;
+    const value *before = !layer && w->scaled ? w->scaled : NAME(activations)(w, layer, 0);
+    const value *below = layer ? NAME(activations)(w, layer - 1, 1) : NULL;
     value *after = NAME(activations)(w, layer, 1);
     sum sums[WRITER_ROWS * MOST_PANEL * LANES] __attribute__((aligned(64)));
     sum fed_sums[WRITER_ROWS * MOST_PANEL * LANES] __attribute__((aligned(64)));
@@ -309,8 +332,10 @@ static void NAME(write)(int thread, int threads, cw_barrier *barrier, void *argu
             NAME(write_head)(&mine, thread, threads);
             cw_meet(barrier);
         }
-        for (int text = w->count * thread / threads; text < w->count * (thread + 1) / threads; text++)
+        for (int text = w->count * thread / threads; text < w->count * (thread + 1) / threads; text++) {
             cw_read_on(w, text, thread);
+            if (w->scaled) NAME(scale_state)(w, text);
+        }
     }
 #if TILED
     end_tiles();

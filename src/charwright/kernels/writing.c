@@ -121,15 +121,18 @@ int cw_write(int variant, const cw_model *model, int threads, cw_text *texts, in
     const size_t size = model->storage == CW_F32 ? 4 : 2; /* 8-bit activations have 16 bits on some machines */
     cw_writing writing = {.model = model, .texts = texts, .count = count, .rows = (count + 15) / 16 * 16, .steps = steps};
     writing.activations = calloc(2 * (size_t)model->layers * writing.rows * model->units, size);
+    writing.scaled = model->scale ? calloc((size_t)writing.rows * model->units, size) : NULL;
     writing.logits = malloc((size_t)count * model->vocabulary * sizeof(double));
     writing.scratch = malloc(cw_draw_bytes(model->vocabulary) * threads);
     writing.offsets = model->ngrams ? malloc((size_t)count * (model->ngram_order - 1) * sizeof(uint32_t)) : NULL;
-    const int enough = writing.activations && writing.logits && writing.scratch && (writing.offsets || !model->ngrams);
+    const int enough = writing.activations && writing.logits && writing.scratch &&
+                       (writing.offsets || !model->ngrams) && (writing.scaled || !model->scale);
     for (int i = 0; i < count && enough && model->ngrams; i++) find_offsets(&writing, i);
     if (enough && count > 0) cw_parallel(threads, cw_chosen(variant)->write[model->storage], &writing);
     free(writing.offsets);
     free(writing.scratch);
     free(writing.logits);
+    free(writing.scaled);
     free(writing.activations);
     return !enough;
 }

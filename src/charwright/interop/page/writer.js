@@ -95,6 +95,11 @@ function activate(state, out) {
   for (let k = 0; k < state.length; k++) out[k] = (state[k] * 127 + 16384) >> 15;
 }
 
+/** The same, with each unit times a share of 15 fraction bits, from index `at` of `scale`. */
+function activateScaled(state, scale, at, out) {
+  for (let k = 0; k < state.length; k++) out[k] = (((state[k] * scale[at + k] + 16384) >> 15) * 127 + 16384) >> 15;
+}
+
 /** The multipliers of the hash of the last 2, 3, ... tokens, from the last token backwards; those of ngrams.py. */
 const MULTIPLIERS = [
   [0x7984a8ab, 0x71e273a9],
@@ -148,7 +153,8 @@ class Network {
         const bias = model.inputBias[layer - 1];
         for (let k = 0; k < width; k++) this.inputs[k] = clip(this.inputs[k] + bias[k], PRE_LIMIT);
       }
-      activate(this.h[layer], activations);
+      if (layer === 0 && model.scale) activateScaled(this.h[0], model.scale, id * model.units, activations);
+      else activate(this.h[layer], activations);
       multiply(model.recurrent[layer], activations, this.products);
       this[model.cell](layer);
     }
@@ -321,6 +327,7 @@ function readModel(description, bytes) {
     characters,
     ids: new Map(characters.map((character, index) => [character, index + 1])),
     table: array(description.table),
+    scale: description.scale && array(description.scale),
     recurrent: description.recurrent.map(matrix),
     candidateBias: description.candidateBias.map(array),
     inputs: description.inputs.map(matrix),
