@@ -17,7 +17,7 @@ from pathlib import Path
 
 from charwright.errors import UsageError
 
-ABI = 12
+ABI = 11
 CELL_CODES = {"gru": 0, "lstm": 1, "rnn": 2}
 UNITS_MULTIPLE = 16
 """The kernels require a number of units that is a multiple of this; callers pad with zeros."""

@@ -17,7 +17,7 @@
 
 enum { CW_GRU = 0, CW_LSTM = 1, CW_RNN = 2 };
 
-#define CW_ABI 12
+#define CW_ABI 11
 
 /* The storage type of weights and activations, and of the products' operands. */
 #define CW_F32 0
