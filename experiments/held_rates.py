@@ -96,7 +96,7 @@ class HeldRate(Trial):
 def main() -> None:
     """Run a trial for each text, and add its line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", required=True, help="KIND:CHARACTERS:OFFSET of code, docs or plays, with commas")
+    parser.add_argument("--texts", required=True, help="KIND:CHARACTERS:OFFSET, with commas between")
     parser.add_argument("--passes", type=float, required=True, help="over the text")
     parser.add_argument("--hold", type=float, help="share of the steps with the peak (default: half a cosine)")
     parser.add_argument("--drop", type=float, default=0.0, help="share of the votes that are left out")

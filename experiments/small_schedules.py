@@ -43,6 +43,7 @@ KINDS: dict[str, Callable[[], str]] = {
     "code": corpora.source_code,
     "docs": corpora.documentation,
     "plays": corpora.shakespeare,
+    "russian": corpora.russian,
 }
 PLANNED = {
     "units": 256,
@@ -200,7 +201,7 @@ class Trial:
 def main() -> None:
     """Run a trial for each text, and add its line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", required=True, help="KIND:CHARACTERS:OFFSET of code, docs or plays, with commas")
+    parser.add_argument("--texts", required=True, help="KIND:CHARACTERS:OFFSET, with commas between")
     parser.add_argument("--passes", type=float, required=True, help="over the text")
     parser.add_argument("--schedule", choices=("constant", "cosine"), default="cosine", help="of the learning rate")
     parser.add_argument("--anneal", type=float, default=0.0, help="share of the steps so far (default: no annealing)")

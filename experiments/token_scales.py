@@ -7,7 +7,9 @@ Texts, model and plan are as in held_rates.py, with a learning rate held for 0.4
 every matrix begins at zero, so that all scales begin at 1. Variants, some joined by +:
 
 - `none`: the layer is not multiplicative.
-- `proj`: 1 + E P of the token scales the state inside the recurrent product, which is the library's layer.
+- `proj`: 1 + E P of the token scales the state inside the recurrent product.
+- `tanh`, with `proj`: 1 + tanh(E P), which is the library's layer; `tanh2`, `tanh4`: 1 + c tanh(E P / c), with c 2 or
+  4; `sigmoid`: 2 sigmoid(E P).
 - `table`: 1 + a row of its own per token; `exp`: the exponential of that row.
 - `spared`: without weight decay on P or the table.
 - `prev`: the token before adds a projection of its own to the scale; `gprev`: and to the inputs of the gates.
@@ -40,7 +42,7 @@ from sweep import value_of
 
 LEDGER = Path(__file__).with_name("token_scales.jsonl")
 HOLD = 0.4
-VARIANTS = ("none", "proj", "table", "exp", "spared", "prev", "gprev", "mi", "out")
+VARIANTS = ("none", "proj", "tanh", "tanh2", "tanh4", "sigmoid", "table", "exp", "spared", "prev", "gprev", "mi", "out")
 
 
 class ScaledConfig(ModelConfig):
@@ -95,9 +97,18 @@ class ScaledNet(LanguageModel):
     def _scales(self, embedding: Tensor) -> Tensor:
         """The scale of each token (V, H)."""
         if "proj" in self.config.variants:
-            return 1 + embedding @ self.weight("scale.proj").T
+            return self._bounded(embedding @ self.weight("scale.proj").T)
         table = self.weight("scale.table")
         return torch.exp(table) if "exp" in self.config.variants else 1 + table
+
+    def _bounded(self, x: Tensor) -> Tensor:
+        variants = self.config.variants
+        if "sigmoid" in variants:
+            return 2 * torch.sigmoid(x)
+        for name, bound in (("tanh", 1), ("tanh2", 2), ("tanh4", 4)):
+            if name in variants:
+                return 1 + bound * torch.tanh(x / bound)
+        return 1 + x
 
     def _previous(self, ids: Tensor) -> Tensor:
         """The token before each position; before the first batch it is the token itself."""
@@ -144,7 +155,7 @@ def spare_scales(trial: HeldRate) -> None:
 def main() -> None:
     """Run a trial for each text, and add its line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", required=True, help="KIND:CHARACTERS:OFFSET of code, docs or plays, with commas")
+    parser.add_argument("--texts", required=True, help="KIND:CHARACTERS:OFFSET, with commas between")
     parser.add_argument("--passes", type=float, required=True, help="over the text")
     parser.add_argument("variant", help="of the layer, or several joined by +")
     parser.add_argument("options", nargs="*", metavar="OPTION=VALUE")

@@ -239,7 +239,7 @@ class TestExport:
         run = Run.save(tmp_path / "run", config, weights_of(config, len(LETTERS)), LETTERS)
         result = charwright("export", run.folder, "--to", "keras", "--out", file)
         assert result.code == 2
-        assert "--to keras: the model is multiplicative, which no layer of Keras is; choose onnx" in result.line
+        assert "--to keras: the model has a multiplicative layer, which Keras does not have; choose" in result.line
         assert not file.exists()
 
     def test_keras_has_no_ngrams(self, charwright: Terminal, tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ class TestExport:
         run = Run.save(tmp_path / "run", config, weights_of(config, len(LETTERS)), LETTERS)
         result = charwright("export", run.folder, "--to", "keras", "--out", file)
         assert result.code == 2
-        assert "--to keras: the model has n-grams, which Keras's layers do not have; choose onnx" in result.line
+        assert "--to keras: the model has n-grams, which Keras does not have; choose another format" in result.line
         assert not file.exists()
 
     def test_labels_survive_the_way_through_keras(self, charwright: Terminal, tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ def test_evaluate_json(charwright: Terminal, trained: Path, tmp_path: Path, prot
 def test_info(charwright: Terminal, trained: Path) -> None:
     result = charwright("info", trained)
     assert (result.code, result.err) == (0, "")
-    for shown in ("embedding", "recurrent.0 (gru)", "head", f"{len(TEXT):,} characters", "Recipe: default", "step "):
+    layers = ("embedding", "recurrent.0 (multiplicative gru)", "head")
+    for shown in (*layers, f"{len(TEXT):,} characters", "Recipe: default", "step "):
         assert shown in result.out
 
 

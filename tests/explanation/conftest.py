@@ -27,6 +27,7 @@ def bracket_run(tmp_path_factory: pytest.TempPathFactory) -> cw.Run:
         seq_length=32,
         learning_rate=0.01,
         schedule="cosine",
+        multiplicative=False,
         val_fraction=0.3,
         val_split="tail",
     )

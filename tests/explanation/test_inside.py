@@ -42,7 +42,7 @@ TEXT = "abc dE!\n中é:aB\nabcdeABCDE ..." * 9
 
 def gates_by_hand(cell: str, x: torch.Tensor, h: torch.Tensor, w: Weights) -> dict[str, torch.Tensor]:
     bias = w.bias_hh if w.bias_hh is not None else 0
-    scaled = h if w.weight_mx is None else h + (x @ w.weight_mx.T) * h
+    scaled = h if w.weight_mx is None else h + torch.tanh(x @ w.weight_mx.T) * h
     pre = x @ w.weight_ih.T + w.bias_ih + scaled @ w.weight_hh.T + bias
     parts = torch.sigmoid(pre).chunk({"gru": 3, "lstm": 4, "rnn": 1}[cell], dim=1)
     names = {"gru": {"reset": 0, "update": 1}, "lstm": {"input": 0, "forget": 1, "output": 3}, "rnn": {}}[cell]

@@ -112,7 +112,7 @@ def config_options(
 def _option(item: dataclasses.Field[Any], kind: type, default: Any, section: str) -> Callable[[Command], Command]:
     shown = item.metadata["none_word"] if default is None else default
     help_text = item.metadata["help"]
-    if shown not in {None, "", ()} and kind is not bool:
+    if shown not in {None, "", ()} and (kind is not bool or shown == "planned"):
         help_text += f"  [default: {shown:g}]" if isinstance(shown, float) else f"  [default: {shown}]"
     spelling = f"{flag(item.name)}/{flag('no_' + item.name)}" if kind is bool else flag(item.name)
     several = kind is tuple

@@ -49,7 +49,8 @@ def state_scale(config: ModelConfig, weights: Mapping[str, Float32s]) -> Float32
     """What multiplies the state in the first layer's recurrent product, for each token (V, H); None if nothing does."""
     if not config.multiplicative:
         return None
-    return np.float32(1) + weights["embedding.weight"] @ weights["recurrent.0.weight_mx"].T
+    turned: Float32s = np.tanh(weights["embedding.weight"] @ weights["recurrent.0.weight_mx"].T)
+    return np.float32(1) + turned
 
 
 def bf16_bits(values: Float32s) -> npt.NDArray[np.uint16]:

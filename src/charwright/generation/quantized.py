@@ -10,7 +10,7 @@ of a product.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -60,8 +60,8 @@ class Product:
     multipliers: Int32s  # (N,)
 
 
-def quantize(weights: Float32s, goal_bits: int, columns: npt.NDArray[np.float64] | None = None) -> Product:
-    """Quantize a matrix (N, K), its columns times `columns` (K), with a scale per row.
+def quantize(weights: Float32s, goal_bits: int) -> Product:
+    """Quantize a matrix (N, K) with a scale per row.
 
     Its product has `goal_bits` fraction bits. The multiplier is chosen first and the weights are rounded to its steps,
     so that its own rounding costs nothing.
@@ -70,8 +70,6 @@ def quantize(weights: Float32s, goal_bits: int, columns: npt.NDArray[np.float64]
     rounded, multipliers = np.empty(weights.shape, dtype=np.int8), np.empty(len(weights), dtype=np.int32)
     for part in row_blocks(len(weights)):
         rows = weights[part].astype(np.float64)
-        if columns is not None:
-            rows *= columns
         wanted = np.abs(rows).max(axis=1, initial=0.0) / LARGEST * unit
         steps = np.clip(np.ceil(wanted), 1, 2**31 - 1)
         rounded[part] = np.clip(np.rint(rows / (steps / unit)[:, None]), -LARGEST, LARGEST)
@@ -98,33 +96,21 @@ def input_table(embedding: Float32s, weights: Float32s, bias: Float32s) -> npt.N
     Both factors are first rounded to 20 bits of their largest number: then every partial sum is an integer below 2^53,
     and the table does not depend on the order of the additions.
     """
+    left, left_unit = _exact(embedding)
+    right, right_unit = _exact(weights)
     table = np.empty((len(embedding), len(weights)), dtype=np.int16)
-    for part, sums in _exact_products(embedding, weights):
-        numbers = (sums + bias.astype(np.float64)) * 2.0**PRE_BITS
+    for part in row_blocks(len(embedding)):
+        numbers = (left[part] @ right.T * (left_unit * right_unit) + bias.astype(np.float64)) * 2.0**PRE_BITS
         table[part] = np.clip(np.rint(numbers), -PRE_LIMIT, PRE_LIMIT)
     return table
 
 
-def state_scale(embedding: Float32s, weights: Float32s) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.float64]]:
-    """The scale of the state for each token (V, H), embedding (V, E) times weights (H, E), plus 1: as shares of limits.
-
-    Also returns the limits (H), the largest scale of each unit, which the recurrent weights' columns are multiplied by.
-    """
-    limits = np.ones(len(weights))
-    for _, sums in _exact_products(embedding, weights):
-        limits = np.maximum(limits, np.abs(sums + 1).max(axis=0))
-    shares = np.empty((len(embedding), len(weights)), dtype=np.int16)
-    for part, sums in _exact_products(embedding, weights):
-        shares[part] = np.clip(np.rint((sums + 1) / limits * 2.0**STATE_BITS), -STATE_LIMIT, STATE_LIMIT)
-    return shares, limits
-
-
-def _exact_products(embedding: Float32s, weights: Float32s) -> Iterator[tuple[slice, npt.NDArray[np.float64]]]:
-    """Embedding times weights, a few rows at a time, of numbers whose sums a float64 represents exactly."""
-    left, left_unit = _exact(embedding)
-    right, right_unit = _exact(weights)
-    for part in row_blocks(len(embedding)):
-        yield part, left[part] @ right.T * (left_unit * right_unit)
+def state_scale(embedding: Float32s, weights: Float32s) -> npt.NDArray[np.int16]:
+    """Half the scale of the state for each token (V, H), of embedding (V, E) times weights (H, E): from 0 to 1."""
+    pre = input_table(embedding, weights, np.zeros(len(weights), dtype=np.float32))
+    for part in row_blocks(len(pre)):
+        pre[part] = (np.int32(2**STATE_BITS) + tanh(pre[part].astype(np.int32))) >> 1
+    return pre
 
 
 def _exact(values: Float32s) -> tuple[npt.NDArray[np.float64], float]:
@@ -171,7 +157,7 @@ def activation(state: Int32s) -> Int32s:
 
 
 def scaled_state(state: Int32s, scale: npt.NDArray[np.int16]) -> Int32s:
-    """A state times shares of 15 fraction bits: the product fits into 32 bits."""
+    """A state times half its scale: the product fits into 32 bits."""
     value: Int32s = (state * scale.astype(np.int32) + (1 << (STATE_BITS - 1))) >> STATE_BITS
     return value
 
@@ -229,7 +215,7 @@ class Int8Model:
     head: Product  # (V, H)
     head_bias: Int32s  # (V)
     ngrams: npt.NDArray[np.int16] | None = None  # (2^bits + V); None without n-grams
-    scale: npt.NDArray[np.int16] | None = None  # (V, H): multiplies the first layer's state; None if it is not scaled
+    scale: npt.NDArray[np.int16] | None = None  # (V, H): half of what multiplies the first layer's state; or None
 
     @classmethod
     def of(cls, config: ModelConfig, weights: Mapping[str, Float32s]) -> Int8Model:
@@ -238,14 +224,15 @@ class Int8Model:
         upper = layers[1:]
         candidates = [candidate_bias(config, weights, layer) for layer in layers]
         embedding = weights["embedding.weight"]
-        scale, limits = None, None
-        if config.multiplicative:
-            scale, limits = state_scale(embedding, weights["recurrent.0.weight_mx"])
         recurrent = [weights[f"recurrent.{layer}.weight_hh"] for layer in layers]
+        scale = None
+        if config.multiplicative:
+            scale = state_scale(embedding, weights["recurrent.0.weight_mx"])
+            recurrent[0] = 2 * recurrent[0]  # The other half of the scale.
         return cls(
             config,
             input_table(embedding, weights["recurrent.0.weight_ih"], input_bias(config, weights, 0)),
-            [quantize(matrix, PRE_BITS, None if layer else limits) for layer, matrix in enumerate(recurrent)],
+            [quantize(matrix, PRE_BITS) for matrix in recurrent],
             [fixed(bias, PRE_BITS, PRODUCT_LIMIT) for bias in candidates],
             [quantize(weights[f"recurrent.{layer}.weight_ih"], PRE_BITS) for layer in upper],
             [fixed(input_bias(config, weights, layer), PRE_BITS, PRODUCT_LIMIT) for layer in upper],

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from charwright.config import GATES
+from charwright.config import GATES, ModelConfig
 from charwright.errors import UsageError
 from charwright.generation.quantized import Int8Model, Product
 from charwright.ngrams import in_words
 from charwright.run import Run
+from charwright.run_view import cell_in_words
 from charwright.webpage.template import filled, shared, source
 
 ALIGNMENT = 8  # bytes
@@ -59,7 +60,7 @@ def page_bytes(run: Run, card: Mapping[str, Any]) -> bytes:
     values = {
         "made_by": html.escape(str(card["made_by"])),
         "name": html.escape(str(card["name"])),
-        "about": _about(card),
+        "about": _about(run.model, card),
         "style": shared("house.css") + source("interop", "page.css"),
         "writer": source("interop", "writer.js"),
         "surprise_text": shared("surprise.js"),
@@ -72,13 +73,13 @@ def page_bytes(run: Run, card: Mapping[str, Any]) -> bytes:
     return filled(source("interop", "page.html"), values).encode("utf-8")
 
 
-def _about(card: Mapping[str, Any]) -> str:
+def _about(model: ModelConfig, card: Mapping[str, Any]) -> str:
     """Return the rows of the model's description."""
-    model, corpus, loss = card["model"], card["corpus"], card["validation_nats_per_char"]
-    layers = "one layer" if model["layers"] == 1 else f"{model['layers']} layers"
-    ngrams = f", {in_words(model['ngram_bits'], model['ngram_order'])}" if model["ngram_bits"] else ""
+    corpus, loss = card["corpus"], card["validation_nats_per_char"]
+    layers = "one layer" if model.layers == 1 else f"{model.layers} layers"
+    ngrams = f", {in_words(model.ngram_bits, model.ngram_order)}" if model.ngram_bits else ""
     rows = {
-        "Network": f"{model['cell'].upper()}, {layers} of {model['units']:,} units, 8-bit weights{ngrams}",
+        "Network": f"{cell_in_words(model)}, {layers} of {model.units:,} units, 8-bit weights{ngrams}",
         "Vocabulary": f"{card['tokens']:,} tokens, {card['unit']} level",
         "Training text": f"{corpus['characters']:,} characters" if corpus["characters"] else "not recorded",
         "Validation loss": "not measured" if loss is None else f"{loss:.4f} nats per character",

@@ -99,13 +99,12 @@ def weights_h5_bytes(layers: Sequence[KerasLayer]) -> bytes:
         UsageError: when there are n-grams among them, or a multiplicative layer.
         MissingExtraError: when h5py is not installed.
     """
-    if any(layer.kind == NGRAMS for layer in layers):
+    foreign = ["n-grams"] if any(layer.kind == NGRAMS for layer in layers) else []
+    foreign += ["a multiplicative layer"] if any(layer.multiplicative for layer in layers) else []
+    if foreign:
         raise UsageError(
-            "--to keras: the model has n-grams, which Keras's layers do not have; choose onnx, saved-model or numpy"
-        )
-    if any(layer.multiplicative for layer in layers):
-        raise UsageError(
-            "--to keras: the model is multiplicative, which no layer of Keras is; choose onnx, saved-model or numpy"
+            f"--to keras: the model has {' and '.join(foreign)}, which Keras does not have; choose another format, or "
+            "train with --ngram-bits 0 --no-multiplicative"
         )
     h5py = _h5py("writing Keras files")
     memory = io.BytesIO()

@@ -47,7 +47,7 @@ def layer_constants(config: ModelConfig, weights: Mapping[str, Array], layer: in
     """Return the weights of a layer as `add_layer` names them.
 
     For an operator they are inputs (1, G * H, E), recurrent (1, G * H, H) and biases (1, 2 * G * H). For a
-    multiplicative layer, inputs (E, G * H), recurrent (H, G * H), the biases (G * H) of both, scale (E, H) and ones.
+    multiplicative layer, inputs (E, G * H), recurrent (H, G * H), the biases (G * H) of both, scale (E, H) and a one.
     """
     named = {name: weights[f"recurrent.{layer}.{name}"] for name in ("weight_ih", "weight_hh", "bias_ih")}
     second = weights.get(f"recurrent.{layer}.bias_hh", np.zeros_like(named["bias_ih"]))
@@ -59,7 +59,7 @@ def layer_constants(config: ModelConfig, weights: Mapping[str, Array], layer: in
             "bias_0": named["bias_ih"],
             "second_bias_0": second,
             "scale_0": np.ascontiguousarray(scale.T),
-            "unscaled_0": np.ones(1, dtype=np.float32),
+            "one": np.ones(1, dtype=np.float32),
         }
     biases = np.concatenate([_reorder_gates(config.cell, named["bias_ih"]), _reorder_gates(config.cell, second)])
     return {
@@ -88,7 +88,8 @@ def add_layer(graph: Graph, config: ModelConfig, layer: int, values: str, state:
 def _add_scan(graph: Graph, config: ModelConfig, values: str, state: Sequence[str]) -> list[str]:
     """Add a multiplicative layer: the products of the inputs for all steps at once, then a loop over time."""
     gates = graph.add("Add", [graph.add("MatMul", [values, "inputs_0"]), "bias_0"])  # (T, B, G * H)
-    scale = graph.add("Add", [graph.add("MatMul", [values, "scale_0"]), "unscaled_0"])  # (T, B, H)
+    turned = graph.add("Tanh", [graph.add("MatMul", [values, "scale_0"])])
+    scale = graph.add("Add", [turned, "one"])  # (T, B, H)
     body = _scan_body(graph, config, len(state))
     inputs = [*state, gates, scale]
     *after, outputs = graph.add("Scan", inputs, outputs=len(state) + 1, body=body, num_scan_inputs=2)

@@ -200,7 +200,8 @@ class _Network:
         bias = cell.bias[0] if self.config.cell == "gru" else cell.bias
         gates = tf.linalg.matmul(values, cell.kernel) + bias  # (T, B, G * H)
         # Each input of a multiplicative layer scales the state that the recurrent kernel is multiplied with.
-        scales = 1 + tf.linalg.matmul(values, cell.scale_kernel) if hasattr(cell, SCALE) else None  # (T, B, H)
+        scaled = hasattr(cell, SCALE)
+        scales = 1 + tf.tanh(tf.linalg.matmul(values, cell.scale_kernel)) if scaled else None  # (T, B, H)
         steps = tf.shape(gates)[0]
         outputs = tf.TensorArray(tf.float32, size=steps, element_shape=[None, self.config.units])
         step = {"gru": _gru, "lstm": _lstm, "rnn": _rnn}[self.config.cell]

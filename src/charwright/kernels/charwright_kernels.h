@@ -36,7 +36,7 @@ typedef struct {
     const float *scale;     /* (tokens, H) with ids: the row of a step's token multiplies the state too; or NULL */
     const void *packed;     /* from cw_pack, forward or backward */
     void *hidden;           /* (T + 1, B, H) storage; [t] is the state before step t */
-    void *masked;           /* (T + 1, B, H) storage: `hidden` times mask and scale; only with one of them */
+    void *masked;           /* (T + 1, B, H) storage: `hidden` times mask and scale, but for the last; with one */
     void *gates;            /* written by forward, overwritten with gradients by backward; see `cw_slots` */
     void *cells;            /* (T + 1, H / 16, B, 16) storage; LSTM only */
     float *state_h;         /* (B, H): the initial state in, the final state out */

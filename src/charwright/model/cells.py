@@ -23,16 +23,16 @@ class Weights(NamedTuple):
     weight_hh: Tensor  # (G * H, H): hidden state to gates
     bias_ih: Tensor  # (G * H,)
     bias_hh: Tensor | None = None  # (G * H,): inside the reset gate's product
-    weight_mx: Tensor | None = None  # (H, E): input to the scale of the state, in a multiplicative layer
+    weight_mx: Tensor | None = None  # P (H, E): input to the scale of the state, in a multiplicative layer
 
 
 def scaled_state(x: Tensor, h: Tensor, weights: Weights) -> Tensor:
-    """What U multiplies: h, and in a multiplicative layer (1 + W_mx x) * h, so that each input has its own product.
+    """What U multiplies: h, and in a multiplicative layer (1 + tanh(P x)) * h, so that each input has its own product.
 
     The factored weights of Sutskever, Martens & Hinton (2011, *Generating text with recurrent neural networks*) and of
     Krause et al. (2016, arXiv:1609.07959), with the identity as the matrix before the scale. x: (B, E); h: (B, H).
     """
-    return h if weights.weight_mx is None else (1 + x @ weights.weight_mx.T) * h
+    return h if weights.weight_mx is None else (1 + torch.tanh(x @ weights.weight_mx.T)) * h
 
 
 def gru_cell(x: Tensor, state: State, weights: Weights) -> State:

@@ -7,7 +7,7 @@
   `fused`.
 
 The input product of the first layer is a table, embedding x W_ih + b_ih, with one row per token; so is the scale of a
-multiplicative one, 1 + embedding x W_mx.
+multiplicative one, 1 + tanh(embedding x P).
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _scale(x: Tensor, weights: Weights, dtype: torch.dtype) -> Tensor | None:
     """The scale (..., H) of the state for inputs (..., E), in a multiplicative layer."""
     if weights.weight_mx is None:
         return None
-    return linear(x, weights.weight_mx, torch.ones_like(weights.weight_mx[:, 0]), dtype)
+    return 1 + torch.tanh(F.linear(x.to(dtype), weights.weight_mx.to(dtype)).to(weights.weight_mx.dtype))
 
 
 def _project(x: LayerInput, weights: Weights, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:

@@ -57,9 +57,9 @@ def plan_here(
     start = starting_recipe(options)
     if start.training.minutes is None:
         return make_plan(text, options, {}), Choice(wanted.by_rule())
-    masked = options.get("recurrent_dropout") != 0
-    pool = candidates(wanted, masked=masked)
     start = start.with_options(planned_parts(text, options))
+    masked = options.get("recurrent_dropout") != 0
+    pool = candidates(wanted, masked=masked or start.model.multiplicative)
     with _calibrated(pool, text.vocabulary, start, clock, masked=masked) as calibration:
         batch = _batch_here(text, options, start.sequences, calibration)
         speeds = calibration.speeds()
@@ -89,7 +89,7 @@ def choose_here(recipe: Recipe, vocabulary_size: int, wanted: Wanted, *, clock: 
     """Choose how a given recipe computes on this machine, by measurement if its budget is in minutes."""
     model = recipe.model
     masked = model.recurrent_dropout > 0
-    pool = candidates(wanted, masked=masked)
+    pool = candidates(wanted, masked=masked or model.multiplicative)
     if recipe.training.minutes is None or len(pool) == 1:
         return Choice(wanted.by_rule())
     with _calibrated(pool, vocabulary_size, recipe, clock, masked=masked) as calibration:

@@ -40,8 +40,8 @@ def candidates(wanted: Wanted, *, masked: bool) -> list[Compute]:
 
     The reference core is one only if it is asked for. Left out is what cannot win: code without the processor's vector
     instructions (`portable`), code for tests (`emulated`), and equal code under another name. `avx2` stays: where wide
-    vectors lower the clock of the processor, it can be faster than they are. With a recurrent-dropout mask (`masked`)
-    the core `torch` computes as `fused` does.
+    vectors lower the clock of the processor, it can be faster than they are. Where something multiplies the state in
+    the product (`masked`), recurrent dropout or a multiplicative layer, the core `torch` computes as `fused` does.
     """
     rule = wanted.by_rule()
     features = features_of(rule.device)

@@ -12,7 +12,9 @@ from charwright.model.compute import Compute
 from charwright.planning.choice import FAILURES, every_candidate
 from charwright.planning.measurement import Deadline, Workload, mean_speed
 
-TYPICAL = Workload(ModelConfig(units=512, dropout=0.1, recurrent_dropout=0.1), 66, SequenceConfig())
+TYPICAL = Workload(
+    ModelConfig(units=512, dropout=0.1, recurrent_dropout=0.1, multiplicative=True), 66, SequenceConfig()
+)
 EACH_S = 1.0
 
 
@@ -20,7 +22,8 @@ EACH_S = 1.0
 class Surveyed:
     """A candidate and its speed in characters per second, or None and why it failed.
 
-    `masked` is false for a core that has no mask for recurrent dropout: its speed is that of a simpler model.
+    `masked` is false for a core that has neither recurrent dropout nor a multiplicative layer: its speed is that of a
+    simpler model.
     """
 
     compute: Compute
@@ -31,14 +34,15 @@ class Surveyed:
     @property
     def label(self) -> str:
         """Core, precision and variant, and what sets the model apart."""
-        return self.compute.label + ("" if self.masked else ", without recurrent dropout")
+        return self.compute.label + ("" if self.masked else ", plain layer without recurrent dropout")
 
 
 def survey(
     device: str = "auto", workload: Workload = TYPICAL, *, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Surveyed]:
     """Measure every way in which a device can compute, one after the other."""
-    unmasked = dataclasses.replace(workload, model=dataclasses.replace(workload.model, recurrent_dropout=0.0))
+    plain = dataclasses.replace(workload.model, recurrent_dropout=0.0, multiplicative=False)
+    unmasked = dataclasses.replace(workload, model=plain)
     for compute in every_candidate(device):
         masked = compute.core != "torch"  # With a mask it computes as `fused` does.
         deadline = Deadline(clock, clock() + 2 * EACH_S)

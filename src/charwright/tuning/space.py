@@ -14,6 +14,7 @@ def search_space(start: Recipe) -> dict[str, BaseDistribution]:
     """The distribution of each option, wide enough to contain the starting recipe.
 
     `state_reset` and `ema` are not searched: short trials cannot show what they do for prompts and late in training.
+    N-grams and `multiplicative` are not either: they gain nearly everywhere.
     """
     model, sequences, training = start.model, start.sequences, start.training
     return {
