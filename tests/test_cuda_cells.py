@@ -103,7 +103,7 @@ def calculate(
     else:
         gates = x @ weights.weight_ih.T + weights.bias_ih
         mask = mask.expand(STEPS, *mask.shape)
-        mask = mask if weights.weight_mx is None else mask * (1 + x @ weights.weight_mx.T)
+        mask = mask if weights.weight_mx is None else mask * (1 + torch.tanh(x @ weights.weight_mx.T))
         operators = {"documented": DOCUMENTED, "aten": ATEN}[how]
         outputs, last = cell_layer(cell, gates, state, weights, low or dtype, mask, operators)
     total = (outputs * ramp(*outputs.shape, scale=1, phase=30, dtype=dtype).to(device)).sum()
