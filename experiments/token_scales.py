@@ -16,8 +16,8 @@ every matrix begins at zero, so that all scales begin at 1. Variants, some joine
 - `mi`: 1 + E M scales the products of the gates too (multiplicative integration, Wu et al., 2016).
 - `out`: 1 + E Q of the token scales what the output layer reads.
 
-A line for each text is added to token_scales.jsonl. Trials of sweep.py and small_schedules.py with a layer as in `proj`,
-whose scale has no bound, are in unbounded_scales.jsonl.
+A line for each text is added to token_scales.jsonl. Trials of sweep.py and small_schedules.py with a layer as in `proj`
+are in unbounded_scales.jsonl.
 """
 
 from __future__ import annotations
