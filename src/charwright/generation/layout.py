@@ -5,6 +5,7 @@ H is the number of units, G the number of gates.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -51,6 +52,17 @@ def state_scale(config: ModelConfig, weights: Mapping[str, Float32s]) -> Float32
         return None
     turned: Float32s = np.tanh(weights["embedding.weight"] @ weights["recurrent.0.weight_mx"].T)
     return np.float32(1) + turned
+
+
+def as_gru(config: ModelConfig, weights: Mapping[str, Float32s]) -> tuple[ModelConfig, Mapping[str, Float32s]]:
+    """The model as one of GRUs, if it is one of input-reset GRUs: those weights from the state to r are zeros."""
+    if config.cell != "igru":
+        return config, weights
+    whole = dict(weights)
+    for layer in range(config.layers):
+        for name in (f"recurrent.{layer}.weight_hh", f"recurrent.{layer}.bias_hh"):
+            whole[name] = np.concatenate([np.zeros_like(weights[name][: config.units]), weights[name]])
+    return dataclasses.replace(config, cell="gru"), whole
 
 
 def bf16_bits(values: Float32s) -> npt.NDArray[np.uint16]:

@@ -1,7 +1,8 @@
 /* The interface of the kernels: plain C, arrays in, arrays out. Independent of Python and PyTorch.
  *
- * Shapes: T time steps, B rows of the batch, H units (a multiple of 16; callers pad with zeros), G gates.
- * "Storage" is float32 or bfloat16 (as uint16_t), selected by `bf16`. Gate order: r, z, n (GRU) or i, f, g, o (LSTM).
+ * Shapes: T time steps, B rows of the batch, H units (a multiple of 16; callers pad with zeros), G gates, of which the
+ * last P read the state too: all, but the reset gate of an input-reset GRU (CW_IGRU).
+ * "Storage" is float32 or bfloat16 (as uint16_t), selected by `bf16`. Gate order: r, z, n (GRUs) or i, f, g, o (LSTM).
  */
 #ifndef CHARWRIGHT_KERNELS_H
 #define CHARWRIGHT_KERNELS_H
@@ -15,9 +16,9 @@
 #define CW_PUBLIC __attribute__((visibility("default")))
 #endif
 
-enum { CW_GRU = 0, CW_LSTM = 1, CW_RNN = 2 };
+enum { CW_GRU = 0, CW_LSTM = 1, CW_RNN = 2, CW_IGRU = 3 };
 
-#define CW_ABI 11
+#define CW_ABI 12
 
 /* The storage type of weights and activations, and of the products' operands. */
 #define CW_F32 0
@@ -55,7 +56,8 @@ typedef struct {
  * of the recurrent product and the last three that of the input. LSTM: i, f, g, o and their gradients. RNN: its
  * gradient. */
 static inline int cw_slots(int cell) { return cell == CW_RNN ? 1 : 4; }
-static inline int cw_gate_count(int cell) { return cell == CW_GRU ? 3 : cell == CW_LSTM ? 4 : 1; }
+static inline int cw_gate_count(int cell) { return cell == CW_RNN ? 1 : cell == CW_LSTM ? 4 : 3; }
+static inline int cw_product_count(int cell) { return cell == CW_IGRU ? 2 : cw_gate_count(cell); }
 
 CW_PUBLIC int cw_abi(void);
 /* The variants that run on this machine, as a bit set over the indices of cw_variant_name, best first. */
