@@ -32,7 +32,7 @@ typedef struct {
     const float *table;     /* (tokens, G * H), or NULL */
     const int64_t *ids;     /* (T, B) with the table */
     const void *inputs;     /* (T, B, G * H) storage, without a table */
-    const float *bias;      /* (G * H) recurrent bias, or NULL */
+    const float *bias;      /* (P * H) recurrent bias, or NULL */
     const float *mask;      /* (B, H), multiplies the state in the recurrent product; or NULL */
     const float *scale;     /* (tokens, H) with ids: the row of a step's token multiplies the state too; or NULL */
     const void *packed;     /* from cw_pack, forward or backward */
@@ -48,14 +48,16 @@ typedef struct {
     float *d_c;             /* (B, H), LSTM only */
     float *d_table;         /* (tokens, G * H), added to; with a table */
     float *d_scale;         /* (tokens, H), added to; with a scale */
-    float *d_bias;          /* (G * H), added to; with a bias */
+    float *d_bias;          /* (P * H), added to; with a bias */
 } cw_layer;
 
 /* The number of slots in `gates` (T, H / 16, B, slots, 16) storage.
  * GRU: r, z, n, U_n h + c_n; after backward: d(n) * r, d(r), d(z), d(n), so that the first three are the gradient
- * of the recurrent product and the last three that of the input. LSTM: i, f, g, o and their gradients. RNN: its
+ * of the recurrent product and the last three that of the input. Input-reset GRU: the same; after backward: d(n) * r,
+ * d(z), d(n), d(r), of which the first two are that of the product. LSTM: i, f, g, o and their gradients. RNN: its
  * gradient. */
 static inline int cw_slots(int cell) { return cell == CW_RNN ? 1 : 4; }
+static inline int cw_is_gru(int cell) { return cell == CW_GRU || cell == CW_IGRU; }
 static inline int cw_gate_count(int cell) { return cell == CW_RNN ? 1 : cell == CW_LSTM ? 4 : 3; }
 static inline int cw_product_count(int cell) { return cell == CW_IGRU ? 2 : cw_gate_count(cell); }
 
@@ -67,7 +69,7 @@ CW_PUBLIC const char *cw_variant_name(int variant);
 CW_PUBLIC void cw_use_openmp(void *parallel, void *thread_number, void *thread_count);
 /* The size of packed weights in bytes. */
 CW_PUBLIC size_t cw_packed_bytes(int variant, int cell, int units, int bf16);
-/* Pack the recurrent weights (G * H, H) for the forward or the backward product. */
+/* Pack the recurrent weights (P * H, H) for the forward or the backward product. */
 CW_PUBLIC void cw_pack(int variant, int cell, int units, int bf16, int backward, int threads, const float *weights,
                        void *packed);
 /* Both return 0, or 1 if memory allocation fails. */
@@ -75,8 +77,8 @@ CW_PUBLIC int cw_forward(int variant, const cw_layer *layer);
 CW_PUBLIC int cw_backward(int variant, const cw_layer *layer);
 /* After backward: the gradient of the inputs (T, B, G * H), in storage. */
 CW_PUBLIC void cw_input_gradient(int variant, const cw_layer *layer, void *d_inputs);
-/* After backward: the gradient of the recurrent weights (G * H, H) float32. `scratch` has cw_outer_bytes for
- * n = T * B, m = G * H and H columns. */
+/* After backward: the gradient of the recurrent weights (P * H, H) float32. `scratch` has cw_outer_bytes for
+ * n = T * B, m = P * H and H columns. */
 CW_PUBLIC void cw_weight_gradient(int variant, const cw_layer *layer, void *scratch, float *d_weights);
 /* The gradient of weights: c (m, columns) float32 = a (n, m) transposed times b (n, columns), both in storage with row
  * strides a_row and b_row in elements; `columns` is a multiple of 16. `scratch` has cw_outer_bytes. */

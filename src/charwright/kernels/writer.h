@@ -355,6 +355,8 @@ static void NAME(write)(int thread, int threads, cw_barrier *barrier, void *argu
 #undef CASES
 #undef CASES_OF_4
 #undef ROWS_OF_4
+#undef ROWS_OF_2
+#undef MORE_OF_2
 #undef GROUP
 #undef AT_ONCE
 #undef BLOCK
