@@ -14,8 +14,7 @@ from charwright.run_config import RunConfig
 
 def cell_in_words(model: ModelConfig) -> str:
     """The cell of a model, for people; of a multiplicative model it is the first layer that is so."""
-    cell = {"igru": "input-reset GRU"}.get(model.cell, model.cell.upper())
-    return f"{'multiplicative ' if model.multiplicative else ''}{cell}"
+    return f"{'multiplicative ' if model.multiplicative else ''}{model.cell.upper()}"
 
 
 def network(model: ModelConfig, vocabulary_size: int) -> str:

@@ -71,7 +71,7 @@ def test_info_of_a_multiplicative_run(charwright: Terminal, corpus: Path, tmp_pa
     run = Run.open(tmp_path / "run")
     assert values["parameters"] == sum(array.size for array in run.weights().values())
     assert [layer["name"] for layer in values["layers"]] == ["embedding", "recurrent.0", "recurrent.1", "head"]
-    assert "multiplicative GRU units" in repr(run) + run._repr_html_()
+    assert "multiplicative IGRU units" in repr(run) + run._repr_html_()
 
 
 def test_info_of_a_run_without_an_epoch(charwright: Terminal, copy: Path) -> None:
