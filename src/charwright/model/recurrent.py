@@ -71,9 +71,8 @@ def run_layer(
     """
     if core == "plain":
         return unroll(cell, _plain(x), state, weights, mask)
-    if core != "native" and cell == "igru":
-        cell, weights = "gru", as_gru(weights)
     if core == "torch" and mask is None and weights.weight_mx is None:
+        cell, weights = ("gru", as_gru(weights)) if cell == "igru" else (cell, weights)
         return _library_layer(cell, _plain(x), state, weights, dtype)
     if core == "native":
         loaded = kernels.load(kernel)
