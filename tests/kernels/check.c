@@ -637,7 +637,8 @@ static void free_matrix(matrix m) {
 static cw_matrix packed_matrix(int variant, const writing *w, matrix m, int gates, int head) {
     int32_t layout[5];
     cw_layout(variant, w->storage, w->cell, layout);
-    const int lanes = layout[0], panel = head ? layout[2] : layout[1], depth = w->storage == CW_Q8 ? 4 : 1 + w->storage;
+    const int blocks = layout[1] / cw_product_count(w->cell); /* of units, in a panel of a layer */
+    const int lanes = layout[0], panel = head ? layout[2] : blocks * gates, depth = w->storage == CW_Q8 ? 4 : 1 + w->storage;
     const int size = w->storage == CW_Q8 ? 1 : w->storage == CW_BF16 ? 2 : 4, filled = (m.rows + 15) / 16 * 16;
     const int units = filled / gates, vectors = filled / lanes, order[] = {0, 2, 1, 3};
     char *packed = room((size_t)filled * m.k, size), *at = packed;
@@ -707,13 +708,17 @@ static void product_of(const writing *w, matrix m, const double *state, double *
     }
 }
 
+/* The products p (P, H) and their bias are those of the last gates. */
 static void reference_gates(const writing *w, const double *x, const double *p, const double *bias, double *h, double *c) {
-    const int H = w->units;
+    const int H = w->units, first = cw_gate_count(w->cell) - cw_product_count(w->cell);
+    p -= first * H;
+    bias -= first * H;
     for (int j = 0; j < H; j++) {
         if (w->storage == CW_Q8) {
             int64_t pre[4] = {0};
-            for (int g = 0; g < cw_gate_count(w->cell); g++) pre[g] = limited((int64_t)(x[g * H + j] + p[g * H + j]), 32767);
-            if (w->cell == CW_GRU) {
+            for (int g = 0; g < cw_gate_count(w->cell); g++)
+                pre[g] = limited((int64_t)(x[g * H + j] + (g < first ? 0 : p[g * H + j])), 32767);
+            if (cw_is_gru(w->cell)) {
                 const int64_t r = whole_sigma(pre[0]), z = whole_sigma(pre[1]);
                 const int64_t u = limited((int64_t)(p[2 * H + j] + bias[2 * H + j]), 32767);
                 const int64_t n = whole_tanh(2 * limited((int64_t)x[2 * H + j] + half_up(r * u, 15), 32767));
@@ -725,8 +730,8 @@ static void reference_gates(const writing *w, const double *x, const double *p, 
             } else {
                 h[j] = (double)whole_tanh(2 * pre[0]);
             }
-        } else if (w->cell == CW_GRU) {
-            const double r = sigma(x[j] + p[j]), z = sigma(x[H + j] + p[H + j]);
+        } else if (cw_is_gru(w->cell)) {
+            const double r = sigma(x[j] + (first ? 0 : p[j])), z = sigma(x[H + j] + p[H + j]);
             const double n = tanh(x[2 * H + j] + r * (p[2 * H + j] + bias[2 * H + j]));
             h[j] = n + z * (h[j] - n);
         } else if (w->cell == CW_LSTM) {
@@ -911,7 +916,7 @@ static void *some_scale(const writing *w, network *net) {
 }
 
 static void check_writing(int variant, writing w) {
-    const int H = w.units, G = cw_gate_count(w.cell), V = w.vocabulary;
+    const int H = w.units, G = cw_gate_count(w.cell), P = cw_product_count(w.cell), V = w.vocabulary;
     const size_t inner = layer_numbers(&w), numbers = state_numbers(&w);
     const double close = w.storage == CW_Q8 ? 0 : w.storage == CW_BF16 ? 1e-2 : 2e-5;
     network net = {.table = room((size_t)V * G * H, 8)};
@@ -926,7 +931,7 @@ static void check_writing(int variant, writing w) {
     }
     cw_matrix recurrent[2] = {{0}}, inputs[2] = {{0}};
     for (int layer = 0; layer < w.layers; layer++) {
-        recurrent[layer] = packed_matrix(variant, &w, net.recurrent[layer] = some_matrix(&w, G * H, H, 11), G, 0);
+        recurrent[layer] = packed_matrix(variant, &w, net.recurrent[layer] = some_matrix(&w, P * H, H, 11), P, 0);
         if (layer) inputs[layer] = packed_matrix(variant, &w, net.inputs[layer] = some_matrix(&w, G * H, H, 11), G, 0);
     }
     const cw_matrix head = packed_matrix(variant, &w, net.head = some_matrix(&w, V, H, 16), 1, 1);
@@ -1016,7 +1021,7 @@ static int check_all_writing(int variant) {
     const int texts[] = {1, 3, 9, 37}, units[] = {16, 48, 112}, vocabularies[] = {2, 37, 66};
     int count = 0;
     for (int storage = CW_F32; storage <= CW_Q8; storage++)
-        for (int cell = 0; cell < 3; cell++)
+        for (int cell = 0; cell < 4; cell++)
             for (int layers = 1; layers <= 2; layers++)
                 for (int t = 0; t < 4; t++)
                     for (int threads = 1; threads <= 3; threads++, count++)

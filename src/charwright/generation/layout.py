@@ -1,6 +1,6 @@
 """How the backends lay out a model: padded units, bfloat16, and which bias is added where.
 
-H is the number of units, G the number of gates.
+H is the number of units, G the number of gates, P of those that read the state too.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ def row_blocks(rows: int, size: int = BLOCK_ROWS) -> Iterator[slice]:
 
 
 def input_bias(config: ModelConfig, weights: Mapping[str, Float32s], layer: int) -> Float32s:
-    """The bias (G * H) of a layer's input product; for a GRU it includes the recurrent biases of r and z."""
+    """The bias (G * H) of a layer's input product; for a GRU it includes those of the recurrent products of r and z."""
     bias = weights[f"recurrent.{layer}.bias_ih"]
-    if config.cell == "gru":
-        bias = bias.copy()
-        bias[: 2 * config.units] += weights[f"recurrent.{layer}.bias_hh"][: 2 * config.units]
+    if config.cell in ("gru", "igru"):
+        bias, recurrent = bias.copy(), weights[f"recurrent.{layer}.bias_hh"][: -config.units]
+        bias[: 2 * config.units][-len(recurrent) :] += recurrent
     return bias
 
 
 def candidate_bias(config: ModelConfig, weights: Mapping[str, Float32s], layer: int) -> Float32s:
     """The recurrent bias (H) of a GRU's candidate, which r multiplies; zeros for other cells."""
-    if config.cell == "gru":
-        return weights[f"recurrent.{layer}.bias_hh"][2 * config.units :]
+    if config.cell in ("gru", "igru"):
+        return weights[f"recurrent.{layer}.bias_hh"][-config.units :]
     return np.zeros(config.units, dtype=np.float32)
 
 

@@ -173,11 +173,16 @@ def clip_pre(values: Int64s) -> Int32s:
 
 
 def gru(inputs: Int32s, products: Int64s, bias: Int32s, h: Int32s) -> Int32s:
-    """The new h (B, H), from inputs and products (B, 3H), the candidate's recurrent bias (H) and h (B, H)."""
+    """The new h (B, H), from inputs (B, 3H), products (B, 3H), the candidate's recurrent bias (H) and h (B, H).
+
+    The products are (B, 2H) if the reset gate reads the input alone.
+    """
     units = h.shape[-1]
-    r = sigmoid(clip_pre(inputs[:, :units] + products[:, :units]))
-    z = sigmoid(clip_pre(inputs[:, units : 2 * units] + products[:, units : 2 * units]))
-    u = clip_pre(products[:, 2 * units :] + bias).astype(np.int64)
+    pre = inputs[:, : 2 * units].astype(np.int64)
+    pre[:, 3 * units - products.shape[1] :] += products[:, :-units]
+    rz = sigmoid(clip_pre(pre))
+    r, z = rz[:, :units], rz[:, units:]
+    u = clip_pre(products[:, -units:] + bias).astype(np.int64)
     n = tanh(clip_pre(inputs[:, 2 * units :] + rounded_shift(r * u, STATE_BITS))).astype(np.int64)
     return (n + rounded_shift(z * (h - n), STATE_BITS)).astype(np.int32)
 
@@ -208,7 +213,7 @@ class Int8Model:
 
     config: ModelConfig
     table: npt.NDArray[np.int16]  # (V, G * H)
-    recurrent: list[Product]  # for each layer (G * H, H)
+    recurrent: list[Product]  # for each layer (P * H, H)
     candidate_bias: list[Int32s]  # for each layer (H); zeros except for a GRU
     inputs: list[Product]  # for each layer after the first (G * H, H)
     input_bias: list[Int32s]  # for each layer after the first (G * H)

@@ -69,13 +69,16 @@ INLINE void NAME(gates)(const cw_model *model, const cw_matrix *matrix, state_t 
     const int16_t *table = model->tanh_table;
     const size_t units = model->units;
     ivec pre[4];
-    for (int g = 0; g < cw_gate_count(model->cell); g++)
-        pre[g] = NAME(product_of)(matrix, sums + g * LANES, g * units + unit);
+    const int first = cw_gate_count(model->cell) - cw_product_count(model->cell);
+    for (int g = 0; g < first; g++) pre[g] = (ivec){0};
+    for (int g = first; g < cw_gate_count(model->cell); g++)
+        pre[g] = NAME(product_of)(matrix, sums + (g - first) * LANES, (g - first) * units + unit);
     ivec after;
-    if (model->cell == CW_GRU) {
+    if (cw_is_gru(model->cell)) {
         const ivec r = sigmoid_of(table, within(fed[0] + pre[0], PRE_LIMIT));
         const ivec z = sigmoid_of(table, within(fed[1] + pre[1], PRE_LIMIT));
-        const ivec u = within(pre[2] + load_whole((const int32_t *)matrix->bias + 2 * units + unit), PRE_LIMIT);
+        const ivec bias = load_whole((const int32_t *)matrix->bias + (2 - first) * units + unit);
+        const ivec u = within(pre[2] + bias, PRE_LIMIT);
         const ivec n = tanh_of(table, within(fed[2] + ((r * u + (1 << 14)) >> 15), PRE_LIMIT) * 2);
         after = n + ((z * (load_whole(h + unit) - n) + (1 << 14)) >> 15);
     } else if (model->cell == CW_LSTM) {
@@ -105,9 +108,11 @@ INLINE void NAME(gates)(const cw_model *model, const cw_matrix *matrix, state_t 
                         const sum *sums, const vec *fed) {
     const size_t units = model->units;
     vec after;
-    if (model->cell == CW_GRU) {
-        const vec r = sigmoid(fed[0] + load(sums)), z = sigmoid(fed[1] + load(sums + LANES));
-        const vec u = load(sums + 2 * LANES) + load((const float *)matrix->bias + 2 * units + unit);
+    if (cw_is_gru(model->cell)) {
+        const int first = model->cell == CW_IGRU; /* the first gate that reads the state */
+        const vec r = sigmoid(first ? fed[0] : fed[0] + load(sums)), z = sigmoid(fed[1] + load(sums + (1 - first) * LANES));
+        const vec bias = load((const float *)matrix->bias + (2 - first) * units + unit);
+        const vec u = load(sums + (2 - first) * LANES) + bias;
         const vec n = hyperbolic_tangent(fed[2] + r * u);
         after = n + z * (load(h + unit) - n);
     } else if (model->cell == CW_LSTM) {
@@ -146,6 +151,7 @@ INLINE void NAME(prefetch_weights)(const elem *packed, int width, int gates, int
 }
 
 #define MOST_PANEL 8
+#define MOST_FED 12 /* vectors of an input product, for the blocks of a panel */
 
 INLINE state_t *NAME(state_of)(const cw_writing *w, int text, int layer, int part) {
     const cw_model *model = w->model;
@@ -182,53 +188,57 @@ static void NAME(begin)(const cw_writing *w, int thread, int threads) {
 
 static void NAME(write_layer)(const cw_writing *w, int layer, int thread, int threads) {
     const cw_model *model = w->model;
-    const int units = model->units, gates = cw_gate_count(model->cell), blocks = units / LANES;
-    const int wide = PANEL_VECTORS(model->cell) / gates, panels = (blocks + wide - 1) / wide;
-    const int most_rows = gates == 4 ? ROWS_OF_4 : ROWS;
+    const int units = model->units, blocks = units / LANES;
+    const int gates = cw_gate_count(model->cell), products = cw_product_count(model->cell);
+    const int wide = PANEL_VECTORS(model->cell) / products, panels = (blocks + wide - 1) / wide;
+    const int most_rows = products == 4 ? ROWS_OF_4 : products == 2 && !layer && STORAGE != CW_Q8 ? ROWS_OF_2 : ROWS;
     const cw_matrix *recurrent = model->recurrent + layer, *inputs = model->inputs + layer;
     const value *before = !layer && w->scaled ? w->scaled : NAME(activations)(w, layer, 0);
     const value *below = layer ? NAME(activations)(w, layer - 1, 1) : NULL;
     value *after = NAME(activations)(w, layer, 1);
     sum sums[WRITER_ROWS * MOST_PANEL * LANES] __attribute__((aligned(64)));
-    sum fed_sums[WRITER_ROWS * MOST_PANEL * LANES] __attribute__((aligned(64)));
+    sum fed_sums[WRITER_ROWS * MOST_FED * LANES] __attribute__((aligned(64)));
     NAME(share_values)(before, w->count, units, threads);
     if (layer) NAME(share_values)(below, w->count, units, threads);
     for (int panel = panels * thread / threads; panel < panels * (thread + 1) / threads; panel++) {
         const int first = panel * wide, in_panel = blocks - first < wide ? blocks - first : wide;
-        const size_t at = (size_t)first * gates * LANES * units;
+        const elem *packed = (const elem *)recurrent->packed + (size_t)first * products * LANES * units;
+        const elem *packed_inputs = layer ? (const elem *)inputs->packed + (size_t)first * gates * LANES * units : NULL;
         /* One text uses the whole panel at once; several use one block of it after another. */
-        const int together = w->count == 1 ? in_panel : 1;
+        const int together = w->count == 1 ? in_panel : 1, fed_together = together * gates > MOST_PANEL ? 2 : together;
         for (int block = 0; block < in_panel; block += together) {
             /* The weights that come next: the next block of this panel, or the first one of the next panel. */
             const int here = block + together < in_panel, left = blocks - first - in_panel;
-            const int width = (here ? in_panel : left < wide ? left : wide) * gates;
-            const size_t ahead = at + (size_t)gates * LANES * (here ? (block + together) * DEPTH : in_panel * units);
+            const int width = here ? in_panel : left < wide ? left : wide;
+            const size_t ahead = (size_t)LANES * (here ? (block + together) * DEPTH : in_panel * units);
             for (int text = 0, rows; text < w->count; text += rows) {
                 rows = NAME(rows_at_once)(w->count - text, w->count, most_rows);
                 const size_t row = (size_t)text * units;
-                NAME(panel)(before + row, units, rows, (const elem *)recurrent->packed + at, in_panel * gates,
-                            block * gates, together * gates, units, w->count, sums);
-                if (layer)
-                    NAME(panel)(below + row, units, rows, (const elem *)inputs->packed + at, in_panel * gates,
-                                block * gates, together * gates, units, w->count, fed_sums);
+                NAME(panel)(before + row, units, rows, packed, in_panel * products, block * products,
+                            together * products, units, w->count, sums);
+                for (int b = 0, some; layer && b < together; b += some) { /* several only of a single row */
+                    some = together - b < fed_together ? together - b : fed_together;
+                    NAME(panel)(below + row, units, rows, packed_inputs, in_panel * gates, (block + b) * gates,
+                                some * gates, units, w->count, fed_sums + (size_t)b * gates * LANES);
+                }
                 for (int r = 0; r < rows; r++) {
                     const cw_text *one = w->texts + text + r;
-                    NAME(prefetch_weights)((const elem *)recurrent->packed + ahead, width, gates, units, text + r,
+                    NAME(prefetch_weights)(packed + products * ahead, width * products, products, units, text + r,
                                            w->count);
                     if (layer)
-                        NAME(prefetch_weights)((const elem *)inputs->packed + ahead, width, gates, units, text + r,
+                        NAME(prefetch_weights)(packed_inputs + gates * ahead, width * gates, gates, units, text + r,
                                                w->count);
                     for (int b = 0; b < together; b++) {
                         const size_t unit = (size_t)(first + block + b) * LANES;
-                        const size_t offset = ((size_t)r * together + b) * gates * LANES;
+                        const size_t place = ((size_t)r * together + b) * LANES;
                         NAME(sums_t) fed[4];
                         for (int g = 0; g < gates; g++)
-                            fed[g] = layer ? NAME(fed_by_layer)(inputs, fed_sums + offset + g * LANES,
+                            fed[g] = layer ? NAME(fed_by_layer)(inputs, fed_sums + place * gates + g * LANES,
                                                                 (size_t)g * units + unit)
                                            : NAME(fed_by_table)(model, ((size_t)one->ids[one->at] * gates + g) * units +
                                                                            unit);
                         state_t *h = NAME(state_of)(w, text + r, layer, 0);
-                        NAME(gates)(model, recurrent, h, h + units, unit, sums + offset, fed);
+                        NAME(gates)(model, recurrent, h, h + units, unit, sums + place * products, fed);
                         NAME(activate)(after + (size_t)(text + r) * units + unit, h + unit);
                     }
                 }
@@ -346,6 +356,7 @@ static void NAME(write)(int thread, int threads, cw_barrier *barrier, void *argu
 #undef VOTES_AT
 #undef VOTE_UNIT
 #undef MOST_PANEL
+#undef MOST_FED
 #undef WRITER_ROWS
 #undef PRE_LIMIT
 #undef value
