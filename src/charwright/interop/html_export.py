@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from charwright.config import GATES, PRODUCTS, ModelConfig
+from charwright.config import GATES, ModelConfig
 from charwright.errors import UsageError
 from charwright.generation.quantized import Int8Model, Product
 from charwright.ngrams import in_words
@@ -41,7 +41,6 @@ def page_bytes(run: Run, card: Mapping[str, Any]) -> bytes:
         "layers": run.model.layers,
         "units": run.model.units,
         "gates": GATES[run.model.cell],
-        "products": PRODUCTS[run.model.cell],
         "tokens": len(run.vocabulary),
         "unit": run.vocabulary.level,
         "characters": run.vocabulary.characters,

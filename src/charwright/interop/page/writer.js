@@ -125,10 +125,10 @@ function vote({ bits, order, votes }, marks, logits) {
 class Network {
   constructor(model) {
     this.model = model;
-    const { units, gates, products, tokens } = model;
+    const { units, gates, tokens } = model;
     this.activations = new Float64Array(units);
     this.inputs = new Int32Array(gates * units);
-    this.products = new Int32Array(products * units);
+    this.products = new Int32Array(model.recurrent[0].multipliers.length);
     this.logits = new Float64Array(tokens); // integers; with n-grams they may need more than 32 bits
     this.reset();
   }
