@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charwright import kernels, ngrams
-from charwright.config import STATES, ModelConfig
+from charwright.config import GATES, STATES, ModelConfig
 from charwright.errors import UsageError
 from charwright.generation import native_backend as native
 from charwright.generation.engine import PRECISIONS, Engine
@@ -37,7 +37,7 @@ from ramps import ramp_arrays
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIZE = 23  # tokens
-KINDS = list(product(["gru", "lstm", "rnn"], [1, 2], [False, True]))
+KINDS = list(product(GATES, [1, 2], [False, True]))
 VARIANTS = [*kernels.available(), "none"]
 BACKENDS = list(product(VARIANTS, PRECISIONS))
 
@@ -177,7 +177,7 @@ def test_the_state_is_the_models(cell: str, layers: int, tied: bool, multiplicat
 @pytest.mark.parametrize(("variant", "precision"), BACKENDS)
 @pytest.mark.parametrize("units", [1, 5, 16, 24, 40, 100])
 def test_units_need_not_be_a_multiple_of_16(units: int, variant: str, precision: str) -> None:
-    for (cell, layers), multiplicative in product((("gru", 2), ("lstm", 1), ("rnn", 1)), (False, True)):
+    for (cell, layers), multiplicative in product((("gru", 2), ("igru", 1), ("igru", 2), ("lstm", 1), ("rnn", 1)), (False, True)):
         model = known(cell, layers, False, units, steps=30, multiplicative=multiplicative)
         engine = Engine(model.config, model.weights, precision, variant=variant, threads=2)
         if units > 1:
@@ -206,7 +206,7 @@ def without_ngrams(config: ModelConfig) -> ModelConfig:
 
 
 @pytest.mark.parametrize(("variant", "precision"), BACKENDS)
-@pytest.mark.parametrize(("cell", "layers", "bits", "order"), [("gru", 1, 1, 4), ("lstm", 2, 10, 8), ("rnn", 1, 14, 2)])
+@pytest.mark.parametrize(("cell", "layers", "bits", "order"), [("gru", 1, 1, 4), ("igru", 1, 12, 8), ("lstm", 2, 10, 8), ("rnn", 1, 14, 2)])
 def test_ngrams_add_to_the_logits(
     cell: str, layers: int, bits: int, order: int, variant: str, precision: str
 ) -> None:  # fmt: skip
@@ -623,7 +623,7 @@ def test_the_weights_are_neither_changed_nor_read_again(variant: str, precision:
 
 
 @pytest.mark.parametrize(("variant", "precision"), BACKENDS)
-@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+@pytest.mark.parametrize("cell", GATES)
 def test_saturated_gates_do_not_overflow(cell: str, variant: str, precision: str) -> None:
     config = model_config(cell, 2, ngram_bits=6, ngram_order=8)
     weights = {name: array * np.float32(1e4) for name, array in ramp_arrays(config, SIZE).items()}

@@ -30,7 +30,7 @@ from charwright.generation.streams import Stream
 from ramps import ramp_arrays
 
 VARIANTS = [*kernels.available(), "none"]
-CELLS = ["gru", "lstm", "rnn"]
+CELLS = ["gru", "igru", "lstm", "rnn"]
 Weights = Mapping[str, np.ndarray]
 
 
@@ -147,9 +147,9 @@ class SlowModel:
         for layer in range(config.layers):
             part = {name: weights.get(f"recurrent.{layer}.{name}") for name in ("weight_ih", "weight_hh", "bias_hh")}
             bias = weights[f"recurrent.{layer}.bias_ih"].copy()
-            if config.cell == "gru":
-                bias[: 2 * H] += part["bias_hh"][: 2 * H]
-                self.candidate_bias.append(slow_fixed(part["bias_hh"][2 * H :], 11))
+            if config.cell in ("gru", "igru"):
+                bias[2 * H - len(part["bias_hh"][H:]) : 2 * H] += part["bias_hh"][:-H]
+                self.candidate_bias.append(slow_fixed(part["bias_hh"][-H:], 11))
             self.recurrent.append(SlowMatrix(part["weight_hh"] * (1 if layer or not self.scale else 2), 11))
             if layer:
                 self.inputs.append(SlowMatrix(part["weight_ih"], 11))
@@ -196,6 +196,9 @@ class SlowModel:
             u = pre_of(products[2 * H + j] + self.candidate_bias[layer][j])
             n = slow_tanh(pre_of(fed[2 * H + j] + half_up(r * u, 15)))
             parts[0][j] = n + half_up(z * (h - n), 15)
+
+    def igru(self, fed: list[int], products: list[int], parts: list[list[int]], layer: int) -> None:
+        self.gru(fed, [0] * self.config.units + products, parts, layer)
 
     def lstm(self, fed: list[int], products: list[int], parts: list[list[int]], layer: int) -> None:
         H = self.config.units
