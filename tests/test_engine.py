@@ -177,7 +177,9 @@ def test_the_state_is_the_models(cell: str, layers: int, tied: bool, multiplicat
 @pytest.mark.parametrize(("variant", "precision"), BACKENDS)
 @pytest.mark.parametrize("units", [1, 5, 16, 24, 40, 100])
 def test_units_need_not_be_a_multiple_of_16(units: int, variant: str, precision: str) -> None:
-    for (cell, layers), multiplicative in product((("gru", 2), ("igru", 1), ("igru", 2), ("lstm", 1), ("rnn", 1)), (False, True)):
+    for (cell, layers), multiplicative in product(
+        (("gru", 2), ("igru", 1), ("igru", 2), ("lstm", 1), ("rnn", 1)), (False, True)
+    ):
         model = known(cell, layers, False, units, steps=30, multiplicative=multiplicative)
         engine = Engine(model.config, model.weights, precision, variant=variant, threads=2)
         if units > 1:
@@ -206,7 +208,9 @@ def without_ngrams(config: ModelConfig) -> ModelConfig:
 
 
 @pytest.mark.parametrize(("variant", "precision"), BACKENDS)
-@pytest.mark.parametrize(("cell", "layers", "bits", "order"), [("gru", 1, 1, 4), ("igru", 1, 12, 8), ("lstm", 2, 10, 8), ("rnn", 1, 14, 2)])
+@pytest.mark.parametrize(
+    ("cell", "layers", "bits", "order"), [("gru", 1, 1, 4), ("igru", 1, 12, 8), ("lstm", 2, 10, 8), ("rnn", 1, 14, 2)]
+)
 def test_ngrams_add_to_the_logits(
     cell: str, layers: int, bits: int, order: int, variant: str, precision: str
 ) -> None:  # fmt: skip

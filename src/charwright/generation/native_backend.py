@@ -176,8 +176,8 @@ class NativeBackend:
     def _packed(self, rows: Array, *, head: bool) -> int:
         """The address of a packed matrix (G, N, K), ordered by panel, k, block, gate, lane, four bytes of k."""
         lanes, gates, count = self._layout.lanes, rows.shape[0], rows.shape[1]
-        blocks = self._layout.head_panel if head else self._layout.layer_panel // PRODUCTS[self._config.cell]
-        panel = lanes * blocks  # rows per gate
+        wide = self._layout.head_panel if head else self._layout.layer_panel // PRODUCTS[self._config.cell]
+        panel = lanes * wide  # rows per gate
         filled = count + -count % kernels.UNITS_MULTIPLE
         fours = self.units // (4 // self._bytes)  # groups of four bytes in a row
         packed = _aligned((gates * filled * fours,), np.dtype(np.uint32))
