@@ -30,7 +30,7 @@ from charwright.generation.streams import Stream
 from ramps import ramp_arrays
 
 VARIANTS = [*kernels.available(), "none"]
-CELLS = ["gru", "lstm", "rnn"]
+CELLS = ["gru", "igru", "lstm", "rnn"]
 Weights = Mapping[str, np.ndarray]
 
 
@@ -147,9 +147,10 @@ class SlowModel:
         for layer in range(config.layers):
             part = {name: weights.get(f"recurrent.{layer}.{name}") for name in ("weight_ih", "weight_hh", "bias_hh")}
             bias = weights[f"recurrent.{layer}.bias_ih"].copy()
-            if config.cell == "gru":
-                bias[: 2 * H] += part["bias_hh"][: 2 * H]
-                self.candidate_bias.append(slow_fixed(part["bias_hh"][2 * H :], 11))
+            if config.cell in ("gru", "igru"):
+                read = slice(2 * H) if config.cell == "gru" else slice(H, 2 * H)  # the gates but n that read the state
+                bias[read] += part["bias_hh"][:-H]
+                self.candidate_bias.append(slow_fixed(part["bias_hh"][-H:], 11))
             self.recurrent.append(SlowMatrix(part["weight_hh"] * (1 if layer or not self.scale else 2), 11))
             if layer:
                 self.inputs.append(SlowMatrix(part["weight_ih"], 11))
@@ -194,6 +195,14 @@ class SlowModel:
         for j, h in enumerate(parts[0]):
             r, z = slow_sigmoid(pre_of(fed[j] + products[j])), slow_sigmoid(pre_of(fed[H + j] + products[H + j]))
             u = pre_of(products[2 * H + j] + self.candidate_bias[layer][j])
+            n = slow_tanh(pre_of(fed[2 * H + j] + half_up(r * u, 15)))
+            parts[0][j] = n + half_up(z * (h - n), 15)
+
+    def igru(self, fed: list[int], products: list[int], parts: list[list[int]], layer: int) -> None:
+        H = self.config.units
+        for j, h in enumerate(parts[0]):
+            r, z = slow_sigmoid(fed[j]), slow_sigmoid(pre_of(fed[H + j] + products[j]))
+            u = pre_of(products[H + j] + self.candidate_bias[layer][j])
             n = slow_tanh(pre_of(fed[2 * H + j] + half_up(r * u, 15)))
             parts[0][j] = n + half_up(z * (h - n), 15)
 

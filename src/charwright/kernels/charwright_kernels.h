@@ -124,9 +124,9 @@ CW_PUBLIC void cw_adam(int variant, int threads, const cw_parameter *parameters,
 
 /* --- Generation: the network one step at a time, and sampling --- */
 
-/* A matrix (rows, K) packed by the caller. A vector is `lanes` rows. A panel of the head is a number of vectors given by
- * cw_layout, and a panel of a layer's matrix the vectors of a number of blocks of `lanes` units, ordered by block, then by
- * gate; there are fewer in the last one. The order in a panel is k in groups of `depth`, then vector, lane, depth. */
+/* A matrix (rows, K) packed by the caller. A vector is `lanes` rows. A panel of the head is a number of vectors; one of
+ * a layer's matrix is the vectors of a number of blocks of `lanes` units, ordered by block, then by gate. cw_layout has
+ * both numbers; the last panel may have fewer. Its order is k in groups of `depth`, then vector, lane, depth. */
 typedef struct {
     const void *packed;
     const int32_t *multipliers; /* (rows), 8-bit only */
