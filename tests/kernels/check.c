@@ -637,8 +637,8 @@ static void free_matrix(matrix m) {
 static cw_matrix packed_matrix(int variant, const writing *w, matrix m, int gates, int head) {
     int32_t layout[5];
     cw_layout(variant, w->storage, w->cell, layout);
-    const int blocks = layout[1] / cw_product_count(w->cell); /* of units, in a panel of a layer */
-    const int lanes = layout[0], panel = head ? layout[2] : blocks * gates, depth = w->storage == CW_Q8 ? 4 : 1 + w->storage;
+    const int lanes = layout[0], panel = head ? layout[2] : layout[1] * gates;
+    const int depth = w->storage == CW_Q8 ? 4 : 1 + w->storage;
     const int size = w->storage == CW_Q8 ? 1 : w->storage == CW_BF16 ? 2 : 4, filled = (m.rows + 15) / 16 * 16;
     const int units = filled / gates, vectors = filled / lanes, order[] = {0, 2, 1, 3};
     char *packed = room((size_t)filled * m.k, size), *at = packed;
@@ -708,7 +708,7 @@ static void product_of(const writing *w, matrix m, const double *state, double *
     }
 }
 
-/* The products p (P, H) and their bias are those of the last gates. */
+/* The state after a step, from the input x (G, H), the recurrent products p (P, H) and the state before. */
 static void reference_gates(const writing *w, const double *x, const double *p, const double *bias, double *h, double *c) {
     const int H = w->units, first = cw_gate_count(w->cell) - cw_product_count(w->cell);
     p -= first * H;
@@ -716,11 +716,16 @@ static void reference_gates(const writing *w, const double *x, const double *p, 
     for (int j = 0; j < H; j++) {
         if (w->storage == CW_Q8) {
             int64_t pre[4] = {0};
-            for (int g = 0; g < cw_gate_count(w->cell); g++)
-                pre[g] = limited((int64_t)(x[g * H + j] + (g < first ? 0 : p[g * H + j])), 32767);
-            if (cw_is_gru(w->cell)) {
+            for (int g = 0; g < cw_gate_count(w->cell) && w->cell != CW_IGRU; g++)
+                pre[g] = limited((int64_t)(x[g * H + j] + p[g * H + j]), 32767);
+            if (w->cell == CW_GRU) {
                 const int64_t r = whole_sigma(pre[0]), z = whole_sigma(pre[1]);
                 const int64_t u = limited((int64_t)(p[2 * H + j] + bias[2 * H + j]), 32767);
+                const int64_t n = whole_tanh(2 * limited((int64_t)x[2 * H + j] + half_up(r * u, 15), 32767));
+                h[j] = (double)(n + half_up(z * ((int64_t)h[j] - n), 15));
+            } else if (w->cell == CW_IGRU) {
+                const int64_t r = whole_sigma((int64_t)x[j]), u = limited((int64_t)(p[H + j] + bias[H + j]), 32767);
+                const int64_t z = whole_sigma(limited((int64_t)(x[H + j] + p[j]), 32767));
                 const int64_t n = whole_tanh(2 * limited((int64_t)x[2 * H + j] + half_up(r * u, 15), 32767));
                 h[j] = (double)(n + half_up(z * ((int64_t)h[j] - n), 15));
             } else if (w->cell == CW_LSTM) {
@@ -733,6 +738,9 @@ static void reference_gates(const writing *w, const double *x, const double *p, 
         } else if (cw_is_gru(w->cell)) {
             const double r = sigma(x[j] + (first ? 0 : p[j])), z = sigma(x[H + j] + p[H + j]);
             const double n = tanh(x[2 * H + j] + r * (p[2 * H + j] + bias[2 * H + j]));
+            h[j] = n + z * (h[j] - n);
+        } else if (w->cell == CW_IGRU) { /* p has z and n alone */
+            const double z = sigma(x[H + j] + p[j]), n = tanh(x[2 * H + j] + sigma(x[j]) * (p[H + j] + bias[H + j]));
             h[j] = n + z * (h[j] - n);
         } else if (w->cell == CW_LSTM) {
             c[j] = sigma(x[H + j] + p[H + j]) * c[j] + sigma(x[j] + p[j]) * tanh(x[2 * H + j] + p[2 * H + j]);
@@ -773,7 +781,7 @@ static void reference_votes(const writing *w, const network *net, int32_t id, do
 /* One step of one text: the state (L, S, H) changes in place; logits (V). */
 static void reference_step(const writing *w, const network *net, int32_t id, double *state, double *logits) {
     const int H = w->units, G = cw_gate_count(w->cell), parts = w->cell == CW_LSTM ? 2 : 1;
-    double *x = room((size_t)G * H, 8), *p = room((size_t)G * H, 8), *scaled = room(H, 8);
+    double *x = room((size_t)G * H, 8), *p = room((size_t)cw_product_count(w->cell) * H, 8), *scaled = room(H, 8);
     for (int layer = 0; layer < w->layers; layer++) {
         double *h = state + (size_t)layer * parts * H;
         for (int j = 0; j < H; j++) {
@@ -1021,7 +1029,7 @@ static int check_all_writing(int variant) {
     const int texts[] = {1, 3, 9, 37}, units[] = {16, 48, 112}, vocabularies[] = {2, 37, 66};
     int count = 0;
     for (int storage = CW_F32; storage <= CW_Q8; storage++)
-        for (int cell = 0; cell < 4; cell++)
+        for (int cell = 0; cell <= CW_IGRU; cell++)
             for (int layers = 1; layers <= 2; layers++)
                 for (int t = 0; t < 4; t++)
                     for (int threads = 1; threads <= 3; threads++, count++)

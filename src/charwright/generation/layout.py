@@ -1,6 +1,6 @@
 """How the backends lay out a model: padded units, bfloat16, and which bias is added where.
 
-H is the number of units, G the number of gates, P of those that read the state too.
+H is the number of units, G the number of gates, P that of the gates that read the state too.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from charwright.config import ModelConfig
 
 Float32s = npt.NDArray[np.float32]
 
+GRUS = ("gru", "igru")
 BLOCK_ROWS = 128
 BLOCK_NUMBERS = 1 << 18
 
@@ -31,17 +32,18 @@ def row_blocks(rows: int, size: int = BLOCK_ROWS) -> Iterator[slice]:
 
 
 def input_bias(config: ModelConfig, weights: Mapping[str, Float32s], layer: int) -> Float32s:
-    """The bias (G * H) of a layer's input product; for a GRU it includes those of the recurrent products of r and z."""
+    """The bias (G * H) of a layer's input product; for a GRU it includes the recurrent biases of all gates but n."""
     bias = weights[f"recurrent.{layer}.bias_ih"]
-    if config.cell in ("gru", "igru"):
-        bias, recurrent = bias.copy(), weights[f"recurrent.{layer}.bias_hh"][: -config.units]
-        bias[: 2 * config.units][-len(recurrent) :] += recurrent
+    if config.cell in GRUS:
+        others = weights[f"recurrent.{layer}.bias_hh"][: -config.units]  # of r and z, or of z alone
+        bias = bias.copy()
+        bias[2 * config.units - len(others) : 2 * config.units] += others
     return bias
 
 
 def candidate_bias(config: ModelConfig, weights: Mapping[str, Float32s], layer: int) -> Float32s:
     """The recurrent bias (H) of a GRU's candidate, which r multiplies; zeros for other cells."""
-    if config.cell in ("gru", "igru"):
+    if config.cell in GRUS:
         return weights[f"recurrent.{layer}.bias_hh"][-config.units :]
     return np.zeros(config.units, dtype=np.float32)
 

@@ -176,8 +176,7 @@ class NativeBackend:
     def _packed(self, rows: Array, *, head: bool) -> int:
         """The address of a packed matrix (G, N, K), ordered by panel, k, block, gate, lane, four bytes of k."""
         lanes, gates, count = self._layout.lanes, rows.shape[0], rows.shape[1]
-        wide = self._layout.head_panel if head else self._layout.layer_panel // PRODUCTS[self._config.cell]
-        panel = lanes * wide  # rows per gate
+        panel = lanes * (self._layout.head_panel if head else self._layout.layer_blocks)  # rows per gate
         filled = count + -count % kernels.UNITS_MULTIPLE
         fours = self.units // (4 // self._bytes)  # groups of four bytes in a row
         packed = _aligned((gates * filled * fours,), np.dtype(np.uint32))
@@ -204,11 +203,11 @@ class NativeBackend:
         return _stored(part, narrow=self._precision == "bf16")
 
     def _gates(self, rows: Array) -> Array:
-        """Reshape a matrix (G * H, K) to (G, H, K), for any number of gates."""
+        """Reshape a matrix (G * H, K) to (G, H, K), or one of P gates."""
         return rows.reshape(-1, self._config.units, rows.shape[1])
 
     def _padded_gates(self, values: Array) -> Array:
-        """Pad each gate of values (G * H) to the padded units."""
+        """Pad each gate of values (G * H), or of P gates, to the padded units."""
         gates = values.reshape(-1, self._config.units)
         return np.pad(gates, [(0, 0), (0, self.units - self._config.units)])
 

@@ -3,8 +3,8 @@
 docs/explanation/q8.md specifies the arithmetic; this module is the reference that the kernels are tested against. All
 sums are of integers that a float64 represents exactly, so that no result depends on their order.
 
-B is the number of streams, V the vocabulary size, H the number of units, G the number of gates, K the number of inputs
-of a product.
+B is the number of streams, V the vocabulary size, H the number of units, G the number of gates, P that of gates
+that read the state too, K the number of inputs of a product.
 """
 
 from __future__ import annotations
@@ -173,15 +173,14 @@ def clip_pre(values: Int64s) -> Int32s:
 
 
 def gru(inputs: Int32s, products: Int64s, bias: Int32s, h: Int32s) -> Int32s:
-    """The new h (B, H), from inputs (B, 3H), products (B, 3H), the candidate's recurrent bias (H) and h (B, H).
+    """The new h (B, H), from inputs and products (B, 3H), the candidate's recurrent bias (H) and h (B, H).
 
-    The products are (B, 2H) if the reset gate reads the input alone.
+    An input-reset GRU has products (B, 2H): none of r.
     """
     units = h.shape[-1]
-    pre = inputs[:, : 2 * units].astype(np.int64)
-    pre[:, 3 * units - products.shape[1] :] += products[:, :-units]
-    rz = sigmoid(clip_pre(pre))
-    r, z = rz[:, :units], rz[:, units:]
+    gates = inputs[:, : 2 * units].astype(np.int64)
+    gates[:, 3 * units - products.shape[1] :] += products[:, :-units]
+    r, z = sigmoid(clip_pre(gates[:, :units])), sigmoid(clip_pre(gates[:, units:]))
     u = clip_pre(products[:, -units:] + bias).astype(np.int64)
     n = tanh(clip_pre(inputs[:, 2 * units :] + rounded_shift(r * u, STATE_BITS))).astype(np.int64)
     return (n + rounded_shift(z * (h - n), STATE_BITS)).astype(np.int32)
@@ -207,8 +206,8 @@ def requantize(sums: Int64s, multipliers: Int32s) -> Int64s:
 class Int8Model:
     """A model in integers, as `q8` runs it.
 
-    The input biases of a GRU include the recurrent biases of r and z; the candidate's is separate, since r multiplies
-    it.
+    The input biases of a GRU include the recurrent biases of its other gates; the candidate's is separate, since r
+    multiplies it.
     """
 
     config: ModelConfig

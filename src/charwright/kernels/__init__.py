@@ -131,7 +131,7 @@ class Layout:
     """A variant's layout of packed weights for single steps; see `cw_matrix` and `cw_layout`."""
 
     lanes: int
-    layer_panel: int
+    layer_blocks: int
     head_panel: int
     offset: int
     swapped: bool

@@ -126,9 +126,9 @@ CW_PUBLIC void cw_adam(int variant, int threads, const cw_parameter *parameters,
 
 /* --- Generation: the network one step at a time, and sampling --- */
 
-/* A matrix (rows, K) packed by the caller. A vector is `lanes` rows. A panel is a number of vectors given by cw_layout,
- * fewer in the last one; its order is k in groups of `depth`, then vector, lane, depth. The vectors of a layer are
- * ordered by block of `lanes` units, then by gate. */
+/* A matrix (rows, K) packed by the caller. A vector is `lanes` rows. A panel of the head is a number of vectors; one of
+ * a layer's matrix is the vectors of a number of blocks of `lanes` units, ordered by block, then by gate. cw_layout has
+ * both numbers; the last panel may have fewer. Its order is k in groups of `depth`, then vector, lane, depth. */
 typedef struct {
     const void *packed;
     const int32_t *multipliers; /* (rows), 8-bit only */
@@ -139,8 +139,8 @@ typedef struct {
 typedef struct {
     int32_t storage, cell, layers, units, vocabulary; /* units: a multiple of 16; the head's rows: padded to one */
     const void *table;          /* (V, G * H) storage, or int16 for 8-bit: the first layer's input per token */
-    const cw_matrix *recurrent; /* (layers); a GRU's biases of r and z are part of the input's */
-    const cw_matrix *inputs;    /* (layers); the first one is unused */
+    const cw_matrix *recurrent; /* (layers) of P gates; a GRU's biases of r and z are part of the input's */
+    const cw_matrix *inputs;    /* (layers) of G gates; the first one is unused */
     const cw_matrix *head;
     const int16_t *tanh_table;  /* 8-bit only */
     const void *ngrams;         /* (2^ngram_bits + V) float, or int16 for 8-bit: see ngrams.h; or NULL */
@@ -176,7 +176,7 @@ typedef struct {
     cw_sampler sampler;
 } cw_text;
 
-/* out: lanes; vectors in a layer's panel; vectors in the head's panel; the offset added to 8-bit activations; whether
+/* out: lanes; blocks in a layer's panel; vectors in the head's panel; the offset added to 8-bit activations; whether
  * the bytes of four weights are in the order 0, 2, 1, 3. */
 CW_PUBLIC void cw_layout(int variant, int storage, int cell, int32_t out[5]);
 /* Run `steps` steps of all texts together; each has an id to read at every step, or samples it in the step before.
