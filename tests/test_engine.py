@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charwright import kernels, ngrams
-from charwright.config import GATES, STATES, ModelConfig
+from charwright.config import STATES, ModelConfig
 from charwright.errors import UsageError
 from charwright.generation import native_backend as native
 from charwright.generation.engine import PRECISIONS, Engine

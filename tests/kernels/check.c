@@ -710,9 +710,7 @@ static void product_of(const writing *w, matrix m, const double *state, double *
 
 /* The state after a step, from the input x (G, H), the recurrent products p (P, H) and the state before. */
 static void reference_gates(const writing *w, const double *x, const double *p, const double *bias, double *h, double *c) {
-    const int H = w->units, first = cw_gate_count(w->cell) - cw_product_count(w->cell);
-    p -= first * H;
-    bias -= first * H;
+    const int H = w->units;
     for (int j = 0; j < H; j++) {
         if (w->storage == CW_Q8) {
             int64_t pre[4] = {0};
@@ -735,8 +733,8 @@ static void reference_gates(const writing *w, const double *x, const double *p, 
             } else {
                 h[j] = (double)whole_tanh(2 * pre[0]);
             }
-        } else if (cw_is_gru(w->cell)) {
-            const double r = sigma(x[j] + (first ? 0 : p[j])), z = sigma(x[H + j] + p[H + j]);
+        } else if (w->cell == CW_GRU) {
+            const double r = sigma(x[j] + p[j]), z = sigma(x[H + j] + p[H + j]);
             const double n = tanh(x[2 * H + j] + r * (p[2 * H + j] + bias[2 * H + j]));
             h[j] = n + z * (h[j] - n);
         } else if (w->cell == CW_IGRU) { /* p has z and n alone */
@@ -1049,7 +1047,7 @@ int main(void) {
         if (!(cw_variants() >> variant & 1)) continue;
         worst = 0;
         int count = 0;
-        for (int cell = 0; cell < 4; cell++)
+        for (int cell = 0; cell <= CW_IGRU; cell++)
             for (int bf16 = 0; bf16 < 2; bf16++)
                 for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
                     for (int threads = 1; threads <= 3; threads++)

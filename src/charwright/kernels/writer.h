@@ -212,7 +212,7 @@ static void NAME(write_layer)(const cw_writing *w, int layer, int thread, int th
     const int units = model->units, blocks = units / LANES;
     const int gates = cw_gate_count(model->cell), products = cw_product_count(model->cell);
     const int wide = PANEL_BLOCKS(model->cell), panels = (blocks + wide - 1) / wide;
-    const int most_rows = gates == 4 ? ROWS_OF_4 : ROWS;
+    const int most_rows = gates == 4 ? ROWS_OF_4 : products == 2 && !layer && STORAGE != CW_Q8 ? ROWS_OF_2 : ROWS;
     const cw_matrix *recurrent = model->recurrent + layer, *inputs = model->inputs + layer;
     const value *before = !layer && w->scaled ? w->scaled : NAME(activations)(w, layer, 0);
     const value *below = layer ? NAME(activations)(w, layer - 1, 1) : NULL;
