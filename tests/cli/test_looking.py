@@ -36,7 +36,7 @@ def test_evaluate_json(charwright: Terminal, trained: Path, tmp_path: Path, prot
 def test_info(charwright: Terminal, trained: Path) -> None:
     result = charwright("info", trained)
     assert (result.code, result.err) == (0, "")
-    layers = ("embedding", "recurrent.0 (multiplicative gru)", "head")
+    layers = ("embedding", "recurrent.0 (multiplicative igru)", "head")
     for shown in (*layers, f"{len(TEXT):,} characters", "Recipe: default", "step "):
         assert shown in result.out
 
@@ -67,8 +67,8 @@ def test_info_of_a_multiplicative_run(charwright: Terminal, corpus: Path, tmp_pa
     options = ["--steps", "2", "--layers", "2", "--multiplicative", *SMALL]
     assert charwright("train", corpus, "--out", tmp_path / "run", *options).code == 0
     shown = charwright("info", tmp_path / "run").out
-    assert "recurrent.0 (multiplicative gru)" in shown
-    assert "recurrent.1 (gru)" in shown
+    assert "recurrent.0 (multiplicative igru)" in shown
+    assert "recurrent.1 (igru)" in shown
     values = json.loads(charwright("info", tmp_path / "run", "--json").out)
     run = Run.open(tmp_path / "run")
     assert values["parameters"] == sum(array.size for array in run.weights().values())
@@ -83,7 +83,7 @@ def test_info_of_an_input_reset_run(charwright: Terminal, tmp_path: Path) -> Non
     # W has three gates, U two, and the biases as many; the first layer has the scale too.
     assert re.search(rf"recurrent\.0 \(multiplicative igru\) .* {48 * 8 + 32 * 16 + 48 + 32 + 16 * 8:,} ", shown)
     assert re.search(rf"recurrent\.1 \(igru\) .* {48 * 16 + 32 * 16 + 48 + 32:,} ", shown)
-    assert "2 layers of 16 multiplicative input-reset GRU units" in repr(run)
+    assert "2 layers of 16 multiplicative IGRU units" in repr(run)
 
 
 def test_info_of_a_run_without_an_epoch(charwright: Terminal, copy: Path) -> None:
