@@ -52,7 +52,7 @@ AGREEMENT = 1e-4
 
 # Standard deviations of random weights, before division by the square root of the number of inputs.
 SCALES = {"embedding.weight": 1.0, "weight_ih": 1.5, "weight_hh": 1.0, "head.weight": 4.0}
-SCALES |= {"bias_ih": 0.1, "bias_hh": 0.1, "head.bias": 0.1}
+SCALES |= {"bias_ih": 0.1, "bias_hh": 0.1, "head.bias": 0.1, "weight_mx": 0.5, "ngrams.weight": 0.1}
 
 SHAKESPEARE = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 

@@ -43,6 +43,7 @@ from torch import nn
 
 import charwright as cw
 from charwright import kernels
+from charwright.config import PRODUCTS
 from charwright.data.sequences import Windows
 from charwright.model.compute import Compute, keep_memory
 from charwright.training.loop import train_step
@@ -101,8 +102,7 @@ class Work:
     @property
     def recurrent_operations(self) -> int:
         """Additions and multiplications per character in the recurrent products: forward, backward and gradient."""
-        gates = {"gru": 3, "lstm": 4, "rnn": 1}[self.cell]
-        return 6 * gates * self.units**2 * self.layers
+        return 6 * PRODUCTS[self.cell] * self.units**2 * self.layers
 
 
 WORKS = {

@@ -49,7 +49,7 @@ def seconds_per_character(recipe: Recipe, vocabulary_size: int) -> float:
     below = max(width for width in widths if width <= at)
     share = 0.0 if above == below else (at - below) / (above - below)
     layer = (1 - share) / SPEEDS[below] + share / SPEEDS[above]
-    cell = {"gru": 1.0, "lstm": 1.2, "rnn": 0.4}[model.cell]
+    cell = {"gru": 1.0, "igru": 0.7, "lstm": 1.2, "rnn": 0.4}[model.cell]
     head = max(0, vocabulary_size - 128) * model.units * 6 / 1.5e12
     small_batches = {8: 1.9, 16: 1.25, 32: 1.0, 64: 0.93}.get(recipe.sequences.batch, 1.0)
     return (layer * cell * (1 + 1.15 * (model.layers - 1)) + head) * small_batches

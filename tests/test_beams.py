@@ -41,7 +41,7 @@ def total(of: Generator, prompt: str, text: str) -> float:
 
 
 @pytest.mark.parametrize("precision", ["q8", "f32"])
-@pytest.mark.parametrize(("cell", "ngram_bits"), [("gru", 0), ("lstm", 0), ("rnn", 10)])
+@pytest.mark.parametrize(("cell", "ngram_bits"), [("gru", 0), ("igru", 0), ("lstm", 0), ("rnn", 10)])
 @pytest.mark.parametrize("prompt", ["a", "ba.\n", "bbb"])
 def test_with_enough_beams_it_finds_the_most_likely_of_all(
     precision: str, cell: str, ngram_bits: int, prompt: str
@@ -82,7 +82,7 @@ def test_one_beam_is_temperature_0(vocabulary: Vocabulary, precision: str) -> No
         assert (found.text, found.ended, found.stop) == (greedy.continuation, greedy.ended, greedy.stop)
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+@pytest.mark.parametrize("cell", ["gru", "igru", "lstm", "rnn"])
 @pytest.mark.parametrize("prompt", ["a", "b.\n", "cab", "é中"])
 def test_more_beams_find_more_likely_texts(cell: str, prompt: str) -> None:
     """Not in general, but here; and never a less likely one than greedy decoding."""

@@ -56,7 +56,7 @@ def test_option_names_are_unique():
         (ModelConfig, "layers", 33, "--layers must be at most 32, not 33"),
         (ModelConfig, "dropout", 1.0, "--dropout must be below 1, not 1.0"),
         (ModelConfig, "dropout", -0.1, "--dropout must be at least 0"),
-        (ModelConfig, "cell", "transformer", "--cell must be one of gru, lstm, rnn"),
+        (ModelConfig, "cell", "transformer", "--cell must be one of gru, igru, lstm, rnn"),
         (ModelConfig, "units", 2.0, "--units must be a number"),
         (ModelConfig, "units", True, "--units must be a number"),
         (ModelConfig, "units", None, "--units must be a number"),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from charwright import cli, kernels
-from charwright.config import GATES, STATES, ModelConfig
+from charwright.config import GATES, PRODUCTS, STATES, ModelConfig
 from charwright.errors import UsageError
 from charwright.model import compute as compute_module
 from charwright.model import recurrent
@@ -28,7 +28,7 @@ from charwright.planning.choice import candidates
 from ramps import fill_with_ramps, ramp, some_ids
 
 CPU = torch.device("cpu")
-CELLS = ["gru", "lstm", "rnn"]
+CELLS = list(GATES)
 HERE = kernels.available()
 COMPILER = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
 
@@ -231,19 +231,19 @@ def one_layer(
     def given(*shape: int, scale: float, phase: int) -> Tensor:
         return ramp(*shape, scale=scale, phase=phase, dtype=torch.float32).to(dtype).requires_grad_()
 
-    rows, width = GATES[cell] * units, 5
+    rows, products, width = GATES[cell] * units, PRODUCTS[cell] * units, 5
     table = given(11, width, scale=0.5, phase=5)
     leaves = {
         "table": table,
         "weight_ih": given(rows, width, scale=0.5, phase=1),
-        "weight_hh": given(rows, units, scale=0.5 / units**0.5, phase=2),
+        "weight_hh": given(products, units, scale=0.5 / units**0.5, phase=2),
         "bias_ih": given(rows, scale=0.5, phase=3),
-        **({"bias_hh": given(rows, scale=0.5, phase=4)} if cell == "gru" else {}),
+        **({"bias_hh": given(products, scale=0.5, phase=4)} if cell in ("gru", "igru") else {}),
         **{f"state.{i}": given(batch, units, scale=0.5, phase=20 + i) for i in range(STATES[cell])},
     }
     connections, mask = leaves["weight_hh"], None
     if masked:  # the weights, and the state of each row
-        connections = connections * ((ramp(rows, units, phase=41) > -0.2).to(dtype) * 1.25)
+        connections = connections * ((ramp(products, units, phase=41) > -0.2).to(dtype) * 1.25)
         mask = (ramp(batch, units, phase=40) > 0).to(dtype) * 2
     weights = Weights(leaves["weight_ih"], connections, leaves["bias_ih"], leaves.get("bias_hh"))
     ids = some_ids(steps, batch, 11)
@@ -289,7 +289,7 @@ def test_kernels_give_the_same_bits_with_any_number_of_threads(
     """The kernels only: PyTorch's own float32 products differ between one thread and two."""
     loaded = kernels.load()
     assert loaded is not None
-    units, batch, steps, rows = 100, 9, 17, GATES[cell] * 100
+    units, batch, steps, rows, products = 100, 9, 17, GATES[cell] * 100, PRODUCTS[cell] * 100
 
     def given(*shape: int, scale: float, phase: int) -> Tensor:
         return ramp(*shape, scale=scale, phase=phase, dtype=torch.float32).requires_grad_()
@@ -298,12 +298,13 @@ def test_kernels_give_the_same_bits_with_any_number_of_threads(
     for threads in (1, 1, 2, 2):
         torch.set_num_threads(threads)
         inputs = given(11, rows, scale=0.5, phase=1) if tokens else given(steps, batch, rows, scale=0.5, phase=1)
-        weight, bias = given(rows, units, scale=0.05, phase=2), given(rows, scale=0.5, phase=3)
+        weight, bias = given(products, units, scale=0.05, phase=2), given(products, scale=0.5, phase=3)
         state = tuple(given(batch, units, scale=0.5, phase=20 + i) for i in range(STATES[cell]))
-        asked = [inputs, weight, *state, *([bias] if cell == "gru" else [])]
+        second = bias if cell in ("gru", "igru") else None
+        asked = [inputs, weight, *state, *([] if second is None else [second])]
         mask = (ramp(batch, units, phase=40, dtype=torch.float32) > 0).float() * 2 if masked else None
         ids = some_ids(steps, batch, 11) if tokens else None
-        weights = Weights(weight, weight, bias, bias if cell == "gru" else None)
+        weights = Weights(weight, weight, bias, second)
         outputs, last = native_layer(loaded, cell, inputs, ids, state, weights, precision, mask)
         total = (outputs.float() * ramp(*outputs.shape, scale=1, phase=30, dtype=torch.float32)).sum()
         total = total + sum((part * part).sum() for part in last)

@@ -28,6 +28,7 @@ from charwright.config import STATES, ModelConfig
 from charwright.errors import UsageError
 from charwright.generation import native_backend as native
 from charwright.generation.engine import PRECISIONS, Engine
+from charwright.generation.layout import as_gru
 from charwright.generation.repetition import PENALTY_WINDOW
 from charwright.generation.sampling import Sampler
 from charwright.generation.streams import Alternatives, Stream
@@ -37,7 +38,7 @@ from ramps import ramp_arrays
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIZE = 23  # tokens
-KINDS = list(product(["gru", "lstm", "rnn"], [1, 2], [False, True]))
+KINDS = list(product(["gru", "igru", "lstm", "rnn"], [1, 2], [False, True]))
 VARIANTS = [*kernels.available(), "none"]
 BACKENDS = list(product(VARIANTS, PRECISIONS))
 
@@ -177,12 +178,34 @@ def test_the_state_is_the_models(cell: str, layers: int, tied: bool, multiplicat
 @pytest.mark.parametrize(("variant", "precision"), BACKENDS)
 @pytest.mark.parametrize("units", [1, 5, 16, 24, 40, 100])
 def test_units_need_not_be_a_multiple_of_16(units: int, variant: str, precision: str) -> None:
-    for (cell, layers), multiplicative in product((("gru", 2), ("lstm", 1), ("rnn", 1)), (False, True)):
+    for (cell, layers), multiplicative in product((("gru", 2), ("igru", 2), ("lstm", 1), ("rnn", 1)), (False, True)):
         model = known(cell, layers, False, units, steps=30, multiplicative=multiplicative)
         engine = Engine(model.config, model.weights, precision, variant=variant, threads=2)
         if units > 1:
             check_logits(precision, stepped(engine, model.ids)[0], model.logits)
         assert engine.zero_state().shape[-1] % 16 == 0
+
+
+@pytest.mark.parametrize(("variant", "precision"), BACKENDS)
+@pytest.mark.parametrize("multiplicative", [False, True])
+@pytest.mark.parametrize("units", [16, 40, 100])
+def test_an_input_reset_gru_is_a_gru_without_products_of_r(
+    units: int, multiplicative: bool, variant: str, precision: str
+) -> None:
+    """To the last bit: adding zeros does not round."""
+    config = model_config("igru", 2, units=units, multiplicative=multiplicative, ngram_bits=6)
+    weights = ramp_arrays(config, SIZE, scale=2)
+    assert weights["recurrent.1.weight_hh"].shape == (2 * units, units)
+    plain, whole = as_gru(config, weights)
+    for streams in (1, 9):
+        ids = random_ids(20, streams)
+        expected = stepped(Engine(plain, whole, precision, variant=variant), ids)
+        own = stepped(Engine(config, weights, precision, variant=variant), ids)
+        for found, array in zip(own, expected, strict=True):
+            if variant == "none" and precision != "q8":  # NumPy's sums depend on the shape of a matrix
+                np.testing.assert_allclose(found, array, atol=1e-5, rtol=1e-5)
+            else:
+                np.testing.assert_array_equal(found, array)
 
 
 @pytest.mark.parametrize(("variant", "precision"), BACKENDS)
@@ -206,7 +229,9 @@ def without_ngrams(config: ModelConfig) -> ModelConfig:
 
 
 @pytest.mark.parametrize(("variant", "precision"), BACKENDS)
-@pytest.mark.parametrize(("cell", "layers", "bits", "order"), [("gru", 1, 1, 4), ("lstm", 2, 10, 8), ("rnn", 1, 14, 2)])
+@pytest.mark.parametrize(
+    ("cell", "layers", "bits", "order"), [("gru", 1, 1, 4), ("igru", 2, 10, 4), ("lstm", 2, 10, 8), ("rnn", 1, 14, 2)]
+)
 def test_ngrams_add_to_the_logits(
     cell: str, layers: int, bits: int, order: int, variant: str, precision: str
 ) -> None:  # fmt: skip
@@ -359,6 +384,8 @@ def chunks(steps: int, seed: int) -> Iterator[int]:
         ("rnn", 2, False, 24, 0, False),
         ("gru", 1, False, 16, 10, False),
         ("gru", 2, False, 40, 0, True),
+        ("igru", 2, False, 40, 0, False),
+        ("igru", 2, False, 100, 10, True),
         ("lstm", 1, False, 16, 10, True),
         ("rnn", 1, False, 24, 0, True),
     ],
@@ -623,7 +650,7 @@ def test_the_weights_are_neither_changed_nor_read_again(variant: str, precision:
 
 
 @pytest.mark.parametrize(("variant", "precision"), BACKENDS)
-@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+@pytest.mark.parametrize("cell", ["gru", "igru", "lstm", "rnn"])
 def test_saturated_gates_do_not_overflow(cell: str, variant: str, precision: str) -> None:
     config = model_config(cell, 2, ngram_bits=6, ngram_order=8)
     weights = {name: array * np.float32(1e4) for name, array in ramp_arrays(config, SIZE).items()}

@@ -20,6 +20,7 @@ CONFIGS = [
     ModelConfig(cell="gru", units=6, embedding_size=6, tied=True),
     ModelConfig(cell="gru", units=6, embedding_size=4, multiplicative=True),
     ModelConfig(cell="gru", units=6, embedding_size=4, ngram_bits=7),
+    ModelConfig(cell="igru", units=6, embedding_size=4, layers=2, multiplicative=True),
     ModelConfig(cell="rnn", units=3, embedding_size=4, ngram_bits=3, ngram_order=8),
 ]
 

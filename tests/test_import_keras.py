@@ -13,23 +13,28 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
-from charwright.config import GATES, ModelConfig
+from charwright.config import ModelConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
 from charwright.errors import ForeignModelError, VocabularyError
 from charwright.generation.engine import Engine
 from charwright.interop.foreign_model import ForeignModel, fit_rows, read_model, read_vocabulary
 from charwright.interop.keras_files import read_h5, read_keras, weights_h5_bytes
 from charwright.interop.keras_weights import KerasLayer, from_keras, to_keras
+from charwright.model.compute import Compute
+from charwright.model.language_model import LanguageModel
 from keras_models import gru_arrays, layer, ramp, ramp_weights, write_h5, write_keras
-from ramps import ramp_arrays
+from ramps import ramp_arrays, some_ids
 
 h5py = pytest.importorskip("h5py")
 
 FORMS = ["tutorial-small/ckpt_1.weights.h5"]
 FORMS += [f"keras2-{name}/weights_keras2.h5" for name in ("gru", "gru2", "lstm")]
 CONFIGS = [
-    ModelConfig(cell=cell, layers=layers, units=5, embedding_size=3, tied=False) for cell in GATES for layers in (1, 3)
+    ModelConfig(cell=cell, layers=layers, units=5, embedding_size=3, tied=False)
+    for cell in ("gru", "lstm", "rnn")
+    for layers in (1, 3)
 ]
 
 
@@ -62,6 +67,23 @@ def test_round_trip_changes_no_weight(config: ModelConfig, tmp_path: Path) -> No
     assert back.config == config
     assert all(np.array_equal(back.weights[name], array) for name, array in weights.items())
     assert set(back.weights) == set(weights)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_an_input_reset_gru_comes_back_as_the_equal_gru(layers: int, tmp_path: Path) -> None:
+    config = ModelConfig(cell="igru", layers=layers, units=5, embedding_size=3)
+    weights = ramp_arrays(config, 7)
+    (tmp_path / "model.weights.h5").write_bytes(weights_h5_bytes(to_keras(config, weights)))
+    back = read_model(tmp_path / "model.weights.h5")
+    assert back.config == dataclasses.replace(config, cell="gru")
+    assert {name: array.shape for name, array in back.weights.items()} == back.config.weight_shapes(7)
+    ids = some_ids(9, 2, 7)
+    with torch.no_grad():
+        wanted, found = (
+            LanguageModel.from_arrays(each, arrays, compute=Compute(core="plain"))(ids)[0]
+            for each, arrays in ((config, weights), (back.config, back.weights))
+        )
+    assert torch.equal(found, wanted)
 
 
 def test_tied_weights_are_in_both_layers() -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from numpy.testing import assert_allclose
 
-from charwright.config import GATES, ModelConfig
+from charwright.config import GATES, PRODUCTS, ModelConfig
 from charwright.errors import ConfigError
 from charwright.model.initialization import start_from_frequencies
 from charwright.model.language_model import LanguageModel
@@ -83,10 +83,10 @@ def test_initial_weights_are_those_of_keras(cell: str) -> None:
     for layer in range(2):
         recurrent = model.weight(f"recurrent.{layer}.weight_hh").detach()
         torch.testing.assert_close(recurrent.T @ recurrent, torch.eye(40), rtol=0, atol=1e-5)
-        for which in ("bias_ih", "bias_hh") if cell == "gru" else ("bias_ih",):
-            assert model.weight(f"recurrent.{layer}.{which}").tolist() == (
-                [0.0] * 40 + [1.0] * 40 + [0.0] * 80 if cell == "lstm" else [0.0] * rows
-            )
+        forget = [0.0] * 40 + [1.0] * 40 + [0.0] * 80
+        assert model.weight(f"recurrent.{layer}.bias_ih").tolist() == (forget if cell == "lstm" else [0.0] * rows)
+        if cell in ("gru", "igru"):
+            assert model.weight(f"recurrent.{layer}.bias_hh").tolist() == [0.0] * 40 * PRODUCTS[cell]
     assert not model.weight("head.bias").any()
 
 

@@ -64,7 +64,9 @@ def go_on(of: Generator, path: Path, config: GenerationConfig) -> list[str]:
 
 
 @pytest.mark.parametrize(("precision", "variant"), [("q8", None), ("f32", None), ("bf16", None), ("q8", "none")])
-@pytest.mark.parametrize(("cell", "layers", "bits"), [("gru", 1, 0), ("lstm", 2, 0), ("rnn", 1, 0), ("lstm", 2, 10)])
+@pytest.mark.parametrize(
+    ("cell", "layers", "bits"), [("gru", 1, 0), ("igru", 2, 0), ("lstm", 2, 0), ("rnn", 1, 0), ("lstm", 2, 10)]
+)
 @pytest.mark.parametrize("unit", ["character", "byte"])
 @pytest.mark.parametrize("num", [1, 3])
 def test_400_and_600_characters_are_1000(

@@ -44,9 +44,16 @@ def test_there_is_a_plan_for_any_input(characters: int, vocabulary: int, minutes
 
 
 def test_the_summary_has_the_speed_of_the_planned_model() -> None:
-    """Two LSTM layers are slower than the GRU layer that was measured."""
+    """A GRU, and two LSTM layers, are slower than the layer of IGRU that was measured."""
     assert "at 100,000 characters/s" in plan(units=512).summary()[1]
-    assert "at 39,000 characters/s" in plan(units=512, cell="lstm", layers=2).summary()[1]
+    assert "at 77,000 characters/s" in plan(units=512, cell="gru").summary()[1]
+    assert "at 29,000 characters/s" in plan(units=512, cell="lstm", layers=2).summary()[1]
+
+
+def test_a_plan_has_the_cell_with_the_fewest_products_unless_another_is_wanted() -> None:
+    assert plan().recipe.model.cell == "igru"
+    assert plan(cell="gru").recipe.model.cell == "gru"
+    assert plan(cell="gru").recipe.model.units <= plan().recipe.model.units
 
 
 def test_a_budget_of_one_is_in_the_singular() -> None:
@@ -100,7 +107,7 @@ def test_what_a_text_says_once_counts_less_the_more_often_it_is_read() -> None:
 def test_a_layer_is_multiplicative_unless_it_is_not_wanted() -> None:
     planned = plan()
     assert planned.recipe.model.multiplicative
-    assert "multiplicative GRU units and n-grams" in planned.summary()[0]
+    assert "multiplicative IGRU units and n-grams" in planned.summary()[0]
     assert ("--multiplicative", "") in [row[:2] for row in planned.explanation()]
     plain = plan(multiplicative=False)
     assert plain.recipe.model == dataclasses.replace(planned.recipe.model, multiplicative=False)

@@ -30,7 +30,7 @@ from charwright.generation.streams import Stream
 from ramps import ramp_arrays
 
 VARIANTS = [*kernels.available(), "none"]
-CELLS = ["gru", "lstm", "rnn"]
+CELLS = ["gru", "igru", "lstm", "rnn"]
 Weights = Mapping[str, np.ndarray]
 
 
@@ -147,9 +147,10 @@ class SlowModel:
         for layer in range(config.layers):
             part = {name: weights.get(f"recurrent.{layer}.{name}") for name in ("weight_ih", "weight_hh", "bias_hh")}
             bias = weights[f"recurrent.{layer}.bias_ih"].copy()
-            if config.cell == "gru":
-                bias[: 2 * H] += part["bias_hh"][: 2 * H]
-                self.candidate_bias.append(slow_fixed(part["bias_hh"][2 * H :], 11))
+            if config.cell in ("gru", "igru"):
+                read = slice(2 * H) if config.cell == "gru" else slice(H, 2 * H)  # the gates but n that read the state
+                bias[read] += part["bias_hh"][:-H]
+                self.candidate_bias.append(slow_fixed(part["bias_hh"][-H:], 11))
             self.recurrent.append(SlowMatrix(part["weight_hh"] * (1 if layer or not self.scale else 2), 11))
             if layer:
                 self.inputs.append(SlowMatrix(part["weight_ih"], 11))
@@ -194,6 +195,14 @@ class SlowModel:
         for j, h in enumerate(parts[0]):
             r, z = slow_sigmoid(pre_of(fed[j] + products[j])), slow_sigmoid(pre_of(fed[H + j] + products[H + j]))
             u = pre_of(products[2 * H + j] + self.candidate_bias[layer][j])
+            n = slow_tanh(pre_of(fed[2 * H + j] + half_up(r * u, 15)))
+            parts[0][j] = n + half_up(z * (h - n), 15)
+
+    def igru(self, fed: list[int], products: list[int], parts: list[list[int]], layer: int) -> None:
+        H = self.config.units
+        for j, h in enumerate(parts[0]):
+            r, z = slow_sigmoid(fed[j]), slow_sigmoid(pre_of(fed[H + j] + products[j]))
+            u = pre_of(products[H + j] + self.candidate_bias[layer][j])
             n = slow_tanh(pre_of(fed[2 * H + j] + half_up(r * u, 15)))
             parts[0][j] = n + half_up(z * (h - n), 15)
 
@@ -245,7 +254,9 @@ def check_all_agree(
 
 SIZE = 23
 LENGTH = 300
-GOLDEN_KINDS = [("gru", 1, False), ("lstm", 1, False), ("rnn", 1, False), ("gru", 2, False), ("lstm", 1, True)]
+GOLDEN_KINDS = [
+    ("gru", 1, False), ("lstm", 1, False), ("rnn", 1, False), ("gru", 2, False), ("igru", 2, False), ("lstm", 1, True)
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -307,6 +318,19 @@ GOLDEN = {
         [
             -186276, 26524, 168945, 45146, 89767, -47275, -174953, -78054, 50791, -13672, -80153, 118819,
             113584, -2268, 100807, 83675, 38187, 43062, 39106, 70752, 34708, -73744, 34628,
+        ],
+    ),
+    ("igru", 2, False): Golden(
+        [
+            1, 2, 3, 20, 3, 9, 4, 2, 20, 2, 18, 1, 18, 18, 6, 4, 20, 15, 18, 2, 18, 18, 11, 9, 3, 4,
+            2, 17, 2, 2, 20, 2, 1, 12, 2, 18, 2, 1, 18, 3, 1, 2, 20, 20, 18, 3, 12, 16, 20, 3, 20,
+            2, 20, 18, 15, 18, 15, 20, 2, 17,
+        ],
+        "ce9fcb06a3a27fc1fa1bbc433641dbd88996e8d064e97ed8359acdb5f89e8b5a",
+        [
+            -124550, 18420, 132379, 85121, 76656, -126028, -17385, -122091, -68104, -8067, -63035,
+            -83334, -14581, 8279, 3728, 119061, 25826, 50651, 138028, -123605, 127964, -42691,
+            -4397,
         ],
     ),
     ("lstm", 1, True): Golden(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from charwright.config import GATES, STATES, ModelConfig
+from charwright.config import GATES, PRODUCTS, STATES, ModelConfig
 from charwright.errors import UsageError
 from charwright.model.cells import State, Weights
 from charwright.model.compute import CORES, Compute, choose_core
@@ -19,7 +19,7 @@ from ramps import fill_with_ramps, ramp, some_ids
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 FAST_CORES = [core for core in CORES if core not in ("auto", "plain")]
-CELLS = ["gru", "lstm", "rnn"]
+CELLS = list(GATES)
 EXACT = {torch.float64: {"rtol": 1e-9, "atol": 1e-11}, torch.float32: {"rtol": 1e-3, "atol": 2e-5}}
 
 # Odd sizes that no vector width divides. The vocabulary size decides how the input is looked up: in a table of all
@@ -172,14 +172,14 @@ def test_masks_on_the_recurrent_product(core: str, cell: str, tokens: bool, dtyp
     plain loop.
     """
     skip_unless_supported(core, dtype)
-    units, steps, batch, width, rows = 7, 9, 3, 5, 7 * GATES[cell]
+    units, steps, batch, width, rows, products = 7, 9, 3, 5, 7 * GATES[cell], 7 * PRODUCTS[cell]
     mask = (ramp(batch, units, phase=40, dtype=dtype) > 0).to(dtype) * 1.25
 
     def layer(which: str) -> list[Tensor]:
-        bias_hh = ramp(rows, phase=4, dtype=dtype).requires_grad_() if cell == "gru" else None
+        bias_hh = ramp(products, phase=4, dtype=dtype).requires_grad_() if cell in ("gru", "igru") else None
         weights = Weights(
             ramp(rows, width, phase=1, dtype=dtype).requires_grad_(),
-            ramp(rows, units, phase=2, dtype=dtype).requires_grad_(),
+            ramp(products, units, phase=2, dtype=dtype).requires_grad_(),
             ramp(rows, phase=3, dtype=dtype).requires_grad_(),
             bias_hh,
             ramp(units, width, phase=6, dtype=dtype).requires_grad_() if tokens else None,

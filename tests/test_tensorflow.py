@@ -20,6 +20,7 @@ import charwright as cw
 from charwright.config import ModelConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
 from charwright.data.labels import label_ids
+from charwright.generation.layout import as_gru
 from charwright.interop.foreign_model import ForeignModel
 from charwright.run import Run
 from test_import_keras import golden_errors
@@ -36,11 +37,13 @@ CONFIGS = {
     "plain": ModelConfig(units=12, embedding_size=8),
     "bytes": ModelConfig(units=12, embedding_size=8),
     "gru-2-tied": ModelConfig(layers=2, units=8, embedding_size=8, tied=True),
+    "igru-2": ModelConfig(cell="igru", layers=2, units=12, embedding_size=8),
     "lstm-2": ModelConfig(cell="lstm", layers=2, units=12, embedding_size=8),
     "rnn": ModelConfig(cell="rnn", units=12, embedding_size=8),
     "n-grams": ModelConfig(units=12, embedding_size=8, ngram_bits=10),
     "n-grams-lstm-2": ModelConfig(cell="lstm", layers=2, units=12, embedding_size=8, ngram_bits=1),
     "multiplicative": ModelConfig(units=12, embedding_size=8, multiplicative=True),
+    "multiplicative-igru": ModelConfig(cell="igru", units=12, embedding_size=8, multiplicative=True, ngram_bits=6),
     "multiplicative-lstm-2": ModelConfig(cell="lstm", layers=2, units=12, embedding_size=8, multiplicative=True),
     "multiplicative-rnn": ModelConfig(cell="rnn", units=12, embedding_size=8, multiplicative=True, ngram_bits=6),
     "n-grams-of-2": ModelConfig(units=12, embedding_size=8, ngram_bits=6, ngram_order=2),
@@ -155,9 +158,9 @@ def test_saved_model_round_trip(done: dict[str, Any], name: str) -> None:
         assert done[f"{direction} {name}"]["code"] == 0, done[f"{direction} {name}"]["err"]
     went, back = Run.open(done["folder"] / name), Run.open(done["folder"] / f"{name}-back")
     assert back.vocabulary == went.vocabulary
-    weights = went.weights()
-    weights.setdefault("head.weight", weights["embedding.weight"])
-    assert back.model == dataclasses.replace(went.model, tied=False)
+    model, weights = as_gru(went.model, went.weights())
+    weights = {"head.weight": weights["embedding.weight"], **weights}
+    assert back.model == dataclasses.replace(model, tied=False)
     assert all(np.array_equal(array, weights[key]) for key, array in back.weights().items())
 
 

@@ -73,7 +73,7 @@ def loss_of(recipe: Recipe) -> float:
     """A synthetic loss with its minimum far from the starting recipe."""
     model, training = recipe.model, recipe.training
     rate = math.log(training.learning_rate / 1.5e-2)
-    return 1 + 0.2 * rate**2 + abs(model.units - 1024) / 1000 + model.dropout + (model.cell == "gru")
+    return 1 + 0.2 * rate**2 + abs(model.units - 1024) / 1000 + model.dropout + (model.cell != "lstm")
 
 
 class FakeTrials:
@@ -135,7 +135,7 @@ def test_the_space_contains_any_starting_recipe() -> None:
     assert recipe_of_trial(START, nearest_point(START)) == START
     cells = search_space(odd)["cell"]
     assert isinstance(cells, CategoricalDistribution)
-    assert cells.choices == ("gru", "lstm", "rnn")
+    assert cells.choices == ("igru", "lstm", "rnn")
 
 
 def test_floats_are_rounded_to_three_digits() -> None:
@@ -356,6 +356,19 @@ def killed_in_a_trial(folder: Path) -> Recipe:
         search.study.sampler = search._sampler()
         trial = search.study.ask(search_space(START))
         return START if "first" in trial.user_attrs else recipe_of_trial(START, trial.params)
+
+
+def test_a_search_of_an_earlier_version_keeps_its_cells(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Optuna refuses a study whose choices change."""
+
+    def earlier(start: Recipe) -> dict[str, Any]:
+        return search_space(start) | {"cell": CategoricalDistribution(["gru", "lstm"])}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search_module, "search_space", earlier)
+        searched(folder, 3, start=START.with_options({"cell": "gru"}))
+    results, _ = searched(folder, 14)
+    assert {result.recipe.model.cell for result in results} == {"gru", "lstm"}
 
 
 def test_a_killed_trial_is_repeated_but_not_forever(folder: Path) -> None:

@@ -32,6 +32,7 @@ CHINESE = Vocabulary("\n，。不可名天地常有欲無道非")
 MODELS = {
     "gru": (ModelConfig(units=40, embedding_size=8), LETTERS),
     "gru 2 tied": (ModelConfig(layers=2, units=24, embedding_size=24, tied=True), LETTERS),
+    "igru 2": (ModelConfig(cell="igru", layers=2, units=33, embedding_size=8), LETTERS),
     "lstm 2": (ModelConfig(cell="lstm", layers=2, units=33, embedding_size=8), LETTERS),
     "rnn": (ModelConfig(cell="rnn", units=24, embedding_size=8), LETTERS),
     "chinese": (ModelConfig(units=24, embedding_size=8), CHINESE),
@@ -42,6 +43,10 @@ MODELS = {
         ByteVocabulary(),
     ),
     "multiplicative": (ModelConfig(units=40, embedding_size=8, multiplicative=True), LETTERS),
+    "multiplicative igru": (
+        ModelConfig(cell="igru", units=40, embedding_size=8, ngram_bits=10, multiplicative=True),
+        LETTERS,
+    ),
     "multiplicative lstm 2": (
         ModelConfig(cell="lstm", layers=2, units=33, embedding_size=8, ngram_bits=10, multiplicative=True),
         LETTERS,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from charwright.errors import ConfigError
+from charwright.passages import parse_until
 from charwright.schema import Config, flag, option, option_types
 
 
@@ -98,8 +99,10 @@ class SequenceConfig(Config):
     seq_length: int = option(64, "Characters per sequence.", minimum=1, maximum=65536)
 
 
-GATES = {"gru": 3, "lstm": 4, "rnn": 1}
-STATES = {"gru": 1, "lstm": 2, "rnn": 1}
+GATES = {"gru": 3, "igru": 3, "lstm": 4, "rnn": 1}
+PRODUCTS = {"gru": 3, "igru": 2, "lstm": 4, "rnn": 1}
+"""Gates that read the state too; the reset gate of an igru, its first gate, reads the input alone."""
+STATES = {"gru": 1, "igru": 1, "lstm": 2, "rnn": 1}
 """Arrays in the state of a layer: h, or h and c."""
 
 
@@ -110,7 +113,9 @@ class ModelConfig(Config):
     RENAMED = {"embedding": "embedding_size", "state_dropout": "recurrent_dropout"}  # noqa: RUF012
     REMOVED = frozenset({"weight_dropout"})
 
-    cell: str = option("gru", "Recurrent cell.", choices=("gru", "lstm", "rnn"))
+    cell: str = option(
+        "gru", "Recurrent cell; igru is a GRU whose reset gate reads the input alone.", choices=tuple(GATES)
+    )
     layers: int = option(1, "Number of recurrent layers.", minimum=1, maximum=32)
     units: int = option(512, "Hidden units per recurrent layer.", minimum=1, maximum=16384)
     embedding_size: int = option(128, "Embedding size.", minimum=1, maximum=16384)
@@ -144,16 +149,16 @@ class ModelConfig(Config):
         """The name and shape of every weight, in order, as `model.safetensors` holds them.
 
         V is the vocabulary size, E the embedding size, H the number of units and G the number of gates, which are
-        stacked (GRU: r, z, n; LSTM: i, f, g, o).
+        stacked (GRU: r, z, n; LSTM: i, f, g, o). P of them read the state too: all, but r of an igru.
         """
-        gates = GATES[self.cell] * self.units
+        gates, products = GATES[self.cell] * self.units, PRODUCTS[self.cell] * self.units
         shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (vocabulary_size, self.embedding_size)}  # (V, E)
         for layer in range(self.layers):
             shapes[f"recurrent.{layer}.weight_ih"] = (gates, self.units if layer else self.embedding_size)  # (G * H, E)
-            shapes[f"recurrent.{layer}.weight_hh"] = (gates, self.units)  # (G * H, H)
+            shapes[f"recurrent.{layer}.weight_hh"] = (products, self.units)  # (P * H, H)
             shapes[f"recurrent.{layer}.bias_ih"] = (gates,)
-            if self.cell == "gru":
-                shapes[f"recurrent.{layer}.bias_hh"] = (gates,)
+            if self.cell in ("gru", "igru"):
+                shapes[f"recurrent.{layer}.bias_hh"] = (products,)
         if self.multiplicative:
             shapes["recurrent.0.weight_mx"] = (self.units, self.embedding_size)  # (H, E)
         if not self.tied:
@@ -319,16 +324,6 @@ class ServiceConfig(Config):
     drain_s: float = option(
         30.0, "Longest wait for the requests in progress when the service ends, in seconds.", minimum=0, maximum=3600
     )
-
-
-def parse_until(until: str) -> tuple[str, int] | None:
-    """The kind of passage and the count in `line`, `paragraph`, `3 sentences`; None for anything else."""
-    words = until.split()
-    counted = len(words) == 2 and words[0].isdecimal() and len(words[0]) < 10
-    count = int(words.pop(0)) if counted else 1
-    kinds = {"line": "line", "lines": "line", "paragraph": "paragraph", "paragraphs": "paragraph"}
-    kinds |= {"sentence": "sentence", "sentences": "sentence"}
-    return (kinds[words[0]], count) if len(words) == 1 and words[0] in kinds and count > 0 else None
 
 
 @dataclass(frozen=True)

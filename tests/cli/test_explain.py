@@ -32,7 +32,7 @@ def test_page_is_written_and_summed_up(charwright: Terminal, trained: Path, else
     page = (elsewhere / "run-explained.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")
     assert "validation text of the run, which it was not trained on" in page
-    assert result.out.startswith("run: multiplicative GRU, 1 layer of 16 units")
+    assert result.out.startswith("run: multiplicative IGRU, 1 layer of 16 units")
     assert "bits per character" in result.out
     assert "wrote run-explained.html" in result.err
     assert "run-explained.html exists; choose another path" in charwright("explain", trained).line

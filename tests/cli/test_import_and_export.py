@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from charwright.config import ModelConfig
+from charwright.config import GATES, ModelConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
 from charwright.generation.engine import Engine
 from charwright.interop.model_card import model_card
@@ -151,6 +151,28 @@ class TestExport:
             assert "".join(map(chr, file["characters"])) == run.vocabulary.characters
             assert json.loads(str(file["card"]))["model"]["cell"] == "lstm"
 
+    def test_numpy_has_an_input_reset_gru_as_the_equal_gru(self, charwright: Terminal, tmp_path: Path) -> None:
+        config = ModelConfig(cell="igru", layers=2, units=12, embedding_size=8)
+        run = Run.save(tmp_path / "run", config, weights_of(config, len(LETTERS)), LETTERS)
+        assert charwright("export", run.folder, "--to", "numpy", "--out", tmp_path / "x.npz").code == 0
+        with np.load(tmp_path / "x.npz") as file:
+            assert json.loads(str(file["card"]))["model"] == config.to_json() | {"cell": "gru"}
+            for name, array in run.weights().items():
+                spare = 12 if "_hh" in name else 0
+                assert not file[name][:spare].any()
+                assert np.array_equal(file[name][spare:], array)
+
+    def test_keras_has_an_input_reset_gru_as_the_equal_gru(self, charwright: Terminal, tmp_path: Path) -> None:
+        config, file = ModelConfig(cell="igru", units=12, embedding_size=8), tmp_path / "x.weights.h5"
+        run = Run.save(tmp_path / "run", config, weights_of(config, len(LETTERS)), LETTERS)
+        assert charwright("export", run.folder, "--to", "keras", "--out", file).code == 0
+        words = ["import", file, "--out", tmp_path / "back", "--vocabulary", run.folder / "vocabulary.json"]
+        result = charwright(*words)
+        assert result.code == 0
+        assert "GRU, one layer of 12 units" in result.err
+        assert "input-reset" not in result.err
+        assert Run.open(tmp_path / "back").model == dataclasses.replace(config, cell="gru")
+
     def test_a_model_of_records_carries_its_labels(self, charwright: Terminal, tmp_path: Path) -> None:
         run, plain = save_records(tmp_path / "run", LABELLED), save_records(tmp_path / "plain", end="\n\n")
         assert charwright("export", run.folder, "--to", "numpy", "--out", tmp_path / "x.npz").code == 0
@@ -207,10 +229,13 @@ class TestExport:
                 assert votes == pytest.approx(added[0], abs=1e-5)
 
     @pytest.mark.parametrize("multiplicative", [False, True])
-    def test_the_documented_network_computes_what_pytorch_does(self, tmp_path: Path, multiplicative: bool) -> None:
+    @pytest.mark.parametrize("cell", ["gru", "igru"])
+    def test_the_documented_network_computes_what_pytorch_does(
+        self, tmp_path: Path, cell: str, multiplicative: bool
+    ) -> None:
         page = (Path(__file__).parents[2] / "docs" / "how-to" / "export.md").read_text(encoding="utf-8")
         [block] = [part for part in page.split("```python\n") if "def step" in part]
-        config = ModelConfig(units=12, embedding_size=8, multiplicative=multiplicative)
+        config = ModelConfig(cell=cell, units=12, embedding_size=8, multiplicative=multiplicative)
         run = Run.save(tmp_path / "run", config, weights_of(config, len(LETTERS)), LETTERS)
         (tmp_path / "novel.npz").write_bytes(npz_bytes(run, model_card(run, "1.2")))
         names: dict[str, Any] = {}
@@ -223,7 +248,7 @@ class TestExport:
             assert logits == pytest.approx(row, abs=1e-4)
 
     @pytest.mark.parametrize("to", ["numpy", "onnx"])
-    @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+    @pytest.mark.parametrize("cell", GATES)
     def test_a_multiplicative_layer_is_carried(self, charwright: Terminal, tmp_path: Path, to: str, cell: str) -> None:
         config = ModelConfig(cell=cell, units=12, embedding_size=8, multiplicative=True)
         run = Run.save(tmp_path / "run", config, weights_of(config, len(LETTERS)), LETTERS)

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from charwright.config import ModelConfig
 from charwright.run import Run
 from commands import SMALL, TEXT, Terminal, process
+from writers import LETTERS, weights_of
 
 
 def test_evaluate(charwright: Terminal, trained: Path, corpus: Path) -> None:
@@ -34,7 +36,7 @@ def test_evaluate_json(charwright: Terminal, trained: Path, tmp_path: Path, prot
 def test_info(charwright: Terminal, trained: Path) -> None:
     result = charwright("info", trained)
     assert (result.code, result.err) == (0, "")
-    layers = ("embedding", "recurrent.0 (multiplicative gru)", "head")
+    layers = ("embedding", "recurrent.0 (multiplicative igru)", "head")
     for shown in (*layers, f"{len(TEXT):,} characters", "Recipe: default", "step "):
         assert shown in result.out
 
@@ -65,13 +67,23 @@ def test_info_of_a_multiplicative_run(charwright: Terminal, corpus: Path, tmp_pa
     options = ["--steps", "2", "--layers", "2", "--multiplicative", *SMALL]
     assert charwright("train", corpus, "--out", tmp_path / "run", *options).code == 0
     shown = charwright("info", tmp_path / "run").out
-    assert "recurrent.0 (multiplicative gru)" in shown
-    assert "recurrent.1 (gru)" in shown
+    assert "recurrent.0 (multiplicative igru)" in shown
+    assert "recurrent.1 (igru)" in shown
     values = json.loads(charwright("info", tmp_path / "run", "--json").out)
     run = Run.open(tmp_path / "run")
     assert values["parameters"] == sum(array.size for array in run.weights().values())
     assert [layer["name"] for layer in values["layers"]] == ["embedding", "recurrent.0", "recurrent.1", "head"]
-    assert "multiplicative GRU units" in repr(run) + run._repr_html_()
+    assert "multiplicative IGRU units" in repr(run) + run._repr_html_()
+
+
+def test_info_of_an_input_reset_run(charwright: Terminal, tmp_path: Path) -> None:
+    config = ModelConfig(cell="igru", layers=2, units=16, embedding_size=8, multiplicative=True)
+    run = Run.save(tmp_path / "run", config, weights_of(config, len(LETTERS)), LETTERS)
+    shown = charwright("info", run.folder).out
+    # W has three gates, U two, and the biases as many; the first layer has the scale too.
+    assert re.search(rf"recurrent\.0 \(multiplicative igru\) .* {48 * 8 + 32 * 16 + 48 + 32 + 16 * 8:,} ", shown)
+    assert re.search(rf"recurrent\.1 \(igru\) .* {48 * 16 + 32 * 16 + 48 + 32:,} ", shown)
+    assert "2 layers of 16 multiplicative IGRU units" in repr(run)
 
 
 def test_info_of_a_run_without_an_epoch(charwright: Terminal, copy: Path) -> None:

@@ -125,18 +125,22 @@ def test_n_grams_are_inherited_with_their_order(
     assert "--ngram-order belongs to the run and cannot change on --resume" in resumed.line
 
 
-def test_a_multiplicative_layer_is_inherited(charwright: Terminal, corpus: Path, more: Path, tmp_path: Path) -> None:
-    words = ["--out", tmp_path / "old", "--multiplicative", *STEPS, *SMALL]
+@pytest.mark.parametrize("cell", ["gru", "igru"])
+def test_a_multiplicative_layer_is_inherited(
+    charwright: Terminal, corpus: Path, more: Path, tmp_path: Path, cell: str
+) -> None:
+    words = ["--out", tmp_path / "old", "--multiplicative", "--cell", cell, *STEPS, *SMALL]
     assert charwright("train", corpus, *words).code == 0
     still = ["--learning-rate", "1e-30", "--weight-decay", "0", *STEPS]
     result = charwright("train", more, "--from", tmp_path / "old", "--out", tmp_path / "new", *still)
     assert result.code == 0, result.err
     old, new = Run.open(tmp_path / "old"), Run.open(tmp_path / "new")
     assert new.model.multiplicative
+    assert new.model.cell == cell
+    assert len(new.vocabulary) > len(old.vocabulary)
     assert old.weights()["recurrent.0.weight_mx"].any()
-    np.testing.assert_allclose(
-        new.weights()["recurrent.0.weight_mx"], old.weights()["recurrent.0.weight_mx"], atol=1e-7
-    )
+    for name in (f"recurrent.0.{part}" for part in ("weight_mx", "weight_ih", "weight_hh", "bias_ih", "bias_hh")):
+        np.testing.assert_allclose(new.weights()[name], old.weights()[name], atol=1e-7)
 
 
 def test_thousands_of_new_characters_and_bytes(

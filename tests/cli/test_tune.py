@@ -72,7 +72,7 @@ def test_a_search_from_the_text_to_a_trained_run(
     head, row = result.out.splitlines()
     assert head.split()[:4] == ["trial", "nats/char", "cell", "units"]
     assert row.split()[0] == "0"
-    assert re.search(r"^trial 0  \d\.\d{4} nats/char  best so far  gru 16 x 1, ", result.err, re.MULTILINE)
+    assert re.search(r"^trial 0  \d\.\d{4} nats/char  best so far  igru 16 x 1, ", result.err, re.MULTILINE)
     best = read_recipe(here / "tune" / "hamlet" / "best-recipe.json")
     assert best == small.with_options({"min_count": 2})
 

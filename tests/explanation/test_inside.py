@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import charwright as cw
-from charwright.config import ModelConfig
+from charwright.config import GATES, ModelConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
 from charwright.explanation.inside import Network
 from charwright.explanation.memory import memory_of
@@ -25,10 +25,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIGS = {
     "gru": ModelConfig(units=12, embedding_size=8),
     "gru 2 tied": ModelConfig(layers=2, units=12, embedding_size=12, tied=True),
+    "igru 2": ModelConfig(cell="igru", layers=2, units=12, embedding_size=8),
     "lstm 2": ModelConfig(cell="lstm", layers=2, units=10, embedding_size=8),
     "rnn 2": ModelConfig(cell="rnn", layers=2, units=12, embedding_size=8),
     "multiplicative gru": ModelConfig(units=12, embedding_size=8, multiplicative=True),
     "multiplicative gru 2": ModelConfig(layers=2, units=12, embedding_size=8, multiplicative=True),
+    "multiplicative igru": ModelConfig(cell="igru", units=12, embedding_size=8, multiplicative=True),
     "multiplicative lstm": ModelConfig(cell="lstm", units=10, embedding_size=8, multiplicative=True),
     "multiplicative lstm 2": ModelConfig(cell="lstm", layers=2, units=10, embedding_size=8, multiplicative=True),
     "multiplicative rnn": ModelConfig(cell="rnn", units=12, embedding_size=8, multiplicative=True),
@@ -37,16 +39,20 @@ NGRAMS = {
     "n-grams": ModelConfig(units=12, embedding_size=8, ngram_bits=12),
     "n-grams of lstm 2": ModelConfig(cell="lstm", layers=2, units=10, embedding_size=8, ngram_bits=3, ngram_order=8),
 }
+OF_GRU = {"reset": 0, "update": 1}
+PLACES = {"gru": OF_GRU, "igru": OF_GRU, "lstm": {"input": 0, "forget": 1, "output": 3}, "rnn": {}}
+"""The place of each gate among those of a cell; the others are candidates."""
 TEXT = "abc dE!\n中é:aB\nabcdeABCDE ..." * 9
 
 
 def gates_by_hand(cell: str, x: torch.Tensor, h: torch.Tensor, w: Weights) -> dict[str, torch.Tensor]:
     bias = w.bias_hh if w.bias_hh is not None else 0
     scaled = h if w.weight_mx is None else h + torch.tanh(x @ w.weight_mx.T) * h
-    pre = x @ w.weight_ih.T + w.bias_ih + scaled @ w.weight_hh.T + bias
-    parts = torch.sigmoid(pre).chunk({"gru": 3, "lstm": 4, "rnn": 1}[cell], dim=1)
-    names = {"gru": {"reset": 0, "update": 1}, "lstm": {"input": 0, "forget": 1, "output": 3}, "rnn": {}}[cell]
-    return {name: parts[at] for name, at in names.items()}
+    pre = x @ w.weight_ih.T + w.bias_ih
+    read = scaled @ w.weight_hh.T + bias
+    pre[:, pre.shape[1] - read.shape[1] :] += read  # r of an input-reset GRU reads the input alone.
+    parts = torch.sigmoid(pre).chunk(GATES[cell], dim=1)
+    return {name: parts[at] for name, at in PLACES[cell].items()}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -59,7 +65,7 @@ def test_states_and_gates_are_those_of_the_cells(name: str) -> None:
     weights = {key: torch.from_numpy(array) for key, array in arrays.items()}
     x = weights["embedding.weight"][ids]
     for index, layer in enumerate(layers):
-        names = ("weight_ih", "weight_hh", "bias_ih", *(("bias_hh",) if config.cell == "gru" else ()))
+        names = ("weight_ih", "weight_hh", "bias_ih", *(("bias_hh",) if config.cell in ("gru", "igru") else ()))
         scale = weights.get(f"recurrent.{index}.weight_mx")
         assert (scale is not None) == (config.multiplicative and index == 0)
         w = Weights(*(weights[f"recurrent.{index}.{part}"] for part in names))._replace(weight_mx=scale)
@@ -76,15 +82,24 @@ def test_states_and_gates_are_those_of_the_cells(name: str) -> None:
                 assert torch.allclose(layer.activations[step], torch.tanh(state[1]), atol=1e-5)
             outputs.append(state[0])
         x = torch.stack(outputs)
-    assert set(layers[0].gates) == {"gru": {"reset", "update"}, "lstm": {"input", "forget", "output"}}.get(
-        config.cell, set()
-    )
+    assert set(layers[0].gates) == set(PLACES[config.cell])
     # In pieces, with the state carried.
     states = [
         tuple(part[-1] for part in (layer.hidden, layer.cell) if part is not None) for layer in network.read(ids[:9])
     ]
     for whole, rest in zip(layers, network.read(ids[9:], states), strict=True):
         assert torch.allclose(whole.hidden[9:], rest.hidden, atol=1e-5)
+
+
+def test_the_reset_gate_of_an_input_reset_gru_is_a_function_of_the_character() -> None:
+    config = ModelConfig(cell="igru", units=12, embedding_size=8, multiplicative=True)
+    ids = some_ids(60, 1, 20)
+    [layer] = Network(config, ramp_arrays(config, 20)).read(ids)
+    for gate, differs in (("reset", False), ("update", True)):
+        values = layer.gates[gate][:, 0]
+        rows = [values[ids[:, 0] == token] for token in ids.unique()]
+        spread = max(float((each - each[0]).abs().max()) for each in rows)
+        assert (spread > 1e-3) == differs, gate
 
 
 @pytest.mark.parametrize("name", [*CONFIGS, *NGRAMS])
@@ -234,11 +249,12 @@ def test_gates_and_temperatures(name: str) -> None:
     network = Network(config, weights_of(config, len(LETTERS)))
     ids = torch.from_numpy(LETTERS.encode(TEXT).astype(np.int64))
     layers = network.read(ids[:, None])
-    gates = gates_of(layers)
-    names = {"gru": ("reset", "update"), "lstm": ("input", "forget", "output"), "rnn": ()}[config.cell]
+    gates = gates_of(layers, config.cell)
     assert [(gate.layer, gate.name) for gate in gates] == [
-        (layer, gate) for layer in range(1, config.layers + 1) for gate in names
+        (layer, gate) for layer in range(1, config.layers + 1) for gate in PLACES[config.cell]
     ]
+    by_input = [gate.meaning.endswith("as the input alone decides") for gate in gates if gate.name == "reset"]
+    assert by_input == [config.cell == "igru"] * len(by_input)
     for gate in gates:
         assert 0 < gate.mean < 1
         assert 0 <= gate.closed + gate.open <= 1

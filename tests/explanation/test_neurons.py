@@ -39,7 +39,7 @@ def test_the_bracket_neuron_is_found(bracket_run: cw.Run, explained: cw.Explanat
     assert abs(np.corrcoef(shown.values[0], inside)[0, 1]) > 0.9
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+@pytest.mark.parametrize("cell", ["gru", "igru", "lstm", "rnn"])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_an_untrained_network_has_none(cell: str, seed: int) -> None:
     """Its neurons do correlate with what was read last, strongly: they must not count."""

@@ -82,7 +82,7 @@ static void reference_forward(const example *e, const int64_t *ids, const float 
                 }
                 size_t at = ((size_t)t * B + b) * H + j, next = at + (size_t)B * H;
                 double *a = ref->active + at * 4;
-                if (e->cell == CW_GRU) {
+                if (cw_is_gru(e->cell)) {
                     a[0] = sigma(x[j] + p[0]);
                     a[1] = sigma(x[H + j] + p[1]);
                     a[3] = p[2];
@@ -115,7 +115,7 @@ static void reference_backward(const example *e, const int64_t *ids, const float
                 size_t at = row * H + j, next = at + (size_t)B * H;
                 const double *a = ref->active + at * 4;
                 double d = d_h[j] + d_outputs[at], at_input[4] = {0}, at_product[4] = {0};
-                if (e->cell == CW_GRU) {
+                if (cw_is_gru(e->cell)) {
                     double d_n = d * (1 - a[1]) * (1 - a[2] * a[2]);
                     at_input[0] = at_product[0] = d_n * a[3] * a[0] * (1 - a[0]);
                     at_input[1] = at_product[1] = d * (h[j] - a[2]) * a[1] * (1 - a[1]);
@@ -176,13 +176,17 @@ static void far_apart(const char *what, const example *e, const char *variant, c
 }
 
 static void check(int variant, example e) {
-    const int H = e.units, G = cw_gate_count(e.cell), B = e.batch, T = e.steps;
+    const int H = e.units, G = cw_gate_count(e.cell), P = cw_product_count(e.cell), B = e.batch, T = e.steps;
     const size_t rows = (size_t)T * B, width = (size_t)G * H, size = e.bf16 ? 2 : 4;
+    /* The reference has weights from the state to all gates, and those of gates that do not read it are zeros. */
+    const size_t wide = (size_t)P * H, first = width - wide;
     const char *name = cw_variant_name(variant);
     const int tokens = e.by_table ? e.tokens : (int)rows;
     float *table = noises(tokens * width, 1), *weights = noises(width * H, 1.5 / sqrt(H)), *d_out = noises(rows * H, 1);
-    float *bias = e.cell == CW_GRU ? noises(width, 0.5) : NULL, *mask = e.masked ? noises((size_t)B * H, 1.5) : NULL;
+    float *bias = cw_is_gru(e.cell) ? noises(width, 0.5) : NULL, *mask = e.masked ? noises((size_t)B * H, 1.5) : NULL;
     float *scale = e.scaled ? noises((size_t)tokens * H, 1.5) : NULL;
+    memset(weights, 0, first * H * sizeof(float));
+    if (first) memset(bias, 0, first * sizeof(float));
     float *h = noises((size_t)B * H, 1), *c = noises((size_t)B * H, 1);
     float *d_h = noises((size_t)B * H, 1), *d_c = noises((size_t)B * H, 1);
     int64_t *ids = room(rows, sizeof *ids);
@@ -210,29 +214,30 @@ static void check(int variant, example e) {
     const int slots = cw_slots(e.cell);
     cw_layer layer = {.cell = e.cell, .bf16 = e.bf16, .steps = T, .batch = B, .units = H, .threads = e.threads,
                       .tokens = tokens, .table = e.by_table ? table : NULL, .ids = e.by_table ? ids : NULL,
-                      .inputs = e.by_table ? NULL : inputs, .bias = bias, .mask = mask, .scale = scale, .packed = packed,
+                      .inputs = e.by_table ? NULL : inputs, .bias = bias ? bias + first : NULL, .mask = mask,
+                      .scale = scale, .packed = packed,
                       .hidden = room((rows + B) * H, size),
                       .masked = mask || scale ? room((rows + B) * H, size) : NULL,
                       .gates = room(rows * slots * H, size), .cells = room((rows + B) * H, size), .state_h = h,
                       .state_c = c, .d_outputs = stored_d_out, .d_h = d_h, .d_c = d_c,
                       .d_table = e.by_table ? d_table : NULL, .d_scale = scale ? d_scale : NULL, .d_bias = d_bias};
-    cw_pack(variant, e.cell, H, e.bf16, 0, e.threads, weights, packed);
+    cw_pack(variant, e.cell, H, e.bf16, 0, e.threads, weights + first * H, packed);
     if (cw_forward(variant, &layer)) exit(2);
     far_apart("hidden", &e, name, layer.hidden, e.bf16, ref.hidden, (rows + B) * H);
     far_apart("last h", &e, name, h, 0, ref.hidden + rows * H, (size_t)B * H);
     if (e.cell == CW_LSTM) far_apart("last c", &e, name, c, 0, ref.cells + rows * H, (size_t)B * H);
-    cw_pack(variant, e.cell, H, e.bf16, 1, e.threads, weights, packed);
+    cw_pack(variant, e.cell, H, e.bf16, 1, e.threads, weights + first * H, packed);
     if (cw_backward(variant, &layer)) exit(2);
     far_apart("d h", &e, name, d_h, 0, ref.d_h, (size_t)B * H);
     if (e.cell == CW_LSTM) far_apart("d c", &e, name, d_c, 0, ref.d_c, (size_t)B * H);
     if (e.by_table) far_apart("d table", &e, name, d_table, 0, ref.d_table, tokens * width);
-    far_apart("d bias", &e, name, d_bias, 0, ref.d_bias, width);
+    far_apart("d bias", &e, name, d_bias, 0, ref.d_bias + first, wide);
     if (scale) far_apart("d scale", &e, name, d_scale, 0, ref.d_scale, (size_t)tokens * H);
 
-    float *d_u = room(width * H, sizeof *d_u);
-    void *scratch = room(cw_outer_bytes(e.bf16, (int)rows, (int)width, H), 1);
+    float *d_u = room(wide * H, sizeof *d_u);
+    void *scratch = room(cw_outer_bytes(e.bf16, (int)rows, (int)wide, H), 1);
     cw_weight_gradient(variant, &layer, scratch, d_u);
-    far_apart("d weights", &e, name, d_u, 0, ref.d_u, width * H);
+    far_apart("d weights", &e, name, d_u, 0, ref.d_u + first * H, wide * H);
     void *d_inputs = room(rows * width, size);
     cw_input_gradient(variant, &layer, d_inputs);
     far_apart("d inputs", &e, name, d_inputs, e.bf16, ref.d_inputs, rows * width);
@@ -632,7 +637,8 @@ static void free_matrix(matrix m) {
 static cw_matrix packed_matrix(int variant, const writing *w, matrix m, int gates, int head) {
     int32_t layout[5];
     cw_layout(variant, w->storage, w->cell, layout);
-    const int lanes = layout[0], panel = head ? layout[2] : layout[1], depth = w->storage == CW_Q8 ? 4 : 1 + w->storage;
+    const int lanes = layout[0], panel = head ? layout[2] : layout[1] * gates;
+    const int depth = w->storage == CW_Q8 ? 4 : 1 + w->storage;
     const int size = w->storage == CW_Q8 ? 1 : w->storage == CW_BF16 ? 2 : 4, filled = (m.rows + 15) / 16 * 16;
     const int units = filled / gates, vectors = filled / lanes, order[] = {0, 2, 1, 3};
     char *packed = room((size_t)filled * m.k, size), *at = packed;
@@ -702,15 +708,22 @@ static void product_of(const writing *w, matrix m, const double *state, double *
     }
 }
 
+/* The state after a step, from the input x (G, H), the recurrent products p (P, H) and the state before. */
 static void reference_gates(const writing *w, const double *x, const double *p, const double *bias, double *h, double *c) {
     const int H = w->units;
     for (int j = 0; j < H; j++) {
         if (w->storage == CW_Q8) {
             int64_t pre[4] = {0};
-            for (int g = 0; g < cw_gate_count(w->cell); g++) pre[g] = limited((int64_t)(x[g * H + j] + p[g * H + j]), 32767);
+            for (int g = 0; g < cw_gate_count(w->cell) && w->cell != CW_IGRU; g++)
+                pre[g] = limited((int64_t)(x[g * H + j] + p[g * H + j]), 32767);
             if (w->cell == CW_GRU) {
                 const int64_t r = whole_sigma(pre[0]), z = whole_sigma(pre[1]);
                 const int64_t u = limited((int64_t)(p[2 * H + j] + bias[2 * H + j]), 32767);
+                const int64_t n = whole_tanh(2 * limited((int64_t)x[2 * H + j] + half_up(r * u, 15), 32767));
+                h[j] = (double)(n + half_up(z * ((int64_t)h[j] - n), 15));
+            } else if (w->cell == CW_IGRU) {
+                const int64_t r = whole_sigma((int64_t)x[j]), u = limited((int64_t)(p[H + j] + bias[H + j]), 32767);
+                const int64_t z = whole_sigma(limited((int64_t)(x[H + j] + p[j]), 32767));
                 const int64_t n = whole_tanh(2 * limited((int64_t)x[2 * H + j] + half_up(r * u, 15), 32767));
                 h[j] = (double)(n + half_up(z * ((int64_t)h[j] - n), 15));
             } else if (w->cell == CW_LSTM) {
@@ -723,6 +736,9 @@ static void reference_gates(const writing *w, const double *x, const double *p, 
         } else if (w->cell == CW_GRU) {
             const double r = sigma(x[j] + p[j]), z = sigma(x[H + j] + p[H + j]);
             const double n = tanh(x[2 * H + j] + r * (p[2 * H + j] + bias[2 * H + j]));
+            h[j] = n + z * (h[j] - n);
+        } else if (w->cell == CW_IGRU) { /* p has z and n alone */
+            const double z = sigma(x[H + j] + p[j]), n = tanh(x[2 * H + j] + sigma(x[j]) * (p[H + j] + bias[H + j]));
             h[j] = n + z * (h[j] - n);
         } else if (w->cell == CW_LSTM) {
             c[j] = sigma(x[H + j] + p[H + j]) * c[j] + sigma(x[j] + p[j]) * tanh(x[2 * H + j] + p[2 * H + j]);
@@ -763,7 +779,7 @@ static void reference_votes(const writing *w, const network *net, int32_t id, do
 /* One step of one text: the state (L, S, H) changes in place; logits (V). */
 static void reference_step(const writing *w, const network *net, int32_t id, double *state, double *logits) {
     const int H = w->units, G = cw_gate_count(w->cell), parts = w->cell == CW_LSTM ? 2 : 1;
-    double *x = room((size_t)G * H, 8), *p = room((size_t)G * H, 8), *scaled = room(H, 8);
+    double *x = room((size_t)G * H, 8), *p = room((size_t)cw_product_count(w->cell) * H, 8), *scaled = room(H, 8);
     for (int layer = 0; layer < w->layers; layer++) {
         double *h = state + (size_t)layer * parts * H;
         for (int j = 0; j < H; j++) {
@@ -906,7 +922,7 @@ static void *some_scale(const writing *w, network *net) {
 }
 
 static void check_writing(int variant, writing w) {
-    const int H = w.units, G = cw_gate_count(w.cell), V = w.vocabulary;
+    const int H = w.units, G = cw_gate_count(w.cell), P = cw_product_count(w.cell), V = w.vocabulary;
     const size_t inner = layer_numbers(&w), numbers = state_numbers(&w);
     const double close = w.storage == CW_Q8 ? 0 : w.storage == CW_BF16 ? 1e-2 : 2e-5;
     network net = {.table = room((size_t)V * G * H, 8)};
@@ -921,7 +937,7 @@ static void check_writing(int variant, writing w) {
     }
     cw_matrix recurrent[2] = {{0}}, inputs[2] = {{0}};
     for (int layer = 0; layer < w.layers; layer++) {
-        recurrent[layer] = packed_matrix(variant, &w, net.recurrent[layer] = some_matrix(&w, G * H, H, 11), G, 0);
+        recurrent[layer] = packed_matrix(variant, &w, net.recurrent[layer] = some_matrix(&w, P * H, H, 11), P, 0);
         if (layer) inputs[layer] = packed_matrix(variant, &w, net.inputs[layer] = some_matrix(&w, G * H, H, 11), G, 0);
     }
     const cw_matrix head = packed_matrix(variant, &w, net.head = some_matrix(&w, V, H, 16), 1, 1);
@@ -1011,7 +1027,7 @@ static int check_all_writing(int variant) {
     const int texts[] = {1, 3, 9, 37}, units[] = {16, 48, 112}, vocabularies[] = {2, 37, 66};
     int count = 0;
     for (int storage = CW_F32; storage <= CW_Q8; storage++)
-        for (int cell = 0; cell < 3; cell++)
+        for (int cell = 0; cell <= CW_IGRU; cell++)
             for (int layers = 1; layers <= 2; layers++)
                 for (int t = 0; t < 4; t++)
                     for (int threads = 1; threads <= 3; threads++, count++)
@@ -1031,7 +1047,7 @@ int main(void) {
         if (!(cw_variants() >> variant & 1)) continue;
         worst = 0;
         int count = 0;
-        for (int cell = 0; cell < 3; cell++)
+        for (int cell = 0; cell <= CW_IGRU; cell++)
             for (int bf16 = 0; bf16 < 2; bf16++)
                 for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
                     for (int threads = 1; threads <= 3; threads++)

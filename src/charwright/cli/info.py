@@ -75,12 +75,13 @@ def _print_machine(*, as_json: bool) -> None:
 def _print_speeds(*, as_json: bool) -> None:
     """A line for each candidate as soon as it is measured, and the best at the end; or one JSON object."""
     from charwright.planning.survey import TYPICAL, best_of, survey
+    from charwright.run_view import cell_in_words
 
     found = []
     if not as_json:
         model, batch = TYPICAL.model, TYPICAL.sequences
         click.echo(
-            f"characters/s in training, 1 layer of {model.units} {model.cell.upper()} units with dropout, "
+            f"characters/s in training, 1 layer of {model.units} {cell_in_words(model)} units with dropout, "
             f"{batch.batch} x {batch.seq_length} characters, {TYPICAL.vocabulary} tokens:"
         )
     for one in survey(workload=TYPICAL):

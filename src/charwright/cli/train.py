@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 STOPPING = b"\nstopping after this step; press again to stop at once\n"
 PLANNED_OPTIONS = (
-    *("units", "dropout", "recurrent_dropout", "multiplicative", "ngram_bits", "ngram_order", "ngram_rate"),
+    *("cell", "units", "dropout", "recurrent_dropout", "multiplicative", "ngram_bits", "ngram_order", "ngram_rate"),
     *("ngram_decay", "optimizer", "learning_rate", "weight_decay", "output_bias", "patience"),
 )
 """The options that a plan derives from the text, the machine and the budget."""

@@ -117,7 +117,7 @@ def explain(
         activations=_activations(layers, last_steps(shown, vocabulary), neurons),
         memory=memory,
         embedding=embedding_map(network, vocabulary, ids),
-        gates=gates_of(layers),
+        gates=gates_of(layers, opened.model.cell),
         temperatures=temperatures_of(network, layers, vocabulary, shown, ids),
         notes=tuple(notes),
     )

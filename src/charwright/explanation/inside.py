@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from charwright.config import STATES, ModelConfig
-from charwright.model.cells import State, Weights, scaled_state
+from charwright.model.cells import State, Weights, as_gru, scaled_state
 from charwright.model.compute import CPU, choose_core
 from charwright.model.recurrent import LayerInput, Tokens, run_layer
 from charwright.model.votes import offsets_of
@@ -120,6 +120,8 @@ class Network:
     def _inside(self, x: Tensor, before: Tensor, hidden: Tensor, state: State, weights: Weights) -> Layer:
         if self.config.cell == "rnn":
             return Layer(hidden)
+        if self.config.cell == "igru":
+            weights = as_gru(weights)
         before = scaled_state(x, before, weights)
         # Products of whole sequences, gate by gate: all at once would take G times the memory.
         units = self.config.units
@@ -129,7 +131,7 @@ class Network:
             bias = weights.bias_ih[rows] + (0 if weights.bias_hh is None else weights.bias_hh[rows])
             return F.linear(x, weights.weight_ih[rows], bias) + F.linear(before, weights.weight_hh[rows])
 
-        if self.config.cell == "gru":
+        if self.config.cell in ("gru", "igru"):
             return Layer(hidden, None, {"reset": torch.sigmoid(gate(0)), "update": torch.sigmoid(gate(1))})
         gates = {name: torch.sigmoid(gate(number)) for name, number in (("input", 0), ("forget", 1), ("output", 3))}
         new = gates["input"] * torch.tanh(gate(2))

@@ -25,6 +25,8 @@ MEANINGS = {
     "forget": "how much of the cell is kept",
     "output": "how much of the cell is let through",
 }
+INPUT_RESET = f"{MEANINGS['reset']}, as the input alone decides"
+"""The reset gate of an input-reset GRU: of its first layer, each character has one."""
 
 
 def embedding_map(network: Network, vocabulary: Vocabulary, ids: Tensor) -> EmbeddingMap:
@@ -64,13 +66,14 @@ def token_name(vocabulary: Vocabulary, token: int) -> str:
     return vocabulary.tokens[token]
 
 
-def gates_of(layers: list[Layer]) -> tuple[Gate, ...]:
+def gates_of(layers: list[Layer], cell: str) -> tuple[Gate, ...]:
     """The averages of each gate, over all units and steps; none for a plain recurrent network."""
+    meanings = MEANINGS | ({"reset": INPUT_RESET} if cell == "igru" else {})
     return tuple(
         Gate(
             number,
             name,
-            MEANINGS[name],
+            meanings[name],
             float(values.mean()),
             float((values < 0.1).float().mean()),
             float((values > 0.9).float().mean()),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from charwright.config import parse_until
+from charwright.passages import parse_until
 
 # The marks that end a sentence, and those that may follow them. In scripts with spaces, a space must come next.
 _STOPS, _WIDE_STOPS, _CLOSERS = ".!?…؟।۔", "。！？｡", "\"'”’»›)]}」』】）》〉"

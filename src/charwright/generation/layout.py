@@ -1,10 +1,11 @@
 """How the backends lay out a model: padded units, bfloat16, and which bias is added where.
 
-H is the number of units, G the number of gates.
+H is the number of units, G the number of gates, P that of the gates that read the state too.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -15,6 +16,7 @@ from charwright.config import ModelConfig
 
 Float32s = npt.NDArray[np.float32]
 
+GRUS = ("gru", "igru")
 BLOCK_ROWS = 128
 BLOCK_NUMBERS = 1 << 18
 
@@ -30,18 +32,19 @@ def row_blocks(rows: int, size: int = BLOCK_ROWS) -> Iterator[slice]:
 
 
 def input_bias(config: ModelConfig, weights: Mapping[str, Float32s], layer: int) -> Float32s:
-    """The bias (G * H) of a layer's input product; for a GRU it includes the recurrent biases of r and z."""
+    """The bias (G * H) of a layer's input product; for a GRU it includes the recurrent biases of all gates but n."""
     bias = weights[f"recurrent.{layer}.bias_ih"]
-    if config.cell == "gru":
+    if config.cell in GRUS:
+        others = weights[f"recurrent.{layer}.bias_hh"][: -config.units]  # of r and z, or of z alone
         bias = bias.copy()
-        bias[: 2 * config.units] += weights[f"recurrent.{layer}.bias_hh"][: 2 * config.units]
+        bias[2 * config.units - len(others) : 2 * config.units] += others
     return bias
 
 
 def candidate_bias(config: ModelConfig, weights: Mapping[str, Float32s], layer: int) -> Float32s:
     """The recurrent bias (H) of a GRU's candidate, which r multiplies; zeros for other cells."""
-    if config.cell == "gru":
-        return weights[f"recurrent.{layer}.bias_hh"][2 * config.units :]
+    if config.cell in GRUS:
+        return weights[f"recurrent.{layer}.bias_hh"][-config.units :]
     return np.zeros(config.units, dtype=np.float32)
 
 
@@ -51,6 +54,17 @@ def state_scale(config: ModelConfig, weights: Mapping[str, Float32s]) -> Float32
         return None
     turned: Float32s = np.tanh(weights["embedding.weight"] @ weights["recurrent.0.weight_mx"].T)
     return np.float32(1) + turned
+
+
+def as_gru(config: ModelConfig, weights: Mapping[str, Float32s]) -> tuple[ModelConfig, Mapping[str, Float32s]]:
+    """The model as one of GRUs, if it is one of input-reset GRUs: those weights from the state to r are zeros."""
+    if config.cell != "igru":
+        return config, weights
+    whole = dict(weights)
+    for layer in range(config.layers):
+        for name in (f"recurrent.{layer}.weight_hh", f"recurrent.{layer}.bias_hh"):
+            whole[name] = np.concatenate([np.zeros_like(weights[name][: config.units]), weights[name]])
+    return dataclasses.replace(config, cell="gru"), whole
 
 
 def bf16_bits(values: Float32s) -> npt.NDArray[np.uint16]:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from charwright import kernels
-from charwright.config import GATES, ModelConfig
+from charwright.config import GATES, PRODUCTS, ModelConfig
 from charwright.generation import quantized
 from charwright.generation.layout import bf16_bits, candidate_bias, input_bias, padded, row_blocks, state_scale
 from charwright.generation.repetition import PENALTY_FROM, PENALTY_WINDOW
@@ -176,7 +176,7 @@ class NativeBackend:
     def _packed(self, rows: Array, *, head: bool) -> int:
         """The address of a packed matrix (G, N, K), ordered by panel, k, block, gate, lane, four bytes of k."""
         lanes, gates, count = self._layout.lanes, rows.shape[0], rows.shape[1]
-        panel = lanes * (self._layout.head_panel if head else self._layout.layer_panel // gates)  # rows per gate
+        panel = lanes * (self._layout.head_panel if head else self._layout.layer_blocks)  # rows per gate
         filled = count + -count % kernels.UNITS_MULTIPLE
         fours = self.units // (4 // self._bytes)  # groups of four bytes in a row
         packed = _aligned((gates * filled * fours,), np.dtype(np.uint32))
@@ -203,12 +203,12 @@ class NativeBackend:
         return _stored(part, narrow=self._precision == "bf16")
 
     def _gates(self, rows: Array) -> Array:
-        """Reshape a matrix (G * H, K) to (G, H, K)."""
-        return rows.reshape(GATES[self._config.cell], self._config.units, -1)
+        """Reshape a matrix (G * H, K) to (G, H, K), or one of P gates."""
+        return rows.reshape(-1, self._config.units, rows.shape[1])
 
     def _padded_gates(self, values: Array) -> Array:
-        """Pad each gate of values (G * H) to the padded units."""
-        gates = values.reshape(GATES[self._config.cell], self._config.units)
+        """Pad each gate of values (G * H), or of P gates, to the padded units."""
+        gates = values.reshape(-1, self._config.units)
         return np.pad(gates, [(0, 0), (0, self.units - self._config.units)])
 
     def _address(self, array: Array) -> int:
@@ -263,8 +263,8 @@ def native_sampler(sampler: Sampler, drawn: int) -> kernels.Sampler:
 
 
 def _candidate_last(config: ModelConfig, bias: Array) -> Array:
-    """A bias (G * H) of zeros with the candidate's bias (H) at the end."""
-    return np.concatenate([np.zeros((GATES[config.cell] - 1) * config.units, dtype=bias.dtype), bias])
+    """A bias (P * H) of zeros with the candidate's bias (H) at the end."""
+    return np.concatenate([np.zeros((PRODUCTS[config.cell] - 1) * config.units, dtype=bias.dtype), bias])
 
 
 def _padded(values: Array) -> Array:

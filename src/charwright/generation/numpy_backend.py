@@ -16,7 +16,7 @@ import numpy.typing as npt
 from charwright import ngrams
 from charwright.config import ModelConfig
 from charwright.generation import quantized
-from charwright.generation.layout import candidate_bias, input_bias, padded, state_scale, to_bf16_and_back
+from charwright.generation.layout import GRUS, candidate_bias, input_bias, padded, state_scale, to_bf16_and_back
 from charwright.generation.streams import Stream
 
 Float32s = npt.NDArray[np.float32]
@@ -146,7 +146,7 @@ class NumpyBackend(_Stepwise):
             h = used[:, layer, 0]
             scaled = h if layer > 0 or self._scale is None else self._scale[ids] * h
             product = self._stored(scaled) @ self._recurrent[layer]
-            if self.config.cell == "gru":
+            if self.config.cell in GRUS:
                 _gru(gates, product, self._candidate[layer], used[:, layer])
             elif self.config.cell == "lstm":
                 _lstm(gates + product, used[:, layer])
@@ -181,7 +181,7 @@ class Int8NumpyBackend(_Stepwise):
             h = used[:, layer, 0]
             scaled = h if layer > 0 or model.scale is None else quantized.scaled_state(h, model.scale[ids])
             products = self._recurrent[layer](scaled)
-            if cell == "gru":
+            if cell in GRUS:
                 used[:, layer, 0] = quantized.gru(gates, products, model.candidate_bias[layer], used[:, layer, 0])
             elif cell == "lstm":
                 used[:, layer, 0], used[:, layer, 1] = quantized.lstm(gates, products, used[:, layer, 1])
@@ -216,11 +216,16 @@ def _sigmoid(x: Float32s) -> Float32s:
 
 
 def _gru(gates: Float32s, recurrent: Float32s, candidate_bias: Float32s, state: Float32s) -> None:
-    """The equations of `model/cells.py`: gates (B, 3H) from the input, recurrent (B, 3H) from h, state (B, 1, H)."""
+    """The equations of `model/cells.py`: gates (B, 3H) from the input, recurrent (B, 3H) from h, state (B, 1, H).
+
+    In an input-reset GRU, recurrent is (B, 2H): nothing for r.
+    """
     units = state.shape[-1]
-    rz = _sigmoid(gates[:, : 2 * units] + recurrent[:, : 2 * units])
+    rz = gates[:, : 2 * units].copy()
+    rz[:, 3 * units - recurrent.shape[1] :] += recurrent[:, :-units]
+    rz = _sigmoid(rz)
     r, z = rz[:, :units], rz[:, units:]
-    n = np.tanh(gates[:, 2 * units :] + r * (recurrent[:, 2 * units :] + candidate_bias))
+    n = np.tanh(gates[:, 2 * units :] + r * (recurrent[:, -units:] + candidate_bias))
     state[:, 0] = n + z * (state[:, 0] - n)
 
 

@@ -3,8 +3,8 @@
 docs/explanation/q8.md specifies the arithmetic; this module is the reference that the kernels are tested against. All
 sums are of integers that a float64 represents exactly, so that no result depends on their order.
 
-B is the number of streams, V the vocabulary size, H the number of units, G the number of gates, K the number of inputs
-of a product.
+B is the number of streams, V the vocabulary size, H the number of units, G the number of gates, P that of gates
+that read the state too, K the number of inputs of a product.
 """
 
 from __future__ import annotations
@@ -173,11 +173,15 @@ def clip_pre(values: Int64s) -> Int32s:
 
 
 def gru(inputs: Int32s, products: Int64s, bias: Int32s, h: Int32s) -> Int32s:
-    """The new h (B, H), from inputs and products (B, 3H), the candidate's recurrent bias (H) and h (B, H)."""
+    """The new h (B, H), from inputs and products (B, 3H), the candidate's recurrent bias (H) and h (B, H).
+
+    An input-reset GRU has products (B, 2H): none of r.
+    """
     units = h.shape[-1]
-    r = sigmoid(clip_pre(inputs[:, :units] + products[:, :units]))
-    z = sigmoid(clip_pre(inputs[:, units : 2 * units] + products[:, units : 2 * units]))
-    u = clip_pre(products[:, 2 * units :] + bias).astype(np.int64)
+    gates = inputs[:, : 2 * units].astype(np.int64)
+    gates[:, 3 * units - products.shape[1] :] += products[:, :-units]
+    r, z = sigmoid(clip_pre(gates[:, :units])), sigmoid(clip_pre(gates[:, units:]))
+    u = clip_pre(products[:, -units:] + bias).astype(np.int64)
     n = tanh(clip_pre(inputs[:, 2 * units :] + rounded_shift(r * u, STATE_BITS))).astype(np.int64)
     return (n + rounded_shift(z * (h - n), STATE_BITS)).astype(np.int32)
 
@@ -202,13 +206,13 @@ def requantize(sums: Int64s, multipliers: Int32s) -> Int64s:
 class Int8Model:
     """A model in integers, as `q8` runs it.
 
-    The input biases of a GRU include the recurrent biases of r and z; the candidate's is separate, since r multiplies
-    it.
+    The input biases of a GRU include the recurrent biases of its other gates; the candidate's is separate, since r
+    multiplies it.
     """
 
     config: ModelConfig
     table: npt.NDArray[np.int16]  # (V, G * H)
-    recurrent: list[Product]  # for each layer (G * H, H)
+    recurrent: list[Product]  # for each layer (P * H, H)
     candidate_bias: list[Int32s]  # for each layer (H); zeros except for a GRU
     inputs: list[Product]  # for each layer after the first (G * H, H)
     input_bias: list[Int32s]  # for each layer after the first (G * H)

@@ -21,12 +21,13 @@ import numpy.typing as npt
 
 from charwright.config import GATES, ModelConfig
 from charwright.errors import ConfigError, ForeignModelError
+from charwright.generation.layout import as_gru
 
 Array = npt.NDArray[np.float32]
 Arrays = dict[str, Array]
 
-CELL_OF_GATES = {gates: cell for cell, gates in GATES.items()}
-"""The cell for each number of gates."""
+CELL_OF_GATES = {GATES[cell]: cell for cell in ("gru", "lstm", "rnn")}
+"""The cell of Keras's layer for each number of gates; it has no input-reset GRU, which has as many as a GRU."""
 GATE_ORDER = {"gru": (1, 0, 2)}
 """Keras's position of each charwright gate where the two differ; the permutation is its own inverse."""
 
@@ -121,8 +122,9 @@ def from_keras(layers: Sequence[KerasLayer], where: str) -> tuple[ModelConfig, A
 def to_keras(config: ModelConfig, weights: Mapping[str, Array]) -> list[KerasLayer]:
     """Return the embedding, the recurrent layers, the dense layer, and the n-grams of a model that has them.
 
-    Tied weights are in the embedding and in the dense layer.
+    Tied weights are in the embedding and in the dense layer. An input-reset GRU becomes the equal GRU.
     """
+    config, weights = as_gru(config, weights)
     table = weights["embedding.weight"]
     layers = [KerasLayer("embedding", {"embeddings": table})]
     for index in range(config.layers):

@@ -13,14 +13,15 @@ def model_card(run: Run, version: str) -> dict[str, Any]:
     """Return the model card of a run as plain values, ready for JSON; `version` is charwright's.
 
     For a model of records it has the `record_end`, which is read before a record, and for one with labels the `labels`
-    in the order of their ids, of which one comes after that; the first id is `first_label_id`.
+    in the order of their ids, of which one comes after that; the first id is `first_label_id`. The cell is that of the
+    file: exports turn an input-reset GRU into the equal GRU.
     """
     config, labels = run.config, run.vocabulary.labels
     validated = [event["validation_loss"] for event in run.history() if event.get("validation_loss") is not None]
     return {
         "made_by": f"charwright {version}",
         "name": run.folder.resolve().name,
-        "model": run.model.to_json(),
+        "model": run.model.to_json() | ({"cell": "gru"} if run.model.cell == "igru" else {}),
         "tokens": len(run.vocabulary),
         "unit": run.vocabulary.level,
         **({"record_end": config.records.end} if config.records else {}),

@@ -13,7 +13,8 @@ n-grams less one.
 
 The graphs are built node by node, because one attribute is easy to get wrong: a GRU that applies the reset gate after
 the recurrent product, as charwright, Keras and cuDNN do, has `linear_before_reset=1`. Both graphs are run and compared
-with the model before anything is written. The layers are those of `onnx_layers.py`.
+with the model before anything is written. The layers are those of `onnx_layers.py`; those of an input-reset GRU are the
+equal GRU.
 
 V is the vocabulary size, E the embedding size, H the number of units, L the number of layers.
 """
@@ -28,6 +29,7 @@ import numpy.typing as npt
 
 from charwright.config import STATES, ModelConfig
 from charwright.errors import ForeignModelError, MissingExtraError
+from charwright.generation.layout import as_gru
 from charwright.interop.model_card import as_json
 from charwright.interop.onnx_check import GREEDY_TEMPERATURE, check_graphs, mask_of
 from charwright.interop.onnx_layers import Graph, add_layer, layer_constants
@@ -68,6 +70,7 @@ class _Network:
             import onnx
         except ImportError as error:
             raise MissingExtraError("exporting to ONNX", "onnx") from error
+        config, weights = as_gru(config, weights)
         self.onnx, self.helper, self.config = onnx, onnx.helper, config
         self.tokens, self.labels = len(weights["head.bias"]), labels
         self.constants: dict[str, npt.NDArray[Any]] = {"embedding": weights["embedding.weight"]}

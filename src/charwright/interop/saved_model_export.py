@@ -31,6 +31,7 @@ from charwright.config import ModelConfig
 from charwright.data.vocabulary import UNKNOWN, Vocabulary
 from charwright.errors import ForeignModelError
 from charwright.generation.engine import Engine
+from charwright.generation.layout import as_gru
 from charwright.interop.keras_weights import SCALE, KerasLayer, keras_name, numbered, to_keras
 from charwright.interop.model_card import as_json
 from charwright.interop.tensorflow_import import first_line, load_tensorflow
@@ -79,7 +80,8 @@ def _error(tf: Any, loaded: Any, config: ModelConfig, weights: Mapping[str, Arra
 
 def _one_step(tf: Any, run: Run, weights: Mapping[str, Array], card: Mapping[str, Any], temperature: float) -> Any:
     """Return the module to save."""
-    network = _Network(tf, run.model, to_keras(run.model, weights))
+    config, weights = as_gru(run.model, weights)  # TensorFlow's names and kernels are those of Keras's layers.
+    network = _Network(tf, config, to_keras(config, weights))
     tables = _Tables(tf, run.vocabulary)
     size, labels = len(run.vocabulary), len(run.vocabulary.labels)
     hidden = np.zeros(size, dtype=np.float32)  # [UNK] and the labels, which are the last ids

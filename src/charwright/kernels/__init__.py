@@ -17,8 +17,8 @@ from pathlib import Path
 
 from charwright.errors import UsageError
 
-ABI = 11
-CELL_CODES = {"gru": 0, "lstm": 1, "rnn": 2}
+ABI = 12
+CELL_CODES = {"gru": 0, "lstm": 1, "rnn": 2, "igru": 3}
 UNITS_MULTIPLE = 16
 """The kernels require a number of units that is a multiple of this; callers pad with zeros."""
 
@@ -131,7 +131,7 @@ class Layout:
     """A variant's layout of packed weights for single steps; see `cw_matrix` and `cw_layout`."""
 
     lanes: int
-    layer_panel: int
+    layer_blocks: int
     head_panel: int
     offset: int
     swapped: bool

@@ -9,12 +9,18 @@ typedef struct {
     float *d_h, *d_c;
 } NAME(gradient_place);
 
+/* The slot with the gradient of a gate's input. Those of the recurrent product come first: d_u, and of the other gates
+ * that read the state the same as of the input. */
+INLINE int NAME(input_slot)(int cell, int gate) {
+    return cell == CW_GRU ? 1 + gate : cell == CW_IGRU ? 1 + (gate + 2) % 3 : gate;
+}
+
 /* Writes the gradients into `saved`, as slots, and returns those at the input as d_x[G]; d_u is that of U_n h + c_n.
  * What reaches the previous state directly (not through the recurrent product) remains in d_h and d_c. */
 INLINE void NAME(gradients)(int cell, const NAME(gradient_place) * p, int lane, vec d_x[4], vec *d_u) {
     const vec d_h = load(p->d_h + lane) + NAME(get)(p->d_output + lane);
     elem *saved = p->saved + lane;
-    if (cell == CW_GRU) {
+    if (cw_is_gru(cell)) {
         const vec r = NAME(get)(saved), z = NAME(get)(saved + BLOCK);
         const vec n = NAME(get)(saved + 2 * BLOCK), u = NAME(get)(saved + 3 * BLOCK);
         const vec before = NAME(get)(p->before + lane);
@@ -23,9 +29,7 @@ INLINE void NAME(gradients)(int cell, const NAME(gradient_place) * p, int lane, 
         d_x[0] = d_x[2] * u * r * (1.0f - r);
         *d_u = d_x[2] * r;
         NAME(put)(saved, *d_u);
-        NAME(put)(saved + BLOCK, d_x[0]);
-        NAME(put)(saved + 2 * BLOCK, d_x[1]);
-        NAME(put)(saved + 3 * BLOCK, d_x[2]);
+        for (int gate = 0; gate < 3; gate++) NAME(put)(saved + NAME(input_slot)(cell, gate) * BLOCK, d_x[gate]);
         store(p->d_h + lane, d_h * z);
     } else if (cell == CW_LSTM) {
         const vec i = NAME(get)(saved), f = NAME(get)(saved + BLOCK);
@@ -51,6 +55,7 @@ INLINE void NAME(gradients)(int cell, const NAME(gradient_place) * p, int lane, 
 INLINE void NAME(backward_block)(int cell, const cw_layer_job *job, int t, int block) {
     const cw_layer *layer = job->layer;
     const int units = layer->units, batch = layer->batch, gates = cw_gate_count(cell);
+    const int first = gates - cw_product_count(cell); /* the first gate that reads the state */
     vec d_bias[VECTORS][4];
     memset(d_bias, 0, sizeof d_bias);
     for (int b = 0; b < batch; b++) {
@@ -77,7 +82,8 @@ INLINE void NAME(backward_block)(int cell, const cw_layer_job *job, int t, int b
             vec d_x[4], d_u;
             NAME(gradients)(cell, &place, lane, d_x, &d_u);
             for (int gate = 0; gate < gates; gate++) {
-                if (layer->d_bias) d_bias[v][gate] += cell == CW_GRU && gate == 2 ? d_u : d_x[gate];
+                if (layer->d_bias && gate >= first)
+                    d_bias[v][gate - first] += cw_is_gru(cell) && gate == 2 ? d_u : d_x[gate];
                 if (!d_table) continue;
                 float *sum = d_table + gate * stride + lane;
                 store(sum, load(sum) + d_x[gate]);
@@ -85,7 +91,7 @@ INLINE void NAME(backward_block)(int cell, const cw_layer_job *job, int t, int b
         }
     }
     for (int v = 0; layer->d_bias && v < VECTORS; v++)
-        for (int gate = 0; gate < gates; gate++) {
+        for (int gate = 0; gate < cw_product_count(cell); gate++) {
             float *sum = layer->d_bias + gate * units + block * BLOCK + v * LANES;
             store(sum, load(sum) + d_bias[v][gate]);
         }
@@ -119,7 +125,7 @@ INLINE vec NAME(through_scale)(const cw_layer *layer, int t, int b, int unit, ve
 static void NAME(through_product)(const cw_layer_job *job, int t, const elem *operand, size_t size, int vector,
                                   int vectors, int next) {
     const cw_layer *layer = job->layer;
-    const int batch = layer->batch, depth = NAME(padded)(layer->units), gates = cw_gate_count(layer->cell);
+    const int batch = layer->batch, depth = NAME(padded)(layer->units), gates = cw_product_count(layer->cell);
     const size_t column = (size_t)gates * depth * LANES, c_row = (size_t)vectors * LANES;
     const size_t chunk = (size_t)depth * LANES * sizeof(elem);
     float c[PANEL * 3 * LANES] __attribute__((aligned(64)));
@@ -183,10 +189,11 @@ static void NAME(backward)(int thread, int threads, cw_barrier *barrier, void *a
     for (int t = layer->steps - 1; t >= 0; t--) {
         for (int block = first; block < last; block++)
             if (layer->cell == CW_GRU) NAME(backward_block)(CW_GRU, &job, t, block);
+            else if (layer->cell == CW_IGRU) NAME(backward_block)(CW_IGRU, &job, t, block);
             else if (layer->cell == CW_LSTM) NAME(backward_block)(CW_LSTM, &job, t, block);
             else NAME(backward_block)(CW_RNN, &job, t, block);
         cw_meet(barrier); /* every part of this step's gradients is written */
-        NAME(stage_gradients)(operand, size, layer, t, gates);
+        NAME(stage_gradients)(operand, size, layer, t, cw_product_count(layer->cell));
         for (int done = 0, left = (last - first) * VECTORS, vectors; left; left -= vectors, done += vectors) {
             /* Back and forth, as in the forward pass. */
             vectors = share(left, 3);
@@ -208,7 +215,7 @@ static void NAME(spread_inputs)(int thread, int threads, cw_barrier *barrier, vo
     const cw_spread_job *job = argument;
     const cw_layer *layer = job->layer;
     (void)barrier;
-    const int gates = cw_gate_count(layer->cell), first = layer->cell == CW_GRU; /* a GRU's slots: n * r, r, z, n */
+    const int gates = cw_gate_count(layer->cell);
     const int blocks = layer->units / BLOCK, begin = (int)((int64_t)layer->steps * thread / threads);
     for (int t = begin; t < (int)((int64_t)layer->steps * (thread + 1) / threads); t++)
         for (int b = 0; b < layer->batch; b++) {
@@ -216,7 +223,8 @@ static void NAME(spread_inputs)(int thread, int threads, cw_barrier *barrier, vo
             for (int block = 0; block < blocks; block++)
                 for (int gate = 0; gate < gates; gate++)
                     memcpy(row + gate * layer->units + block * BLOCK,
-                           NAME(gates_at)(layer, t, block, b) + (first + gate) * BLOCK, BLOCK * sizeof(elem));
+                           NAME(gates_at)(layer, t, block, b) + NAME(input_slot)(layer->cell, gate) * BLOCK,
+                           BLOCK * sizeof(elem));
         }
 }
 

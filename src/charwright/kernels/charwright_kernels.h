@@ -1,7 +1,8 @@
 /* The interface of the kernels: plain C, arrays in, arrays out. Independent of Python and PyTorch.
  *
- * Shapes: T time steps, B rows of the batch, H units (a multiple of 16; callers pad with zeros), G gates.
- * "Storage" is float32 or bfloat16 (as uint16_t), selected by `bf16`. Gate order: r, z, n (GRU) or i, f, g, o (LSTM).
+ * Shapes: T time steps, B rows of the batch, H units (a multiple of 16; callers pad with zeros), G gates, of which the
+ * last P read the state too: all, but the reset gate of an input-reset GRU (CW_IGRU).
+ * "Storage" is float32 or bfloat16 (as uint16_t), selected by `bf16`. Gate order: r, z, n (GRUs) or i, f, g, o (LSTM).
  */
 #ifndef CHARWRIGHT_KERNELS_H
 #define CHARWRIGHT_KERNELS_H
@@ -15,9 +16,9 @@
 #define CW_PUBLIC __attribute__((visibility("default")))
 #endif
 
-enum { CW_GRU = 0, CW_LSTM = 1, CW_RNN = 2 };
+enum { CW_GRU = 0, CW_LSTM = 1, CW_RNN = 2, CW_IGRU = 3 };
 
-#define CW_ABI 11
+#define CW_ABI 12
 
 /* The storage type of weights and activations, and of the products' operands. */
 #define CW_F32 0
@@ -31,7 +32,7 @@ typedef struct {
     const float *table;     /* (tokens, G * H), or NULL */
     const int64_t *ids;     /* (T, B) with the table */
     const void *inputs;     /* (T, B, G * H) storage, without a table */
-    const float *bias;      /* (G * H) recurrent bias, or NULL */
+    const float *bias;      /* (P * H) recurrent bias, or NULL */
     const float *mask;      /* (B, H), multiplies the state in the recurrent product; or NULL */
     const float *scale;     /* (tokens, H) with ids: the row of a step's token multiplies the state too; or NULL */
     const void *packed;     /* from cw_pack, forward or backward */
@@ -47,15 +48,18 @@ typedef struct {
     float *d_c;             /* (B, H), LSTM only */
     float *d_table;         /* (tokens, G * H), added to; with a table */
     float *d_scale;         /* (tokens, H), added to; with a scale */
-    float *d_bias;          /* (G * H), added to; with a bias */
+    float *d_bias;          /* (P * H), added to; with a bias */
 } cw_layer;
 
 /* The number of slots in `gates` (T, H / 16, B, slots, 16) storage.
  * GRU: r, z, n, U_n h + c_n; after backward: d(n) * r, d(r), d(z), d(n), so that the first three are the gradient
- * of the recurrent product and the last three that of the input. LSTM: i, f, g, o and their gradients. RNN: its
+ * of the recurrent product and the last three that of the input. Input-reset GRU: the same; after backward: d(n) * r,
+ * d(z), d(n), d(r), of which the first two are that of the product. LSTM: i, f, g, o and their gradients. RNN: its
  * gradient. */
 static inline int cw_slots(int cell) { return cell == CW_RNN ? 1 : 4; }
-static inline int cw_gate_count(int cell) { return cell == CW_GRU ? 3 : cell == CW_LSTM ? 4 : 1; }
+static inline int cw_is_gru(int cell) { return cell == CW_GRU || cell == CW_IGRU; }
+static inline int cw_gate_count(int cell) { return cell == CW_RNN ? 1 : cell == CW_LSTM ? 4 : 3; }
+static inline int cw_product_count(int cell) { return cell == CW_IGRU ? 2 : cw_gate_count(cell); }
 
 CW_PUBLIC int cw_abi(void);
 /* The variants that run on this machine, as a bit set over the indices of cw_variant_name, best first. */
@@ -65,7 +69,7 @@ CW_PUBLIC const char *cw_variant_name(int variant);
 CW_PUBLIC void cw_use_openmp(void *parallel, void *thread_number, void *thread_count);
 /* The size of packed weights in bytes. */
 CW_PUBLIC size_t cw_packed_bytes(int variant, int cell, int units, int bf16);
-/* Pack the recurrent weights (G * H, H) for the forward or the backward product. */
+/* Pack the recurrent weights (P * H, H) for the forward or the backward product. */
 CW_PUBLIC void cw_pack(int variant, int cell, int units, int bf16, int backward, int threads, const float *weights,
                        void *packed);
 /* Both return 0, or 1 if memory allocation fails. */
@@ -73,8 +77,8 @@ CW_PUBLIC int cw_forward(int variant, const cw_layer *layer);
 CW_PUBLIC int cw_backward(int variant, const cw_layer *layer);
 /* After backward: the gradient of the inputs (T, B, G * H), in storage. */
 CW_PUBLIC void cw_input_gradient(int variant, const cw_layer *layer, void *d_inputs);
-/* After backward: the gradient of the recurrent weights (G * H, H) float32. `scratch` has cw_outer_bytes for
- * n = T * B, m = G * H and H columns. */
+/* After backward: the gradient of the recurrent weights (P * H, H) float32. `scratch` has cw_outer_bytes for
+ * n = T * B, m = P * H and H columns. */
 CW_PUBLIC void cw_weight_gradient(int variant, const cw_layer *layer, void *scratch, float *d_weights);
 /* The gradient of weights: c (m, columns) float32 = a (n, m) transposed times b (n, columns), both in storage with row
  * strides a_row and b_row in elements; `columns` is a multiple of 16. `scratch` has cw_outer_bytes. */
@@ -122,9 +126,9 @@ CW_PUBLIC void cw_adam(int variant, int threads, const cw_parameter *parameters,
 
 /* --- Generation: the network one step at a time, and sampling --- */
 
-/* A matrix (rows, K) packed by the caller. A vector is `lanes` rows. A panel is a number of vectors given by cw_layout,
- * fewer in the last one; its order is k in groups of `depth`, then vector, lane, depth. The vectors of a layer are
- * ordered by block of `lanes` units, then by gate. */
+/* A matrix (rows, K) packed by the caller. A vector is `lanes` rows. A panel of the head is a number of vectors; one of
+ * a layer's matrix is the vectors of a number of blocks of `lanes` units, ordered by block, then by gate. cw_layout has
+ * both numbers; the last panel may have fewer. Its order is k in groups of `depth`, then vector, lane, depth. */
 typedef struct {
     const void *packed;
     const int32_t *multipliers; /* (rows), 8-bit only */
@@ -135,8 +139,8 @@ typedef struct {
 typedef struct {
     int32_t storage, cell, layers, units, vocabulary; /* units: a multiple of 16; the head's rows: padded to one */
     const void *table;          /* (V, G * H) storage, or int16 for 8-bit: the first layer's input per token */
-    const cw_matrix *recurrent; /* (layers); a GRU's biases of r and z are part of the input's */
-    const cw_matrix *inputs;    /* (layers); the first one is unused */
+    const cw_matrix *recurrent; /* (layers) of P gates; a GRU's biases of r and z are part of the input's */
+    const cw_matrix *inputs;    /* (layers) of G gates; the first one is unused */
     const cw_matrix *head;
     const int16_t *tanh_table;  /* 8-bit only */
     const void *ngrams;         /* (2^ngram_bits + V) float, or int16 for 8-bit: see ngrams.h; or NULL */
@@ -172,7 +176,7 @@ typedef struct {
     cw_sampler sampler;
 } cw_text;
 
-/* out: lanes; vectors in a layer's panel; vectors in the head's panel; the offset added to 8-bit activations; whether
+/* out: lanes; blocks in a layer's panel; vectors in the head's panel; the offset added to 8-bit activations; whether
  * the bytes of four weights are in the order 0, 2, 1, 3. */
 CW_PUBLIC void cw_layout(int variant, int storage, int cell, int32_t out[5]);
 /* Run `steps` steps of all texts together; each has an id to read at every step, or samples it in the step before.

@@ -133,7 +133,7 @@ static int padded(const cw_variant *variant, int units, int bf16) {
 }
 
 size_t cw_packed_bytes(int variant, int cell, int units, int bf16) {
-    return (size_t)cw_gate_count(cell) * units * padded(variants[variant], units, bf16) * (bf16 ? 2 : 4);
+    return (size_t)cw_product_count(cell) * units * padded(variants[variant], units, bf16) * (bf16 ? 2 : 4);
 }
 
 void cw_pack(int variant, int cell, int units, int bf16, int backward, int threads, const float *weights,
@@ -149,11 +149,11 @@ static void *take(char **memory, size_t bytes) {
     return taken;
 }
 
-/* Run a job of a layer with working memory, for an operand with `gates` times the units. */
-static int run_layer(int variant, const cw_layer *layer, const cw_job *jobs, int gates, int has_table) {
+/* Run a job of a layer with working memory, for an operand with `parts` times the units. */
+static int run_layer(int variant, const cw_layer *layer, const cw_job *jobs, int parts, int has_table) {
     const size_t units = layer->units, size = layer->bf16 ? 2 : 4, rows = ((size_t)layer->batch + 15) / 16 * 16;
     const size_t state = (size_t)layer->batch * units * sizeof(float);
-    const size_t k = gates * (padded(variants[variant], layer->units, layer->bf16) + 64 / size);
+    const size_t k = parts * (padded(variants[variant], layer->units, layer->bf16) + 64 / size);
     const size_t table = has_table && layer->tokens <= CW_SMALL_TABLE
                              ? layer->tokens * cw_gate_count(layer->cell) * units * sizeof(float) : 0;
     const size_t operand = (rows * k * size + 63) / 64 * 64 + 64, operands = layer->threads * operand;
@@ -178,7 +178,7 @@ int cw_forward(int variant, const cw_layer *layer) {
 }
 
 int cw_backward(int variant, const cw_layer *layer) {
-    return run_layer(variant, layer, variants[variant]->backward, cw_gate_count(layer->cell), layer->d_table != NULL);
+    return run_layer(variant, layer, variants[variant]->backward, cw_product_count(layer->cell), layer->d_table != NULL);
 }
 
 void cw_input_gradient(int variant, const cw_layer *layer, void *d_inputs) {
@@ -213,9 +213,9 @@ void cw_outer(int variant, int bf16, int threads, int n, int m, int columns, con
 }
 
 void cw_weight_gradient(int variant, const cw_layer *layer, void *scratch, float *d_weights) {
-    const int units = layer->units;
-    cw_outer_job job = {.n = layer->steps * layer->batch, .m = cw_gate_count(layer->cell) * units, .columns = units,
-                        .first_row = layer->cell == CW_GRU ? 2 * units : 0, /* the slots start with gate n */
+    const int units = layer->units, m = cw_product_count(layer->cell) * units;
+    cw_outer_job job = {.n = layer->steps * layer->batch, .m = m, .columns = units,
+                        .first_row = cw_is_gru(layer->cell) ? m - units : 0, /* the slots start with gate n */
                         .layer = layer, .b = layer->masked ? layer->masked : layer->hidden, .b_row = units,
                         .scratch = scratch, .c = d_weights};
     outer(variant, layer->bf16, layer->threads, &job);

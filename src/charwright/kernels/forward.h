@@ -30,7 +30,7 @@ INLINE vec NAME(fed)(const NAME(feed) * feed, int gate, int lane) {
     return feed->floats ? load(feed->floats + at) : NAME(get)(feed->stored + at);
 }
 
-/* The gates of LANES units from `lane` of a block. `sums` has the recurrent products, a vector for each gate. */
+/* The gates of LANES units from `lane` of a block. `sums` has the recurrent products, a vector for each. */
 typedef struct {
     NAME(feed) feed;
     const float *sums, *bias; /* bias: of the block, `units` apart, or NULL */
@@ -41,13 +41,15 @@ typedef struct {
 
 INLINE vec NAME(gates_forward)(int cell, const NAME(gate_place) * p, size_t units, int lane) {
     vec pre[4];
-    for (int gate = 0; gate < cw_gate_count(cell); gate++) {
-        pre[gate] = load(p->sums + gate * LANES);
-        if (p->bias) pre[gate] += load(p->bias + gate * units + lane);
-        if (cell != CW_GRU || gate < 2) pre[gate] += NAME(fed)(&p->feed, gate, lane);
+    const int first = cw_gate_count(cell) - cw_product_count(cell); /* the first gate that reads the state */
+    for (int gate = 0; gate < first; gate++) pre[gate] = NAME(fed)(&p->feed, gate, lane);
+    for (int gate = first; gate < cw_gate_count(cell); gate++) {
+        pre[gate] = load(p->sums + (gate - first) * LANES);
+        if (p->bias) pre[gate] += load(p->bias + (gate - first) * units + lane);
+        if (!cw_is_gru(cell) || gate < 2) pre[gate] += NAME(fed)(&p->feed, gate, lane);
     }
     vec saved[4], h;
-    if (cell == CW_GRU) {
+    if (cw_is_gru(cell)) {
         const vec r = NAME(sigmoid)(pre[0]), z = NAME(sigmoid)(pre[1]);
         const vec n = NAME(tanh)(NAME(fed)(&p->feed, 2, lane) + r * pre[2]);
         h = n + z * (load(p->h + lane) - n);
@@ -126,18 +128,19 @@ static void NAME(begin_forward)(const cw_layer_job *job, int first, int last) {
 INLINE void NAME(forward_block)(int cell, const cw_layer_job *job, int t, int block, int next, const elem *operand,
                                 size_t size) {
     const cw_layer *layer = job->layer;
-    const int units = layer->units, batch = layer->batch, gates = cw_gate_count(cell), depth = NAME(padded)(units);
-    const size_t weights = (size_t)BLOCK * depth * gates;
+    const int units = layer->units, batch = layer->batch, depth = NAME(padded)(units);
+    const int gates = cw_gate_count(cell), products = cw_product_count(cell);
+    const size_t weights = (size_t)BLOCK * depth * products;
     const elem *w = (const elem *)layer->packed + block * weights;
     const elem *after = next == block ? NULL : (const elem *)layer->packed + next * weights;
     float c[MOST_ROWS * 4 * BLOCK] __attribute__((aligned(64)));
     for (int b = 0, rows; b < batch; b += rows) {
-        rows = NAME(rows_of)(batch - b, gates);
+        rows = NAME(rows_of)(batch - b, products);
         for (int r = 0; r < rows; r++) NAME(expect)(layer, gates, t, block, b + r);
         for (int v = 0; v < VECTORS; v++)
-            NAME(recurrent_product)(operand, size, b, rows, depth, w + (size_t)v * LANES * depth * gates,
-                                    (size_t)gates * LANES * DEPTH, LANES * DEPTH, gates, c + v * gates * LANES,
-                                    gates * BLOCK, 0,
+            NAME(recurrent_product)(operand, size, b, rows, depth, w + (size_t)v * LANES * depth * products,
+                                    (size_t)products * LANES * DEPTH, LANES * DEPTH, products, c + v * products * LANES,
+                                    products * BLOCK, 0,
                                     upcoming_part(after, 1, weights * sizeof(elem), 0, b * VECTORS + v * rows, rows,
                                                   batch * VECTORS, depth / DEPTH));
         for (int r = 0; r < rows; r++) {
@@ -147,7 +150,7 @@ INLINE void NAME(forward_block)(int cell, const cw_layer_job *job, int t, int bl
                 .h = job->h + at, .c = job->c + at, .saved = NAME(gates_at)(layer, t, block, b + r),
                 .cell = NAME(cell_at)(layer, t + 1, block, b + r)};
             for (int v = 0; v < VECTORS; v++) {
-                place.sums = c + ((size_t)r * VECTORS + v) * gates * LANES;
+                place.sums = c + ((size_t)r * VECTORS + v) * products * LANES;
                 const vec h = NAME(gates_forward)(cell, &place, units, v * LANES);
                 NAME(keep)(job, row + batch, b + r, block * BLOCK + v * LANES, h);
             }
@@ -175,6 +178,7 @@ static void NAME(forward)(int thread, int threads, cw_barrier *barrier, void *ar
             const int block = t % 2 ? first + last - 1 - i : i;
             const int next = i + 1 == last ? block : t % 2 ? block - 1 : block + 1;
             if (layer->cell == CW_GRU) NAME(forward_block)(CW_GRU, &job, t, block, next, operand, size);
+            else if (layer->cell == CW_IGRU) NAME(forward_block)(CW_IGRU, &job, t, block, next, operand, size);
             else if (layer->cell == CW_LSTM) NAME(forward_block)(CW_LSTM, &job, t, block, next, operand, size);
             else NAME(forward_block)(CW_RNN, &job, t, block, next, operand, size);
         }

@@ -43,7 +43,7 @@ INLINE int NAME(rows_of)(int left, int vectors) {
     (void)vectors;
     return left < MOST_ROWS ? left : MOST_ROWS;
 #else
-    return share(left, vectors == 4 ? ROWS_OF_4 : ROWS);
+    return share(left, vectors == 4 ? ROWS_OF_4 : vectors == 2 ? ROWS_OF_2 : ROWS);
 #endif
 }
 /* c (rows, vectors) = [c +] operand (rows from b, `k` of `size` values) * w. */
@@ -77,7 +77,7 @@ INLINE void NAME(recurrent_product)(const elem *operand, size_t size, int b, int
 static void NAME(pack)(int thread, int threads, cw_barrier *barrier, void *argument) {
     const cw_packing *job = argument;
     (void)barrier;
-    const int units = job->units, gates = cw_gate_count(job->cell), depth = NAME(padded)(units);
+    const int units = job->units, gates = cw_product_count(job->cell), depth = NAME(padded)(units);
     const float *weights = job->weights;
     elem *packed = job->packed;
     const int blocks = units / LANES;
@@ -106,7 +106,7 @@ static void NAME(pack)(int thread, int threads, cw_barrier *barrier, void *argum
     for (int block = first; block < last; block++) {
         elem *out = packed + (size_t)block * depth * gates * LANES;
         for (int slot = 0; slot < gates; slot++) {
-            int gate = job->cell == CW_GRU ? (slot + 2) % 3 : slot;
+            int gate = cw_is_gru(job->cell) ? (slot + gates - 1) % gates : slot;
             const float *rows = weights + (size_t)gate * units * units + (size_t)block * LANES;
             for (int k = 0; k < units; k += DEPTH, out += LANES * DEPTH) {
                 elem narrow[DEPTH][LANES];

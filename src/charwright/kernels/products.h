@@ -167,6 +167,15 @@ INLINE ivec NAME(dot)(ivec sum, NAME(wide_value) a, NAME(wide) w) {
 typedef NAME(wide) NAME(wide_value);
 #endif
 
+/* The most rows of 4 and of 2 vectors, whose sums stay in registers. */
+#if ROWS == 8
+#define ROWS_OF_4 6
+#define ROWS_OF_2 8
+#else
+#define ROWS_OF_4 3
+#define ROWS_OF_2 6
+#endif
+
 /* c (rows, vectors * LANES) = [c +] a (rows, k) * w (k, vectors * LANES); rows and vectors are compile-time
  * constants. Each operand has the strides of a row, a step of k and a vector, in elements. */
 typedef struct {
@@ -182,7 +191,7 @@ typedef struct {
 
 INLINE void NAME(tile)(int rows, int vectors, const NAME(product) * product) {
     const NAME(product) p = *product;
-    NAME(sums_t) sums[ROWS][8];
+    NAME(sums_t) sums[ROWS > ROWS_OF_2 ? ROWS : ROWS_OF_2][8];
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++) {
         if (p.adding) __builtin_prefetch(p.c + r * p.c_row, 1, 3);
@@ -239,13 +248,13 @@ INLINE void NAME(tile)(int rows, int vectors, const NAME(product) * product) {
 #if ROWS == 8
 #define CASES(v) CASE(1, v) CASE(2, v) CASE(3, v) CASE(4, v) CASE(5, v) CASE(6, v) CASE(7, v) CASE(8, v)
 #define CASES_OF_4 CASE(1, 4) CASE(2, 4) CASE(3, 4) CASE(4, 4) CASE(5, 4) CASE(6, 4)
-#define ROWS_OF_4 6
+#define MORE_OF_2
 #else
 #define CASES(v) CASE(1, v) CASE(2, v) CASE(3, v) CASE(4, v)
 #define CASES_OF_4 CASE(1, 4) CASE(2, 4) CASE(3, 4)
-#define ROWS_OF_4 3
+#define MORE_OF_2 CASE(5, 2) CASE(6, 2)
 #endif
 
 static void NAME(multiply)(int rows, int vectors, const NAME(product) * product) {
-    switch (rows * 9 + vectors) { CASE(1, 6) CASE(1, 8) CASES(1) CASES(2) CASES(3) CASES_OF_4 }
+    switch (rows * 9 + vectors) { CASE(1, 6) CASE(1, 8) CASES(1) CASES(2) CASES(3) CASES_OF_4 MORE_OF_2 }
 }

@@ -102,8 +102,9 @@ typedef struct {
     cw_job pack[2], forward[2], backward[2], spread_inputs[2], outer[2], cross_entropy[2], descend[2], write[3], norm, adam;
 } cw_variant;
 
-/* The vectors in a panel of packed weights for single steps: enough sums to keep the processor busy. */
-#define PANEL_VECTORS(cell) ((cell) == CW_GRU ? 6 : (cell) == CW_LSTM ? 8 : 4)
+/* The blocks of units in a panel of packed weights for single steps: enough sums to keep the processor busy, 6 vectors
+ * of a GRU's recurrent product, input-reset or not, 8 of an LSTM's and 4 of an RNN's. */
+#define PANEL_BLOCKS(cell) ((cell) == CW_RNN ? 4 : (cell) == CW_IGRU ? 3 : 2)
 #define HEAD_PANEL 3
 
 const cw_variant *cw_chosen(int variant);

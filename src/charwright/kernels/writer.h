@@ -42,7 +42,7 @@ INLINE void NAME(activate_scaled)(value *to, const state_t *from, const float *s
 
 #include "panels.h"
 
-/* --- Gates: `sums` is the recurrent product and `fed` the input, a vector per gate --- */
+/* --- Gates: `sums` is the recurrent product, a vector per gate that has one; `fed` is the input, one per gate --- */
 
 #if STORAGE == CW_Q8
 #define PRE_LIMIT 32767
@@ -69,13 +69,14 @@ INLINE void NAME(gates)(const cw_model *model, const cw_matrix *matrix, state_t 
     const int16_t *table = model->tanh_table;
     const size_t units = model->units;
     ivec pre[4];
-    for (int g = 0; g < cw_gate_count(model->cell); g++)
+    for (int g = 0; g < cw_product_count(model->cell); g++)
         pre[g] = NAME(product_of)(matrix, sums + g * LANES, g * units + unit);
     ivec after;
-    if (model->cell == CW_GRU) {
-        const ivec r = sigmoid_of(table, within(fed[0] + pre[0], PRE_LIMIT));
-        const ivec z = sigmoid_of(table, within(fed[1] + pre[1], PRE_LIMIT));
-        const ivec u = within(pre[2] + load_whole((const int32_t *)matrix->bias + 2 * units + unit), PRE_LIMIT);
+    if (model->cell == CW_GRU || model->cell == CW_IGRU) {
+        const int of_z = cw_product_count(model->cell) - 2, of_n = of_z + 1; /* an input-reset GRU has none of r */
+        const ivec r = sigmoid_of(table, of_z ? within(fed[0] + pre[0], PRE_LIMIT) : fed[0]);
+        const ivec z = sigmoid_of(table, within(fed[1] + pre[of_z], PRE_LIMIT));
+        const ivec u = within(pre[of_n] + load_whole((const int32_t *)matrix->bias + of_n * units + unit), PRE_LIMIT);
         const ivec n = tanh_of(table, within(fed[2] + ((r * u + (1 << 14)) >> 15), PRE_LIMIT) * 2);
         after = n + ((z * (load_whole(h + unit) - n) + (1 << 14)) >> 15);
     } else if (model->cell == CW_LSTM) {
@@ -105,9 +106,10 @@ INLINE void NAME(gates)(const cw_model *model, const cw_matrix *matrix, state_t 
                         const sum *sums, const vec *fed) {
     const size_t units = model->units;
     vec after;
-    if (model->cell == CW_GRU) {
-        const vec r = sigmoid(fed[0] + load(sums)), z = sigmoid(fed[1] + load(sums + LANES));
-        const vec u = load(sums + 2 * LANES) + load((const float *)matrix->bias + 2 * units + unit);
+    if (model->cell == CW_GRU || model->cell == CW_IGRU) {
+        const int of_z = cw_product_count(model->cell) - 2, of_n = of_z + 1; /* an input-reset GRU has none of r */
+        const vec r = sigmoid(of_z ? fed[0] + load(sums) : fed[0]), z = sigmoid(fed[1] + load(sums + of_z * LANES));
+        const vec u = load(sums + of_n * LANES) + load((const float *)matrix->bias + of_n * units + unit);
         const vec n = hyperbolic_tangent(fed[2] + r * u);
         after = n + z * (load(h + unit) - n);
     } else if (model->cell == CW_LSTM) {
@@ -136,16 +138,41 @@ INLINE void NAME(share_values)(const value *rows, int count, size_t units, int t
     for (size_t i = 0; i < count * units; i += 64 / sizeof(value)) __builtin_prefetch(rows + i, 0, 2);
 }
 
-/* With tiles, prefetch one text's part of the weights that come next: `gates` vectors of every `width`, for all of k. A
- * tile's rows are apart, which the processor does not foresee, and the gates meanwhile leave the memory idle. */
-INLINE void NAME(prefetch_weights)(const elem *packed, int width, int gates, int k, int text, int texts) {
-    const int lines = TILED && NAME(by_tiles)(texts) && width ? k / DEPTH * gates : 0;
-    const int end = (int)((int64_t)lines * (text + 1) / texts);
-    for (int line = (int)((int64_t)lines * text / texts); line < end; line++)
-        __builtin_prefetch(packed + ((size_t)(line / gates) * width + line % gates) * LANES * DEPTH, 0, 2);
+/* Blocks of units whose products are made at once: `together` from block `block` of the panel on, which has `in_panel`,
+ * after `first` others; `next` blocks are in the next panel. The same in both matrices of a layer, which may differ in
+ * their number of gates. */
+typedef struct {
+    int first, in_panel, block, together, next;
+} NAME(place);
+
+#define MOST_VECTORS 12 /* in a product */
+
+/* The products of some texts with these blocks of a matrix, in the order of text, block, gate. */
+INLINE void NAME(multiply_blocks)(const cw_writing *w, const value *from, int rows, const cw_matrix *matrix, int gates,
+                                  NAME(place) at, sum *sums) {
+    const int units = w->model->units, vectors = at.together * gates;
+    const elem *packed = (const elem *)matrix->packed + (size_t)at.first * gates * LANES * units;
+    /* A single text may have more vectors than there are registers for sums. */
+    const int most = vectors > 8 ? 6 : vectors;
+    for (int v = 0; v < vectors; v += most)
+        NAME(panel)(from, units, rows, packed, at.in_panel * gates, at.block * gates + v,
+                    vectors - v < most ? vectors - v : most, units, w->count, sums + v * LANES);
 }
 
-#define MOST_PANEL 8
+/* With tiles, prefetch one text's part of the weights that come next: those of a block, for all of k. A tile's rows are
+ * apart, which the processor does not foresee, and the gates meanwhile leave the memory idle. */
+INLINE void NAME(prefetch_weights)(const cw_writing *w, const cw_matrix *matrix, int gates, NAME(place) at, int text) {
+    if (!TILED || !NAME(by_tiles)(w->count)) return;
+    const int units = w->model->units, here = at.block + at.together < at.in_panel;
+    const size_t vector = here ? (size_t)at.first * units + (at.block + at.together) * DEPTH
+                               : (size_t)(at.first + at.in_panel) * units;
+    const elem *packed = (const elem *)matrix->packed + vector * gates * LANES;
+    const size_t width = (size_t)(here ? at.in_panel : at.next) * gates;
+    const int lines = width ? units / DEPTH * gates : 0;
+    const int end = (int)((int64_t)lines * (text + 1) / w->count);
+    for (int line = (int)((int64_t)lines * text / w->count); line < end; line++)
+        __builtin_prefetch(packed + (line / gates * width + line % gates) * LANES * DEPTH, 0, 2);
+}
 
 INLINE state_t *NAME(state_of)(const cw_writing *w, int text, int layer, int part) {
     const cw_model *model = w->model;
@@ -182,58 +209,50 @@ static void NAME(begin)(const cw_writing *w, int thread, int threads) {
 
 static void NAME(write_layer)(const cw_writing *w, int layer, int thread, int threads) {
     const cw_model *model = w->model;
-    const int units = model->units, gates = cw_gate_count(model->cell), blocks = units / LANES;
-    const int wide = PANEL_VECTORS(model->cell) / gates, panels = (blocks + wide - 1) / wide;
-    const int most_rows = gates == 4 ? ROWS_OF_4 : ROWS;
+    const int units = model->units, blocks = units / LANES;
+    const int gates = cw_gate_count(model->cell), products = cw_product_count(model->cell);
+    const int wide = PANEL_BLOCKS(model->cell), panels = (blocks + wide - 1) / wide;
+    const int most_rows = gates == 4 ? ROWS_OF_4 : products == 2 && !layer && STORAGE != CW_Q8 ? ROWS_OF_2 : ROWS;
     const cw_matrix *recurrent = model->recurrent + layer, *inputs = model->inputs + layer;
     const value *before = !layer && w->scaled ? w->scaled : NAME(activations)(w, layer, 0);
     const value *below = layer ? NAME(activations)(w, layer - 1, 1) : NULL;
     value *after = NAME(activations)(w, layer, 1);
-    sum sums[WRITER_ROWS * MOST_PANEL * LANES] __attribute__((aligned(64)));
-    sum fed_sums[WRITER_ROWS * MOST_PANEL * LANES] __attribute__((aligned(64)));
+    sum sums[WRITER_ROWS * MOST_VECTORS * LANES] __attribute__((aligned(64)));
+    sum fed_sums[WRITER_ROWS * MOST_VECTORS * LANES] __attribute__((aligned(64)));
     NAME(share_values)(before, w->count, units, threads);
     if (layer) NAME(share_values)(below, w->count, units, threads);
     for (int panel = panels * thread / threads; panel < panels * (thread + 1) / threads; panel++) {
-        const int first = panel * wide, in_panel = blocks - first < wide ? blocks - first : wide;
-        const size_t at = (size_t)first * gates * LANES * units;
+        NAME(place) at = {.first = panel * wide};
+        const int left = blocks - at.first;
+        at.in_panel = left < wide ? left : wide;
+        at.next = left - at.in_panel < wide ? left - at.in_panel : wide;
         /* One text uses the whole panel at once; several use one block of it after another. */
-        const int together = w->count == 1 ? in_panel : 1;
-        for (int block = 0; block < in_panel; block += together) {
-            /* The weights that come next: the next block of this panel, or the first one of the next panel. */
-            const int here = block + together < in_panel, left = blocks - first - in_panel;
-            const int width = (here ? in_panel : left < wide ? left : wide) * gates;
-            const size_t ahead = at + (size_t)gates * LANES * (here ? (block + together) * DEPTH : in_panel * units);
+        at.together = w->count == 1 ? at.in_panel : 1;
+        for (; at.block < at.in_panel; at.block += at.together)
             for (int text = 0, rows; text < w->count; text += rows) {
                 rows = NAME(rows_at_once)(w->count - text, w->count, most_rows);
                 const size_t row = (size_t)text * units;
-                NAME(panel)(before + row, units, rows, (const elem *)recurrent->packed + at, in_panel * gates,
-                            block * gates, together * gates, units, w->count, sums);
-                if (layer)
-                    NAME(panel)(below + row, units, rows, (const elem *)inputs->packed + at, in_panel * gates,
-                                block * gates, together * gates, units, w->count, fed_sums);
+                NAME(multiply_blocks)(w, before + row, rows, recurrent, products, at, sums);
+                if (layer) NAME(multiply_blocks)(w, below + row, rows, inputs, gates, at, fed_sums);
                 for (int r = 0; r < rows; r++) {
                     const cw_text *one = w->texts + text + r;
-                    NAME(prefetch_weights)((const elem *)recurrent->packed + ahead, width, gates, units, text + r,
-                                           w->count);
-                    if (layer)
-                        NAME(prefetch_weights)((const elem *)inputs->packed + ahead, width, gates, units, text + r,
-                                               w->count);
-                    for (int b = 0; b < together; b++) {
-                        const size_t unit = (size_t)(first + block + b) * LANES;
-                        const size_t offset = ((size_t)r * together + b) * gates * LANES;
+                    NAME(prefetch_weights)(w, recurrent, products, at, text + r);
+                    if (layer) NAME(prefetch_weights)(w, inputs, gates, at, text + r);
+                    for (int b = 0; b < at.together; b++) {
+                        const size_t unit = (size_t)(at.first + at.block + b) * LANES;
+                        const size_t part = (size_t)r * at.together + b;
                         NAME(sums_t) fed[4];
                         for (int g = 0; g < gates; g++)
-                            fed[g] = layer ? NAME(fed_by_layer)(inputs, fed_sums + offset + g * LANES,
+                            fed[g] = layer ? NAME(fed_by_layer)(inputs, fed_sums + (part * gates + g) * LANES,
                                                                 (size_t)g * units + unit)
                                            : NAME(fed_by_table)(model, ((size_t)one->ids[one->at] * gates + g) * units +
                                                                            unit);
                         state_t *h = NAME(state_of)(w, text + r, layer, 0);
-                        NAME(gates)(model, recurrent, h, h + units, unit, sums + offset, fed);
+                        NAME(gates)(model, recurrent, h, h + units, unit, sums + part * products * LANES, fed);
                         NAME(activate)(after + (size_t)(text + r) * units + unit, h + unit);
                     }
                 }
             }
-        }
     }
 }
 
@@ -292,7 +311,7 @@ static void NAME(write_head)(const cw_writing *w, int thread, int threads) {
     const int vectors = (model->vocabulary + 15) / 16 * 16 / LANES; /* rows are padded to a multiple of 16 */
     const int panels = NAME(head_panels)(model->vocabulary);
     const value *last = NAME(activations)(w, model->layers - 1, 1);
-    sum sums[WRITER_ROWS * MOST_PANEL * LANES] __attribute__((aligned(64)));
+    sum sums[WRITER_ROWS * MOST_VECTORS * LANES] __attribute__((aligned(64)));
     const int begin = panels * thread / threads, end = panels * (thread + 1) / threads;
     NAME(share_values)(last, w->count, model->units, threads);
     for (int panel = begin; panel < end; panel++) {
@@ -345,7 +364,7 @@ static void NAME(write)(int thread, int threads, cw_barrier *barrier, void *argu
 #undef KEEP_VOTES
 #undef VOTES_AT
 #undef VOTE_UNIT
-#undef MOST_PANEL
+#undef MOST_VECTORS
 #undef WRITER_ROWS
 #undef PRE_LIMIT
 #undef value
@@ -355,6 +374,8 @@ static void NAME(write)(int thread, int threads, cw_barrier *barrier, void *argu
 #undef CASES
 #undef CASES_OF_4
 #undef ROWS_OF_4
+#undef ROWS_OF_2
+#undef MORE_OF_2
 #undef GROUP
 #undef AT_ONCE
 #undef BLOCK

@@ -8,7 +8,7 @@
 void cw_layout(int variant, int storage, int cell, int32_t out[5]) {
     const cw_shape shape = cw_chosen(variant)->shape;
     out[0] = shape.lanes;
-    out[1] = PANEL_VECTORS(cell);
+    out[1] = PANEL_BLOCKS(cell);
     out[2] = HEAD_PANEL;
     out[3] = storage == CW_Q8 ? shape.q8_offset : 0;
     out[4] = storage == CW_Q8 ? shape.q8_swapped : 0;

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from charwright.model import cuda_cells
-from charwright.model.cells import State, Weights
+from charwright.model.cells import State, Weights, as_gru
 
 
 def fused_layer(
@@ -35,11 +35,13 @@ def fused_layer(
     """
     mask = torch.ones_like(state[0]) if mask is None else mask
     factor = mask.expand(len(gates), *mask.shape) if scale is None else mask * scale
+    if gates.is_cuda and cell == "igru":
+        cell, weights = "gru", as_gru(weights)
     if gates.is_cuda and cell in cuda_cells.CELLS:
         return cuda_cells.cell_layer(cell, gates, state, weights, dtype, factor)
     low = weights.weight_hh.to(dtype)
     outputs: Any
-    if cell == "gru":
+    if cell in ("gru", "igru"):
         assert weights.bias_hh is not None
         outputs = _FusedGRU.apply(gates, state[0], low, weights.bias_hh, factor)  # type: ignore[no-untyped-call]
         return outputs, (outputs[-1],)
@@ -51,27 +53,29 @@ def fused_layer(
 
 
 def _weight_gradient(d_gates: Tensor, h_before: Tensor, low: Tensor) -> Tensor:
-    """All steps' gradients of U at once: d_gates (T, B, G * H) and h_before (T, B, H) -> (G * H, H)."""
+    """All steps' gradients of U at once: d_gates (T, B, P * H) and h_before (T, B, H) -> (P * H, H)."""
     return d_gates.flatten(0, 1).T @ h_before.flatten(0, 1).to(low.dtype)
 
 
 class _FusedGRU(torch.autograd.Function):
     """gates (T, B, 3H) from the input, h (B, H), U (3H, H) in the products' type, its bias, factor (T, B, H) ->
-    outputs (T, B, H).
+    outputs (T, B, H). U is (2H, H) if the reset gate reads the input alone.
     """
 
     @staticmethod
     def forward(ctx: Any, gates: Tensor, h: Tensor, low: Tensor, bias: Tensor, factor: Tensor) -> Tensor:
         (steps, batch, _), units = gates.shape, h.shape[1]
+        first, last = 3 * units - len(low), len(low) - units  # of gates with products; of products but the candidate's
         hidden = gates.new_empty(steps + 1, batch, units)  # hidden[t] is the state before step t
         rz = gates.new_empty(steps, batch, 2 * units)
         n, h_n = gates.new_empty(steps, batch, units), gates.new_empty(steps, batch, units)
         hidden[0] = h
         transposed = low.T
+        rz[:, :, :first] = gates[:, :, :first].sigmoid()
         for t in range(steps):
             h_gates = ((hidden[t] * factor[t]).to(low.dtype) @ transposed).to(gates.dtype).add_(bias)
-            torch.add(gates[t, :, : 2 * units], h_gates[:, : 2 * units], out=rz[t]).sigmoid_()
-            h_n[t] = h_gates[:, 2 * units :]
+            torch.add(gates[t, :, first : 2 * units], h_gates[:, :last], out=rz[t, :, first:]).sigmoid_()
+            h_n[t] = h_gates[:, last:]
             torch.addcmul(gates[t, :, 2 * units :], rz[t, :, :units], h_n[t], out=n[t]).tanh_()
             torch.lerp(n[t], hidden[t], rz[t, :, units:], out=hidden[t + 1])
         ctx.save_for_backward(hidden, rz, n, h_n, low, factor)
@@ -81,8 +85,9 @@ class _FusedGRU(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, rz, n, h_n, low, factor = ctx.saved_tensors
         steps, batch, units = n.shape
+        first, last = 3 * units - len(low), len(low) - units
         d_gates = torch.empty(steps, batch, 3 * units, dtype=n.dtype, device=n.device)
-        d_recurrent = torch.empty(steps, batch, 3 * units, dtype=low.dtype, device=n.device)
+        d_recurrent = torch.empty(steps, batch, len(low), dtype=low.dtype, device=n.device)
         d_factor = torch.empty_like(hidden[1:]) if ctx.needs_input_grad[4] else None
         d_h = torch.zeros_like(hidden[0])
         for t in reversed(range(steps)):
@@ -92,15 +97,15 @@ class _FusedGRU(torch.autograd.Function):
             d_gates[t, :, units : 2 * units] = d_h * (hidden[t] - n[t]) * z * (1 - z)
             d_gates[t, :, :units] = d_n * h_n[t] * r * (1 - r)
             d_gates[t, :, 2 * units :] = d_n
-            d_recurrent[t, :, : 2 * units] = d_gates[t, :, : 2 * units]
-            d_recurrent[t, :, 2 * units :] = d_n * r
+            d_recurrent[t, :, :last] = d_gates[t, :, first : 2 * units]
+            d_recurrent[t, :, last:] = d_n * r
             d_product = (d_recurrent[t] @ low).to(n.dtype)
             if d_factor is not None:
                 d_factor[t] = d_product * hidden[t]
             d_h = torch.addcmul(d_product * factor[t], d_h, z)
         d_low = _weight_gradient(d_recurrent, hidden[:-1] * factor, low)
         d_bias = torch.cat(
-            [d_gates[:, :, : 2 * units].sum((0, 1)), d_recurrent[:, :, 2 * units :].sum((0, 1), dtype=n.dtype)]
+            [d_gates[:, :, first : 2 * units].sum((0, 1)), d_recurrent[:, :, last:].sum((0, 1), dtype=n.dtype)]
         )
         return d_gates, d_h, d_low, d_bias, d_factor
 

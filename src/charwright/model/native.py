@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from charwright.config import GATES, PRODUCTS
 from charwright.kernels import CELL_CODES, UNITS_MULTIPLE, Kernels, Layer, Ngrams
 from charwright.model.cells import State, Weights
 from charwright.model.votes import RowGradient, Votes
 
-SLOTS = {"gru": 4, "lstm": 4, "rnn": 1}
+SLOTS = {"gru": 4, "igru": 4, "lstm": 4, "rnn": 1}
 
 
 @cache
@@ -59,12 +60,11 @@ def native_layer(
     share_threads(kernels)
     units = weights.weight_hh.shape[1]
     spare = -units % UNITS_MULTIPLE
-    gates = len(weights.weight_hh) // units
     hidden_weights, bias = weights.weight_hh, weights.bias_hh
     if spare:
-        table = _filled_gates(table, gates, spare)
-        hidden_weights = F.pad(_filled_gates(hidden_weights.T, gates, spare).T, (0, spare))
-        bias = _filled_gates(bias, gates, spare) if bias is not None else None
+        table = _filled_gates(table, GATES[cell], spare)
+        hidden_weights = F.pad(_filled_gates(hidden_weights.T, PRODUCTS[cell], spare).T, (0, spare))
+        bias = _filled_gates(bias, PRODUCTS[cell], spare) if bias is not None else None
         state = tuple(F.pad(part, (0, spare)) for part in state)
         mask = F.pad(mask, (0, spare)) if mask is not None else None
         scale = F.pad(scale, (0, spare)) if scale is not None else None
@@ -154,14 +154,14 @@ class _NativeLayer(torch.autograd.Function):
         d_weights = _weight_gradient(ctx.kernels, layer, weights)
         d_inputs = d_table
         if d_inputs is None:
-            d_inputs = torch.empty(steps, batch, len(weights), dtype=dtype)
+            d_inputs = torch.empty(steps, batch, GATES[cell] * units, dtype=dtype)
             ctx.kernels.input_gradient(layer, d_inputs.data_ptr())
         _give_back(masked, cells, gates)
         return None, None, None, d_inputs, None, d_weights, d_bias, d_h, d_c, None, d_scale
 
 
 def _weight_gradient(kernels: Kernels, layer: Layer, weights: Tensor) -> Tensor:
-    """The gradient of U (G * H, H) float32 from all steps at once, after backward."""
+    """The gradient of U (P * H, H) float32 from all steps at once, after backward."""
     rows, units = weights.shape
     scratch = _borrow(
         (kernels.outer_bytes(layer.steps * layer.batch, rows, units, bf16=bool(layer.bf16)),), torch.uint8

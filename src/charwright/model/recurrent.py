@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from charwright import kernels
-from charwright.model.cells import State, Weights
+from charwright.model.cells import State, Weights, as_gru
 from charwright.model.fused import fused_layer
 from charwright.model.native import native_layer
 from charwright.model.plain import unroll
@@ -58,7 +58,7 @@ def run_layer(
 
     Args:
         core: plain, native, fused or torch.
-        cell: gru, lstm or rnn.
+        cell: gru, igru, lstm or rnn.
         x: (T, B, E), or the tokens of the first layer, which alone may be multiplicative.
         state: (h,) or (h, c), each (B, H).
         weights: the layer's weights.
@@ -72,6 +72,7 @@ def run_layer(
     if core == "plain":
         return unroll(cell, _plain(x), state, weights, mask)
     if core == "torch" and mask is None and weights.weight_mx is None:
+        cell, weights = ("gru", as_gru(weights)) if cell == "igru" else (cell, weights)
         return _library_layer(cell, _plain(x), state, weights, dtype)
     if core == "native":
         loaded = kernels.load(kernel)

@@ -30,6 +30,7 @@ from charwright.planning.measurement import (
 )
 from charwright.planning.plan import Plan, make_plan, planned_batch, planned_parts, starting_recipe
 from charwright.planning.profile import TextProfile
+from charwright.planning.recipes import DEFAULT
 from charwright.planning.speeds import speed_at
 from charwright.threads import fastest_count
 
@@ -106,7 +107,7 @@ def measure_speeds(
     *,
     clock: Clock = time.monotonic,
 ) -> dict[int, float]:
-    """Characters per second of one GRU layer by width, from the narrowest up as far as the time allows.
+    """Characters per second of one layer of IGRU by width, from the narrowest up as far as the time allows.
 
     The narrowest is always measured. The measurement takes at most three seconds, and a twentieth of `budget_s`.
     """
@@ -145,7 +146,7 @@ class Calibration:
         budget_s: float,
         clock: Clock,
         *,
-        cell: str = "gru",
+        cell: str = DEFAULT.model.cell,
         parts: ModelConfig = ModelConfig(),  # noqa: B008 (it is frozen)
         masked: bool = True,
     ) -> None:
@@ -267,7 +268,7 @@ class Calibration:
         measured = self._compared | behind
         return Choice(self.best, {compute.label: round(speed) for compute, speed in measured.items()})
 
-    def _at(self, width: int, cell: str = "gru", batch: int | None = None) -> Workload:
+    def _at(self, width: int, cell: str = DEFAULT.model.cell, batch: int | None = None) -> Workload:
         work = self._workload
         model = dataclasses.replace(work.model, units=width, cell=cell)
         sequences = dataclasses.replace(work.sequences, batch=batch or work.sequences.batch)

@@ -27,8 +27,8 @@ TUTORIAL = Recipe(
 )
 """TensorFlow's tutorial "Text generation with an RNN", option for option."""
 
-DEFAULT = Recipe(training=TrainingConfig(minutes=5.0))
-"""The defaults of the options, for five minutes: the starting point of a plan."""
+DEFAULT = Recipe(model=ModelConfig(cell="igru"), training=TrainingConfig(minutes=5.0))
+"""The defaults of the options, the cell of plans, and five minutes: the starting point of a plan."""
 
 PLANNED = "default"
 """The name of the recipe that is planned for its text."""

@@ -7,13 +7,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from charwright.config import ModelConfig, SequenceConfig
+from charwright.config import SequenceConfig
 from charwright.model.compute import Compute
 from charwright.planning.choice import FAILURES, every_candidate
 from charwright.planning.measurement import Deadline, Workload, mean_speed
+from charwright.planning.recipes import DEFAULT
 
 TYPICAL = Workload(
-    ModelConfig(units=512, dropout=0.1, recurrent_dropout=0.1, multiplicative=True), 66, SequenceConfig()
+    dataclasses.replace(DEFAULT.model, units=512, dropout=0.1, recurrent_dropout=0.1, multiplicative=True),
+    66,
+    SequenceConfig(),
 )
 EACH_S = 1.0
 

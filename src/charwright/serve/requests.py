@@ -20,7 +20,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from charwright.config import GenerationConfig, ServiceConfig, parse_until
+from charwright.config import GenerationConfig, ServiceConfig
+from charwright.passages import parse_until
 from charwright.serve.refusals import Refusal, bad
 
 MOST_STOPS = 4

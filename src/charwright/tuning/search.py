@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from charwright.config import Recipe
@@ -179,7 +180,14 @@ class Search:
     def _run_one(self, run_trial: RunTrial) -> Outcome:
         """Ask for a point, run its trial, and record the outcome."""
         self.study.sampler = self._sampler()
-        return self._run_trial(self.study.ask(search_space(self.start)), run_trial)
+        return self._run_trial(self.study.ask(self._space()), run_trial)
+
+    def _space(self) -> dict[str, BaseDistribution]:
+        """What is searched. The cells of a study stay those of its first trial: it refuses others later."""
+        trials = self.study.get_trials(deepcopy=False)
+        kept = (trial.distributions["cell"] for trial in trials if "cell" in trial.distributions)
+        space = search_space(self.start)
+        return space | {"cell": next(kept, space["cell"])}
 
     def _run_trial(self, trial: optuna.Trial, run_trial: RunTrial) -> Outcome:
         recipe = self._recipe(trial.params, trial.user_attrs)

@@ -31,7 +31,7 @@ from optuna.trial import FrozenTrial, TrialState
 from charwright.config import Recipe
 from charwright.storage import FORMAT, write_json
 from charwright.tuning.search import KILLS, STARTUP, Limits, RunTrial, Search, TrialResult
-from charwright.tuning.space import nearest_point, search_space
+from charwright.tuning.space import nearest_point
 from charwright.tuning.storages import open_storage, shown
 from charwright.tuning.study import MARKER, new_study, quiet, refuse_other_protocol, searching_alone
 from charwright.tuning.trial import Outcome
@@ -143,7 +143,7 @@ class SharedSearch(Search):
         if most is not None and busy and len(self.results()) + busy >= most:
             return None
         self.study.sampler = self._sampler()
-        trial = self.study.ask(search_space(self.start))
+        trial = self.study.ask(self._space())
         before = [other for other in self._trials() if other.number < trial.number]
         of = trial.user_attrs.get("of")
         repeated_twice = of is not None and any(other.user_attrs.get("of") == of for other in before)

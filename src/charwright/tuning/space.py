@@ -18,7 +18,7 @@ def search_space(start: Recipe) -> dict[str, BaseDistribution]:
     """
     model, sequences, training = start.model, start.sequences, start.training
     return {
-        "cell": CategoricalDistribution(_including(["gru", "lstm"], model.cell)),
+        "cell": CategoricalDistribution(_including(["igru", "lstm"], model.cell)),
         "units": _integers(128, 1024, 64, model.units),
         "layers": _integers(1, 2, 1, model.layers),
         "embedding_size": _integers(32, 256, 32, model.embedding_size),

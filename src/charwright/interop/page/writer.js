@@ -128,7 +128,7 @@ class Network {
     const { units, gates, tokens } = model;
     this.activations = new Float64Array(units);
     this.inputs = new Int32Array(gates * units);
-    this.products = new Int32Array(gates * units);
+    this.products = new Int32Array(model.recurrent[0].multipliers.length);
     this.logits = new Float64Array(tokens); // integers; with n-grams they may need more than 32 bits
     this.reset();
   }
@@ -173,6 +173,19 @@ class Network {
       const r = sigmoid(clip(inputs[k] + products[k], PRE_LIMIT));
       const z = sigmoid(clip(inputs[units + k] + products[units + k], PRE_LIMIT));
       const u = clip(products[2 * units + k] + bias[k], PRE_LIMIT);
+      const n = tanh(clip(inputs[2 * units + k] + rounded(r * u, 15), PRE_LIMIT));
+      h[k] = n + rounded(z * (h[k] - n), 15);
+    }
+  }
+
+  /** A GRU whose reset gate reads the input alone, so that the products are those of z and n. */
+  igru(layer) {
+    const { inputs, products } = this;
+    const h = this.h[layer], bias = this.model.candidateBias[layer], units = h.length;
+    for (let k = 0; k < units; k++) {
+      const r = sigmoid(clip(inputs[k], PRE_LIMIT));
+      const z = sigmoid(clip(inputs[units + k] + products[k], PRE_LIMIT));
+      const u = clip(products[units + k] + bias[k], PRE_LIMIT);
       const n = tanh(clip(inputs[2 * units + k] + rounded(r * u, 15), PRE_LIMIT));
       h[k] = n + rounded(z * (h[k] - n), 15);
     }
