@@ -86,7 +86,7 @@ static int panel_of_one(const value *activations, const elem *packed, int width,
 #endif
 #endif
 
-/* sums (rows, vectors of a panel) = activations * a panel of the matrix. A single row uses the whole panel at once. */
+/* sums (rows, vectors) = activations * vectors of a panel of the matrix. */
 static void NAME(panel)(const value *activations, size_t stride, int rows, const elem *packed, int width, int begin,
                         int vectors, int k, int texts, sum *sums) {
     const size_t w_step = (size_t)width * LANES * DEPTH, c_row = (size_t)vectors * LANES;

@@ -68,7 +68,7 @@ def as_gru(weights: Weights) -> Weights:
 def igru_cell(x: Tensor, state: State, weights: Weights) -> State:
     """One step of a GRU whose reset gate reads the input alone, r = sigmoid(W_r x + b_r), and as `gru_cell` otherwise.
 
-    It saves a third of the recurrent products. docs/explanation/input-reset.md has what it costs in loss: nothing.
+    It saves a third of the recurrent products. docs/explanation/input-reset.md has the losses of both.
     """
     return gru_cell(x, state, as_gru(weights))
 

@@ -263,7 +263,7 @@ class _Rule:
         return {
             "cell": (
                 DEFAULT.model.cell,
-                "a GRU whose reset gate reads the input alone: fewer products, the same loss",
+                "a GRU whose reset gate reads the input alone: fewer products, about the same loss",
             ),
             "layers": (DEFAULT.model.layers, "one wide layer beats two narrow ones of the same speed"),
             "units": (units, why),
