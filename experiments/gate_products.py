@@ -12,9 +12,9 @@ of GRU. A variant names the recurrent weights of the reset gate, the update gate
 - `blocksS.A.B...`: units in blocks of S; block j reads the blocks j + A, j + B and so on, modulo their number.
 - `sharedK`: K neighboring units have the same weights.
 
-Weights that are left out are zeros in a full matrix, whose initial weights are those of a GRU, and the recurrent bias of
-the reset gate stays; the cell `igru` begins with weights larger by a fifth and has no such bias. A trial takes as long as
-with all weights. A line for each text is added to gate_products.jsonl.
+Weights that are left out are zeros in a full matrix, whose initial weights are those of a GRU, and the recurrent bias
+of the reset gate stays; the cell `igru` begins with weights larger by a fifth and has no such bias. A trial takes as
+long as with all weights. A line for each text is added to gate_products.jsonl.
 """
 
 from __future__ import annotations
