@@ -19,8 +19,6 @@ long as with all weights. A line for each text is added to gate_products.jsonl.
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +28,7 @@ from torch import Tensor
 from charwright.config import ModelConfig
 from charwright.model.cells import Weights
 from charwright.model.language_model import LanguageModel
-from held_rates import HeldRate
-from sweep import value_of
+from held_rates import HeldRate, add_line, parse_trials, parser_of_trials
 
 LEDGER = Path(__file__).with_name("gate_products.jsonl")
 HOLD = 0.4
@@ -97,22 +94,16 @@ class SparseNet(LanguageModel):
 
 def main() -> None:
     """Run a trial for each text, and add its line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", required=True, help="KIND:CHARACTERS:OFFSET, with commas between")
-    parser.add_argument("--passes", type=float, required=True, help="over the text")
+    parser = parser_of_trials(__doc__)
     parser.add_argument("variant", help="RESET,UPDATE,CANDIDATE")
-    parser.add_argument("options", nargs="*", metavar="OPTION=VALUE")
-    asked = parser.parse_args()
+    asked = parse_trials(parser)
     torch.set_num_threads(1)
-    options = {name: value_of(value) for name, _, value in (item.partition("=") for item in asked.options)}
     net = type("Net", (SparseNet,), {"variant": tuple(asked.variant.split(","))})
     for text in asked.texts.split(","):
-        trial = HeldRate(text, asked.passes, HOLD, 0.0, {"multiplicative": True, **options}, net)
-        known = {"text": text, "passes": asked.passes, "variant": asked.variant, "options": options}
-        line = {**known, "loss": trial.learn(), "steps": trial.steps}
-        with LEDGER.open("a") as ledger:
-            ledger.write(json.dumps(line) + "\n")
-        print(json.dumps(line), flush=True)
+        trial = HeldRate(text, asked.passes, HOLD, 0.0, {"multiplicative": True, **asked.options}, net)
+        loss = trial.learn()
+        known = {"text": text, "passes": asked.passes, "variant": asked.variant, "options": asked.options}
+        add_line(LEDGER, {**known, "steps": trial.steps, "loss": loss})
 
 
 if __name__ == "__main__":

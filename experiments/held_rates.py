@@ -93,25 +93,41 @@ class HeldRate(Trial):
         self.optimizer.register_step_post_hook(keep_at_zero)
 
 
-def main() -> None:
-    """Run a trial for each text, and add its line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of_trials(doc: str | None) -> argparse.ArgumentParser:
+    """The command line of trials: texts, passes, and options of the recipe behind what the script adds."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", required=True, help="KIND:CHARACTERS:OFFSET, with commas between")
     parser.add_argument("--passes", type=float, required=True, help="over the text")
-    parser.add_argument("--hold", type=float, help="share of the steps with the peak (default: half a cosine)")
-    parser.add_argument("--drop", type=float, default=0.0, help="share of the votes that are left out")
+    return parser
+
+
+def parse_trials(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments, with `options` by name."""
     parser.add_argument("options", nargs="*", metavar="OPTION=VALUE")
     asked = parser.parse_args()
+    asked.options = {name: value_of(value) for name, _, value in (item.partition("=") for item in asked.options)}
+    return asked
+
+
+def add_line(ledger: Path, line: dict[str, Any]) -> None:
+    """Add a trial to a ledger, and print it."""
+    with ledger.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(json.dumps(line), flush=True)
+
+
+def main() -> None:
+    """Run a trial for each text, and add its line."""
+    parser = parser_of_trials(__doc__)
+    parser.add_argument("--hold", type=float, help="share of the steps with the peak (default: half a cosine)")
+    parser.add_argument("--drop", type=float, default=0.0, help="share of the votes that are left out")
+    asked = parse_trials(parser)
     torch.set_num_threads(1)
-    options = {name: value_of(value) for name, _, value in (item.partition("=") for item in asked.options)}
     for text in asked.texts.split(","):
-        trial = HeldRate(text, asked.passes, asked.hold, asked.drop, options)
+        trial = HeldRate(text, asked.passes, asked.hold, asked.drop, asked.options)
         loss = trial.learn()
-        known = {"text": text, "passes": asked.passes, "hold": asked.hold, "drop": asked.drop, "options": options}
-        line = {**known, "steps": trial.steps, "loss": loss}
-        with LEDGER.open("a") as ledger:
-            ledger.write(json.dumps(line) + "\n")
-        print(json.dumps(line), flush=True)
+        known = {"text": text, "passes": asked.passes, "hold": asked.hold, "drop": asked.drop, "options": asked.options}
+        add_line(LEDGER, {**known, "steps": trial.steps, "loss": loss})
 
 
 if __name__ == "__main__":

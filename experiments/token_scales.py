@@ -22,9 +22,7 @@ are in unbounded_scales.jsonl.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +36,7 @@ from charwright.model.dropout import Dropout
 from charwright.model.fused import fused_layer
 from charwright.model.language_model import LanguageModel
 from charwright.model.recurrent import linear
-from held_rates import HeldRate
-from sweep import value_of
+from held_rates import HeldRate, add_line, parse_trials, parser_of_trials
 
 LEDGER = Path(__file__).with_name("token_scales.jsonl")
 HOLD = 0.4
@@ -155,28 +152,21 @@ def spare_scales(trial: HeldRate) -> None:
 
 def main() -> None:
     """Run a trial for each text, and add its line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", required=True, help="KIND:CHARACTERS:OFFSET, with commas between")
-    parser.add_argument("--passes", type=float, required=True, help="over the text")
+    parser = parser_of_trials(__doc__)
     parser.add_argument("variant", help="of the layer, or several joined by +")
-    parser.add_argument("options", nargs="*", metavar="OPTION=VALUE")
-    asked = parser.parse_args()
+    asked = parse_trials(parser)
     variants = frozenset(asked.variant.split("+"))
     if unknown := variants - set(VARIANTS):
         parser.error(f"there is no variant {min(unknown)}; there are {', '.join(VARIANTS)}")
     torch.set_num_threads(1)
-    options = {name: value_of(value) for name, _, value in (item.partition("=") for item in asked.options)}
     for text in asked.texts.split(","):
         net = LanguageModel if variants == {"none"} else scaled_net(variants)
-        trial = HeldRate(text, asked.passes, HOLD, 0.0, options, net)
+        trial = HeldRate(text, asked.passes, HOLD, 0.0, asked.options, net)
         if "spared" in variants:
             spare_scales(trial)
         loss = trial.learn()
-        known = {"text": text, "passes": asked.passes, "variant": asked.variant, "options": options}
-        line = {**known, "steps": trial.steps, "loss": loss}
-        with LEDGER.open("a") as ledger:
-            ledger.write(json.dumps(line) + "\n")
-        print(json.dumps(line), flush=True)
+        known = {"text": text, "passes": asked.passes, "variant": asked.variant, "options": asked.options}
+        add_line(LEDGER, {**known, "steps": trial.steps, "loss": loss})
 
 
 if __name__ == "__main__":

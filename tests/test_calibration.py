@@ -58,16 +58,26 @@ def test_what_is_measured_has_the_planned_n_grams(
     assert {bits for bits, _ in seen} == {ngrams[0]}
 
 
-@pytest.mark.parametrize("multiplicative", [False, True])
-def test_what_is_measured_is_multiplicative_as_the_model(multiplicative: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("options", "layer"),
+    [
+        ({}, ("igru", True)),
+        ({"multiplicative": False}, ("igru", False)),
+        ({"cell": "gru"}, ("gru", True)),
+        ({"cell": "lstm", "multiplicative": False}, ("lstm", False)),
+    ],
+)
+def test_what_is_measured_is_the_planned_layer(
+    options: dict[str, Any], layer: tuple[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = set()
 
     def speed(work: Workload, *_: Any) -> float:
-        seen.add(work.model.multiplicative)
+        seen.add((work.model.cell, work.model.multiplicative))
         return 1e5
 
     monkeypatch.setattr(calibration, "mean_speed", speed)
     monkeypatch.setattr(calibration, "brief_speed", speed)
     text = TextProfile(1_000_000, 66, "Latin", 1_000_000)
-    calibration.plan_here(text, {"minutes": 1.0, "multiplicative": multiplicative}, Wanted())
-    assert seen == {multiplicative}
+    calibration.plan_here(text, {"minutes": 1.0, **options}, Wanted())
+    assert seen == {layer}

@@ -44,16 +44,14 @@ def test_there_is_a_plan_for_any_input(characters: int, vocabulary: int, minutes
 
 
 def test_the_summary_has_the_speed_of_the_planned_model() -> None:
-    """A GRU, and two LSTM layers, are slower than the layer of IGRU that was measured."""
+    """Two layers are slower than the one that was measured."""
     assert "at 100,000 characters/s" in plan(units=512).summary()[1]
-    assert "at 77,000 characters/s" in plan(units=512, cell="gru").summary()[1]
-    assert "at 29,000 characters/s" in plan(units=512, cell="lstm", layers=2).summary()[1]
+    assert "at 47,000 characters/s" in plan(units=512, layers=2).summary()[1]
 
 
 def test_a_plan_has_the_cell_with_the_fewest_products_unless_another_is_wanted() -> None:
     assert plan().recipe.model.cell == "igru"
     assert plan(cell="gru").recipe.model.cell == "gru"
-    assert plan(cell="gru").recipe.model.units <= plan().recipe.model.units
 
 
 def test_a_budget_of_one_is_in_the_singular() -> None:

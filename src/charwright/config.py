@@ -102,6 +102,8 @@ class SequenceConfig(Config):
 GATES = {"gru": 3, "igru": 3, "lstm": 4, "rnn": 1}
 PRODUCTS = {"gru": 3, "igru": 2, "lstm": 4, "rnn": 1}
 """Gates that read the state too; the reset gate of an igru, its first gate, reads the input alone."""
+GRUS = ("gru", "igru")
+"""The cells with a bias inside the product of the candidate."""
 STATES = {"gru": 1, "igru": 1, "lstm": 2, "rnn": 1}
 """Arrays in the state of a layer: h, or h and c."""
 
@@ -157,7 +159,7 @@ class ModelConfig(Config):
             shapes[f"recurrent.{layer}.weight_ih"] = (gates, self.units if layer else self.embedding_size)  # (G * H, E)
             shapes[f"recurrent.{layer}.weight_hh"] = (products, self.units)  # (P * H, H)
             shapes[f"recurrent.{layer}.bias_ih"] = (gates,)
-            if self.cell in ("gru", "igru"):
+            if self.cell in GRUS:
                 shapes[f"recurrent.{layer}.bias_hh"] = (products,)
         if self.multiplicative:
             shapes["recurrent.0.weight_mx"] = (self.units, self.embedding_size)  # (H, E)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from charwright.config import STATES, ModelConfig
+from charwright.config import GRUS, STATES, ModelConfig
 from charwright.model.cells import State, Weights, as_gru, scaled_state
 from charwright.model.compute import CPU, choose_core
 from charwright.model.recurrent import LayerInput, Tokens, run_layer
@@ -131,7 +131,7 @@ class Network:
             bias = weights.bias_ih[rows] + (0 if weights.bias_hh is None else weights.bias_hh[rows])
             return F.linear(x, weights.weight_ih[rows], bias) + F.linear(before, weights.weight_hh[rows])
 
-        if self.config.cell in ("gru", "igru"):
+        if self.config.cell in GRUS:
             return Layer(hidden, None, {"reset": torch.sigmoid(gate(0)), "update": torch.sigmoid(gate(1))})
         gates = {name: torch.sigmoid(gate(number)) for name, number in (("input", 0), ("forget", 1), ("output", 3))}
         new = gates["input"] * torch.tanh(gate(2))

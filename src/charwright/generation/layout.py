@@ -12,11 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from charwright import kernels
-from charwright.config import ModelConfig
+from charwright.config import GRUS, ModelConfig
 
 Float32s = npt.NDArray[np.float32]
 
-GRUS = ("gru", "igru")
 BLOCK_ROWS = 128
 BLOCK_NUMBERS = 1 << 18
 

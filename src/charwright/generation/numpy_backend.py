@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from charwright import ngrams
-from charwright.config import ModelConfig
+from charwright.config import GRUS, ModelConfig
 from charwright.generation import quantized
-from charwright.generation.layout import GRUS, candidate_bias, input_bias, padded, state_scale, to_bf16_and_back
+from charwright.generation.layout import candidate_bias, input_bias, padded, state_scale, to_bf16_and_back
 from charwright.generation.streams import Stream
 
 Float32s = npt.NDArray[np.float32]

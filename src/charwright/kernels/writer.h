@@ -72,7 +72,7 @@ INLINE void NAME(gates)(const cw_model *model, const cw_matrix *matrix, state_t 
     for (int g = 0; g < cw_product_count(model->cell); g++)
         pre[g] = NAME(product_of)(matrix, sums + g * LANES, g * units + unit);
     ivec after;
-    if (model->cell == CW_GRU || model->cell == CW_IGRU) {
+    if (cw_is_gru(model->cell)) {
         const int of_z = cw_product_count(model->cell) - 2, of_n = of_z + 1; /* an input-reset GRU has none of r */
         const ivec r = sigmoid_of(table, of_z ? within(fed[0] + pre[0], PRE_LIMIT) : fed[0]);
         const ivec z = sigmoid_of(table, within(fed[1] + pre[of_z], PRE_LIMIT));
@@ -106,7 +106,7 @@ INLINE void NAME(gates)(const cw_model *model, const cw_matrix *matrix, state_t 
                         const sum *sums, const vec *fed) {
     const size_t units = model->units;
     vec after;
-    if (model->cell == CW_GRU || model->cell == CW_IGRU) {
+    if (cw_is_gru(model->cell)) {
         const int of_z = cw_product_count(model->cell) - 2, of_n = of_z + 1; /* an input-reset GRU has none of r */
         const vec r = sigmoid(of_z ? fed[0] + load(sums) : fed[0]), z = sigmoid(fed[1] + load(sums + of_z * LANES));
         const vec u = load(sums + of_n * LANES) + load((const float *)matrix->bias + of_n * units + unit);

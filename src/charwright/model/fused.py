@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from charwright.config import GRUS
 from charwright.model import cuda_cells
 from charwright.model.cells import State, Weights, as_gru
 
@@ -41,7 +42,7 @@ def fused_layer(
         return cuda_cells.cell_layer(cell, gates, state, weights, dtype, factor)
     low = weights.weight_hh.to(dtype)
     outputs: Any
-    if cell in ("gru", "igru"):
+    if cell in GRUS:
         assert weights.bias_hh is not None
         outputs = _FusedGRU.apply(gates, state[0], low, weights.bias_hh, factor)  # type: ignore[no-untyped-call]
         return outputs, (outputs[-1],)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from charwright.config import STATES, ModelConfig, TrainingConfig
+from charwright.config import GRUS, STATES, ModelConfig, TrainingConfig
 from charwright.model.cells import State, Weights
 from charwright.model.compute import Compute, choose_core
 from charwright.model.dropout import Dropout
@@ -143,7 +143,7 @@ class LanguageModel(WeightedModule):
         return self.weight("embedding.weight" if self.config.tied else "head.weight")
 
     def _layer(self, layer: int) -> Weights:
-        names = ("weight_ih", "weight_hh", "bias_ih", *(("bias_hh",) if self.config.cell in ("gru", "igru") else ()))
+        names = ("weight_ih", "weight_hh", "bias_ih", *(("bias_hh",) if self.config.cell in GRUS else ()))
         scale = self.weight("recurrent.0.weight_mx") if self.config.multiplicative and layer == 0 else None
         return Weights(*(self.weight(f"recurrent.{layer}.{name}") for name in names))._replace(weight_mx=scale)
 

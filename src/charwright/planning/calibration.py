@@ -30,7 +30,6 @@ from charwright.planning.measurement import (
 )
 from charwright.planning.plan import Plan, make_plan, planned_batch, planned_parts, starting_recipe
 from charwright.planning.profile import TextProfile
-from charwright.planning.recipes import DEFAULT
 from charwright.planning.speeds import speed_at
 from charwright.threads import fastest_count
 
@@ -107,7 +106,7 @@ def measure_speeds(
     *,
     clock: Clock = time.monotonic,
 ) -> dict[int, float]:
-    """Characters per second of one layer of IGRU by width, from the narrowest up as far as the time allows.
+    """Characters per second of one GRU layer by width, from the narrowest up as far as the time allows.
 
     The narrowest is always measured. The measurement takes at most three seconds, and a twentieth of `budget_s`.
     """
@@ -126,7 +125,6 @@ def _calibrated(
         recipe.sequences,
         budget_s,
         clock,
-        cell=recipe.model.cell,
         parts=recipe.model,
         masked=masked,
     )
@@ -146,13 +144,12 @@ class Calibration:
         budget_s: float,
         clock: Clock,
         *,
-        cell: str = DEFAULT.model.cell,
         parts: ModelConfig = ModelConfig(),  # noqa: B008 (it is frozen)
         masked: bool = True,
     ) -> None:
         """Start the clock; `pool` are the candidates, the one by the written rule first.
 
-        `parts` has the n-grams, and whether the layer is multiplicative.
+        `parts` has the cell, the n-grams, and whether the layer is multiplicative.
         """
         self.pool, self.best = list(pool), pool[0]
         self.first = 0.0
@@ -160,9 +157,9 @@ class Calibration:
         self._known: dict[int, float] = {}
         self._budget_s = budget_s
         self._deadline = Deadline(clock, clock() + min(LONGEST_S, SHARE * budget_s))
-        kept = {name: getattr(parts, name) for name in ("ngram_bits", "ngram_order", "multiplicative")}
+        kept = {name: getattr(parts, name) for name in ("cell", "ngram_bits", "ngram_order", "multiplicative")}
         model = ModelConfig(units=WIDTHS[0], dropout=DROPOUT, recurrent_dropout=DROPOUT * masked, **kept)
-        self._workload, self._cell = Workload(model, vocabulary_size, sequences), cell
+        self._workload = Workload(model, vocabulary_size, sequences)
         self._ranked: dict[Compute, float] = {}
         self._compared: dict[Compute, float] = {}
 
@@ -188,7 +185,7 @@ class Calibration:
         width = RANKED_AT if 4 * each * len(self.pool) * narrow_s < deadline.left_s else WIDTHS[0]
         if len(self.pool) == 1 or 2 * each * narrow_s > deadline.left_s:
             return
-        work = self._at(width, self._cell)
+        work = self._at(width)
         self._ranked = ranking(self.pool, lambda compute, best: brief_speed(work, compute, best, deadline), deadline)
         best = next(iter(self._ranked))
         if best != self.best:
@@ -268,9 +265,9 @@ class Calibration:
         measured = self._compared | behind
         return Choice(self.best, {compute.label: round(speed) for compute, speed in measured.items()})
 
-    def _at(self, width: int, cell: str = DEFAULT.model.cell, batch: int | None = None) -> Workload:
+    def _at(self, width: int, batch: int | None = None) -> Workload:
         work = self._workload
-        model = dataclasses.replace(work.model, units=width, cell=cell)
+        model = dataclasses.replace(work.model, units=width)
         sequences = dataclasses.replace(work.sequences, batch=batch or work.sequences.batch)
         return dataclasses.replace(work, model=model, sequences=sequences)
 

@@ -63,7 +63,7 @@ WIDE = 1024
 class Plan:
     """A recipe for one text, one machine and one budget, and the reasons for its options.
 
-    `passes` is how often the text is read; `speeds` are measured characters per second of one layer of IGRU by
+    `passes` is how often the text is read; `speeds` are measured characters per second of one layer of the cell by
     units, empty if none were measured; `reasons` are by option.
     """
 
@@ -165,7 +165,7 @@ def make_plan(
 ) -> Plan:
     """Plan a recipe for a text; `options` given by hand are kept as they are.
 
-    `speeds` are measured characters per second of one layer of IGRU by units, in batches of `batch` rows. Only a
+    `speeds` are measured characters per second of one layer of the cell by units, in batches of `batch` rows. Only a
     budget in minutes needs them; a plan for any other budget does not depend on the clock.
     """
     options = _with_one_width(options)
@@ -363,9 +363,7 @@ class _Rule:
 
     def _speed(self, units: int) -> float:
         """Characters per second of a model of this width."""
-        model = self.start.model
-        cell = {"igru": 1.0, "gru": 1.3, "lstm": 1.6, "rnn": 0.5}[model.cell]
-        return speed_at(self.speeds, units) / (cell * (1 + 1.15 * (model.layers - 1)))
+        return speed_at(self.speeds, units) / (1 + 1.15 * (self.start.model.layers - 1))
 
     def _steps(self, units: int) -> float:
         sequences = self.sequences
