@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +28,10 @@ from charwright.run import Run
 from charwright.run_config import RunConfig, Teacher
 from charwright.training.batch import Batch
 from charwright.training.distillation import HARD, STEPS, STREAMS, Lessons, mean_predictions
+from charwright.training.ranks import Ranks
 from charwright.workflow import distillation
 from charwright.workflow.distillation import Teachers, written_tokens
+from charwright.workflow.ensemble import planned_teachers
 from commands import SMALL, TEXT, Terminal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -376,7 +382,8 @@ def test_what_an_ensemble_refuses(charwright: Terminal, text: Path, folders: lis
     )
     out = ["--out", tmp_path / "new", "--steps", "2"]
     for words, message in (
-        ([text, "--ensemble", "0"], "from 1 to 64, not 0"),
+        ([text, "--ensemble", "65"], "from 1 to 64, not 65"),
+        ([text, "--ensemble", "0", "--written", "100"], "--written belongs to --teacher and --ensemble"),
         ([names, "--ensemble", "2"], "--records none"),
         (["-", "--ensemble", "2"], "keep standard input in a file"),
         ([text, "--ensemble", "2", "--from", folders[0]], "leave out --from and --teacher"),
@@ -388,14 +395,6 @@ def test_what_an_ensemble_refuses(charwright: Terminal, text: Path, folders: lis
     ):
         assert message in charwright("train", *words, *(out if "--resume" not in words else [])).line
     assert not (tmp_path / "new-teachers").exists()
-    other = tmp_path / "other.txt"
-    other.write_text("another text, for other teachers\n" * 60, encoding="utf-8")
-    cw.train_ensemble(text, count=1, out=tmp_path / "single", **STUDENT)
-    with pytest.raises(UsageError, match="is a teacher of another text"):
-        cw.train_ensemble(other, count=1, out=tmp_path / "single", force=True, **STUDENT)
-    for options, message in (({"units": 24}, "--units 16, not 24"), ({"seed": 7}, "--seed 65, not 449")):
-        with pytest.raises(UsageError, match=message):
-            cw.train_ensemble(text, count=1, out=tmp_path / "single", force=True, **{**STUDENT, **options})
     with pytest.raises(ConfigError, match="--dropout"):
         cw.train_ensemble(text, count=1, out=tmp_path / "three", dropout=3, **STUDENT)
     assert not (tmp_path / "three-teachers").exists()
@@ -406,3 +405,127 @@ def test_a_larger_budget_trains_the_teachers_longer(text: Path, tmp_path: Path) 
     cw.train_ensemble(text, count=1, out=tmp_path / "run", **STUDENT)
     cw.train_ensemble(text, count=1, out=tmp_path / "run", force=True, **{**STUDENT, "steps": 40})
     assert steps_of(tmp_path / "run-teachers" / "1") == steps_of(tmp_path / "run") == 40
+
+
+def test_force_replaces_teachers_of_another_text_or_options(text: Path, tmp_path: Path) -> None:
+    other, out = tmp_path / "other.txt", tmp_path / "all"
+    other.write_text("another text, for other teachers\n" * 60, encoding="utf-8")
+    asked = iter([None] * 40 + ["enough"])
+    cw.train_ensemble(text, count=2, out=out, should_stop=lambda: next(asked), **STUDENT)  # in the second teacher
+    with pytest.raises(UsageError, match="is a teacher of another text; choose another --out, or train it anew with"):
+        cw.train_ensemble(other, count=2, out=out, **STUDENT)
+    for options, message in (({"units": 24}, "--units 16, not 24"), ({"seed": 7}, "--seed 65, not 449")):
+        with pytest.raises(UsageError, match=message):
+            cw.train_ensemble(text, count=2, out=out, **{**STUDENT, **options})
+    run = cw.train_ensemble(other, count=2, out=out, force=True, **STUDENT)
+    assert len(run.vocabulary) == len(cw.Vocabulary.from_text(other.read_text(encoding="utf-8")))
+    wider = cw.train_ensemble(other, count=2, out=out, force=True, **{**STUDENT, "units": 24})
+    assert [Run.open(entry.folder).model.units for entry in wider.config.teachers] == [24, 24]
+
+
+def test_without_a_folder_an_ensemble_takes_one_that_is_free(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = iter([None] * 10 + ["enough"])
+    cw.train_ensemble(text, count=1, should_stop=lambda: next(asked), **STUDENT)  # in the teacher
+    first = cw.train_ensemble(text, count=1, **STUDENT)
+    name = first.folder.name
+    assert first.folder == Path("runs") / name
+    second = cw.train_ensemble(text, count=1, **STUDENT)
+    assert second.folder == Path("runs") / f"{name}-2"
+    assert Run.open(Path("runs") / f"{name}-2-teachers" / "1").config.sha256 == second.config.sha256
+    other = tmp_path / "other" / text.name
+    other.parent.mkdir()
+    other.write_text("another text of the same name, whose teachers are not done\n" * 60, encoding="utf-8")
+    asked = iter([None] * 10 + ["enough"])
+    cw.train_ensemble(other, count=1, should_stop=lambda: next(asked), **STUDENT)
+    assert cw.train_ensemble(text, count=1, **STUDENT).folder == Path("runs") / f"{name}-4"
+    assert cw.train_ensemble(other, count=1, **STUDENT).folder == Path("runs") / f"{name}-3"
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text of 18,000 characters."""
+    path = tmp_path_factory.mktemp("short") / "short.txt"
+    words = np.random.Generator(np.random.Philox(key=2)).integers(0, len(WORDS), 6_000)
+    path.write_text(" ".join(WORDS[word] for word in words)[:17_998] + ".\n", encoding="utf-8")
+    return path
+
+
+WORDS = ["the", "a", "sea", "ship", "sails", "at", "night", "under", "stars", "and", "sings;"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "count"),
+    [
+        ({}, 4),  # five minutes
+        ({"minutes": 2.0}, 4),
+        ({"minutes": 1.9}, 0),
+        ({"steps": 100_000}, 0),
+        ({"epochs": 1_000}, 0),
+        ({"records": "none"}, 4),
+        ({"records": "line"}, 0),
+        ({"target_loss": 1.5}, 0),
+        ({"val_fraction": 0.0}, 0),
+        ({"units": 32}, 4),
+    ],
+)
+def test_a_plan_has_teachers_for_a_short_text(short: Path, arguments: dict[str, Any], count: int) -> None:
+    assert planned_teachers(short, arguments) == count
+
+
+class Two(Ranks):
+    """One of two processes."""
+
+    size = 2
+
+
+def test_a_plan_has_no_teachers_for_another_training(short: Path, folders: list[Path], tmp_path: Path) -> None:
+    assert planned_teachers([short], {}, recipe="tutorial") == 0
+    assert planned_teachers([short], {}, parent=folders[0]) == 0
+    assert planned_teachers([short], {}, teachers=folders) == 0
+    assert planned_teachers([short, "-"], {}) == 0
+    assert planned_teachers([], {}) == 0
+    assert planned_teachers([short], {}, ranks=Two()) == 0
+    assert planned_teachers([short, short], {}) == 0, "36,000 characters"
+    assert planned_teachers([short, short], {"minutes": 6}) == 4
+    tiny = tmp_path / "tiny.txt"
+    tiny.write_text(short.read_text(encoding="utf-8")[:9_999], encoding="utf-8")
+    assert planned_teachers(tiny, {}) == 0
+    packed = tmp_path / "packed.txt.gz"
+    packed.write_bytes(gzip.compress(short.read_bytes() * 2))
+    assert planned_teachers(packed, {}) == 0
+    assert planned_teachers(packed, {"minutes": 10}) == 4
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"{a}{b}{c}x\n" for a in WORDS for b in WORDS for c in WORDS), encoding="utf-8")
+    assert len(names.read_text(encoding="utf-8")) > 10_000
+    assert planned_teachers(names, {}) == 0
+
+
+def test_the_plan_says_that_it_has_teachers(charwright: Terminal, short: Path, tmp_path: Path) -> None:
+    shown = charwright("train", short, "--minutes", "3", "--explain-plan", "--threads", "1")
+    assert shown.code == 0
+    assert "plan: 4 teachers, and then a model that learns from them" in shown.err
+    assert "units and n-grams for 0.45 minutes" in shown.out
+    alone = charwright("train", short, "--minutes", "3", "--explain-plan", "--threads", "1", "--ensemble", "0")
+    assert "teachers" not in alone.err
+    assert "units and n-grams for 3 minutes" in alone.out
+
+
+def test_a_planned_ensemble_that_is_stopped(charwright: Terminal, short: Path, tmp_path: Path) -> None:
+    """Stopped by Ctrl-C, it says how to go on."""
+    words = ["-m", "charwright", "train", short, "--minutes", "3", "--out", tmp_path / "run", "--threads", "1"]
+    with subprocess.Popen([sys.executable, *map(str, words)], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if line.startswith("plan:") and "are read" in line:  # the plan of the first teacher
+                process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    assert said[0].startswith("plan: 4 teachers"), said
+    assert said[1] == f"teacher 1 of 4: {tmp_path / 'run-teachers' / '1'}\n"
+    assert said[-1].endswith("continue with the same command\n")
+    assert not (tmp_path / "run").exists()
+    assert "has only teachers so far" in charwright("train", "--resume", tmp_path / "run").line

@@ -200,7 +200,7 @@ def test_a_plan_shows_its_reasons() -> None:
     rows = [[cell.text for cell in row] for row in elements(html).iter("tr")]
     assert rows[0] == ["option", "value", "reason"]
     assert ["units", "32", "given by hand"] in rows
-    assert "32 multiplicative IGRU units and n-grams for 50 steps" in words(html)
+    assert "32 multiplicative input-reset GRU units and n-grams for 50 steps" in words(html)
     assert plain(plan).splitlines()[0] == plan.summary()[0]
     assert "--units  32  given by hand" in plain(plan).splitlines()
 
@@ -294,7 +294,7 @@ def test_train_shows_itself_in_a_notebook(in_notebook: list[Display], tmp_path: 
     )
     [display] = in_notebook
     check(display.html)
-    assert "plan: 1 layer of 8 multiplicative IGRU units" in display.plain
+    assert "plan: 1 layer of 8 multiplicative input-reset GRU units" in display.plain
     assert "done: step 20" in words(display.html)
     assert seen[-1] == "end"
     cw.resume(run, steps=30)
@@ -313,7 +313,7 @@ def test_train_is_silent_elsewhere_unless_asked(
     cw.train(tmp_path / "words.txt", progress=True, **options)
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert "plan: 1 layer of 8 multiplicative IGRU units" in shown.err
+    assert "plan: 1 layer of 8 multiplicative input-reset GRU units" in shown.err
     assert "epoch 1  loss" in shown.err
 
 

@@ -105,7 +105,7 @@ def test_what_a_text_says_once_counts_less_the_more_often_it_is_read() -> None:
 def test_a_layer_is_multiplicative_unless_it_is_not_wanted() -> None:
     planned = plan()
     assert planned.recipe.model.multiplicative
-    assert "multiplicative IGRU units and n-grams" in planned.summary()[0]
+    assert "multiplicative input-reset GRU units and n-grams" in planned.summary()[0]
     assert ("--multiplicative", "") in [row[:2] for row in planned.explanation()]
     plain = plan(multiplicative=False)
     assert plain.recipe.model == dataclasses.replace(planned.recipe.model, multiplicative=False)

@@ -152,7 +152,7 @@ def test_a_planned_parent_leaves_what_prevents_memorization_to_a_plan_for_the_ne
     assert new.training.learning_rate < fresh.training.learning_rate == old.training.learning_rate
     rest = {"learning_rate": 1.0, "dropout": 0.0, "recurrent_dropout": 0.0, "weight_decay": 0.0, "steps": 400}
     assert new.with_options(rest) == dataclasses.replace(old.with_options(rest), split=new.split)
-    assert said[0].startswith("plan: 1 layer of 16 multiplicative IGRU units")
+    assert said[0].startswith("plan: 1 layer of 16 multiplicative input-reset GRU units")
     assert child.config.plan is not None
     reasons = child.config.plan["reasons"]
     assert reasons["units"] == reasons["schedule"] == "as in the run that it continues from"

@@ -14,7 +14,8 @@ from charwright.run_config import RunConfig
 
 def cell_in_words(model: ModelConfig) -> str:
     """The cell of a model, for people; of a multiplicative model it is the first layer that is so."""
-    return f"{'multiplicative ' if model.multiplicative else ''}{model.cell.upper()}"
+    cell = "input-reset GRU" if model.cell == "igru" else model.cell.upper()
+    return f"{'multiplicative ' if model.multiplicative else ''}{cell}"
 
 
 def network(model: ModelConfig, vocabulary_size: int) -> str:

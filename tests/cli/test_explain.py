@@ -14,6 +14,7 @@ from charwright.data.byte_vocabulary import ByteVocabulary
 from charwright.data.large_texts import cache_of
 from charwright.data.parts import Places
 from charwright.run import Run
+from charwright.run_view import cell_in_words
 from commands import TEXT, Terminal, process
 from writers import LETTERS, weights_of
 
@@ -32,7 +33,7 @@ def test_page_is_written_and_summed_up(charwright: Terminal, trained: Path, else
     page = (elsewhere / "run-explained.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")
     assert "validation text of the run, which it was not trained on" in page
-    assert result.out.startswith("run: multiplicative IGRU, 1 layer of 16 units")
+    assert result.out.startswith("run: multiplicative input-reset GRU, 1 layer of 16 units")
     assert "bits per character" in result.out
     assert "wrote run-explained.html" in result.err
     assert "run-explained.html exists; choose another path" in charwright("explain", trained).line
@@ -176,7 +177,8 @@ def test_every_network(charwright: Terminal, elsewhere: Path, model: ModelConfig
     assert ("has no gates" in page) == (model.cell == "rnn")
     assert ("Layer 2: forget" in page) == (model.layers == 2)
     assert ("bytes back" in page) == (vocabulary.level == "byte")
-    assert (f"multiplicative {model.cell.upper()}, " in page) == model.multiplicative
+    assert f"{cell_in_words(model)}, " in page
+    assert ("multiplicative " in page) == model.multiplicative
     lengths = {2: "2", 8: "2 to 8"}.get(model.ngram_order)
     assert (f"n-grams of {lengths} tokens (4,096 numbers)" in page) == bool(model.ngram_bits)
     unit = "bytes" if vocabulary.level == "byte" else "characters"

@@ -73,7 +73,7 @@ def test_info_of_a_multiplicative_run(charwright: Terminal, corpus: Path, tmp_pa
     run = Run.open(tmp_path / "run")
     assert values["parameters"] == sum(array.size for array in run.weights().values())
     assert [layer["name"] for layer in values["layers"]] == ["embedding", "recurrent.0", "recurrent.1", "head"]
-    assert "multiplicative IGRU units" in repr(run) + run._repr_html_()
+    assert "multiplicative input-reset GRU units" in repr(run) + run._repr_html_()
 
 
 def test_info_of_an_input_reset_run(charwright: Terminal, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_info_of_an_input_reset_run(charwright: Terminal, tmp_path: Path) -> Non
     # W has three gates, U two, and the biases as many; the first layer has the scale too.
     assert re.search(rf"recurrent\.0 \(multiplicative igru\) .* {48 * 8 + 32 * 16 + 48 + 32 + 16 * 8:,} ", shown)
     assert re.search(rf"recurrent\.1 \(igru\) .* {48 * 16 + 32 * 16 + 48 + 32:,} ", shown)
-    assert "2 layers of 16 multiplicative IGRU units" in repr(run)
+    assert "2 layers of 16 multiplicative input-reset GRU units" in repr(run)
 
 
 def test_info_of_a_run_without_an_epoch(charwright: Terminal, copy: Path) -> None:

@@ -89,8 +89,9 @@ ENDS_EARLY = {
     "--ensemble",
     type=int,
     metavar="N",
-    help="Train N teachers first, in the folder RUN-teachers, and then a model that learns from them. The teachers"
-    " share 0.6 of the minutes; the same command continues a training that was stopped.",
+    help="Train N teachers first, in the folder RUN-teachers, and then a model that learns from them; 0 trains one"
+    " model. The teachers share 0.6 of the minutes; the same command continues a training that was stopped."
+    "  [default: 4 if the plan finds the text short for the time, otherwise 0]",
 )
 @click.option("--corpus", "corpus_moved", multiple=True, metavar="TEXT", help="With --resume: where the text is now.")
 @click.option("--force", is_flag=True, help="Replace the run in the folder.")
@@ -151,6 +152,10 @@ def train(
         "places": user_places(),
     }
     if explain_plan:
+        if ensemble is None and (count := _planned_teachers(corpus, options, new | {"parent": parent})):
+            from charwright.workflow.ensemble import shares
+
+            options["minutes"] = shares(options.get("minutes"), count)[0]
         click.echo(explanation(workflow.plan(corpus, parent=parent, **new, **compute, **options)))
         return 0
     if resume:
@@ -170,11 +175,13 @@ def train(
                 new |= {"out": out, "recipe": recipe_name, "parent": parent, "force": force}
                 arguments = new | compute | watched | options
                 if ensemble is None:
-                    run = workflow.train(corpus, **arguments)
-                else:
+                    ensemble = _planned_teachers(corpus, options, arguments)
+                if ensemble:
                     from charwright.workflow.ensemble import train_ensemble
 
                     run = train_ensemble(corpus, **(arguments | {"count": ensemble}))
+                else:
+                    run = workflow.train(corpus, **arguments)
         ranks.leave()
     if failure.code:
         return failure.code
@@ -182,12 +189,26 @@ def train(
         progress.say(ENDS_EARLY[progress.reason])
     elif progress.reason != "done":
         again = f"resume with: charwright train --resume {run.folder}"
-        if ensemble is not None:
+        if ensemble:
             again = f"continue with the same command{', without --force' if force else ''}"
         progress.say(f"stopped and saved; {again}")
         return 128 + int(signal.Signals[progress.reason])
     progress.say(f"saved {run.folder}; generate with: charwright generate {run.folder}")
     return 0
+
+
+def _planned_teachers(corpus: tuple[str, ...], options: dict[str, Any], arguments: dict[str, Any]) -> int:
+    """How many teachers the plan has, and a line that says so if it has any."""
+    from charwright.workflow.ensemble import planned_teachers
+
+    names = {"recipe", "parent", "teachers", "reading", "places", "ranks"} & arguments.keys()
+    count = planned_teachers(corpus, options, **{name: arguments[name] for name in names})
+    if count:
+        arguments["notify"](
+            f"plan: {count} teachers, and then a model that learns from them: of a short text they make more than one "
+            "model (--ensemble 0) in this time"
+        )
+    return count
 
 
 class _Failure:
@@ -215,11 +236,13 @@ def _check_combination(ctx: click.Context) -> None:
     corpus, resume, parent = (ctx.params[name] for name in ("corpus", "resume", "parent"))
     if corpus and resume:
         raise UsageError("--resume finds the text of the run; if it has moved, name it with --corpus")
+    if resume and not resume.exists() and resume.with_name(f"{resume.name}-teachers").is_dir():
+        raise UsageError(f"{resume} has only teachers so far; to go on, repeat the command that began them")
     if ctx.params["ensemble"] is not None and resume:
         raise UsageError("--ensemble begins a training, and the same command continues it; leave out --resume")
-    if ctx.params["ensemble"] is not None and ctx.params["explain_plan"]:
+    if ctx.params["ensemble"] and ctx.params["explain_plan"]:
         raise UsageError("--explain-plan explains the training of one model; leave out --ensemble")
-    taught = ctx.params["teachers"] or ctx.params["ensemble"] is not None
+    taught = ctx.params["teachers"] or ctx.params["ensemble"]
     if not taught and not resume and given(ctx, ("written",)):
         raise UsageError("--written belongs to --teacher and --ensemble")
     if ctx.params["force"] and resume:

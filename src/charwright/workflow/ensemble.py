@@ -6,13 +6,15 @@ the same call is made again: what is done is not done twice.
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from charwright.config import BUDGETS, CorpusConfig
-from charwright.data.large_texts import open_corpus
+from charwright.data.byte_streams import COMPRESSED
+from charwright.data.large_texts import AnyCorpus, open_corpus
 from charwright.data.lists import is_list
 from charwright.data.parts import Places
 from charwright.errors import RunExistsError, UsageError
@@ -24,23 +26,79 @@ from charwright.training.early_stopping import EARLY_STOPPING, TARGET
 from charwright.training.events import End, Event
 from charwright.training.ranks import ALONE, Ranks
 from charwright.workflow.preparation import RESUMABLE, check_corpus_given, origin_of_recipe
-from charwright.workflow.texts import Notify, Specs
+from charwright.workflow.texts import Notify, Specs, listed
 from charwright.workflow.training import resume, train
 
 DEFAULT_MINUTES = DEFAULT.training.minutes or 5.0
 TEACHING = 0.6
 """The share of the minutes that the teachers have together."""
+TEACHERS = 4
 MOST_TEACHERS = 64
+SHORTEST = 10_000
+"""Characters of a text for which an ensemble is planned, at least."""
+MOST_BYTES = 4
+"""Of a character, in any encoding."""
 LASTING = {"device", "core", "threads", "should_stop", "clock", "tensorboard", "progress"}
 """The arguments that a resume has too."""
 OPTIONS = set(option_values(DEFAULT))
 FINISHED = ("done", TARGET, EARLY_STOPPING)
 
 
+def planned_teachers(
+    corpus: Specs,
+    options: Mapping[str, Any],
+    *,
+    recipe: str = PLANNED,
+    parent: str | os.PathLike[str] | None = None,
+    teachers: Specs = (),
+    reading: CorpusConfig | None = None,
+    places: Places | None = None,
+    ranks: Ranks = ALONE,
+) -> int:
+    """How many teachers a training should have: `TEACHERS` for a short text and a long time, otherwise none.
+
+    The rule has no clock, only the budget and the text, of `SHORTEST` to `longest_for` characters. Only a planned
+    training from initial weights, in one process, of running text that can be read several times, has any.
+
+    Raises:
+        CharwrightError: (a subclass) when the text cannot be read.
+    """
+    minutes = None if {"steps", "epochs"} & options.keys() else options.get("minutes", DEFAULT_MINUTES)
+    given = parent is not None or bool(teachers) or recipe != PLANNED or "target_loss" in options
+    unvalidated = options.get("val_fraction") == 0
+    longest = longest_for(minutes or 0)
+    if given or unvalidated or ranks.size > 1 or longest < SHORTEST or _unsuitable(corpus, longest):
+        return 0
+    text = open_corpus(corpus, reading or CorpusConfig(), places or Places.of_this_user())
+    records = options.get("records", "line" if is_list(text.text) else "none")
+    return TEACHERS if records == "none" and SHORTEST <= len(text.text) <= longest else 0
+
+
+def longest_for(minutes: float) -> float:
+    """The characters of the longest text that several models learn better than one in this time.
+
+    That takes some hundred passes. A longer text has a wider model, and its passes take N^1.7 as long.
+    """
+    return 0 if minutes < 2 else 20_000 * (minutes / 2) ** 0.6
+
+
+def shares(minutes: float | None, count: int) -> tuple[float, float]:
+    """The minutes of each of the teachers and those of the model that learns from them."""
+    minutes = DEFAULT_MINUTES if minutes is None else minutes
+    return minutes * TEACHING / count, minutes * (1 - TEACHING)
+
+
+def _unsuitable(corpus: Specs, longest: float) -> bool:
+    """Whether a text is known to be too long, or to be readable only once, before it is read."""
+    specs = listed(corpus)
+    sizes = [path.stat().st_size for path in map(Path, specs) if path.is_file() and path.suffix not in COMPRESSED]
+    return not specs or "-" in map(str, specs) or sum(sizes) > MOST_BYTES * longest
+
+
 def train_ensemble(
     corpus: Specs,
     *,
-    count: int = 4,
+    count: int = TEACHERS,
     out: str | os.PathLike[str] | None = None,
     seed: int = DEFAULT.training.seed,
     force: bool = False,
@@ -56,14 +114,15 @@ def train_ensemble(
 
     Of a budget in minutes the teachers have 0.6 together; any other is for each of them, and for the last model too.
     The teachers are the runs 1, 2, ... in a folder beside `out`, whose name ends with `-teachers`. The same call goes
-    on with a training that was stopped; `force` replaces the run in `out`, and keeps teachers of the same text.
+    on with a training that was stopped; `force` replaces the run in `out`, and teachers of another text or options.
 
     Args:
         corpus: as for `train`, except that it is read several times, so standard input is refused.
         count: how many teachers there are.
-        out: the folder of the run that learns from them; by default runs/ and the name of the corpus.
+        out: the folder of the run that learns from them; by default runs/ and the name of the corpus, and a number if
+            another run is there.
         seed: that of the last model; those of the teachers follow from it.
-        force: replace the run in `out`.
+        force: replace the run in `out`, and teachers that learned another text or with other options.
         reading: how files are decoded.
         places: where corpora are looked up.
         on_event: called with each event of each training.
@@ -86,15 +145,21 @@ def train_ensemble(
     if options.get("records", "line" if is_list(text.text) else "none") != "none":
         advice = "leave out --records" if "records" in options else "to read it as running text, add --records none"
         raise UsageError(f"{text.name} is a list, and --ensemble needs running text; {advice}")
-    folder = Path("runs") / text.name if out is None else Path(out)
-    school = [folder.with_name(f"{folder.name}-teachers") / str(number) for number in range(1, count + 1)]
-    goes_on = not force and _goes_on(folder, school)
+    folder = Path(out) if out is not None else _default_folder(text, count, force=force)
+    school = _school(folder, count)
+    goes_on = not force and _learns_from(folder, school)
+    if goes_on and _finished(Run.open(folder)):
+        raise RunExistsError(
+            f"{folder} has learned from its teachers; train it longer with --resume {folder}, or replace it "
+            "with --force"
+        )
     if not goes_on:
         Run.check_place(folder, force=force)
     given = {name: options.pop(name, None) for name in BUDGETS}
     given = {name: amount for name, amount in given.items() if amount is not None} or {"minutes": DEFAULT_MINUTES}
     [(budget, amount)] = given.items()
-    shares = [amount, amount] if budget != "minutes" else [amount * TEACHING / count, amount * (1 - TEACHING)]
+    amounts: tuple[Any, Any] = shares(amount, count) if budget == "minutes" else (amount, amount)
+    to_teach, to_learn = ({budget: part} for part in amounts)
     ends: list[End] = []
 
     def watched(event: Event) -> None:
@@ -108,28 +173,29 @@ def train_ensemble(
     rest |= {"reading": reading, "records": "none", **lasting}
     for number, place in enumerate(school, 1):
         own = (seed * MOST_TEACHERS + number) % 2**63
-        begun = _begun(place, text.sha256, {**options, "seed": own})
-        if begun is not None and _finished(begun, budget, shares[0]):
+        begun = _begun(place)
+        other = None if begun is None else _difference(begun, text.sha256, {**options, "seed": own})
+        if other and not force:
+            raise UsageError(other)
+        if begun is not None and not other and _finished(begun, budget, amounts[0]):
             notify(f"teacher {number} of {count}: {place}, trained before")
             continue
         notify(f"teacher {number} of {count}: {place}")
-        if begun is not None:
-            run = resume(place, **lasting, **{budget: shares[0]})
+        if begun is not None and not other:
+            run = resume(place, **lasting, **to_teach)
         else:
-            run = train(corpus, out=place, seed=own, spent_s=spent_s, **rest, **{budget: shares[0]})
+            run = train(corpus, out=place, seed=own, force=bool(other), spent_s=spent_s, **rest, **to_teach)
         spent_s = 0.0
         if ends[-1].reason not in FINISHED:
             return run
     if goes_on:
-        return resume(folder, **lasting, **{budget: shares[1]})
-    return train(
-        corpus, out=folder, teachers=school, seed=seed, force=force, spent_s=spent_s, **rest, **{budget: shares[1]}
-    )
+        return resume(folder, **lasting, **to_learn)
+    return train(corpus, out=folder, teachers=school, seed=seed, force=force, spent_s=spent_s, **rest, **to_learn)
 
 
 def _check(corpus: Specs, count: int, arguments: Mapping[str, Any], options: Mapping[str, Any], ranks: Ranks) -> None:
     """See that the arguments are those of an ensemble, and the options valid."""
-    specs = [corpus] if isinstance(corpus, str | os.PathLike) else list(corpus)
+    specs = listed(corpus)
     if not 1 <= count <= MOST_TEACHERS:
         raise UsageError(f"--ensemble takes a number from 1 to {MOST_TEACHERS}, not {count}")
     if "-" in map(str, specs):
@@ -141,25 +207,23 @@ def _check(corpus: Specs, count: int, arguments: Mapping[str, Any], options: Map
     origin_of_recipe(arguments.get("recipe", PLANNED), options)
 
 
-def _begun(place: Path, sha256: str, options: Mapping[str, Any]) -> Run | None:
-    """The teacher in a folder; None if there is nothing.
-
-    Raises:
-        UsageError: when it is one of another text, or was trained with other options.
-    """
+def _begun(place: Path) -> Run | None:
+    """The teacher in a folder; None if there is nothing."""
     if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         return None
-    run = Run.open(place, for_writing=True)
+    return Run.open(place, for_writing=True)
+
+
+def _difference(run: Run, sha256: str, options: Mapping[str, Any]) -> str | None:
+    """Why a run cannot teach in this ensemble: it learned another text, or with other options."""
+    folder, advice = run.folder, "choose another --out, or train it anew with --force"
     if run.config.sha256 != sha256:
-        raise UsageError(f"{place} is a teacher of another text; remove {place.parent}, or choose another --out")
+        return f"{folder} is a teacher of another text; {advice}"
     values = option_values(run.config.recipe)
     for name, value in options.items():
         if name not in {*RESUMABLE, "written"} and values[name] != value:
-            raise UsageError(
-                f"{place} was trained with {flag(name)} {values[name]}, not {value}; remove {place.parent} to train "
-                "teachers anew, or choose another --out"
-            )
-    return run
+            return f"{folder} was trained with {flag(name)} {values[name]}, not {value}; {advice}"
+    return None
 
 
 def _finished(run: Run, budget: str = "", amount: float = 0.0) -> bool:
@@ -172,20 +236,34 @@ def _finished(run: Run, budget: str = "", amount: float = 0.0) -> bool:
     return last is not None and last.get("event") == "end" and last.get("reason") in FINISHED
 
 
-def _goes_on(folder: Path, teachers: list[Path]) -> bool:
-    """Whether a folder has a run that learns from these teachers.
+def _school(folder: Path, count: int) -> list[Path]:
+    """The folders of the teachers of a run."""
+    return [folder.with_name(f"{folder.name}-teachers") / str(number) for number in range(1, count + 1)]
 
-    Raises:
-        RunExistsError: when it has come to its end.
-    """
+
+def _learns_from(folder: Path, teachers: Sequence[Path]) -> bool:
+    """Whether a folder has a run that learns from these teachers."""
     if not (folder / "config.json").is_file():
         return False
-    run = Run.open(folder)
-    if [teacher.folder for teacher in run.config.teachers] != [str(place.resolve()) for place in teachers]:
-        return False
-    if _finished(run):
-        raise RunExistsError(
-            f"{folder} has learned from its teachers; train it longer with --resume {folder}, or replace it "
-            "with --force"
-        )
-    return True
+    learned = [Path(teacher.folder) for teacher in Run.open(folder).config.teachers]
+    return learned == [place.resolve() for place in teachers]
+
+
+def _default_folder(text: AnyCorpus, count: int, *, force: bool) -> Path:
+    """runs/ and the name of the text, or the first of NAME-2, NAME-3, ... that has nothing else in it.
+
+    What is not finished of an ensemble of this text is no reason to choose another.
+    """
+    first = Path("runs") / text.name
+    if force:
+        return first
+    later = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
+    return next(place for place in itertools.chain([first], later) if _is_open(place, text.sha256, count))
+
+
+def _is_open(folder: Path, sha256: str, count: int) -> bool:
+    """Whether an ensemble of a text can begin or go on in a folder."""
+    if folder.exists():
+        return _learns_from(folder, _school(folder, count)) and not _finished(Run.open(folder))
+    [teacher] = _school(folder, 1)
+    return not (teacher / "config.json").is_file() or Run.open(teacher).config.sha256 == sha256

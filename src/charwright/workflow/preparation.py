@@ -36,7 +36,7 @@ from charwright.training.ranks import ALONE, Ranks
 from charwright.workflow.assembly import grow_weights
 from charwright.workflow.computing import choice_for_resume, choice_here, record_of
 from charwright.workflow.distillation import Teachers, written_tokens
-from charwright.workflow.texts import Notify, Specs, Texts, read_texts, texts_of_run
+from charwright.workflow.texts import Notify, Specs, Texts, listed, read_texts, texts_of_run
 
 RESUMABLE = (*BUDGETS, "target_loss", "patience", "log_every", "checkpoint_minutes", "keep_checkpoints", "precision")
 """The options that a resume may change."""
@@ -186,7 +186,7 @@ def prepare_new(
 ) -> Prepared:
     """Read the texts and settle the options of a new run. Rank 0 plans and measures for all ranks."""
     check_corpus_given(corpus)
-    _check_readable_by_all((*_listed(corpus), *_listed(validation)), ranks)
+    _check_readable_by_all((*listed(corpus), *listed(validation)), ranks)
     recipe = origin.recipe
     if out is not None:
         ranks.first(partial(Run.check_place, out, force=force))
@@ -300,10 +300,6 @@ def check_corpus_given(corpus: Specs) -> None:
     """
     if not corpus:
         raise UsageError("name a text to learn from: a file, a folder, -, an address, shakespeare or python-docs")
-
-
-def _listed(specs: Specs) -> Sequence[str | os.PathLike[str]]:
-    return [specs] if isinstance(specs, str | os.PathLike) else specs
 
 
 def _check_readable_by_all(specs: Sequence[str | os.PathLike[str]], ranks: Ranks) -> None:

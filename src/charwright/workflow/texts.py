@@ -50,6 +50,11 @@ class Texts:
         return RunRecords(self.training.end, self.training.count, held_out)
 
 
+def listed(specs: Specs) -> Sequence[str | os.PathLike[str]]:
+    """One or several as several."""
+    return [specs] if isinstance(specs, str | os.PathLike) else specs
+
+
 def read_texts(
     corpus: Specs,
     validation: Specs,

@@ -43,7 +43,7 @@ from charwright.workflow.preparation import (
     prepare_new,
     prepare_resume,
 )
-from charwright.workflow.texts import Notify, Specs, read_texts
+from charwright.workflow.texts import Notify, Specs, listed, read_texts
 
 SAMPLE_LENGTH = 160
 
@@ -236,7 +236,7 @@ def _origin(
     """What a new run starts from."""
     if parent is not None and teachers:
         raise UsageError("--from continues from weights, and --teacher begins with new ones: choose one")
-    teachers = [teachers] if isinstance(teachers, str | os.PathLike) else teachers
+    teachers = listed(teachers)
     if parent is not None:
         return ranks.first(lambda: origin_of_run(Path(parent), options, replaced=replaced))
     return origin_of_recipe(recipe, options, Teachers.of(teachers, replaced) if teachers else None)
