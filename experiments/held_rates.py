@@ -2,12 +2,14 @@
 
     python experiments/held_rates.py --texts plays:900000:0,docs:1000000:1000000 --passes 3 --hold 0.4
     python experiments/held_rates.py --texts plays:200000:300000 --passes 12 --drop 0.3 learning_rate=0.0075
+    python experiments/held_rates.py --texts plays:900000:0 --passes 9 --hold 0.4 --decay 3 units=384 cell=igru \
+        multiplicative=1
 
 A text is a kind, a number of characters and where they begin, as in small_schedules.py; a fifth of it is held out. The
 model has 320 units, and else what the plan has for the text and the passes. `--hold` is the share of the steps with the
 peak; without it the schedule is half a cosine. `--drop` is the share of the votes of single n-grams that each position
-does without in training. Each training is evaluated at its end, with the EMA of the plan. A line for each text is added
-to held_rates.jsonl.
+does without in training; `--decay` is a factor of the decay of the n-grams. Each training is evaluated at its end, with
+the EMA of the plan. A line for each text is added to held_rates.jsonl.
 """
 
 from __future__ import annotations
@@ -54,10 +56,12 @@ class HeldRate(Trial):
         drop: float,
         options: dict[str, Any],
         net: type[LanguageModel] = LanguageModel,
+        decay: float = 1.0,
     ) -> None:
-        """Make the model; the decay of its n-grams is the plan's."""
+        """Make the model; the decay of its n-grams is `decay` times the plan's."""
         super().__init__(text, passes, "cosine", 0.0, {**planned(int(text.split(":")[1]), passes), **options}, net)
-        self.optimizer.ngram_descent._decay *= min(10, 1.2 * math.sqrt(passes)) / 10  # type: ignore[attr-defined]
+        decay *= min(10, 1.2 * math.sqrt(passes)) / 10
+        self.optimizer.ngram_descent._decay *= decay  # type: ignore[attr-defined]
         self.hold = hold
         if drop:
             self._drop_votes(drop, torch.Generator().manual_seed(5))
@@ -121,13 +125,15 @@ def main() -> None:
     parser = parser_of_trials(__doc__)
     parser.add_argument("--hold", type=float, help="share of the steps with the peak (default: half a cosine)")
     parser.add_argument("--drop", type=float, default=0.0, help="share of the votes that are left out")
+    parser.add_argument("--decay", type=float, default=1.0, help="factor of the n-grams' decay (default: %(default)s)")
     asked = parse_trials(parser)
     torch.set_num_threads(1)
     for text in asked.texts.split(","):
-        trial = HeldRate(text, asked.passes, asked.hold, asked.drop, asked.options)
+        trial = HeldRate(text, asked.passes, asked.hold, asked.drop, asked.options, decay=asked.decay)
         loss = trial.learn()
         known = {"text": text, "passes": asked.passes, "hold": asked.hold, "drop": asked.drop, "options": asked.options}
-        add_line(LEDGER, {**known, "steps": trial.steps, "loss": loss})
+        decay = {} if asked.decay == 1 else {"decay": asked.decay}
+        add_line(LEDGER, {**known, **decay, "steps": trial.steps, "loss": loss})
 
 
 if __name__ == "__main__":
