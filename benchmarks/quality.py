@@ -11,7 +11,8 @@ All sides are complete `charwright train` commands, in turn; the wall time is th
 that of the saved model on the text's last tenth (tiny shakespeare) or on the blocks held out for validation (all
 others), which no side trained on. Of a list, a tenth of the records is held out, and all sides are measured record by
 record; `running` takes it as running text. `network` is the plan without n-grams. `distilled` is an ensemble of
-four teachers and a model that learns from them, in the same time, as the plan has for short texts; `single` is one model.
+four teachers and a model that learns from them, in the same time, as the plan has for short texts; `single` is one
+model.
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@
 A text is a kind, a number of characters and where they begin, as in small_schedules.py; a fifth of it is held out. The
 model has 320 units, and else what the plan has for the text and the passes. `--hold` is the share of the steps with the
 peak; without it the schedule is half a cosine. `--drop` is the share of the votes of single n-grams that each position
-does without in training; `--decay` is a factor of the decay of the n-grams. Each training is evaluated at its end, with
-the EMA of the plan. A line for each text is added to held_rates.jsonl.
+does without in training. K, the decay of the n-grams times the length of the text, is 1.2 times the square root of the
+passes, at most 10, times `--decay`. Each training is evaluated at its end, with the EMA of the plan. A line for each
+text is added to held_rates.jsonl.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class HeldRate(Trial):
         net: type[LanguageModel] = LanguageModel,
         decay: float = 1.0,
     ) -> None:
-        """Make the model; the decay of its n-grams is `decay` times the plan's."""
+        """Make the model; `decay` is a factor of that of its n-grams."""
         super().__init__(text, passes, "cosine", 0.0, {**planned(int(text.split(":")[1]), passes), **options}, net)
         decay *= min(10, 1.2 * math.sqrt(passes)) / 10
         self.optimizer.ngram_descent._decay *= decay  # type: ignore[attr-defined]
@@ -125,7 +126,7 @@ def main() -> None:
     parser = parser_of_trials(__doc__)
     parser.add_argument("--hold", type=float, help="share of the steps with the peak (default: half a cosine)")
     parser.add_argument("--drop", type=float, default=0.0, help="share of the votes that are left out")
-    parser.add_argument("--decay", type=float, default=1.0, help="factor of the n-grams' decay (default: %(default)s)")
+    parser.add_argument("--decay", type=float, default=1.0, help="factor of the decay of n-grams (default: 1)")
     asked = parse_trials(parser)
     torch.set_num_threads(1)
     for text in asked.texts.split(","):

@@ -96,10 +96,17 @@ def test_n_grams_are_for_running_text_that_is_long_enough(
     assert ("and n-grams" in planned.summary()[0]) == (bits > 0)
 
 
-def test_what_a_text_says_once_counts_less_the_more_often_it_is_read() -> None:
-    for epochs, occurrences in ((1, 1.2), (9, 3.6), (36, 7.2), (400, 10)):
-        planned = plan(TextProfile(10**6, 66, "Latin", 10**6), minutes=None, epochs=epochs)
-        assert planned.recipe.training.ngram_decay == pytest.approx(occurrences / 10**6, rel=0.02)
+@pytest.mark.parametrize(
+    ("epochs", "repetition", "occurrences"),
+    [(1, 0.27, 0.36), (9, 0.27, 3.24), (9, 0.12, 9.68), (9, 0.54, 1.3), (36, 0.27, 10), (36, 0.54, 5.1), (9, 0, 10)],
+)
+def test_what_a_text_says_once_counts_less_the_more_often_it_is_read(
+    epochs: int, repetition: float, occurrences: float
+) -> None:
+    """Unless the text repeats itself, so that its n-grams hold elsewhere too."""
+    planned = plan(TextProfile(10**6, 66, "Latin", 10**6, repetition=repetition), minutes=None, epochs=epochs)
+    assert planned.recipe.training.ngram_decay == pytest.approx(occurrences / 10**6, rel=0.02)
+    assert f"{repetition:.0%} of its passages recur" in planned.reasons["ngram_decay"]
 
 
 def test_a_layer_is_multiplicative_unless_it_is_not_wanted() -> None:

@@ -17,6 +17,7 @@ from charwright.data.short_texts import shrink_to_fit
 from charwright.planning.batches import SMALLEST, batch_for, rate_factor, steps_needed
 from charwright.planning.profile import TextProfile
 from charwright.planning.recipes import DEFAULT
+from charwright.planning.repetition import TYPICAL
 from charwright.planning.speeds import speed_at
 from charwright.run_view import cell_in_words
 from charwright.schema import flag
@@ -30,6 +31,7 @@ BATCH_PREDICTIONS = SMALLEST * DEFAULT.sequences.seq_length
 """The predictions of the batch to which the rates of the rules below belong."""
 MOST_CHANCE = 10
 """What occurs in a text more often than this is not chance, however often the text is read."""
+LEAST_REPETITION = 0.01
 MOST_DECAY = 0.1
 """The share of the n-grams that may decay in a step."""
 
@@ -256,7 +258,7 @@ class _Rule:
         bits, why_ngrams = self.ngrams()
         descent = {
             "ngram_rate": (self._ngram_rate(), "n-grams are seen a few times, and have to learn from each"),
-            "ngram_decay": (self._ngram_decay(passes), f"{read}; what occurs once in it may be chance"),
+            "ngram_decay": (self._ngram_decay(passes), f"{read}; {self.text.repetition:.0%} of its passages recur"),
         }
         order = {"ngram_order": (self.ngram_rule.order, "the longest n-grams that recur in a text of this length")}
         has_ngrams = bool(self.options.get("ngram_bits", bits))
@@ -342,9 +344,13 @@ class _Rule:
         return _rounded(self.ngram_rule.rate / math.sqrt(max(1.0, larger)), most=1.0)
 
     def _ngram_decay(self, passes: float) -> float:
-        """A number that fewer than K occurrences speak for stays near zero; K grows with the passes."""
+        """A number that fewer than K occurrences speak for stays near zero.
+
+        K grows with the passes; it is small for a text that repeats itself, whose n-grams hold elsewhere too.
+        """
         in_a_step = self._ngram_rate() * self.sequences.batch * self.sequences.seq_length
-        return _rounded(min(MOST_CHANCE, 1.2 * math.sqrt(passes)) / self.text.read, most=MOST_DECAY / in_a_step)
+        occurrences = 0.36 * passes * math.pow(TYPICAL / max(self.text.repetition, LEAST_REPETITION), 1.35)
+        return _rounded(min(MOST_CHANCE, occurrences) / self.text.read, most=MOST_DECAY / in_a_step)
 
     def _widest(self) -> float:
         return 256 * math.pow(self.text.characters / 16_000, 0.34)

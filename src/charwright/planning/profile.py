@@ -1,4 +1,4 @@
-"""What a plan needs to know about a text: its size, its vocabulary and its script."""
+"""What a plan needs to know about a text: its size, vocabulary and script, and how much it repeats itself."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from charwright.data.records import Records
 from charwright.data.texts import Text, ids_of
 from charwright.data.vocabulary import Vocabulary
+from charwright.planning.repetition import TYPICAL, repetition
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class TextProfile:
 
     A byte-level vocabulary has more token ids than characters. `records` is their number, if it is a list of records.
     `beside` are the tokens that are read with it: what teachers write, and the text again among that. The predictions
-    of the teachers take as long as a training on `once` tokens.
+    of the teachers take as long as a training on `once` tokens. `repetition` is the share of its passages that occur in
+    it again, of a list that of any text.
     """
 
     characters: int
@@ -27,6 +29,7 @@ class TextProfile:
     records: int = 0
     beside: int = 0
     once: int = 0
+    repetition: float = TYPICAL
 
     @property
     def read(self) -> int:
@@ -37,8 +40,10 @@ class TextProfile:
     def of(cls, training_text: Text, vocabulary: Vocabulary) -> TextProfile:
         """Measure a text."""
         tokens = len(ids_of(training_text, vocabulary))
-        records = training_text.count if isinstance(training_text, Records) else 0
-        return cls(len(training_text), len(vocabulary), script_of(training_text), tokens, records)
+        script = script_of(training_text)
+        if isinstance(training_text, Records):
+            return cls(len(training_text), len(vocabulary), script, tokens, training_text.count)
+        return cls(len(training_text), len(vocabulary), script, tokens, repetition=repetition(training_text))
 
 
 def script_of(text: Text) -> str:
