@@ -386,9 +386,9 @@ def test_what_an_ensemble_refuses(charwright: Terminal, text: Path, folders: lis
         ([text, "--ensemble", "0", "--written", "100"], "--written belongs to --teacher and --ensemble"),
         ([names, "--ensemble", "2"], "--records none"),
         (["-", "--ensemble", "2"], "keep standard input in a file"),
+        ([text, "--validation", "-", "--ensemble", "2"], "keep standard input in a file"),
         ([text, "--ensemble", "2", "--from", folders[0]], "leave out --from and --teacher"),
         ([text, "--ensemble", "2", "--teacher", folders[0]], "leave out --from and --teacher"),
-        ([text, "--ensemble", "2", "--explain-plan"], "leave out --ensemble"),
         (["--resume", folders[0], "--ensemble", "2"], "leave out --resume"),
         ([text, "--ensemble", "2", "--minutes", "0"], "must be above 0"),
         ([text, "--ensemble", "2", "--seed", "-1"], "--seed"),
@@ -414,9 +414,16 @@ def test_force_replaces_teachers_of_another_text_or_options(text: Path, tmp_path
     cw.train_ensemble(text, count=2, out=out, should_stop=lambda: next(asked), **STUDENT)  # in the second teacher
     with pytest.raises(UsageError, match="is a teacher of another text; choose another --out, or train it anew with"):
         cw.train_ensemble(other, count=2, out=out, **STUDENT)
-    for options, message in (({"units": 24}, "--units 16, not 24"), ({"seed": 7}, "--seed 65, not 449")):
+    for options, message in (
+        ({"units": 24}, "--units 16, not 24"),
+        ({"seed": 7}, "another --seed"),
+        ({"level": "byte"}, "--level character, not byte"),
+        ({"validation": [other]}, "was validated on another text"),
+    ):
         with pytest.raises(UsageError, match=message):
             cw.train_ensemble(text, count=2, out=out, **{**STUDENT, **options})
+    with pytest.raises(UsageError, match="--units 16, which is not given now"):
+        cw.train_ensemble(text, count=2, out=out, **{name: STUDENT[name] for name in STUDENT if name != "units"})
     run = cw.train_ensemble(other, count=2, out=out, force=True, **STUDENT)
     assert len(run.vocabulary) == len(cw.Vocabulary.from_text(other.read_text(encoding="utf-8")))
     wider = cw.train_ensemble(other, count=2, out=out, force=True, **{**STUDENT, "units": 24})
@@ -440,8 +447,38 @@ def test_without_a_folder_an_ensemble_takes_one_that_is_free(
     other.write_text("another text of the same name, whose teachers are not done\n" * 60, encoding="utf-8")
     asked = iter([None] * 10 + ["enough"])
     cw.train_ensemble(other, count=1, should_stop=lambda: next(asked), **STUDENT)
-    assert cw.train_ensemble(text, count=1, **STUDENT).folder == Path("runs") / f"{name}-4"
+    assert cw.train(text, **OPTIONS, steps=2).folder == Path("runs") / f"{name}-4", "those teachers wait in 3"
+    assert cw.train_ensemble(text, count=1, **STUDENT).folder == Path("runs") / f"{name}-5"
+    asked = iter([None] * 40 + ["enough"])
+    cw.train_ensemble(other, count=1, should_stop=lambda: next(asked), **STUDENT)  # in the last model
+    assert cw.train_ensemble(text, count=1, **STUDENT).folder == Path("runs") / f"{name}-6"
     assert cw.train_ensemble(other, count=1, **STUDENT).folder == Path("runs") / f"{name}-3"
+    assert cw.train_ensemble(text, count=1, force=True, **STUDENT).folder == Path("runs") / name
+    (Path("runs") / name / "config.json").write_text("{", encoding="utf-8")
+    assert cw.train_ensemble(text, count=1, force=True, **STUDENT).folder == Path("runs") / f"{name}-2"
+    (Path("runs") / f"{name}-7-teachers" / "1").mkdir(parents=True)
+    assert cw.train_ensemble(text, count=1, seed=9, **STUDENT).folder == Path("runs") / f"{name}-7", "empty folders"
+
+
+def test_a_folder_without_a_name_of_its_own(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    run = cw.train_ensemble(text, count=1, out=".", **STUDENT)
+    assert [entry.folder for entry in run.config.teachers] == [str((tmp_path / "here-teachers" / "1").resolve())]
+    with pytest.raises(UsageError, match="is no place for a new run"):
+        cw.train_ensemble(text, count=1, out=Path(tmp_path.anchor), **STUDENT)
+
+
+def test_teachers_among_runs_are_left_out(
+    charwright: Terminal, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cw.train_ensemble(text, count=1, out="runs/one", **STUDENT)
+    cw.train(text, out="runs/two", **OPTIONS, steps=2)
+    for command in ("plot", "compare"):
+        shown = charwright(command, "runs/one", "runs/one-teachers", "runs/two")
+        assert shown.code == 0
+        assert "runs/one-teachers holds teachers, which are left out; name one as runs/one-teachers/1\n" in shown.err
 
 
 @pytest.fixture(scope="module")
@@ -486,6 +523,8 @@ def test_a_plan_has_no_teachers_for_another_training(short: Path, folders: list[
     assert planned_teachers([short], {}, parent=folders[0]) == 0
     assert planned_teachers([short], {}, teachers=folders) == 0
     assert planned_teachers([short, "-"], {}) == 0
+    assert planned_teachers([short], {}, validation=["-"]) == 0
+    assert planned_teachers([short], {"val_fraction": 0.0}, validation=[short]) == 4
     assert planned_teachers([], {}) == 0
     assert planned_teachers([short], {}, ranks=Two()) == 0
     assert planned_teachers([short, short], {}) == 0, "36,000 characters"
@@ -493,6 +532,10 @@ def test_a_plan_has_no_teachers_for_another_training(short: Path, folders: list[
     tiny = tmp_path / "tiny.txt"
     tiny.write_text(short.read_text(encoding="utf-8")[:9_999], encoding="utf-8")
     assert planned_teachers(tiny, {}) == 0
+    tiny.write_text(short.read_text(encoding="utf-8")[:9_999] + ".", encoding="utf-8")
+    assert planned_teachers(tiny, {}) == 4
+    tiny.write_text("天地玄黃，宇宙洪荒。\n日月盈昃，辰宿列張。\n" * 850, encoding="utf-8")
+    assert planned_teachers(tiny, {"minutes": 2}) == 4, "18,700 characters of three bytes"
     packed = tmp_path / "packed.txt.gz"
     packed.write_bytes(gzip.compress(short.read_bytes() * 2))
     assert planned_teachers(packed, {}) == 0
@@ -503,29 +546,66 @@ def test_a_plan_has_no_teachers_for_another_training(short: Path, folders: list[
     assert planned_teachers(names, {}) == 0
 
 
-def test_the_plan_says_that_it_has_teachers(charwright: Terminal, short: Path, tmp_path: Path) -> None:
-    shown = charwright("train", short, "--minutes", "3", "--explain-plan", "--threads", "1")
+def test_the_plan_says_that_it_has_teachers(charwright: Terminal, short: Path) -> None:
+    words = ["train", short, "--explain-plan", "--threads", "1"]
+    shown = charwright(*words, "--minutes", "3")
     assert shown.code == 0
-    assert "plan: 4 teachers, and then a model that learns from them" in shown.err
+    assert shown.out.startswith(
+        "plan: 4 teachers of 0.45 minutes each, and a model that learns from them in 1.2 minutes"
+    )
     assert "units and n-grams for 0.45 minutes" in shown.out
-    alone = charwright("train", short, "--minutes", "3", "--explain-plan", "--threads", "1", "--ensemble", "0")
-    assert "teachers" not in alone.err
-    assert "units and n-grams for 3 minutes" in alone.out
+    asked = charwright(*words, "--steps", "5", "--ensemble", "2")
+    assert asked.out.startswith("plan: 2 teachers, and a model that learns from them; this is the plan of a teacher\n")
+    for options in (["--ensemble", "0"], ["--target-loss", "1"]):
+        alone = charwright(*words, "--minutes", "3", *options)
+        assert "teachers" not in alone.out
+        assert "units and n-grams for 3 minutes" in alone.out
 
 
-def test_a_planned_ensemble_that_is_stopped(charwright: Terminal, short: Path, tmp_path: Path) -> None:
-    """Stopped by Ctrl-C, it says how to go on."""
-    words = ["-m", "charwright", "train", short, "--minutes", "3", "--out", tmp_path / "run", "--threads", "1"]
-    with subprocess.Popen([sys.executable, *map(str, words)], stderr=subprocess.PIPE, text=True) as process:
+@pytest.mark.parametrize("options", [["--ensemble", "0"], ["--recipe", "tutorial"], ["--from"], ["--teacher"]])
+def test_other_trainings_of_a_short_text_have_one_model(
+    charwright: Terminal, short: Path, tmp_path: Path, options: list[str]
+) -> None:
+    """The folder cannot be used, so none of them trains for two minutes."""
+    if options[-1].startswith("--"):
+        cw.train(short, out=tmp_path / "other", steps=2, **OPTIONS)
+        options = [*options, str(tmp_path / "other")]
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    shown = charwright("train", short, "--minutes", "2", "--out", tmp_path / "full", *options)
+    assert "--out" in shown.line
+
+
+def stopped(words: list[str | Path], after: str) -> list[str]:
+    """The lines of a `charwright train` that gets a Ctrl-C when a line has a certain text."""
+    command = [sys.executable, "-m", "charwright", "train", *map(str, words), "--threads", "1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         said = []
         for line in process.stderr:
             said.append(line)
-            if line.startswith("plan:") and "are read" in line:  # the plan of the first teacher
+            if after in line:
                 process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130
-    assert said[0].startswith("plan: 4 teachers"), said
-    assert said[1] == f"teacher 1 of 4: {tmp_path / 'run-teachers' / '1'}\n"
+        assert process.wait(timeout=60) == 130, said
+    return said
+
+
+def test_a_planned_ensemble_that_is_stopped(charwright: Terminal, short: Path, tmp_path: Path) -> None:
+    run, teachers = tmp_path / "run", tmp_path / "run-teachers"
+    said = stopped([short, "--minutes", "3", "--out", run], after="are read")  # the plan of the first teacher
+    assert said[0].startswith("plan: 4 teachers, and then"), said
+    assert said[1] == f"teacher 1 of 4: {teachers / '1'}\n"
     assert said[-1].endswith("continue with the same command\n")
-    assert not (tmp_path / "run").exists()
-    assert "has only teachers so far" in charwright("train", "--resume", tmp_path / "run").line
+    assert not run.exists()
+    assert "has only teachers so far" in charwright("train", "--resume", run).line
+
+
+def test_the_advice_to_a_forced_ensemble_that_is_stopped(text: Path, tmp_path: Path) -> None:
+    """As long as the old run is there, --force is needed."""
+    run = tmp_path / "run"
+    cw.train(text, out=run, **OPTIONS, steps=2)
+    words: list[str | Path] = [text, "--ensemble", "1", "--steps", "400", "--written", "4000", *SMALL, "--out", run]
+    said = stopped([*words, "--force"], after="teacher 1 of 1")
+    assert said[-1].endswith("continue with the same command\n")
+    said = stopped([*words, "--force"], after="learns from")
+    assert said[-1].endswith("continue with the same command, without --force\n")

@@ -26,6 +26,17 @@ OF_A_CREATION = {LOCK, "vocabulary.json", "model.safetensors", "corpus"}
 """What a creation has written before it writes config.json, which makes the folder a run."""
 
 
+def teachers_folder(folder: Path) -> Path:
+    """The folder of the teachers of a run, beside it."""
+    return folder.with_name(f"{folder.name}-teachers")
+
+
+def holds_teachers(folder: Path) -> bool:
+    """Whether a folder is that of the teachers of a run."""
+    named = folder.name.endswith(teachers_folder(Path("run")).name.removeprefix("run"))
+    return named and (folder / "1" / "config.json").is_file()
+
+
 def check_place(folder: str | os.PathLike[str], *, force: bool = False) -> None:
     """See that a new run would not overwrite anything.
 

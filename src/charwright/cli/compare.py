@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from charwright.cli.evaluate import difference_shown, evaluator_of, machine_options
-from charwright.cli.options import SectionedCommand, config_options, given
+from charwright.cli.options import SectionedCommand, config_options, given, without_teachers
 from charwright.config import CorpusConfig, RecordsConfig
 from charwright.errors import CorpusError, UsageError
 from charwright.schema import field_names, flag
@@ -84,7 +84,7 @@ def compare(
     """
     from charwright.run import Run
 
-    folders, corpus = split_words(words)
+    folders, corpus = split_words(without_teachers(words))
     runs = [Run.open(folder) for folder in folders]
     reading = given(ctx, field_names(CorpusConfig))
     name, text, sha256 = _given_text(runs, corpus, reading) if corpus else _validation_text(runs, reading)

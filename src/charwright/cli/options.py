@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -186,3 +187,16 @@ def fresh_seed(below: int = 2**32) -> int:
     import secrets
 
     return secrets.randbelow(below)
+
+
+def without_teachers(words: Iterable[str]) -> list[str]:
+    """The arguments without the folders of teachers, which `runs/*` names too, and a line about each."""
+    from charwright.run_place import holds_teachers
+
+    kept = []
+    for word in words:
+        if holds_teachers(Path(word)):
+            say(f"{word} holds teachers, which are left out; name one as {word}/1")
+        else:
+            kept.append(word)
+    return kept

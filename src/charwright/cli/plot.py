@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from charwright.cli.options import say
+from charwright.cli.options import say, without_teachers
 from charwright.errors import UsageError
 
 PIPE_WIDTH = 80
@@ -53,7 +53,7 @@ def plot(runs: tuple[str, ...], x: str, y: str, out: Path | None, force: bool, a
         raise UsageError("--force replaces the file of -o; add -o FILE")
     if out is not None:
         plots.checked_place(out, force=force)
-    curves = plots.plot(runs, x=x, y=y, apart=apart)
+    curves = plots.plot(without_teachers(runs), x=x, y=y, apart=apart)
     if out is None:
         width, height, color = _screen()
         click.echo(curves.text(width, height, color=color))

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,9 +39,14 @@ from charwright.signals import stop_asked
 
 if TYPE_CHECKING:
     from charwright.planning.plan import Plan
+    from charwright.run import Run
     from charwright.training.events import Event
     from charwright.training.ranks import Ranks
 
+PLANNED_ENSEMBLE = (
+    "plan: {} teachers, and then a model that learns from them, which is better than one model for a text this short; "
+    "--ensemble 0 trains one"
+)
 STOPPING = b"\nstopping after this step; press again to stop at once\n"
 PLANNED_OPTIONS = (
     *("cell", "units", "dropout", "recurrent_dropout", "multiplicative", "ngram_bits", "ngram_order", "ngram_rate"),
@@ -67,7 +73,11 @@ ENDS_EARLY = {
     help="Options to start from: default, tutorial, a JSON recipe file, or an earlier run.",
 )
 @click.option("--explain-plan", is_flag=True, help="Print the plan for this text with its reasons, and exit.")
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/NAME OF THE CORPUS]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Run folder.  [default: runs/NAME OF THE CORPUS, or the first of NAME-2, NAME-3, ... that is free]",
+)
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Resume a run that was stopped.")
 @click.option(
     "--from",
@@ -89,12 +99,12 @@ ENDS_EARLY = {
     "--ensemble",
     type=int,
     metavar="N",
-    help="Train N teachers first, in the folder RUN-teachers, and then a model that learns from them; 0 trains one"
-    " model. The teachers share 0.6 of the minutes; the same command continues a training that was stopped."
-    "  [default: 4 if the plan finds the text short for the time, otherwise 0]",
+    help="Train N teachers in the folder RUN-teachers, and then a model that learns from them; 0 trains one model. The"
+    " teachers share 0.6 of the minutes. After Ctrl-C the same command continues.  [default: 4 for a text that is short"
+    " for the time, otherwise 0]",
 )
 @click.option("--corpus", "corpus_moved", multiple=True, metavar="TEXT", help="With --resume: where the text is now.")
-@click.option("--force", is_flag=True, help="Replace the run in the folder.")
+@click.option("--force", is_flag=True, help="Replace the run in the folder, and teachers that do not fit.")
 @click.option(
     "--validation", multiple=True, metavar="TEXT", help="Validate on this text instead of a part of the corpus."
 )
@@ -141,22 +151,22 @@ def train(
     reading = given(ctx, field_names(CorpusConfig))
     from charwright.cli.download import user_places
     from charwright.workflow import training as workflow
+    from charwright.workflow.ensemble import planned_teachers, train_ensemble
     from charwright.workflow.preparation import check_resume_options
 
     compute: dict[str, Any] = {"device": device, "core": core, "threads": threads}
-    new: dict[str, Any] = {
+    origin: dict[str, Any] = {
+        "parent": parent,
         "teachers": teachers,
         "validation": validation,
         "reading": CorpusConfig(**reading),
-        "notify": say,
         "places": user_places(),
     }
     if explain_plan:
-        if ensemble is None and (count := _planned_teachers(corpus, options, new | {"parent": parent})):
-            from charwright.workflow.ensemble import shares
-
-            options["minutes"] = shares(options.get("minutes"), count)[0]
-        click.echo(explanation(workflow.plan(corpus, parent=parent, **new, **compute, **options)))
+        count = planned_teachers(corpus, options, **origin) if ensemble is None else ensemble
+        for line in _explained_ensemble(count, options):
+            click.echo(line)
+        click.echo(explanation(workflow.plan(corpus, notify=say, **origin, **compute, **options)))
         return 0
     if resume:
         check_resume_options({**given(ctx, ("recipe_name", "out", "validation")), **reading, **options})
@@ -167,48 +177,53 @@ def train(
         with _Progress(ranks) as progress, stop_asked(STOPPING if ranks.rank == 0 else b"") as should_stop:
             watched: dict[str, Any] = {
                 "on_event": progress.show, "should_stop": should_stop, "tensorboard": tensorboard, "ranks": ranks,
-                "notify": progress.say, "places": user_places(), "spent_s": time.monotonic() - began_s,
+                "notify": progress.say, "spent_s": time.monotonic() - began_s,
             }  # fmt: skip
             if resume:
-                run = workflow.resume(resume, corpus=corpus_moved, **compute, **watched, **options)
+                run = workflow.resume(
+                    resume, corpus=corpus_moved, places=origin["places"], **compute, **watched, **options
+                )
             else:
-                new |= {"out": out, "recipe": recipe_name, "parent": parent, "force": force}
-                arguments = new | compute | watched | options
                 if ensemble is None:
-                    ensemble = _planned_teachers(corpus, options, arguments)
-                if ensemble:
-                    from charwright.workflow.ensemble import train_ensemble
-
-                    run = train_ensemble(corpus, **(arguments | {"count": ensemble}))
-                else:
-                    run = workflow.train(corpus, **arguments)
+                    ensemble = planned_teachers(corpus, options, recipe=recipe_name, ranks=ranks, **origin)
+                    if ensemble:
+                        progress.say(PLANNED_ENSEMBLE.format(ensemble))
+                    watched["spent_s"] = time.monotonic() - began_s
+                begin = partial(train_ensemble, count=ensemble) if ensemble else workflow.train
+                place: dict[str, Any] = {"out": out, "recipe": recipe_name, "force": force}
+                run = begin(corpus, **origin, **place, **compute, **watched, **options)
         ranks.leave()
     if failure.code:
         return failure.code
     if progress.reason in ENDS_EARLY:
         progress.say(ENDS_EARLY[progress.reason])
     elif progress.reason != "done":
-        again = f"resume with: charwright train --resume {run.folder}"
-        if ensemble:
-            again = f"continue with the same command{', without --force' if force else ''}"
-        progress.say(f"stopped and saved; {again}")
+        progress.say(f"stopped and saved; {_how_to_go_on(run, ensemble or 0, force=force)}")
         return 128 + int(signal.Signals[progress.reason])
     progress.say(f"saved {run.folder}; generate with: charwright generate {run.folder}")
     return 0
 
 
-def _planned_teachers(corpus: tuple[str, ...], options: dict[str, Any], arguments: dict[str, Any]) -> int:
-    """How many teachers the plan has, and a line that says so if it has any."""
-    from charwright.workflow.ensemble import planned_teachers
+def _how_to_go_on(run: Run, teachers: int, *, force: bool) -> str:
+    """What continues a training that was stopped in a run."""
+    if not teachers:
+        return f"resume with: charwright train --resume {run.folder}"
+    replaced = force and run.config.teachers  # The run that --force replaces is gone now.
+    return f"continue with the same command{', without --force' if replaced else ''}"
 
-    names = {"recipe", "parent", "teachers", "reading", "places", "ranks"} & arguments.keys()
-    count = planned_teachers(corpus, options, **{name: arguments[name] for name in names})
-    if count:
-        arguments["notify"](
-            f"plan: {count} teachers, and then a model that learns from them: of a short text they make more than one "
-            "model (--ensemble 0) in this time"
+
+def _explained_ensemble(count: int, options: dict[str, Any]) -> Iterator[str]:
+    """A line if there are teachers; `options` get the budget of one, whose plan is explained."""
+    from charwright.workflow.ensemble import shares
+
+    if count and {"steps", "epochs"} & options.keys():
+        yield f"plan: {count} teachers, and a model that learns from them; this is the plan of a teacher"
+    elif count:
+        options["minutes"], last = shares(options.get("minutes"), count)
+        yield (
+            f"plan: {count} teachers of {options['minutes']:g} minutes each, and a model that learns from them in "
+            f"{last:g} minutes; this is the plan of a teacher"
         )
-    return count
 
 
 class _Failure:
@@ -233,18 +248,18 @@ def _failing_once(ranks: Ranks) -> Iterator[_Failure]:
 
 def _check_combination(ctx: click.Context) -> None:
     """See that the options go together."""
+    from charwright.run_place import holds_teachers, teachers_folder
+
     corpus, resume, parent = (ctx.params[name] for name in ("corpus", "resume", "parent"))
     if corpus and resume:
         raise UsageError("--resume finds the text of the run; if it has moved, name it with --corpus")
-    if resume and not resume.exists() and resume.with_name(f"{resume.name}-teachers").is_dir():
+    if resume and not resume.exists() and holds_teachers(teachers_folder(resume)):
         raise UsageError(f"{resume} has only teachers so far; to go on, repeat the command that began them")
     if ctx.params["ensemble"] is not None and resume:
         raise UsageError("--ensemble begins a training, and the same command continues it; leave out --resume")
-    if ctx.params["ensemble"] and ctx.params["explain_plan"]:
-        raise UsageError("--explain-plan explains the training of one model; leave out --ensemble")
     taught = ctx.params["teachers"] or ctx.params["ensemble"]
     if not taught and not resume and given(ctx, ("written",)):
-        raise UsageError("--written belongs to --teacher and --ensemble")
+        raise UsageError("--written belongs to --teacher and --ensemble; add --ensemble 4")
     if ctx.params["force"] and resume:
         raise UsageError("--force replaces a run and --resume continues one: choose one")
     if parent and resume:

@@ -9,18 +9,20 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from charwright.config import BUDGETS, CorpusConfig
-from charwright.data.byte_streams import COMPRESSED
-from charwright.data.large_texts import AnyCorpus, open_corpus
+from charwright.data.corpus import checked_specs
+from charwright.data.large_texts import open_corpus
 from charwright.data.lists import is_list
-from charwright.data.parts import Places
-from charwright.errors import RunExistsError, UsageError
-from charwright.planning.plan import option_values
+from charwright.data.parts import Places, find_parts
+from charwright.errors import RunError, RunExistsError, UsageError
+from charwright.planning.plan import BY_HAND, option_values
 from charwright.planning.recipes import DEFAULT, PLANNED
 from charwright.run import Run
+from charwright.run_place import teachers_folder
 from charwright.schema import flag
 from charwright.training.early_stopping import EARLY_STOPPING, TARGET
 from charwright.training.events import End, Event
@@ -41,6 +43,8 @@ MOST_BYTES = 4
 LASTING = {"device", "core", "threads", "should_stop", "clock", "tensorboard", "progress"}
 """The arguments that a resume has too."""
 OPTIONS = set(option_values(DEFAULT))
+FREE = {*RESUMABLE, "written", "records", "seed"}
+"""The options that a teacher need not share with what learns from it."""
 FINISHED = ("done", TARGET, EARLY_STOPPING)
 
 
@@ -51,6 +55,7 @@ def planned_teachers(
     recipe: str = PLANNED,
     parent: str | os.PathLike[str] | None = None,
     teachers: Specs = (),
+    validation: Specs = (),
     reading: CorpusConfig | None = None,
     places: Places | None = None,
     ranks: Ranks = ALONE,
@@ -64,12 +69,17 @@ def planned_teachers(
         CharwrightError: (a subclass) when the text cannot be read.
     """
     minutes = None if {"steps", "epochs"} & options.keys() else options.get("minutes", DEFAULT_MINUTES)
-    given = parent is not None or bool(teachers) or recipe != PLANNED or "target_loss" in options
-    unvalidated = options.get("val_fraction") == 0
     longest = longest_for(minutes or 0)
-    if given or unvalidated or ranks.size > 1 or longest < SHORTEST or _unsuitable(corpus, longest):
+    given = parent is not None or bool(teachers) or recipe != PLANNED or "target_loss" in options
+    unvalidated = not validation and options.get("val_fraction") == 0
+    unsuitable = not corpus or given or unvalidated or ranks.size > 1 or _reads_stdin(corpus, validation)
+    if unsuitable or longest < SHORTEST:
         return 0
-    text = open_corpus(corpus, reading or CorpusConfig(), places or Places.of_this_user())
+    reading, places = reading or CorpusConfig(), places or Places.of_this_user()
+    parts = find_parts(checked_specs(corpus), reading, places, [])
+    if sum(part.size for part in parts) > MOST_BYTES * longest:
+        return 0
+    text = open_corpus(corpus, reading, places)
     records = options.get("records", "line" if is_list(text.text) else "none")
     return TEACHERS if records == "none" and SHORTEST <= len(text.text) <= longest else 0
 
@@ -88,11 +98,9 @@ def shares(minutes: float | None, count: int) -> tuple[float, float]:
     return minutes * TEACHING / count, minutes * (1 - TEACHING)
 
 
-def _unsuitable(corpus: Specs, longest: float) -> bool:
-    """Whether a text is known to be too long, or to be readable only once, before it is read."""
-    specs = listed(corpus)
-    sizes = [path.stat().st_size for path in map(Path, specs) if path.is_file() and path.suffix not in COMPRESSED]
-    return not specs or "-" in map(str, specs) or sum(sizes) > MOST_BYTES * longest
+def _reads_stdin(*specs: Specs) -> bool:
+    """Whether a text is standard input, which can be read only once."""
+    return any("-" in map(str, listed(some)) for some in specs)
 
 
 def train_ensemble(
@@ -145,7 +153,10 @@ def train_ensemble(
     if options.get("records", "line" if is_list(text.text) else "none") != "none":
         advice = "leave out --records" if "records" in options else "to read it as running text, add --records none"
         raise UsageError(f"{text.name} is a list, and --ensemble needs running text; {advice}")
-    folder = Path(out) if out is not None else _default_folder(text, count, force=force)
+    differs = partial(
+        _difference, sha256=text.sha256, options={**options, "seed": seed}, validation=arguments.get("validation", ())
+    )
+    folder = _given_folder(Path(out)) if out is not None else _default_folder(text.name, count, differs, force=force)
     school = _school(folder, count)
     goes_on = not force and _learns_from(folder, school)
     if goes_on and _finished(Run.open(folder)):
@@ -172,9 +183,8 @@ def train_ensemble(
     rest = {name: value for name, value in arguments.items() if name not in {*BUDGETS, "parent", "teachers"}}
     rest |= {"reading": reading, "records": "none", **lasting}
     for number, place in enumerate(school, 1):
-        own = (seed * MOST_TEACHERS + number) % 2**63
         begun = _begun(place)
-        other = None if begun is None else _difference(begun, text.sha256, {**options, "seed": own})
+        other = None if begun is None else differs(begun, number)
         if other and not force:
             raise UsageError(other)
         if begun is not None and not other and _finished(begun, budget, amounts[0]):
@@ -184,6 +194,7 @@ def train_ensemble(
         if begun is not None and not other:
             run = resume(place, **lasting, **to_teach)
         else:
+            own = _seed_of(number, seed)
             run = train(corpus, out=place, seed=own, force=bool(other), spent_s=spent_s, **rest, **to_teach)
         spent_s = 0.0
         if ends[-1].reason not in FINISHED:
@@ -195,10 +206,9 @@ def train_ensemble(
 
 def _check(corpus: Specs, count: int, arguments: Mapping[str, Any], options: Mapping[str, Any], ranks: Ranks) -> None:
     """See that the arguments are those of an ensemble, and the options valid."""
-    specs = listed(corpus)
     if not 1 <= count <= MOST_TEACHERS:
         raise UsageError(f"--ensemble takes a number from 1 to {MOST_TEACHERS}, not {count}")
-    if "-" in map(str, specs):
+    if _reads_stdin(corpus, arguments.get("validation", ())):
         raise UsageError("--ensemble reads the text several times; keep standard input in a file")
     if ranks.size > 1:
         raise UsageError("--ensemble trains in one process, without torchrun")
@@ -214,15 +224,32 @@ def _begun(place: Path) -> Run | None:
     return Run.open(place, for_writing=True)
 
 
-def _difference(run: Run, sha256: str, options: Mapping[str, Any]) -> str | None:
-    """Why a run cannot teach in this ensemble: it learned another text, or with other options."""
+def _seed_of(number: int, seed: int) -> int:
+    """The seed of a teacher, from that of the last model."""
+    return (seed * MOST_TEACHERS + number) % 2**63
+
+
+def _difference(run: Run, number: int, *, sha256: str, options: Mapping[str, Any], validation: Specs) -> str | None:
+    """Why a run cannot be the teacher of this number: it learned another text, or with other options."""
     folder, advice = run.folder, "choose another --out, or train it anew with --force"
     if run.config.sha256 != sha256:
         return f"{folder} is a teacher of another text; {advice}"
+    if bool(run.config.validation) != bool(validation):
+        return f"{folder} was validated on another text; {advice}"
     values = option_values(run.config.recipe)
-    for name, value in options.items():
-        if name not in {*RESUMABLE, "written"} and values[name] != value:
+    if values["seed"] != _seed_of(number, options["seed"]):
+        return f"{folder} was trained with another --seed; {advice}"
+    reasons = (run.config.plan or {}).get("reasons", {})
+    expected = option_values(DEFAULT) if run.config.recipe_name == PLANNED else {}
+    expected = {name: value for name, value in expected.items() if name not in {*reasons, *FREE}}
+    if validation:
+        expected.pop("val_fraction", None)
+    for name, value in {**expected, **options}.items():
+        if name not in FREE and values[name] != value:
             return f"{folder} was trained with {flag(name)} {values[name]}, not {value}; {advice}"
+    for name, reason in reasons.items():
+        if reason == BY_HAND and name not in options:
+            return f"{folder} was trained with {flag(name)} {values[name]}, which is not given now; {advice}"
     return None
 
 
@@ -238,7 +265,20 @@ def _finished(run: Run, budget: str = "", amount: float = 0.0) -> bool:
 
 def _school(folder: Path, count: int) -> list[Path]:
     """The folders of the teachers of a run."""
-    return [folder.with_name(f"{folder.name}-teachers") / str(number) for number in range(1, count + 1)]
+    return [teachers_folder(folder) / str(number) for number in range(1, count + 1)]
+
+
+def _given_folder(folder: Path) -> Path:
+    """A folder that the user names, with a name beside which that of the teachers can be.
+
+    Raises:
+        UsageError: when it is the root of the file system.
+    """
+    if folder.name in ("", ".."):
+        folder = folder.resolve()
+    if not folder.name:
+        raise UsageError(f"{folder} is no place for a new run; choose another --out")
+    return folder
 
 
 def _learns_from(folder: Path, teachers: Sequence[Path]) -> bool:
@@ -249,21 +289,23 @@ def _learns_from(folder: Path, teachers: Sequence[Path]) -> bool:
     return learned == [place.resolve() for place in teachers]
 
 
-def _default_folder(text: AnyCorpus, count: int, *, force: bool) -> Path:
+def _default_folder(name: str, count: int, differs: Callable[[Run, int], str | None], *, force: bool) -> Path:
     """runs/ and the name of the text, or the first of NAME-2, NAME-3, ... that has nothing else in it.
 
-    What is not finished of an ensemble of this text is no reason to choose another.
+    What is not finished of this ensemble is no reason to choose another, nor, with `force`, is what is finished.
     """
-    first = Path("runs") / text.name
-    if force:
-        return first
-    later = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
-    return next(place for place in itertools.chain([first], later) if _is_open(place, text.sha256, count))
+    first = Path("runs") / name
+    later = (first.with_name(f"{name}-{number}") for number in itertools.count(2))
+    return next(place for place in itertools.chain([first], later) if _is_open(place, count, differs, force=force))
 
 
-def _is_open(folder: Path, sha256: str, count: int) -> bool:
-    """Whether an ensemble of a text can begin or go on in a folder."""
-    if folder.exists():
-        return _learns_from(folder, _school(folder, count)) and not _finished(Run.open(folder))
-    [teacher] = _school(folder, 1)
-    return not (teacher / "config.json").is_file() or Run.open(teacher).config.sha256 == sha256
+def _is_open(folder: Path, count: int, differs: Callable[[Run, int], str | None], *, force: bool) -> bool:
+    """Whether an ensemble can begin or go on in a folder."""
+    school = _school(folder, count)
+    try:
+        if folder.exists() and (not _learns_from(folder, school) or (_finished(Run.open(folder)) and not force)):
+            return False
+        begun = [(_begun(place), number) for number, place in enumerate(school, 1)]
+        return not any(run is not None and differs(run, number) for run, number in begun)
+    except RunError:  # One that is damaged, or of a newer version.
+        return False
