@@ -24,7 +24,7 @@ Hashes = npt.NDArray[np.uint64]
 def repetition(text: str | MappedText) -> float:
     """The share of the passages of 12 characters in a tenth of a text that also occur in the rest of it.
 
-    The tenth consists of blocks that are evenly spread. A text shorter than that is 0.
+    The tenth consists of blocks that are evenly spread. It is 0 for a text of fewer than about 200 characters.
     """
     hashes = _passages(text[:MOST_CHARACTERS])
     apart = np.zeros(len(hashes), dtype=bool)
