@@ -34,7 +34,11 @@ def repetition(text: str | MappedText) -> float:
         apart[begin : begin + size] = True
     # A passage at the edge of a block is partly in the rest.
     rest = ~apart & ~np.roll(apart, -PASSAGE)
-    return float(np.isin(hashes[apart], hashes[rest]).mean()) if size else 0.0
+    if not size:
+        return 0.0
+    known, asked = np.sort(hashes[rest]), np.sort(hashes[apart])
+    found = np.searchsorted(known, asked).clip(max=len(known) - 1)
+    return float((known[found] == asked).mean())
 
 
 def _passages(text: str) -> Hashes:
