@@ -11,6 +11,7 @@ old one back.
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import re
 import shutil
@@ -26,15 +27,23 @@ OF_A_CREATION = {LOCK, "vocabulary.json", "model.safetensors", "corpus"}
 """What a creation has written before it writes config.json, which makes the folder a run."""
 
 
+TEACHERS = "-teachers"
+
+
+def numbered(folder: Path) -> Iterator[Path]:
+    """A folder, and then NAME-2, NAME-3, ... beside it."""
+    yield folder
+    yield from (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+
+
 def teachers_folder(folder: Path) -> Path:
     """The folder of the teachers of a run, beside it."""
-    return folder.with_name(f"{folder.name}-teachers")
+    return folder.with_name(folder.name + TEACHERS)
 
 
 def holds_teachers(folder: Path) -> bool:
     """Whether a folder is that of the teachers of a run."""
-    named = folder.name.endswith(teachers_folder(Path("run")).name.removeprefix("run"))
-    return named and (folder / "1" / "config.json").is_file()
+    return folder.name.endswith(TEACHERS) and (folder / "1" / "config.json").is_file()
 
 
 def check_place(folder: str | os.PathLike[str], *, force: bool = False) -> None:

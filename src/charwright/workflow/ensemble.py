@@ -6,7 +6,6 @@ the same call is made again: what is done is not done twice.
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -22,7 +21,7 @@ from charwright.errors import RunError, RunExistsError, UsageError
 from charwright.planning.plan import BY_HAND, option_values
 from charwright.planning.recipes import DEFAULT, PLANNED
 from charwright.run import Run
-from charwright.run_place import teachers_folder
+from charwright.run_place import numbered, teachers_folder
 from charwright.schema import flag
 from charwright.training.early_stopping import EARLY_STOPPING, TARGET
 from charwright.training.events import End, Event
@@ -294,9 +293,7 @@ def _default_folder(name: str, count: int, differs: Callable[[Run, int], str | N
 
     What is not finished of this ensemble is no reason to choose another, nor, with `force`, is what is finished.
     """
-    first = Path("runs") / name
-    later = (first.with_name(f"{name}-{number}") for number in itertools.count(2))
-    return next(place for place in itertools.chain([first], later) if _is_open(place, count, differs, force=force))
+    return next(place for place in numbered(Path("runs") / name) if _is_open(place, count, differs, force=force))
 
 
 def _is_open(folder: Path, count: int, differs: Callable[[Run, int], str | None], *, force: bool) -> bool:

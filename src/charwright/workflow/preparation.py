@@ -30,7 +30,7 @@ from charwright.planning.recipe_file import recipe_of
 from charwright.planning.recipes import DEFAULT, PLANNED
 from charwright.run import Run
 from charwright.run_config import Parent, RunConfig
-from charwright.run_place import teachers_folder
+from charwright.run_place import numbered, teachers_folder
 from charwright.schema import flag
 from charwright.storage import Arrays
 from charwright.training.ranks import ALONE, Ranks
@@ -336,11 +336,7 @@ def _describe_growth(old: Vocabulary, new: Vocabulary) -> str:
 
 def _free_folder(folder: Path) -> Path:
     """The folder, or the first of folder-2, folder-3, ... that does not exist, and has no teachers waiting for it."""
-    number, free = 1, folder
-    while free.exists() or teachers_folder(free).exists():
-        number += 1
-        free = folder.with_name(f"{folder.name}-{number}")
-    return free
+    return next(place for place in numbered(folder) if not place.exists() and not teachers_folder(place).exists())
 
 
 def _versions() -> dict[str, str]:
