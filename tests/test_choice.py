@@ -430,9 +430,15 @@ def test_a_budget_in_steps_is_planned_without_a_clock(monkeypatch: pytest.Monkey
 
 @needs_kernels
 @pytest.mark.parametrize("variant", HERE)
-def test_a_model_uses_the_variant_it_was_given(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("precision", "calls"),
+    [("f32", {"forward", "backward", "head"}), ("bf16", {"forward", "backward", "cross_entropy", "outer"})],
+)
+def test_a_model_uses_the_variant_it_was_given(
+    variant: str, precision: str, calls: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: dict[str, set[str]] = {}
-    for name in ("forward", "backward", "cross_entropy", "outer"):
+    for name in ("forward", "backward", "cross_entropy", "outer", "head"):
         original = getattr(kernels.Kernels, name)
 
         def counting(self: kernels.Kernels, *args: Any, _name: str = name, _run: Any = original, **options: Any) -> Any:
@@ -440,9 +446,9 @@ def test_a_model_uses_the_variant_it_was_given(variant: str, monkeypatch: pytest
             return _run(self, *args, **options)
 
         monkeypatch.setattr(kernels.Kernels, name, counting)
-    compute = dataclasses.replace(Compute.choose("cpu", "native"), kernel=variant)
+    compute = dataclasses.replace(Compute.choose("cpu", "native", precision), kernel=variant)
     model = LanguageModel(ModelConfig(units=32, layers=2, embedding_size=8), 30, compute=compute)
     ids = some_ids(6, 4, 30)
     loss, _ = model.loss(ids, ids)
     loss.backward()
-    assert seen == {name: {variant} for name in ("forward", "backward", "cross_entropy", "outer")}
+    assert seen == {name: {variant} for name in calls}

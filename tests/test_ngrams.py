@@ -19,8 +19,9 @@ from charwright import kernels, ngrams
 from charwright.data.sequences import make_dataset
 from charwright.errors import ConfigError
 from charwright.evaluation.dynamic import evaluate_dynamically
-from charwright.model import votes
+from charwright.model import native, votes
 from charwright.model.compute import Compute
+from charwright.model.votes import contexts_of, offsets_of
 from charwright.training.optimizer import clipped_gradients, make_optimizer, set_learning_rate
 from ramps import ramp
 
@@ -148,6 +149,38 @@ def test_loss_and_gradients_are_those_of_the_logits(
     assert float(abs(loss - wanted).detach()) < tolerance * float(wanted.detach())
     for found, gradient in zip(torch.autograd.grad(loss, weights), wanted_gradients, strict=True):
         assert float((found - gradient).norm()) <= 2 * tolerance * float(gradient.norm())
+
+
+@pytest.mark.skipif(kernels.load() is None, reason="the kernels are not built")
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_head_in_one_call_is_that_in_several(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no bit depends on the number of threads."""
+    results: list[list[torch.Tensor]] = []
+    for most, threads in ((512, 1), (512, 2), (0, 1)):
+        monkeypatch.setattr("charwright.model.loss.MOST_HEAD_COLUMNS", most)
+        torch.set_num_threads(threads)
+        model, ids = make_model("native", **({"dropout": 0.3} if masked else {})), some_ids(71, 5)
+        loss, _ = model.train().loss(ids[:-1], ids[1:], generator=torch.Generator().manual_seed(3))
+        results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    one, two, several = results
+    for first, second, third in zip(one, two, several, strict=True):
+        assert torch.equal(first, second)
+        assert float((first - third).norm().detach()) <= 1e-5 * float(third.norm().detach())
+
+
+@pytest.mark.skipif(kernels.load() is None, reason="the kernels are not built")
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("bits", [1, 12, 28])
+def test_the_kernels_find_the_same_contexts(order: int, bits: int) -> None:
+    loaded = kernels.load()
+    assert loaded is not None
+    ids = torch.randint(20_000, (13, 3), generator=torch.Generator().manual_seed(1))
+    before = torch.tensor([[0.0] * 7, [5.0, 3.0, *[0.0] * 5], [2.0, 900.0, 7.0, 19_999.0, 1.0, 4.0, 8.0]])
+    before = before[:, : order - 1]
+    contexts = contexts_of(ids, order, before)
+    offsets, after = native.contexts(loaded, ids, before, bits)
+    assert torch.equal(offsets, offsets_of(contexts, bits).flatten(1))
+    assert torch.equal(after, contexts[-1, :, :-1].to(torch.float32))
 
 
 def test_gradients_are_those_of_finite_differences() -> None:

@@ -15,6 +15,7 @@ from charwright.data.vocabularies import make_vocabulary
 from charwright.planning.plan import Plan, make_plan, planned_parts
 from charwright.planning.profile import TextProfile
 from charwright.planning.recipes import DEFAULT
+from charwright.planning.regularization import regularization
 
 SPEEDS = {128: 350e3, 256: 220e3, 512: 100e3, 1024: 39e3}
 SHAKESPEARE = TextProfile(1_003_854, 66, "Latin", 1_003_854)
@@ -154,6 +155,22 @@ def test_a_small_text_gets_a_small_model_and_much_regularization() -> None:
     assert small.training.weight_decay > large.training.weight_decay
 
 
+def test_with_n_grams_dropout_follows_the_load() -> None:
+    """The recurrent weights times the passes for each token; without n-grams the passes alone count."""
+    wide, narrow = (ModelConfig(cell="igru", units=units, ngram_bits=22) for units in (512, 256))
+    assert regularization(narrow, 3, 1_000_000).dropout == pytest.approx(0.1 * 2 * 256**2 * 3 / 1e6 / 8)
+    assert regularization(wide, 3, 1_000_000).dropout == pytest.approx(4 * regularization(narrow, 3, 1_000_000).dropout)
+    assert regularization(wide, 3, 50_000).dropout == 0.2, "where the load is high, at most this or what passes say"
+    alone = dataclasses.replace(narrow, ngram_bits=0)
+    assert regularization(alone, 28, 1_000_000).dropout == regularization(narrow, 28, 20_000).dropout == 0.2
+    often = regularization(narrow, 400, 20_000)
+    assert (often.dropout, often.recurrent_dropout, often.weight_decay) == (0.5, 0.35, 1.2)
+    gru = dataclasses.replace(narrow, cell="gru")
+    assert regularization(gru, 3, 1_000_000).dropout == pytest.approx(
+        1.5 * regularization(narrow, 3, 1_000_000).dropout
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("units", 96), ("dropout", 0.07), ("weight_decay", 0.3), ("learning_rate", 0.001), ("cell", "lstm")],
@@ -165,9 +182,11 @@ def test_options_given_by_hand_are_kept(name: str, value: Any) -> None:
 
 
 def test_a_width_given_by_hand_changes_the_options_derived_from_it() -> None:
-    """A narrow model reads the text more often in the same time, so it needs more dropout."""
+    """A narrow model reads the text more often in the same time, so it needs more weight decay."""
     assert plan(units=128).passes > 3 * plan(units=1024).passes
-    assert plan(units=128).recipe.model.dropout > plan(units=1024).recipe.model.dropout
+    assert plan(units=128).recipe.training.weight_decay > plan(units=1024).recipe.training.weight_decay
+    without = [plan(units=units, ngram_bits=0).recipe.model.dropout for units in (128, 1024)]
+    assert without[0] > without[1], "and without n-grams more dropout"
     rates = [plan(units=units).recipe.training.learning_rate for units in (2048, 1024, 512, 64)]
     assert rates == [0.0042, 0.006, 0.006, 0.006]
 

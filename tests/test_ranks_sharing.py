@@ -287,14 +287,16 @@ def test_ranks_stop_early_at_the_step_of_one(ranks: int, tmp_path: Path) -> None
     assert several[-1]["best_loss"] == pytest.approx(alone[-1]["best_loss"], rel=1e-4)
 
 
-@pytest.mark.skipif(kernels.load() is None, reason="without the kernels PyTorch's own optimizer is used")
-def test_training_does_not_import_the_compiler_of_pytorch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", ["core='native'", "core='fused'", "core='fused', optimizer='adamw'"])
+def test_training_does_not_import_the_compiler_of_pytorch(options: str, tmp_path: Path) -> None:
     """It would take a second of each start."""
+    if "native" in options and kernels.load() is None:
+        pytest.skip("the kernels are not built")
     (tmp_path / "text.txt").write_text("abcdefgh\n" * 200, encoding="utf-8")
     code = (
         "import sys, charwright as cw; "
         f"cw.train({str(tmp_path / 'text.txt')!r}, out={str(tmp_path / 'run')!r}, units=16, embedding_size=8, batch=4, "
-        "seq_length=16, steps=3, core='native', device='cpu'); print('torch._dynamo' in sys.modules)"
+        f"seq_length=16, steps=3, {options}, device='cpu'); print('torch._dynamo' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
     assert done.stdout.splitlines()[-1] == "False"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from charwright.errors import UsageError
 
-ABI = 12
+ABI = 13
 CELL_CODES = {"gru": 0, "lstm": 1, "rnn": 2, "igru": 3}
 UNITS_MULTIPLE = 16
 """The kernels require a number of units that is a multiple of this; callers pad with zeros."""
@@ -198,6 +198,15 @@ class Kernels:
             ctypes.c_void_p(b), ctypes.c_size_t(b_row), ctypes.c_void_p(scratch), ctypes.c_void_p(c),
         )  # fmt: skip
 
+    def contexts(
+        self, steps: int, batch: int, order: int, bits: int, *, ids: int, before: int, offsets: int, after: int
+    ) -> None:
+        """The offsets of n-grams after each of ids (T, B), and the tokens before the next. Addresses."""
+        self.library.cw_contexts(
+            steps, batch, order, bits, ctypes.c_void_p(ids), ctypes.c_void_p(before), ctypes.c_void_p(offsets),
+            ctypes.c_void_p(after),
+        )  # fmt: skip
+
     def cross_entropy(
         self, rows: int, vocabulary: int, *, bf16: bool, threads: int, logits: int, bias: int, targets: int,
         scale: float, losses: int, d_bias: int | None, scratch: int, ngrams: Ngrams | None = None,
@@ -207,6 +216,24 @@ class Kernels:
             self.variant, int(bf16), threads, rows, vocabulary, ctypes.c_void_p(logits), ctypes.c_void_p(bias),
             None if ngrams is None else ctypes.byref(ngrams), ctypes.c_void_p(targets), ctypes.c_float(scale),
             ctypes.c_void_p(losses), ctypes.c_void_p(d_bias), ctypes.c_void_p(scratch),
+        )  # fmt: skip
+        return total
+
+    def head_bytes(self, threads: int, vocabulary: int, units: int) -> int:
+        """The size of the scratch memory of `head` in bytes."""
+        return int(self.library.cw_head_bytes(threads, vocabulary, units))
+
+    def head(
+        self, rows: int, batch: int, vocabulary: int, units: int, *, threads: int, x: int, mask: int | None,
+        weight: int, bias: int, ngrams: Ngrams | None, targets: int, scale: float, losses: int, d_logits: int | None,
+        d_x: int | None, d_weight: int | None, d_bias: int | None, scratch: int,
+    ) -> float:  # fmt: skip
+        """The losses of an output layer in float32, and their sum. With d_bias, also the gradients."""
+        total: float = self.library.cw_head(
+            self.variant, threads, rows, batch, vocabulary, units, ctypes.c_void_p(x), ctypes.c_void_p(mask),
+            ctypes.c_void_p(weight), ctypes.c_void_p(bias), None if ngrams is None else ctypes.byref(ngrams),
+            ctypes.c_void_p(targets), ctypes.c_float(scale), ctypes.c_void_p(losses), ctypes.c_void_p(d_logits),
+            ctypes.c_void_p(d_x), ctypes.c_void_p(d_weight), ctypes.c_void_p(d_bias), ctypes.c_void_p(scratch),
         )  # fmt: skip
         return total
 
@@ -323,6 +350,8 @@ def _library() -> ctypes.CDLL | None:
     library.cw_variant_name.restype = ctypes.c_char_p
     library.cw_packed_bytes.restype = ctypes.c_size_t
     library.cw_outer_bytes.restype = ctypes.c_size_t
+    library.cw_head_bytes.restype = ctypes.c_size_t
+    library.cw_head.restype = ctypes.c_double
     library.cw_draw_bytes.restype = ctypes.c_size_t
     library.cw_norm_bytes.restype = ctypes.c_size_t
     library.cw_norm.restype = ctypes.c_double

@@ -18,7 +18,7 @@
 
 enum { CW_GRU = 0, CW_LSTM = 1, CW_RNN = 2, CW_IGRU = 3 };
 
-#define CW_ABI 12
+#define CW_ABI 13
 
 /* The storage type of weights and activations, and of the products' operands. */
 #define CW_F32 0
@@ -92,12 +92,26 @@ typedef struct {
     int64_t size;           /* of the array: every offset + vocabulary is at most this */
     int32_t count;
 } cw_ngrams;
+/* The offsets (order - 1, T * B) after each of ids (T, B), as ngrams.h has them. `before` (B, order - 1) are the marks of
+ * the tokens before the first one, the latest first, and `after` those before what follows. */
+CW_PUBLIC void cw_contexts(int steps, int batch, int order, int bits, const int64_t *ids, const float *before,
+                           int64_t *offsets, float *after);
 /* Losses (rows) in nats of logits (rows, vocabulary) + bias against targets, with the numbers of n-grams, or NULL. With
  * d_bias (vocabulary), which is added to, the gradients of `scale` times the sum of the losses replace the logits.
  * Scratch: threads * (vocabulary + 16) floats. Returns the sum of the losses. */
 CW_PUBLIC double cw_cross_entropy(int variant, int bf16, int threads, int rows, int vocabulary, void *logits,
                                   const float *bias, const cw_ngrams *ngrams, const int64_t *targets, float scale,
                                   float *losses, float *d_bias, void *scratch);
+/* The output layer and the loss in one, in float32: the losses (rows) of x (rows, units) * mask times the transposed
+ * weight (vocabulary, units) + bias + the numbers of n-grams, or NULL, against targets. The mask (batch, units), or NULL,
+ * is that of row % batch. With d_bias (vocabulary), which is added to, the gradients of `scale` times the sum of the losses
+ * are written to d_logits (rows, vocabulary), d_x and d_weight. `units` is a multiple of 16. Scratch: cw_head_bytes.
+ * Returns the sum of the losses. */
+CW_PUBLIC size_t cw_head_bytes(int threads, int vocabulary, int units);
+CW_PUBLIC double cw_head(int variant, int threads, int rows, int batch, int vocabulary, int units, const float *x,
+                         const float *mask, const float *weight, const float *bias, const cw_ngrams *ngrams,
+                         const int64_t *targets, float scale, float *losses, float *d_logits, float *d_x, float *d_weight,
+                         float *d_bias, void *scratch);
 /* Gradient descent of the n-grams: subtract `rate` times the gradients of the logits (rows, vocabulary), in storage, from
  * the numbers that added to them. */
 CW_PUBLIC void cw_descend(int variant, int bf16, int threads, int rows, int vocabulary, const cw_ngrams *ngrams,

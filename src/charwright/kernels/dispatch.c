@@ -1,6 +1,7 @@
 /* Select among the compiled variants by the features of the processor. */
 #define _DEFAULT_SOURCE /* syscall */
 #include <stdlib.h>
+#include <string.h>
 
 #include "charwright_kernels.h"
 #include "variant.h"
@@ -221,11 +222,52 @@ void cw_weight_gradient(int variant, const cw_layer *layer, void *scratch, float
     outer(variant, layer->bf16, layer->threads, &job);
 }
 
+void cw_contexts(int steps, int batch, int order, int bits, const int64_t *ids, const float *before, int64_t *offsets,
+                 float *after) {
+    const size_t rows = (size_t)steps * batch;
+    for (int b = 0; b < batch; b++) {
+        uint32_t marks[CW_ORDER] = {0}, found[CW_ORDER - 1];
+        for (int k = 0; k + 1 < order; k++) marks[k] = (uint32_t)before[b * (order - 1) + k];
+        for (int t = 0; t < steps; t++) {
+            memmove(marks + 1, marks, (order - 1) * sizeof *marks);
+            marks[0] = (uint32_t)ids[(size_t)t * batch + b] + 1;
+            cw_ngram_offsets(marks, order, bits, found);
+            for (int k = 0; k + 1 < order; k++) offsets[k * rows + (size_t)t * batch + b] = found[k];
+        }
+        for (int k = 0; k + 1 < order; k++) after[b * (order - 1) + k] = (float)marks[k];
+    }
+}
+
 double cw_cross_entropy(int variant, int bf16, int threads, int rows, int vocabulary, void *logits, const float *bias,
                         const cw_ngrams *ngrams, const int64_t *targets, float scale, float *losses, float *d_bias,
                         void *scratch) {
     cw_loss_job job = {rows, vocabulary, d_bias != NULL, logits, bias, ngrams, targets, scale, losses, d_bias, scratch};
     cw_parallel(threads, variants[variant]->cross_entropy[bf16], &job);
+    double sum = 0;
+    for (int n = 0; n < rows; n++) sum += losses[n];
+    return sum;
+}
+
+/* With vectors of at most 16 numbers. */
+static size_t padded_columns(int vocabulary) { return ((size_t)vocabulary + 15) / 16 * 16; }
+
+/* Of one thread: some rows of the inputs, masked, and their logits; and one row of them. */
+static size_t head_scratch(int vocabulary, int units) {
+    return CW_HEAD_ROWS * ((size_t)units + padded_columns(vocabulary)) + padded_columns(vocabulary) + 16;
+}
+
+size_t cw_head_bytes(int threads, int vocabulary, int units) {
+    return (2 * padded_columns(vocabulary) * units + threads * head_scratch(vocabulary, units)) * sizeof(float);
+}
+
+double cw_head(int variant, int threads, int rows, int batch, int vocabulary, int units, const float *x, const float *mask,
+               const float *weight, const float *bias, const cw_ngrams *ngrams, const int64_t *targets, float scale,
+               float *losses, float *d_logits, float *d_x, float *d_weight, float *d_bias, void *scratch) {
+    cw_loss_job loss = {rows, vocabulary, d_bias != NULL, d_logits, bias, ngrams, targets, scale, losses, d_bias, NULL};
+    cw_head_job job = {.loss = loss, .units = units, .batch = batch, .x = x, .weight = weight, .mask = mask, .d_x = d_x,
+                       .d_weight = d_weight, .packed = scratch, .scratch_floats = head_scratch(vocabulary, units)};
+    job.scratch = job.packed + 2 * padded_columns(vocabulary) * units;
+    cw_parallel(threads, variants[variant]->head, &job);
     double sum = 0;
     for (int n = 0; n < rows; n++) sum += losses[n];
     return sum;

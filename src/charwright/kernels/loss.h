@@ -72,47 +72,43 @@ static void NAME(descend)(int thread, int threads, cw_barrier *barrier, void *ar
     }
 }
 
-#define COLUMNS 512
-static void NAME(cross_entropy)(int thread, int threads, cw_barrier *barrier, void *argument) {
-    const cw_loss_job *job = argument;
+/* Row `n`: its loss from logits that include neither bias nor n-grams, and, if it is wanted, the gradient of the logits
+ * to `row`, where they may also come from. `powers` has room for the vocabulary and a vector. */
+INLINE void NAME(row_loss)(const cw_loss_job *job, int n, const elem *from, elem *row, float *powers) {
     const int vocabulary = job->vocabulary, padded = (vocabulary + LANES - 1) / LANES * LANES;
-    const int first = (int)((int64_t)job->rows * thread / threads);
-    const int last = (int)((int64_t)job->rows * (thread + 1) / threads);
-    float *powers = (float *)job->scratch + (size_t)padded * thread;
-    for (int n = first; n < last; n++) {
-        elem *row = (elem *)job->logits + (size_t)n * vocabulary;
-        const int target = (int)job->targets[n];
-        if (job->ngrams) NAME(fetch_ngrams)(job->ngrams, job->rows, n + AHEAD, vocabulary);
-        vec highest = same(-3e38f);
-        for (int at = 0; at < vocabulary; at += LANES) {
-            vec x = NAME(logits_at)(job, row, at);
-            if (job->ngrams) x += NAME(ngrams_at)(job, n, at);
-            ivec higher = x > highest;
-            highest = (vec)((higher & (ivec)x) | (~higher & (ivec)highest));
-            store(powers + at, x);
-        }
-        float most = highest[0];
-        for (int i = 1; i < LANES; i++) most = highest[i] > most ? highest[i] : most;
-        const float wanted = powers[target];
-        vec sums = {0};
-        for (int at = 0; at < padded; at += LANES) {
-            vec power = exponential(load(powers + at) - most);
-            sums += power;
-            store(powers + at, power);
-        }
-        float sum = 0;
-        for (int i = 0; i < LANES; i++) sum += sums[i];
-        job->losses[n] = logf(sum) + most - wanted;
-        if (!job->wanted) continue;
-        const float share = job->scale / sum;
-        powers[target] -= sum;
-        for (int at = 0; at < vocabulary; at += LANES) NAME(put_some)(row, at, vocabulary, load(powers + at) * share);
+    const int target = (int)job->targets[n];
+    if (job->ngrams) NAME(fetch_ngrams)(job->ngrams, job->rows, n + AHEAD, vocabulary);
+    vec highest = same(-3e38f);
+    for (int at = 0; at < vocabulary; at += LANES) {
+        vec x = NAME(logits_at)(job, from, at);
+        if (job->ngrams) x += NAME(ngrams_at)(job, n, at);
+        ivec higher = x > highest;
+        highest = (vec)((higher & (ivec)x) | (~higher & (ivec)highest));
+        store(powers + at, x);
     }
+    float most = highest[0];
+    for (int i = 1; i < LANES; i++) most = highest[i] > most ? highest[i] : most;
+    const float wanted = powers[target];
+    vec sums = {0};
+    for (int at = 0; at < padded; at += LANES) {
+        vec power = exponential(load(powers + at) - most);
+        sums += power;
+        store(powers + at, power);
+    }
+    float sum = 0;
+    for (int i = 0; i < LANES; i++) sum += sums[i];
+    job->losses[n] = logf(sum) + most - wanted;
     if (!job->wanted) return;
-    cw_meet(barrier);
-    /* The gradient of the bias: each thread sums its own columns, in row order; a few hundred columns at a time, so
-     * that the sums stay in the cache and each row is read in long pieces. */
-    const int vectors = padded / LANES;
+    const float share = job->scale / sum;
+    powers[target] -= sum;
+    for (int at = 0; at < vocabulary; at += LANES) NAME(put_some)(row, at, vocabulary, load(powers + at) * share);
+}
+
+#define COLUMNS 512
+/* The gradient of the bias: each thread sums its own columns, in row order; a few hundred columns at a time, so that the
+ * sums stay in the cache and each row is read in long pieces. */
+static void NAME(sum_columns)(const cw_loss_job *job, int thread, int threads) {
+    const int vocabulary = job->vocabulary, vectors = (vocabulary + LANES - 1) / LANES;
     const int begin = vectors * thread / threads * LANES, end = vectors * (thread + 1) / threads * LANES;
     float totals[COLUMNS];
     for (int stripe = begin; stripe < end; stripe += COLUMNS) {
@@ -128,4 +124,19 @@ static void NAME(cross_entropy)(int thread, int threads, cw_barrier *barrier, vo
             }
         for (int i = 0; i < width && stripe + i < vocabulary; i++) job->d_bias[stripe + i] += totals[i];
     }
+}
+
+static void NAME(cross_entropy)(int thread, int threads, cw_barrier *barrier, void *argument) {
+    const cw_loss_job *job = argument;
+    const size_t vocabulary = job->vocabulary, padded = (vocabulary + LANES - 1) / LANES * LANES;
+    const int first = (int)((int64_t)job->rows * thread / threads);
+    const int last = (int)((int64_t)job->rows * (thread + 1) / threads);
+    float *powers = (float *)job->scratch + padded * thread;
+    for (int n = first; n < last; n++) {
+        elem *row = (elem *)job->logits + n * vocabulary;
+        NAME(row_loss)(job, n, row, row, powers);
+    }
+    if (!job->wanted) return;
+    cw_meet(barrier);
+    NAME(sum_columns)(job, thread, threads);
 }

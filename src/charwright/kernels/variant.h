@@ -52,6 +52,18 @@ typedef struct {
     void *scratch;
 } cw_loss_job;
 
+/* Rows of the output layer that are in the cache together. */
+#define CW_HEAD_ROWS 64
+
+typedef struct {
+    cw_loss_job loss;
+    int units, batch;
+    const float *x, *weight, *mask; /* (rows, units); (vocabulary, units); (batch, units) or NULL */
+    float *d_x, *d_weight;
+    float *packed, *scratch;
+    size_t scratch_floats; /* for each thread */
+} cw_head_job;
+
 typedef struct {
     int rows, vocabulary;
     const cw_ngrams *ngrams;
@@ -99,7 +111,7 @@ typedef struct {
 typedef struct {
     const char *name;
     cw_shape shape;
-    cw_job pack[2], forward[2], backward[2], spread_inputs[2], outer[2], cross_entropy[2], descend[2], write[3], norm, adam;
+    cw_job pack[2], forward[2], backward[2], spread_inputs[2], outer[2], cross_entropy[2], descend[2], head, write[3], norm, adam;
 } cw_variant;
 
 /* The blocks of units in a panel of packed weights for single steps: enough sums to keep the processor busy, 6 vectors

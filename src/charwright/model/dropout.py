@@ -29,10 +29,9 @@ class Dropout:
         self._config, self._generator = config, generator
         self._drawn = None if drawn is None else iter(drawn)
 
-    def outputs(self, x: Tensor) -> Tensor:
-        """Dropout on a layer's outputs (T, B, H), with one mask (1, B, H)."""
-        mask = self._mask(x[:1], self._config.dropout)
-        return x if mask is None else x * mask
+    def output_mask(self, x: Tensor) -> Tensor | None:
+        """The mask (1, B, H) of dropout, which multiplies a layer's outputs (T, B, H)."""
+        return self._mask(x[:1], self._config.dropout)
 
     def state_mask(self, h: Tensor) -> Tensor | None:
         """The mask (B, H) of recurrent dropout, which multiplies the state inside the recurrent product."""

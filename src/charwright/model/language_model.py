@@ -10,7 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from charwright import kernels
 from charwright.config import GRUS, STATES, ModelConfig, TrainingConfig
+from charwright.model import native
 from charwright.model.cells import State, Weights
 from charwright.model.compute import Compute, choose_core
 from charwright.model.dropout import Dropout
@@ -65,8 +67,8 @@ class LanguageModel(WeightedModule):
         Returns:
             logits (T, B, V) float32, and the state after the last position.
         """
-        x, after = self._recurrent(ids, state, Dropout(self.config, generator) if self.training else None)
-        logits = linear(x, self._head, self.weight("head.bias"), self.compute.precision)
+        x, mask, after = self._recurrent(ids, state, Dropout(self.config, generator) if self.training else None)
+        logits = linear(_masked(x, mask), self._head, self.weight("head.bias"), self.compute.precision)
         votes, after = self._votes(ids, state, after)
         if votes is None:
             return logits, after
@@ -87,10 +89,12 @@ class LanguageModel(WeightedModule):
         large vocabulary; with n-grams their gradients are kept until the backward pass. Arguments as for `forward`;
         targets: (T, B) int64; masks: those of dropout, drawn already.
         """
-        x, after = self._recurrent(ids, state, Dropout(self.config, generator, masks) if self.training else None)
+        dropout = Dropout(self.config, generator, masks) if self.training else None
+        x, mask, after = self._recurrent(ids, state, dropout)
         votes, after = self._votes(ids, state, after)
         bias, precision, kernel = self.weight("head.bias"), self.compute.precision, self.compute.kernel
-        return head_loss(x, self._head, bias, targets, precision, self._core(ids.device), kernel, votes), after
+        core = self._core(ids.device)
+        return head_loss(x, self._head, bias, targets, precision, core, kernel, votes, mask), after
 
     @contextmanager
     def collecting_ngram_gradients(self, collecting: bool = True) -> Iterator[None]:
@@ -110,26 +114,37 @@ class LanguageModel(WeightedModule):
         if not self.config.ngram_bits:
             return None, after
         tokens = self.zero_state(ids.shape[1])[-1] if before is None else before[-1]
-        contexts = contexts_of(ids, self.config.ngram_order, tokens[0])
-        offsets = offsets_of(contexts, self.config.ngram_bits).flatten(1)
-        votes = Votes(self.weight("ngrams.weight"), offsets, self.ngram_gradients)
-        return votes, (*after, contexts[-1:, :, :-1].to(tokens.dtype))
+        if self._core(ids.device) == "native" and tokens.dtype == torch.float32:
+            loaded = kernels.load(self.compute.kernel)
+            assert loaded is not None
+            offsets, last = native.contexts(loaded, ids, tokens[0], self.config.ngram_bits)
+        else:
+            contexts = contexts_of(ids, self.config.ngram_order, tokens[0])
+            offsets = offsets_of(contexts, self.config.ngram_bits).flatten(1)
+            last = contexts[-1, :, :-1].to(tokens.dtype)
+        return Votes(self.weight("ngrams.weight"), offsets, self.ngram_gradients), (*after, last[None])
 
-    def _recurrent(self, ids: Tensor, state: State | None, dropout: Dropout | None) -> tuple[Tensor, State]:
-        """All recurrent layers: ids (T, B) -> outputs of the last layer (T, B, H), and their state after."""
+    def _recurrent(
+        self, ids: Tensor, state: State | None, dropout: Dropout | None
+    ) -> tuple[Tensor, Tensor | None, State]:
+        """All recurrent layers: ids (T, B) -> outputs of the last layer (T, B, H), the mask (1, B, H) that dropout
+        multiplies them by, or None, and the state of all layers after.
+        """
         state = (self.zero_state(ids.shape[1]) if state is None else state)[: STATES[self.config.cell]]
         core, precision = self._core(ids.device), self.compute.precision
         x: LayerInput = Tokens(ids, self.weight("embedding.weight"))
+        output_mask: Tensor | None = None
         last = []
         for layer in range(self.config.layers):
             mask = dropout.state_mask(state[0][layer]) if dropout is not None else None
             before = tuple(part[layer] for part in state)
             weights, kernel = self._layer(layer), self.compute.kernel
+            x = x if isinstance(x, Tokens) else _masked(x, output_mask)
             x, after = run_layer(core, self.config.cell, x, before, weights, precision, mask, kernel)
-            x = dropout.outputs(x) if dropout is not None else x
+            output_mask = dropout.output_mask(x) if dropout is not None else None
             last.append(after)
         assert isinstance(x, Tensor)
-        return x, tuple(torch.stack(parts) for parts in zip(*last, strict=True))
+        return x, output_mask, tuple(torch.stack(parts) for parts in zip(*last, strict=True))
 
     def zero_state(self, batch: int) -> State:
         """The state before the first character: zeros of the shapes that `forward` has."""
@@ -158,3 +173,7 @@ class LanguageModel(WeightedModule):
         model = cls(config, len(arrays["head.bias"]), compute=compute)
         model.load_arrays(arrays)
         return model
+
+
+def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else x * mask

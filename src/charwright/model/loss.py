@@ -24,6 +24,8 @@ MOST_LOGITS_PLAIN = 2**21
 
 # Above this vocabulary size PyTorch's product is faster; it rounds the sums to bfloat16.
 MOST_NATIVE_COLUMNS = 2048
+# Above this vocabulary size the logits of a few rows do not stay in the cache.
+MOST_HEAD_COLUMNS = 512
 
 
 def head_loss(
@@ -35,16 +37,60 @@ def head_loss(
     core: str,
     kernel: str | None = None,
     votes: Votes | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """The mean cross-entropy in nats of softmax(x W^T + b + votes) against targets.
 
     x: (T, B, H); weight: (V, H); bias: (V,); targets: (T, B) int64; products in `dtype`, by the C kernels
-    where `core` is native, in their variant `kernel`; votes: those of n-grams at all positions. A scalar.
+    where `core` is native, in their variant `kernel`; votes: those of n-grams at all positions; mask: (1, B, H), that
+    of dropout, multiplied with x. A scalar.
     """
     loaded = kernels.load(kernel) if core == "native" and bias.dtype == torch.float32 else None
-    inputs = (x.flatten(0, 1), weight, bias, None if votes is None else votes.array)
-    result: Any = _HeadLoss.apply(*inputs, votes, targets.flatten(), dtype, loaded)  # type: ignore[no-untyped-call]
+    array = None if votes is None else votes.array
+    result: Any
+    if loaded and _fits_head(x, weight, bias, dtype):
+        result = _NativeHead.apply(x, weight, bias, array, votes, targets, mask, loaded)  # type: ignore[no-untyped-call]
+    else:
+        rows = (x if mask is None else x * mask).flatten(0, 1)
+        result = _HeadLoss.apply(rows, weight, bias, array, votes, targets.flatten(), dtype, loaded)  # type: ignore[no-untyped-call]
     return result  # type: ignore[no-any-return]
+
+
+def _fits_head(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the kernels compute this output layer together with its loss."""
+    fits = weight.shape[1] % UNITS_MULTIPLE == 0 and len(weight) <= MOST_HEAD_COLUMNS
+    return fits and {part.dtype for part in (x, weight, bias)} | {dtype} == {torch.float32}
+
+
+class _NativeHead(torch.autograd.Function):
+    """As `_HeadLoss`, in one call of the C kernels: x (T, B, H), targets (T, B) and the mask (1, B, H) or None."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        _array: Tensor | None,
+        votes: Votes | None,
+        targets: Tensor,
+        mask: Tensor | None,
+        loaded: Kernels,
+    ) -> Tensor:
+        inputs, head, count = x.flatten(0, 1).contiguous(), weight.contiguous(), targets.numel()
+        total, gradients = native.head(
+            loaded, inputs, head, bias, targets.flatten().contiguous(), 1 / count,
+            mask=None if mask is None else mask[0].contiguous(), votes=votes, wanted=any(ctx.needs_input_grad),
+        )  # fmt: skip
+        ctx.votes, ctx.d_votes = votes, []
+        if gradients is not None:
+            ctx.save_for_backward(gradients.x.view_as(x), gradients.weight, gradients.bias)
+            ctx.d_votes = [] if votes is None else [RowGradient(votes.offsets, gradients.logits)]
+        return bias.new_tensor(total / count)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return _gradients(ctx, grads[0])
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -93,15 +139,19 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (scale,) = grads
-        made: tuple[Tensor | None, ...] = ctx.saved_tensors
-        d_votes: list[RowGradient] = ctx.d_votes
-        # The gradient of a loss is usually 1; reading it is free on the CPU.
-        if not (scale.device.type == "cpu" and float(scale) == 1.0):
-            made = tuple(None if gradient is None else gradient * scale for gradient in made)
-            d_votes = [part.times(scale) for part in ctx.d_votes]
-        d_array = _array_gradient(ctx.votes, d_votes) if ctx.needs_input_grad[3] else None
-        return (*made, d_array, None, None, None, None)
+        return _gradients(ctx, grads[0])
+
+
+def _gradients(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+    """Those that the forward pass has computed, `scale` times."""
+    made: tuple[Tensor | None, ...] = ctx.saved_tensors
+    d_votes: list[RowGradient] = ctx.d_votes
+    # The gradient of a loss is usually 1; reading it is free on the CPU.
+    if not (scale.device.type == "cpu" and float(scale) == 1.0):
+        made = tuple(None if gradient is None else gradient * scale for gradient in made)
+        d_votes = [part.times(scale) for part in ctx.d_votes]
+    d_array = _array_gradient(ctx.votes, d_votes) if ctx.needs_input_grad[3] else None
+    return (*made, d_array, None, None, None, None)
 
 
 def _array_gradient(votes: Votes | None, parts: list[RowGradient]) -> Tensor | None:

@@ -10,7 +10,7 @@ import os
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -210,6 +210,70 @@ def cross_entropy(
         d_bias=None if d_bias is None else d_bias.data_ptr(), scratch=scratch.data_ptr(),
         ngrams=None if votes is None else _ngrams(votes.array, votes.offsets),
     )  # fmt: skip
+
+
+class HeadGradients(NamedTuple):
+    """What `head` computes beside the losses, of N positions."""
+
+    x: Tensor  # (N, H)
+    weight: Tensor  # (V, H)
+    bias: Tensor  # (V,)
+    logits: Tensor  # (N, V)
+
+
+def head(
+    kernels: Kernels,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    targets: Tensor,
+    scale: float,
+    *,
+    mask: Tensor | None,
+    votes: Votes | None,
+    wanted: bool,
+) -> tuple[float, HeadGradients | None]:
+    """The sum of the losses of x (N, H) W^T + bias (V,) + votes against targets (N,), in float32.
+
+    Row n of x is multiplied by row n % B of the mask (B, H). If they are wanted, also the gradients of `scale` times
+    the sum. H is a multiple of `UNITS_MULTIPLE`.
+    """
+    (rows, units), vocabulary, threads = x.shape, len(weight), torch.get_num_threads()
+    batch = rows if mask is None else len(mask)
+    gradients = None
+    if wanted:
+        logits = torch.empty(rows, vocabulary)
+        gradients = HeadGradients(torch.empty_like(x), torch.empty_like(weight), torch.zeros_like(bias), logits)
+    losses, scratch = torch.empty(rows), _borrow((kernels.head_bytes(threads, vocabulary, units),), torch.uint8)
+    total = kernels.head(
+        rows, batch, vocabulary, units, threads=threads, x=x.data_ptr(), mask=_address(mask), weight=weight.data_ptr(),
+        bias=bias.data_ptr(), ngrams=None if votes is None else _ngrams(votes.array, votes.offsets),
+        targets=targets.data_ptr(), scale=scale, losses=losses.data_ptr(),
+        d_logits=_address(gradients and gradients.logits), d_x=_address(gradients and gradients.x),
+        d_weight=_address(gradients and gradients.weight), d_bias=_address(gradients and gradients.bias),
+        scratch=scratch.data_ptr(),
+    )  # fmt: skip
+    _give_back(scratch)
+    return total, gradients
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def contexts(kernels: Kernels, ids: Tensor, before: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """The offsets (K, N) of n-grams after each of ids (T, B), and the tokens (B, K) float32 before what follows.
+
+    `before` (B, K) float32 are those before the first id, as in a model's state.
+    """
+    (steps, batch), count = ids.shape, before.shape[1]
+    ids, before = ids.contiguous(), before.contiguous()
+    offsets, after = torch.empty(count, ids.numel(), dtype=torch.int64), torch.empty_like(before)
+    kernels.contexts(
+        steps, batch, count + 1, bits, ids=ids.data_ptr(), before=before.data_ptr(), offsets=offsets.data_ptr(),
+        after=after.data_ptr(),
+    )  # fmt: skip
+    return offsets, after
 
 
 def descend(kernels: Kernels, array: Tensor, gradient: RowGradient, rate: float) -> None:

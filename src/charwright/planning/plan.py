@@ -17,6 +17,7 @@ from charwright.data.short_texts import shrink_to_fit
 from charwright.planning.batches import SMALLEST, batch_for, rate_factor, steps_needed
 from charwright.planning.profile import TextProfile
 from charwright.planning.recipes import DEFAULT
+from charwright.planning.regularization import regularization
 from charwright.planning.repetition import TYPICAL
 from charwright.planning.speeds import speed_at
 from charwright.run_view import cell_in_words
@@ -252,16 +253,16 @@ class _Rule:
         units, why = self._units()
         model = dataclasses.replace(self.start.model, units=self.options.get("units", units))
         passes = self.passes(dataclasses.replace(self.start, model=model))
-        strain = self._strain(passes)
         read = f"the text is read {_times(passes)}"
         sequences, training = DEFAULT.sequences, DEFAULT.training
         bits, why_ngrams = self.ngrams()
+        model = dataclasses.replace(model, ngram_bits=self.options.get("ngram_bits", bits))
+        rates = regularization(model, passes, self.text.read)
         descent = {
             "ngram_rate": (self._ngram_rate(), "n-grams are seen a few times, and have to learn from each"),
             "ngram_decay": (self._ngram_decay(passes), f"{read}; {self.text.repetition:.0%} of its passages recur"),
         }
         order = {"ngram_order": (self.ngram_rule.order, "the longest n-grams that recur in a text of this length")}
-        has_ngrams = bool(self.options.get("ngram_bits", bits))
         return {
             "cell": (
                 DEFAULT.model.cell,
@@ -272,7 +273,7 @@ class _Rule:
             "embedding_size": self._embedding(model.units),
             "multiplicative": (True, "each character has recurrent weights of its own, at nearly no cost"),
             "ngram_bits": (bits, why_ngrams),
-            **(order if has_ngrams else {}),
+            **(order if model.ngram_bits else {}),
             "batch": (self.batch, self._why_batch()),
             "seq_length": (
                 sequences.seq_length,
@@ -280,10 +281,10 @@ class _Rule:
             ),
             "optimizer": ("cautious-adamw", "weights move only where the mean gradient and the present one agree"),
             "learning_rate": (self._learning_rate(model.units), self._why_rate()),
-            "dropout": (_rounded(0.1 * strain, most=0.5), f"{read}; dropout prevents memorization"),
-            "recurrent_dropout": (_rounded(0.08 * strain, most=0.35), f"{read}; so does recurrent dropout"),
-            "weight_decay": (_rounded(0.2 * max(0.5, strain), most=1.2), f"{read}; so does weight decay"),
-            **(descent if has_ngrams else {}),
+            "dropout": (_rounded(rates.dropout), f"{read}; dropout prevents memorization"),
+            "recurrent_dropout": (_rounded(rates.recurrent_dropout), f"{read}; so does recurrent dropout"),
+            "weight_decay": (_rounded(rates.weight_decay), f"{read}; so does weight decay"),
+            **(descent if model.ngram_bits else {}),
             "output_bias": ("frequencies", "a rare character's bias would take longer to fall than training lasts"),
             "ema": (training.ema, "an average over the last tenth of the steps is steadier than the last step"),
             "schedule": ("trapezoid", "the learning rate is held, and falls to zero as the budget ends"),
@@ -363,10 +364,6 @@ class _Rule:
         larger = "" if self.batch == SMALLEST else ", and a larger batch allows larger ones"
         return f"the same up to {WIDE:,} units; wider layers need smaller steps{larger}"
 
-    def _strain(self, passes: float) -> float:
-        """How strongly the model tends to memorize the text: 1 at seven passes."""
-        return math.sqrt(passes / 7)
-
     def _speed(self, units: int) -> float:
         """Characters per second of a model of this width."""
         return speed_at(self.speeds, units) / (1 + 1.15 * (self.start.model.layers - 1))
@@ -392,6 +389,6 @@ def _times(passes: float) -> str:
     return f"{passes:,.0f} times" if passes >= 9.5 else f"{passes:.1f} times"
 
 
-def _rounded(value: float, *, most: float) -> float:
+def _rounded(value: float, *, most: float = math.inf) -> float:
     """Two significant digits, which is all that the rule is good for."""
     return float(f"{min(value, most):.2g}")

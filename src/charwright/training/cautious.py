@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from charwright.training.without_compiler import AdamW
+
 LEAST_SHARE = 1e-3
 """The share of moving weights counts as at least this, so that no step is a thousand times longer."""
 
 
-class CautiousAdamW(torch.optim.AdamW):
+class CautiousAdamW(AdamW):
     """AdamW (Loshchilov & Hutter, 2019) that is cautious (Liang et al., 2024, arXiv:2411.16085, algorithm 2).
 
     A weight whose mean gradient m points against the present gradient g stays where it is, apart from weight decay. The

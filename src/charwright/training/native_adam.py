@@ -7,7 +7,6 @@ do not depend on the number of threads.
 from __future__ import annotations
 
 import ctypes
-import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +21,7 @@ from charwright.model.compute import CPU, choose_core
 from charwright.model.language_model import LanguageModel
 from charwright.model.native import share_threads
 from charwright.training.cautious import CautiousAdamW
+from charwright.training.without_compiler import Adam, AdamW, WithoutCompiler
 
 # Options of PyTorch's Adam that the kernels do not have.
 UNKNOWN = ("amsgrad", "maximize", "capturable", "differentiable")
@@ -41,7 +41,7 @@ def kernels_for(model: LanguageModel) -> Kernels | None:
     return kernels.load(compute.kernel)
 
 
-class NativeStep(torch.optim.Optimizer):
+class NativeStep(WithoutCompiler):
     """The step in the kernels, or PyTorch's own for what the kernels cannot compute, and in a copy of the optimizer."""
 
     decoupled: bool
@@ -85,19 +85,6 @@ class NativeStep(torch.optim.Optimizer):
         return loss
 
     _step_with_hooks = torch.optim.Optimizer.profile_hook_step(_step)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As PyTorch's own, without its wrapper for torch.compile, which imports the compiler: that takes a second."""
-        inspect.unwrap(torch.optim.Optimizer.add_param_group)(self, param_group)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients, or set them to zero; PyTorch's own takes longer to forget them."""
-        if not set_to_none:
-            super().zero_grad(set_to_none)
-            return
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
 
     def _native_step(self, loaded: Kernels) -> bool:
         """Update the parameters in the kernels; False, with all of them as they were, if that is not possible."""
@@ -163,13 +150,13 @@ class NativeStep(torch.optim.Optimizer):
         step()
 
 
-class NativeAdam(NativeStep, torch.optim.Adam):
+class NativeAdam(NativeStep, Adam):
     """Adam (Kingma & Ba, 2015)."""
 
     decoupled = False
 
 
-class NativeAdamW(NativeStep, torch.optim.AdamW):
+class NativeAdamW(NativeStep, AdamW):
     """AdamW (Loshchilov & Hutter, 2019)."""
 
     decoupled = True

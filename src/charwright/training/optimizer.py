@@ -15,6 +15,7 @@ from charwright.model.language_model import LanguageModel
 from charwright.model.votes import RowGradient
 from charwright.training.cautious import CautiousAdamW
 from charwright.training.native_adam import NativeAdam, NativeAdamW, NativeCautiousAdamW, NativeStep, kernels_for
+from charwright.training.without_compiler import Adam, AdamW
 
 PREDICTIONS = SequenceConfig.batch * SequenceConfig.seq_length
 DECAY_EVERY = 16
@@ -100,7 +101,7 @@ def _make_adam(model: LanguageModel, config: TrainingConfig) -> torch.optim.Opti
     if config.optimizer == "adam":
         if loaded is not None:
             return NativeAdam(weights.values(), loaded=loaded, **options)
-        return torch.optim.Adam(weights.values(), **options)
+        return Adam(weights.values(), **options)
     # Weight decay applies to the weights of products, not to biases and the embedding.
     decayed = [weight for name, weight in weights.items() if weight.ndim > 1 and name != "embedding.weight"]
     spared = [weight for name, weight in weights.items() if weight.ndim <= 1 or name == "embedding.weight"]
@@ -111,7 +112,7 @@ def _make_adam(model: LanguageModel, config: TrainingConfig) -> torch.optim.Opti
         return CautiousAdamW(groups, **options)
     if loaded is not None:
         return NativeAdamW(groups, loaded=loaded, **options)
-    return torch.optim.AdamW(groups, **options)
+    return AdamW(groups, **options)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
