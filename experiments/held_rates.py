@@ -3,14 +3,16 @@
     python experiments/held_rates.py --texts plays:900000:0,docs:1000000:1000000 --passes 3 --hold 0.4
     python experiments/held_rates.py --texts plays:200000:300000 --passes 12 --drop 0.3 learning_rate=0.0075
     python experiments/held_rates.py --texts plays:900000:0 --passes 9 --hold 0.4 --decay 3 units=384 cell=igru \
-        multiplicative=1
+        multiplicative=true
+    python experiments/held_rates.py --texts plays:900000:0 --passes 3 --hold 0.4 --chance 2.96 dropout=0.016 \
+        recurrent_dropout=0.013 cell=igru multiplicative=true
 
 A text is a kind, a number of characters and where they begin, as in small_schedules.py; a fifth of it is held out. The
 model has 320 units, and else what the plan has for the text and the passes. `--hold` is the share of the steps with the
 peak; without it the schedule is half a cosine. `--drop` is the share of the votes of single n-grams that each position
 does without in training. K, the decay of the n-grams times the length of the text, is 1.2 times the square root of the
-passes, at most 10, times `--decay`. Each training is evaluated at its end, with the EMA of the plan. A line for each
-text is added to held_rates.jsonl.
+passes, at most 10, times `--decay`, or `--chance`. Each training is evaluated at its end, with the EMA of the plan. A
+line for each text is added to held_rates.jsonl.
 """
 
 from __future__ import annotations
@@ -58,10 +60,11 @@ class HeldRate(Trial):
         options: dict[str, Any],
         net: type[LanguageModel] = LanguageModel,
         decay: float = 1.0,
+        chance: float | None = None,
     ) -> None:
-        """Make the model; `decay` is a factor of that of its n-grams."""
+        """Make the model; `decay` is a factor of that of its n-grams, and `chance` is K itself."""
         super().__init__(text, passes, "cosine", 0.0, {**planned(int(text.split(":")[1]), passes), **options}, net)
-        decay *= min(10, 1.2 * math.sqrt(passes)) / 10
+        decay *= (min(10, 1.2 * math.sqrt(passes)) if chance is None else chance) / 10
         self.optimizer.ngram_descent._decay *= decay  # type: ignore[attr-defined]
         self.hold = hold
         if drop:
@@ -127,14 +130,18 @@ def main() -> None:
     parser.add_argument("--hold", type=float, help="share of the steps with the peak (default: half a cosine)")
     parser.add_argument("--drop", type=float, default=0.0, help="share of the votes that are left out")
     parser.add_argument("--decay", type=float, default=1.0, help="factor of the decay of n-grams (default: 1)")
+    parser.add_argument("--chance", type=float, help="K of the decay of n-grams, instead of its formula")
     asked = parse_trials(parser)
     torch.set_num_threads(1)
     for text in asked.texts.split(","):
-        trial = HeldRate(text, asked.passes, asked.hold, asked.drop, asked.options, decay=asked.decay)
+        trial = HeldRate(
+            text, asked.passes, asked.hold, asked.drop, asked.options, decay=asked.decay, chance=asked.chance
+        )
         loss = trial.learn()
         known = {"text": text, "passes": asked.passes, "hold": asked.hold, "drop": asked.drop, "options": asked.options}
         decay = {} if asked.decay == 1 else {"decay": asked.decay}
-        add_line(LEDGER, {**known, **decay, "steps": trial.steps, "loss": loss})
+        chance = {} if asked.chance is None else {"chance": asked.chance}
+        add_line(LEDGER, {**known, **decay, **chance, "steps": trial.steps, "loss": loss})
 
 
 if __name__ == "__main__":

@@ -47,6 +47,14 @@ def test_a_trial_of_a_small_text_can_be_repeated(line: dict[str, Any]) -> None:
         assert line["ensemble"] <= sum(line["teachers"]) / len(line["teachers"])
 
 
+@pytest.mark.parametrize("line", lines_of("held_rates.jsonl"), ids=lambda line: line["text"])
+def test_a_trial_of_a_held_rate_can_be_repeated(line: dict[str, Any]) -> None:
+    assert Recipe().with_options(line["options"])
+    assert 0 < line["loss"] < 10
+    assert line["steps"] > 0
+    assert not {"decay", "chance"} <= set(line), "one of both"
+
+
 @pytest.mark.parametrize("line", lines_of("small_distillation.jsonl"), ids=lambda line: line["text"])
 def test_a_trial_of_teachers_has_its_figures(line: dict[str, Any]) -> None:
     assert Recipe().with_options(line["options"])
