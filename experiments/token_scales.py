@@ -71,7 +71,7 @@ class ScaledNet(LanguageModel):
     before: Tensor | None = None
     """The last token of each row of the batch before."""
 
-    def _recurrent(self, ids: Tensor, state: State | None, dropout: Dropout | None) -> tuple[Tensor, State]:
+    def _layers(self, ids: Tensor, state: State | None, dropout: Dropout | None) -> tuple[Tensor, Tensor | None, State]:
         variants, weights = self.config.variants, self._layer(0)
         h = (self.zero_state(ids.shape[1]) if state is None else state)[0][0]
         embedding = self.weight("embedding.weight")
@@ -90,7 +90,7 @@ class ScaledNet(LanguageModel):
         after = (x[-1][None],)
         if "out" in variants:
             x = x * F.embedding(ids, 1 + embedding @ self.weight("scale.out").T)
-        return (dropout.outputs(x) if dropout is not None else x), after
+        return x, (None if dropout is None else dropout.output_mask(x)), after
 
     def _scales(self, embedding: Tensor) -> Tensor:
         """The scale of each token (V, H)."""

@@ -47,6 +47,21 @@ class Net(LanguageModel):
         """The embedding of each position, (T, B, E)."""
         return F.embedding(ids, self.weight("embedding.weight"))
 
+    def _recurrent(self, ids: Tensor, state: State | None, dropout: Dropout | None) -> tuple[Tensor, State]:
+        x, mask, after = super()._layers(ids, state, dropout)
+        return x if mask is None else x * mask, after
+
+    def _layers(self, ids: Tensor, state: State | None, dropout: Dropout | None) -> tuple[Tensor, Tensor | None, State]:
+        # Features change the outputs of `_recurrent`, which the library's loss does not call.
+        x, after = self._recurrent(ids, state, dropout)
+        return x, None, after
+
+
+def dropped(x: Tensor, dropout: Dropout | None) -> Tensor:
+    """Dropout of outputs (T, B, H)."""
+    mask = None if dropout is None else dropout.output_mask(x)
+    return x if mask is None else x * mask
+
 
 class Feature:
     """The baseline: the library's model, loss and optimizer, a cosine to zero, and no feature."""
@@ -343,7 +358,7 @@ class Ngrams(Feature):
             core, kernel = self._core(ids.device), self.compute.kernel
             seen = Tokens(positions, sums) if self.input else Tokens(ids, self.weight("embedding.weight"))
             x, after = run_layer(core, "gru", seen, (h[0],), self._layer(0), torch.float32, mask, kernel)
-            x = dropout.outputs(x) if dropout is not None else x
+            x = dropped(x, dropout)
             x = torch.cat([x, F.embedding(positions, sums)], dim=-1) if self.skip else x
             return x, (after[0][None], kept)
 
@@ -386,7 +401,7 @@ class NgramLogits(Ngrams):
             """Logits (T, B, V), and the state."""
             h, before = self.zero_state(ids.shape[1]) if state is None else state
             dropout = Dropout(self.config, generator) if self.training else None
-            x, after = LanguageModel._recurrent(self, ids, (h,), dropout)
+            x, after = Net._recurrent(self, ids, (h,), dropout)
             grams, positions, kept = self.occurring(ids, before[0])
             votes: Tensor = sum(self.looked_up(grams, generator))  # type: ignore[assignment]
             logits = linear(x, self._head, self.weight("head.bias"), torch.float32)
@@ -469,7 +484,7 @@ class Votes(Feature):
             """Logits (T, B, V), and the state."""
             h, before = self.zero_state(ids.shape[1]) if state is None else state
             dropout = Dropout(self.config, generator) if self.training else None
-            x, after = LanguageModel._recurrent(self, ids, (h,), dropout)
+            x, after = Net._recurrent(self, ids, (h,), dropout)
             offsets, kept = self.offsets(ids, before[0])
             shares = torch.ones(offsets.shape)
             if self.training and self.drop:
@@ -542,7 +557,7 @@ class Layers(Feature):
                 mask = dropout.state_mask(h[layer]) if dropout is not None else None
                 core, kernel = self._core(ids.device), self.compute.kernel
                 y, after = run_layer(core, "gru", x, (h[layer],), self._layer(layer), torch.float32, mask, kernel)
-                y = dropout.outputs(y) if dropout is not None else y
+                y = dropped(y, dropout)
                 x = x + y if layer and self.skip else y
                 outputs.append(y)
                 last.append(after[0])
@@ -587,7 +602,7 @@ class PlainLoop(Feature):
                 last = self.cell(row, last, mask, generator)
                 outputs.append(last)
             y = torch.stack(outputs)
-            return (dropout.outputs(y) if dropout is not None else y), (last[None],)
+            return dropped(y, dropout), (last[None],)
 
 
 def gates(net: Net, x: Tensor, h: Tensor, mask: Tensor | None, *, norm: bool = False) -> tuple[Tensor, Tensor]:

@@ -160,6 +160,7 @@ def test_with_n_grams_dropout_follows_the_load() -> None:
     wide, narrow = (ModelConfig(cell="igru", units=units, ngram_bits=22) for units in (512, 256))
     assert regularization(narrow, 3, 1_000_000).dropout == pytest.approx(0.1 * 2 * 256**2 * 3 / 1e6 / 8)
     assert regularization(wide, 3, 1_000_000).dropout == pytest.approx(4 * regularization(narrow, 3, 1_000_000).dropout)
+    assert regularization(narrow, 3, 10_000_000).dropout == 0, "less than 0.005 is none"
     assert regularization(wide, 3, 50_000).dropout == 0.2, "where the load is high, at most this or what passes say"
     alone = dataclasses.replace(narrow, ngram_bits=0)
     assert regularization(alone, 28, 1_000_000).dropout == regularization(narrow, 28, 20_000).dropout == 0.2

@@ -38,8 +38,6 @@ INLINE void multiply_packed(int rows, int vectors, int k, const float *a, size_t
     }
 }
 
-#define HEAD_ROWS CW_HEAD_ROWS
-
 static void head(int thread, int threads, cw_barrier *barrier, void *argument) {
     const cw_head_job *job = argument;
     const cw_loss_job *loss = &job->loss;
@@ -49,8 +47,8 @@ static void head(int thread, int threads, cw_barrier *barrier, void *argument) {
     const int first_column = columns * thread / threads, last_column = columns * (thread + 1) / threads;
     const int first_block = blocks * thread / threads, last_block = blocks * (thread + 1) / threads;
     float *forward = job->packed, *backward = forward + padded * units;
-    float *masked = job->scratch + job->scratch_floats * thread, *logits = masked + (size_t)HEAD_ROWS * units;
-    float *powers = logits + HEAD_ROWS * padded;
+    float *masked = job->scratch + job->scratch_floats * thread, *logits = masked + (size_t)CW_HEAD_ROWS * units;
+    float *powers = logits + CW_HEAD_ROWS * padded;
     pack_rows(job->weight, units, vocabulary, first_column, last_column, forward + (size_t)first_column * units * LANES);
     if (loss->wanted)
         pack_columns(job->weight, units, vocabulary, units, first_block, last_block, NULL, 0, 1,
@@ -59,8 +57,8 @@ static void head(int thread, int threads, cw_barrier *barrier, void *argument) {
 
     const int first = (int)((int64_t)loss->rows * thread / threads);
     const int last = (int)((int64_t)loss->rows * (thread + 1) / threads);
-    for (int begin = first; begin < last; begin += HEAD_ROWS) {
-        const int rows = last - begin < HEAD_ROWS ? last - begin : HEAD_ROWS;
+    for (int begin = first; begin < last; begin += CW_HEAD_ROWS) {
+        const int rows = last - begin < CW_HEAD_ROWS ? last - begin : CW_HEAD_ROWS;
         const float *x = job->x + (size_t)begin * units;
         for (int n = 0; job->mask && n < rows; n++) {
             const float *mask = job->mask + (size_t)((begin + n) % job->batch) * units, *from = x + (size_t)n * units;
@@ -85,8 +83,8 @@ static void head(int thread, int threads, cw_barrier *barrier, void *argument) {
 
     sum_columns_f32(loss, thread, threads);
     /* The gradient of the weights: each thread has its own columns. */
-    for (int begin = 0; begin < loss->rows; begin += HEAD_ROWS) {
-        const int rows = loss->rows - begin < HEAD_ROWS ? loss->rows - begin : HEAD_ROWS;
+    for (int begin = 0; begin < loss->rows; begin += CW_HEAD_ROWS) {
+        const int rows = loss->rows - begin < CW_HEAD_ROWS ? loss->rows - begin : CW_HEAD_ROWS;
         const float *d_logits = (const float *)loss->logits + (size_t)begin * vocabulary;
         pack_columns(job->x + (size_t)begin * units, units, rows, units, first_block, last_block, job->mask, begin,
                      job->batch, masked);

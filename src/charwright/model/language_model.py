@@ -67,8 +67,8 @@ class LanguageModel(WeightedModule):
         Returns:
             logits (T, B, V) float32, and the state after the last position.
         """
-        x, mask, after = self._recurrent(ids, state, Dropout(self.config, generator) if self.training else None)
-        logits = linear(_masked(x, mask), self._head, self.weight("head.bias"), self.compute.precision)
+        x, after = self._recurrent(ids, state, Dropout(self.config, generator) if self.training else None)
+        logits = linear(x, self._head, self.weight("head.bias"), self.compute.precision)
         votes, after = self._votes(ids, state, after)
         if votes is None:
             return logits, after
@@ -90,7 +90,7 @@ class LanguageModel(WeightedModule):
         targets: (T, B) int64; masks: those of dropout, drawn already.
         """
         dropout = Dropout(self.config, generator, masks) if self.training else None
-        x, mask, after = self._recurrent(ids, state, dropout)
+        x, mask, after = self._layers(ids, state, dropout)
         votes, after = self._votes(ids, state, after)
         bias, precision, kernel = self.weight("head.bias"), self.compute.precision, self.compute.kernel
         core = self._core(ids.device)
@@ -124,12 +124,13 @@ class LanguageModel(WeightedModule):
             last = contexts[-1, :, :-1].to(tokens.dtype)
         return Votes(self.weight("ngrams.weight"), offsets, self.ngram_gradients), (*after, last[None])
 
-    def _recurrent(
-        self, ids: Tensor, state: State | None, dropout: Dropout | None
-    ) -> tuple[Tensor, Tensor | None, State]:
-        """All recurrent layers: ids (T, B) -> outputs of the last layer (T, B, H), the mask (1, B, H) that dropout
-        multiplies them by, or None, and the state of all layers after.
-        """
+    def _recurrent(self, ids: Tensor, state: State | None, dropout: Dropout | None) -> tuple[Tensor, State]:
+        """All recurrent layers: ids (T, B) -> outputs of the last one (T, B, H), and the state of all after."""
+        x, mask, after = self._layers(ids, state, dropout)
+        return _masked(x, mask), after
+
+    def _layers(self, ids: Tensor, state: State | None, dropout: Dropout | None) -> tuple[Tensor, Tensor | None, State]:
+        """As `_recurrent`, with the mask (1, B, H) or None by which dropout has yet to multiply the outputs."""
         state = (self.zero_state(ids.shape[1]) if state is None else state)[: STATES[self.config.cell]]
         core, precision = self._core(ids.device), self.compute.precision
         x: LayerInput = Tokens(ids, self.weight("embedding.weight"))

@@ -11,6 +11,8 @@ LOW_LOAD = 8.0
 """The load at which an output is dropped one time in ten."""
 LOWEST_HIGH = 0.2
 """Where the load is high, dropout is at least this."""
+LEAST = 0.005
+"""A lower dropout changes nothing."""
 
 
 @dataclass(frozen=True)
@@ -33,4 +35,5 @@ def regularization(model: ModelConfig, passes: float, tokens: int) -> Regulariza
     if model.ngram_bits:
         load = PRODUCTS[model.cell] * model.units**2 * model.layers * passes / max(1, tokens)
         dropout = min(0.1 * load / LOW_LOAD, max(LOWEST_HIGH, dropout))
+    dropout = dropout if dropout >= LEAST else 0.0
     return Regularization(min(0.5, dropout), min(0.35, 0.8 * dropout), min(1.2, 0.2 * max(0.5, strain)))
