@@ -158,18 +158,16 @@ def test_a_small_text_gets_a_small_model_and_much_regularization() -> None:
 def test_with_n_grams_dropout_follows_the_load() -> None:
     """The recurrent weights times the passes for each token; without n-grams the passes alone count."""
     wide, narrow = (ModelConfig(cell="igru", units=units, ngram_bits=22) for units in (512, 256))
-    assert regularization(narrow, 3, 1_000_000).dropout == pytest.approx(0.1 * 2 * 256**2 * 3 / 1e6 / 8)
-    assert regularization(wide, 3, 1_000_000).dropout == pytest.approx(4 * regularization(narrow, 3, 1_000_000).dropout)
+    assert regularization(narrow, 5, 1_000_000).dropout == pytest.approx(0.1 * 2 * 256**2 * 5 / 1e6 / 8)
+    assert regularization(wide, 5, 1_000_000).dropout == pytest.approx(4 * regularization(narrow, 5, 1_000_000).dropout)
     assert regularization(narrow, 3, 10_000_000).dropout == 0, "less than 0.005 is none"
     assert regularization(wide, 3, 50_000).dropout == 0.2, "where the load is high, at most this or what passes say"
     alone = dataclasses.replace(narrow, ngram_bits=0)
     assert regularization(alone, 28, 1_000_000).dropout == regularization(narrow, 28, 20_000).dropout == 0.2
     often = regularization(narrow, 400, 20_000)
     assert (often.dropout, often.recurrent_dropout, often.weight_decay) == (0.5, 0.35, 1.2)
-    gru = dataclasses.replace(narrow, cell="gru")
-    assert regularization(gru, 3, 1_000_000).dropout == pytest.approx(
-        1.5 * regularization(narrow, 3, 1_000_000).dropout
-    )
+    gru, igru = (regularization(dataclasses.replace(narrow, cell=cell), 5, 1_000_000) for cell in ("gru", "igru"))
+    assert gru.dropout == pytest.approx(1.5 * igru.dropout)
 
 
 @pytest.mark.parametrize(
