@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from numpy.testing import assert_allclose
 
+from charwright import kernels
 from charwright.config import GATES, PRODUCTS, ModelConfig
 from charwright.errors import ConfigError
+from charwright.model.compute import Compute
 from charwright.model.initialization import start_from_frequencies
 from charwright.model.language_model import LanguageModel
 from charwright.planning.recipes import TUTORIAL
@@ -240,3 +242,30 @@ def test_keras_2_gives_the_same_outputs(shared: Path, fixture: str) -> None:
         np.stack([golden[f"state_{layer}_{part}"] for layer in range(layers)]) for part in range(1 + (cell == "lstm"))
     ]
     check_golden(cell, layers, weights, golden, parts)
+
+
+@pytest.mark.parametrize("core", ["plain", "fused", *(["native"] if kernels.load() else [])])
+def test_targets_that_are_no_ids_of_the_positions_are_refused(core: str) -> None:
+    """The kernels would read and write outside of their arrays."""
+    model = LanguageModel(ModelConfig(units=16, embedding_size=8), 10, compute=Compute(core=core))
+    ids = torch.zeros(3, 2, dtype=torch.int64)
+    for wrong in (ids.int(), ids[:2], ids[:, :1]):
+        with pytest.raises(ValueError, match=r"targets must be int64 \(3, 2\)"):
+            model.loss(ids, wrong)
+    for outside in (-1, 10):
+        with pytest.raises((ValueError, IndexError, RuntimeError)):
+            model.loss(ids, torch.full_like(ids, outside))
+
+
+@pytest.mark.skipif(kernels.load() is None, reason="the kernels are not built")
+def test_a_mask_of_another_type_or_shape_is_not_misread() -> None:
+    model = LanguageModel(ModelConfig(units=16, embedding_size=8, dropout=0.5), 10, compute=Compute(core="native"))
+    ids = torch.arange(12).remainder(10).view(3, 4)
+    mask = torch.arange(4 * 16).remainder(3).view(1, 4, 16).float()
+    wanted = float(model.loss(ids, ids, masks=[mask])[0].detach())
+    assert float(model.loss(ids, ids, masks=[mask.double()])[0].detach()) == pytest.approx(wanted)
+    assert float(model.loss(ids, ids, masks=[mask > 0])[0].detach()) == pytest.approx(
+        float(model.loss(ids, ids, masks=[(mask > 0).float()])[0].detach())
+    )
+    with pytest.raises(RuntimeError):
+        model.loss(ids, ids, masks=[mask[:, :2]])

@@ -393,7 +393,8 @@ static uint64_t check_head(int variant, int threads, int rows, int batch, int vo
 }
 
 static int check_heads(int variant) {
-    const int sizes[][6] = {{1, 1, 2, 16, 0, 0}, {7, 7, 17, 48, 1, 0}, {70, 5, 66, 32, 1, 3}, {130, 13, 40, 80, 0, 2}};
+    const int sizes[][6] = {{1, 1, 2, 16, 0, 0}, {7, 7, 17, 48, 1, 0}, {70, 5, 66, 32, 1, 3}, {130, 13, 40, 80, 0, 2},
+                            {65, 3, 1, 16, 1, 1}, {2, 9, 513, 16, 1, 0}};
     const int all = sizeof sizes / sizeof *sizes;
     for (int i = 0; i < all; i++) {
         const int *s = sizes[i];

@@ -1,5 +1,5 @@
-/* The output layer in float32, from its inputs to the loss, and back: some rows at a time go through all of it, while
- * they are in the cache. A product's sums are in the order of k, so no bit depends on the number of threads. */
+/* The output layer in float32, from its inputs to the loss and back. Some rows at a time go through all of it, while they
+ * are in the cache. A product's sums are in the order of k, so no bit depends on the number of threads. */
 
 /* A matrix (rows, columns) of which some columns become vectors, each with all rows: vector, row, lane. Columns behind
  * the last are zeros. With a mask (period, columns), row n is multiplied by its row n % period. */
@@ -22,7 +22,8 @@ static void pack_rows(const float *from, int rows, int columns, int first, int l
                 to[i] = v * LANES + i < columns ? from[(size_t)(v * LANES + i) * rows + k] : 0;
 }
 
-/* c (rows, vectors * LANES) = [c +] a (rows, k) times packed vectors. */
+/* c (rows, vectors * LANES) = [c +] a (rows, k) times packed vectors. In a, rows are a_row apart and values of k a_step: a
+ * matrix is read transposed with 1 and its row's length. */
 INLINE void multiply_packed(int rows, int vectors, int k, const float *a, size_t a_row, size_t a_step, const float *packed,
                             float *c, size_t c_row, int adding) {
     for (int v = 0, some; v < vectors; v += some) {

@@ -114,7 +114,8 @@ class LanguageModel(WeightedModule):
         if not self.config.ngram_bits:
             return None, after
         tokens = self.zero_state(ids.shape[1])[-1] if before is None else before[-1]
-        if self._core(ids.device) == "native" and tokens.dtype == torch.float32:
+        shape, core = (1, ids.shape[1], self.config.ngram_order - 1), self._core(ids.device)
+        if core == "native" and (ids.dtype, tokens.dtype, tokens.shape) == (torch.int64, torch.float32, shape):
             loaded = kernels.load(self.compute.kernel)
             assert loaded is not None
             offsets, last = native.contexts(loaded, ids, tokens[0], self.config.ngram_bits)

@@ -44,11 +44,18 @@ def head_loss(
     x: (T, B, H); weight: (V, H); bias: (V,); targets: (T, B) int64; products in `dtype`, by the C kernels
     where `core` is native, in their variant `kernel`; votes: those of n-grams at all positions; mask: (1, B, H), that
     of dropout, multiplied with x. A scalar.
+
+    Raises:
+        ValueError: if the targets do not have the shape of the positions, or are not ids of the vocabulary.
     """
+    if targets.dtype != torch.int64 or targets.shape != x.shape[:2]:
+        raise ValueError(f"targets must be int64 {tuple(x.shape[:2])}, not {targets.dtype} {tuple(targets.shape)}")
     loaded = kernels.load(kernel) if core == "native" and bias.dtype == torch.float32 else None
+    if loaded and targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < len(weight):
+        raise ValueError(f"targets must be from 0 to {len(weight) - 1}, the ids of the vocabulary")
     array = None if votes is None else votes.array
     result: Any
-    if loaded and _fits_head(x, weight, bias, dtype):
+    if loaded and _fits_head(x, weight, bias, mask, dtype):
         result = _NativeHead.apply(x, weight, bias, array, votes, targets, mask, loaded)  # type: ignore[no-untyped-call]
     else:
         rows = (x if mask is None else x * mask).flatten(0, 1)
@@ -56,10 +63,13 @@ def head_loss(
     return result  # type: ignore[no-any-return]
 
 
-def _fits_head(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> bool:
+def _fits_head(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, dtype: torch.dtype) -> bool:
     """Whether the kernels compute this output layer together with its loss."""
-    fits = weight.shape[1] % UNITS_MULTIPLE == 0 and len(weight) <= MOST_HEAD_COLUMNS
-    return fits and {part.dtype for part in (x, weight, bias)} | {dtype} == {torch.float32}
+    if weight.shape[1] % UNITS_MULTIPLE or len(weight) > MOST_HEAD_COLUMNS:
+        return False
+    if mask is not None and (mask.dtype != torch.float32 or mask.shape != (1, *x.shape[1:])):
+        return False
+    return {part.dtype for part in (x, weight, bias)} | {dtype} == {torch.float32}
 
 
 class _NativeHead(torch.autograd.Function):

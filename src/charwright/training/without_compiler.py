@@ -25,17 +25,18 @@ class WithoutCompiler(torch.optim.Optimizer):
                 parameter.grad = None
 
 
-# The step of both in PyTorch, without the wrapper that marks it for the compiler and switches gradients off.
-_step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
+def _step_of(kind: type[torch.optim.Optimizer]) -> Any:
+    """PyTorch's step without the wrapper that marks it for the compiler and switches gradients off."""
+    return torch.no_grad()(inspect.unwrap(kind.step))
 
 
 class Adam(WithoutCompiler, torch.optim.Adam):
     """Adam (Kingma & Ba, 2015)."""
 
-    step = _step
+    step = _step_of(torch.optim.Adam)
 
 
 class AdamW(WithoutCompiler, torch.optim.AdamW):
     """AdamW (Loshchilov & Hutter, 2019)."""
 
-    step = _step
+    step = _step_of(torch.optim.AdamW)
