@@ -318,7 +318,7 @@ def test_masks_drawn_ahead_are_those_that_the_layers_draw(rates: tuple[float, fl
         drawn = lazy.state_mask(like)
         assert_same(ready.state_mask(like), drawn)
         assert (drawn is None) == (rates[1] == 0)
-        assert_same(ready.outputs(x), lazy.outputs(x))
+        assert_same(ready.output_mask(x), lazy.output_mask(x))
     assert len(masks) == config.layers * sum(rate > 0 for rate in rates)
 
 
