@@ -284,7 +284,7 @@ class _Rule:
             "dropout": (_rounded(rates.dropout), why_dropout(model, rates, read)),
             "recurrent_dropout": (
                 _rounded(rates.recurrent_dropout),
-                "four fifths of the dropout; it prevents memorization too",
+                "four fifths of the dropout, up to 0.35; it prevents memorization too",
             ),
             "weight_decay": (_rounded(rates.weight_decay), f"{read}; weight decay prevents memorization too"),
             **(descent if model.ngram_bits else {}),
