@@ -102,6 +102,15 @@ def test_the_candidates_of_a_processor(machine: Callable[[Features], None]) -> N
     assert labels(candidates(Wanted(), masked=True))[0] == "native f32 portable"
 
 
+def test_bfloat16_in_a_plain_loop_is_a_candidate_only_on_request(machine: Callable[[Features], None]) -> None:
+    machine(Features("cpu", ("avx2", "portable"), AMD, frozenset({"plain_bf16"})))
+    assert labels(candidates(Wanted(), masked=True)) == ["native f32 avx2", "native bf16 avx2", "fused f32"]
+    assert labels(candidates(Wanted(precision="bf16"), masked=True)) == ["native bf16 avx2", "fused bf16"]
+    assert labels(candidates(Wanted(core="fused"), masked=True)) == ["fused f32"]
+    machine(Features("cpu", ("avx2", "portable"), AMD))
+    assert "fused bf16" in labels(candidates(Wanted(), masked=True))
+
+
 def test_options_restrict_the_candidates(machine: Callable[[Features], None], monkeypatch: pytest.MonkeyPatch) -> None:
     machine(INTEL_AMX)
     assert labels(candidates(Wanted(core="fused"), masked=True)) == ["fused bf16", "fused f32"]

@@ -20,7 +20,8 @@ class Features:
     """What decides how a model computes on a device.
 
     `variants` are those of the C kernels, best first; `vendor` is the processor's, if known. `flags` has `amx` and
-    `avx512_bf16` if PyTorch can use these instructions of the processor, and `bf16` if a GPU multiplies bfloat16.
+    `avx512_bf16` if PyTorch can use these instructions of the processor, `plain_bf16` if it multiplies bfloat16 in a
+    plain loop there, a hundred times slower than float32, and `bf16` if a GPU multiplies bfloat16.
     """
 
     device: str = "cpu"
@@ -91,4 +92,11 @@ def _flags() -> frozenset[str]:
     # PyTorch exposes the CPU's features only under private names.
     probes = {"amx": "_is_amx_tile_supported", "avx512_bf16": "_is_avx512_bf16_supported"}
     found = {flag: getattr(torch.cpu, name, None) for flag, name in probes.items()}
-    return frozenset(flag for flag, probe in found.items() if probe is not None and probe())
+    flags = {flag for flag, probe in found.items() if probe is not None and probe()}
+    return frozenset(flags | ({"plain_bf16"} if _multiplies_in_a_loop() else set()))
+
+
+def _multiplies_in_a_loop() -> bool:
+    """Whether oneDNN, the library behind PyTorch's products, leaves those of bfloat16 to a loop on this processor."""
+    probe = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return probe is not None and not probe()

@@ -39,9 +39,10 @@ def candidates(wanted: Wanted, *, masked: bool) -> list[Compute]:
     """What could be the fastest within what the user asks for, the likely ones first.
 
     The reference core is one only if it is asked for. Left out is what cannot win: code without the processor's vector
-    instructions (`portable`), code for tests (`emulated`), and equal code under another name. `avx2` stays: where wide
-    vectors lower the clock of the processor, it can be faster than they are. Where something multiplies the state in
-    the product (`masked`), recurrent dropout or a multiplicative layer, the core `torch` computes as `fused` does.
+    instructions (`portable`), code for tests (`emulated`), PyTorch's bfloat16 where it is a plain loop (one step of it
+    can take half a second), and equal code under another name. `avx2` stays: where wide vectors lower the clock of the
+    processor, it can be faster than they are. Where something multiplies the state in the product (`masked`), recurrent
+    dropout or a multiplicative layer, the core `torch` computes as `fused` does.
     """
     rule = wanted.by_rule()
     features = features_of(rule.device)
@@ -57,6 +58,7 @@ def candidates(wanted: Wanted, *, masked: bool) -> list[Compute]:
         Compute(rule.device, core, PRECISIONS[name], wanted.threads, variant)
         for core in cores
         for name in names
+        if core == "native" or len(names) == 1 or name != "bf16" or "plain_bf16" not in features.flags
         for variant in (_different(features.variants, name) if core == "native" else [None])
     ]
 
