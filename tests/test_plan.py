@@ -161,9 +161,12 @@ def test_with_n_grams_dropout_follows_the_load() -> None:
     assert regularization(narrow, 5, 1_000_000).dropout == pytest.approx(0.1 * 2 * 256**2 * 5 / 1e6 / 8)
     assert regularization(wide, 5, 1_000_000).dropout == pytest.approx(4 * regularization(narrow, 5, 1_000_000).dropout)
     assert regularization(narrow, 3, 10_000_000).dropout == 0, "less than 0.005 is none"
-    assert regularization(wide, 3, 50_000).dropout == 0.2, "where the load is high, at most this or what passes say"
+    high = regularization(wide, 4, 131_072)  # a load of 16
+    assert high.dropout == pytest.approx(0.2)
+    assert regularization(wide, 12, 131_072).dropout == pytest.approx(0.2 * 3**0.3), "a high load adds less"
     alone = dataclasses.replace(narrow, ngram_bits=0)
-    assert regularization(alone, 28, 1_000_000).dropout == regularization(narrow, 28, 20_000).dropout == 0.2
+    assert regularization(alone, 28, 1_000_000).dropout == 0.2
+    assert regularization(narrow, 28, 20_000).dropout == 0.35, "the most by load"
     often = regularization(narrow, 400, 20_000)
     assert (often.dropout, often.recurrent_dropout, often.weight_decay) == (0.5, 0.35, 1.2)
     gru, igru = (regularization(dataclasses.replace(narrow, cell=cell), 5, 1_000_000) for cell in ("gru", "igru"))

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 
 from charwright.config import PRODUCTS, ModelConfig
 
-LOAD_OF_A_TENTH = 8.0
-"""The load at which an output is dropped one time in ten."""
-LEAST_AT_HIGH_LOAD = 0.2
-"""Where the load is high, a plan has at least this dropout."""
+PER_LOAD = 0.0125
+"""The dropout of a low load, for each 1 of it."""
+HIGH_LOAD = 16.0
+"""Above this load the dropout grows more slowly."""
+GROWTH = 0.3
+"""The exponent of the load above a high one."""
+MOST_BY_LOAD = 0.35
+"""No trial of a load had more as its best; only many passes ask for it."""
 LEAST = 0.005
 """Less than this is not worth a mask."""
 
@@ -34,7 +38,8 @@ def regularization(model: ModelConfig, passes: float, tokens: int) -> Regulariza
     dropout = 0.1 * strain
     if model.ngram_bits:
         load = PRODUCTS[model.cell] * model.units**2 * model.layers * passes / max(1, tokens)
-        dropout = min(0.1 * load / LOAD_OF_A_TENTH, max(LEAST_AT_HIGH_LOAD, dropout))
+        slower = PER_LOAD * HIGH_LOAD * (max(load, HIGH_LOAD) / HIGH_LOAD) ** GROWTH
+        dropout = min(PER_LOAD * load, max(min(slower, MOST_BY_LOAD), dropout))
     dropout = dropout if dropout >= LEAST else 0.0
     return Regularization(min(0.5, dropout), min(0.35, 0.8 * dropout), min(1.2, 0.2 * max(0.5, strain)))
 
