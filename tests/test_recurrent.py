@@ -221,16 +221,36 @@ def test_the_state_and_ids_of_the_caller_are_unchanged(core: str, cell: str) -> 
     torch.testing.assert_close((ids, state), before, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("units", [7, 16])
 @pytest.mark.parametrize("core", FAST_CORES)
 @pytest.mark.parametrize("cell", CELLS)
-def test_states_and_ids_may_be_views(core: str, cell: str) -> None:
+def test_states_and_ids_may_be_views(core: str, cell: str, units: int) -> None:
     """Batches are transposed arrays; the result must not depend on contiguity."""
-    model = make_model(core, cell, torch.float32, torch.float32, units=7, vocabulary=9, layers=1)
-    ids, state = some_ids(6, 4, 9), make_state(cell, 1, 4, 7, torch.float32)
+    model = make_model(core, cell, torch.float32, torch.float32, units=units, vocabulary=9, layers=1)
+    ids, state = some_ids(6, 4, 9), make_state(cell, 1, 4, units, torch.float32)
     ids_view = ids.T.contiguous().T
     state_view = tuple(part.transpose(1, 2).contiguous().transpose(1, 2) for part in state)
     assert not ids_view.is_contiguous()
     torch.testing.assert_close(model(ids_view, state_view), model(ids, state), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("vocabulary", [9, 5])  # 5 is so small for as many ids that the table has all rows.
+def test_what_the_kernels_cannot_read_is_refused(vocabulary: int) -> None:
+    """A wrong type or shape would be read as something else, or beyond its end."""
+    model = make_model("native", "gru", torch.float32, torch.float32, units=16, vocabulary=vocabulary, layers=1)
+    ids, [state] = some_ids(6, 4, vocabulary), make_state("gru", 1, 4, 16, torch.float32)
+    for wrong, given in (
+        ((ids.int()[:0], None), "at least one step"),
+        ((ids, (state[:, :1],)), r"the state must be float32 \(4, 16\)"),
+        ((ids, (state.double(),)), "the state must be float32"),
+    ):
+        with pytest.raises(ValueError, match=given):
+            model(*wrong)
+    for outside in (-1, vocabulary):
+        with pytest.raises((ValueError, IndexError)):
+            model(ids.clone().fill_(outside))
+    with pytest.raises(ValueError, match="need float32 weights"):
+        model.double()(ids)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

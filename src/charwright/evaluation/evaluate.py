@@ -152,13 +152,15 @@ def continued_nats(
     model.eval()
     nats = np.empty(targets.shape, dtype=np.float32)
     chunk = max(1, min(CHUNK, MOST_LOGITS // (MOST_STREAMS * model.vocabulary_size)))
-    for begin in range(0, len(inputs), chunk):
-        piece = slice(begin, begin + chunk)
-        x, y = _tensor(inputs[piece], device), _tensor(targets[piece], device)
-        logits, state = model(x, state)
-        losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-1, reduction="none")
-        nats[piece] = losses.view(y.shape).cpu().numpy()
-    model.train(was_training)
+    try:
+        for begin in range(0, len(inputs), chunk):
+            piece = slice(begin, begin + chunk)
+            x, y = _tensor(inputs[piece], device), _tensor(targets[piece], device)
+            logits, state = model(x, state)
+            losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-1, reduction="none")
+            nats[piece] = losses.view(y.shape).cpu().numpy()
+    finally:
+        model.train(was_training)
     return nats, state
 
 

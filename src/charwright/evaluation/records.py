@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ Array = npt.NDArray[np.int64]
 
 AT_ONCE = 8 * MOST_STREAMS
 """Records of similar length that are read side by side."""
+MOST_POSITIONS = 2**22
+"""The positions of records that are read side by side, with their padding."""
 
 
 def evaluate_records(target_nats: TargetNats, vocabulary: Vocabulary, records: Records) -> Evaluation:
@@ -31,8 +34,7 @@ def evaluate_records(target_nats: TargetNats, vocabulary: Vocabulary, records: R
     lengths = stops - begins
     costs, unknown = np.zeros(records.count), 0
     order = np.argsort(-lengths, kind="stable")
-    for first in range(0, len(order), AT_ONCE):
-        chosen = order[first : first + AT_ONCE]
+    for chosen in _side_by_side(order, lengths + len(before)):
         rows = _rows(ids, begins[chosen], lengths[chosen], before)
         # Padding is read as [UNK], and nothing of it is predicted.
         nats = target_nats(np.maximum(rows[:-1], 0), rows[1:])[given - 1 :]
@@ -43,6 +45,15 @@ def evaluate_records(target_nats: TargetNats, vocabulary: Vocabulary, records: R
     return Evaluation(
         mean, mean / math.log(2), len(records), unknown, "records", _blocks(costs, records), records.count
     )
+
+
+def _side_by_side(order: Array, lengths: Array) -> Iterator[Array]:
+    """Records in groups, longest first: one that is much longer than the others is not read beside many of them."""
+    first = 0
+    while first < len(order):
+        count = min(AT_ONCE, max(1, MOST_POSITIONS // int(lengths[order[first]])))
+        yield order[first : first + count]
+        first += count
 
 
 def _rows(ids: npt.NDArray[np.int32], begins: Array, lengths: Array, before: npt.NDArray[np.int32]) -> Array:

@@ -150,7 +150,7 @@ class Kernels:
         return int(self.library.cw_packed_bytes(self.variant, CELL_CODES[cell], units, int(bf16)))
 
     def pack(self, cell: str, units: int, *, bf16: bool, backward: bool, threads: int, weights: int, to: int) -> None:
-        """Pack float32 weights (G * H, H) from address `weights` to address `to`."""
+        """Pack float32 weights (P * H, H) from address `weights` to address `to`."""
         self.library.cw_pack(
             self.variant, CELL_CODES[cell], units, int(bf16), int(backward), threads, ctypes.c_void_p(weights),
             ctypes.c_void_p(to),
@@ -179,7 +179,7 @@ class Kernels:
         self.library.cw_input_gradient(self.variant, ctypes.byref(layer), ctypes.c_void_p(to))
 
     def weight_gradient(self, layer: Layer, scratch: int, to: int) -> None:
-        """After `backward`: the gradient of the recurrent weights (G * H, H) float32. Scratch of `outer_bytes`."""
+        """After `backward`: the gradient of the recurrent weights (P * H, H) float32. Scratch of `outer_bytes`."""
         self.library.cw_weight_gradient(
             self.variant, ctypes.byref(layer), ctypes.c_void_p(scratch), ctypes.c_void_p(to)
         )  # fmt: skip

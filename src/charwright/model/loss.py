@@ -54,12 +54,13 @@ def head_loss(
     if loaded and targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < len(weight):
         raise ValueError(f"targets must be from 0 to {len(weight) - 1}, the ids of the vocabulary")
     array = None if votes is None else votes.array
+    wanted = torch.is_grad_enabled()  # Within a function of autograd it never is.
     result: Any
     if loaded and _fits_head(x, weight, bias, mask, dtype):
-        result = _NativeHead.apply(x, weight, bias, array, votes, targets, mask, loaded)  # type: ignore[no-untyped-call]
+        result = _NativeHead.apply(x, weight, bias, array, votes, targets, mask, loaded, wanted)  # type: ignore[no-untyped-call]
     else:
         rows = (x if mask is None else x * mask).flatten(0, 1)
-        result = _HeadLoss.apply(rows, weight, bias, array, votes, targets.flatten(), dtype, loaded)  # type: ignore[no-untyped-call]
+        result = _HeadLoss.apply(rows, weight, bias, array, votes, targets.flatten(), dtype, loaded, wanted)  # type: ignore[no-untyped-call]
     return result  # type: ignore[no-any-return]
 
 
@@ -86,11 +87,13 @@ class _NativeHead(torch.autograd.Function):
         targets: Tensor,
         mask: Tensor | None,
         loaded: Kernels,
+        wanted: bool,
     ) -> Tensor:
         inputs, head, count = x.flatten(0, 1).contiguous(), weight.contiguous(), targets.numel()
         total, gradients = native.head(
             loaded, inputs, head, bias, targets.flatten().contiguous(), 1 / count,
-            mask=None if mask is None else mask[0].contiguous(), votes=votes, wanted=any(ctx.needs_input_grad),
+            mask=None if mask is None else mask[0].contiguous(), votes=votes,
+            wanted=wanted and any(ctx.needs_input_grad),
         )  # fmt: skip
         ctx.votes, ctx.d_votes = votes, []
         if gradients is not None:
@@ -119,8 +122,9 @@ class _HeadLoss(torch.autograd.Function):
         targets: Tensor,
         dtype: torch.dtype,
         loaded: Kernels | None,
+        wanted: bool,
     ) -> Tensor:
-        wanted = any(ctx.needs_input_grad)
+        wanted = wanted and any(ctx.needs_input_grad)
         low, inputs, targets = weight.to(dtype), x.to(dtype).contiguous(), targets.contiguous()
         rows = max(64, (MOST_LOGITS if loaded else MOST_LOGITS_PLAIN) // len(weight))
         d_x = torch.empty_like(inputs) if wanted else inputs
@@ -161,7 +165,7 @@ def _gradients(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         made = tuple(None if gradient is None else gradient * scale for gradient in made)
         d_votes = [part.times(scale) for part in ctx.d_votes]
     d_array = _array_gradient(ctx.votes, d_votes) if ctx.needs_input_grad[3] else None
-    return (*made, d_array, None, None, None, None)
+    return (*made, d_array, None, None, None, None, None)
 
 
 def _array_gradient(votes: Votes | None, parts: list[RowGradient]) -> Tensor | None:

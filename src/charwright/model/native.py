@@ -10,6 +10,7 @@ import os
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
@@ -56,9 +57,13 @@ def native_layer(
 
     `scale` (V, H) float32, with ids, multiplies the state inside the recurrent product, and so does the mask (B, H).
     Returns outputs (T, B, H) in `dtype` and the last state in float32.
+
+    Raises:
+        ValueError: if a part has another type or shape than the kernels read, or an id has no row in the table.
     """
     share_threads(kernels)
     units = weights.weight_hh.shape[1]
+    _check(table, ids, state, weights, mask)
     spare = -units % UNITS_MULTIPLE
     hidden_weights, bias = weights.weight_hh, weights.bias_hh
     if spare:
@@ -71,11 +76,34 @@ def native_layer(
     inputs = table if ids is not None else table.to(dtype)
     c = state[1] if cell == "lstm" else None
     parts = (inputs, ids, hidden_weights, bias, state[0], c, mask, scale)
-    result: Any = _NativeLayer.apply(kernels, cell, dtype, *parts)  # type: ignore[no-untyped-call]
+    # A function of autograd cannot tell itself whether gradients are wanted: within it, they never are.
+    wanted = torch.is_grad_enabled()
+    result: Any = _NativeLayer.apply(kernels, cell, dtype, wanted, *parts)  # type: ignore[no-untyped-call]
     outputs, *last = result
     if spare:
         outputs, last = outputs[..., :units], [part[..., :units] for part in last]
     return outputs, tuple(last)
+
+
+def _check(table: Tensor, ids: Tensor | None, state: State, weights: Weights, mask: Tensor | None) -> None:
+    """See that the kernels can read what they get, which they cannot check."""
+    if weights.weight_hh.dtype != torch.float32:
+        raise ValueError(f"the C kernels need float32 weights, not {weights.weight_hh.dtype}; use the core plain")
+    steps, batch = (table if ids is None else ids).shape[:2]
+    if not steps or not batch:
+        raise ValueError(f"a layer needs at least one step and one row, not {steps} and {batch}")
+    if ids is not None:
+        if ids.dtype != torch.int64:
+            raise ValueError(f"ids must be int64, not {ids.dtype}")
+        low, high = ids.aminmax()
+        if not 0 <= int(low) <= int(high) < len(table):
+            raise ValueError(f"ids must be from 0 to {len(table) - 1}, those of the vocabulary")
+    shape = (batch, weights.weight_hh.shape[1])
+    rows = {"the state": state, "the mask of the state": () if mask is None else (mask,)}
+    for name, parts in rows.items():
+        for part in parts:
+            if part.dtype != torch.float32 or part.shape != shape:
+                raise ValueError(f"{name} must be float32 {shape}, not {part.dtype} {tuple(part.shape)}")
 
 
 def _filled_gates(x: Tensor, gates: int, spare: int) -> Tensor:
@@ -93,6 +121,7 @@ class _NativeLayer(torch.autograd.Function):
         kernels: Kernels,
         cell: str,
         dtype: torch.dtype,
+        wanted: bool,
         inputs: Tensor,
         ids: Tensor | None,
         weights: Tensor,
@@ -108,7 +137,10 @@ class _NativeLayer(torch.autograd.Function):
         masked = None if mask is None and scale is None else _borrow(hidden.shape, dtype)
         cells = _borrow(hidden.shape, dtype) if c is not None else None
         gates = _borrow((steps, batch, SLOTS[cell] * units), dtype)
-        last_h, last_c = h.clone(), c.clone() if c is not None else None
+        last_h, last_c = (
+            None if part is None else part.clone(memory_format=torch.contiguous_format) for part in (h, c)
+        )
+        assert last_h is not None
         inputs = inputs.contiguous()
         ids, bias, mask, scale = (None if part is None else part.contiguous() for part in (ids, bias, mask, scale))
         layer = _layer(cell, dtype, steps, batch, units, tokens=0 if ids is None else len(inputs))
@@ -121,7 +153,7 @@ class _NativeLayer(torch.autograd.Function):
         kernels.forward(layer)
         ctx.save_for_backward(inputs if ids is not None else None, ids, weights, bias, mask, scale)
         ctx.kernels, ctx.cell, ctx.dtype = kernels, cell, dtype
-        if any(ctx.needs_input_grad):
+        if wanted and any(ctx.needs_input_grad):
             # The kernels overwrite some of these with gradients, which save_for_backward does not allow.
             ctx.kept = (hidden, masked, cells, gates)
         else:
@@ -157,7 +189,7 @@ class _NativeLayer(torch.autograd.Function):
             d_inputs = torch.empty(steps, batch, GATES[cell] * units, dtype=dtype)
             ctx.kernels.input_gradient(layer, d_inputs.data_ptr())
         _give_back(masked, cells, gates)
-        return None, None, None, d_inputs, None, d_weights, d_bias, d_h, d_c, None, d_scale
+        return None, None, None, None, d_inputs, None, d_weights, d_bias, d_h, d_c, None, d_scale
 
 
 def _weight_gradient(kernels: Kernels, layer: Layer, weights: Tensor) -> Tensor:
@@ -299,17 +331,22 @@ _spare: dict[tuple[tuple[int, ...], torch.dtype], Tensor] = {}
 MOST_SPARE = 8
 
 
+_lending = Lock()
+
+
 def _borrow(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    found = _spare.pop((tuple(shape), dtype), None)
+    with _lending:
+        found = _spare.pop((tuple(shape), dtype), None)
     return torch.empty(shape, dtype=dtype) if found is None else found
 
 
 def _give_back(*tensors: Tensor | None) -> None:
-    for tensor in tensors:
-        if tensor is not None:
-            _spare[tuple(tensor.shape), tensor.dtype] = tensor
-    while len(_spare) > MOST_SPARE:
-        _spare.pop(next(iter(_spare)), None)
+    with _lending:
+        for tensor in tensors:
+            if tensor is not None:
+                _spare[tuple(tensor.shape), tensor.dtype] = tensor
+        while len(_spare) > MOST_SPARE:
+            del _spare[next(iter(_spare))]
 
 
 def _layer(cell: str, dtype: torch.dtype, steps: int, batch: int, units: int, tokens: int) -> Layer:

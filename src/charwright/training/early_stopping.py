@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from charwright.config import TrainingConfig
 from charwright.evaluation.evaluation import Evaluation, paired_error
 from charwright.training.snapshot import Position
@@ -32,7 +30,7 @@ def record_validation(position: Position, result: Evaluation) -> bool:
 
 def stop_reason(position: Position, config: TrainingConfig) -> str | None:
     """Why training stops before its budget is spent: `target`, `early_stopping` or None."""
-    if config.target_loss is not None and (position.best_loss or math.inf) <= config.target_loss:
+    if config.target_loss is not None and position.best_loss is not None and position.best_loss <= config.target_loss:
         return TARGET
     if config.patience is not None and position.worse >= config.patience:
         position.worse = 0  # A resume of this run continues with full patience.

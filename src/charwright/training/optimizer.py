@@ -57,6 +57,7 @@ class NgramDescent:
         self._model, self._array = model, model.weight("ngrams.weight")
         self._rate, self._decay = rate, decay
         self._loaded = kernels_for(model)
+        self._step = 0
 
     @torch.no_grad()
     def __call__(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
@@ -79,13 +80,18 @@ class NgramDescent:
         else:
             gradient.add_to(self._array, -rate)
 
+    def _count(self, step: int) -> int:
+        """The number of this step: PyTorch's own count is a float32, which ends at 2^24."""
+        self._step = step if step < 2**24 else max(step, self._step + 1)
+        return self._step
+
     def _shrink(self, optimizer: torch.optim.Optimizer, rate: float | Tensor) -> None:
         if self._array.device.type != "cpu":
             kept = 1 - rate * self._decay
             self._array.mul_(kept.clamp(min=0.0) if isinstance(kept, Tensor) else max(0.0, kept))
             return
         state: dict[str, Any] | None = next(iter(optimizer.state.values()), None)  # None before any gradient
-        if state is not None and int(state["step"]) % DECAY_EVERY == 0:
+        if state is not None and self._count(int(state["step"])) % DECAY_EVERY == 0:
             self._array.mul_(max(0.0, 1 - float(rate) * self._decay) ** DECAY_EVERY)
 
 
