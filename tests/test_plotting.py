@@ -141,6 +141,15 @@ def test_runs_of_several_seeds_are_one_curve(tmp_path: Path) -> None:
     assert len(cw.plot([runs[0], repeated]).groups) == 2
 
 
+def test_runs_of_which_one_has_no_validation_yet_are_judged_by_their_training(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / f"gru-seed{seed}", [START, epoch(10, 3.0 + seed, validation), END], seed=seed)
+        for seed, validation in ((1, 1.0), (2, None))
+    ]
+    [line] = cw.plot(runs).table()
+    assert "lowest training loss 4.0000 at step 10, median of 2 seeds 4.5000, highest 5.0000" in line
+
+
 def test_broken_runs_are_left_out_with_a_line(whole: Path, tmp_path: Path) -> None:
     damaged = write_run(tmp_path / "damaged", [START, END])
     (damaged / "vocabulary.json").write_text("{", encoding="utf-8")

@@ -73,7 +73,8 @@ def passage(text: str, *, prompt: str = "", note: str = "") -> str:
     """A text as it is, line by line, after its prompt in bold and before a note. It finds its own direction."""
     bold = f"<b>{escape(prompt)}</b>" if prompt else ""
     small = f"<div><small>{escape(note)}</small></div>" if note else ""
-    return f'<pre dir="auto" style="{PRE}">{bold}{escape(text)}</pre>{small}'
+    # HTML drops a newline directly behind the tag.
+    return f'<pre dir="auto" style="{PRE}">\n{bold}{escape(text)}</pre>{small}'
 
 
 def tokens(title: str, listed: Sequence[str], most: int = 100) -> str:

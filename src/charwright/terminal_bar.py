@@ -17,6 +17,6 @@ def terminal_bar(*columns: str | ProgressColumn, stream: TextIO | None = None, e
     from rich.console import Console
     from rich.progress import Progress
 
-    console = Console(file=stream or sys.stderr, highlight=False)
+    console = Console(file=stream or sys.stderr, highlight=False, emoji=False)
     redirect = sys.stdout.isatty()
     return Progress(*columns, console=console, transient=True, expand=expand, redirect_stdout=redirect)

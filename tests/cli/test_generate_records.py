@@ -273,6 +273,10 @@ def test_torch_is_not_imported(names: Path) -> None:
 # Labels.
 
 
+def test_a_run_with_labels_is_not_explained(charwright: Terminal, labelled: Path) -> None:
+    assert f"{labelled} was trained with labels" in charwright("explain", labelled).line
+
+
 def test_a_label_is_asked_for(charwright: Terminal, labelled: Path) -> None:
     result = charwright("generate", labelled, "--num", "9", "--label", "vowels", "--seed", "3", "--json")
     assert result.err == ""

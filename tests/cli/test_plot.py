@@ -30,6 +30,8 @@ def test_a_figure(charwright: Terminal, trained: Path, tmp_path: Path) -> None:
     assert charwright("plot", trained, "-o", tmp_path / "x.svg", "--force").code == 0
     assert charwright("plot", trained, "--force").code == 2
     assert "choose another file" in charwright("plot", trained, "-o", "-").line
+    for folder in (tmp_path, Path()):
+        assert f"{folder} is a folder; name a file" in charwright("plot", trained, "-o", folder).line
 
 
 def test_one_bad_run_among_several(charwright: Terminal, trained: Path, tmp_path: Path) -> None:

@@ -235,6 +235,8 @@ def test_saving_asks_for_a_name_and_before_replacing_a_file(keyboard: PipeInput,
         await it.shows("is a folder")
         it.type(SAVE + f"{tmp_path}/nowhere/x{ENTER}")
         await it.shows("cannot write")
+        it.type(SAVE + f"{tmp_path}/{'x' * 300}{ENTER}")
+        await it.shows("File name too long")
         it.type(SAVE + f"{taken}{ENTER}")
         await it.shows("Replace it?")
         it.type("n" + "\x15" + f"{story}{ENTER}")

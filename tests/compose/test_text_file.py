@@ -75,6 +75,19 @@ def test_unusable_paths_and_encodings(tmp_path: Path) -> None:
         TextFile().save("x", tmp_path / "nowhere" / "story.txt")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows, and it has other devices")
+def test_a_link_stays_one_and_a_device_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "story.txt"
+    link.symlink_to(tmp_path / "elsewhere" / "story.txt")
+    for text in ("one", "one two"):
+        TextFile(link).save(text, link)
+        assert link.is_symlink()
+        assert (tmp_path / "elsewhere" / "story.txt").read_text(encoding="utf-8") == text
+    with pytest.raises(RunError, match="/dev/null is not a regular file"):
+        TextFile().save("x", Path("/dev/null"))
+
+
 def test_invalid_utf_8_input_is_saved_as_the_same_bytes(tmp_path: Path) -> None:
     TextFile().save(b"caf\xe9".decode("utf-8", "surrogateescape"), tmp_path / "x.txt")
     assert (tmp_path / "x.txt").read_bytes() == b"caf\xe9"

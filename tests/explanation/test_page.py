@@ -272,7 +272,8 @@ def test_a_notebook_shows_a_summary_without_scripts(explained: cw.Explanation) -
     assert "<script" not in shown
     assert len(shown) < 200_000
     assert "inside ( )" in shown
-    assert re.sub(r"<[^>]*>", "", shown.split("<pre")[1].split("</pre>")[0].partition(">")[2]) == explained.text[:600]
+    text = shown.split("<pre")[1].split("</pre>")[0].partition(">")[2]
+    assert re.sub(r"<[^>]*>", "", text) == f"\n{explained.text[:600]}"
     lines = str(explained).splitlines()
     assert any("inside ( )" in line for line in lines)
     assert json.dumps(explained.to_json(), allow_nan=False)

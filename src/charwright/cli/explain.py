@@ -42,7 +42,9 @@ if TYPE_CHECKING:
     help="Characters of TEXT to show, from its beginning.",
 )
 @click.option("--corpus", multiple=True, metavar="PATH", help="Where the run's text is now, if it has moved.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything drawn.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of everything drawn."
+)
 @click.option("--force", is_flag=True, help="Overwrite existing files.")
 @config_options(CorpusConfig(), "Reading the text")
 @click.pass_context

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -279,10 +280,13 @@ class Editor:
         self._back_to_writing()
         if not text:
             self._notify("not saved")
-        elif (path := Path(text).expanduser()).is_dir():
-            self._notify(f"{path} is a folder")
         else:
-            self._save_as(path)
+            # Not those of Path, which can raise: the name is what somebody typed.
+            place = os.path.expanduser(text)  # noqa: PTH111
+            if os.path.isdir(place):  # noqa: PTH112
+                self._notify(f"{place} is a folder")
+            else:
+                self._save_as(Path(place))
         return True
 
     def _save_as(self, path: Path, *, replace: bool = False) -> None:

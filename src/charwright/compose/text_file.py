@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
-from charwright.errors import CharwrightError, UsageError
+from charwright.errors import CharwrightError, RunError, UsageError
 
 
 class TextFile:
@@ -53,13 +55,18 @@ class TextFile:
         """Write the text atomically, keep the file's mode, and make `path` this text's file.
 
         Raises:
-            RunError: if the file cannot be written.
+            RunError: if the file cannot be written, or is a device, say.
         """
         from charwright.storage import write_file
 
-        mode = path.stat().st_mode if path.exists() else None
-        # Keyboard input that was not valid UTF-8 is written back as the same bytes.
-        write_file(path, text.encode("utf-8", "surrogateescape"))
+        try:
+            mode = path.stat().st_mode
+        except OSError:
+            mode = None
+        if mode is not None and not stat.S_ISREG(mode):
+            raise RunError(f"{path} is not a regular file; choose another name")
+        # Keyboard input that was not valid UTF-8 is written back as the same bytes. A symbolic link stays one.
+        write_file(Path(os.path.realpath(path)), text.encode("utf-8", "surrogateescape"))
         if mode is not None:
             with suppress(OSError):
                 path.chmod(mode)

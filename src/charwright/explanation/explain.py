@@ -59,11 +59,13 @@ def explain(
     Raises:
         RunError: when there is no run, or it has no intact weights.
         CorpusError: when the text is too short, or none is given and the run's own cannot be found.
-        UsageError: when `length` is out of bounds.
+        UsageError: when `length` is out of bounds, or the run has labels.
     """
     if not FEWEST <= length <= MOST_LENGTH:
         raise UsageError(f"an explanation shows {FEWEST} to {MOST_LENGTH:,} characters, not {length:,}")
     opened = run if isinstance(run, Run) else Run.open(run)
+    if opened.vocabulary.labels:
+        raise UsageError(f"{opened.folder} was trained with labels, which a text to explain does not have")
     weights = opened.weights()
     held_out, complaint = _held_out(opened, moved, places)
     notes = []

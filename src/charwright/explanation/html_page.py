@@ -53,15 +53,15 @@ def page_bytes(findings: Findings) -> bytes:
     }
     values["policy"] = _policy(values["style"], values["script"])
     template = source("explanation", "page.html")
-    size = sum(len(value.encode("utf-8")) for value in values.values()) + len(template) + 8 * len(findings.text)
-    size += 4 * len(findings.text) * CHOICES
+    size = sum(len(value.encode("utf-8", "replace")) for value in values.values()) + len(template)
+    size += len(findings.text) * (8 + 4 * CHOICES)
     room = max(MOST_BYTES - size, 0) // max(1, 4 * len(findings.text) // 3)
     kept = max(min(len(grouped), MOST_FOUND), min(room, len(findings.activations.units)))
     order = list(zip(findings.activations.layers[:kept], findings.activations.units[:kept], strict=True))
     values["neurons"] = _neurons(findings, grouped, order)
     values["data"] = _data(findings, grouped, order)
     values["activations"] = _base64(np.rint(findings.activations.values[:kept] * 127).astype(np.int8))
-    return filled(template, values).encode("utf-8")
+    return filled(template, values).encode("utf-8", "replace")  # A name of a file need not be text.
 
 
 def by_neuron(found: Sequence[Neuron]) -> dict[Row, list[Neuron]]:

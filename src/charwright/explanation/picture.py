@@ -24,7 +24,7 @@ _RIGHT_TO_LEFT = {"R", "AL"}
 
 
 def matplotlib() -> Any:
-    """matplotlib, drawing without a screen.
+    """The library that draws.
 
     Raises:
         MissingExtraError: when it is not installed.
@@ -33,7 +33,6 @@ def matplotlib() -> Any:
         import matplotlib as mpl
     except ImportError as error:
         raise MissingExtraError("a picture of an explanation", "plot") from error
-    mpl.use("agg")
     return mpl
 
 
@@ -45,7 +44,8 @@ def png_bytes(findings: Findings, *, dpi: int = 150) -> bytes:
     """
     mpl = matplotlib()
     from matplotlib import font_manager
-    from matplotlib import pyplot as plt
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
     from PIL import Image  # matplotlib depends on it.
 
     installed = {font.name for font in font_manager.fontManager.ttflist}
@@ -57,7 +57,9 @@ def png_bytes(findings: Findings, *, dpi: int = 150) -> bytes:
         # A character that no font has is drawn as a box.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         heights = [2.4] * (1 + len(neurons)) + [2.3]
-        figure = plt.figure(figsize=(8.4, sum(heights)), dpi=dpi, layout="constrained")
+        # Not pyplot, which would choose how the whole program draws.
+        figure = Figure(figsize=(8.4, sum(heights)), dpi=dpi, layout="constrained")
+        canvas: Any = FigureCanvasAgg(figure)
         grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
         figure.suptitle(f"{findings.name}: {findings.network}", x=0.01, ha="left", parse_math=False)
         cells = _cells(findings.text)
@@ -80,10 +82,8 @@ def png_bytes(findings: Findings, *, dpi: int = 150) -> bytes:
             _text(figure.add_subplot(grid[row, :]), cells, shades, title)
         _memory(figure.add_subplot(grid[-1, 0]), findings)
         _embedding(figure.add_subplot(grid[-1, 1]), findings)
-        canvas: Any = figure.canvas  # agg's, by `matplotlib`
         canvas.draw()
         drawn = np.asarray(canvas.buffer_rgba())[..., :3]
-        plt.close(figure)
     # With 256 colours it takes a third of the space. The method keeps colours that few pixels have, as in the legend.
     out = io.BytesIO()
     Image.fromarray(drawn).quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1).save(

@@ -85,7 +85,7 @@ def summary_html(findings: Findings) -> str:
         f"{html.escape(findings.network)}; {html.escape(findings.source)}; "
         f"{findings.surprise.bits_per_char:.3f} bits per character.</p>"
         f"<p>Surprise in bits: {legend}</p>"
-        f'<pre dir="auto" style="white-space: pre-wrap">{spans}</pre>{found}'
+        f'<pre dir="auto" style="white-space: pre-wrap">\n{spans}</pre>{found}'
         f"<p>The effect of the {findings.memory.unit} k back, in bits:</p>{memory_chart(findings.memory)}"
         f"<p>{'Gates: ' + gates if gates else 'No gates'}. The whole page: <code>.save('page.html')</code>.</p></div>"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 from charwright.data.labels import label_ids
@@ -20,7 +21,7 @@ def model_card(run: Run, version: str) -> dict[str, Any]:
     validated = [event["validation_loss"] for event in run.history() if event.get("validation_loss") is not None]
     return {
         "made_by": f"charwright {version}",
-        "name": run.folder.resolve().name,
+        "name": _readable(run.folder.resolve().name),
         "model": run.model.to_json() | ({"cell": "gru"} if run.model.cell == "igru" else {}),
         "tokens": len(run.vocabulary),
         "unit": run.vocabulary.level,
@@ -28,12 +29,17 @@ def model_card(run: Run, version: str) -> dict[str, Any]:
         **({"labels": list(labels), "first_label_id": label_ids(run.vocabulary).start} if labels else {}),
         "recipe": config.recipe_name,
         "corpus": {
-            "sources": [source.location for source in config.sources],
+            "sources": [_readable(source.location) for source in config.sources],
             "characters": config.characters,
             "sha256": config.sha256,
         },
         "validation_nats_per_char": min(validated, default=None),
     }
+
+
+def _readable(name: str) -> str:
+    """The name of a file as text, which it need not be on Linux."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def as_json(values: Any) -> str:

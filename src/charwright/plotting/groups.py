@@ -55,10 +55,12 @@ class Group:
         return _band([_on_axis(line, axis) for line in lines if len(line)])
 
     def best(self, axis: str) -> Best:
-        """The best point of its runs."""
-        each = np.array([curve.judged.nats[curve.best] for curve in self.curves])
-        curve = self.curves[int(np.argmin(each))]
-        line, index = curve.judged, curve.best
+        """The best point of its runs: of the validations if all have one, otherwise of the training."""
+        by_validation = self.validated
+        lines = [curve.judged if by_validation or not len(curve.training) else curve.training for curve in self.curves]
+        each = np.array([line.nats.min() for line in lines])
+        line = lines[int(np.argmin(each))]
+        index = int(np.argmin(line.nats))
         return Best(float(line.at[axis][index]), float(each.min()), int(line.at["steps"][index]), each)
 
 

@@ -292,7 +292,7 @@ class Writer {
     this.temperature = temperature;
     this.uniform = new Uniform(seed);
     this.weights = new Float64Array(model.tokens);
-    this.decoder = new TextDecoder("utf-8");
+    this.decoder = new TextDecoder("utf-8", { ignoreBOM: true });
     this.unread = encode(model, model.recordEnd + prompt).reverse(); // A record begins behind the end of another.
   }
 
