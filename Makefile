@@ -43,13 +43,14 @@ test-slow: $(READY)  ## run the tests that take minutes
 
 # TensorFlow has its own environment, in which charwright is imported from its path.
 TENSORFLOW := .peers/tensorflow-tests/bin/python
+TENSORFLOW_READY := .peers/tensorflow-tests/.ready
 
-$(TENSORFLOW): constraints.txt
+$(TENSORFLOW_READY): constraints.txt
 	$(PYTHON) -m venv .peers/tensorflow-tests
 	PIP_CONSTRAINT=constraints.txt $(TENSORFLOW) -m pip install --quiet tensorflow-cpu==2.21.0 click platformdirs pooch safetensors
 	@touch $@
 
-tensorflow-test: $(READY) $(TENSORFLOW)  ## test import from and export to TensorFlow, in its own environment
+tensorflow-test: $(READY) $(TENSORFLOW_READY)  ## test import from and export to TensorFlow, in its own environment
 	CHARWRIGHT_TENSORFLOW=$(TENSORFLOW) $(BIN)/pytest tests/test_tensorflow.py tests/test_docs.py::test_importing_page_runs tests/test_docs.py::test_exporting_page_runs
 
 kernels:  ## test the C kernels against plain equations, without Python

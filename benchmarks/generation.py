@@ -380,9 +380,9 @@ def threads(options: argparse.Namespace) -> None:
 
 
 def process(options: argparse.Namespace) -> None:
-    """Whole processes, from start to exit, with the tutorial's model."""
+    """Whole processes, from start to exit, with the tutorial's model: what a user types, and the peers' scripts."""
     model, length = options.model, options.length
-    print(f"\n### The whole process, {length:,} characters, {model.name}\n")
+    print(f"\n### The whole process, {length:,} characters, {model.name}; charwright in q8, its default\n")
     with tempfile.TemporaryDirectory() as temporary:
         for_peers, run = Path(temporary, "peer"), options.run or Path(temporary, "run")
         for_peers.mkdir()

@@ -6,7 +6,7 @@ Two models, in the precision that charwright chooses on the device:
 
 - The tutorial's, GRU 1024 with batches of 64 x 100, and the time of one epoch of tiny shakespeare. It has no dropout,
   so every side uses cuDNN: `nn.GRU`, charwright's plain step, and the step as a CUDA graph.
-- A planned one, GRU 512 with recurrent dropout and sequences of 64, which cuDNN cannot compute, in batches of 32 to
+- GRU 512 with recurrent dropout and sequences of 64, which cuDNN cannot compute, in batches of 32 to
   512: the loop of `fused.py`, the loop with PyTorch's operators (`cuda_cells.py`), and the step with them as a CUDA
   graph. `nn.GRU` beside them has no dropout.
 

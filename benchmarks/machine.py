@@ -36,8 +36,9 @@ def ratio_and_spread(ours: Sequence[float], theirs: Sequence[float]) -> tuple[fl
 
 def tensorflow_python(folder: Path) -> Path:
     """The interpreter of an environment with TensorFlow, which is created if it does not exist."""
-    python = folder / "bin" / "python"
-    if not python.exists():
+    python, ready = folder / "bin" / "python", folder / ".ready"
+    if not ready.exists():
         subprocess.check_call([sys.executable, "-m", "venv", str(folder)])
         subprocess.check_call([str(python), "-m", "pip", "install", "--quiet", TENSORFLOW])
+        ready.touch()
     return python

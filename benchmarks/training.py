@@ -296,12 +296,11 @@ def compare_tensorflow(asked: str, rounds: int, seconds: float, folder: Path) ->
     """Compare with TensorFlow's `fit` on the tutorial's model, in its own process, in turn with ours."""
     script = Path(__file__).with_name("peer_tensorflow.py")
     command = [str(tensorflow_python(folder)), str(script), json.dumps({"seconds": seconds})]
-    peer = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    peer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert peer.stdin is not None
     assert peer.stdout is not None
-    peer.stdout.readline()  # It is built and warmed up.
+    if peer.stdout.readline() != "ready\n":  # It is built and warmed up.
+        fail(f"TensorFlow ended:\n{peer.communicate()[1][-2000:]}")
     step = ours(TUTORIAL, our_precision(asked))
     step()
     speeds: tuple[list[float], list[float]] = ([], [])

@@ -81,7 +81,7 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_memory()
     data = Data(asked.corpus)
-    recipe = planned(data, asked.minutes, asked.units)
+    recipe = planned(data, asked.minutes, asked.units, "adamw")
     training = Training(Feature(), data, recipe, characters_of(Feature(), recipe, data, asked.minutes, 1.0), 1)
     training.run()
     model: Any = training.model
