@@ -383,6 +383,8 @@ def test_what_an_ensemble_refuses(charwright: Terminal, text: Path, folders: lis
     out = ["--out", tmp_path / "new", "--steps", "2"]
     for words, message in (
         ([text, "--ensemble", "65"], "from 1 to 64, not 65"),
+        ([text, "--ensemble", "-1", "--explain-plan"], "from 1 to 64, not -1"),
+        ([text, "--ensemble", "2", "--explain-plan", "--from", folders[0]], "leave out --from and --teacher"),
         ([text, "--ensemble", "0", "--written", "100"], "--written belongs to --teacher and --ensemble"),
         ([names, "--ensemble", "2"], "--records none"),
         (["-", "--ensemble", "2"], "keep standard input in a file"),
@@ -405,6 +407,28 @@ def test_a_larger_budget_trains_the_teachers_longer(text: Path, tmp_path: Path) 
     cw.train_ensemble(text, count=1, out=tmp_path / "run", **STUDENT)
     cw.train_ensemble(text, count=1, out=tmp_path / "run", force=True, **{**STUDENT, "steps": 40})
     assert steps_of(tmp_path / "run-teachers" / "1") == steps_of(tmp_path / "run") == 40
+
+
+def test_a_larger_budget_changes_no_teacher_of_a_model_that_has_begun(text: Path, tmp_path: Path) -> None:
+    asked = iter([None] * 40 + ["enough"])
+    stopped = cw.train_ensemble(text, count=1, out=tmp_path / "run", should_stop=lambda: next(asked), **STUDENT)
+    assert stopped.folder == tmp_path / "run"
+    with pytest.raises(UsageError, match="run-teachers/1, which was trained for less; give the budget that it began"):
+        cw.train_ensemble(text, count=1, out=tmp_path / "run", **{**STUDENT, "steps": 40})
+    teacher = (tmp_path / "run-teachers" / "1").rename(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="run-teachers/1, which is gone"):
+        cw.train_ensemble(text, count=1, out=tmp_path / "run", **STUDENT)
+    teacher.rename(tmp_path / "run-teachers" / "1")
+    cw.train_ensemble(text, count=1, out=tmp_path / "run", **STUDENT)
+    assert steps_of(tmp_path / "run-teachers" / "1") == steps_of(tmp_path / "run") == STUDENT["steps"]
+
+
+def test_a_teacher_that_a_kill_left_half_created_is_trained(text: Path, tmp_path: Path) -> None:
+    left = tmp_path / "run-teachers" / "1"
+    left.mkdir(parents=True)
+    for name in (".lock", "vocabulary.json"):
+        (left / name).touch()
+    assert cw.train_ensemble(text, count=1, out=tmp_path / "run", **STUDENT).folder == tmp_path / "run"
 
 
 def test_force_replaces_teachers_of_another_text_or_options(text: Path, tmp_path: Path) -> None:

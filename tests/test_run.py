@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import select
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -178,6 +179,26 @@ def test_a_failed_write_leaves_the_previous_file(
     assert "No space left" in message
     assert (run.folder / "model.safetensors").read_bytes() == before
     assert sorted(path.name for path in run.folder.iterdir()) == ["config.json", "model.safetensors", "vocabulary.json"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no entries to flush")
+@pytest.mark.parametrize(("number", "harmless"), [(errno.EINVAL, True), (errno.EACCES, True), (errno.EIO, False)])
+def test_a_file_system_that_cannot_flush_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, harmless: bool
+) -> None:
+    flush = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    if harmless:
+        write_json(tmp_path / "x.json", {"a": 1})
+    else:
+        assert "x.json" in error_of(lambda: write_json(tmp_path / "x.json", {"a": 1}), RunError)
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"a": 1}
 
 
 def test_the_previous_file_stays_until_the_new_one_is_on_disk(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -696,6 +717,15 @@ def test_temporary_files_of_running_processes_stay(run: Run) -> None:
         Run.open(run.folder, for_writing=True)
         assert all(path.exists() for path in left)
         running.communicate(b"\n")
+    Run.open(run.folder, for_writing=True)
+    assert not any(path.exists() for path in left)
+
+
+def test_what_the_process_writes_that_trains_in_a_run_stays(run: Run) -> None:
+    left = leave(run.folder, NO_PROCESS)  # It may run on another machine, whose numbers say nothing here.
+    with alone_in(run.folder):
+        Run.open(run.folder, for_writing=True)
+        assert all(path.exists() for path in left)
     Run.open(run.folder, for_writing=True)
     assert not any(path.exists() for path in left)
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from charwright.errors import ConfigError
 from charwright.passages import parse_until
-from charwright.schema import Config, flag, option, option_types
+from charwright.schema import LARGEST, Config, flag, option, option_types
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,9 @@ class SplitConfig(Config):
     val_fraction: float = option(
         0.1, "Fraction of the text held out for validation; 0 trains on all of it.", minimum=0, maximum=0.5
     )
-    val_limit: int | None = option(200_000, "Maximum number of validation characters.", minimum=2, none_word="none")
+    val_limit: int | None = option(
+        200_000, "Maximum number of validation characters.", minimum=2, maximum=LARGEST, none_word="none"
+    )
     val_split: str = option(
         "blocks", "Hold out 20 blocks spread evenly over the text, or its tail.", choices=("blocks", "tail")
     )
@@ -177,8 +179,8 @@ class TrainingConfig(Config):
 
     RENAMED = {"zero_state": "state_reset", "averaging": "ema"}  # noqa: RUF012
 
-    epochs: int | None = option(None, "Train for this many passes over the text.", minimum=1)
-    steps: int | None = option(None, "Train for this many batches.", minimum=1)
+    epochs: int | None = option(None, "Train for this many passes over the text.", minimum=1, maximum=LARGEST)
+    steps: int | None = option(None, "Train for this many batches.", minimum=1, maximum=LARGEST)
     minutes: float | None = option(None, "Train for this many minutes.", above=0, maximum=525600)
     target_loss: float | None = option(
         None, "Stop when the validation loss reaches this many nats per character.", above=0
@@ -256,14 +258,14 @@ BUDGETS = ("epochs", "steps", "minutes")
 class GenerationConfig(Config):
     """How text is sampled from the model."""
 
-    length: int = option(1000, "Number of characters to generate.", minimum=1)
+    length: int = option(1000, "Number of characters to generate.", minimum=1, maximum=LARGEST)
     temperature: float = option(
         0.8,
         "Sampling temperature: lower is more predictable, higher more diverse; 0 is greedy.",
         minimum=0,
         maximum=100,
     )
-    top_k: int | None = option(None, "Sample from the K most likely characters only.", minimum=1)
+    top_k: int | None = option(None, "Sample from the K most likely characters only.", minimum=1, maximum=2**31 - 1)
     top_p: float | None = option(
         None,
         "Nucleus sampling: sample from the most likely characters whose probabilities add up to this.",

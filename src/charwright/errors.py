@@ -24,6 +24,14 @@ Each message is one line for the user: what is wrong, where, and what to do.
 from __future__ import annotations
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory cannot be allocated: Python's, or PyTorch's on any device."""
+    # PyTorch has a class for it on accelerators; on the CPU only the message tells.
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    said = ("can't allocate memory", "not enough memory", "out of memory")
+    return named or (isinstance(error, RuntimeError) and any(words in str(error) for words in said))
+
+
 class CharwrightError(Exception):
     """The base class: a problem that the user can do something about."""
 

@@ -87,6 +87,15 @@ def check_free(folder: Path) -> None:
             raise RunLockedError(f"another process trains in {folder}: {holder(folder)}; wait for it, or stop it")
 
 
+def is_free(folder: Path) -> bool:
+    """Whether no process holds the lock of a folder."""
+    try:
+        check_free(folder)
+    except RunLockedError:
+        return False
+    return True
+
+
 def holder(folder: Path) -> str:
     """The process and host that a folder's lock file names."""
     try:

@@ -35,6 +35,7 @@ from charwright.errors import (
     RunNotFoundError,
     VocabularyError,
 )
+from charwright.locks import is_free
 from charwright.run_config import RunConfig
 from charwright.run_place import check_place, new_place, remove_leftovers
 from charwright.run_view import as_html, network
@@ -108,7 +109,7 @@ class Run:
             raise DamagedRunError(f"{path / 'vocabulary.json'}: {error}") from error
         if file_identity(path / "config.json") != identity:  # Its vocabulary may be that of another run.
             return Run.open(path, for_writing=for_writing)
-        if for_writing:
+        if for_writing and is_free(path):  # What a process writes that trains there is no leftover.
             remove_leftovers(path.resolve())
         return cls(path, config, vocabulary)
 

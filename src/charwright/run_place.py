@@ -58,7 +58,7 @@ def check_place(folder: str | os.PathLike[str], *, force: bool = False) -> None:
     above = next((parent for parent in path.absolute().parents if parent.exists()), path)
     if not above.is_dir():
         raise RunError(f"cannot create the run folder {path}: {above} is not a folder; choose another with --out")
-    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not _is_interrupted_creation(path))):
+    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not is_interrupted_creation(path))):
         is_run = (path / "config.json").is_file() and (path / "vocabulary.json").is_file()
         if not (force and is_run):
             raise RunExistsError(_exists_message(path, is_run))
@@ -120,7 +120,7 @@ def _check_inside(path: Path, place: Path) -> None:
     Raises:
         RunExistsError: when another process has created a run in it.
     """
-    if not _is_interrupted_creation(place):
+    if not is_interrupted_creation(place):
         raise RunExistsError(_exists_message(path, (place / "config.json").is_file()))
 
 
@@ -173,7 +173,7 @@ def remove_leftovers(place: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _is_interrupted_creation(path: Path) -> bool:
+def is_interrupted_creation(path: Path) -> bool:
     """Whether a folder has nothing but what a creation writes before its end, under the creation's lock file."""
     names = {entry.name for entry in path.iterdir()}
     temporary = {name for name in names if re.fullmatch(r"\..+\.\d+\.tmp", name)}

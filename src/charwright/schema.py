@@ -13,6 +13,9 @@ from typing import Any, ClassVar, Self
 
 from charwright.errors import ConfigError
 
+LARGEST = 2**53
+"""The maximum of a count that nothing else limits, which a float holds exactly."""
+
 
 def option(
     default: Any,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -42,8 +42,9 @@ def stop_asked(message: bytes) -> Iterator[Callable[[], str | None]]:
         if caught:
             raise KeyboardInterrupt
         caught.append(signal.Signals(number).name)
-        # Not print: the signal may interrupt a print, which is not reentrant.
-        os.write(2, message)
+        # Not print: the signal may interrupt a print, which is not reentrant. The same Ctrl-C ends what reads a pipe.
+        with suppress(OSError):
+            os.write(2, message)
 
     with handling(("SIGINT", "SIGTERM"), request_stop):
         yield lambda: caught[0] if caught else None

@@ -7,6 +7,7 @@ Nothing is ever unpickled.
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import json
@@ -26,6 +27,8 @@ from charwright.errors import DamagedRunError, RunError
 from charwright.locks import is_running
 
 FORMAT = 1
+UNSYNCED = {errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
+"""The errors of a file system, or a folder, whose entries cannot be flushed; the files are there nevertheless."""
 Arrays = dict[str, npt.NDArray[np.float32]]
 Checked = TypeVar("Checked", str, int, dict[str, Any], list[Any])
 
@@ -78,11 +81,12 @@ _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which replaces `path` once it is complete.
+    """A folder to fill, which replaces `path` once it is complete; a symbolic link stays one.
 
     Raises:
         RunError: when the system refuses; an existing folder is unchanged.
     """
+    path = path.resolve()
     new, old = (path.with_name(f".{path.name}.{os.getpid()}.{ending}") for ending in ("new", "old"))
     for left in (new, old):  # A killed process may have had the same number.
         shutil.rmtree(left, ignore_errors=True)
@@ -117,14 +121,18 @@ def file_identity(path: Path) -> tuple[int, int, int] | None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the entries of a folder to disk."""
+    """Flush the entries of a folder to disk, where the system can do that: some network file systems cannot."""
     if os.name == "nt":
         return  # Windows cannot open folders.
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in UNSYNCED:
+            raise
 
 
 # Arrays.

@@ -83,6 +83,8 @@ def test_the_defaults_are_those_of_the_library() -> None:
         (["--dynamic-rate", "0.1"], "--dynamic-rate"),
         (["--dynamic-decay", "0.1"], "--dynamic-decay"),
         (["--dynamic", "--dynamic-rate", "-1"], "--dynamic-rate"),
+        (["--dynamic", "--dynamic-rate", "nan"], "--dynamic-rate must be finite, not nan"),
+        (["--dynamic", "--dynamic-decay", "nan"], "--dynamic-decay must be finite, not nan"),
         (["--dynamic", "--dynamic-decay", "2"], "--dynamic-decay"),
     ],
 )

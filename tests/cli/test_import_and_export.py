@@ -51,8 +51,10 @@ class TestImport:
         measured = json.loads(charwright("evaluate", out, corpus, "--json").out)
         assert 2.4 < measured["nats_per_char"] < 2.7
         assert f"Recipe: imported from {keras_file}" in charwright("info", out).out
-        resumed = charwright("train", "--resume", out)
+        before = (out / "config.json").read_bytes()
+        resumed = charwright("train", "--resume", out, "--epochs", "3")
         assert "was not trained here, so there is no training to resume" in resumed.line
+        assert (out / "config.json").read_bytes() == before
         further = charwright("train", corpus, "--from", out, "--steps", "2", "--out", tmp_path / "more")
         assert further.code == 0
         assert "65 known characters" in further.err

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from charwright.run import Run
+from charwright.signals import stop_asked
 from charwright.training import loop
 from charwright.training.batch import Batch, make_batch
 from commands import SMALL, TEXT, Terminal, process
@@ -129,6 +130,38 @@ def test_a_signal_stops_after_the_step_and_a_checkpoint(
     found = run.latest_checkpoint()
     assert found is not None
     assert found[1]["step"] == 6
+
+
+def test_a_stop_counts_although_what_reads_the_messages_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after Ctrl-C in `charwright train novel.txt 2>&1 | tee log`, which ends both."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda _, message: write(writer, message))
+    with stop_asked(b"stopping") as asked:
+        signal.raise_signal(signal.SIGINT)
+        assert asked() == "SIGINT"
+    os.close(writer)
+
+
+def test_force_keeps_the_text(charwright: Terminal, copy: Path) -> None:
+    text = copy / "corpus" / "stdin.txt"
+    text.parent.mkdir()
+    text.write_text(TEXT, encoding="utf-8")
+    refused = charwright("train", text, "--out", copy, "--force", "--epochs", "1", *SMALL)
+    assert f"--force would remove {text}, the text to learn from" in refused.line
+    assert text.read_text(encoding="utf-8") == TEXT
+
+
+def test_too_little_memory_is_one_line(
+    charwright: Terminal, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> Batch:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+
+    monkeypatch.setattr(loop, "make_batch", refuse)
+    result = charwright("train", corpus, "--out", tmp_path / "run", "--epochs", "1", *SMALL)
+    assert (result.code, result.err.splitlines()[-1]) == (1, "charwright: not enough memory")
 
 
 def test_a_resume_whose_text_has_moved(charwright: Terminal, corpus: Path, tmp_path: Path) -> None:

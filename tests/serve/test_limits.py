@@ -345,6 +345,7 @@ def test_one_guard_is_made_at_a_time(serve: Any) -> None:
     assert running.complete().status == 200
     thread.join()
     assert replies[0].status == 503
+    assert "reading the training text for max_copy" in replies[0].error["message"]
     release.set()
     assert eventually(lambda: running.complete(max_copy=5).status == 200)
     assert running.complete(max_copy=6).status == 200

@@ -1,6 +1,6 @@
 """The command line: one file per command, which parses the options, calls the package and prints the result.
 
-Generated text goes to stdout, everything else to stderr. Commands import what they need when they run.
+Results go to stdout; progress, notes and errors go to stderr. Commands import what they need when they run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import click
 
 from charwright import __version__
-from charwright.errors import CharwrightError
+from charwright.errors import CharwrightError, is_out_of_memory
 
 COMMANDS = (
     "train",
@@ -139,6 +139,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _failed(settings, error, str(error), error.exit_code)
     except MemoryError as error:
         return _failed(settings, error, f"not enough memory{f': {error}' if str(error) else ''}", 1)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return _failed(settings, error, "not enough memory", 1)
     except OSError as error:
         # A full disk or an unreadable folder is not a bug: no traceback.
         return _failed(settings, error, _system_line(error), 1)

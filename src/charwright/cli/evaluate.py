@@ -180,6 +180,9 @@ def _check_dynamic(ctx: click.Context, dynamic: bool, protocol: str, precision: 
     stray = given(ctx, ["dynamic_rate", "dynamic_decay"])
     if stray and not dynamic:
         raise UsageError(f"{flag(next(iter(stray)))} belongs to dynamic evaluation; add --dynamic")
+    for name, value in stray.items():
+        if not math.isfinite(value):
+            raise UsageError(f"{flag(name)} must be finite, not {value}")
     if dynamic and protocol != "carried":
         raise UsageError(f"--dynamic uses one carried stream and does not support {protocol}")
     if dynamic and precision == "q8":

@@ -212,7 +212,8 @@ class _Work:
         if state_in is not None and not explicit:
             precision = paused_precision(state_in)
         self._precision, self._threads = precision, threads
-        self.generator: Generator = generator_of(run, precision, threads=threads)
+        self._weights = run.weights()  # Once: a training may write others at any time.
+        self.generator: Generator = generator_of(run, precision, threads=threads, weights=self._weights)
         self.generator.opening(label=label)  # An unknown label is refused before a prompt is read.
         self._text: Text | None = None
 
@@ -243,7 +244,7 @@ class _Work:
         session = Session(writer.engine, writer.vocabulary, one_by_one=exact)
         join = partial(session.join, prompt, config, guard=self._guard(config), logprobs=logprobs)
         if self._state_in is not None:
-            starts = read_paused(self._state_in, writer.engine, fingerprint(self._run.weights()))
+            starts = read_paused(self._state_in, writer.engine, fingerprint(self._weights))
             drafts = [join(index, start=start, record_end=writer.record_end) for index, start in enumerate(starts)]
             return session, drafts, [None] * len(drafts)
         openings = [writer.opening(config.seed or 0, index, label=self._label) for index in range(config.num)]
@@ -283,9 +284,8 @@ class _Work:
         """Write the file that --state-in reads."""
         from charwright.generation.paused import fingerprint, write_paused
 
-        write_paused(
-            path, self.generator.engine, fingerprint(self._run.weights()), [draft.paused() for draft in drafts]
-        )
+        drawn = [draft.paused() for draft in drafts]
+        write_paused(path, self.generator.engine, fingerprint(self._weights), drawn)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from charwright.config import (
     TrainingConfig,
     VocabularyConfig,
 )
-from charwright.errors import CharwrightError, RankError, UsageError
+from charwright.errors import CharwrightError, RankError, UsageError, is_out_of_memory
 from charwright.schema import field_names
 from charwright.signals import stop_asked
 
@@ -50,7 +50,7 @@ PLANNED_ENSEMBLE = (
 STOPPING = b"\nstopping after this step; press again to stop at once\n"
 PLANNED_OPTIONS = (
     *("cell", "units", "dropout", "recurrent_dropout", "multiplicative", "ngram_bits", "ngram_order", "ngram_rate"),
-    *("ngram_decay", "optimizer", "learning_rate", "weight_decay", "output_bias", "patience"),
+    *("ngram_decay", "optimizer", "learning_rate", "schedule", "weight_decay", "output_bias", "batch", "patience"),
 )
 """The options that a plan derives from the text, the machine and the budget."""
 
@@ -151,7 +151,7 @@ def train(
     reading = given(ctx, field_names(CorpusConfig))
     from charwright.cli.download import user_places
     from charwright.workflow import training as workflow
-    from charwright.workflow.ensemble import planned_teachers, train_ensemble
+    from charwright.workflow.ensemble import check_ensemble, planned_teachers, train_ensemble
     from charwright.workflow.preparation import check_resume_options
 
     compute: dict[str, Any] = {"device": device, "core": core, "threads": threads}
@@ -163,6 +163,8 @@ def train(
         "places": user_places(),
     }
     if explain_plan:
+        if ensemble:
+            check_ensemble(corpus, ensemble, origin, options)
         count = planned_teachers(corpus, options, **origin) if ensemble is None else ensemble
         for line in _explained_ensemble(count, options):
             click.echo(line)
@@ -238,8 +240,8 @@ def _failing_once(ranks: Ranks) -> Iterator[_Failure]:
     failure = _Failure()
     try:
         yield failure
-    except (CharwrightError, OSError, MemoryError) as error:
-        if ranks.size == 1:
+    except (CharwrightError, OSError, MemoryError, RuntimeError) as error:
+        if ranks.size == 1 or (isinstance(error, RuntimeError) and not is_out_of_memory(error)):
             raise
         failure.code = getattr(error, "exit_code", 1)
         if ranks.speaks():

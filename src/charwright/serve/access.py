@@ -181,7 +181,7 @@ def check_names(hosts: Iterable[str], origins: Iterable[str], proxies: Iterable[
         UsageError: if one of them could never match.
     """
     for host in hosts:
-        if host != "*" and (host_name(host.encode("utf-8")) or "") != host.strip("[]").lower():
+        if host != "*" and (host_name(host.encode("utf-8", "replace")) or "") != host.strip("[]").lower():
             raise UsageError(
                 f"--allow-host takes a name without http:// and port, such as text.example.com, not {host!r}"
             )

@@ -65,12 +65,17 @@ class Completions:
 
     async def _carry_out(self, job: Job, scope: Scope, receive: Receive, send: Send, deadline: float) -> None:
         """Wait for the turn of the job, and send its text."""
+        guard, preparing = None, job.request.max_copy is not None
         try:
             async with asyncio.timeout(self._service.limits.wait_s):
-                guard = await job.result_of(_guard(job)) if job.request.max_copy is not None else None
+                if preparing:
+                    guard = await job.result_of(_guard(job))
+                    preparing = False
                 job.submit(guard)
                 await job.turn()
         except TimeoutError:
+            if preparing:
+                raise busy(503, "the service is reading the training text for max_copy", 1, "guard") from None
             raise job.served.admission.full("wait") from None
         if job.request.stream:
             await self._stream(job, send, deadline)

@@ -47,8 +47,9 @@ def listen(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise UsageError(f"--host: {host} is no address of this machine ({error.strerror})") from error
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no host name"
+        raise UsageError(f"--host: {host} is no address of this machine ({reason})") from error
     try:
         if sys.platform != "win32":  # Elsewhere it lets a restarted service listen at once; there it would share ports.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

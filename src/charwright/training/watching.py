@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import StringIO
 from typing import TextIO
 
@@ -61,7 +61,8 @@ def shown(
         if isinstance(writer, NotebookProgress):
             writer.note(line)
         else:
-            print(line, file=sys.stderr)
+            with suppress(BrokenPipeError):
+                print(line, file=sys.stderr)
 
     try:
         yield event_shown, line_shown

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from charwright.config import Recipe
 from charwright.data.records import Records
 from charwright.data.short_texts import shrink_to_fit
 from charwright.data.texts import Text, ids_of, in_memory
 from charwright.data.vocabulary import Vocabulary
-from charwright.errors import CorpusError, DamagedRunError, DivergedError, UsageError
+from charwright.errors import CorpusError, DamagedRunError, DivergedError, UsageError, is_out_of_memory
 from charwright.evaluation.mapped import evaluate_text
 from charwright.model.compute import Compute
 from charwright.training.events import End, Event, Validation
@@ -125,16 +124,10 @@ def run_trial(
     except DivergedError:
         outcome = Outcome("failed", why="it diverged")
     except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         outcome = Outcome("failed", why="not enough memory")
     return dataclasses.replace(outcome, seconds=clock() - began)
-
-
-def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
-    # PyTorch identifies this by a class on accelerators; on the CPU only the message does.
-    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return known or "can't allocate memory" in str(error) or "not enough memory" in str(error)
 
 
 class _Training:

@@ -21,7 +21,7 @@ from charwright.errors import RunError, RunExistsError, UsageError
 from charwright.planning.plan import BY_HAND, option_values
 from charwright.planning.recipes import DEFAULT, PLANNED
 from charwright.run import Run
-from charwright.run_place import numbered, teachers_folder
+from charwright.run_place import is_interrupted_creation, numbered, teachers_folder
 from charwright.schema import flag
 from charwright.training.early_stopping import EARLY_STOPPING, TARGET
 from charwright.training.events import End, Event
@@ -146,7 +146,7 @@ def train_ensemble(
     """
     check_corpus_given(corpus)
     options = {name: arguments[name] for name in OPTIONS & arguments.keys()}
-    _check(corpus, count, arguments, {**options, "seed": seed}, ranks)
+    check_ensemble(corpus, count, arguments, {**options, "seed": seed}, ranks)
     reading, places = reading or CorpusConfig(), places or Places.of_this_user()
     text = open_corpus(corpus, reading, places)
     if options.get("records", "line" if is_list(text.text) else "none") != "none":
@@ -189,6 +189,12 @@ def train_ensemble(
         if begun is not None and not other and _finished(begun, budget, amounts[0]):
             notify(f"teacher {number} of {count}: {place}, trained before")
             continue
+        if goes_on:
+            missing = "is gone" if begun is None else "was trained for less"
+            raise UsageError(
+                f"{folder} has begun to learn from {place}, which {missing}; give the budget that it began with, or "
+                "train all anew with --force"
+            )
         notify(f"teacher {number} of {count}: {place}")
         if begun is not None and not other:
             run = resume(place, **lasting, **to_teach)
@@ -203,8 +209,15 @@ def train_ensemble(
     return train(corpus, out=folder, teachers=school, seed=seed, force=force, spent_s=spent_s, **rest, **to_learn)
 
 
-def _check(corpus: Specs, count: int, arguments: Mapping[str, Any], options: Mapping[str, Any], ranks: Ranks) -> None:
-    """See that the arguments are those of an ensemble, and the options valid."""
+def check_ensemble(
+    corpus: Specs, count: int, arguments: Mapping[str, Any], options: Mapping[str, Any], ranks: Ranks = ALONE
+) -> None:
+    """See that the arguments are those of an ensemble, and the options valid.
+
+    Raises:
+        UsageError: when they are not.
+        ConfigError: when an option is out of bounds.
+    """
     if not 1 <= count <= MOST_TEACHERS:
         raise UsageError(f"--ensemble takes a number from 1 to {MOST_TEACHERS}, not {count}")
     if _reads_stdin(corpus, arguments.get("validation", ())):
@@ -218,7 +231,7 @@ def _check(corpus: Specs, count: int, arguments: Mapping[str, Any], options: Map
 
 def _begun(place: Path) -> Run | None:
     """The teacher in a folder; None if there is nothing."""
-    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+    if not place.exists() or (place.is_dir() and (not any(place.iterdir()) or is_interrupted_creation(place))):
         return None
     return Run.open(place, for_writing=True)
 

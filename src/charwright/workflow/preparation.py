@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 
 from charwright import __version__
 from charwright.config import BUDGETS, CorpusConfig, Recipe, SplitConfig, TrainingConfig, VocabularyConfig
+from charwright.data.large_texts import AnyCorpus
 from charwright.data.parts import STDIN_PATH, Places
 from charwright.data.texts import Text, plain
 from charwright.data.vocabularies import make_vocabulary
@@ -34,7 +35,9 @@ from charwright.run_place import numbered, teachers_folder
 from charwright.schema import flag
 from charwright.storage import Arrays
 from charwright.training.ranks import ALONE, Ranks
+from charwright.training.snapshot import Snapshot
 from charwright.workflow.assembly import grow_weights
+from charwright.workflow.checkpoints import load_checkpoint
 from charwright.workflow.computing import choice_for_resume, choice_here, record_of
 from charwright.workflow.distillation import Teachers, written_tokens
 from charwright.workflow.texts import Notify, Specs, Texts, listed, read_texts, texts_of_run
@@ -66,6 +69,8 @@ class Prepared:
     weights: Arrays | None = None
     """The initial weights, if they come from another run."""
     teachers: Teachers | None = None
+    snapshot: Snapshot | None = None
+    """Where a resume continues; None if the run was stopped before its first checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +208,9 @@ def prepare_new(
     if not texts.validation:
         _check_unvalidated(recipe.training, "raise --val-fraction", notify)
     text = texts.corpus
+    corpora = [text, *([texts.validation_corpus] if texts.validation_corpus else [])]
+    if force and out is not None:
+        _check_kept(out, corpora)
     vocabulary = origin.vocabulary(texts, recipe.vocabulary)
     plan: Plan | None = None
     if origin.planned:
@@ -236,7 +244,6 @@ def prepare_new(
         for note in origin.teachers.notes(texts):
             notify(note)
     place = out or _free_folder(Path("runs") / text.name)
-    corpora = [text, *([texts.validation_corpus] if texts.validation_corpus else [])]
     typed = next((corpus.unrepeatable for corpus in corpora if corpus.unrepeatable), None)
     texts_to_keep = {STDIN_PATH: typed} if typed else {}
     create = partial(Run.create, place, config, vocabulary, texts=texts_to_keep, force=force)
@@ -285,11 +292,15 @@ def prepare_resume(
         lambda: choice_for_resume(run.config.compute, recipe, len(run.vocabulary), wanted, notify)
     )
     config = dataclasses.replace(run.config, recipe=recipe, compute=record)
-    if ranks.rank == 0 and config != run.config:
-        run.rewrite_config(config)
+
+    def open_run() -> Run:
+        if config != run.config:
+            run.rewrite_config(config)
+        return run
+
     return Prepared(
-        recipe, run.vocabulary, training_text, validation_text, choice_here(choice, ranks), lambda: run, resume=True,
-        teachers=Teachers.reopen(run),
+        recipe, run.vocabulary, training_text, validation_text, choice_here(choice, ranks), open_run, resume=True,
+        teachers=Teachers.reopen(run), snapshot=ranks.first(lambda: load_checkpoint(run)),
     )  # fmt: skip
 
 
@@ -314,6 +325,14 @@ def _check_same(texts: Texts, ranks: Ranks) -> None:
     separate = texts.validation_corpus
     if len(set(ranks.gather((texts.corpus.sha256, separate.sha256 if separate else None)))) > 1:
         raise CorpusError("the ranks have read different texts (SHA-256 differs); every machine needs the same files")
+
+
+def _check_kept(place: Path, corpora: Iterable[AnyCorpus]) -> None:
+    """See that replacing a run does not remove a text of the new one."""
+    files = (source.location for corpus in corpora for source in corpus.sources if source.kind == "file")
+    for file in files:
+        if Path(file).resolve().is_relative_to(place.resolve()):
+            raise UsageError(f"--force would remove {file}, the text to learn from; choose another --out")
 
 
 def _check_unvalidated(asked: TrainingConfig, advice: str, notify: Notify) -> None:

@@ -29,7 +29,7 @@ from charwright.training.ranks import ALONE, Ranks
 from charwright.training.sharing import evaluate_together, part_of
 from charwright.training.watching import shown
 from charwright.workflow.assembly import Assembly, assemble
-from charwright.workflow.checkpoints import load_checkpoint, save_checkpoint, save_initial_checkpoint
+from charwright.workflow.checkpoints import save_checkpoint, save_initial_checkpoint
 from charwright.workflow.distillation import Teachers
 from charwright.workflow.launches import record_launch, run_of_launch
 from charwright.workflow.preparation import (
@@ -290,7 +290,7 @@ def _fit(
 ) -> None:
     """Train in a run folder whose lock the first rank holds, and write the events to its log."""
     training, first = prepared.recipe.training, ranks.rank == 0
-    snapshot = ranks.first(lambda: load_checkpoint(run)) if prepared.resume else None
+    snapshot = prepared.snapshot
     board = TensorBoard(run.folder / "tensorboard") if tensorboard and first else None
     spent_s = max(0.0, ranks.first(lambda: clock() - began))
     if not prepared.resume and training.minutes is not None and spent_s >= training.minutes * 60:
