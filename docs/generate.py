@@ -182,14 +182,16 @@ def cli_page() -> str:
     parts = [
         "# The command line",
         NOTICE,
-        "Generated text goes to standard output, everything else to standard error. `python -m charwright` is the\n"
-        "same command.",
+        "Results go to standard output: generated text, tables, plots, JSON. Progress, notes and errors go to\n"
+        "standard error. `python -m charwright` is the same command.",
         "Exit codes: 0, success; 1, failure, with one line that gives the reason; 2, wrong usage; 3, training\n"
-        "diverged; 130 or 143, stopped by Ctrl-C or SIGTERM, after saving. With `--debug` before the command, an\n"
-        "error shows its traceback.",
+        "diverged; 130 or 143, stopped by Ctrl-C or SIGTERM (`train` saves first; `serve` completes its requests and\n"
+        "exits with 0). With `--debug` before the command, an error shows its traceback.",
         "Environment variables: `CHARWRIGHT_DATA` names a folder that is searched first for the file of a named\n"
         "corpus; the file may have any name. `CHARWRIGHT_CORE` sets what `--core auto` selects. `CHARWRIGHT_KERNELS`\n"
-        "selects a variant of the C kernels, or `none`. `NO_COLOR` disables colours.",
+        "selects a variant of the C kernels, or `none`. `CHARWRIGHT_CACHE` names the folder of downloads and prepared\n"
+        "texts. `CHARWRIGHT_RANKS_TIMEOUT` is how many seconds a process under torchrun waits for another (300).\n"
+        "`NO_COLOR` disables colours.",
     ]
     for name, command in commands.items():
         lines = command.get_help(_context(command, name)).splitlines()
