@@ -74,21 +74,28 @@ def _manual(language: str) -> str:
         text = gzip.decompress(path.read_bytes()).decode("utf-8", errors="ignore")
         lines = (re.sub(r"\\f[A-Z]|\\[&-]|^\.\w+ ?", "", line) for line in text.splitlines())
         pages.append("\n".join(line for line in lines if line and not line.startswith((".", "'"))))
-    if not pages:
-        raise SystemExit(f"no manual pages in {MAN / language}: apt-get install manpages-ru manpages-zh")
     return "\n\n".join(pages)
+
+
+def _whole_manual(*languages: str) -> str:
+    """The manual pages in some languages; without their packages there are those of a few programs at most."""
+    text = "".join(map(_manual, languages))
+    if len(text) < MB:
+        found = f"{len(text):,} characters of manual pages in {', '.join(languages)} under {MAN}"
+        raise SystemExit(f"only {found}: apt-get install manpages-ru manpages-zh")
+    return text
 
 
 @cache
 def russian() -> str:
     """Manual pages in Russian: Cyrillic among Latin."""
-    return _manual("ru")
+    return _whole_manual("ru")
 
 
 @cache
 def chinese() -> str:
     """Manual pages in Chinese, simplified and traditional: thousands of characters."""
-    return _manual("zh_CN") + _manual("zh_TW")
+    return _whole_manual("zh_CN", "zh_TW")
 
 
 TEXTS: dict[str, Callable[[], str]] = {
