@@ -82,13 +82,13 @@ def _complaint(value: Any, kind: type, metadata: Mapping[str, Any]) -> str | Non
     if (choices := metadata.get("choices")) and value not in choices:
         return f"must be one of {', '.join(choices)}"
     if (low := metadata.get("minimum")) is not None and value < low:
-        return f"must be at least {low:g}"
+        return f"must be at least {low:.15g}"
     if (high := metadata.get("maximum")) is not None and value > high:
-        return f"must be at most {high:g}"
+        return f"must be at most {high:.15g}"
     if (low := metadata.get("above")) is not None and value <= low:
-        return f"must be above {low:g}"
+        return f"must be above {low:.15g}"
     if (high := metadata.get("below")) is not None and value >= high:
-        return f"must be below {high:g}"
+        return f"must be below {high:.15g}"
     return None
 
 
