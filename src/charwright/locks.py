@@ -78,22 +78,18 @@ def check_free(folder: Path) -> None:
     Raises:
         RunLockedError: when one does.
     """
-    try:
-        file = (folder / LOCK).open("rb")
-    except OSError:
-        return
-    with file:
-        if not _lock(file):
-            raise RunLockedError(f"another process trains in {folder}: {holder(folder)}; wait for it, or stop it")
+    if not is_free(folder):
+        raise RunLockedError(f"another process trains in {folder}: {holder(folder)}; wait for it, or stop it")
 
 
 def is_free(folder: Path) -> bool:
-    """Whether no process holds the lock of a folder."""
+    """Whether no process holds the lock of a folder; nothing is written."""
     try:
-        check_free(folder)
-    except RunLockedError:
-        return False
-    return True
+        file = (folder / LOCK).open("rb")
+    except OSError:
+        return True
+    with file:
+        return _lock(file)
 
 
 def holder(folder: Path) -> str:

@@ -54,11 +54,12 @@ def candidates(wanted: Wanted, *, masked: bool) -> list[Compute]:
         cores = ["torch", *([] if masked else ["fused"])]
     names = list(PRECISIONS) if wanted.precision == "auto" and rule.core != "plain" else [rule.precision_name]
 
+    slow = {"bf16"} if "plain_bf16" in features.flags and len(names) > 1 else set()
     found = [
         Compute(rule.device, core, PRECISIONS[name], wanted.threads, variant)
         for core in cores
         for name in names
-        if core == "native" or len(names) == 1 or name != "bf16" or "plain_bf16" not in features.flags
+        if core == "native" or name not in slow
         for variant in (_different(features.variants, name) if core == "native" else [None])
     ]
 

@@ -111,13 +111,11 @@ def checked_place(file: str | os.PathLike[str], *, force: bool = False) -> Path:
     if os.fspath(file) == "-":
         raise UsageError("a figure is saved in a file, not written to standard output; choose another file")
     path = Path(file)
+    path = path if path.suffix or path.is_dir() else path.with_name(f"{path.name}.png")
     if path.is_dir():
         raise RunError(f"{path} is a folder; name a file")
-    path = path if path.suffix else path.with_name(f"{path.name}.png")
     if path.suffix[1:].lower() not in FORMATS:
         raise UsageError(f"{path} does not end with {', '.join(f'.{kind}' for kind in FORMATS)}")
-    if path.is_dir():
-        raise RunError(f"{path} is a folder; name a file")
     if path.exists() and not force:
         raise RunError(f"{path} exists; choose another file, or replace it with --force")
     if not path.parent.is_dir():
