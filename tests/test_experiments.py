@@ -55,6 +55,13 @@ def test_a_trial_of_a_held_rate_can_be_repeated(line: dict[str, Any]) -> None:
     assert not {"decay", "chance"} <= set(line), "one of both"
 
 
+@pytest.mark.parametrize("line", lines_of("other_plays.jsonl"), ids=lambda line: str(line["characters"]))
+def test_a_trial_of_other_plays_can_be_repeated(line: dict[str, Any]) -> None:
+    assert Recipe().with_options(line["options"])
+    assert 0 < line["loss"] < 10
+    assert line["steps"] == pytest.approx(line["characters"] / 2_048 * line["passes"], rel=0.05)
+
+
 @pytest.mark.parametrize("line", lines_of("small_distillation.jsonl"), ids=lambda line: line["text"])
 def test_a_trial_of_teachers_has_its_figures(line: dict[str, Any]) -> None:
     assert Recipe().with_options(line["options"])

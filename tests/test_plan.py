@@ -155,22 +155,51 @@ def test_a_small_text_gets_a_small_model_and_much_regularization() -> None:
     assert small.training.weight_decay > large.training.weight_decay
 
 
+def of_tokens(tokens: int, repetition: float = 1.0) -> TextProfile:
+    return TextProfile(tokens, 60, "Latin", tokens, repetition=repetition)
+
+
 def test_with_n_grams_dropout_follows_the_load() -> None:
     """The recurrent weights times the passes for each token; without n-grams the passes alone count."""
     wide, narrow = (ModelConfig(cell="igru", units=units, ngram_bits=22) for units in (512, 256))
-    assert regularization(narrow, 5, 1_000_000).dropout == pytest.approx(0.1 * 2 * 256**2 * 5 / 1e6 / 8)
-    assert regularization(wide, 5, 1_000_000).dropout == pytest.approx(4 * regularization(narrow, 5, 1_000_000).dropout)
-    assert regularization(narrow, 3, 10_000_000).dropout == 0, "less than 0.005 is none"
-    high = regularization(wide, 4, 131_072)  # a load of 16
-    assert high.dropout == pytest.approx(0.2)
-    assert regularization(wide, 12, 131_072).dropout == pytest.approx(0.2 * 3**0.3), "a high load adds less"
+    million, short = of_tokens(1_000_000), of_tokens(20_000)
+    assert regularization(narrow, 5, million).dropout == pytest.approx(0.1 * 2 * 256**2 * 5 / 1e6 / 8)
+    assert regularization(wide, 5, million).dropout == pytest.approx(4 * regularization(narrow, 5, million).dropout)
+    assert regularization(narrow, 3, of_tokens(10_000_000)).dropout == 0, "less than 0.005 is none"
+    high = regularization(wide, 4, of_tokens(131_072))  # a load of 16
+    assert (high.dropout, high.recurrent_dropout) == (pytest.approx(0.2), pytest.approx(0.16))
+    assert regularization(wide, 12, of_tokens(131_072)).dropout == pytest.approx(0.2 * 3**0.3), "a high load adds less"
     alone = dataclasses.replace(narrow, ngram_bits=0)
-    assert regularization(alone, 28, 1_000_000).dropout == 0.2
-    assert regularization(narrow, 28, 20_000).dropout == 0.35, "the most by load"
-    often = regularization(narrow, 400, 20_000)
+    assert regularization(alone, 28, million).dropout == 0.2
+    assert regularization(narrow, 28, short).dropout == 0.35, "the most by load"
+    often = regularization(narrow, 400, short)
     assert (often.dropout, often.recurrent_dropout, often.weight_decay) == (0.5, 0.35, 1.2)
-    gru, igru = (regularization(dataclasses.replace(narrow, cell=cell), 5, 1_000_000) for cell in ("gru", "igru"))
+    gru, igru = (regularization(dataclasses.replace(narrow, cell=cell), 5, million) for cell in ("gru", "igru"))
     assert gru.dropout == pytest.approx(1.5 * igru.dropout)
+
+
+def test_weight_decay_replaces_dropout_where_a_long_text_hardly_repeats_itself() -> None:
+    wide = ModelConfig(cell="igru", units=512, ngram_bits=20)
+    fresh = regularization(wide, 28, of_tokens(250_000, repetition=0.1))
+    assert (fresh.dropout, fresh.recurrent_dropout, fresh.weight_decay) == pytest.approx((0.12, 0.2, 0.8))
+    repeating = regularization(wide, 28, of_tokens(250_000, repetition=0.5))
+    assert (repeating.dropout, repeating.weight_decay) == pytest.approx((0.2 * 3.67**0.3, 0.4), rel=1e-3)
+    between = regularization(wide, 28, of_tokens(250_000, repetition=0.425))
+    assert between.weight_decay == pytest.approx(0.6)
+    assert fresh.dropout < between.dropout < repeating.dropout
+    short = regularization(wide, 28, of_tokens(90_000, repetition=0.1))
+    assert short == regularization(wide, 28, of_tokens(90_000, repetition=0.5)), "a pass has too few steps"
+    long = regularization(wide, 28, of_tokens(1_000_000, repetition=0.1))
+    assert long.weight_decay == pytest.approx(0.4), "the steps of a long text are enough"
+    low = regularization(wide, 28, of_tokens(1_900_000, repetition=0.1))
+    assert low.dropout == pytest.approx(0.0125 * 2 * 512**2 * 28 / 1.9e6), "a low load has less than that anyway"
+
+
+def test_what_teachers_write_makes_no_text_longer() -> None:
+    wide = ModelConfig(cell="igru", units=512, ngram_bits=20)
+    taught = dataclasses.replace(of_tokens(90_000, repetition=0.1), beside=160_000)
+    alike = dataclasses.replace(of_tokens(90_000, repetition=0.9), beside=160_000)
+    assert regularization(wide, 28, taught) == regularization(wide, 28, alike)
 
 
 @pytest.mark.parametrize(

@@ -257,7 +257,7 @@ class _Rule:
         sequences, training = DEFAULT.sequences, DEFAULT.training
         bits, why_ngrams = self.ngrams()
         model = dataclasses.replace(model, ngram_bits=self.options.get("ngram_bits", bits))
-        rates = regularization(model, passes, self.text.read)
+        rates = regularization(model, passes, self.text)
         descent = {
             "ngram_rate": (self._ngram_rate(), "n-grams are seen a few times, and have to learn from each"),
             "ngram_decay": (self._ngram_decay(passes), f"{read}; {self.text.repetition:.0%} of its passages recur"),
@@ -282,10 +282,7 @@ class _Rule:
             "optimizer": ("cautious-adamw", "weights move only where the mean gradient and the present one agree"),
             "learning_rate": (self._learning_rate(model.units), self._why_rate()),
             "dropout": (_rounded(rates.dropout), why_dropout(model, rates, read)),
-            "recurrent_dropout": (
-                _rounded(rates.recurrent_dropout),
-                "four fifths of the dropout, up to 0.35; it prevents memorization too",
-            ),
+            "recurrent_dropout": (_rounded(rates.recurrent_dropout), "a mask of the state, for the same reason"),
             "weight_decay": (_rounded(rates.weight_decay), f"{read}; weight decay prevents memorization too"),
             **(descent if model.ngram_bits else {}),
             "output_bias": ("frequencies", "a rare character's bias would take longer to fall than training lasts"),

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from charwright.config import PRODUCTS, ModelConfig
+from charwright.planning.profile import TextProfile
 
 PER_LOAD = 0.0125
 """The dropout of a low load, for each 1 of it."""
@@ -15,6 +16,20 @@ GROWTH = 0.3
 """The exponent of the load above a high one."""
 MOST_BY_LOAD = 0.35
 """No trial of a load had more as its best; only many passes ask for it."""
+DECAYING = (90_000, 160_000)
+"""Tokens of a text from which weight decay does a part of what dropout does, and from which it does all it can.
+
+A pass over fewer has too few steps for it.
+"""
+REPETITIVE = (0.35, 0.5)
+"""The repetition of a text from which memorizing helps, so that weight decay does less, and from which it does not."""
+ENOUGH_DROPOUT = 0.12
+ENOUGH_RECURRENT = 0.2
+"""With more weight decay, more dropout than these two does not help."""
+LONG = 1_000_000
+"""Tokens of a text that needs no more weight decay than its passes say: its steps are enough."""
+MOST_STRONGER = 2.0
+"""The most by which the weight decay of a shorter text is multiplied."""
 LEAST = 0.005
 """Less than this is not worth a mask."""
 
@@ -28,20 +43,40 @@ class Regularization:
     weight_decay: float
 
 
-def regularization(model: ModelConfig, passes: float, tokens: int) -> Regularization:
-    """The rates for a model that reads a text of `tokens` `passes` times.
+def regularization(model: ModelConfig, passes: float, text: TextProfile) -> Regularization:
+    """The rates for a model that reads a text `passes` times, with what its teachers write beside it.
 
     The more passes, the more it memorizes. With n-grams, which learn first what a few examples say, it does so only if
-    the network is large for the text as well: the load is the recurrent weights times the passes, for each token.
+    the network is large for the text as well: the load is the recurrent weights times the passes, for each token. In a
+    long text that hardly repeats itself, weight decay prevents it better than dropout does.
     """
     strain = math.sqrt(passes / 7)
-    dropout = 0.1 * strain
-    if model.ngram_bits:
-        load = PRODUCTS[model.cell] * model.units**2 * model.layers * passes / max(1, tokens)
-        slower = PER_LOAD * HIGH_LOAD * (max(load, HIGH_LOAD) / HIGH_LOAD) ** GROWTH
-        dropout = min(PER_LOAD * load, max(min(slower, MOST_BY_LOAD), dropout))
-    dropout = dropout if dropout >= LEAST else 0.0
-    return Regularization(min(0.5, dropout), min(0.35, 0.8 * dropout), min(1.2, 0.2 * max(0.5, strain)))
+    dropout, weight_decay = 0.1 * strain, 0.2 * max(0.5, strain)
+    if not model.ngram_bits:
+        return _within_bounds(dropout, 0.8 * dropout, weight_decay)
+    load = PRODUCTS[model.cell] * model.units**2 * model.layers * passes / max(1, text.read)
+    slower = PER_LOAD * HIGH_LOAD * (max(load, HIGH_LOAD) / HIGH_LOAD) ** GROWTH
+    dropout = min(PER_LOAD * load, max(min(slower, MOST_BY_LOAD), dropout))
+    rates = _within_bounds(dropout, 0.8 * dropout, weight_decay)
+    decaying = _part(text.tokens, *DECAYING) * (1 - _part(text.repetition, *REPETITIVE))
+    stronger = min(MOST_STRONGER, max(1.0, math.sqrt(LONG / max(1, text.tokens))))
+    return _within_bounds(
+        rates.dropout - decaying * max(0.0, rates.dropout - ENOUGH_DROPOUT),
+        rates.recurrent_dropout - decaying * max(0.0, rates.recurrent_dropout - ENOUGH_RECURRENT),
+        rates.weight_decay * (1 + decaying * _part(load, HIGH_LOAD / 2, HIGH_LOAD) * (stronger - 1)),
+    )
+
+
+def _within_bounds(dropout: float, recurrent_dropout: float, weight_decay: float) -> Regularization:
+    """No more than helps anywhere, and no mask that is not worth its time."""
+    if dropout < LEAST:
+        dropout = recurrent_dropout = 0.0
+    return Regularization(min(0.5, dropout), min(0.35, recurrent_dropout), min(1.2, weight_decay))
+
+
+def _part(value: float, begin: float, end: float) -> float:
+    """How far a value is between two others, from 0 to 1."""
+    return min(1.0, max(0.0, (value - begin) / (end - begin)))
 
 
 def why_dropout(model: ModelConfig, rates: Regularization, read: str) -> str:
