@@ -92,6 +92,8 @@ def test_an_invalid_id_is_refused(variant: str | None, bad: int) -> None:
         engine.step(np.array([1, bad]), engine.zero_state(2))
     with pytest.raises(UsageError, match="outside the vocabulary"):
         engine.scores([np.array([1, 2, bad])])
+    with pytest.raises(UsageError, match="outside the vocabulary"):
+        engine.advance([Stream(engine.zero_state()[0], np.array([1, bad], dtype=np.int32), 2)], 4)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import shutil
 import sys
 import threading
 import time
+import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -39,7 +40,7 @@ from charwright.data.map_writer import MapWriter
 from charwright.data.mapped_ids import MappedFile, Ranges
 from charwright.data.mapped_text import Alphabet, MappedText
 from charwright.data.parts import Places, find_parts
-from charwright.data.pieces import TextStream
+from charwright.data.pieces import TextStream, composes
 from charwright.data.sequences import make_dataset
 from charwright.data.split import split_text
 from charwright.data.text_cache import IDS, MANIFEST, Manifest
@@ -117,7 +118,10 @@ def outcome(call: Any) -> str:
 # Decoding in pieces.
 
 pieces_of_text = st.sampled_from(
-    ["\r", "\n", "\r\n", "a", "e", "\u0301", "\u0327", "é", "道", "😀", "\ufeff", "ᄀ", "ᅡ", "ﬁ"]
+    [
+        *["\r", "\n", "\r\n", "a", "e", "\u0301", "\u0327", "\u0344", "é", "道", "😀", "\ufeff", "ﬁ", "¨"],
+        *["ᄀ", "ᅡ", "ᆨ", "가", "ﾡ", "ￂ", "ｶ", "ﾞ", "\u09c7", "\u09be", "\u0b92", "\u0bd7"],
+    ]
 )
 reading = st.builds(
     CorpusConfig,
@@ -131,6 +135,24 @@ reading = st.builds(
 def test_pieces_decode_as_the_whole(text: str, config: CorpusConfig, piece_bytes: int) -> None:
     data = text.encode(config.encoding)
     assert in_pieces(data, config, piece_bytes) == decode(data, config, "x.txt")
+
+
+def test_a_text_is_divided_only_before_what_never_composes() -> None:
+    characters = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
+    pairs = [unicodedata.decomposition(character).split() for character in characters]
+    second = {chr(int(pair[1], 16)) for pair in pairs if len(pair) == 2 and not pair[0].startswith("<")}
+    assert all(map(composes, second | set("ᅡᆨﾞ")))
+    assert all(composes(character) for character in characters if unicodedata.combining(character))
+    assert not any(map(composes, "a é道가ᄀﬁｶ"))
+
+
+@pytest.mark.parametrize("form", ["nfc", "nfkc"])
+def test_a_text_without_ascii_is_normalized_in_pieces(form: str) -> None:
+    data = "道可道非常道가각か\u3099".encode() * 1_000
+    stream = TextStream(io.BytesIO(data), "x.txt", lambda: io.BytesIO(data), 1_000)
+    pieces = [piece.utf8.decode() for piece in stream.pieces(CorpusConfig(normalize=form))]
+    assert max(map(len, pieces)) < 500
+    assert "".join(pieces) == unicodedata.normalize(form.upper(), data.decode())
 
 
 @given(

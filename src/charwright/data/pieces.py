@@ -171,8 +171,7 @@ def _divided(text: str, config: CorpusConfig, *, final: bool) -> tuple[str, str]
     """Return the part of a text that is complete, converted and normalized, and the rest, for the next piece."""
     cut = len(text)
     if config.normalize != "none" and not final:
-        # Nothing composes with an ASCII character that follows it, so a text may be divided before one.
-        cut = next((at for at in range(len(text) - 1, -1, -1) if text[at].isascii()), 0)
+        cut = next((at for at in range(len(text) - 1, -1, -1) if not composes(text[at])), 0)
     if not final and text[cut - 1 : cut] == "\r":
         cut -= 1  # An LF may follow.
     done, held = text[:cut], text[cut:]
@@ -181,3 +180,12 @@ def _divided(text: str, config: CorpusConfig, *, final: bool) -> tuple[str, str]
     if config.normalize != "none":
         done = unicodedata.normalize(config.normalize.upper(), done)  # type: ignore[arg-type]
     return done, held
+
+
+def composes(character: str) -> bool:
+    """Whether a character may compose, or be ordered, with the ones before it, in any normal form.
+
+    Marks do, and the vowels and final consonants of Hangul; a text may be divided before any other character.
+    """
+    first = unicodedata.normalize("NFKD", character)[0]
+    return unicodedata.category(first).startswith("M") or "\u1160" <= first <= "\u11ff"

@@ -82,12 +82,14 @@ class Engine:
         `drawing` needs at least one id to read, a stream without it `steps`.
 
         Raises:
-            UsageError: if a stream has too few ids to read, or its state or buffers do not fit this engine.
+            UsageError: if a stream has too few ids to read or one outside the vocabulary, or its state or buffers do
+                not fit this engine.
         """
         for stream in streams:
             self._check_buffers(stream)
             if stream.unread < (1 if stream.drawing else steps):
                 raise UsageError(f"a stream has {stream.unread} ids to read, too few for {steps} steps")
+            self._check_ids(stream.ids[stream.at : min(stream.length, stream.at + steps)])
             stream.make_room(steps + 1)
         if streams and steps > 0:
             self._backend.advance(streams, steps)
