@@ -282,7 +282,7 @@ class _Rule:
             "optimizer": ("cautious-adamw", "weights move only where the mean gradient and the present one agree"),
             "learning_rate": (self._learning_rate(model.units), self._why_rate()),
             "dropout": (_rounded(rates.dropout), why_dropout(model, rates, read)),
-            "recurrent_dropout": (_rounded(rates.recurrent_dropout), "a mask of the state, for the same reason"),
+            "recurrent_dropout": (_rounded(rates.recurrent_dropout), "a mask of the state prevents memorization too"),
             "weight_decay": (_rounded(rates.weight_decay), f"{read}; weight decay prevents memorization too"),
             **(descent if model.ngram_bits else {}),
             "output_bias": ("frequencies", "a rare character's bias would take longer to fall than training lasts"),
