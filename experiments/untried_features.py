@@ -844,6 +844,17 @@ class Soap(OtherOptimizer):
         )
 
 
+class Shampoo(OtherOptimizer):
+    """Shampoo (Gupta et al., 2018, arXiv:1802.09568), whose steps are as long as Adam's (Anil et al., 2020)."""
+
+    every = 20
+    memory = 0.95
+
+    def make(self, params: list[Tensor], rate: float, decay: float) -> torch.optim.Optimizer:
+        """Shampoo on both sides."""
+        return optimizers.Shampoo(params, lr=rate, weight_decay=decay, every=int(self.every), memory=self.memory)
+
+
 class Cautious(OtherOptimizer):
     """AdamW that leaves out updates against the gradient (Liang et al., 2024, arXiv:2411.16085).
 
@@ -864,13 +875,16 @@ class Cautious(OtherOptimizer):
 
 
 class HalfMoments(OtherOptimizer):
-    """Second moments in bfloat16."""
+    """Second moments in bfloat16; with `first` the first moments too. `cautious` is as the library's own step."""
 
     embedding = 1
+    first = 0
+    cautious = 0
 
     def make(self, params: list[Tensor], rate: float, decay: float) -> torch.optim.Optimizer:
         """AdamW with rounded moments."""
-        return optimizers.Adam(params, lr=rate, weight_decay=decay, rounded=True)
+        rounded = {"rounded": True, "rounded_mean": bool(self.first), "cautious": bool(self.cautious)}
+        return optimizers.Adam(params, lr=rate, weight_decay=decay, **rounded)
 
 
 # Schedules.
@@ -926,11 +940,15 @@ class GrowingLength(Feature):
 
 
 class Restarts(Feature):
-    """The second half has several cosines, and the model is the average of the weights at their ends."""
+    """After `begin` there are several cosines, and the model is the average of the weights at their ends.
+
+    Without `last` the average has the end of the first, long cosine instead of that of the last one.
+    """
 
     cycles = 3
     height = 0.5
     begin = 0.4
+    last = 0
 
     def __init__(self, **settings: float) -> None:
         """No averages yet."""
@@ -949,7 +967,7 @@ class Restarts(Feature):
     def after_step(self, model: Net, fraction: float, step: int) -> None:
         """Add the weights at the end of a cycle."""
         cycle = -1 if fraction < self.begin else int((fraction - self.begin) / (1 - self.begin) * self.cycles)
-        if cycle > self.cycle:
+        if cycle > self.cycle and not (self.last and cycle == 0):
             self._add(model)
         self.cycle = cycle
 
@@ -960,6 +978,8 @@ class Restarts(Feature):
 
     def finish(self, model: Net) -> None:
         """Load the average."""
+        if self.last:
+            self._add(model)
         with torch.no_grad():
             for weight, total in zip(model.parameters(), self.sums, strict=True):
                 weight.copy_(total / self.count)

@@ -12,9 +12,9 @@ from torch import Tensor
 class Adam(torch.optim.Optimizer):
     """AdamW, `cautious` (only updates that agree with the gradient) or with second moments `rounded` to bfloat16.
 
-    With `cautious_decay` a weight decays only while the update makes it smaller too; with `nesterov` the update is one
-    step of the mean ahead (Dozat, 2016); with `touched` a cautious step is as long as the moving ones among the numbers
-    that have a gradient make it, and not among all.
+    With `rounded_mean` the first moments are rounded too. With `cautious_decay` a weight decays only while the update
+    makes it smaller too; with `nesterov` the update is one step of the mean ahead (Dozat, 2016); with `touched` a
+    cautious step is as long as the moving ones among the numbers that have a gradient make it, and not among all.
     """
 
     def __init__(
@@ -25,6 +25,7 @@ class Adam(torch.optim.Optimizer):
         weight_decay: float,
         cautious: bool = False,
         rounded: bool = False,
+        rounded_mean: bool = False,
         cautious_decay: bool = False,
         nesterov: bool = False,
         touched: bool = False,
@@ -34,7 +35,8 @@ class Adam(torch.optim.Optimizer):
     ) -> None:
         """The constants are those of the library."""
         super().__init__(list(params), {"lr": lr, "weight_decay": weight_decay})
-        self.cautious, self.rounded, self.cautious_decay = cautious, rounded, cautious_decay
+        self.cautious, self.rounded, self.rounded_mean = cautious, rounded, rounded_mean
+        self.cautious_decay = cautious_decay
         self.nesterov, self.touched = nesterov, touched
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
 
@@ -48,8 +50,11 @@ class Adam(torch.optim.Optimizer):
                     state.update(step=0, mean=torch.zeros_like(weight), square=torch.zeros_like(weight))
                     if self.rounded:
                         state["square"] = state["square"].bfloat16()
+                    if self.rounded_mean:
+                        state["mean"] = state["mean"].bfloat16()
                 state["step"] += 1
-                mean = state["mean"].lerp_(gradient, 1 - self.beta1)
+                mean = state["mean"].float().lerp_(gradient, 1 - self.beta1)
+                state["mean"] = mean.bfloat16() if self.rounded_mean else mean
                 square = state["square"].float().mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
                 state["square"] = square.bfloat16() if self.rounded else square
                 size = (square / (1 - self.beta2 ** state["step"])).sqrt_().add_(self.epsilon)
@@ -197,3 +202,62 @@ class Soap(torch.optim.Optimizer):
                 state["gram"].lerp_(gradient.T @ gradient, 1 - self.memory)
                 if state["step"] % self.every == 0:
                     state["basis"] = torch.linalg.qr(state["gram"] @ basis)[0]
+
+
+class Shampoo(torch.optim.Optimizer):
+    """The mean gradient between roots of its Gram matrices over rows and over columns, L^(-1/4) G R^(-1/4).
+
+    The gates of a layer are separate matrices. Each update has the norm that Adam's would have.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        *,
+        lr: float,
+        weight_decay: float,
+        every: int = 20,
+        memory: float = 0.95,
+        beta1: float = 0.9,
+        beta2: float = 0.98,
+        epsilon: float = 1e-8,
+    ) -> None:
+        """The roots are renewed every `every` steps; `memory` is that of the Gram matrices."""
+        super().__init__(list(params), {"lr": lr, "weight_decay": weight_decay})
+        self.every, self.memory, self.beta1, self.beta2, self.epsilon = every, memory, beta1, beta2, epsilon
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Update the weights."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                gates = 3 if len(weight) % 3 == 0 and len(weight) >= 3 * 64 else 1
+                gradient, state = weight.grad.unflatten(0, (gates, -1)), self.state[weight]
+                if not state:
+                    state.update(step=0, mean=torch.zeros_like(gradient), square=torch.zeros_like(gradient))
+                    state.update(left=gradient @ gradient.mT, right=gradient.mT @ gradient)
+                state["step"] += 1
+                mean = state["mean"].lerp_(gradient, 1 - self.beta1)
+                square = state["square"].mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
+                state["left"].lerp_(gradient @ gradient.mT, 1 - self.memory)
+                state["right"].lerp_(gradient.mT @ gradient, 1 - self.memory)
+                if state["step"] % self.every == 1:
+                    state["roots"] = fourth_root(state["left"]), fourth_root(state["right"])
+                left, right = state["roots"]
+                size = (square / (1 - self.beta2 ** state["step"])).sqrt_().add_(self.epsilon)
+                adam = mean / (1 - self.beta1 ** state["step"]) / size
+                update = left @ mean @ right
+                update *= norm(adam) / norm(update).clamp_(min=1e-12)
+                weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.flatten(0, 1), alpha=-group["lr"])
+
+
+def norm(x: Tensor) -> Tensor:
+    """The norm of each matrix of x (N, R, C), as (N, 1, 1)."""
+    return torch.linalg.matrix_norm(x, keepdim=True)
+
+
+def fourth_root(gram: Tensor) -> Tensor:
+    """The inverse fourth roots of positive matrices (N, S, S), with a floor for eigenvalues near zero."""
+    values, vectors = torch.linalg.eigh(gram)
+    roots = values.clamp(min=0).add(1e-6 * values[..., -1:].clamp(min=1e-30)).pow(-0.25)
+    return (vectors * roots[..., None, :]) @ vectors.mT

@@ -19,11 +19,13 @@ import pytest
 
 from charwright import __version__
 from charwright.cli import COMMANDS, cli
+from charwright.cli import run as run_command
 from charwright.config import ModelConfig
+from charwright.data.labels import LabelledVocabulary
 from charwright.data.vocabulary import Vocabulary
 from charwright.run import Run
 from keras_models import write_keras
-from writers import weights_of
+from writers import save_records, weights_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -205,6 +207,9 @@ def test_importing_page_runs(tmp_path: Path, shared: Path) -> None:
     write_keras(tmp_path / "model.keras", config, (tmp_path / "ckpt_1.weights.h5").read_bytes())
     tokens = np.load(fixtures / "tutorial-small" / "golden.npz")["vocabulary"].tolist()
     (tmp_path / "tokens.json").write_text(json.dumps(tokens), encoding="utf-8")
+    labelled = save_records(tmp_path / "labelled", LabelledVocabulary("\nab", ["de", "fr"])).folder
+    assert run_command(["export", str(labelled), "--to", "keras", "--out", str(tmp_path / "names.weights.h5")]) == 0
+    (tmp_path / "names.tsv").write_text("de\tab\nfr\tba\n", encoding="utf-8")
     assert len(run_commands("docs/how-to/import.md", tmp_path, CHARWRIGHT_DATA=str(shared / "data"))) >= 6
 
 

@@ -110,6 +110,18 @@ def test_what_a_text_says_once_counts_less_the_more_often_it_is_read(
     assert f"{repetition:.0%} of its passages recur" in planned.reasons["ngram_decay"]
 
 
+def test_a_text_that_is_not_read_to_its_end_is_read_in_excerpts() -> None:
+    long = TextProfile(10**8, 66, "Latin", 10**8)
+    planned = plan(long)
+    assert planned.passes < 1
+    assert planned.recipe.sequences.order == "excerpts"
+    assert "excerpts are from all over it" in planned.reasons["order"]
+    assert plan(long, order="streams").recipe.sequences.order == "streams"
+    for all_of_it in (plan(), plan(long, minutes=None, epochs=1), plan(dataclasses.replace(long, records=10**6))):
+        assert all_of_it.recipe.sequences.order == "streams"
+        assert "order" not in all_of_it.reasons
+
+
 def test_a_layer_is_multiplicative_unless_it_is_not_wanted() -> None:
     planned = plan()
     assert planned.recipe.model.multiplicative

@@ -105,11 +105,13 @@ class TestDividing:
             assert pieces == [*(record + "\n" for record in records), ""]
 
     def test_a_label_is_the_first_id_of_its_record(self) -> None:
-        records = Records.of(["ab", "c", "a"], "\n", ["x", "y", "z"])
+        records = Records.of(["ab", "c", "a"], "\n", ["x", "y", "x"])
         vocabulary = LabelledVocabulary("\nabc", ["x", "y"])
         ids, stops = records.ids(vocabulary)
-        assert ids.tolist() == [5, 2, 3, 1, 6, 4, 1, 0, 2, 1]
+        assert ids.tolist() == [5, 2, 3, 1, 6, 4, 1, 5, 2, 1]
         assert stops.tolist() == [4, 7, 10]
+        with pytest.raises(UsageError, match="no label 'z'; the model has x, y"):
+            Records.of(["ab"], "\n", ["z"]).ids(vocabulary)
 
 
 class TestLabels:
@@ -352,6 +354,23 @@ class TestTraining:
             assert run.engine.scores([row.astype(np.int32)])[0][-1] > math.log(0.9)
         assert "2 labels: a, b" in charwright("info", tmp_path / "run").out
         assert charwright("evaluate", tmp_path / "run", file).code == 0
+        assert "was trained with labels" in charwright("score", tmp_path / "run", file).line
+
+    def test_a_run_that_continues_has_the_same_labels(self, charwright: Terminal, tmp_path: Path) -> None:
+        known, other = tmp_path / "known.tsv", tmp_path / "other.tsv"
+        known.write_text("".join(f"{'ab'[i % 2]}\t{'xy'[i % 2] * (2 + i % 3)}\n" for i in range(40)))
+        other.write_text("".join(f"{'ac'[i % 2]}\t{'xy'[i % 2] * (2 + i % 3)}\n" for i in range(40)))
+        options = ("--records", "line", "--label", "first", "--steps", "2", *SMALL)
+        assert charwright("train", known, "--out", tmp_path / "run", *options).code == 0
+        plain = ("--records", "line", "--steps", "2", *SMALL)
+        assert charwright("train", known, "--out", tmp_path / "plain", *plain).code == 0
+        more = ("--records", "line", "--label", "first", "--steps", "2", "--out", tmp_path / "more")
+        assert charwright("train", known, "--from", tmp_path / "run", *more).code == 0
+        for text, parent, labels in ((other, "run", "'c', and"), (known, "plain", "'a', and")):
+            result = charwright("train", text, "--from", tmp_path / parent, *more, "--force")
+            assert f"the text has the label {labels}" in result.line
+            assert {"run": "has a, b;", "plain": "has no labels;"}[parent] in result.line
+        assert "no label 'c'; the model has a, b" in charwright("evaluate", tmp_path / "run", other).line
 
     @pytest.mark.parametrize(
         ("options", "words"),

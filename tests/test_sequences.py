@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from charwright.config import SequenceConfig, SplitConfig
 from charwright.data.prefetch import prefetch
-from charwright.data.sequences import Streams, Windows, make_dataset
+from charwright.data.sequences import EXCERPT, Excerpts, Streams, Windows, make_dataset
 from charwright.data.short_texts import shrink_to_fit
 from charwright.data.split import split_corpus
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import CorpusError
 
-KINDS = {"windows": Windows, "streams": Streams}
+KINDS = {"windows": Windows, "streams": Streams, "excerpts": Excerpts}
 
 
 def ramp(length: int) -> np.ndarray:
@@ -29,8 +29,8 @@ def ramp(length: int) -> np.ndarray:
 
 @st.composite
 def datasets(draw):
-    """A dataset of either kind over a long enough ramp, and the length of the ramp."""
-    kind = draw(st.sampled_from([Windows, Streams]))
+    """A dataset of any kind over a long enough ramp, and the length of the ramp."""
+    kind = draw(st.sampled_from([*KINDS.values()]))
     seq_length, batch = draw(st.integers(1, 12)), draw(st.integers(1, 9))
     length = draw(st.integers(2 + (seq_length + 1) * batch, 600))
     return kind(ramp(length), seq_length, batch, draw(st.integers(0, 2**63 - 1))), length
@@ -159,6 +159,34 @@ class TestStreams:
     def test_streams_are_spread_evenly(self):
         [(inputs, _)] = Streams(ramp(1000), 250, 4).batches(1)
         assert (np.diff(inputs[0]) % 1000 == 250).all()
+
+
+class TestExcerpts:
+    @given(
+        seq_length=st.sampled_from([1, 3, 64, 1000]),
+        batch=st.integers(1, 4),
+        extra=st.integers(0, 20_000),
+        epoch=st.integers(1, 9),
+    )
+    def test_rows_read_whole_excerpts_and_none_twice(self, seq_length, batch, extra, epoch):
+        dataset = Excerpts(ramp(seq_length * batch + 1 + extra), seq_length, batch)
+        pairs = list(dataset.batches(epoch))
+        assert len(pairs) == dataset.steps_per_epoch
+        for before, (inputs, _) in itertools.pairwise(pairs):
+            begins_anew = (inputs[0] != before[1][-1]).any()
+            step = next(number for number, pair in enumerate(pairs) if pair[0] is inputs)
+            assert not begins_anew or step % dataset.steps_per_excerpt == 0
+        read = np.concatenate([inputs.ravel() for inputs, _ in pairs])
+        assert len(set(read.tolist())) == len(read)
+        assert len(read) > len(dataset.ids) - batch * (dataset.steps_per_excerpt + 1) * seq_length
+
+    def test_a_tenth_of_an_epoch_is_from_all_over_the_text(self):
+        length, parts = 1600 * EXCERPT, 160
+        for kind, least, most in ((Excerpts, 0.6, 0.8), (Streams, 0.1, 0.2)):
+            dataset = kind(ramp(length), 64, 16)
+            tenth = itertools.islice(dataset.batches(1), dataset.steps_per_epoch // 10)
+            read = np.concatenate([inputs[0] for inputs, _ in tenth])
+            assert least <= len(np.unique(read * parts // length)) / parts <= most, kind
 
 
 class TestShrinking:

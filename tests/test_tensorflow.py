@@ -23,6 +23,7 @@ from charwright.data.labels import label_ids
 from charwright.generation.layout import as_gru
 from charwright.interop.foreign_model import ForeignModel
 from charwright.run import Run
+from charwright.run_config import RunRecords
 from test_import_keras import golden_errors
 from writers import LABELLED, LETTERS, save_records, weights_of
 
@@ -118,9 +119,7 @@ def done(tensorflow: Path, shared: Path, tmp_path_factory: pytest.TempPathFactor
     )
     tasks["out labelled"] = ("charwright", ["export", labelled, "--to", "saved-model", "--out", out])
     tasks["generate labelled"] = ("generate", [out, "\n", 30])
-    tasks["back bare"] = ("charwright", ["import", out, "--out", folder / "bare-back"])
-    options = ["--vocabulary", labelled / "vocabulary.json"]
-    tasks["back labelled"] = ("charwright", ["import", out, "--out", folder / "labelled-back", *options])
+    tasks["back labelled"] = ("charwright", ["import", out, "--out", folder / "labelled-back"])
     weights = folder / "saved.weights.h5"
     tasks["out keras"] = ("charwright", ["export", folder / "saved", "--to", "keras", "--out", weights])
     tasks["my_model"] = ("my_model", [weights, golden])
@@ -174,14 +173,16 @@ def test_states_are_carried(done: dict[str, Any], name: str) -> None:
 
 
 def test_labels_are_never_sampled(done: dict[str, Any]) -> None:
-    """Even if the model wants nothing else. The import needs the run's own vocabulary."""
+    """Even if the model wants nothing else. The import reads them, and what ends a record, from the card."""
     assert done["out labelled"]["code"] == 0, done["out labelled"]["err"]
     text = bytes(done["generate labelled"]["bytes"]).decode("utf-8")
     assert len(text) == 31
     assert set(text) <= set(LABELLED.characters)
-    assert "the model has 8 tokens" in done["back bare"]["err"]
     assert done["back labelled"]["code"] == 0, done["back labelled"]["err"]
-    assert Run.open(done["folder"] / "labelled-back").vocabulary == LABELLED
+    back, went = (Run.open(done["folder"] / name) for name in ("labelled-back", "labelled"))
+    assert back.vocabulary == LABELLED
+    assert back.config.recipe.records == went.config.recipe.records
+    assert back.config.records == RunRecords("\n", 0, 0)
 
 
 def test_tensorflow_generates_a_thousand_characters(done: dict[str, Any]) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from charwright.config import ModelConfig
+from charwright.config import ModelConfig, RecordsConfig
 from charwright.data.labels import LabelledVocabulary
+from charwright.data.records import ENDS
 from charwright.data.vocabulary import Vocabulary
 from charwright.generation.engine import Engine
 from charwright.generation.generator import Generator
@@ -74,9 +74,9 @@ def record_writer(vocabulary: Vocabulary = AB, end: str = "\n", *known: str, fav
 
 def save_records(folder: Path, vocabulary: Vocabulary = AB, end: str = "\n", *, favoured: Sequence[int] = ()) -> Run:
     """A run with these weights, as if it was trained on records."""
-    run = Run.save(folder, RECORD_MODEL, record_weights(vocabulary, favoured), vocabulary)
-    run.rewrite_config(dataclasses.replace(run.config, records=RunRecords(end, 90, 10)))
-    return Run.open(folder)
+    kind = next((kind for kind, known in ENDS.items() if known == end), end)
+    records = RecordsConfig(kind, "first" if vocabulary.labels else None), RunRecords(end, 90, 10)
+    return Run.save(folder, RECORD_MODEL, record_weights(vocabulary, favoured), vocabulary, records=records)
 
 
 class Scripted:

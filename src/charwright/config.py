@@ -94,8 +94,8 @@ class SequenceConfig(Config):
 
     order: str = option(
         "streams",
-        "Contiguous streams that carry the hidden state across batches, or shuffled windows from a zero state.",
-        choices=("streams", "windows"),
+        "Streams that carry the hidden state across batches, streams of shuffled excerpts, or shuffled windows.",
+        choices=("streams", "excerpts", "windows"),
     )
     batch: int = option(32, "Sequences per batch.", minimum=1, maximum=65536)
     seq_length: int = option(64, "Characters per sequence.", minimum=1, maximum=65536)
@@ -343,7 +343,7 @@ class Recipe(Config):
 
     def __post_init__(self) -> None:
         """Check that the parts fit: records are read in streams. Each part has checked itself."""
-        if self.records.records != "none" and self.sequences.order == "windows":
+        if self.records.records != "none" and self.sequences.order != "streams":
             raise ConfigError("--records reads in streams: add --order streams, or remove --records")
 
     def to_json(self) -> dict[str, Any]:

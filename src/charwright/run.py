@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from charwright.config import CorpusConfig, ModelConfig, Recipe
+from charwright.config import CorpusConfig, ModelConfig, Recipe, RecordsConfig
 from charwright.data.large_texts import AnyCorpus
 from charwright.data.mapped_text import MappedText
 from charwright.data.parts import STDIN_PATH
@@ -36,7 +36,7 @@ from charwright.errors import (
     VocabularyError,
 )
 from charwright.locks import is_free
-from charwright.run_config import RunConfig
+from charwright.run_config import RunConfig, RunRecords
 from charwright.run_place import check_place, new_place, remove_leftovers
 from charwright.run_view import as_html, network
 from charwright.schema import flag
@@ -181,12 +181,16 @@ class Run:
         *,
         corpus: AnyCorpus | None = None,
         reading: CorpusConfig | None = None,
+        records: tuple[RecordsConfig, RunRecords] | None = None,
         recipe_name: str = "by hand",
         force: bool = False,
     ) -> Run:
-        """Save a model trained with `fit`: `Run.save("runs/mine", model.config, model.arrays(), vocabulary)`."""
+        """Save a model trained with `fit`: `Run.save("runs/mine", model.config, model.arrays(), vocabulary)`.
+
+        `records` is how the text is divided into records, and what is known of them, for a model of records.
+        """
         config = RunConfig(
-            recipe=Recipe(model=model),
+            recipe=Recipe(model=model, records=records[0]) if records else Recipe(model=model),
             recipe_name=recipe_name,
             sources=corpus.sources if corpus else (),
             corpus=reading or CorpusConfig(),
@@ -194,6 +198,7 @@ class Run:
             sha256=corpus.sha256 if corpus else "",
             validation=(),
             versions={},
+            records=records[1] if records else None,
         )
         texts = {STDIN_PATH: corpus.unrepeatable} if corpus and corpus.unrepeatable else None
         return cls.create(folder, config, vocabulary, weights=weights, texts=texts, force=force)

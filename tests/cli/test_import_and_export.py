@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from charwright.config import GATES, ModelConfig
+from charwright.config import GATES, ModelConfig, RecordsConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
+from charwright.data.labels import LabelledVocabulary
 from charwright.generation.engine import Engine
-from charwright.interop.model_card import model_card
+from charwright.interop.model_card import model_card, records_of
 from charwright.interop.numpy_export import npz_bytes
 from charwright.model.language_model import LanguageModel
 from charwright.ngrams import MULTIPLIERS
 from charwright.run import Run
+from charwright.run_config import RunRecords
 from commands import Terminal
 from writers import LABELLED, LETTERS, save_records, weights_of
 
@@ -183,6 +185,10 @@ class TestExport:
             assert "".join(map(chr, file["characters"])) == LABELLED.characters
             assert len(file["embedding.weight"]) == card["first_label_id"] + len(card["labels"])
         assert (card["record_end"], card["labels"]) == ("\n", ["one", "two", "three"])
+        assert records_of(card) == (RecordsConfig("line", "first"), "\n")
+        earlier = {"record_end": "\n\n"}
+        assert records_of(earlier) == (RecordsConfig("blank"), "\n\n")
+        assert records_of({}) is None
         assert charwright("export", plain.folder, "--to", "numpy", "--out", tmp_path / "y.npz").code == 0
         with np.load(tmp_path / "y.npz") as file:
             card = json.loads(str(file["card"]))
@@ -283,6 +289,31 @@ class TestExport:
         words = ["import", file, "--out", back, "--vocabulary", run.folder / "vocabulary.json"]
         assert charwright(*words).code == 0
         assert Run.open(back).vocabulary == LABELLED
+        assert Run.open(back).config.records is None
+        assert charwright(*words, "--force", "--records", "line", "--label", "first").code == 0
+        assert Run.open(back).config.records == RunRecords("\n", 0, 0)
+        written = charwright("generate", back, "--prompt", "", "--num", "5", "--label", "one", "--seed", "1")
+        assert written.code == 0, written.err
+        assert written.out.count("\n") == 5
+
+    def test_the_text_tells_how_a_model_of_records_reads(self, charwright: Terminal, tmp_path: Path) -> None:
+        text, file, back = tmp_path / "x.tsv", tmp_path / "x.weights.h5", tmp_path / "back"
+        text.write_text("".join(f"{label}\t{word}\n" for label in ("one", "three", "two") for word in ("ab", "ba")))
+        vocabulary = LabelledVocabulary("\nab", ["one", "three", "two"])
+        run = save_records(tmp_path / "run", vocabulary)
+        assert charwright("export", run.folder, "--to", "keras", "--out", file).code == 0
+        words = ["import", file, "--out", back, "--corpus", text]
+        assert "the model has 7 tokens" in charwright(*words).line
+        result = charwright(*words, "--records", "line", "--label", "first")
+        assert result.code == 0
+        assert "loss on the first 18 characters of x: " in result.err
+        assert Run.open(back).vocabulary == vocabulary
+        assert Run.open(back).config.records == RunRecords("\n", 6, 0)
+        assert charwright("evaluate", back, text).code == 0
+        new = charwright("generate", back, "--prompt", "", "--num", "3", "--new", "--seed", "1")
+        assert not {"ab", "ba"} & set(new.out.split())
+        regex = charwright("import", file, "--out", tmp_path / "other", "--records", "/x+/", "--vocabulary", text)
+        assert "what does /x+/ match? give the text with --corpus" in regex.line
 
     def test_byte_level_round_trip(self, charwright: Terminal, tmp_path: Path) -> None:
         vocabulary = ByteVocabulary()

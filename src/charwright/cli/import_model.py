@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from charwright.cli.options import SectionedCommand, config_options, given, say
-from charwright.config import CorpusConfig
+from charwright.config import CorpusConfig, RecordsConfig
 from charwright.errors import UsageError, VocabularyError
 from charwright.schema import field_names
 
 if TYPE_CHECKING:
     from charwright.config import ModelConfig
     from charwright.data.large_texts import AnyCorpus
+    from charwright.data.records import Records
+    from charwright.data.texts import Text
     from charwright.data.vocabulary import Vocabulary
     from charwright.interop.foreign_model import ForeignModel
     from charwright.run import Run
+    from charwright.run_config import RunRecords
     from charwright.storage import Arrays
 
 CHECKED_CHARACTERS = 2000
@@ -39,6 +44,7 @@ CHANCE_FACTOR = 1.05
 )
 @click.option("--force", is_flag=True, help="Overwrite an existing run.")
 @config_options(CorpusConfig(), "Reading the corpus")
+@config_options(RecordsConfig(), "Records")
 @click.pass_context
 def import_model(
     ctx: click.Context,
@@ -67,9 +73,11 @@ def import_model(
     model = read_model(source, with_vocabulary=vocabulary_file is None)
     reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
     text = read_texts(corpus, (), reading).corpus if corpus else None
-    tokens, tokens_source = _tokens(model, source, text, vocabulary_file)
+    division = _Division.of(model, given(ctx, field_names(RecordsConfig)), text)
+    divided: Text | None = division.text if division and division.text else text.text if text else None
+    tokens, tokens_source = _tokens(model, source, (text.name, divided) if text and divided else None, vocabulary_file)
     vocabulary, weights, note = fit_rows(model, tokens, tokens_source)
-    nats = _nats(model.config, weights, vocabulary, text) if text else None
+    nats = _nats(model.config, weights, vocabulary, divided) if divided else None
     below_chance = nats is not None and nats > CHANCE_FACTOR * math.log(len(vocabulary))
     if note and below_chance:
         # The row count is unusual and the predictions are useless: the text has one character too many or too few.
@@ -86,23 +94,59 @@ def import_model(
         vocabulary,
         corpus=text,
         reading=reading,
+        records=division.of_run if division else None,
         recipe_name=f"imported from {source}",
         force=force,
     )
     _say_model(run, vocabulary)
-    if text is not None and nats is not None:
-        checked = min(len(text.text), CHECKED_CHARACTERS)
+    if text and divided and nats is not None:
+        checked = min(len(divided), CHECKED_CHARACTERS)
         say(f"loss on the first {checked:,} characters of {text.name}: {nats:.4f} nats per character")
         if below_chance:
             chance = f"chance ({math.log(len(vocabulary)):.2f} for {len(vocabulary):,} tokens)"
             say(f"this is worse than {chance}: {text.name} may not be the text that this model was trained on")
 
 
+@dataclass(frozen=True)
+class _Division:
+    """How the text of a model of records is divided, what ends each, and the records of the corpus, if it is given."""
+
+    config: RecordsConfig
+    end: str
+    text: Records | None
+
+    @classmethod
+    def of(cls, model: ForeignModel, options: Mapping[str, Any], text: AnyCorpus | None) -> _Division | None:
+        """What the options say, and otherwise the model; None for running text."""
+        from charwright.data.records import ENDS, Records
+        from charwright.data.texts import in_memory
+
+        config, end = model.records or (RecordsConfig(), "")
+        if options:
+            config = RecordsConfig(**{**config.to_json(), **options})
+        if config.records == "none":
+            return None
+        records = Records.parse(in_memory(text.text), config) if text else None
+        if "records" in options:
+            if records is None and config.expression is not None:
+                raise UsageError(f"what does {config.records} match? give the text with --corpus, or the end itself")
+            end = records.end if records else ENDS.get(config.records, config.records)
+        return cls(config, end, records)
+
+    @property
+    def of_run(self) -> tuple[RecordsConfig, RunRecords]:
+        """What the run keeps of it."""
+        from charwright.run_config import RunRecords
+
+        return self.config, RunRecords(self.end, self.text.count if self.text else 0, 0)
+
+
 def _tokens(
-    model: ForeignModel, source: Path, text: AnyCorpus | None, file: Path | None
+    model: ForeignModel, source: Path, text: tuple[str, Text] | None, file: Path | None
 ) -> tuple[Vocabulary | list[str], str]:
-    """Return the characters in id order and where they come from."""
-    from charwright.data.vocabulary import Vocabulary
+    """Return the characters in id order and where they come from; `text` has a name."""
+    from charwright.config import VocabularyConfig
+    from charwright.data.vocabularies import make_vocabulary
     from charwright.interop.foreign_model import read_vocabulary
 
     if file is not None:
@@ -110,7 +154,9 @@ def _tokens(
     if model.vocabulary is not None:
         return model.vocabulary, str(source)
     if text is not None:
-        return list(Vocabulary.from_text(text.text).characters), text.name
+        name, content = text
+        vocabulary = make_vocabulary(content, VocabularyConfig())
+        return vocabulary if vocabulary.labels else list(vocabulary.characters), name
     raise UsageError(
         f"{source} does not contain the characters of its {model.tokens:,} tokens: name the training text with "
         "--corpus NAME|FILE, or list them with --vocabulary FILE"
@@ -126,11 +172,18 @@ def _say_model(run: Run, vocabulary: Vocabulary) -> None:
     say(f"{run.folder}: {cell_in_words(model)}, {layers} of {model.units:,} units, {count:,} parameters")
 
 
-def _nats(config: ModelConfig, weights: Arrays, vocabulary: Vocabulary, text: AnyCorpus) -> float | None:
+def _nats(config: ModelConfig, weights: Arrays, vocabulary: Vocabulary, text: Text) -> float | None:
     """Return the loss on the beginning of the text, in nats per character; wrong characters give one above chance."""
+    from charwright.data.labels import label_ids
+    from charwright.data.records import Records
     from charwright.generation.engine import Engine
 
-    ids = vocabulary.encode(text.text[:CHECKED_CHARACTERS])
+    if isinstance(text, Records):
+        ids = text.ids(vocabulary)[0]
+        ids = ids[(ids < label_ids(vocabulary).start).cumsum() <= CHECKED_CHARACTERS]
+    else:
+        ids = vocabulary.encode(text[:CHECKED_CHARACTERS])
     if len(ids) < 2:
         return None
-    return float(-Engine(config, weights, precision="f32").scores([ids])[0].mean())
+    scores = Engine(config, weights, precision="f32").scores([ids])[0]
+    return float(-scores[ids[1:] < label_ids(vocabulary).start].mean())  # A label is no character.

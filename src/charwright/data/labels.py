@@ -70,8 +70,11 @@ def label_id(vocabulary: Vocabulary, label: str) -> int:
         UsageError: naming the labels that there are.
     """
     if label not in vocabulary.labels:
-        known = ", ".join(vocabulary.labels[:SHOWN]) + (" ..." if len(vocabulary.labels) > SHOWN else "")
-        raise UsageError(
-            f"there is no label {label!r}; " + (f"the model has {known}" if known else "the model has no labels")
-        )
+        raise UsageError(f"there is no label {label!r}; the model has {listed_labels(vocabulary)}")
     return label_ids(vocabulary)[vocabulary.labels.index(label)]
+
+
+def listed_labels(vocabulary: Vocabulary) -> str:
+    """Return the labels for a message, at most `SHOWN` of them."""
+    more = " ..." if len(vocabulary.labels) > SHOWN else ""
+    return ", ".join(vocabulary.labels[:SHOWN]) + more if vocabulary.labels else "no labels"

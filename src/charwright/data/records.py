@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from charwright.config import RecordsConfig, SplitConfig
-from charwright.data.labels import label_ids
+from charwright.data.labels import label_id
 from charwright.data.vocabulary import Ids, Vocabulary
 from charwright.errors import CorpusError
 
@@ -89,7 +89,11 @@ class Records:
         return Records.of([records[index] for index in indices], self.end, labels)
 
     def ids(self, vocabulary: Vocabulary) -> tuple[Ids, Ints]:
-        """Return the ids (N,) of all records, each after the id of its label if it has one, and their stops (R,)."""
+        """Return the ids (N,) of all records, each after the id of its label if it has one, and their stops (R,).
+
+        Raises:
+            UsageError: when a label is none of the vocabulary's.
+        """
         ids = vocabulary.encode(self.text)
         stops = self.stops
         if len(ids) != len(self.text):  # Each byte is an id.
@@ -97,9 +101,8 @@ class Records:
             stops = np.cumsum(sizes)
         if self.labels is None:
             return ids, stops
-        known = dict(zip(vocabulary.labels, label_ids(vocabulary), strict=True))
-        # A label that the vocabulary lacks is unknown, as a character is.
-        marks = np.array([known.get(label, 0) for label in self.labels], dtype=np.int32)
+        known = {label: label_id(vocabulary, label) for label in dict.fromkeys(self.labels)}
+        marks = np.array([known[label] for label in self.labels], dtype=np.int32)
         begins = np.concatenate([[0], stops[:-1]])
         return np.insert(ids, begins, marks), stops + np.arange(1, len(stops) + 1)
 

@@ -2,8 +2,8 @@
 
 `Windows` cuts the text into pieces, shuffles them and starts each from a zero state, as in the TensorFlow tutorial.
 `Streams` reads the text in parallel contiguous streams and carries the hidden state from batch to batch (truncated
-backpropagation through time). Both yield arrays (T, B) int64. The order is a function of (seed, epoch), so any
-batch of any epoch can be reproduced.
+backpropagation through time). `Excerpts` are streams of excerpts from all over the text. All yield arrays (T, B) int64.
+The order is a function of (seed, epoch), so any batch of any epoch can be reproduced.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ Array = npt.NDArray[np.int64]
 Pair = tuple[Array, Array]
 AnyIds = npt.NDArray[Any] | MappedIds
 
+EXCERPT = 4096
+"""The ids of an excerpt, at most."""
+
 
 class Dataset(Protocol):
-    """The interface of `Windows` and `Streams`; with `carries`, each batch continues where the last one ended."""
+    """The interface of all of them; with `carries`, each batch begins with the state that the last one left."""
 
     carries: bool
     batch: int
@@ -116,8 +119,41 @@ class Streams:
         offset = int(epoch_generator(self.seed, epoch).integers(len(self.ids)))
         begins = offset + self.span * np.arange(self.batch)[self._rows]  # (B,)
         for step in range(start, self.steps_per_epoch):
-            within = step * self.seq_length + np.arange(self.seq_length + 1)  # (T + 1,)
-            pieces = taken(self.ids, within[:, None] + begins)  # (T + 1, B)
+            pieces = self._pieces(begins + step * self.seq_length)
+            yield pieces[:-1], pieces[1:]
+
+    def _pieces(self, begins: Array) -> Array:
+        """Return the ids (T + 1, B) from positions (B,) of the ring on."""
+        return taken(self.ids, np.arange(self.seq_length + 1)[:, None] + begins)
+
+
+class Excerpts(Streams):
+    """Streams that read their parts of the text in excerpts of up to `EXCERPT` ids, in a random order.
+
+    A part of an epoch has seen something of the whole text, where `Streams` have seen a few long stretches of it. Row b
+    of a batch continues row b of the previous one, or begins another excerpt with the state that it left.
+    """
+
+    def __init__(self, ids: AnyIds, seq_length: int, batch: int, seed: int = 1) -> None:
+        """Divide ids (N,) into excerpts.
+
+        Raises:
+            CorpusError: when the text is shorter than one batch.
+        """
+        super().__init__(ids, seq_length, batch, seed)
+        self.steps_per_excerpt = max(1, min(EXCERPT, self.span) // seq_length)
+        self.steps_per_epoch = self.steps_per_epoch // self.steps_per_excerpt * self.steps_per_excerpt
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Pair]:
+        """Yield the batches of an epoch from step `start`: inputs (T, B) and targets (T, B)."""
+        generator = epoch_generator(self.seed, epoch)
+        offset = int(generator.integers(len(self.ids)))
+        excerpts = np.arange(self.steps_per_epoch // self.steps_per_excerpt) * self.steps_per_excerpt
+        order = generator.permuted(np.tile(excerpts, (self.batch, 1)), axis=1)[self._rows]  # (B, excerpts), in steps
+        begins = offset + self.span * np.arange(self.batch)[self._rows]  # (B,)
+        for step in range(start, self.steps_per_epoch):
+            turn, within = divmod(step, self.steps_per_excerpt)
+            pieces = self._pieces(begins + (order[:, turn] + within) * self.seq_length)
             yield pieces[:-1], pieces[1:]
 
 
@@ -134,5 +170,5 @@ def epoch_generator(seed: int, epoch: int) -> np.random.Generator:
 
 def make_dataset(ids: AnyIds, config: SequenceConfig, seed: int) -> Dataset:
     """Build the dataset that a configuration describes."""
-    kind = Windows if config.order == "windows" else Streams
-    return kind(ids, config.seq_length, config.batch, seed)
+    kinds: dict[str, type[Windows] | type[Streams]] = {"windows": Windows, "excerpts": Excerpts, "streams": Streams}
+    return kinds[config.order](ids, config.seq_length, config.batch, seed)

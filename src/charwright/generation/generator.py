@@ -296,7 +296,7 @@ class Generator:
             warm_up: the ids before each stream that are read without being scored, so that it does not begin coldly.
 
         Raises:
-            UsageError: when the options contradict each other.
+            UsageError: when the options contradict each other, or the model has labels.
         """
         pieces = (("", piece) for piece in ([text] if isinstance(text, str) else text) if piece)
         return score_records(

@@ -85,8 +85,13 @@ def score_records(
     `before` is what independent records are read behind; a newline if it is empty.
 
     Raises:
-        UsageError: when the options contradict each other.
+        UsageError: when the options contradict each other, or the model has labels.
     """
+    if vocabulary.labels:
+        raise UsageError(
+            "the model was trained with labels, which the records of a text to score do not have; "
+            "charwright evaluate reads the column of labels"
+        )
     if independent and warm_up:
         raise UsageError("--warm-up belongs to a text that is read along; with --independent nothing comes before")
     if independent and cutter.by == "character" and cutter.separator is None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from charwright.config import ModelConfig
+from charwright.config import ModelConfig, RecordsConfig
+from charwright.data.labels import LabelledVocabulary
 from charwright.data.vocabularies import vocabulary_from_json
 from charwright.data.vocabulary import UNKNOWN, Vocabulary
 from charwright.errors import DamagedRunError, ForeignModelError, VocabularyError
 from charwright.interop import keras_files, keras_weights, tensorflow_import
+from charwright.interop.model_card import find_card, labels_of, records_of
 from charwright.storage import read_json
 
 Arrays = dict[str, npt.NDArray[np.float32]]
@@ -27,11 +30,15 @@ UNKNOWN_GAP = 20.0
 
 @dataclass(frozen=True)
 class ForeignModel:
-    """A network, its weights for `tokens` rows, and its vocabulary if the file contains one."""
+    """A network, its weights for `tokens` rows, and its vocabulary if the file contains one.
+
+    `records` is how the text of a model of records is divided, and what ends each, if the file says it.
+    """
 
     config: ModelConfig
     weights: Arrays
     vocabulary: Vocabulary | list[str] | None
+    records: tuple[RecordsConfig, str] | None = None
 
     @property
     def tokens(self) -> int:
@@ -51,6 +58,7 @@ def read_model(path: Path, *, with_vocabulary: bool = True) -> ForeignModel:
         MissingExtraError: when the package that reads this format is not installed.
     """
     vocabulary: Vocabulary | list[str] | None = None
+    card: Mapping[str, Any] = {}
     try:
         if path.is_file() and keras_files.is_zip(path):
             layers = keras_files.read_keras(path)
@@ -58,14 +66,24 @@ def read_model(path: Path, *, with_vocabulary: bool = True) -> ForeignModel:
             layers = keras_files.read_h5(path)
         elif (prefix := tensorflow_import.checkpoint_prefix(path)) is not None:
             layers = tensorflow_import.read_checkpoint(prefix)
-            if with_vocabulary and (path / "saved_model.pb").is_file():
-                vocabulary = tensorflow_import.read_tokens(path)
+            if (path / "saved_model.pb").is_file():
+                constants = tensorflow_import.read_strings(path)
+                card = find_card(text for constant in constants for text in constant)
+                vocabulary = _vocabulary(constants, card, path) if with_vocabulary else None
         else:
             raise ForeignModelError(_unreadable(path))
     except OSError as error:
         raise ForeignModelError(f"cannot read {path}: {error.strerror or error}") from error
     config, weights = keras_weights.from_keras(layers, str(path))
-    return ForeignModel(config, weights, vocabulary)
+    return ForeignModel(config, weights, vocabulary, records_of(card))
+
+
+def _vocabulary(
+    constants: Sequence[Sequence[bytes]], card: Mapping[str, Any], path: Path
+) -> Vocabulary | list[str] | None:
+    """The vocabulary of a SavedModel, with the labels of its card, whose ids are behind those of the characters."""
+    tokens, labels = tensorflow_import.find_tokens(constants, path), labels_of(card)
+    return LabelledVocabulary("".join(tokens), labels) if labels and isinstance(tokens, list) else tokens
 
 
 def _unreadable(path: Path) -> str:

@@ -1,13 +1,13 @@
 """Read TensorFlow checkpoints and SavedModels: variables through TensorFlow's own reader, never the graph.
 
-A SavedModel may also contain the vocabulary as a string constant of its graph, which is read as data.
+A SavedModel may also contain the vocabulary and a model card as string constants of its graph, which are read as data.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
@@ -98,11 +98,11 @@ def _is_weight(name: str, shape: list[int], kind: Any) -> bool:
     return name.endswith(SUFFIX) and bool(shape) and kind.is_floating and not excluded
 
 
-def read_tokens(folder: Path) -> Vocabulary | list[str] | None:
-    """Read a SavedModel's vocabulary: its characters in id order, a byte vocabulary, or None if it contains none.
+def read_strings(folder: Path) -> list[list[bytes]]:
+    """Read the string constants of a SavedModel's graph.
 
     Raises:
-        ForeignModelError: when the graph is damaged or contains more than one vocabulary.
+        ForeignModelError: when the graph is damaged.
     """
     load_tensorflow("reading SavedModels")
     from google.protobuf.message import DecodeError
@@ -117,19 +117,27 @@ def read_tokens(folder: Path) -> Vocabulary | list[str] | None:
     except DecodeError as error:
         raise ForeignModelError(f"{file} is damaged: {error}") from error
     nodes = [node for graph in model.meta_graphs for node in graph.graph_def.node if node.op == "Const"]
-    constants = [node.attr["value"].tensor for node in nodes]
-    if any(list(tensor.string_val) == BYTES for tensor in constants):
+    return [list(node.attr["value"].tensor.string_val) for node in nodes]
+
+
+def find_tokens(constants: Sequence[Sequence[bytes]], folder: Path) -> Vocabulary | list[str] | None:
+    """Return a SavedModel's vocabulary: its characters in id order, a byte vocabulary, or None if it contains none.
+
+    Raises:
+        ForeignModelError: when it contains more than one.
+    """
+    if any(list(constant) == BYTES for constant in constants):
         return ByteVocabulary()
-    found = {characters for tensor in constants if (characters := _characters(tensor)) is not None}
+    found = {characters for constant in constants if (characters := _characters(constant)) is not None}
     if len(found) > 1:
-        raise ForeignModelError(f"{file} contains {len(found)} vocabularies; choose one with --vocabulary FILE")
+        raise ForeignModelError(f"{folder} contains {len(found)} vocabularies; choose one with --vocabulary FILE")
     return list(found.pop()) if found else None
 
 
-def _characters(tensor: Any) -> str | None:
+def _characters(constant: Sequence[bytes]) -> str | None:
     """Return the text of a constant that lists two or more distinct characters, else None."""
     try:
-        texts = [value.decode("utf-8") for value in tensor.string_val]
+        texts = [value.decode("utf-8") for value in constant]
     except UnicodeDecodeError:
         return None
     if len(texts) < 2 or any(len(text) != 1 for text in texts) or len(set(texts)) != len(texts):

@@ -52,7 +52,7 @@ NGRAM_RULES = (
     NgramRule(100_000, 20, 8, 0.12),
     NgramRule(FEWEST_FOR_NGRAMS, 18, 4, 0.03),
 )
-REPLANNED = ("learning_rate", "dropout", "recurrent_dropout", "weight_decay")
+REPLANNED = ("learning_rate", "dropout", "recurrent_dropout", "weight_decay", "order")
 """The planned options that a run which continues from another takes from a plan for its own text."""
 FULL_RATE_PASSES = 7
 """Over a text that is read more often, trained weights move more slowly."""
@@ -89,7 +89,7 @@ class Plan:
         planned = option_values(self.recipe)
         slower = math.sqrt(FULL_RATE_PASSES / max(FULL_RATE_PASSES, self.passes))
         planned["learning_rate"] = _rounded(planned["learning_rate"] * slower, most=1.0)
-        chosen = {name: planned[name] for name in REPLANNED if self.reasons[name] != BY_HAND}
+        chosen = {name: planned[name] for name in REPLANNED if self.reasons.get(name, BY_HAND) != BY_HAND}
         named = set(inherited).difference(REPLANNED)  # These were given by hand there.
         reasons = {name: INHERITED if name in named else reason for name, reason in self.reasons.items()}
         if "learning_rate" in chosen:
@@ -262,6 +262,7 @@ class _Rule:
             "ngram_rate": (self._ngram_rate(), "n-grams are seen a few times, and have to learn from each"),
             "ngram_decay": (self._ngram_decay(passes), f"{read}; {self.text.repetition:.0%} of its passages recur"),
         }
+        excerpts = {"order": ("excerpts", "a part of the text is read; excerpts are from all over it")}
         order = {"ngram_order": (self.ngram_rule.order, "the longest n-grams that recur in a text of this length")}
         return {
             "cell": (
@@ -274,6 +275,7 @@ class _Rule:
             "multiplicative": (True, "each character has recurrent weights of its own, at nearly no cost"),
             "ngram_bits": (bits, why_ngrams),
             **(order if model.ngram_bits else {}),
+            **(excerpts if passes < 1 and not self.text.records else {}),
             "batch": (self.batch, self._why_batch()),
             "seq_length": (
                 sequences.seq_length,

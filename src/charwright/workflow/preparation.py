@@ -16,9 +16,10 @@ import torch
 
 from charwright import __version__
 from charwright.config import BUDGETS, CorpusConfig, Recipe, SplitConfig, TrainingConfig, VocabularyConfig
+from charwright.data.labels import listed_labels
 from charwright.data.large_texts import AnyCorpus
 from charwright.data.parts import STDIN_PATH, Places
-from charwright.data.texts import Text, plain
+from charwright.data.texts import Text, label_names, plain
 from charwright.data.vocabularies import make_vocabulary
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import CorpusError, UsageError
@@ -114,7 +115,13 @@ class Origin:
             return self.teachers.vocabulary
         if self.parent is None:
             return make_vocabulary(texts.whole, options)
-        return self.parent.vocabulary.grown(plain(texts.whole), options)
+        grown = self.parent.vocabulary.grown(plain(texts.whole), options)
+        if new := set(label_names(texts.whole)).difference(grown.labels):
+            raise UsageError(
+                f"the text has the label {min(new)!r}, and {self.parent.folder} has {listed_labels(grown)}; a run "
+                "that continues from another has its labels and no others"
+            )
+        return grown
 
     def parent_entry(self) -> Parent | None:
         """The record of the parent in config.json."""

@@ -47,7 +47,7 @@ def score(
     Raises:
         RunError: when there is no run in the folder, or it has no intact weights.
         CorpusError: (or a subclass) when a file cannot be found, read or decoded.
-        UsageError: when the options contradict each other.
+        UsageError: when the options contradict each other, or the run has labels.
     """
     streamed = Streamed.find(checked_specs(files), reading or CorpusConfig(), places or Places.of_this_user())
     cutter = Cutter(by, separator)
