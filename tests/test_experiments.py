@@ -55,6 +55,13 @@ def test_a_trial_of_a_held_rate_can_be_repeated(line: dict[str, Any]) -> None:
     assert not {"decay", "chance"} <= set(line), "one of both"
 
 
+@pytest.mark.parametrize("line", lines_of("excerpts.jsonl"), ids=lambda line: f"{line['text']}-{line['length']}")
+def test_a_trial_of_excerpts_can_be_repeated(line: dict[str, Any]) -> None:
+    assert Recipe().with_options(line["options"]).sequences.order == ("excerpts" if line["length"] else "streams")
+    assert 0 < line["loss"] < 10
+    assert line["steps"] > 0
+
+
 @pytest.mark.parametrize("line", lines_of("other_plays.jsonl"), ids=lambda line: str(line["characters"]))
 def test_a_trial_of_other_plays_can_be_repeated(line: dict[str, Any]) -> None:
     assert Recipe().with_options(line["options"])

@@ -110,16 +110,15 @@ def test_what_a_text_says_once_counts_less_the_more_often_it_is_read(
     assert f"{repetition:.0%} of its passages recur" in planned.reasons["ngram_decay"]
 
 
-def test_a_text_that_is_not_read_to_its_end_is_read_in_excerpts() -> None:
-    long = TextProfile(10**8, 66, "Latin", 10**8)
-    planned = plan(long)
-    assert planned.passes < 1
+def test_running_text_is_read_in_excerpts() -> None:
+    planned = plan()
     assert planned.recipe.sequences.order == "excerpts"
-    assert "excerpts are from all over it" in planned.reasons["order"]
-    assert plan(long, order="streams").recipe.sequences.order == "streams"
-    for all_of_it in (plan(), plan(long, minutes=None, epochs=1), plan(dataclasses.replace(long, records=10**6))):
-        assert all_of_it.recipe.sequences.order == "streams"
-        assert "order" not in all_of_it.reasons
+    assert "from all over the text" in planned.reasons["order"]
+    assert plan(order="streams").recipe.sequences.order == "streams"
+    for other in (dataclasses.replace(SHAKESPEARE, records=10**5), dataclasses.replace(SHAKESPEARE, beside=10**6)):
+        streams = plan(other)
+        assert streams.recipe.sequences.order == "streams"
+        assert "order" not in streams.reasons
 
 
 def test_a_layer_is_multiplicative_unless_it_is_not_wanted() -> None:
@@ -272,6 +271,6 @@ def test_options_that_are_not_planned_keep_their_defaults() -> None:
     untouched = {"beta1", "beta2", "clip_norm", "epsilon", "precision", "seed", "log_every"}
     for name in untouched:
         assert getattr(planned.recipe.training, name) == getattr(TrainingConfig(), name)
-    assert planned.recipe.sequences == SequenceConfig()
+    assert planned.recipe.sequences == SequenceConfig(order="excerpts")
     assert planned.recipe.model.tied is ModelConfig().tied
     assert {row[0] for row in planned.explanation()} >= {"--units", "--dropout", "--learning-rate", "--patience"}

@@ -318,6 +318,14 @@ class TestTraining:
         assert "records" not in json.loads(carried.out)
         assert charwright("evaluate", tmp_path / "run", file, "--dynamic").code == 2
 
+    def test_records_of_a_validation_text_that_are_known_are_counted(
+        self, charwright: Terminal, file: Path, tmp_path: Path
+    ) -> None:
+        other = tmp_path / "other.txt"
+        other.write_text("".join([*file.read_text(encoding="utf-8").splitlines(keepends=True)[:3], "zz\n", "zzz\n"]))
+        words = ("train", file, "--validation", other, "--out", tmp_path / "run", "--steps", "2", *SMALL)
+        assert "note: 3 of the 5 records of the validation text are in the training text\n" in charwright(*words).err
+
     def test_it_can_be_running_text(self, charwright: Terminal, file: Path, tmp_path: Path) -> None:
         result = charwright("train", file, "--out", tmp_path / "run", "--steps", "6", "--records", "none", *SMALL)
         assert result.code == 0

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from charwright.data.corpus import Corpus, read_corpus
     from charwright.data.record_streams import RecordStreams
     from charwright.data.records import Records
-    from charwright.data.sequences import Streams, Windows
+    from charwright.data.sequences import Excerpts, Streams, Windows
     from charwright.data.split import split_corpus
     from charwright.data.vocabularies import make_vocabulary
     from charwright.data.vocabulary import Vocabulary
@@ -70,6 +70,7 @@ _HOMES = {
     "read_corpus": "data.corpus",
     "RecordStreams": "data.record_streams",
     "Records": "data.records",
+    "Excerpts": "data.sequences",
     "Streams": "data.sequences",
     "Windows": "data.sequences",
     "split_corpus": "data.split",
@@ -120,6 +121,7 @@ __all__ = [
     "Draft",
     "Engine",
     "Evaluation",
+    "Excerpts",
     "Explanation",
     "Fragment",
     "GenerationConfig",

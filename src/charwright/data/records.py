@@ -88,6 +88,11 @@ class Records:
         labels = None if self.labels is None else [self.labels[index] for index in indices]
         return Records.of([records[index] for index in indices], self.end, labels)
 
+    def shared_with(self, other: Records) -> int:
+        """Return how many of the records are also in another text, whatever their labels."""
+        known = set(other)
+        return sum(record in known for record in self)
+
     def ids(self, vocabulary: Vocabulary) -> tuple[Ids, Ints]:
         """Return the ids (N,) of all records, each after the id of its label if it has one, and their stops (R,).
 

@@ -262,7 +262,7 @@ class _Rule:
             "ngram_rate": (self._ngram_rate(), "n-grams are seen a few times, and have to learn from each"),
             "ngram_decay": (self._ngram_decay(passes), f"{read}; {self.text.repetition:.0%} of its passages recur"),
         }
-        excerpts = {"order": ("excerpts", "a part of the text is read; excerpts are from all over it")}
+        excerpts = {"order": ("excerpts", "neighbouring passages are alike; steps learn more from all over the text")}
         order = {"ngram_order": (self.ngram_rule.order, "the longest n-grams that recur in a text of this length")}
         return {
             "cell": (
@@ -275,7 +275,7 @@ class _Rule:
             "multiplicative": (True, "each character has recurrent weights of its own, at nearly no cost"),
             "ngram_bits": (bits, why_ngrams),
             **(order if model.ngram_bits else {}),
-            **(excerpts if passes < 1 and not self.text.records else {}),
+            **({} if self.text.records or self.text.beside else excerpts),
             "batch": (self.batch, self._why_batch()),
             "seq_length": (
                 sequences.seq_length,

@@ -82,7 +82,10 @@ def read_texts(
         records = dataclasses.replace(records, records="line")
     whole = divided(text.text, records)
     if separate is not None:
-        return Texts(text, whole, whole, divided(separate.text, records), records, separate)
+        held_out = divided(separate.text, records)
+        if isinstance(whole, Records) and isinstance(held_out, Records) and (shared := held_out.shared_with(whole)):
+            notify(f"note: {shared:,} of the {held_out.count:,} records of the validation text are in the training text")
+        return Texts(text, whole, whole, held_out, records, separate)
     return Texts(text, whole, *split_text(whole, split), records)
 
 
