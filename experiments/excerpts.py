@@ -1,7 +1,7 @@
 """Excerpts in a random order instead of contiguous streams, at equal steps.
 
-    python experiments/excerpts.py --texts code:8000000:0,russian:4000000:0 --passes 0.3 --lengths 0,512,4096
-    python experiments/excerpts.py --texts plays:900000:0 --passes 3 --lengths 0,512 units=384
+    python experiments/excerpts.py --texts code:8000000:0,russian:4000000:0 --passes 0.3 --lengths 0,256,4096
+    python experiments/excerpts.py --texts plays:900000:0 --passes 3 --lengths 0,256 units=384
 
 A text is a kind, a number of characters and where they begin, as in small_schedules.py; a fifth of it is held out in
 blocks. A length is that of the excerpts, and 0 is for contiguous streams. The model has 320 units, and else what the
@@ -45,7 +45,7 @@ def planned(text: str, passes: float, units: int) -> tuple[dict[str, Any], float
 def main() -> None:
     """Run a trial for each text, length and seed, and add its line."""
     parser = parser_of_trials(__doc__)
-    parser.add_argument("--lengths", default="0,512", help="ids of an excerpt, with commas between; 0 for streams")
+    parser.add_argument("--lengths", default="0,256", help="ids of an excerpt, with commas between; 0 for streams")
     parser.add_argument("--seeds", default="1", help="with commas between")
     asked = parse_trials(parser)
     torch.set_num_threads(1)

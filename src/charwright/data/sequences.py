@@ -24,7 +24,7 @@ Array = npt.NDArray[np.int64]
 Pair = tuple[Array, Array]
 AnyIds = npt.NDArray[Any] | MappedIds
 
-EXCERPT = 512
+EXCERPT = 256
 """The ids of an excerpt, at most."""
 
 
