@@ -130,6 +130,7 @@ class Streams:
 class Excerpts(Streams):
     """Streams that read their parts of the text in excerpts of up to `EXCERPT` ids, in a random order.
 
+    The order is the same for all parts, but each stream begins at another place of it, and goes on at its beginning.
     A part of an epoch has seen something of the whole text, where `Streams` have seen a few long stretches of it. Row b
     of a batch continues row b of the previous one, or begins another excerpt with the state that it left.
     """
@@ -148,12 +149,14 @@ class Excerpts(Streams):
         """Yield the batches of an epoch from step `start`: inputs (T, B) and targets (T, B)."""
         generator = epoch_generator(self.seed, epoch)
         offset = int(generator.integers(len(self.ids)))
-        excerpts = np.arange(self.steps_per_epoch // self.steps_per_excerpt) * self.steps_per_excerpt
-        order = generator.permuted(np.tile(excerpts, (self.batch, 1)), axis=1)[self._rows]  # (B, excerpts), in steps
-        begins = offset + self.span * np.arange(self.batch)[self._rows]  # (B,)
+        count = self.steps_per_epoch // self.steps_per_excerpt
+        order = shuffled(count, generator)
+        first = generator.integers(count, size=self.batch)[self._rows]  # (B,)
+        parts = offset + self.span * np.arange(self.batch)[self._rows]  # (B,)
         for step in range(start, self.steps_per_epoch):
             turn, within = divmod(step, self.steps_per_excerpt)
-            pieces = self._pieces(begins + (order[:, turn] + within) * self.seq_length)
+            excerpts = np.concatenate([order[at : at + 1] for at in (first + turn) % count])
+            pieces = self._pieces(parts + (excerpts * self.steps_per_excerpt + within) * self.seq_length)
             yield pieces[:-1], pieces[1:]
 
 
