@@ -60,8 +60,8 @@ def import_model(
 
     The model must be an embedding, GRU, LSTM or simple RNN layers, and a dense layer, as in TensorFlow's tutorial. No
     code in SRC is executed. Weights alone do not contain the characters: give the training text with --corpus or the
-    characters with --vocabulary. A SavedModel contains them, and if charwright wrote it, also what ends a record and the
-    labels.
+    characters with --vocabulary. A SavedModel contains them, and if charwright wrote it, also what ends a record and
+    the labels.
     """
     from charwright.cli.corpora import read_texts
     from charwright.data.vocabulary import UNKNOWN

@@ -50,7 +50,8 @@ PLANNED_ENSEMBLE = (
 STOPPING = b"\nstopping after this step; press again to stop at once\n"
 PLANNED_OPTIONS = (
     *("cell", "units", "dropout", "recurrent_dropout", "multiplicative", "ngram_bits", "ngram_order", "ngram_rate"),
-    *("ngram_decay", "optimizer", "learning_rate", "schedule", "weight_decay", "output_bias", "batch", "patience"),
+    *("ngram_decay", "optimizer", "learning_rate", "schedule", "weight_decay", "output_bias", "patience"),
+    *("order", "batch"),
 )
 """The options that a plan derives from the text, the machine and the budget."""
 

@@ -84,7 +84,9 @@ def read_texts(
     if separate is not None:
         held_out = divided(separate.text, records)
         if isinstance(whole, Records) and isinstance(held_out, Records) and (shared := held_out.shared_with(whole)):
-            notify(f"note: {shared:,} of the {held_out.count:,} records of the validation text are in the training text")
+            notify(
+                f"note: {shared:,} of the {held_out.count:,} records of the validation text are in the training text"
+            )
         return Texts(text, whole, whole, held_out, records, separate)
     return Texts(text, whole, *split_text(whole, split), records)
 
