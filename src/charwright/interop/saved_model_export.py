@@ -5,7 +5,8 @@
 
 `generate_one_step` does the same as the tutorial's: split the text, look up ids ([UNK] for unknown characters), run the
 network from `states`, divide the last logits by the temperature, mask [UNK], sample, look up characters. `temperature`
-is a variable, so that it can be changed after loading. `logits(ids, states)` is the network alone.
+is a variable, so that it can be changed after loading. `logits(ids, states)` is the network alone, and `card()` the model
+card as JSON.
 
 The states of a GRU or a simple RNN are a tensor (B, H), those of an LSTM a pair (h, c); several layers have a tuple of
 these. A model with n-grams has a tuple with one more element, the context (B, K) int64: the last K tokens that were
@@ -94,7 +95,12 @@ def _one_step(tf: Any, run: Run, weights: Mapping[str, Array], card: Mapping[str
             super().__init__()
             self.model, self.ids_from_chars = network.module, tables.table
             self.temperature = tf.Variable(temperature, dtype=tf.float32, trainable=False, name="temperature")
-            self.card = tf.constant(as_json(card))
+            self._card = tf.constant(as_json(card))
+
+        @tf.function(input_signature=[])  # type: ignore[untyped-decorator]
+        def card(self) -> Any:
+            """Return the model card, as JSON; a constant is saved only where a function returns it."""
+            return tf.identity(self._card)
 
         @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
         def logits(self, ids: Any, states: Any = None) -> Any:
