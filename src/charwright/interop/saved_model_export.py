@@ -5,8 +5,8 @@
 
 `generate_one_step` does the same as the tutorial's: split the text, look up ids ([UNK] for unknown characters), run the
 network from `states`, divide the last logits by the temperature, mask [UNK], sample, look up characters. `temperature`
-is a variable, so that it can be changed after loading. `logits(ids, states)` is the network alone, and `card()` the model
-card as JSON.
+is a variable, so that it can be changed after loading. `logits(ids, states)` is the network alone, and `card()` the
+model card as JSON.
 
 The states of a GRU or a simple RNN are a tensor (B, H), those of an LSTM a pair (h, c); several layers have a tuple of
 these. A model with n-grams has a tuple with one more element, the context (B, K) int64: the last K tokens that were
