@@ -160,8 +160,8 @@ def orthogonal(x: Tensor, rounds: int) -> Tensor:
     return x.mT if turned else x
 
 
-class Soap(torch.optim.Optimizer):
-    """Adam on gradients that are rotated into the eigenbasis of their Gram matrix over the columns."""
+class ByGram(torch.optim.Optimizer):
+    """An optimizer with Gram matrices of the gradients, beside Adam's moments."""
 
     def __init__(
         self,
@@ -175,9 +175,16 @@ class Soap(torch.optim.Optimizer):
         beta2: float = 0.98,
         epsilon: float = 1e-8,
     ) -> None:
-        """The basis is renewed `every` steps by one iteration of the power method; `memory` is the Gram matrix's."""
+        """What comes from the Gram matrices is renewed every `every` steps; `memory` is theirs."""
         super().__init__(list(params), {"lr": lr, "weight_decay": weight_decay})
         self.every, self.memory, self.beta1, self.beta2, self.epsilon = every, memory, beta1, beta2, epsilon
+
+
+class Soap(ByGram):
+    """Adam on gradients that are rotated into the eigenbasis of their Gram matrix over the columns.
+
+    The basis is renewed by one iteration of the power method.
+    """
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
@@ -204,27 +211,11 @@ class Soap(torch.optim.Optimizer):
                     state["basis"] = torch.linalg.qr(state["gram"] @ basis)[0]
 
 
-class Shampoo(torch.optim.Optimizer):
+class Shampoo(ByGram):
     """The mean gradient between roots of its Gram matrices over rows and over columns, L^(-1/4) G R^(-1/4).
 
     The gates of a layer are separate matrices. Each update has the norm that Adam's would have.
     """
-
-    def __init__(
-        self,
-        params: Iterable[Tensor],
-        *,
-        lr: float,
-        weight_decay: float,
-        every: int = 20,
-        memory: float = 0.95,
-        beta1: float = 0.9,
-        beta2: float = 0.98,
-        epsilon: float = 1e-8,
-    ) -> None:
-        """The roots are renewed every `every` steps; `memory` is that of the Gram matrices."""
-        super().__init__(list(params), {"lr": lr, "weight_decay": weight_decay})
-        self.every, self.memory, self.beta1, self.beta2, self.epsilon = every, memory, beta1, beta2, epsilon
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
