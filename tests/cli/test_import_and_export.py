@@ -16,6 +16,7 @@ import torch
 from charwright.config import GATES, ModelConfig, RecordsConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
 from charwright.data.labels import LabelledVocabulary
+from charwright.errors import ForeignModelError
 from charwright.generation.engine import Engine
 from charwright.interop.model_card import model_card, records_of
 from charwright.interop.numpy_export import npz_bytes
@@ -186,9 +187,10 @@ class TestExport:
             assert len(file["embedding.weight"]) == card["first_label_id"] + len(card["labels"])
         assert (card["record_end"], card["labels"]) == ("\n", ["one", "two", "three"])
         assert records_of(card) == (RecordsConfig("line", "first"), "\n")
-        earlier = {"record_end": "\n\n"}
-        assert records_of(earlier) == (RecordsConfig("blank"), "\n\n")
         assert records_of({}) is None
+        for damaged in ({"record_end": ""}, {"record_end": "\n"}, card | {"records": 7}, card | {"label": "middle"}):
+            with pytest.raises(ForeignModelError, match="model card"):
+                records_of(damaged)
         assert charwright("export", plain.folder, "--to", "numpy", "--out", tmp_path / "y.npz").code == 0
         with np.load(tmp_path / "y.npz") as file:
             card = json.loads(str(file["card"]))

@@ -12,7 +12,6 @@ from typing import Any
 
 from charwright.config import RecordsConfig
 from charwright.data.labels import label_ids
-from charwright.data.records import ENDS
 from charwright.errors import ConfigError, ForeignModelError
 from charwright.run import Run
 
@@ -82,8 +81,6 @@ def labels_of(card: Mapping[str, Any]) -> tuple[str, ...]:
 def records_of(card: Mapping[str, Any]) -> tuple[RecordsConfig, str] | None:
     """Return how a model's text is divided into records, and what ends each; None if the card has no records.
 
-    The cards of earlier versions have only the end.
-
     Raises:
         ForeignModelError: when the card is damaged.
     """
@@ -92,12 +89,10 @@ def records_of(card: Mapping[str, Any]) -> tuple[RecordsConfig, str] | None:
         return None
     if not isinstance(end, str) or not end:
         raise ForeignModelError("the model card's record_end is not a text")
-    usual = next((kind for kind, known in ENDS.items() if known == end), end)
     try:
-        config = RecordsConfig(card.get("records", usual), card.get("label", "first" if labels_of(card) else None))
-    except (ConfigError, TypeError) as error:
+        return RecordsConfig(card["records"], card.get("label")), end
+    except (KeyError, ConfigError, TypeError) as error:
         raise ForeignModelError(f"the model card is damaged: {error}") from error
-    return config, end
 
 
 def as_json(values: Any) -> str:
