@@ -26,6 +26,7 @@ from charwright.evaluation.evaluation import standard_error_of_difference
 from charwright.evaluation.mapped import evaluate_text
 from charwright.evaluation.records import evaluate_records
 from charwright.generation.engine import Engine
+from charwright.run import Run
 from charwright.training.events import Epoch
 from charwright.tuning.trial import probe
 from commands import SMALL, Terminal
@@ -325,6 +326,16 @@ class TestTraining:
         other.write_text("".join([*file.read_text(encoding="utf-8").splitlines(keepends=True)[:3], "zz\n", "zzz\n"]))
         words = ("train", file, "--validation", other, "--out", tmp_path / "run", "--steps", "2", *SMALL)
         assert "note: 3 of the 5 records of the validation text are in the training text\n" in charwright(*words).err
+
+    def test_a_run_on_running_text_can_go_on_with_a_list(
+        self, charwright: Terminal, file: Path, tmp_path: Path
+    ) -> None:
+        """Its plan reads excerpts, which a list has none of."""
+        words = ("train", file, "--records", "none", "--out", tmp_path / "running", "--steps", "2", *SMALL)
+        assert charwright(*words).code == 0
+        assert Run.open(tmp_path / "running").config.recipe.sequences.order == "excerpts"
+        words = ("train", file, "--from", tmp_path / "running", "--records", "line", "--steps", "2")
+        assert charwright(*words, "--out", tmp_path / "run").code == 0
 
     def test_it_can_be_running_text(self, charwright: Terminal, file: Path, tmp_path: Path) -> None:
         result = charwright("train", file, "--out", tmp_path / "run", "--steps", "6", "--records", "none", *SMALL)

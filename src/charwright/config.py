@@ -343,7 +343,7 @@ class Recipe(Config):
 
     def __post_init__(self) -> None:
         """Check that the parts fit: records are read in streams. Each part has checked itself."""
-        if self.records.records != "none" and self.sequences.order != "streams":
+        if self.records.records != "none" and self.sequences.order == "windows":
             raise ConfigError("--records reads in streams: add --order streams, or remove --records")
 
     def to_json(self) -> dict[str, Any]:
