@@ -374,3 +374,12 @@ def test_a_continued_text_has_its_context(writer: Generator) -> None:
         session.advance()
     with pytest.raises(UsageError, match="has its context"):
         session.join("", GenerationConfig(), start=draft.paused(), context=AB.encode("\n"))
+
+
+def test_a_stream_may_have_a_label() -> None:
+    writer = record_writer(LABELLED)
+    for label in ("one", "two"):
+        record = writer.records(1, label=label, seed=3)[0].continuation
+        assert "".join(writer.stream(label=label, seed=3, length=200)).partition("\n")[0] == record
+    with pytest.raises(UsageError, match="no label 'four'"):
+        next(writer.stream(label="four"))

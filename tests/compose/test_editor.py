@@ -38,7 +38,7 @@ class EchoGenerator:
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
 
-    def stream(self, prompt: str, /, *, length: int, temperature: float, seed: int) -> Iterator[str]:
+    def stream(self, prompt: str, /, *, label: str | None, length: int, temperature: float, seed: int) -> Iterator[str]:
         if self.error:
             raise self.error
         yield f" by seed {seed - len(prompt)}\n"

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charwright.compose.manuscript import SEEDS, Manuscript
+from charwright.compose.suggestions import RecordStyle
 
 TEXTS = st.text(alphabet="ab \n中，é", max_size=30)
 
@@ -156,6 +157,16 @@ def test_the_context_is_the_text_before_the_cursor() -> None:
     page = manuscript("abc")
     page.edit("abc", 2)
     assert page.request().context == "ab"
+
+
+def test_the_context_in_a_text_of_records_is_the_record_before_the_cursor() -> None:
+    page = Manuscript("Anna\n\nBert\nof Bern", temperature=0.8, seed=7, records=RecordStyle("\n\n", "girl"))
+    assert page.request().context == "Bert\nof Bern"
+    assert page.request().records == page.records
+    typed("\n", page)
+    assert page.request().context == "Bert\nof Bern\n"
+    typed("\n", page)
+    assert page.request().context == ""
 
 
 def test_a_slow_model_gets_a_shorter_context() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from charwright.compose.suggestions import MAX_COLUMNS, GenerationRequest, suggest
+from charwright.compose.suggestions import MAX_COLUMNS, GenerationRequest, RecordStyle, suggest
 
 REQUEST = GenerationRequest("To", 3, 0.5)
 
@@ -16,10 +16,10 @@ class FixedGenerator:
 
     def __init__(self, *pieces: str) -> None:
         self.pieces = pieces
-        self.requests: list[tuple[str, int, float, int]] = []
+        self.requests: list[tuple[str, str | None, int, float, int]] = []
 
-    def stream(self, prompt: str, /, *, length: int, temperature: float, seed: int) -> Iterator[str]:
-        self.requests.append((prompt, length, temperature, seed))
+    def stream(self, prompt: str, /, *, label: str | None, length: int, temperature: float, seed: int) -> Iterator[str]:
+        self.requests.append((prompt, label, length, temperature, seed))
         yield from self.pieces
 
 
@@ -40,4 +40,25 @@ class FixedGenerator:
 def test_a_suggestion_is_the_rest_of_the_line(pieces: list[str], expected: str) -> None:
     generator = FixedGenerator(*pieces)
     assert suggest(generator, REQUEST) == expected
-    assert generator.requests == [("To", MAX_COLUMNS, 0.5, 3)]
+    assert generator.requests == [("To", None, MAX_COLUMNS, 0.5, 3)]
+
+
+@pytest.mark.parametrize(
+    ("end", "context", "expected"),
+    [
+        ("\n", "An", "na\n"),
+        ("\n\n", "An", "na\nBert\n\n"),
+        ("\n\n", "Anna\n", "na\nBert\n\n"),
+        ("a\n", "An", "na\n"),
+    ],
+)
+def test_a_continuation_ends_with_the_record(end: str, context: str, expected: str) -> None:
+    generator = FixedGenerator("na\nBert\n", "\nCleo\n\n")
+    request = GenerationRequest(context, 3, 0.5, RecordStyle(end, "girl"))
+    assert "".join(request.stream(generator, 100)) == expected
+    assert generator.requests == [(context, "girl", 100, 0.5, 3)]
+
+
+def test_the_context_may_have_the_first_part_of_a_records_end() -> None:
+    request = GenerationRequest("Anna\n", 3, 0.5, RecordStyle("\n\n"))
+    assert "".join(request.stream(FixedGenerator("\nBert\n\n"), 100)) == "\n"

@@ -16,7 +16,9 @@ from charwright.errors import MissingExtraError, UsageError
 from charwright.schema import field_names
 
 if TYPE_CHECKING:
+    from charwright.compose.suggestions import RecordStyle
     from charwright.compose.text_file import TextFile
+    from charwright.generation.generator import Generator
 
 SEEDS = 10_000
 """Random seeds are below this: short enough for the status line, and to type again."""
@@ -31,9 +33,10 @@ SEEDS = 10_000
     metavar="FILE",
     help="The file to save to; if it exists, you continue its text.",
 )
+@click.option("--label", metavar="NAME", help="The label of the records that you write, as in the text.")
 @config_options(GenerationConfig(), "Sampling", only=["temperature", "seed"])
 @click.pass_context
-def compose(ctx: click.Context, /, run: Path, prompt: str, out: Path | None, **_: Any) -> int:
+def compose(ctx: click.Context, /, run: Path, prompt: str, out: Path | None, label: str | None, **_: Any) -> int:
     """Write a text together with the model of RUN, in the terminal.
 
     As you type, the model suggests a continuation after the cursor: Tab accepts it, Ctrl-N shows the next one, and
@@ -53,7 +56,9 @@ def compose(ctx: click.Context, /, run: Path, prompt: str, out: Path | None, **_
     text = _initial_text(file, prompt)
     opened = Run.open(run)
     generator = generator_of(opened)
-    manuscript = Manuscript(text, temperature=config.temperature, seed=config.seed or 0)
+    manuscript = Manuscript(
+        text, temperature=config.temperature, seed=config.seed or 0, records=_record_style(generator, label)
+    )
     try:
         return Editor(generator, manuscript, file).run()
     finally:
@@ -85,6 +90,18 @@ def _initial_text(file: TextFile, prompt: str) -> str:
     if text and prompt:
         raise UsageError(f"{file.path} already contains text to continue: remove --prompt, or choose another --out")
     return text or prompt
+
+
+def _record_style(generator: Generator, label: str | None) -> RecordStyle | None:
+    """How a model of records writes; None for other models, which have no labels.
+
+    Raises:
+        UsageError: when there is no such label.
+    """
+    from charwright.compose.suggestions import RecordStyle
+
+    generator.opening(label=label)
+    return RecordStyle(generator.record_end, label) if generator.record_end else None
 
 
 def _print(text: str) -> None:

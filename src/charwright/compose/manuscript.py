@@ -6,10 +6,13 @@ import math
 
 from charwright.compose.changes import Change
 from charwright.compose.rows import first_word
-from charwright.compose.suggestions import GenerationRequest
+from charwright.compose.suggestions import GenerationRequest, RecordStyle
 
 MIN_CONTEXT, MAX_CONTEXT, MAX_WAIT_S = 200, 2000, 0.3
-"""The model reads the last 2,000 characters, or as many as it can process in about 0.3 s, but at least 200."""
+"""The model reads the last 2,000 characters, or as many as it can process in about 0.3 s, but at least 200.
+
+A model of records reads no more than the record that the cursor is in.
+"""
 
 MAX_TEMPERATURE = 2.0
 SEEDS = 2**63
@@ -18,9 +21,9 @@ SEEDS = 2**63
 class Manuscript:
     """The text and its cursor, the current suggestion, the sampling options, and the undo history."""
 
-    def __init__(self, text: str = "", *, temperature: float, seed: int) -> None:
+    def __init__(self, text: str = "", *, temperature: float, seed: int, records: RecordStyle | None = None) -> None:
         self.text, self.cursor = text, len(text)
-        self.temperature, self.seed = temperature, seed
+        self.temperature, self.seed, self.records = temperature, seed, records
         self.generating = False  # Whether the model generates continuously.
         self._suggestion = ""
         self._context_length = MAX_CONTEXT
@@ -100,7 +103,9 @@ class Manuscript:
         extreme would begin every suggestion with an unlikely character.
         """
         context = self.text[max(0, self.cursor - self._context_length) : self.cursor]
-        return GenerationRequest(context, (self.seed + self.cursor) % SEEDS, self.temperature)
+        if self.records:
+            context = context.rpartition(self.records.end)[2]
+        return GenerationRequest(context, (self.seed + self.cursor) % SEEDS, self.temperature, self.records)
 
     def receive(self, request: GenerationRequest, suggestion: str) -> bool:
         """Store the reply to a request; return False and discard it if the text or the options have changed."""

@@ -17,28 +17,54 @@ MAX_LEADING_NEWLINES = 3
 class TextGenerator(Protocol):
     """The part of `Generator` that the editor uses."""
 
-    def stream(self, prompt: str, /, *, length: int, temperature: float, seed: int) -> Iterator[str]:
+    def stream(self, prompt: str, /, *, label: str | None, length: int, temperature: float, seed: int) -> Iterator[str]:
         """Yield the continuation of a prompt in pieces, as they are sampled."""
 
 
 @dataclass(frozen=True)
+class RecordStyle:
+    """How a model of records writes: what ends each record, and the label that it has, if one was chosen."""
+
+    end: str
+    label: str | None = None
+
+
+@dataclass(frozen=True)
 class GenerationRequest:
-    """A context to continue, with the sampling options. Equal requests produce equal text."""
+    """A context to continue, with the sampling options. Equal requests produce equal text.
+
+    For a model of records, the context is the beginning of a record, and the continuation ends with it.
+    """
 
     context: str
     seed: int
     temperature: float
+    records: RecordStyle | None = None
 
     def stream(self, generator: TextGenerator, length: int) -> Iterator[str]:
         """Yield the characters of the continuation."""
-        pieces = generator.stream(self.context, length=length, temperature=self.temperature, seed=self.seed)
+        label = self.records.label if self.records else None
+        pieces = generator.stream(
+            self.context, label=label, length=length, temperature=self.temperature, seed=self.seed
+        )
         # A byte-level model can sample invalid UTF-8; the replacement character does not belong in the text.
-        return (character for piece in pieces for character in piece if character != "\ufffd")
+        characters = (character for piece in pieces for character in piece if character != "\ufffd")
+        return _until(self.records.end, self.context, characters) if self.records else characters
 
 
 def suggest(generator: TextGenerator, request: GenerationRequest) -> str:
     """Return the rest of the current line, or the next line if the current one is complete, cut to MAX_COLUMNS."""
     return _one_line(request.stream(generator, MAX_COLUMNS))
+
+
+def _until(end: str, context: str, characters: Iterable[str]) -> Iterator[str]:
+    """Yield characters up to and including the end of the record, of which the context may have the first part."""
+    last = context[-len(end) :]
+    for character in characters:
+        yield character
+        last = (last + character)[-len(end) :]
+        if last == end:
+            return
 
 
 def _one_line(characters: Iterable[str]) -> str:

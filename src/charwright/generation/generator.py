@@ -182,27 +182,39 @@ class Generator:
         """
         return self._openings.of(label, seed=seed, stream=stream)
 
-    def stream(self, prompt: str = "", config: GenerationConfig | None = None, **options: Any) -> Iterator[str]:
-        """Generate one completion, and yield its text as it grows, a few characters at a time."""
+    def stream(
+        self, prompt: str = "", config: GenerationConfig | None = None, *, label: str | None = None, **options: Any
+    ) -> Iterator[str]:
+        """Generate one completion, and yield its text as it grows, a few characters at a time.
+
+        Raises:
+            UsageError: if no character is allowed, or there is no such label.
+        """
         config = dataclasses.replace(config or GenerationConfig(), **options)
-        for _, piece in self.write([prompt], config):
+        for _, piece in self.write([prompt], config, label=label):
             yield piece
 
     def write(
-        self, prompts: Sequence[str], config: GenerationConfig, *, guard: Guard | None = None
+        self,
+        prompts: Sequence[str],
+        config: GenerationConfig,
+        *,
+        label: str | None = None,
+        guard: Guard | None = None,
     ) -> Iterator[tuple[int, str]]:
         """Yield (index of the prompt, piece of text) as the streams advance.
 
         For an empty prompt the model reads the end of a record if it was trained on records, and otherwise a newline;
-        neither is part of the text.
+        neither is part of the text. `label` is that of the first record of each text, and drawn by default.
 
         Raises:
-            UsageError: if no character is allowed.
+            UsageError: if no character is allowed, or there is no such label.
         """
         session = Session(self.engine, self.vocabulary)
+        openings = [self.opening(config.seed or 0, index, label=label).ids for index in range(len(prompts))]
         numbers = {
-            session.join(prompt, config, index, guard=guard, context=self.opening(config.seed or 0, index).ids): index
-            for index, prompt in enumerate(prompts)
+            session.join(prompt, config, index, guard=guard, context=opening): index
+            for index, (prompt, opening) in enumerate(zip(prompts, openings, strict=True))
         }
         while drafts := session.advance():
             for draft in drafts:
