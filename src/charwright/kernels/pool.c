@@ -59,7 +59,7 @@ static cw_barrier barrier;
 void cw_meet(cw_barrier *meeting) {
     const int threads = atomic_load_explicit(&meeting->threads, memory_order_relaxed);
     if (threads == 1) return;
-    int round = atomic_load_explicit(&meeting->round, memory_order_relaxed);
+    const unsigned round = atomic_load_explicit(&meeting->round, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&meeting->arrived, 1, memory_order_acq_rel) == threads - 1) {
         atomic_store_explicit(&meeting->arrived, 0, memory_order_relaxed);
         atomic_store_explicit(&meeting->round, round + 1, memory_order_release);

@@ -5,7 +5,8 @@
 #include <stdatomic.h>
 
 typedef struct {
-    atomic_int arrived, round, threads;
+    atomic_int arrived, threads;
+    atomic_uint round; /* begins again at 0 after the largest */
 } cw_barrier;
 
 typedef void (*cw_job)(int thread, int threads, cw_barrier *barrier, void *argument);
