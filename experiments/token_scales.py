@@ -15,6 +15,8 @@ every matrix begins at zero, so that all scales begin at 1. Variants, some joine
 - `prev`: the token before adds a projection of its own to the scale; `gprev`: and to the inputs of the gates.
 - `mi`: 1 + E M scales the products of the gates too (multiplicative integration, Wu et al., 2016).
 - `out`: 1 + E Q of the token scales what the output layer reads.
+- `gate`: 2 sigmoid(Q h) of the state scales the embedding that the gates read, as in a round of Mogrifier gates (Melis
+  et al., 2020).
 
 A line for each text is added to token_scales.jsonl. Trials of sweep.py and small_schedules.py with a layer as in `proj`
 are in unbounded_scales.jsonl.
@@ -40,7 +42,22 @@ from held_rates import HeldRate, add_line, parse_trials, parser_of_trials
 
 LEDGER = Path(__file__).with_name("token_scales.jsonl")
 HOLD = 0.4
-VARIANTS = ("none", "proj", "tanh", "tanh2", "tanh4", "sigmoid", "table", "exp", "spared", "prev", "gprev", "mi", "out")
+VARIANTS = (
+    "none",
+    "proj",
+    "tanh",
+    "tanh2",
+    "tanh4",
+    "sigmoid",
+    "table",
+    "exp",
+    "spared",
+    "prev",
+    "gprev",
+    "mi",
+    "out",
+    "gate",
+)
 
 
 class ScaledConfig(ModelConfig):
@@ -59,6 +76,7 @@ class ScaledConfig(ModelConfig):
             "gprev": {"scale.prev": (units, size), "scale.gprev": (3 * units, size)},
             "mi": {"scale.mi": (3 * units, size)},
             "out": {"scale.out": (units, size)},
+            "gate": {"scale.gate": (size, units)},
         }
         added = {name: shape for variant in sorted(self.variants) for name, shape in shapes.get(variant, {}).items()}
         return super().weight_shapes(vocabulary_size) | added
@@ -85,6 +103,8 @@ class ScaledNet(LanguageModel):
                 gates = gates + F.embedding(previous, embedding @ self.weight("scale.gprev").T)
         if "mi" in variants:
             x = self._integrated(gates, scale if mask is None else scale * mask, h, ids, embedding)
+        elif "gate" in variants:
+            x = self._gated(F.embedding(ids, embedding), scale if mask is None else scale * mask, h, mask)
         else:
             x, _ = fused_layer("gru", gates, scale, (h,), weights, torch.float32, mask)
         after = (x[-1][None],)
@@ -117,16 +137,36 @@ class ScaledNet(LanguageModel):
 
     def _integrated(self, gates: Tensor, scale: Tensor, h: Tensor, ids: Tensor, embedding: Tensor) -> Tensor:
         """The layer step by step, with scaled products."""
-        weights, units, outputs = self._layer(0), self.config.units, []
+        weights, outputs = self._layer(0), []
         assert weights.bias_hh is not None
         by_gate = F.embedding(ids, 1 + embedding @ self.weight("scale.mi").T)
         for t in range(len(ids)):
             product = ((h * scale[t]) @ weights.weight_hh.T) * by_gate[t] + weights.bias_hh
-            r, z = torch.sigmoid(gates[t, :, : 2 * units] + product[:, : 2 * units]).chunk(2, dim=1)
-            n = torch.tanh(gates[t, :, 2 * units :] + r * product[:, 2 * units :])
-            h = n + z * (h - n)
+            h = stepped(h, gates[t], product)
             outputs.append(h)
         return torch.stack(outputs)
+
+    def _gated(self, x: Tensor, scale: Tensor, h: Tensor, mask: Tensor | None) -> Tensor:
+        """The layer step by step, over inputs (T, B, E) that the state gates."""
+        weights, outputs = self._layer(0), []
+        for t in range(len(x)):
+            gate = 2 * torch.sigmoid((h if mask is None else h * mask) @ self.weight("scale.gate").T)
+            h = stepped(h, F.linear(x[t] * gate, weights.weight_ih, weights.bias_ih), self._product(h * scale[t]))
+            outputs.append(h)
+        return torch.stack(outputs)
+
+    def _product(self, h: Tensor) -> Tensor:
+        """The recurrent product (B, 3H)."""
+        weights = self._layer(0)
+        return F.linear(h, weights.weight_hh, weights.bias_hh)
+
+
+def stepped(h: Tensor, gates: Tensor, product: Tensor) -> Tensor:
+    """The state (B, H) after a step of a GRU, from what the input and the state give to the gates (B, 3H)."""
+    units = h.shape[1]
+    r, z = torch.sigmoid(gates[:, : 2 * units] + product[:, : 2 * units]).chunk(2, dim=1)
+    n = torch.tanh(gates[:, 2 * units :] + r * product[:, 2 * units :])
+    return n + z * (h - n)
 
 
 def scaled_net(variants: frozenset[str]) -> type[LanguageModel]:

@@ -670,6 +670,48 @@ class Mogrifier(PlainLoop):
         return model
 
 
+class ScaledLoop(PlainLoop):
+    """A multiplicative layer in the same loop: the state is multiplied by 1 + tanh of a projection of the embedding."""
+
+    class net(PlainLoop.net):  # noqa: N801
+        """See `scaled`."""
+
+        def scaled(self, x: Tensor, h: Tensor) -> Tensor:
+            """The state (B, H) as the gates see it."""
+            return h * (1 + torch.tanh(F.linear(x, self.extras["scale"])))
+
+        def cell(self, x: Tensor, h: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Tensor:
+            """One step."""
+            z, n = gates(self, x, self.scaled(x, h if mask is None else h * mask), None)
+            return z * h + (1 - z) * n
+
+    def model(self, recipe: Recipe, vocabulary_size: int, seed: int) -> Net:
+        """The model with the projection, zero at the start."""
+        model = super().model(recipe, vocabulary_size, seed)
+        model.extras["scale"] = torch.zeros(recipe.model.units, recipe.model.embedding_size)
+        return model
+
+
+class GatedInput(ScaledLoop):
+    """A multiplicative layer whose input is gated by the state first, as in the first round of Mogrifier gates."""
+
+    class net(ScaledLoop.net):  # noqa: N801
+        """One round more than `ScaledLoop`."""
+
+        def cell(self, x: Tensor, h: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Tensor:
+            """One step."""
+            seen = h if mask is None else h * mask
+            x = 2 * torch.sigmoid(F.linear(seen, self.extras["gate"])) * x
+            z, n = gates(self, x, self.scaled(x, seen), None)
+            return z * h + (1 - z) * n
+
+    def model(self, recipe: Recipe, vocabulary_size: int, seed: int) -> Net:
+        """The model with the matrix of the gate, zero at the start: a gate of one."""
+        model = super().model(recipe, vocabulary_size, seed)
+        model.extras["gate"] = torch.zeros(recipe.model.embedding_size, recipe.model.units)
+        return model
+
+
 class Zoneout(PlainLoop):
     """Some units keep their state for a step (Krueger et al., 2017, arXiv:1606.01305)."""
 

@@ -120,4 +120,6 @@ def test_an_existing_file_is_continued(screen: Screen, trained: Path, tmp_path: 
 @needs_tmux
 def test_an_unknown_label_is_one_line(screen: Screen, trained: Path) -> None:
     screen.start(command("compose", trained, "--label", "girl"))
-    assert "charwright: there is no label 'girl'; the model has no labels" in screen.wait_for("CODE=2").replace("\n", "")
+    assert "charwright: there is no label 'girl'; the model has no labels" in screen.wait_for("CODE=2").replace(
+        "\n", ""
+    )
