@@ -26,8 +26,11 @@ VERDICTS: dict[str, tuple[str, str]] = {
         "no gain in time; half of their memory",
     ),
     "Muon": ("Muon", "worse, and slow"),
-    "Soap": ("SOAP, right factor only", "does not pay for its time"),
-    "Shampoo": ("Shampoo, with steps as long as Adam's", "does not pay for its time"),
+    "Soap": ("SOAP, right factor only", "does not pay for its time; worse with strong decay"),
+    "Shampoo": (
+        "Shampoo, with steps as long as Adam's",
+        "does not pay for its time; worse with strong decay",
+    ),
     "Rates": ("other learning rates by kind of weight, or another decay", "less than a higher learning rate for all"),
     "SlowGates": ("bias of 1 on the update gate", "no gain"),
     "Ngrams": ("embeddings of hashed n-grams", "gains less than its time would; short texts are memorized"),
@@ -47,13 +50,13 @@ VERDICTS: dict[str, tuple[str, str]] = {
     "Mogrifier": (
         "Mogrifier gates",
         "worth its time; [a multiplicative layer](#the-multiplicative-layer), which is one of its rounds, "
-        "has about half of the gain for a quarter of what it costs",
+        "has about half of the gain for a quarter of what it costs; the rest is below",
     ),
     "PlainLoop": ("no feature, in a loop", "a control: more steps"),
     "ScaledLoop": ("multiplicative layer", "admitted: [in the library](#the-multiplicative-layer)"),
     "GatedInput": (
-        "multiplicative layer whose input is gated by the state",
-        "gains less than its time would: what the first layer reads of a token is no row of a table any more",
+        "compared with a multiplicative layer: its input is gated by the state",
+        "worth its time here, but no gain beside n-grams (below)",
     ),
     "Zoneout": ("zoneout", "worse"),
     "LabelSmoothing": ("label smoothing", "no gain"),
@@ -83,13 +86,13 @@ Key = tuple[str, str, str, float, int, float, float]  # optimizer, feature, sett
 def table(lines: Lines) -> str:
     """One row for each feature and setting: the differences in all texts, in nats per character."""
     groups: dict[Key, dict[str, list[float]]] = {}
-    costs: dict[tuple[str, str], list[float]] = {}
+    costs: dict[tuple[str, str, int], list[float]] = {}
     for line in lines:
         settings = ", ".join(f"{name} {value:g}" for name, value in line["settings"].items())
         optimizer = line.get("optimizer", "adamw")
         key = (optimizer, line["feature"], settings, line["minutes"], line["units"], line["rate"], line["share"])
         groups.setdefault(key, {}).setdefault(line["corpus"], []).append(line["carried"])
-        costs.setdefault((line["feature"], settings), []).append(line["cost"])
+        costs.setdefault((line["feature"], settings, line["units"]), []).append(line["cost"])
     spread = deviations(groups)
     rows = [
         "| feature | settings | optimizer, minutes, units, learning rate | difference (trials) | cost | verdict |",
@@ -111,7 +114,7 @@ def table(lines: Lines) -> str:
         ]
         if not differences:
             continue
-        relative = 1.0 if BASELINES.get(feature) == feature else statistics.median(costs[feature, settings])
+        relative = 1.0 if BASELINES.get(feature) == feature else statistics.median(costs[feature, settings, units])
         name, verdict = VERDICTS.get(feature, (feature, ""))
         given = ", ".join([*([settings] if settings else []), *([f"{share:g} times the steps"] if share != 1 else [])])
         budget = f"{optimizer}, {minutes:g}, {units}, {0.004 * rate:g}"

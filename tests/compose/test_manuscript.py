@@ -5,8 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charwright.compose.manuscript import SEEDS, Manuscript
-from charwright.compose.suggestions import RecordStyle
+from charwright.compose.manuscript import MAX_CONTEXT, SEEDS, Manuscript
 
 TEXTS = st.text(alphabet="ab \n中，é", max_size=30)
 
@@ -160,13 +159,31 @@ def test_the_context_is_the_text_before_the_cursor() -> None:
 
 
 def test_the_context_in_a_text_of_records_is_the_record_before_the_cursor() -> None:
-    page = Manuscript("Anna\n\nBert\nof Bern", temperature=0.8, seed=7, records=RecordStyle("\n\n", "girl"))
+    page = Manuscript("Anna\n\nBert\nof Bern", temperature=0.8, seed=7, record_end="\n\n")
     assert page.request().context == "Bert\nof Bern"
-    assert page.request().records == page.records
+    assert page.request().record_end == "\n\n"
     typed("\n", page)
     assert page.request().context == "Bert\nof Bern\n"
     typed("\n", page)
     assert page.request().context == ""
+
+
+def test_a_context_does_not_begin_with_a_part_of_a_records_end() -> None:
+    for length in range(MAX_CONTEXT - 3, MAX_CONTEXT + 3):
+        page = Manuscript("Anna\n\n" + "x" * length, temperature=0.8, seed=7, record_end="\n\n")
+        assert page.request().context == "x" * min(length, MAX_CONTEXT)
+
+
+def test_a_label_stays_the_same_within_a_record_and_changes_with_the_seed() -> None:
+    page = Manuscript("Anna\nBert\nC", temperature=0.8, seed=7, record_end="\n", label_of=str)
+    assert page.request().label == str(7 + 10)
+    typed("leo", page)
+    page.change_temperature(1)
+    assert page.request().label == str(7 + 10)
+    page.change_seed()
+    assert page.request().label == str(8 + 10)
+    typed("\nD", page)
+    assert page.request().label == str(8 + 15)
 
 
 def test_a_slow_model_gets_a_shorter_context() -> None:
@@ -174,6 +191,13 @@ def test_a_slow_model_gets_a_shorter_context() -> None:
     for seconds, expected in ((0.01, 2000), (0.6, 1000), (0.2, 1000), (100, 200), (0.2, 200), (0.1, 400), (0, 800)):
         page.adapt_context(page.request(), seconds)
         assert len(page.request().context) == expected
+
+
+def test_a_slow_reply_to_a_short_context_shortens_no_other() -> None:
+    page = typed("B")
+    page.adapt_context(page.request(), 0.4)
+    page.edit("x" * 5000, 5000)
+    assert len(page.request().context) == MAX_CONTEXT
 
 
 def test_a_new_seed_or_temperature_needs_a_new_suggestion() -> None:

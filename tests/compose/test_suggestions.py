@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from charwright.compose.suggestions import MAX_COLUMNS, GenerationRequest, RecordStyle, suggest
+from charwright.compose.suggestions import MAX_COLUMNS, GenerationRequest, suggest
 
 REQUEST = GenerationRequest("To", 3, 0.5)
 
@@ -54,11 +54,11 @@ def test_a_suggestion_is_the_rest_of_the_line(pieces: list[str], expected: str) 
 )
 def test_a_continuation_ends_with_the_record(end: str, context: str, expected: str) -> None:
     generator = FixedGenerator("na\nBert\n", "\nCleo\n\n")
-    request = GenerationRequest(context, 3, 0.5, RecordStyle(end, "girl"))
+    request = GenerationRequest(context, 3, 0.5, end, "girl")
     assert "".join(request.stream(generator, 100)) == expected
     assert generator.requests == [(context, "girl", 100, 0.5, 3)]
 
 
 def test_the_context_may_have_the_first_part_of_a_records_end() -> None:
-    request = GenerationRequest("Anna\n", 3, 0.5, RecordStyle("\n\n"))
+    request = GenerationRequest("Anna\n", 3, 0.5, "\n\n")
     assert "".join(request.stream(FixedGenerator("\nBert\n\n"), 100)) == "\n"

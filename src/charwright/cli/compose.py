@@ -16,9 +16,7 @@ from charwright.errors import MissingExtraError, UsageError
 from charwright.schema import field_names
 
 if TYPE_CHECKING:
-    from charwright.compose.suggestions import RecordStyle
     from charwright.compose.text_file import TextFile
-    from charwright.generation.generator import Generator
 
 SEEDS = 10_000
 """Random seeds are below this: short enough for the status line, and to type again."""
@@ -33,7 +31,7 @@ SEEDS = 10_000
     metavar="FILE",
     help="The file to save to; if it exists, you continue its text.",
 )
-@click.option("--label", metavar="NAME", help="The label of the records that you write, as in the text.")
+@click.option("--label", metavar="NAME", help="The label of the records that you write.")
 @config_options(GenerationConfig(), "Sampling", only=["temperature", "seed"])
 @click.pass_context
 def compose(ctx: click.Context, /, run: Path, prompt: str, out: Path | None, label: str | None, **_: Any) -> int:
@@ -56,8 +54,13 @@ def compose(ctx: click.Context, /, run: Path, prompt: str, out: Path | None, lab
     text = _initial_text(file, prompt)
     opened = Run.open(run)
     generator = generator_of(opened)
+    generator.opening(label=label)  # Refuse an unknown label before the screen changes.
     manuscript = Manuscript(
-        text, temperature=config.temperature, seed=config.seed or 0, records=_record_style(generator, label)
+        text,
+        temperature=config.temperature,
+        seed=config.seed or 0,
+        record_end=generator.record_end or "",
+        label_of=lambda seed: generator.opening(seed, label=label).label,
     )
     try:
         return Editor(generator, manuscript, file).run()
@@ -90,18 +93,6 @@ def _initial_text(file: TextFile, prompt: str) -> str:
     if text and prompt:
         raise UsageError(f"{file.path} already contains text to continue: remove --prompt, or choose another --out")
     return text or prompt
-
-
-def _record_style(generator: Generator, label: str | None) -> RecordStyle | None:
-    """How a model of records writes; None for other models, which have no labels.
-
-    Raises:
-        UsageError: when there is no such label.
-    """
-    from charwright.compose.suggestions import RecordStyle
-
-    generator.opening(label=label)
-    return RecordStyle(generator.record_end, label) if generator.record_end else None
 
 
 def _print(text: str) -> None:

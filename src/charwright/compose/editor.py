@@ -41,7 +41,7 @@ FRAME_S, CHARACTERS_PER_FRAME = 0.04, 2
 """Continuous generation shows 50 characters per second, slow enough to read along and stop in time."""
 
 GENERATION_LENGTH = 10_000
-"""Continuous generation reads its context again after this many characters."""
+"""Continuous generation reads its context again after this many characters, and behind the end of a record."""
 
 
 class Editor:

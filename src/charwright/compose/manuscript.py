@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from charwright.compose.changes import Change
 from charwright.compose.rows import first_word
-from charwright.compose.suggestions import GenerationRequest, RecordStyle
+from charwright.compose.suggestions import GenerationRequest
 
 MIN_CONTEXT, MAX_CONTEXT, MAX_WAIT_S = 200, 2000, 0.3
 """The model reads the last 2,000 characters, or as many as it can process in about 0.3 s, but at least 200.
 
-A model of records reads no more than the record that the cursor is in.
+A model of records reads no more of the text than the record that the cursor is in.
 """
 
 MAX_TEMPERATURE = 2.0
@@ -21,9 +22,22 @@ SEEDS = 2**63
 class Manuscript:
     """The text and its cursor, the current suggestion, the sampling options, and the undo history."""
 
-    def __init__(self, text: str = "", *, temperature: float, seed: int, records: RecordStyle | None = None) -> None:
+    def __init__(
+        self,
+        text: str = "",
+        *,
+        temperature: float,
+        seed: int,
+        record_end: str = "",
+        label_of: Callable[[int], str | None] = lambda _: None,
+    ) -> None:
+        """Begin with a text; `record_end` ends each record of a model of records.
+
+        `label_of` gives the label of a record by a seed, for a model that has labels.
+        """
         self.text, self.cursor = text, len(text)
-        self.temperature, self.seed, self.records = temperature, seed, records
+        self.temperature, self.seed = temperature, seed
+        self._record_end, self._label_of = record_end, label_of
         self.generating = False  # Whether the model generates continuously.
         self._suggestion = ""
         self._context_length = MAX_CONTEXT
@@ -100,12 +114,18 @@ class Manuscript:
         """Return the request for a continuation at the cursor.
 
         The cursor's index is added to the seed. With the same random draws at every place, a seed whose first draw is
-        extreme would begin every suggestion with an unlikely character.
+        extreme would begin every suggestion with an unlikely character. The label is that of the place where the record
+        begins, so that it stays the same within a record.
         """
-        context = self.text[max(0, self.cursor - self._context_length) : self.cursor]
-        if self.records:
-            context = context.rpartition(self.records.end)[2]
-        return GenerationRequest(context, (self.seed + self.cursor) % SEEDS, self.temperature, self.records)
+        before = self.text[: self.cursor]
+        record = before.rpartition(self._record_end)[2] if self._record_end else before
+        return GenerationRequest(
+            record[-self._context_length :],
+            (self.seed + self.cursor) % SEEDS,
+            self.temperature,
+            self._record_end,
+            self._label_of((self.seed + self.cursor - len(record)) % SEEDS),
+        )
 
     def receive(self, request: GenerationRequest, suggestion: str) -> bool:
         """Store the reply to a request; return False and discard it if the text or the options have changed."""
@@ -116,7 +136,7 @@ class Manuscript:
 
     def adapt_context(self, request: GenerationRequest, seconds: float) -> None:
         """Shorten or lengthen the context, given the time that a request took."""
-        if seconds > MAX_WAIT_S:
+        if seconds > MAX_WAIT_S and len(request.context) > MIN_CONTEXT:
             self._context_length = max(int(len(request.context) * MAX_WAIT_S / seconds), MIN_CONTEXT)
         elif seconds < MAX_WAIT_S / 2:
             self._context_length = min(self._context_length * 2, MAX_CONTEXT)

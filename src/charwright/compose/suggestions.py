@@ -22,34 +22,27 @@ class TextGenerator(Protocol):
 
 
 @dataclass(frozen=True)
-class RecordStyle:
-    """How a model of records writes: what ends each record, and the label that it has, if one was chosen."""
-
-    end: str
-    label: str | None = None
-
-
-@dataclass(frozen=True)
 class GenerationRequest:
     """A context to continue, with the sampling options. Equal requests produce equal text.
 
-    For a model of records, the context is the beginning of a record, and the continuation ends with it.
+    For a model of records, the context is the beginning of a record with this label, if the model has labels, and the
+    continuation goes up to and including `record_end`.
     """
 
     context: str
     seed: int
     temperature: float
-    records: RecordStyle | None = None
+    record_end: str = ""
+    label: str | None = None
 
     def stream(self, generator: TextGenerator, length: int) -> Iterator[str]:
         """Yield the characters of the continuation."""
-        label = self.records.label if self.records else None
         pieces = generator.stream(
-            self.context, label=label, length=length, temperature=self.temperature, seed=self.seed
+            self.context, label=self.label, length=length, temperature=self.temperature, seed=self.seed
         )
         # A byte-level model can sample invalid UTF-8; the replacement character does not belong in the text.
         characters = (character for piece in pieces for character in piece if character != "\ufffd")
-        return _until(self.records.end, self.context, characters) if self.records else characters
+        return _until(self.record_end, self.context, characters) if self.record_end else characters
 
 
 def suggest(generator: TextGenerator, request: GenerationRequest) -> str:

@@ -204,7 +204,7 @@ class Generator:
     ) -> Iterator[tuple[int, str]]:
         """Yield (index of the prompt, piece of text) as the streams advance.
 
-        For an empty prompt the model reads the end of a record if it was trained on records, and otherwise a newline;
+        A model of records reads the end of a record before each prompt, and others read a newline for an empty one;
         neither is part of the text. `label` is that of the first record of each text, and drawn by default.
 
         Raises:
