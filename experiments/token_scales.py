@@ -198,6 +198,8 @@ def main() -> None:
     variants = frozenset(asked.variant.split("+"))
     if unknown := variants - set(VARIANTS):
         parser.error(f"there is no variant {min(unknown)}; there are {', '.join(VARIANTS)}")
+    if "gate" in variants and variants & {"prev", "gprev", "mi"}:
+        parser.error("gate does not go with prev, gprev or mi")
     torch.set_num_threads(1)
     for text in asked.texts.split(","):
         net = LanguageModel if variants == {"none"} else scaled_net(variants)
