@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import charwright as cw
 from charwright.config import ModelConfig, SequenceConfig, TrainingConfig
-from charwright.errors import ConfigError, DamagedRunError, RunError, UsageError
+from charwright.errors import ConfigError, DamagedRunError, RunError, StoppedError, UsageError
 from charwright.model.compute import Compute
 from charwright.planning.plan import make_plan
 from charwright.planning.profile import TextProfile
@@ -193,6 +193,12 @@ def test_resume_with_teachers_equals_never_stopping(text: Path, folders: list[Pa
     half = cw.train(text, out=tmp_path / "half", teachers=folders, should_stop=lambda: next(asked), **STUDENT)
     assert weights(half) != weights(whole)
     assert weights(cw.resume(half)) == weights(whole)
+
+
+def test_a_stop_while_the_teachers_write_leaves_nothing(text: Path, folders: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(StoppedError, match=r"before the first step \(SIGTERM\)"):
+        cw.train(text, out=tmp_path / "run", teachers=folders, should_stop=lambda: "SIGTERM", **STUDENT)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_resume_needs_the_same_teachers(text: Path, folders: list[Path], tmp_path: Path) -> None:
@@ -631,5 +637,9 @@ def test_the_advice_to_a_forced_ensemble_that_is_stopped(text: Path, tmp_path: P
     words: list[str | Path] = [text, "--ensemble", "1", "--steps", "400", "--written", "4000", *SMALL, "--out", run]
     said = stopped([*words, "--force"], after="teacher 1 of 1")
     assert said[-1].endswith("continue with the same command\n")
+    weights_before = weights(run)
     said = stopped([*words, "--force"], after="learns from")
+    assert said[-1] == "stopped before the first step; the same command begins again\n"
+    assert weights(run) == weights_before
+    said = stopped([*words, "--force"], after="steps of")  # the last model's summary
     assert said[-1].endswith("continue with the same command, without --force\n")

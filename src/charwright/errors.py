@@ -15,6 +15,7 @@
     │   └── DamagedRunError         a file of the run is damaged
     ├── ForeignModelError       a model of another library that cannot be read or written
     ├── DivergedError           training diverges
+    ├── StoppedError            a training is asked to stop before its first step
     ├── RankError               a process of a training on several is out of reach, or failed
     └── MissingExtraError       an optional package is not installed
 
@@ -98,6 +99,14 @@ class DivergedError(CharwrightError):
     """Training diverges at every learning rate."""
 
     exit_code = 3
+
+
+class StoppedError(CharwrightError):
+    """A training is asked to stop before its first step; `reason` is what `should_stop` returned."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"stopped before the first step ({reason}); the same call begins again")
+        self.reason = reason
 
 
 class RankError(CharwrightError):

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import click
 
 from charwright import __version__
-from charwright.errors import CharwrightError, is_out_of_memory
+from charwright.errors import CharwrightError, StoppedError, is_out_of_memory
 
 COMMANDS = (
     "train",
@@ -135,6 +135,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _failed(settings, error, _usage_line(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         return 128 + signal.SIGINT
+    except StoppedError as error:
+        click.echo("stopped before the first step; the same command begins again", err=True)
+        return 128 + int(signal.Signals[error.reason])
     except CharwrightError as error:
         return _failed(settings, error, str(error), error.exit_code)
     except MemoryError as error:

@@ -6,7 +6,7 @@ and generates as fast as one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,10 +75,13 @@ def taking_turns(
 
 
 @torch.no_grad()
-def mean_predictions(teachers: Sequence[LanguageModel], ids: npt.NDArray[np.integer]) -> Tensor:
+def mean_predictions(
+    teachers: Sequence[LanguageModel], ids: npt.NDArray[np.integer], between: Callable[[], None] = lambda: None
+) -> Tensor:
     """The mean probabilities (N, V) float16 that models give to the token after each of the ids (N,).
 
-    The text is read in 64 contiguous streams, each from a zero state, with the states carried.
+    The text is read in 64 contiguous streams, each from a zero state, with the states carried. `between` is called
+    after every 64 steps, and may raise.
     """
     rows = min(STREAMS, len(ids))
     length = -(-len(ids) // rows)
@@ -94,4 +97,5 @@ def mean_predictions(teachers: Sequence[LanguageModel], ids: npt.NDArray[np.inte
             logits, states[index] = teacher(part, states[index])
             mean += logits.softmax(-1)
         found[:, begin : begin + STEPS] = (mean / len(teachers)).transpose(0, 1)
+        between()
     return found.view(-1, vocabulary)[: len(ids)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,7 @@ def assemble(
     compute: Compute,
     weights: Arrays | None = None,
     teachers: Teachers | None = None,
+    should_stop: Callable[[], str | None] = lambda: None,
 ) -> Assembly:
     """Build the dataset, and the model on its device; `weights` replace the initial weights.
 
@@ -49,13 +51,14 @@ def assemble(
 
     Raises:
         CorpusError: when the text is too short.
+        StoppedError: when `should_stop` returns a reason while teachers write and predict.
     """
     training = recipe.training
     if teachers is None:
         step: TrainStep | None = None
         dataset, notice = dataset_of(recipe, vocabulary, training_text)
     else:
-        lessons = teachers.lessons(training_text, compute, training)
+        lessons = teachers.lessons(training_text, compute, training, should_stop)
         step = lessons.step
         dataset, notice = lessons.dataset(recipe.sequences, training.seed)
     model = LanguageModel(

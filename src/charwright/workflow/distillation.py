@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from charwright.data.records import Records
 from charwright.data.split import split_text
 from charwright.data.texts import Text, character_counts, ids_of, plain
 from charwright.data.vocabulary import Ids, Vocabulary
-from charwright.errors import CharwrightError, RunError, UsageError
+from charwright.errors import CharwrightError, RunError, StoppedError, UsageError
 from charwright.model.compute import Compute
 from charwright.model.language_model import LanguageModel
 from charwright.planning.profile import TextProfile
@@ -160,18 +160,33 @@ class Teachers:
         beside = written + (times - 1) * text.tokens
         return dataclasses.replace(text, beside=beside, once=round(FORWARD * len(self.runs) * (text.tokens + beside)))
 
-    def lessons(self, training_text: Text, compute: Compute, training: TrainingConfig) -> Lessons:
-        """The user's text and what the teachers write, with their mean predictions; a function of the seed."""
+    def lessons(
+        self,
+        training_text: Text,
+        compute: Compute,
+        training: TrainingConfig,
+        should_stop: Callable[[], str | None] = lambda: None,
+    ) -> Lessons:
+        """The user's text and what the teachers write, with their mean predictions; a function of the seed.
+
+        Raises:
+            StoppedError: when `should_stop`, which is called now and then, returns a reason.
+        """
+
+        def check() -> None:
+            if reason := should_stop():
+                raise StoppedError(reason)
+
         own = np.asarray(ids_of(training_text, self.vocabulary)[:])
         written, times = self._read(len(own), written_tokens(training))
-        pieces = self._write(written, training.seed)
+        pieces = self._write(written, training.seed, check)
         order = np.random.Generator(np.random.Philox(key=training.seed)).permutation(len(pieces))
         ids, mine = taking_turns(own, np.concatenate([pieces[index] for index in order]), times)
         models = [
             LanguageModel.from_arrays(run.model, weights, compute).eval()
             for run, weights in zip(self.runs, self.weights, strict=True)
         ]
-        predictions = mean_predictions(models, ids)
+        predictions = mean_predictions(models, ids, check)
         device = predictions.device
         return Lessons(torch.from_numpy(ids).to(device), predictions, torch.from_numpy(mine).to(device))
 
@@ -186,8 +201,11 @@ class Teachers:
         written = max(0, min(written, room if own * SHARE <= room else self._most - own))
         return written, max(1, round(written / (SHARE * own)))
 
-    def _write(self, tokens: int, seed: int) -> list[Ids]:
-        """What the teachers write, in pieces: the same on every machine, since 8-bit weights are."""
+    def _write(self, tokens: int, seed: int, between: Callable[[], None]) -> list[Ids]:
+        """What the teachers write, in pieces: the same on every machine, since 8-bit weights are.
+
+        `between` is called after each teacher, and may raise.
+        """
         length = tokens // (len(self.runs) * STREAMS)
         pieces = [np.zeros(0, dtype=np.int32)]
         for index, (run, weights) in enumerate(zip(self.runs, self.weights, strict=True)):
@@ -197,6 +215,7 @@ class Teachers:
                     [""] * STREAMS, length=length, temperature=1.0, seed=(seed * len(self.runs) + index) % 2**63
                 )
                 pieces += [self.vocabulary.encode(completion.continuation) for completion in found]
+                between()
         return pieces
 
 

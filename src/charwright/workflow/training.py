@@ -92,7 +92,7 @@ def train(
         progress: show the progress of the training; by default in a notebook only.
         on_event: called with each event of `charwright.training.events`.
         notify: called with each line about something the user may want to know.
-        should_stop: called after each step; returns a reason to stop after saving, or None.
+        should_stop: called after each step, and while teachers write; returns a reason to stop after saving, or None.
         places: where corpora are looked up.
         clock: a monotonic clock, in seconds.
         spent_s: seconds of the budget that are already spent.
@@ -104,6 +104,7 @@ def train(
         The run, trained; the last event says why training ended.
 
     Raises:
+        StoppedError: when `should_stop` returns a reason while teachers write.
         CharwrightError: (a subclass) when an option, a text or the folder cannot be used, or training diverges.
     """
     began = clock() - spent_s
@@ -168,6 +169,7 @@ def resume(
     before, except for what `device`, `core`, `precision` or `threads` say, or if this machine cannot.
 
     Raises:
+        StoppedError: when `should_stop` returns a reason while teachers write.
         CharwrightError: (a subclass) when the run or its texts cannot be used, or training diverges.
     """
     began = clock() - spent_s
@@ -259,8 +261,9 @@ def _run(
         notify(f"learns from {prepared.teachers.summary(prepared.recipe.training)}")
     assembling = clock()
     assembly = assemble(
-        prepared.recipe, prepared.vocabulary, prepared.training_text, compute, prepared.weights, prepared.teachers
-    )
+        prepared.recipe, prepared.vocabulary, prepared.training_text, compute, prepared.weights, prepared.teachers,
+        should_stop,
+    )  # fmt: skip
     if prepared.resume:  # The budget already has the time of the teachers' predictions.
         began += clock() - assembling
     if assembly.notice:
