@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from charwright.config import BUDGETS, CorpusConfig
-from charwright.data.corpus import checked_specs
-from charwright.data.large_texts import open_corpus
+from charwright.data.corpus import Corpus, checked_specs
+from charwright.data.large_texts import MappedCorpus, open_corpus
 from charwright.data.lists import is_list
 from charwright.data.parts import Places, find_parts
 from charwright.errors import RunError, RunExistsError, UsageError
@@ -149,27 +149,16 @@ def train_ensemble(
     check_ensemble(corpus, count, arguments, {**options, "seed": seed}, ranks)
     reading, places = reading or CorpusConfig(), places or Places.of_this_user()
     text = open_corpus(corpus, reading, places)
-    if options.get("records", "line" if is_list(text.text) else "none") != "none":
-        advice = "leave out --records" if "records" in options else "to read it as running text, add --records none"
-        raise UsageError(f"{text.name} is a list, and --ensemble needs running text; {advice}")
+    _check_running_text(text, options)
     differs = partial(
         _difference, sha256=text.sha256, options={**options, "seed": seed}, validation=arguments.get("validation", ())
     )
     folder = _given_folder(Path(out)) if out is not None else _default_folder(text.name, count, differs, force=force)
     school = _school(folder, count)
     goes_on = not force and _learns_from(folder, school)
-    if goes_on and _finished(Run.open(folder)):
-        raise RunExistsError(
-            f"{folder} has learned from its teachers; train it longer with --resume {folder}, or replace it "
-            "with --force"
-        )
-    if not goes_on:
-        Run.check_place(folder, force=force)
-    given = {name: options.pop(name, None) for name in BUDGETS}
-    given = {name: amount for name, amount in given.items() if amount is not None} or {"minutes": DEFAULT_MINUTES}
-    [(budget, amount)] = given.items()
-    amounts: tuple[Any, Any] = shares(amount, count) if budget == "minutes" else (amount, amount)
-    to_teach, to_learn = ({budget: part} for part in amounts)
+    _check_folder(folder, goes_on=goes_on, force=force)
+    to_teach, to_learn = _budgets(options, count)
+    options = {name: value for name, value in options.items() if name not in BUDGETS}
     ends: list[End] = []
 
     def watched(event: Event) -> None:
@@ -186,7 +175,7 @@ def train_ensemble(
         other = None if begun is None else differs(begun, number)
         if other and not force:
             raise UsageError(other)
-        if begun is not None and not other and _finished(begun, budget, amounts[0]):
+        if begun is not None and not other and _finished(begun, to_teach):
             notify(f"teacher {number} of {count}: {place}, trained before")
             continue
         if goes_on:
@@ -229,6 +218,40 @@ def check_ensemble(
     origin_of_recipe(arguments.get("recipe", PLANNED), options)
 
 
+def _check_running_text(text: Corpus | MappedCorpus, options: Mapping[str, Any]) -> None:
+    """See that a text is read as running text.
+
+    Raises:
+        UsageError: when it is not.
+    """
+    if options.get("records", "line" if is_list(text.text) else "none") != "none":
+        advice = "leave out --records" if "records" in options else "to read it as running text, add --records none"
+        raise UsageError(f"{text.name} is a list, and --ensemble needs running text; {advice}")
+
+
+def _check_folder(folder: Path, *, goes_on: bool, force: bool) -> None:
+    """See that the last model can be trained in a folder.
+
+    Raises:
+        RunExistsError: when it has been trained there, or the folder has something else.
+    """
+    if not goes_on:
+        Run.check_place(folder, force=force)
+    elif _finished(Run.open(folder)):
+        raise RunExistsError(
+            f"{folder} has learned from its teachers; train it longer with --resume {folder}, or replace it "
+            "with --force"
+        )
+
+
+def _budgets(options: Mapping[str, Any], count: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The budget of each teacher, and that of the model that learns from them, as options."""
+    given = {name: options[name] for name in BUDGETS if options.get(name) is not None}
+    [(budget, amount)] = given.items() if given else [("minutes", DEFAULT_MINUTES)]
+    parts: tuple[Any, Any] = shares(amount, count) if budget == "minutes" else (amount, amount)
+    return {budget: parts[0]}, {budget: parts[1]}
+
+
 def _begun(place: Path) -> Run | None:
     """The teacher in a folder; None if there is nothing."""
     if not place.exists() or (place.is_dir() and (not any(place.iterdir()) or is_interrupted_creation(place))):
@@ -265,9 +288,10 @@ def _difference(run: Run, number: int, *, sha256: str, options: Mapping[str, Any
     return None
 
 
-def _finished(run: Run, budget: str = "", amount: float = 0.0) -> bool:
-    """Whether the training of a run has come to its end, with at least this budget if one is named."""
-    if budget and (getattr(run.config.recipe.training, budget) or 0) < amount:
+def _finished(run: Run, budget: Mapping[str, float] | None = None) -> bool:
+    """Whether the training of a run has come to its end, with at least this budget if one is given."""
+    given = run.config.recipe.training
+    if any((getattr(given, name) or 0) < amount for name, amount in (budget or {}).items()):
         return False
     last = None
     for event in run.log():
