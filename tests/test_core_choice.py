@@ -112,7 +112,7 @@ def test_the_variable_replaces_auto_only(core: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_unknown_names_are_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match=r"^--core must be one of auto, .*, not 'fastest'$"):
+    with pytest.raises(UsageError, match=r"^--core \(or CHARWRIGHT_CORE\) must be one of auto, .*, not 'fastest'$"):
         choose_core("fastest", CPU)
     monkeypatch.setenv("CHARWRIGHT_CORE", "quickest")
     with pytest.raises(UsageError, match=r"not 'quickest'$"):

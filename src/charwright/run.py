@@ -37,7 +37,7 @@ from charwright.errors import (
 )
 from charwright.locks import is_free
 from charwright.run_config import RunConfig, RunRecords
-from charwright.run_place import check_place, new_place, remove_leftovers
+from charwright.run_place import check_place, new_place, no_run_message, remove_leftovers
 from charwright.run_view import as_html, network
 from charwright.schema import flag
 from charwright.storage import (
@@ -98,7 +98,7 @@ class Run:
         if for_writing and not path.exists():
             remove_leftovers(path.resolve())
         if not (path / "config.json").is_file():
-            raise RunNotFoundError(_no_run_message(path))
+            raise RunNotFoundError(no_run_message(path))
         identity = file_identity(path / "config.json")
         values = read_json(path / "config.json")
         check_format(values, str(path / "config.json"))
@@ -228,6 +228,10 @@ class Run:
         try:
             arrays = read_arrays(path)
             self.check_weights(arrays, path)
+        except DamagedRunError as error:
+            if not self._checkpoint_folders():
+                raise
+            raise DamagedRunError(f"{error}; charwright train --resume {self.folder} restores it") from error
         finally:
             self._check_not_replaced()
         return arrays
@@ -378,14 +382,3 @@ def _is_measured(event: Mapping[str, Any]) -> bool:
     loss = "train_loss" if event.get("step") else "validation_loss"
     figures = [event.get(key) for key in ("step", "epoch", loss)]
     return event.get("event") in {"epoch", "validation"} and all(isinstance(figure, int | float) for figure in figures)
-
-
-def _no_run_message(path: Path) -> str:
-    if not path.exists():
-        parent = path.parent
-        runs = sorted(item.parent for item in parent.glob("*/config.json")) if parent.is_dir() else []
-        known = f"; there are {', '.join(map(str, runs[:5]))}" if runs else ""
-        return f"there is no run {str(path)!r}{known}"
-    if path.is_file():
-        return f"{path} is a file, not a run folder"
-    return f"{path} is not a run folder: it has no config.json"

@@ -10,6 +10,7 @@ old one back.
 
 from __future__ import annotations
 
+import difflib
 import glob
 import itertools
 import os
@@ -28,6 +29,8 @@ OF_A_CREATION = {LOCK, "vocabulary.json", "model.safetensors", "corpus"}
 
 
 TEACHERS = "-teachers"
+LISTED = 5
+"""Runs that a message lists, at most."""
 
 
 def numbered(folder: Path) -> Iterator[Path]:
@@ -44,6 +47,22 @@ def teachers_folder(folder: Path) -> Path:
 def holds_teachers(folder: Path) -> bool:
     """Whether a folder is that of the teachers of a run."""
     return folder.name.endswith(TEACHERS) and (folder / "1" / "config.json").is_file()
+
+
+def no_run_message(path: Path) -> str:
+    """What is wrong with a path that is no run folder, and which runs are near it."""
+    if path.is_file():
+        return f"{path} is a file, not a run folder"
+    if path.exists():
+        return f"{path} is not a run folder: it has no config.json"
+    places = [path.parent] if path.parent != Path() else [Path(), Path("runs")]
+    runs = sorted(item.parent for place in places if place.is_dir() for item in place.glob("*/config.json"))
+    like = difflib.get_close_matches(path.name.lower(), [run.name.lower() for run in runs], n=2)
+    if close := [str(run) for run in runs if run.name.lower() in like]:
+        return f"there is no run {str(path)!r}; did you mean {' or '.join(close)}?"
+    more = f" and {len(runs) - LISTED:,} more" if len(runs) > LISTED else ""
+    known = f"; there are {', '.join(map(str, runs[:LISTED]))}{more}" if runs else ""
+    return f"there is no run {str(path)!r}{known}"
 
 
 def check_place(folder: str | os.PathLike[str], *, force: bool = False) -> None:

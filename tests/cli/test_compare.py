@@ -204,3 +204,12 @@ def test_the_difference_of_a_run_to_itself_is_zero(charwright: Terminal, trained
     assert [row["difference"] for row in values["runs"]] == [0, 0]
     assert [row["standard_error"] for row in values["runs"]] == [0, 0]
     assert values["chars"] == len(TEXT) - 1
+
+
+def test_a_run_without_weights_is_left_out(charwright: Terminal, trained: Path, new: Path, tmp_path: Path) -> None:
+    begun = Path(shutil.copytree(trained, tmp_path / "begun"))
+    (begun / "model.safetensors").unlink()
+    result = charwright("compare", begun, trained, new)
+    assert (result.code, result.err) == (0, f"left out {begun}, which has no trained weights yet\n")
+    assert "begun" not in result.out
+    assert "has no trained weights yet" in charwright("compare", begun, new).line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 import charwright as cw
+from charwright.cli import prompt
 from charwright.config import CorpusConfig, ModelConfig, Recipe, SplitConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
 from charwright.data.corpus import read_corpus
@@ -756,3 +758,35 @@ def test_it_adapts_to_the_prompt(charwright: Terminal, trained: Path, corpus: Pa
     assert adapted.out == again.out != plain.out
     assert cw.load(trained, adapt_to=prompt).generate(prompt, length=40, seed=3)[0].continuation == adapted.out[:-1]
     assert "a saved state belongs" in charwright(*options, "--adapt", "--state-out", corpus.with_name("state")).line
+
+
+def test_a_state_replaces_no_other_file(charwright: Terminal, letters: Path, tmp_path: Path) -> None:
+    weights = letters / "model.safetensors"
+    before = weights.read_bytes()
+    said = charwright("generate", letters, "--prompt", "a", "--length", "3", "--state-out", weights).line
+    assert said.rstrip().endswith(f"{weights} is there and holds no paused text; choose another file")
+    assert weights.read_bytes() == before
+    state = tmp_path / "a.state"
+    state.touch()
+    for words in ([], ["--state-in", state]):
+        done = charwright("generate", letters, "--prompt", "", "--length", "3", "--state-out", state, *words)
+        assert (done.code, state.stat().st_size > 0) == (0, True)
+
+
+def test_adapting_needs_a_prompt(charwright: Terminal, letters: Path) -> None:
+    assert "--adapt learns from the prompt" in charwright("generate", letters, "--adapt", "--prompt", "").line
+
+
+def test_a_pipe_that_nobody_writes_to_is_announced(
+    letters: Path, charwright: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            time.sleep(0.3)
+            return super().read(size)
+
+    monkeypatch.setattr(prompt, "WAITING_S", 0.05)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Slow(b"ab")))
+    done = charwright("generate", letters, "--length", "3")
+    assert done.err.splitlines()[0] == "reading the prompt from standard input; --prompt '' begins without one"
+    assert done.out.startswith("ab")

@@ -92,6 +92,13 @@ def test_quick_commands_do_not_import_torch(trained: Path, arguments: list[str])
         (["train", "--resume", "RUN", "--recipe", "tutorial"], "--recipe belongs to the run"),
         (["evaluate", "RUN"], "CORPUS"),
         (["evaluate", "RUN", "TEXT", "--protocol", "windows-0"], "--protocol"),
+        (["evaluate", "RUN", "TEXT", "--protocol", "record"], "or records, not 'record'"),
+        (["train", "TEXT", "--patience", "NONE"], "'NONE' is neither a valid integer nor 'none'"),
+        (["train", "TEXT", "--unit", "64"], "(--unit is the old name of --level)"),
+        (["train", "TEXT", "--dropouts", "1"], "Did you mean '--dropout'?"),
+        (["train", "TEXT", "--min-count", "99999"], "--min-count 99,999: no character of the text occurs so often"),
+        (["export", "RUN"], "Choose from: onnx, saved-model"),
+        (["generate", "RUN", "--adapt", "--prompt", ""], "--adapt learns from the prompt"),
         (["inspect", "TEXT", "--batch", "0"], "--batch must be at least 1"),
     ],
 )
@@ -111,6 +118,9 @@ def test_usage_errors_exit_with_2(
         (["train", "FOLDER/empty.txt"], "empty"),
         (["train", "FOLDER/one.txt"], "one character"),
         (["train", "FOLDER/binary"], "NUL"),
+        (["train", "FOLDER/nuls"], "remove the NUL bytes"),
+        (["train", "FOLDER/wide"], "try --encoding utf-16-be"),
+        (["train", "FOLDER/zz*.txt"], "matches no file"),
         (["train", "FOLDER/latin.txt"], "--encoding"),
         (["train", "FOLDER/nothing"], "no text file"),
         (["train", "FOLDER/hamlet.txt", "--out", "RUN"], "--resume"),
@@ -119,6 +129,7 @@ def test_usage_errors_exit_with_2(
         (["train", "FOLDER/hamlet.txt", "--out", "FOLDER/hamlet.txt/run"], "--out"),
         (["train", "--resume", "FOLDER"], "no config.json"),
         (["generate", "FOLDER/nowhere"], "no run"),
+        (["generate", "RUNN"], "did you mean RUN?"),
         (["generate", "FOLDER/hamlet.txt"], "is a file"),
         (["generate", "FOLDER"], "no config.json"),
         (["info", "FOLDER/nowhere"], "no run"),
@@ -137,11 +148,19 @@ def test_other_errors_exit_with_1(
     (folder / "one.txt").write_bytes(b"x")
     (folder / "binary").write_bytes(b"\x7fELF\0\0\0\0" * 50)
     (folder / "latin.txt").write_bytes("déjà vu, déjà lu\n".encode("latin-1") * 50)
+    (folder / "nuls").write_bytes(b"abc\0def\n" * 50)
+    (folder / "wide").write_bytes("床前明月光，疑是地上霜。\n".encode("utf-16-be") * 50)
     (folder / "nothing").mkdir()
     places = [word.replace("FOLDER", str(folder)).replace("RUN", str(trained)) for word in words]
     result = charwright(*places)
     assert result.code == 1
-    assert message.replace("FOLDER", str(folder)) in result.line
+    assert message.replace("FOLDER", str(folder)).replace("RUN", str(trained)) in result.line
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege on Windows")
+def test_a_link_to_nothing(charwright: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "dangling").symlink_to("nowhere")
+    assert "is a link to nowhere, which does not exist" in charwright("train", tmp_path / "dangling").line
 
 
 @pytest.mark.parametrize("command", ["generate", "info"])

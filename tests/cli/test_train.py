@@ -266,3 +266,26 @@ def test_tensorboard_that_is_not_installed(corpus: Path, tmp_path: Path) -> None
     assert result.code == 1
     assert "pip install 'charwright[tensorboard]'" in result.line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_a_resume_restores_the_weights(charwright: Terminal, copy: Path, damage: str) -> None:
+    weights = copy / "model.safetensors"
+    before = weights.read_bytes()
+    if damage == "missing":
+        weights.unlink()
+    else:
+        weights.write_bytes(before[:1000])
+        assert f"charwright train --resume {copy} restores it" in charwright("info", copy).err + (
+            charwright("generate", copy, "--prompt", "a").err
+        )
+    done = charwright("train", "--resume", copy)
+    assert done.code == 0
+    assert "model.safetensors is written again from the checkpoint of step" in done.err
+    assert weights.read_bytes() == before
+    assert "written again" not in charwright("train", "--resume", copy).err
+
+
+def test_a_validation_text_that_is_the_training_text(charwright: Terminal, corpus: Path, tmp_path: Path) -> None:
+    words = ["train", corpus, "--validation", corpus, "--steps", "1", *SMALL, "--out", tmp_path / "run"]
+    assert "note: the validation text is the training text" in charwright(*words).err

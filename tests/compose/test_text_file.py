@@ -91,3 +91,25 @@ def test_a_link_stays_one_and_a_device_is_refused(tmp_path: Path) -> None:
 def test_invalid_utf_8_input_is_saved_as_the_same_bytes(tmp_path: Path) -> None:
     TextFile().save(b"caf\xe9".decode("utf-8", "surrogateescape"), tmp_path / "x.txt")
     assert (tmp_path / "x.txt").read_bytes() == b"caf\xe9"
+
+
+@pytest.mark.parametrize(
+    "content", [b"one\r\ntwo\r\n", b"\xef\xbb\xbfone\ntwo\n", b"\xef\xbb\xbfone\r\ntwo\r\n", b"one\rtwo\r"]
+)
+def test_newlines_and_the_byte_order_mark_stay(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "story.txt"
+    path.write_bytes(content)
+    file = TextFile(path)
+    assert file.read() == "one\ntwo\n"
+    newline = content[content.index(b"one") + 3 : content.index(b"two")]
+    file.save("one\ntwo\nthree\n", path)
+    assert path.read_bytes() == content + b"three" + newline
+    assert TextFile(path).read() == "one\ntwo\nthree\n"
+
+
+def test_of_mixed_newlines_the_most_frequent_one_stays(tmp_path: Path) -> None:
+    path = tmp_path / "story.txt"
+    path.write_bytes(b"one\r\ntwo\nthree\r\n")
+    file = TextFile(path)
+    file.save(file.read() or "", path)
+    assert path.read_bytes() == b"one\r\ntwo\r\nthree\r\n"

@@ -5,9 +5,11 @@ Results go to stdout; progress, notes and errors go to stderr. Commands import w
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -40,6 +42,9 @@ COMMANDS = (
 )
 FILES = {"import": "import_model"}
 """The file and function of a command whose name is a Python keyword."""
+
+FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+"""What the system answers when there is no room to write."""
 
 HELP = """Train a small recurrent network to write like any text, one character at a time.
 
@@ -164,7 +169,7 @@ def _failed(settings: _Settings, error: Exception, message: str, exit_code: int)
 
 def _usage_line(error: click.ClickException) -> str:
     """A usage error in one line, with a pointer to the help."""
-    message = error.format_message().replace("\n", " ").rstrip(".")
+    message = re.sub(r"\s*[\n\t]\s*", " ", error.format_message()).rstrip(".")
     ctx = getattr(error, "ctx", None)
     return f"{message}; see {ctx.command_path} --help" if ctx is not None else message
 
@@ -173,6 +178,8 @@ def _system_line(error: OSError) -> str:
     """What the system refused, and with which file if it says so."""
     if error.strerror is None:
         return str(error)
+    if error.filename is None and error.errno in FULL:  # Whoever writes a file names it.
+        return f"cannot write to standard output: {error.strerror}"
     return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
 
 

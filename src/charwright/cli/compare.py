@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from charwright.cli.evaluate import difference_shown, evaluator_of, machine_options
-from charwright.cli.options import SectionedCommand, config_options, given, without_teachers
+from charwright.cli.options import SectionedCommand, config_options, given, say, without_teachers
 from charwright.config import CorpusConfig, RecordsConfig
 from charwright.errors import CorpusError, UsageError
 from charwright.schema import field_names, flag
@@ -85,7 +85,7 @@ def compare(
     from charwright.run import Run
 
     folders, corpus = split_words(without_teachers(words))
-    runs = [Run.open(folder) for folder in folders]
+    runs = _trained([Run.open(folder) for folder in folders])
     reading = given(ctx, field_names(CorpusConfig))
     name, text, sha256 = _given_text(runs, corpus, reading) if corpus else _validation_text(runs, reading)
     rows = sorted((_row(run, text, windows, device, precision) for run in runs), key=lambda row: row.loss.nats_per_char)
@@ -155,6 +155,15 @@ def _validation_text(runs: Sequence[Run], reading: dict[str, Any]) -> tuple[str,
             raise UsageError("the runs have no validation text; name a CORPUS after them")
         return "the validation text of the runs", text, sha256_of(text) if isinstance(text, str) else ""
     raise CorpusError(f"{complaint}; name a CORPUS after the runs")
+
+
+def _trained(runs: Sequence[Run]) -> list[Run]:
+    """The runs that have weights; if none has, all of them, whose evaluation says what is missing."""
+    trained = [run for run in runs if run.has_weights]
+    for run in runs:
+        if trained and not run.has_weights:
+            say(f"left out {run.folder}, which has no trained weights yet")
+    return trained or list(runs)
 
 
 def _origin(run: Run) -> Any:

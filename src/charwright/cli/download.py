@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import sys
+from typing import Any, BinaryIO
 
+from charwright.cli.options import say
 from charwright.data.parts import Places
 from charwright.terminal_bar import terminal_bar
 
@@ -11,8 +14,30 @@ from charwright.terminal_bar import terminal_bar
 def user_places() -> Places:
     """The user's places, with a download bar on a terminal."""
     # Without standard input (as in a daemon), `-` is refused and everything else works.
-    stdin = sys.stdin.buffer if sys.stdin else None
+    stdin: BinaryIO | None = sys.stdin.buffer if sys.stdin else None
+    if stdin is not None and sys.stdin.isatty():
+        stdin = io.BufferedReader(_Typed(stdin))
     return Places.of_this_user(stdin, DownloadBar() if sys.stderr.isatty() else None)
+
+
+class _Typed(io.RawIOBase):
+    """Standard input that is a terminal: the first read says what to do."""
+
+    def __init__(self, terminal: BinaryIO) -> None:
+        self._terminal, self._asked = terminal, False
+
+    def readable(self) -> bool:
+        """Whether this is to be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what is typed."""
+        if not self._asked:
+            say("type the text; end it with Ctrl-D on a new line")
+            self._asked = True
+        data = self._terminal.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
 
 class DownloadBar:

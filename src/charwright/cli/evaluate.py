@@ -236,7 +236,7 @@ def _show(static: Evaluation, adapted: tuple[Evaluation, str] | None) -> None:
     if static.records is not None:
         click.echo(f"{static.nats_per_record:.4f} nats per record, {static.records:,} records")
     unknown = f", {static.unknown_chars:,} of them not in the vocabulary" if static.unknown_chars else ""
-    click.echo(f"{static.chars:,} characters predicted{unknown}")
+    click.echo(f"{static.chars:,} character{'s' * (static.chars != 1)} predicted{unknown}")
     if adapted is not None:
         click.echo(f"gradient statistics: from {'the ' if source == 'training text' else ''}{source}")
 

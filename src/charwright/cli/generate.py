@@ -6,7 +6,6 @@ import dataclasses
 import os
 import re
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -26,6 +25,7 @@ from charwright.cli.options import (
     in_section,
     say,
 )
+from charwright.cli.prompt import read_prompt
 from charwright.config import GenerationConfig
 from charwright.errors import CharwrightError, UsageError
 from charwright.schema import field_names, flag
@@ -58,7 +58,7 @@ SHOWN_LABELS = 20
 
 @click.command(cls=SectionedCommand, short_help="Generate text with a trained model.")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--prompt", help="Text to continue; - reads it from standard input.")
+@click.option("--prompt", help="Text to continue; - reads it from standard input, as does a pipe without --prompt.")
 @click.option("--no-prompt", "without_prompt", is_flag=True, help="Output only the continuation of the prompt.")
 @engine_precision_option
 @engine_threads_option
@@ -148,10 +148,12 @@ def generate(
     if new and opened.config.records is None:
         raise UsageError(f"{run} was not trained on records, so nothing says what a new one is; train with --records")
     work = _Work(opened, precision, threads, corpus, state_in, label, explicit="precision" in given(ctx, ["precision"]))
-    text = _read_prompt(prompt, opened)
+    text = read_prompt(prompt, opened)
     end = work.generator.record_end
     if end is not None and end in text:
         raise UsageError(f"the prompt has the end of a record, {end!r}; give the beginning of one record")
+    if adapt and not text:
+        raise UsageError("--adapt learns from the prompt, and there is none; give one with --prompt")
     if adapt:
         work.adapt_to(text)
     output = Output("" if without_prompt else text, end, as_json=as_json, logprobs=logprobs)
@@ -327,6 +329,8 @@ def _refuse_contradictions(ctx: click.Context) -> None:
 
 def _refuse_bad_place(state_out: Path) -> None:
     """Check the path before generating, not after."""
+    from charwright.generation.paused import holds_paused
+
     folder = state_out.parent
     if not state_out.name or (state_out.exists() and not state_out.is_file()):
         raise UsageError(f"--state-out: {state_out} is not a path for a file")
@@ -334,6 +338,8 @@ def _refuse_bad_place(state_out: Path) -> None:
         raise UsageError(f"--state-out: there is no folder {folder}")
     if not os.access(folder, os.W_OK):
         raise UsageError(f"--state-out: the folder {folder} is not writable")
+    if state_out.exists() and state_out.stat().st_size and not holds_paused(state_out):
+        raise UsageError(f"--state-out: {state_out} is there and holds no paused text; choose another file")
 
 
 def _unescaped(options: dict[str, Any]) -> dict[str, Any]:
@@ -369,30 +375,3 @@ def _report_oddities(prompt: str, generator: Generator, config: GenerationConfig
             say(f"the model never generates {unknown[0]!r}: no text will end at {text!r}")
     if banned := set(end or "") & set(config.ban):
         say(f"--ban has {min(banned)!r}: no text will end at {end!r}")
-
-
-def _read_prompt(given_prompt: str | None, run: Run) -> str:
-    """Read the prompt from the option, or from standard input if requested or piped."""
-    if given_prompt not in {None, "-"}:
-        text = given_prompt or ""
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise UsageError("the prompt is not UTF-8")
-        return text
-    at_terminal = sys.stdin is not None and sys.stdin.isatty()
-    if sys.stdin is None or (at_terminal and given_prompt is None):
-        return ""
-    if at_terminal:
-        click.echo("type the prompt; end it with Ctrl-D on a new line", err=True)
-    from charwright.generation.session import MOST_PROMPT, prompt_is_too_long
-
-    data = sys.stdin.buffer.read(4 * MOST_PROMPT + 1)
-    if len(data) > 4 * MOST_PROMPT:
-        raise prompt_is_too_long()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CharwrightError(f"the prompt on standard input is not UTF-8: byte {error.start} is invalid") from error
-    if run.config.corpus.newlines == "lf":
-        text = text.replace("\r\n", "\n")
-    # The final newline comes from the shell; it is not part of the prompt.
-    return re.sub(r"\r?\n\Z", "", text)

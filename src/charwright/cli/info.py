@@ -206,17 +206,23 @@ def _print_history(run: Run) -> None:
         return
     validated = [epoch for epoch in epochs if epoch.get("validation_loss") is not None]
     key, shown = ("validation_loss", validated) if validated else ("train_loss", epochs)
-    click.echo(f"\n{key.replace('_', ' ').capitalize()}, nats per {'character' if validated else 'token'}:")
-    for line in chart([(epoch["step"], epoch[key]) for epoch in shown]):
+    points = [(epoch["step"], epoch[key]) for epoch in shown]
+    name, unit = key.replace("_", " ").capitalize(), "character" if validated else "token"
+    click.echo(f"\n{name}, nats per {unit} (bars begin at {_baseline(points):.2f}):")
+    for line in chart(points):
         click.echo(line)
+
+
+def _baseline(points: list[tuple[int, float]]) -> float:
+    """Where the bars of a chart begin."""
+    return min(value for _, value in points) * 0.9
 
 
 def chart(points: list[tuple[int, float]], rows: int = 16, width: int = 40) -> list[str]:
     """A bar per point, at most `rows`: the first, the last, and an even selection between."""
     if len(points) > rows:
         points = [points[round(i * (len(points) - 1) / (rows - 1))] for i in range(rows)]
-    values = [value for _, value in points]
-    low, high = min(values) * 0.9, max(values)
+    low, high = _baseline(points), max(value for _, value in points)
     return [
         f"  step {step:>9,}  {value:.4f}  " + "█" * max(1, round(width * (value - low) / max(high - low, 1e-9)))
         for step, value in points

@@ -38,7 +38,10 @@ SHOWN = 250
 @config_options(CorpusConfig(), "Reading the corpus")
 @click.pass_context
 def inspect(ctx: click.Context, /, corpus: tuple[str, ...], recipe_name: str, seed: int, **_: Any) -> None:
-    """Show CORPUS as the model sees it: text, vocabulary, sequences, batches, and the output of an untrained model."""
+    """Show CORPUS as the model sees it: text, vocabulary, sequences, batches, and the output of an untrained model.
+
+    Batches and model are those of a recipe. `charwright train CORPUS --explain-plan` shows what is planned for CORPUS.
+    """
     from charwright.cli.download import user_places
     from charwright.data.large_texts import open_corpus
     from charwright.data.records import Records
@@ -127,7 +130,7 @@ def _show_batch(dataset: Dataset, word: str | None) -> None:
         click.echo(word)
     inputs, targets = next(iter(dataset.batches(1)))
     click.echo(f"inputs {inputs.shape} and targets {targets.shape}, as (time, batch), {inputs.dtype}")
-    click.echo(f"{dataset.steps_per_epoch:,} batches per epoch")
+    click.echo(f"{dataset.steps_per_epoch:,} batch{'es' * (dataset.steps_per_epoch != 1)} per epoch")
 
 
 def _show_untrained(

@@ -35,6 +35,14 @@ class RenamedOption(click.Option):
 
     new: str
 
+    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
+        """Convert the value; a wrong one may be meant for an option with a similar name."""
+        try:
+            return super().type_cast_value(ctx, value)
+        except click.BadParameter as error:
+            said = f"{error.message.rstrip('.')} ({self.opts[0]} is the old name of {flag(self.new)})"
+            raise click.BadParameter(said, ctx, self) from error
+
     def apply(self, ctx: click.Context) -> None:
         """Move the value to the present name, with a notice.
 
@@ -57,7 +65,12 @@ class SectionedCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments; the values of renamed options move when all others are in place."""
-        rest = super().parse_args(ctx, args)
+        try:
+            rest = super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            hidden = {name for item in self.params if getattr(item, "hidden", False) for name in item.opts}
+            similar = [name for name in error.possibilities or () if name not in hidden]
+            raise click.NoSuchOption(error.option_name, possibilities=similar, ctx=ctx) from error
         for parameter in self.params:
             if isinstance(parameter, RenamedOption):
                 parameter.apply(ctx)
@@ -84,8 +97,16 @@ class _WordOr(click.ParamType[Any]):
         self.inner, self.word = inner, word
         self.name = f"{inner.name}|{word}"
 
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002  (of the interface)
+        return f"{self.inner.name.upper()}|{self.word}"  # The word is in lower case, as it is to be typed.
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return None if value == self.word else self.inner.convert(value, param, ctx)
+        if value == self.word:
+            return None
+        try:
+            return self.inner.convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{value!r} is neither a valid {self.inner.name} nor {self.word!r}", param, ctx)
 
 
 def config_options(

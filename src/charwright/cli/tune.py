@@ -140,7 +140,9 @@ def tune(
 def _check(corpus: tuple[str, ...], hours: float | None, trials: int | None, minutes: float) -> None:
     """See that the limits allow a search."""
     if not corpus:
-        raise UsageError("name a text to search for: a file, a folder, -, an address, shakespeare or python-docs")
+        raise UsageError(
+            "name a text to search for: a file, a folder, -, an address, shakespeare, python-docs or python-code"
+        )
     if hours is None and trials is None:
         raise UsageError("a search needs a limit: --hours or --trials")
     for name, value in (("--hours", hours), ("--minutes-per-trial", minutes)):

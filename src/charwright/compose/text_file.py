@@ -18,6 +18,7 @@ class TextFile:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self._text = ""  # The file's content, as last read or written.
+        self._newline, self._mark = "\n", ""  # How its lines end, and its byte order mark.
         self._fingerprint: tuple[int, int, int] | None = None
 
     def read(self) -> str | None:
@@ -31,14 +32,15 @@ class TextFile:
         if not self.path.parent.is_dir():
             raise UsageError(f"--out: the folder {self.path.parent} does not exist")
         try:
-            text = self.path.read_bytes().decode("utf-8-sig")
+            text = self.path.read_bytes().decode("utf-8")
         except FileNotFoundError:
             return None
         except OSError as error:
             raise CharwrightError(f"cannot read {self.path}: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise CharwrightError(f"{self.path} is not UTF-8: invalid byte at offset {error.start}") from error
-        self._text = text.replace("\r\n", "\n").replace("\r", "\n")
+        self._mark, self._newline = text[:1] if text.startswith("\ufeff") else "", _newline_of(text)
+        self._text = text[len(self._mark) :].replace("\r\n", "\n").replace("\r", "\n")
         self._fingerprint = _fingerprint(self.path)
         return self._text
 
@@ -52,7 +54,9 @@ class TextFile:
         return found is not None and (path != self.path or found != self._fingerprint)
 
     def save(self, text: str, path: Path) -> None:
-        """Write the text atomically, keep the file's mode, and make `path` this text's file.
+        """Write the text atomically, and make `path` this text's file.
+
+        The mode of the file stays, and so do the byte order mark and most newlines of the text that was read.
 
         Raises:
             RunError: if the file cannot be written, or is a device, say.
@@ -66,7 +70,8 @@ class TextFile:
         if mode is not None and not stat.S_ISREG(mode):
             raise RunError(f"{path} is not a regular file; choose another name")
         # Keyboard input that was not valid UTF-8 is written back as the same bytes. A symbolic link stays one.
-        write_file(Path(os.path.realpath(path)), text.encode("utf-8", "surrogateescape"))
+        written = self._mark + text.replace("\n", self._newline)
+        write_file(Path(os.path.realpath(path)), written.encode("utf-8", "surrogateescape"))
         if mode is not None:
             with suppress(OSError):
                 path.chmod(mode)
@@ -82,6 +87,13 @@ class TextFile:
             self.save(text, path)
             return path
         return None
+
+
+def _newline_of(text: str) -> str:
+    """How most lines of a text end."""
+    pairs = text.count("\r\n")
+    counts = {"\n": text.count("\n") - pairs, "\r\n": pairs, "\r": text.count("\r") - pairs}
+    return max(counts, key=lambda newline: counts[newline])
 
 
 def _numbered(path: Path) -> Iterator[Path]:

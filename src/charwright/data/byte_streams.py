@@ -153,7 +153,10 @@ class _Checked:
                 type(error).__name__ not in _ERRORS
             ):
                 raise
-            raise DecodingError(f"cannot decompress {self._where}: {error}") from error
+            raise DecodingError(
+                f"cannot decompress {self._where}: {error}; the file is cut off or damaged, or not compressed as its "
+                "name says"
+            ) from error
 
     def close(self) -> None:
         self._reader.close()

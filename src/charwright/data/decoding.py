@@ -88,7 +88,10 @@ def binary_message(data: bytes, where: str, offset: int = 0) -> str:
     `data` starts at byte `offset` of the file.
     """
     wide = [name for name in ("utf-16-le", "utf-16-be") if _decodes(data, name)]
-    advice = f"try --encoding {wide[0]}" if wide else "give a text file"
+    if data.count(0) * 4 < len(data) and _decodes(data.replace(b"\0", b""), "utf-8"):
+        advice = "remove the NUL bytes"  # In UTF-16, what lies between them is no text.
+    else:
+        advice = f"try --encoding {wide[0]}" if wide else "give a text file"
     return f"{where} is not a text file: byte {offset + data.find(0):,} is NUL; {advice}"
 
 

@@ -258,6 +258,10 @@ def expanded(spec: str) -> Path:
 
 def not_found_message(spec: str, path: Path) -> str:
     """Describe an argument that names nothing, with similar names."""
+    if path.is_symlink():
+        return f"{spec} is a link to {path.readlink()}, which does not exist"
+    if set(spec) & set("*?["):
+        return f"{shortened(spec)!r} matches no file"
     parent = path.parent
     try:
         siblings = [item.name for item in parent.iterdir()]

@@ -16,13 +16,15 @@ def make_vocabulary(text: Text, config: VocabularyConfig) -> Vocabulary:
     """Build the vocabulary that a configuration describes, with the labels of a text of records.
 
     Raises:
-        UsageError: when bytes are to have labels.
+        UsageError: when bytes are to have labels, or no character occurs as often as `min_count`.
 
     >>> make_vocabulary("banana", VocabularyConfig(level="byte"))
     ByteVocabulary(257 tokens)
     """
     kind = ByteVocabulary if config.level == "byte" else Vocabulary
     vocabulary = kind.from_text(plain(text), config)
+    if len(vocabulary) == 1 and config.min_count > 1:
+        raise UsageError(f"--min-count {config.min_count:,}: no character of the text occurs so often")
     names = label_names(text)
     if not names:
         return vocabulary

@@ -65,6 +65,15 @@ def paused_precision(path: Path) -> str:
     return PRECISIONS[int(_arrays(path)["format"][1])]
 
 
+def holds_paused(path: Path) -> bool:
+    """Whether a file is one of paused texts, which a newer one may replace."""
+    try:
+        _arrays(path)
+    except DamagedRunError:
+        return False
+    return True
+
+
 def read_paused(path: Path, engine: Engine, model: bytes) -> list[Paused]:
     """Read the paused texts of a file.
 

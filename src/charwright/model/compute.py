@@ -135,7 +135,7 @@ def choose_core(name: str, device: torch.device, dtype: torch.dtype = torch.floa
     """
     name = asked_core(name)
     if name not in CORES:
-        raise UsageError(f"--core must be one of {', '.join(CORES)}, not {name!r}")
+        raise UsageError(f"--core (or CHARWRIGHT_CORE) must be one of {', '.join(CORES)}, not {name!r}")
     fits_native = device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
     if name == "auto":
         if device.type != "cpu":

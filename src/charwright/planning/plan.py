@@ -17,7 +17,7 @@ from charwright.data.short_texts import shrink_to_fit
 from charwright.planning.batches import SMALLEST, batch_for, rate_factor, steps_needed
 from charwright.planning.profile import TextProfile
 from charwright.planning.recipes import DEFAULT
-from charwright.planning.regularization import regularization, why_dropout
+from charwright.planning.regularization import regularization, why_dropout, why_recurrent_dropout
 from charwright.planning.repetition import TYPICAL
 from charwright.planning.speeds import speed_at
 from charwright.run_view import cell_in_words
@@ -284,8 +284,8 @@ class _Rule:
             "optimizer": ("cautious-adamw", "weights move only where the mean gradient and the present one agree"),
             "learning_rate": (self._learning_rate(model.units), self._why_rate()),
             "dropout": (_rounded(rates.dropout), why_dropout(model, rates, read)),
-            "recurrent_dropout": (_rounded(rates.recurrent_dropout), "a mask of the state prevents memorization too"),
-            "weight_decay": (_rounded(rates.weight_decay), f"{read}; weight decay prevents memorization too"),
+            "recurrent_dropout": (_rounded(rates.recurrent_dropout), why_recurrent_dropout(rates)),
+            "weight_decay": (_rounded(rates.weight_decay), f"{read}; weight decay keeps the weights small"),
             **(descent if model.ngram_bits else {}),
             "output_bias": ("frequencies", "a rare character's bias would take longer to fall than training lasts"),
             "ema": (training.ema, "an average over the last tenth of the steps is steadier than the last step"),

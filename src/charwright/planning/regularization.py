@@ -79,6 +79,15 @@ def _part(value: float, begin: float, end: float) -> float:
     return min(1.0, max(0.0, (value - begin) / (end - begin)))
 
 
+def why_recurrent_dropout(rates: Regularization) -> str:
+    """The reason for the recurrent dropout of a plan."""
+    return (
+        "a mask of the state prevents memorization too"
+        if rates.recurrent_dropout
+        else "a small network needs no mask of its state"
+    )
+
+
 def why_dropout(model: ModelConfig, rates: Regularization, read: str) -> str:
     """The reason for the dropout of a plan; `read` is how often the text is read, in words."""
     if not model.ngram_bits:

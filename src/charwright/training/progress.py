@@ -23,6 +23,7 @@ from charwright.training.events import (
 )
 
 PLAIN_LINE_EVERY_S = 10.0
+WIDE = 72  # columns of a terminal, from which on a bar has more than the loss and the time left beside it
 EPOCH_LINE_EVERY_S = 1.0  # for epochs without validation, of which a tiny text has hundreds per minute
 
 
@@ -166,10 +167,12 @@ class BarProgress:
                 self._print(describe_start(event))
                 self.bar.start()
             case Step():
-                note = (
-                    f"step {event.step:,}  loss {event.loss:.3f}  {event.chars_per_s:,.0f} chars/s  "
-                    f"{format_seconds(event.remaining_s)} left"
-                )
+                note = f"loss {event.loss:.3f}  {format_seconds(event.remaining_s)} left"
+                if self.console.width >= WIDE:
+                    note = (
+                        f"step {event.step:,}  loss {event.loss:.3f}  {event.chars_per_s:,.0f} chars/s  "
+                        f"{format_seconds(event.remaining_s)} left"
+                    )
                 self.bar.update(self.task, completed=event.fraction, epoch=event.epoch, note=note)
             case Epoch():
                 if self.epochs.worth_a_line(event):

@@ -23,6 +23,16 @@ def save_initial_checkpoint(run: Run, weights: Arrays, keep: int | None) -> None
     save_checkpoint(run, Snapshot(Position(), weights, optimizer={}), keep)
 
 
+def restore_weights(run: Run, snapshot: Snapshot) -> bool:
+    """Write the weights to use again if their file is missing or damaged; returns whether it was."""
+    try:
+        run.weights()
+    except RunError:
+        run.write_weights(snapshot.to_use)
+        return True
+    return False
+
+
 def load_checkpoint(run: Run) -> Snapshot | None:
     """The newest checkpoint; None if the run was stopped before its first.
 

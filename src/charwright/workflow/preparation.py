@@ -318,7 +318,9 @@ def check_corpus_given(corpus: Specs) -> None:
         UsageError: when it is not.
     """
     if not corpus:
-        raise UsageError("name a text to learn from: a file, a folder, -, an address, shakespeare or python-docs")
+        raise UsageError(
+            "name a text to learn from: a file, a folder, -, an address, shakespeare, python-docs or python-code"
+        )
 
 
 def _check_readable_by_all(specs: Sequence[str | os.PathLike[str]], ranks: Ranks) -> None:

@@ -87,6 +87,8 @@ def read_texts(
             notify(
                 f"note: {shared:,} of the {held_out.count:,} records of the validation text are in the training text"
             )
+        if separate.sha256 == text.sha256:
+            notify("note: the validation text is the training text, so its loss says nothing about new text")
         return Texts(text, whole, whole, held_out, records, separate)
     return Texts(text, whole, *split_text(whole, split), records)
 

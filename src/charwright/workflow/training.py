@@ -29,7 +29,7 @@ from charwright.training.ranks import ALONE, Ranks
 from charwright.training.sharing import evaluate_together, part_of
 from charwright.training.watching import shown
 from charwright.workflow.assembly import Assembly, assemble
-from charwright.workflow.checkpoints import save_checkpoint, save_initial_checkpoint
+from charwright.workflow.checkpoints import restore_weights, save_checkpoint, save_initial_checkpoint
 from charwright.workflow.distillation import Teachers
 from charwright.workflow.launches import record_launch, run_of_launch
 from charwright.workflow.preparation import (
@@ -273,7 +273,7 @@ def _run(
     if (part := part_of(assembly.dataset.batch, ranks)) is not None:
         notify(f"{ranks.size} ranks share each batch of {part.total} rows")
     with ExitStack() as held:
-        run = ranks.first(lambda: _open_run(prepared, ranks.launch, held))
+        run = ranks.first(lambda: _open_run(prepared, ranks.launch, held, notify))
         _fit(prepared, assembly, run, began, clock, on_event, notify, should_stop, ranks, tensorboard=tensorboard)
     return run
 
@@ -327,11 +327,13 @@ def _fit(
             board.close()
 
 
-def _open_run(prepared: Prepared, launch: str | None, held: ExitStack) -> Run:
+def _open_run(prepared: Prepared, launch: str | None, held: ExitStack, notify: Notify) -> Run:
     """Create or open the run folder, with the weights of a parent as its first checkpoint; `held` gets its lock."""
     run = prepared.open_run()
     if not prepared.resume:  # A resume has held the lock since before it read the folder.
         held.enter_context(alone_in(run.folder))
+    if prepared.snapshot is not None and restore_weights(run, prepared.snapshot):
+        notify(f"model.safetensors is written again from the checkpoint of step {prepared.snapshot.position.step:,}")
     if launch is not None:
         record_launch(run, launch)
     if prepared.weights is not None:
