@@ -6,6 +6,7 @@ the same call is made again: what is done is not done twice.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -88,7 +89,7 @@ def longest_for(minutes: float) -> float:
 
     That takes some hundred passes. A longer text has a wider model, and its passes take N^1.7 as long.
     """
-    return 0 if minutes < 2 else 20_000 * (minutes / 2) ** 0.6
+    return 0 if minutes < 2 or not math.isfinite(minutes) else 20_000 * (minutes / 2) ** 0.6
 
 
 def shares(minutes: float | None, count: int) -> tuple[float, float]:
