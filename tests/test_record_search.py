@@ -360,11 +360,10 @@ def test_the_scores_of_a_prompt_behind_a_context(writer: Generator, prompt: str,
     )  # fmt: skip
     while draft.ended is None:
         session.advance()
-    assert math.isnan(draft.prompt_logprobs[0])
-    expected = writer.engine.scores([AB.encode("b\n" + prompt)])[0][2:]
-    np.testing.assert_allclose(draft.prompt_logprobs[1:], expected, rtol=1e-12)
+    expected = writer.engine.scores([AB.encode("b\n" + prompt)])[0][1:]
+    np.testing.assert_allclose(draft.prompt_logprobs, expected, rtol=1e-12)
     if alternatives:
-        assert [len(row) for row in draft.prompt_alternatives] == [0] + [alternatives] * (len(prompt) - 1)
+        assert [len(row) for row in draft.prompt_alternatives] == [alternatives] * len(prompt)
 
 
 def test_a_continued_text_has_its_context(writer: Generator) -> None:

@@ -306,7 +306,7 @@ class GenerationConfig(Config):
 class ServiceConfig(Config):
     """The limits of the HTTP service. A text is one completion: a request for several prompts or `n` has several."""
 
-    max_body_bytes: int = option(1 << 20, "Largest body of a request, in bytes.", minimum=1024, maximum=1 << 30)
+    max_body_bytes: int = option(2 << 20, "Largest body of a request, in bytes.", minimum=1024, maximum=1 << 30)
     max_prompt: int = option(20_000, "Longest prompt, in characters.", minimum=1, maximum=1_000_000)
     max_tokens: int = option(10_000, "Longest continuation, in characters.", minimum=1, maximum=10_000_000)
     max_n: int = option(16, "Most texts for one prompt (n).", minimum=1, maximum=65536)

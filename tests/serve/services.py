@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -105,6 +106,50 @@ class Running:
         self.server.should_exit = True
         self.thread.join(timeout=30)
         assert not self.thread.is_alive()
+
+
+class Raw:
+    """A connection on which a test sends what it likes."""
+
+    def __init__(self, running: Running, *, small_buffer: bool = False) -> None:
+        self.socket = socket.socket()
+        if small_buffer:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.socket.settimeout(20)
+        self.socket.connect(("127.0.0.1", running.port))
+
+    def __enter__(self) -> Raw:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def complete(self, key: str = "none", **parameters: Any) -> None:
+        body = json.dumps({"model": "letters", "prompt": "ab"} | parameters).encode()
+        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        head += f"Authorization: Bearer {key}\r\n"
+        self.send(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+
+    def read_until(self, mark: bytes) -> bytes:
+        data = b""
+        while mark not in data:
+            part = self.socket.recv(65536)
+            if not part:
+                raise AssertionError(f"closed after {data!r}")
+            data += part
+        return data
+
+    def read_all(self) -> bytes:
+        data = b""
+        try:
+            while part := self.socket.recv(65536):
+                data += part
+        except ConnectionResetError:
+            pass
+        return data
 
 
 def eventually(condition: Callable[[], bool], within_s: float = 5) -> bool:

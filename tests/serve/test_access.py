@@ -204,7 +204,7 @@ def test_names_are_escaped_and_paths_are_not_told(serve: Any) -> None:
 
 def test_routes(running: Running) -> None:
     assert running.get("/v1/models").json["data"][0] == {
-        "id": "letters", "object": "model", "created": 1_700_000_000, "owned_by": "charwright",
+        "id": "letters", "object": "model", "created": 1_700_000_000, "owned_by": "charwright", "labels": [],
     }  # fmt: skip
     for path, allowed in (("/v1/models", "GET"), ("/v1/completions", "POST")):
         reply = running.request("DELETE", path)

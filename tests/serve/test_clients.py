@@ -82,6 +82,15 @@ def test_openai_names_the_parameter_of_an_error(client: openai.OpenAI) -> None:
         client.chat.completions.create(model="letters", messages=[{"role": "user", "content": "hello"}])
 
 
+def test_openai_does_not_repeat_a_request_that_takes_too_long(serve: Any) -> None:
+    running = serve(max_tokens=10_000_000, total_s=0.3)
+    with openai.OpenAI(base_url=f"{running.url}/v1", api_key="unused", timeout=30) as patient:
+        with pytest.raises(openai.InternalServerError, match="took too long"):
+            patient.completions.create(model="letters", prompt="ab", max_tokens=10_000_000)
+        assert patient.max_retries > 0
+    assert running.metric("charwright_refusals_total", reason="time") == 1
+
+
 def test_openai_aborts_a_stream(running: Running, client: openai.OpenAI) -> None:
     with client.completions.create(model="letters", prompt="ab", max_tokens=10_000, stream=True) as stream:
         next(iter(stream))

@@ -12,7 +12,7 @@ import pytest
 
 from charwright.config import GenerationConfig
 from services import MODELS, Running, hosted
-from writers import LABELLED, random_writer, record_writer
+from writers import LABELLED, LETTERS, random_writer, record_writer
 
 PROMPTS = {"letters": "abc A", "chinese": "道可道", "bytes": "né 中"}
 DEFAULTS: dict[str, Any] = {"temperature": 1.0}
@@ -229,7 +229,8 @@ def test_copies_are_limited(running: Running) -> None:
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "not a parameter"),
         ({"until": "never"}, "until", "line, paragraph or sentence"),
         ({"only": "字"}, "only", "knows none"),
-        ({"only": "a", "ban": "a"}, "only", "no character"),
+        ({"only": "a", "ban": "a"}, "only", "only: with ban leaves the model no character"),
+        ({"ban": LETTERS.characters}, "ban", "ban: leaves the model no character"),
         ({"tools": []}, "tools", "not a parameter"),
         ({"model": 5}, "model", "string"),
         ({"model": "bytes", "logprobs": 1}, "logprobs", "bytes"),
@@ -313,10 +314,81 @@ def test_an_unknown_label_is_named(running: Running, serve: Callable[..., Runnin
     assert running.complete(label="one").error["message"].endswith("the model has no labels")
 
 
-def test_the_prompt_of_a_record_is_scored(serve: Callable[..., Running]) -> None:
-    service = serve({"names": hosted("names", record_writer())})
-    reply = service.complete(model="names", prompt="ab", max_tokens=0, echo=True, logprobs=0)
-    first, second = reply.json["choices"][0]["logprobs"]["token_logprobs"]
-    engine = record_writer().engine
-    assert first is None
-    assert second == pytest.approx(float(engine.scores([record_writer().vocabulary.encode("\nab")])[0][1]))
+def test_a_long_option_is_shown_in_short(running: Running) -> None:
+    for model, only in (("letters", "字" * 60_000), ("bytes", "é" * 60_000)):
+        assert len(running.complete(model=model, only=only).error["message"]) < 200
+
+
+@pytest.fixture
+def names(serve: Callable[..., Running]) -> Running:
+    """A service with a model of records, and one that has labels too."""
+    models = {"names": record_writer(), "labelled": record_writer(LABELLED)}
+    running: Running = serve({name: hosted(name, writer) for name, writer in models.items()})
+    return running
+
+
+def scored(names: Running, prompt: str, **options: Any) -> list[float]:
+    """The scores of a prompt, without those of what is generated after it."""
+    parameters = {"model": "names", "prompt": prompt, "max_tokens": 0, "echo": True, "logprobs": 0} | options
+    found = names.complete(**parameters).json["choices"][0]["logprobs"]["token_logprobs"]
+    return list(found)
+
+
+@pytest.mark.parametrize("prompt", ["a", "ab", "ab b\n", "\n", "a字\n", "ab" * 700])
+def test_the_scores_of_a_record_are_those_of_the_command_score(names: Running, prompt: str) -> None:
+    [score] = record_writer().score(prompt, independent=True)
+    assert -sum(scored(names, prompt)) == pytest.approx(score.nats, abs=1e-6 * len(prompt))
+
+
+def test_the_scores_of_a_record_are_those_of_its_generation(names: Running) -> None:
+    reply = names.complete(model="names", prompt="ab", max_tokens=300, echo=True, logprobs=2, seed=2)
+    [choice] = reply.json["choices"]
+    assert choice["logprobs"]["token_logprobs"] == scored(names, choice["text"])
+    assert len(choice["logprobs"]["top_logprobs"][0]) >= 2
+
+
+def test_a_scored_record_needs_its_label(names: Running) -> None:
+    for options in ({"max_tokens": 0}, {"stream": True}):
+        error = names.complete(model="labelled", prompt="ab", echo=True, logprobs=0, **options).error
+        assert error["param"] == "label"
+        assert error["message"].endswith("(echo with logprobs); the model has one, two, three")
+    engine, ids = record_writer(LABELLED).engine, LABELLED.encode("\nab")
+    for number, label in enumerate(LABELLED.labels):
+        wanted = engine.scores([np.insert(ids, 1, len(LABELLED) - 3 + number)])[0][1:]
+        assert scored(names, "ab", model="labelled", label=label) == pytest.approx(wanted, abs=2e-6)
+    for options in ({"echo": True}, {"logprobs": 0}):
+        assert names.complete(model="labelled", prompt="ab", **options).status == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_choice_has_its_label(names: Running, stream: bool) -> None:
+    wanted = [record_writer(LABELLED).opening(3, index).label for index in range(8)]
+    reply = names.complete(model="labelled", n=8, seed=3, max_tokens=40, stream=stream)
+    choices = [choice for part in (reply.chunks if stream else [reply.json]) for choice in part["choices"]]
+    assert len(set(wanted)) > 1
+    assert [choice["label"] for choice in choices] == [wanted[choice["index"]] for choice in choices]
+    assert names.complete(model="labelled", label="two").json["choices"][0]["label"] == "two"
+    assert "label" not in names.complete(model="names").json["choices"][0]
+
+
+def test_a_model_lists_its_labels(names: Running) -> None:
+    assert names.get("/v1/models/labelled").json["labels"] == ["one", "two", "three"]
+    assert names.get("/v1/models/names").json["labels"] == []
+
+
+def test_a_prompt_is_of_one_record(names: Running) -> None:
+    only_scored = {"max_tokens": 0, "echo": True}
+    for prompt, options in (("a\nb", {}), ("ab\n", {}), ("a\nb", only_scored), ("a\n\n", only_scored)):
+        for prompts in (prompt, ["a", prompt]):
+            error = names.complete(model="names", prompt=prompts, **options).error
+            assert error["param"] == "prompt"
+            assert "has the end of a record, '\\n'; give the beginning of one record" in error["message"]
+    assert names.complete(model="names", prompt="ab\n", **only_scored).text == "ab\n"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_prompts_are_counted_as_in_the_usage(serve: Callable[..., Running], stream: bool) -> None:
+    service = serve()
+    service.complete(prompt=["abc", "a", "abc"], n=5, max_tokens=4, stream=stream)
+    assert service.metric("charwright_characters_total", model="letters", kind="prompt") == 7
+    assert service.metric("charwright_characters_total", model="letters", kind="generated") == 60

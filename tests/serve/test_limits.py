@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import socket
 import threading
 import time
 from contextlib import suppress
@@ -14,55 +14,12 @@ import pytest
 from charwright.generation.engine import MOST_STREAMS
 from charwright.generation.generator import Generator
 from charwright.serve.app import Access
+from charwright.serve.journal import RequestLog
 from charwright.serve.keys import Keys
-from services import Reply, Running, eventually, hosted
+from services import Raw, Reply, Running, eventually, hosted
 from writers import random_writer
 
 LONG = 10_000_000
-
-
-class Raw:
-    """A connection on which a test sends what it likes."""
-
-    def __init__(self, running: Running, *, small_buffer: bool = False) -> None:
-        self.socket = socket.socket()
-        if small_buffer:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        self.socket.settimeout(20)
-        self.socket.connect(("127.0.0.1", running.port))
-
-    def __enter__(self) -> Raw:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.close()
-
-    def send(self, data: bytes) -> None:
-        self.socket.sendall(data)
-
-    def complete(self, key: str = "none", **parameters: Any) -> None:
-        body = json.dumps({"model": "letters", "prompt": "ab"} | parameters).encode()
-        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        head += f"Authorization: Bearer {key}\r\n"
-        self.send(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-
-    def read_until(self, mark: bytes) -> bytes:
-        data = b""
-        while mark not in data:
-            part = self.socket.recv(65536)
-            if not part:
-                raise AssertionError(f"closed after {data!r}")
-            data += part
-        return data
-
-    def read_all(self) -> bytes:
-        data = b""
-        try:
-            while part := self.socket.recv(65536):
-                data += part
-        except ConnectionResetError:
-            pass
-        return data
 
 
 def in_thread(call: Any, **options: Any) -> tuple[threading.Thread, list[Reply]]:
@@ -131,11 +88,11 @@ def test_text_that_waits_gets_the_first_free_place(slow: Running) -> None:
 def test_free_place_goes_to_the_caller_with_the_fewest(serve: Any) -> None:
     keys = ["first-key-of-some-length", "second-key-of-some-length"]
     running = serve(
-        access=Access(Keys.parse("\n".join(keys), "keys")), max_tokens=LONG, max_per_caller=1000, max_n=1000
+        access=Access(Keys.parse("\n".join(keys), "keys")), max_tokens=LONG, max_per_caller=1000, max_prompts=1000
     )
     many, few = ({"Authorization": f"Bearer {key}"} for key in keys)
     with Raw(running) as hog:
-        hog.complete(keys[0], max_tokens=20_000, stream=True, n=3 * MOST_STREAMS)
+        hog.complete(keys[0], prompt=["ab"] * (3 * MOST_STREAMS), max_tokens=20_000, stream=True)
         hog.read_until(b"data: ")
         reply = running.complete(headers=few, max_tokens=5)
         assert reply.status == 200
@@ -163,7 +120,8 @@ def test_caller_with_too_many_texts_gets_429(serve: Any) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_request_that_takes_too_long(serve: Any, stream: bool) -> None:
-    running = serve(max_tokens=LONG, total_s=0.3)
+    log = io.StringIO()
+    running = serve(max_tokens=LONG, total_s=0.3, log=RequestLog(as_json=True, prompts=False, stream=log))
     reply = running.complete(max_tokens=LONG, stream=stream)
     if stream:
         last = reply.body.decode().split("\n\n")[-2]
@@ -171,7 +129,31 @@ def test_request_that_takes_too_long(serve: Any, stream: bool) -> None:
         assert "[DONE]" not in reply.body.decode()
     else:
         assert (reply.status, reply.error["code"]) == (503, "timeout")
+        assert reply.headers["x-should-retry"] == "false"
+        assert "retry-after" not in reply.headers
     assert running.is_empty(within_s=1)
+    assert eventually(lambda: log.getvalue().endswith("\n"))
+    entry = json.loads(log.getvalue())
+    assert (entry["status"], entry["refused"]) == (200 if stream else 503, "time")
+
+
+def test_log_says_that_the_service_ended_before_a_stream(serve: Any) -> None:
+    log = io.StringIO()
+    running = serve(max_tokens=LONG, log=RequestLog(as_json=True, prompts=False, stream=log))
+    with Raw(running) as client:
+        client.complete(max_tokens=LONG, stream=True)
+        client.read_until(b"data: ")
+        running.service.cut()
+        client.read_until(b"the service ended before the text")
+    assert eventually(lambda: log.getvalue().endswith("\n"))
+    assert json.loads(log.getvalue())["refused"] == "drain"
+
+
+def test_body_has_room_for_all_prompts_in_ascii(serve: Any) -> None:
+    running = serve()
+    limits = running.service.limits
+    reply = running.complete(prompt=["字" * limits.max_prompt] * limits.max_prompts, max_tokens=0)
+    assert reply.status == 200, reply.body
 
 
 def test_client_that_does_not_read_is_dropped(serve: Any) -> None:
@@ -239,24 +221,6 @@ def test_body_that_trickles_gets_408(serve: Any) -> None:
         assert time.monotonic() - began < 3
 
 
-@pytest.mark.parametrize("where", ["names", "value", "line"])
-def test_head_that_has_no_end_gets_431(serve: Any, where: str) -> None:
-    running = serve()
-    begin = {"line": b"GET /", "value": b"GET / HTTP/1.1\r\nX: ", "names": b"GET / HTTP/1.1\r\n"}[where]
-    part = b"".join(b"X-%d: a\r\n" % i for i in range(1000)) if where == "names" else b"a" * 10_000
-    with Raw(running) as client:
-        sent = 0
-        with suppress(OSError):
-            client.send(begin)
-            while sent < 1 << 20:
-                client.send(part)
-                sent += len(part)
-                time.sleep(0.005)
-        assert sent < 300_000
-        assert running.metric("charwright_refusals_total", reason="head") == 1
-    assert running.complete().status == 200
-
-
 @pytest.mark.parametrize(
     ("first", "second"),
     [
@@ -297,26 +261,6 @@ def test_client_that_does_not_read_but_goes_on_asking_is_dropped(serve: Any) -> 
         assert running.is_empty(within_s=10)
 
 
-def test_too_many_connections_get_503(serve: Any) -> None:
-    running = serve(max_connections=3)
-    kept = [Raw(running) for _ in range(3)]
-    for each in kept:
-        each.send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        each.read_until(b"alive")
-    with Raw(running) as client:
-        assert client.read_all().startswith(b"HTTP/1.1 503 ")
-    kept[0].socket.close()
-    assert eventually(lambda: len(running.server.server_state.connections) == 2)
-    assert running.get("/healthz").status == 200
-    for each in kept:
-        each.socket.close()
-
-
-def test_offer_to_speak_http_2_is_ignored(running: Running) -> None:
-    offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQAAP__"}
-    assert running.complete(prompt="ab", headers=offer).status == 200
-
-
 def test_answer_has_a_limit(serve: Any) -> None:
     running = serve(max_request=1000)
     assert running.complete(n=10, max_tokens=100).status == 200
@@ -350,6 +294,21 @@ def test_one_guard_is_made_at_a_time(serve: Any) -> None:
     assert eventually(lambda: running.complete(max_copy=5).status == 200)
     assert running.complete(max_copy=6).status == 200
     assert running.is_empty()
+
+
+def test_training_text_that_is_read_at_the_start_is_not_read_again(serve: Any) -> None:
+    read: list[object] = []
+
+    def text_of(run: object) -> str:
+        read.append(run)
+        return "abc" * 100
+
+    model = hosted("letters", random_writer())
+    model.training_text = text_of
+    model.read_text()
+    running = serve({"letters": model})
+    assert [running.complete(max_copy=most).status for most in (5, 6)] == [200, 200]
+    assert len(read) == 1
 
 
 def test_long_prompt_does_not_stall_the_others(serve: Any) -> None:

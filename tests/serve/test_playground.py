@@ -25,7 +25,7 @@ from charwright.serve.app import Access
 from charwright.serve.keys import Keys
 from charwright.serve.playground import playground
 from services import Running, hosted, start
-from writers import LETTERS, random_writer, weights_of
+from writers import LABELLED, LETTERS, random_writer, record_writer, weights_of
 
 playwright = pytest.importorskip("playwright.sync_api")
 
@@ -471,6 +471,33 @@ def test_inputs_survive_a_reload(running: Running, opened: Any) -> None:
         assert line in code
     assert page.page.get_by_label("Prompt").input_value() == NASTY
     assert page.context.cookies() == []
+
+
+def test_labels_are_offered_and_shown(serve: Any, opened: Any) -> None:
+    running = serve({"letters": hosted("letters", random_writer()), "names": hosted("names", record_writer(LABELLED))})
+    page = opened(running.url)
+    label = page.page.locator("#label")
+    playwright.expect(label).to_be_hidden()
+    page.generate(max_tokens=20)
+    page.fill(model="names")
+    options = label.locator("option").evaluate_all("options => options.map(option => option.textContent)")
+    assert options == ["drawn at random", "one", "two", "three"]
+    drawn = [choice["label"] for choice in running.complete(model="names", n=4, seed=3).json["choices"]]
+    page.generate(n=4, seed=3)
+    assert [
+        each.partition("label: ")[2].partition(",")[0] for each in page.page.locator(".facts").all_inner_texts()
+    ] == drawn
+    label.select_option("two")
+    assert page.generate(n=2) == texts_of(running, model="names", label="two", n=2, seed=3, max_tokens=20)
+    assert '"label": "two"' in page.code("python")
+    page.page.reload()
+    page.status("Ready.")
+    assert label.input_value() == "two"
+    page.fill(model="letters")
+    playwright.expect(label).to_be_hidden()
+    assert "label" not in page.code("curl")
+    page.generate(n=1)
+    assert page.messages == []
 
 
 def test_page_works_with_blocked_storage(running: Running, opened: Any) -> None:

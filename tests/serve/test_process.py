@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import pytest
 from charwright.config import ModelConfig
 from charwright.run import Run
 from commands import process
+from service_process import serving
 from services import eventually
 from writers import LETTERS, random_writer, weights_of
 
@@ -113,7 +114,7 @@ def test_serves_the_text_of_the_command_without_pytorch(start: Start, run: Path)
     assert service.end(signal.SIGTERM) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_lets_accepted_requests_end(start: Start, run: Path, number: int) -> None:
     service = start(run, *LONG, "--log", "off")
     length = 600_000
@@ -197,6 +198,9 @@ def test_killed_service_starts_again_on_its_port(start: Start, run: Path) -> Non
         (["RUN", "--allow-host", "a.example:8443"], "--allow-host takes a name"),
         (["RUN", "--trusted-proxy", "nonsense"], "--trusted-proxy takes an IP address"),
         (["RUN", "--corpus", "nowhere"], "there is no file or folder nowhere"),
+        (["RUN", "--corpus", "n" * 300], "there is no file or folder nnn"),
+        (["RUN", "--corpus", "OTHER"], "other.txt is not the text that"),
+        (["n" * 300 + "=RUN"], "the name of a model has at most 256 characters, not 300"),
         (["RUN", "--log", "off", "--log-prompts"], "--log-prompts requires a log"),
         (["RUN", "--max-n", "0"], "--max-n must be at least 1"),
         (["RUN", "--port", "PORT"], "choose another with --port"),
@@ -206,9 +210,12 @@ def test_killed_service_starts_again_on_its_port(start: Start, run: Path) -> Non
 def test_mistake_gets_one_line(charwright: Any, run: Path, tmp_path: Path, arguments: list[str], words: str) -> None:
     empty = tmp_path / "empty"
     empty.touch()
+    other_text = tmp_path / "other.txt"
+    other_text.write_text("A text that the run was not trained on.\n" * 9)
     with socket.create_server(("127.0.0.1", 0)) as other:
-        values = {"RUN": str(run), "EMPTY": str(empty), "PORT": str(other.getsockname()[1])}
-        filled = [re.sub("RUN|EMPTY|PORT", lambda found: values[found[0]], argument) for argument in arguments]
+        values = {"RUN": str(run), "EMPTY": str(empty), "OTHER": str(other_text)}
+        values["PORT"] = str(other.getsockname()[1])
+        filled = [re.sub("RUN|EMPTY|OTHER|PORT", lambda found: values[found[0]], argument) for argument in arguments]
         result = charwright("serve", "--port", "0", *filled)
     assert result.code in (1, 2)
     assert words in result.line
@@ -244,6 +251,28 @@ def test_closed_standard_error_does_not_end_the_service(run: Path) -> None:
     finally:
         popen.kill()
         popen.wait()
+
+
+def test_hangup_that_is_ignored_stays_so(start: Start, run: Path) -> None:
+    service = start(run, prelude="import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)")
+    service.popen.send_signal(signal.SIGHUP)
+    time.sleep(0.3)
+    assert service.open("GET", "/readyz").status == 200
+    assert service.end(signal.SIGTERM) == 0
+
+
+def test_standard_error_that_nobody_reads_does_not_stall_the_service(run: Path) -> None:
+    with serving(run, "--log-prompts", "--drain-s", "0.5", *LONG) as (popen, port), ExitStack() as stack:
+        for length in [*[1] * 8, 10_000_000]:  # A pipe holds three of the prompts.
+            connection = stack.enter_context(closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)))
+            body = json.dumps({"model": run.name, "prompt": "a" * 20_000, "max_tokens": length, "stream": True})
+            connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            assert answer.status == 200
+            if length == 1:
+                answer.read()
+        popen.send_signal(signal.SIGTERM)
+        assert popen.wait(timeout=5) == 0
 
 
 def test_random_writer_is_the_run(run: Path) -> None:

@@ -70,6 +70,29 @@ def test_the_javascript_program_runs(port: int) -> None:
     assert is_text_of_the_model(run("node", "--input-type=module", "-", stdin=with_port(program, port)))
 
 
+def test_the_javascript_program_fails_where_the_service_does(port: int) -> None:
+    if not shutil.which("node"):
+        pytest.skip("node is not installed")
+    [program] = blocks(PAGE, "js")
+    with pytest.raises(AssertionError, match="there is no model 'poem'"):
+        run("node", "--input-type=module", "-", stdin=with_port(program, port).replace('"novel"', '"poem"'))
+
+
+def test_the_javascript_program_notices_an_error_in_the_stream(tmp_path: Path) -> None:
+    if not shutil.which("node"):
+        pytest.skip("node is not installed")
+    [program] = blocks(PAGE, "js")
+    folder = tmp_path / "novel"
+    model = ModelConfig(units=16, embedding_size=8)
+    Run.save(folder, model, weights_of(model, len(VOCABULARY)), VOCABULARY)
+    endless = program.replace("max_tokens: 500", "max_tokens: 10000000")
+    with (
+        serving(folder, "--total-s", "0.3", "--max-tokens", "10000000", "--max-request", "10000000") as (_, port),
+        pytest.raises(AssertionError, match="the request took too long"),
+    ):
+        run("node", "--input-type=module", "-", stdin=with_port(endless, port))
+
+
 def test_llm_reads_the_file(port: int, tmp_path: Path) -> None:
     pytest.importorskip("llm")
     [models] = [body for body in blocks(PAGE, "yaml") if "model_id" in body]

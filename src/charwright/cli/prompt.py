@@ -7,12 +7,15 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
 
 from charwright.cli.options import say
 from charwright.errors import CharwrightError, UsageError
-from charwright.run import Run
+
+if TYPE_CHECKING:
+    from charwright.run import Run
 
 WAITING_S = 3.0
 """Seconds without a prompt from a pipe, after which a line says what is waited for."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import re
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +21,6 @@ from charwright.cli.options import (
     engine_precision_option,
     engine_threads_option,
     given,
-    say,
 )
 from charwright.config import ServiceConfig
 from charwright.errors import MissingExtraError, UsageError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from charwright.data.texts import Text
     from charwright.run import Run
     from charwright.serve.hosting import ReadText
+    from charwright.serve.lines import Lines
 
 
 LARGEST_KEY_FILE = 1 << 20  # bytes
@@ -140,25 +142,30 @@ def serve(
         # The rest of the service is imported meanwhile.
         from charwright.serve.app import Access
         from charwright.serve.journal import Problems, RequestLog
+        from charwright.serve.lines import Lines
         from charwright.serve.server import listen
         from charwright.serve.server import serve as run_server
         from charwright.serve.service import Service
 
         models = loading.result()
-    _report_problems(Problems(as_json=log == "json"))
-    return run_server(
-        Service(models, limits),
-        Access(keys, allow_host, addresses=not access.is_loopback(host), origins=cors_origin),
-        listen(host, port),
-        log=None if log == "off" else RequestLog(as_json=log == "json", prompts=log_prompts),
-        trusted_proxies=",".join(trusted_proxy) or None,
-        say=say,
-    )
+    for model in models.values() if corpus else ():
+        model.read_text()  # A wrong text is noticed now.
+    problems = Problems(as_json=log == "json")
+    with Lines(sys.stderr, notice=problems.notice) as lines:
+        _report_problems(problems, lines)
+        return run_server(
+            Service(models, limits),
+            Access(keys, allow_host, addresses=not access.is_loopback(host), origins=cors_origin),
+            listen(host, port),
+            log=None if log == "off" else RequestLog(as_json=log == "json", prompts=log_prompts, stream=lines),
+            trusted_proxies=",".join(trusted_proxy) or None,
+            say=lines.say,
+        )
 
 
-def _report_problems(formatter: logging.Formatter) -> None:
+def _report_problems(formatter: logging.Formatter, lines: Lines) -> None:
     """Write the problems of the service to standard error."""
-    handler = logging.StreamHandler()
+    handler = logging.StreamHandler(lines)
     handler.setFormatter(formatter)
     logger = logging.getLogger("charwright.serve")
     logger.handlers, logger.propagate = [handler], False
@@ -168,8 +175,12 @@ def _check_corpus(corpus: Sequence[str], runs: Sequence[str]) -> None:
     if corpus and len(runs) > 1:
         raise UsageError("--corpus is for one run; serve the others in a process of their own")
     for name in corpus:
-        if not Path(name).exists():
+        if not _exists(name):
             raise UsageError(f"--corpus: there is no file or folder {name}")
+
+
+def _exists(place: str) -> bool:
+    return os.path.exists(place)  # noqa: PTH110  Path.exists raises an error where a name is too long for a file.
 
 
 def _require_extra() -> None:
@@ -199,7 +210,7 @@ def _text(path: Path) -> str:
 def _named(run: str) -> tuple[str | None, Path]:
     """The name of a model, if one is given, and the folder of its run."""
     name, equals, folder = run.partition("=")
-    if not equals or Path(run).exists():
+    if not equals or _exists(run):
         return None, Path(run)
     if not re.fullmatch(r"[^/\\\s]+", name) or not folder:
         raise UsageError(f"NAME=RUN needs a name without spaces and slashes, and a folder, not {run!r}")

@@ -74,10 +74,11 @@ class Draft:
     prompt_logprobs: list[float] = field(default_factory=list)
     """ln p of each character of the prompt given those before it, if requested, as soon as all are known.
 
-    NaN for the first. A character outside the vocabulary has ln p([UNK]) - ln(1,114,112 - V).
+    NaN for the first, unless a context comes before it. A character outside the vocabulary has ln p([UNK]) -
+    ln(1,114,112 - V).
     """
     prompt_alternatives: list[Choices] = field(default_factory=list)
-    """For each of `prompt_logprobs`: the K most likely tokens, as in `alternatives`; empty for the first."""
+    """For each of `prompt_logprobs`: the K most likely tokens, as in `alternatives`; empty where it is NaN."""
     score_only: bool = False
     """Whether nothing is generated: it ends, for its `length`, when the prompt is read."""
     _prompt_scores: PromptScores | None = None  # while the prompt is read

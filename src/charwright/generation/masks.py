@@ -12,6 +12,9 @@ from charwright.errors import UsageError
 
 Mask = npt.NDArray[np.bool_]
 
+SHOWN = 40
+"""Characters of an option that a message shows, at most."""
+
 
 def allowed(vocabulary: Vocabulary, config: GenerationConfig, record_end: str | None = None) -> Mask:
     """The ids (V,) that may be sampled: those of `only`, if given, without `ban`, [UNK] and labels.
@@ -30,7 +33,7 @@ def allowed(vocabulary: Vocabulary, config: GenerationConfig, record_end: str | 
         mask[_ids_of(vocabulary, config.only, "--only")] = True
         mask[UNKNOWN_ID] = False
         if not mask.any():
-            raise UsageError(f"--only: the model knows none of the characters in {config.only!r}")
+            raise UsageError(f"--only: the model knows none of the characters in {_shown(config.only)}")
         mask[vocabulary.encode(record_end or "")] = True
     mask[_ids_of(vocabulary, config.ban, "--ban")] = False
     mask[UNKNOWN_ID] = False
@@ -43,5 +46,11 @@ def allowed(vocabulary: Vocabulary, config: GenerationConfig, record_end: str | 
 
 def _ids_of(vocabulary: Vocabulary, characters: str, flag: str) -> npt.NDArray[np.int32]:
     if vocabulary.level == "byte" and not characters.isascii():
-        raise UsageError(f"{flag}: this model generates bytes; {characters!r} has characters of more than one byte")
+        raise UsageError(
+            f"{flag}: this model generates bytes; {_shown(characters)} has characters of more than one byte"
+        )
     return vocabulary.encode(characters)
+
+
+def _shown(characters: str) -> str:
+    return repr(characters[:SHOWN]) + (" ..." if len(characters) > SHOWN else "")

@@ -27,11 +27,11 @@ class PromptScores:
     """
 
     def __init__(self, vocabulary: Vocabulary, prompt: str, ids: Ids, before: int = 0) -> None:
-        """Start with the first id of the prompt, which has no score; the stream reads `before` other ids first."""
+        """Start with the first id of the prompt, which has no score unless the stream reads `before` ids first."""
         self._vocabulary, self._prompt, self._ids, self._before = vocabulary, prompt, ids, before
         self._scores = np.full(len(ids), np.nan)
-        self._known = 1  # ids whose scores are known
-        self.choices: list[Choices] = [()]
+        self._known = 0 if before else 1  # ids whose scores are known, or that have none
+        self.choices: list[Choices] = [()] * self._known
         """The alternatives to each id so far, if the stream has them."""
 
     @property
@@ -53,7 +53,7 @@ class PromptScores:
         self._known = end
 
     def logprobs(self) -> list[float]:
-        """The ln p of each character given those before it: the sum over its bytes, and NaN for the first character."""
+        """The ln p of each character given all ids before it: the sum over its bytes, and NaN where there are none."""
         unknown = self._ids == UNKNOWN_ID
         exact = self._scores - unknown * self._vocabulary.unknown_nats
         if self._vocabulary.level == "byte":

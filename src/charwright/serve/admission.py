@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
+from collections.abc import Callable
 
 from charwright.config import ServiceConfig
 from charwright.generation.engine import MOST_STREAMS
@@ -11,7 +13,7 @@ from charwright.serve.refusals import Refusal, busy
 
 LONGEST_RETRY_S = 60
 """Clients do not obey a longer Retry-After."""
-WEIGHT = 0.05  # of the latest text in the mean duration
+WEIGHT = 0.05  # of the latest text in the mean duration, once there were many
 
 
 class Admission:
@@ -21,14 +23,18 @@ class Admission:
     that and `max_waiting` may be held.
     """
 
-    def __init__(self, limits: ServiceConfig, callers: Counter[str]) -> None:
+    def __init__(
+        self, limits: ServiceConfig, callers: Counter[str], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Start empty. `callers`, the texts of each caller, is shared by all models."""
-        self._limits, self._callers = limits, callers
+        self._limits, self._callers, self._clock = limits, callers, clock
         self.held = 0
         """Texts admitted and not ended."""
         self.started = 0
         """Those of them that have a place in the batch."""
-        self._text_s = 1.0  # the mean duration of a text
+        self._ended = 0  # texts that had a place and have ended
+        self._text_s = 1.0  # their mean duration
+        self._starts_s = 0.0  # the sum of the times when those in the batch got their places
 
     @property
     def waiting(self) -> int:
@@ -59,13 +65,16 @@ class Admission:
     def start(self) -> None:
         """Count a text that has got a place."""
         self.started += 1
+        self._starts_s += self._clock()
 
     def end(self, caller: str, seconds: float | None) -> None:
         """Count a text that has ended, `seconds` after it got a place, or without one."""
         self.held -= 1
         if seconds is not None:
             self.started -= 1
-            self._text_s += WEIGHT * (seconds - self._text_s)
+            self._starts_s -= self._clock() - seconds
+            self._ended += 1
+            self._text_s += max(WEIGHT, 1 / self._ended) * (seconds - self._text_s)
         self._callers[caller] -= 1
         if self._callers[caller] <= 0:
             del self._callers[caller]
@@ -73,4 +82,14 @@ class Admission:
     def retry_s(self) -> int:
         """In how many seconds those that wait now will probably have got a place, at least 1."""
         rounds = 1 + self.waiting / MOST_STREAMS
-        return max(1, min(LONGEST_RETRY_S, math.ceil(rounds * self._text_s)))
+        return max(1, min(LONGEST_RETRY_S, math.ceil(rounds * self._expected_s())))
+
+    def _expected_s(self) -> float:
+        """How long a text takes: as long as the last ones, or twice the age of those in the batch.
+
+        On average these are at half of their time. Among those that have ended, long ones may still be missing.
+        """
+        if not self.started:
+            return self._text_s
+        age_s = self._clock() - self._starts_s / self.started
+        return max(self._text_s, 2 * age_s)

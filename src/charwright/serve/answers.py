@@ -21,6 +21,7 @@ class Answer:
         self._job, request = job, job.request
         self._logprobs, self._echo = request.logprobs is not None, bool(request.echo)
         self._top = request.logprobs or 0
+        self._labelled = bool(job.served.hosted.vocabulary.labels)
         self._offsets = [0] * len(job.prompts)  # characters of each text so far
         self._head = {"id": job.id, "object": "text_completion", "created": job.created, "model": request.model}
         assert job.config.seed is not None
@@ -37,12 +38,13 @@ class Answer:
             fragment = self._with_prompt(index, fragment)
         at = self._offsets[index]
         self._offsets[index] += len(fragment.text)
-        return {
+        choice = {
             "index": index,
             "text": fragment.text,
             "logprobs": self._scores(fragment, at) if self._logprobs else None,
             "finish_reason": _finish_reason(delivery.ended),
         }
+        return choice | {"label": self._job.label(index)} if self._labelled else choice
 
     def chunk(self, choice: dict[str, Any]) -> bytes:
         """An event of the stream with one choice."""
@@ -115,7 +117,7 @@ class Collected:
         """Start empty; `logprobs` as in the request."""
         self._index = index
         self._text: list[str] = []
-        self._finish_reason: str | None = None
+        self._end: dict[str, Any] = {"finish_reason": None}
         self._scores: dict[str, list[bytes] | None] | None = None
         if logprobs is not None:
             names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
@@ -124,7 +126,7 @@ class Collected:
     def add(self, choice: dict[str, Any]) -> None:
         """Append a part of the choice."""
         self._text.append(choice["text"])
-        self._finish_reason = choice["finish_reason"]
+        self._end = {name: choice[name] for name in ("finish_reason", "label") if name in choice}
         for name, parts in (self._scores or {}).items():
             if parts is not None and (values := choice["logprobs"][name]):
                 parts.append(json_bytes(values)[1:-1])
@@ -132,8 +134,7 @@ class Collected:
     def json(self) -> bytes:
         """The whole choice."""
         head = json_bytes({"index": self._index, "text": "".join(self._text)})[:-1]
-        end = b',"finish_reason":' + json_bytes(self._finish_reason) + b"}"
-        return head + b',"logprobs":' + self._scores_json() + end
+        return head + b',"logprobs":' + self._scores_json() + b"," + json_bytes(self._end)[1:]
 
     def _scores_json(self) -> bytes:
         if self._scores is None:

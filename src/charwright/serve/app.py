@@ -54,7 +54,7 @@ def create_app(service: Service, access: Access, *, log: Log | None = None) -> A
             allow_origins=list(access.origins),
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after"],
+            expose_headers=["x-request-id", "retry-after", "x-should-retry"],
         )
         headers = [item for item in SAFE if item != SAME_ORIGIN]
     app = RefusalAnswers(HostCheck(app, names=access.hosts, addresses=access.addresses), metrics=service.metrics)
@@ -151,7 +151,14 @@ def _page(page: Page) -> Response:
 
 def _described(model: ServedModel) -> dict[str, object]:
     hosted = model.hosted
-    return {"id": hosted.name, "object": "model", "created": hosted.created, "owned_by": "charwright"}
+    labels = list(hosted.vocabulary.labels)
+    return {
+        "id": hosted.name,
+        "object": "model",
+        "created": hosted.created,
+        "owned_by": "charwright",
+        "labels": labels,
+    }
 
 
 async def _no_route(scope: Scope, _receive: Receive, _send: Send) -> None:

@@ -12,7 +12,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from charwright.config import GenerationConfig
-from charwright.data.labels import label_id
+from charwright.data.labels import label_id, listed_labels
+from charwright.data.vocabulary import Vocabulary
 from charwright.errors import CharwrightError, UsageError
 from charwright.generation.draft import Guard
 from charwright.generation.masks import allowed
@@ -78,12 +79,12 @@ class Completions:
                 raise busy(503, "the service is reading the training text for max_copy", 1, "guard") from None
             raise job.served.admission.full("wait") from None
         if job.request.stream:
-            await self._stream(job, send, deadline)
+            await self._stream(job, scope, send, deadline)
         else:
             answer = await _whole(job, deadline)
             await Response(answer, media_type="application/json")(scope, receive, send)
 
-    async def _stream(self, job: Job, send: Send, deadline: float) -> None:
+    async def _stream(self, job: Job, scope: Scope, send: Send, deadline: float) -> None:
         """Send the text as it grows. From here on, problems are reported inside the stream."""
         await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
         metrics = self._service.metrics
@@ -93,6 +94,7 @@ class Completions:
                 await _send_events(job, send)
         except (TimeoutError, Refusal) as problem:
             refusal = problem if isinstance(problem, Refusal) else _late()
+            scope["state"]["refusal"] = refusal
             metrics.refusals.labels(refusal.reason).inc()
             await _send_part(send, b"data: " + json_bytes(refusal.body()) + b"\n\n", more=False)
         finally:
@@ -132,7 +134,8 @@ async def _whole(job: Job, deadline: float) -> bytes:
 
 def _late() -> Refusal:
     message = "the request took too long; ask for fewer characters or texts"
-    return Refusal(503, message, code="timeout", headers=[(b"retry-after", b"1")], reason="time")
+    # OpenAI's clients would repeat the request, which would take as long again.
+    return Refusal(503, message, code="timeout", headers=[(b"x-should-retry", b"false")], reason="time")
 
 
 @asynccontextmanager
@@ -174,17 +177,38 @@ def _checked(request: CompletionRequest, served: ServedModel) -> GenerationConfi
     config, vocabulary = request.generation(seed), served.hosted.vocabulary
     if request.logprobs and vocabulary.level != "character":
         raise bad("logprobs", "must be 0, since this model generates bytes, which are not characters")
+    _check_label(request, vocabulary)
+    _check_record(request, served.hosted.generator.record_end)
+    try:
+        allowed(vocabulary, config)
+    except UsageError as error:
+        name = "ban" if request.only is None else "only"
+        message = str(error).replace("--only and --ban leave", "--only: with ban leaves")
+        raise bad(name, message.removeprefix(f"--{name}").removeprefix(":").lstrip()) from error
+    return config
+
+
+def _check_label(request: CompletionRequest, vocabulary: Vocabulary) -> None:
     if request.label is not None:
         try:
             label_id(vocabulary, request.label)
         except UsageError as error:
             raise bad("label", str(error)) from error
-    try:
-        allowed(vocabulary, config)
-    except UsageError as error:
-        name = "ban" if request.only is None else "only"
-        raise bad(name, str(error).replace("--", "").removeprefix(f"{name}: ")) from error
-    return config
+    elif vocabulary.labels and request.echo and request.logprobs is not None:
+        # One that is drawn would make the scores of a prompt differ from request to request.
+        message = f"is required to score a prompt (echo with logprobs); the model has {listed_labels(vocabulary)}"
+        raise bad("label", message)
+
+
+def _check_record(request: CompletionRequest, end: str | None) -> None:
+    """See that each prompt is the beginning of one record; a prompt that is only scored may have its end too."""
+    if end is None:
+        return
+    only_read = request.echo and request.length == 0
+    for prompt in request.prompt:
+        at = prompt.find(end)
+        if at >= 0 and not (only_read and at + len(end) == len(prompt)):
+            raise bad("prompt", f"has the end of a record, {end!r}; give the beginning of one record")
 
 
 async def _guard(job: Job) -> Guard:

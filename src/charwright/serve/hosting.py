@@ -15,6 +15,9 @@ from charwright.generation.novelty import CopyGuard
 from charwright.run import Run
 from charwright.workflow.loading import generator_of
 
+LONGEST_NAME = 256
+"""Characters of the name of a model."""
+
 ReadText = Callable[[Run], Text]
 """Reads the training text of a run."""
 
@@ -43,6 +46,14 @@ class HostedModel:
         run = Run.open(folder)
         generator = generator_of(run, precision, threads=threads)
         return cls(name, int((folder / "config.json").stat().st_mtime), generator, run, training_text)
+
+    def read_text(self) -> None:
+        """Read the training text now rather than for the first guard.
+
+        Raises:
+            CharwrightError: if it cannot be read, or is another text.
+        """
+        self._text_ids()
 
     def guard(self, max_copy: int) -> Guard:
         """Make the guard that `max_copy` needs. The first one reads the training text.
@@ -73,7 +84,7 @@ def load_all(
     """Load runs under the given names, by default those of their folders.
 
     Raises:
-        UsageError: if two runs have the same name.
+        UsageError: if two runs have the same name, or a name is too long.
         RunError: if there is no usable run in a folder.
     """
     models: dict[str, HostedModel] = {}
@@ -81,6 +92,8 @@ def load_all(
         name = given or folder.resolve().name
         if any("\ud800" <= character <= "\udfff" for character in name):
             raise UsageError(f"the name of a model must be Unicode: give it one: NAME={folder}")
+        if len(name) > LONGEST_NAME:
+            raise UsageError(f"the name of a model has at most {LONGEST_NAME} characters, not {len(name):,}")
         if name in models:
             raise UsageError(f"two runs have the name {name!r}; name one of them: NAME={folder}")
         models[name] = HostedModel.load(name, folder, training_text, precision, threads=threads)

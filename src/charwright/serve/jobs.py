@@ -54,6 +54,7 @@ class Job:
         self._unfinished = len(self.prompts)
         self._texts: list[Text] = []
         self._started: dict[int, float] = {}
+        self._read: set[int] = set()  # prompts of the request that are counted
         self._ended: set[int] = set()
 
     @contextmanager
@@ -145,6 +146,10 @@ class Job:
         assert draft is not None
         return draft
 
+    def label(self, index: int) -> str | None:
+        """The label of a text that has got a place."""
+        return self._texts[index].label
+
     def cut(self) -> None:
         """End the job, since the service ends."""
         self._cut = True
@@ -167,11 +172,18 @@ class Job:
         elif index not in self._started:
             self._started[index] = now
             admission.start()
-            name = self.served.hosted.name
-            self._service.metrics.characters.labels(name, "prompt").inc(len(self.prompts[index]))
+            self._count_prompt(index)
         self._count(delivery)
         self._news.append((index, delivery))
         self._wake.set()
+
+    def _count_prompt(self, index: int) -> None:
+        """Count the prompt of a text, unless another text has the same one: as in the usage, each counts once."""
+        number = index // (self.request.n or 1)
+        if number not in self._read:
+            self._read.add(number)
+            name = self.served.hosted.name
+            self._service.metrics.characters.labels(name, "prompt").inc(len(self.prompts[index]))
 
     def _count(self, delivery: Delivery) -> None:
         if not delivery.fragment.text:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from charwright.serve.jobs import ClientGoneError, Job
+from charwright.serve.lines import Lines
 from charwright.serve.metrics import Metrics
 from charwright.serve.refusals import Headers, Refusal, json_bytes
 
@@ -79,8 +79,17 @@ class Journal:
                 message = {**message, "headers": [*message.get("headers", []), *own]}
             await send(message)
 
+        async def receive_valid() -> Message:
+            message = await receive()
+            if "invalid_body" in state:
+                raise state["invalid_body"]
+            return message
+
         try:
-            await self._app(scope, receive, send_noting)
+            if "refusal" in state:  # The protocol has refused what came instead of a request.
+                await _refuse(state["refusal"], self._metrics, scope, receive, send_noting)
+            else:
+                await self._app(scope, receive_valid, send_noting)
         except ClientGoneError:
             pass
         except Exception:
@@ -128,9 +137,9 @@ async def _refuse(refusal: Refusal, metrics: Metrics, scope: Scope, receive: Rec
 class RequestLog:
     """Writes one line for each request. What clients write is in it only if `prompts`."""
 
-    def __init__(self, *, as_json: bool, prompts: bool, stream: TextIO | None = None) -> None:
-        """Write to `stream`, by default stderr, as text or as one JSON object a line."""
-        self._json, self._prompts, self._stream = as_json, prompts, stream or sys.stderr
+    def __init__(self, *, as_json: bool, prompts: bool, stream: TextIO | Lines) -> None:
+        """Write to `stream`, which must not block, as text or as one JSON object a line."""
+        self._json, self._prompts, self._stream = as_json, prompts, stream
 
     def __call__(self, entry: Entry, seconds: float) -> None:
         """Write the line."""
@@ -138,11 +147,7 @@ class RequestLog:
             return
         values = self._values(entry, seconds)
         line = json.dumps(values, ensure_ascii=False) if self._json else _line(values)
-        try:
-            self._stream.write(line + "\n")
-            self._stream.flush()
-        except (OSError, ValueError):  # A closed terminal must not end the service.
-            pass
+        self._stream.write(line + "\n")
 
     def _values(self, entry: Entry, seconds: float) -> dict[str, Any]:
         values: dict[str, Any] = {
@@ -185,6 +190,10 @@ class Problems(logging.Formatter):
         """Choose the form."""
         super().__init__("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z")
         self._json = as_json
+
+    def notice(self, message: str) -> str:
+        """The line of a message that has no record."""
+        return self.format(logging.makeLogRecord({"levelname": "WARNING", "msg": message}))
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, or with a traceback several unless it is JSON."""

@@ -36,7 +36,8 @@ REASONS = {
     "415": "The body is not JSON.",
     "429": "This caller has too many texts in progress; Retry-After says when to try again.",
     "500": "A defect of the service.",
-    "503": "The service is full or ending; Retry-After says when to try again.",
+    "503": "The service is full or ending; Retry-After says when to try again. Or the request took longer than the"
+    " service allows; then there is no Retry-After, and `x-should-retry` is false.",
 }
 SHAPES: tuple[type[BaseModel], ...] = (CompletionRequest, Completion, ErrorAnswer, Model, ModelList, Status)
 

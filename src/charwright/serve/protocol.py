@@ -1,19 +1,23 @@
-"""uvicorn's HTTP protocol with limits on connections, on the head of a request, and on the time a client may take."""
+"""uvicorn's HTTP protocol with limits on connections, on the head of a request, and on the time a client may take.
+
+What is refused here goes through the application like a request: there it is numbered, counted and logged.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import re
+import contextlib
+import sys
 from asyncio import TimerHandle
 from collections.abc import Callable
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from httptools import HttpParserError, HttpParserUpgrade
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from charwright.serve.refusals import Refusal, json_bytes
+from charwright.serve.refusals import Refusal, busy
 
 MOST_HEAD_BYTES = 64 << 10
 """The first line of a request and its headers together."""
-_UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -22,54 +26,81 @@ class LimitedProtocol(HttpToolsProtocol):
     idle_s = 30.0
     """Longest wait for a request to begin on a new connection, for its head, and for the client to read."""
     most_connections = 1000
-    refused: Callable[[str], None] = staticmethod(lambda _: None)
-    """Counts refusals by reason."""
+    idle: dict[LimitedProtocol, None]
+    """The connections between two requests, the longest idle first; all connections of a service share it."""
+    abandoned: Callable[[], None] = staticmethod(lambda: None)
+    """Counts answers that were complete for the application, and that the client did not read to their end."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for the first request, or close the connection if there are too many."""
+        """Wait for the first request. If there are too many connections, close an idle one, or this one."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # However little the client has not read, the wait for it has an end.
         self._reading: TimerHandle | None = None
         self._writing: TimerHandle | None = None
         self._head_bytes = 0
-        self._in_head = True
+        self._in_head = True  # or before it
+        self._begun = False  # whether a part of a request has arrived
         self._completed = False  # whether a request was complete in the part that is read
-        if len(self.connections) > self.most_connections:
-            self._refuse(Refusal(503, "the service has too many connections", code="overloaded", reason="connections"))
+        self._problem: Refusal | None = None  # what is wrong with the head that is read
+        self._refused = False  # whether what follows is ignored
+        if len(self.connections) > self.most_connections and not self._close_longest_idle():
+            self._refuse(busy(503, "the service has too many connections", 1, "connections"))
         else:
             self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
         """Read a part of a request, and see that its head has an end."""
-        if self.transport.is_closing():
+        if self._refused or self.transport.is_closing():
             return
-        if self._in_head and self._head_bytes == 0:
-            data = _without_upgrade(data)
+        self._unset_keepalive_if_required()
+        self.idle.pop(self, None)
         before, self._completed = self._head_bytes, False
-        super().data_received(data)
+        try:
+            self._parse(memoryview(data))
+        except HttpParserError:
+            self._refuse_invalid()
+            return
         if self._in_head:
-            self._head_bytes = 1 if self._completed else before + len(data)
+            self._head_bytes = 0 if self._completed else before + len(data)
             if self._head_bytes > MOST_HEAD_BYTES:
-                message = f"the head of the request is larger than {MOST_HEAD_BYTES:,} bytes"
-                self._refuse(Refusal(431, message, reason="head"))
+                self._refuse(_large_head())
+                return
         if self._idle:
             self._wait_for_head()
+            self._note_idle()
+
+    def on_message_begin(self) -> None:
+        """Begin with the head of a request."""
+        self._begun = True
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """Go on to the body, for which the application waits."""
+        self._problem = self._problem_of_head()
+        if self._problem is not None:
+            raise self._problem  # The parser stops, and raises an error of its own.
+        if self.parser.should_upgrade():
+            return  # `_parse` does without the offer.
+        super().on_headers_complete()
         self._in_head, self._head_bytes = False, 0
         self._stop_reading()
-        super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """Go on to the head of the next request."""
-        self._in_head, self._head_bytes, self._completed = True, 0, True
+        if self.parser.should_upgrade():
+            return
+        self._in_head, self._head_bytes, self._begun, self._completed = True, 0, False, True
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request."""
+        super().on_response_complete()
+        self._note_idle()
 
     def pause_writing(self) -> None:
         """Wait for the client to read."""
         super().pause_writing()
-        self._stop_writing()
-        self._writing = self.loop.call_later(self.idle_s, self.transport.abort)
+        self._wait_for_reader()
 
     def resume_writing(self) -> None:
         """Stop waiting: the client has read."""
@@ -78,19 +109,58 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Leave nothing behind; uvicorn's timer would keep the memory of a connection that was reset."""
+        self.idle.pop(self, None)
         self._stop_reading()
         self._stop_writing()
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
-    def send_400_response(self, msg: str) -> None:
-        """Answer what is not HTTP, in the form of all refusals."""
-        self._refuse(Refusal(400, msg.rstrip(".").lower(), reason="http"))
+    def _parse(self, data: memoryview) -> None:
+        """Read requests, with offers to speak another protocol left out.
+
+        The parser leaves the body of a request with an offer to the other protocol. Such a request is therefore read
+        again from its head, without the offer.
+        """
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except HttpParserUpgrade as offer:
+                data = data[offer.args[0] :]
+            self.parser.feed_data(self._head_without_offer())
+
+    def _head_without_offer(self) -> bytes:
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s" % (method, self.url, version)]
+        lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join(lines) + b"\r\n\r\n"
+
+    def _problem_of_head(self) -> Refusal | None:
+        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MOST_HEAD_BYTES:
+            return _large_head()
+        if self.parser.get_method() == b"CONNECT":
+            return Refusal(400, "this service is no proxy", reason="http")
+        return None
 
     @property
     def _idle(self) -> bool:
         """Whether no request is being answered."""
         return self.cycle is None or self.cycle.response_complete
+
+    def _note_idle(self) -> None:
+        """Take a place among the idle connections, if this one is between two requests."""
+        if self._idle and self._in_head and not self._begun and not self.transport.is_closing():
+            self.idle[self] = None
+
+    def _close_longest_idle(self) -> bool:
+        """Make room for this connection: whether another one could be closed without harm."""
+        for other in self.idle:
+            if not other.flow.write_paused:  # Otherwise its client still reads the last answer.
+                del self.idle[other]
+                self.connections.discard(other)
+                other.transport.close()
+                return True
+        return False
 
     def _wait_for_head(self) -> None:
         """Wait for the rest of a request, whatever has arrived of it. An answer in progress is never interrupted."""
@@ -107,22 +177,83 @@ class LimitedProtocol(HttpToolsProtocol):
             self._reading.cancel()
             self._reading = None
 
+    def _wait_for_reader(self) -> None:
+        self._stop_writing()
+        self._writing = self.loop.call_later(self.idle_s, self._see_reader, _unsent_bytes(self.transport))
+
+    def _see_reader(self, before: int) -> None:
+        """Wait on for a client that has read something, however slow it is; leave one that has not."""
+        if _unsent_bytes(self.transport) < before:
+            self._wait_for_reader()
+            return
+        if self._idle:  # Otherwise the application notices it, and counts.
+            self.abandoned()
+        self.transport.abort()
+
     def _stop_writing(self) -> None:
         if self._writing is not None:
             self._writing.cancel()
             self._writing = None
 
+    def _refuse_invalid(self) -> None:
+        """Answer what is not HTTP. What follows cannot be told apart, and is ignored."""
+        refusal = self._problem or Refusal(400, "invalid http request received", reason="http")
+        if self._in_head:
+            self._refuse(refusal)
+            return
+        self._refused = True
+        if self.cycle.response_complete:
+            self.transport.close()
+            return
+        self.cycle.keep_alive = False
+        self.cycle.scope["state"]["invalid_body"] = refusal
+        self.cycle.message_event.set()  # The application may be waiting for the body.
+
     def _refuse(self, refusal: Refusal) -> None:
-        """Answer without the application, and close the connection."""
-        self.refused(refusal.reason)
-        body = json_bytes(refusal.body())
-        head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
-        if self._idle:
-            self.transport.write(STATUS_LINE[refusal.status] + head + body)
-        self.transport.close()
+        """Answer as soon as the requests before are answered, then close the connection."""
+        self._refused = True
+        self._stop_reading()
+        super().on_message_begin()
+        self.scope["method"], self.scope["path"] = "-", ""
+        self.scope["raw_path"], self.scope["query_string"] = b"", b""
+        self.scope["state"]["refusal"] = refusal
+        answering, self.cycle = not self._idle, self._new_cycle()
+        if answering:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
+        else:
+            task = self.loop.create_task(self.cycle.run_asgi(self.app))
+            task.add_done_callback(self.tasks.discard)
+            self.tasks.add(task)
+
+    def _new_cycle(self) -> RequestResponseCycle:
+        return RequestResponseCycle(
+            scope=self.scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=False,
+            keep_alive=False,
+            on_response=self.on_response_complete,
+        )
 
 
-def _without_upgrade(data: bytes) -> bytes:
-    """The beginning of a request without an offer to speak HTTP/2, after which the parser would not read its body."""
-    head, end, rest = data.partition(b"\r\n\r\n")
-    return _UPGRADE.sub(b"", head) + end + rest if b"pgrade" in head else data
+def _large_head() -> Refusal:
+    return Refusal(431, f"the head of the request is larger than {MOST_HEAD_BYTES:,} bytes", reason="head")
+
+
+def _unsent_bytes(transport: asyncio.Transport) -> int:
+    """What the client has not taken yet: with what is in the system's buffer, which may be large, if it tells."""
+    unsent = transport.get_write_buffer_size()
+    if sys.platform == "linux":
+        import fcntl
+        import termios
+
+        with contextlib.suppress(OSError):
+            held = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+            unsent += int.from_bytes(held, sys.byteorder)
+    return unsent

@@ -22,11 +22,12 @@ from pydantic_core import PydanticCustomError
 
 from charwright.config import GenerationConfig, ServiceConfig
 from charwright.passages import parse_until
+from charwright.serve.hosting import LONGEST_NAME
 from charwright.serve.refusals import Refusal, bad
 
 MOST_STOPS = 4
 MOST_LOGPROBS = 5
-LONGEST_NAME, LONGEST_STRING = 256, 1000
+LONGEST_STRING = 1000
 SMALLEST_NUCLEUS = 1e-12
 """OpenAI allows a top_p of 0: the most likely character only, as with this."""
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -157,7 +158,12 @@ class CompletionRequest(BaseModel):
     max_copy: int | None = _bounds("max_copy", default=None)
     only: str | None = _bounds("only", default=None, max_length=65536)
     ban: str | None = _bounds("ban", default="", max_length=65536)
-    label: str | None = Field(None, max_length=LONGEST_STRING, description="A label of the model, if it has labels.")
+    label: str | None = Field(
+        None,
+        max_length=LONGEST_STRING,
+        description="A label of the model, if it has labels. By default it is drawn; to score a prompt (`echo` with"
+        " `logprobs`) it is required.",
+    )
 
     @property
     def texts(self) -> int:

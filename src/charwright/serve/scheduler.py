@@ -62,7 +62,9 @@ class Text:
     order: Order
     deliver: Callable[[Delivery], None]
     draft: Draft | None = field(default=None, repr=False)
-    """Set by the thread when the text gets a place."""
+    """Set by the thread when the text gets a place, like the next."""
+    label: str | None = None
+    """The label that was asked for or drawn, if the model has labels."""
     shown: int = 0
     """Characters delivered."""
     due_s: float = 0.0
@@ -182,7 +184,7 @@ class Scheduler:
         while self._waiting and len(self._texts) < MOST_STREAMS:
             text = self._next()
             try:
-                draft = text.draft = self._begin(text.order)
+                draft = text.draft = self._begin(text)
             except Exception:  # A defect, since requests are checked before: only this text fails.
                 logger.exception("a text could not be started")
                 deliveries.append((text, Delivery(Fragment(), "failed")))
@@ -201,14 +203,16 @@ class Scheduler:
         self._waiting.remove(text)
         return text
 
-    def _begin(self, order: Order) -> Draft:
-        generator = self._generator
+    def _begin(self, text: Text) -> Draft:
+        generator, order = self._generator, text.order
+        opening = generator.opening(order.config.seed or 0, order.index, label=order.label)
+        text.label = opening.label
         return self._session.join(
             order.prompt,
             order.config,
             order.index,
             guard=order.guard,
-            context=generator.opening(order.config.seed or 0, order.index, label=order.label).ids,
+            context=opening.ids,
             record_end=generator.record_end,
             logprobs=order.logprobs,
             alternatives=order.alternatives,

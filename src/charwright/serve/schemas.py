@@ -27,6 +27,7 @@ class Choice(_Shape):
     text: str
     logprobs: Logprobs | None
     finish_reason: Literal["stop", "length"]
+    label: str | None = Field(None, description="The label, given or drawn; only of models with labels.")
 
 
 class Usage(_Shape):
@@ -56,6 +57,7 @@ class Model(_Shape):
     object: Literal["model"]
     created: int
     owned_by: str
+    labels: list[str] = Field(description="What `label` may be; empty for most models.")
 
 
 class ModelList(_Shape):

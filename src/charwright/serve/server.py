@@ -82,13 +82,13 @@ def serve(
     trusted_proxies: str | None = None,
     say: Callable[[str], None],
 ) -> int:
-    """Serve until SIGTERM or Ctrl-C, then let the accepted requests end; return the exit code.
+    """Serve until SIGTERM, SIGHUP or Ctrl-C, then let the accepted requests end; return the exit code.
 
     `trusted_proxies` are the addresses whose X-Forwarded-For is believed, separated by commas.
     """
     _allow_many_files()
     server = Server(service, create_app(service, access, log=log), say=say, trusted_proxies=trusted_proxies)
-    with handling(("SIGINT", "SIGTERM"), server.handle_exit):
+    with handling(("SIGINT", "SIGTERM", "SIGHUP"), server.handle_exit):
         server.run(sockets=[listener])
     return server.exit_code
 
@@ -105,14 +105,15 @@ def _allow_many_files() -> None:
 
 def _protocol(service: Service) -> type[LimitedProtocol]:
     """The protocol with the limits of a service."""
-    limits, refusals = service.limits, service.metrics.refusals
+    limits = service.limits
     return type(
         "Protocol",
         (LimitedProtocol,),
         {
             "idle_s": limits.idle_s,
             "most_connections": limits.max_connections,
-            "refused": staticmethod(lambda reason: refusals.labels(reason).inc()),
+            "idle": {},
+            "abandoned": staticmethod(service.metrics.abandoned.inc),
         },
     )
 

@@ -5,7 +5,7 @@
 // A proxy may serve the page below a sub-path, with or without a slash at its end.
 const BASE = `${location.origin}${location.pathname.replace(/\/*$/, "/")}`;
 // Parameters that the openai package does not know.
-const OWN = new Set(["top_k", "min_p", "repetition_penalty", "until"]);
+const OWN = new Set(["label", "top_k", "min_p", "repetition_penalty", "until"]);
 
 /** An error to show: `param` is the parameter that it is about and `code` its code, if the service gave them. */
 class ServiceError extends Error {
@@ -36,10 +36,10 @@ async function errorOf(response) {
   return new ServiceError(`Error ${response.status}: ${message}${again}`, error);
 }
 
-/** The names of the service's models. */
-async function modelNames(signal) {
+/** The labels of each of the service's models, by its name; most have none. */
+async function labelsByModel(signal) {
   const answer = await (await send("v1/models", { signal })).json();
-  return answer.data.map((model) => model.id);
+  return new Map(answer.data.map((model) => [model.id, model.labels]));
 }
 
 /** Start a completion and yield the chunks of its stream: nothing until the service has accepted the request. */

@@ -8,6 +8,7 @@ const NUMBERS = ["max_tokens", "temperature", "n", "top_p", "top_k", "min_p", "r
 const page = Object.fromEntries([...document.querySelectorAll("[id]")].map((element) => [element.id, element]));
 const keys = page.form.dataset.keys === "true";
 let panes = [];
+let labels = new Map(); // of each model
 let running = null; // the AbortController of the request being answered
 let frame = 0; // the animation frame in which the texts will be drawn
 
@@ -32,11 +33,12 @@ class Pane extends SurpriseText {
   }
 
   /** Take a fragment of the text; it is drawn in the next frame. */
-  receive({ text, logprobs, finish_reason: reason }) {
+  receive({ text, logprobs, finish_reason: reason, label }) {
     const characters = Array.from(text);
     this.waiting.push({ text, characters, bits: logprobs?.token_logprobs.map((lnp) => Math.max(0, -lnp / Math.LN2)) });
     this.count += characters.length;
     this.reason = reason ?? this.reason;
+    this.label = label ?? this.label;
   }
 
   /** Draw what has arrived since the last frame. */
@@ -55,6 +57,7 @@ class Pane extends SurpriseText {
   summary() {
     const facts = [`${grouped(this.count)} characters`];
     if (this.bits.length) facts.push(`${(this.total / this.bits.length).toFixed(2)} bits per character`);
+    if (this.label) facts.push(`label: ${this.label}`);
     if (this.reason) facts.push(`finish: ${this.reason}`);
     return facts.join(", ");
   }
@@ -76,6 +79,7 @@ function requestOf() {
   if (page.until.value.trim()) request.until = page.until.value.trim();
   if (/^\s*\d+\s*$/.test(page.seed.value)) request.seed = BigInt(page.seed.value).toString();
   if (page.logprobs.checked) request.logprobs = 0;
+  if (page.label.value) request.label = page.label.value;
   return request;
 }
 
@@ -182,9 +186,19 @@ function busy(isBusy) {
 
 /** Fill the list of models; the one that was chosen before stays chosen. */
 async function loadModels(signal) {
-  const names = await modelNames(signal), wanted = page.model.value || restored().model;
-  page.model.replaceChildren(...names.map((name) => new Option(name, name, false, name === wanted)));
+  labels = await labelsByModel(signal);
+  const wanted = page.model.value || restored().model;
+  page.model.replaceChildren(...[...labels.keys()].map((name) => new Option(name, name, false, name === wanted)));
+  offerLabels();
   show();
+}
+
+/** Offer the labels of the chosen model, if it has any; the one that was chosen before stays chosen. */
+function offerLabels() {
+  const names = labels.get(page.model.value) ?? [], wanted = page.label.value || restored().label;
+  const options = names.map((name) => new Option(name, name, false, name === wanted));
+  page.label.replaceChildren(new Option("drawn at random", ""), ...options);
+  page.labelRow.hidden = names.length === 0;
 }
 
 /** The inputs that the page was left with. */
@@ -211,7 +225,7 @@ function keep() {
   const values = [...inputs].map((input) => [input.id, input.type === "checkbox" ? input.checked : input.value]);
   const opened = [page.more, page.code].map((details) => [details.id, details.open]);
   // Without a list of models there is no choice to keep.
-  if (!page.model.value) values.push(["model", restored().model]);
+  if (!page.model.value) values.push(["model", restored().model], ["label", restored().label]);
   try {
     sessionStorage.setItem(STORE, JSON.stringify(Object.fromEntries([...values, ...opened])));
   } catch {
@@ -257,6 +271,7 @@ function connect() {
     event.preventDefault();
     if (!running) generate();
   });
+  page.model.addEventListener("input", offerLabels);
   page.form.addEventListener("input", show);
   // A control inside of closed details could not show its message.
   page.form.addEventListener("invalid", (event) => event.target.closest("details")?.setAttribute("open", ""), true);
