@@ -158,7 +158,7 @@ def test_a_text_that_is_too_short_is_refused(vocabulary: Vocabulary, text: str, 
 
 @pytest.mark.parametrize("protocol", ["", "windows", "windows-", "windows-0", "windows--3", "windows-x", "carried-3"])
 def test_an_unknown_protocol_is_refused(protocol: str) -> None:
-    with pytest.raises(UsageError, match="carried or windows-N"):
+    with pytest.raises(UsageError, match="carried, windows-N"):
         cw.evaluate(make_model(3), Vocabulary("ab"), "abab", protocol)
 
 
