@@ -46,7 +46,7 @@ def inspect(ctx: click.Context, /, corpus: tuple[str, ...], recipe_name: str, se
     from charwright.data.large_texts import open_corpus
     from charwright.data.records import Records
     from charwright.data.texts import character_counts, ids_of
-    from charwright.data.vocabularies import make_vocabulary
+    from charwright.data.vocabularies import vocabulary_to_train
     from charwright.planning.recipe_file import recipe_of
     from charwright.workflow.assembly import dataset_of
     from charwright.workflow.texts import divided
@@ -58,7 +58,7 @@ def inspect(ctx: click.Context, /, corpus: tuple[str, ...], recipe_name: str, se
     reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
     corpus_read = open_corpus(corpus, reading, user_places())
     text = divided(corpus_read.text, recipe.records)
-    vocabulary = make_vocabulary(text, recipe.vocabulary)
+    vocabulary = vocabulary_to_train(text, recipe.vocabulary)
     ids = ids_of(text, vocabulary)
     dataset, word = dataset_of(recipe, vocabulary, text)
     counts = character_counts(text)

@@ -163,10 +163,10 @@ def _require_optuna() -> None:
 
 def _task(texts: Texts, recipe: Recipe, minutes: float, compute: Compute) -> Task:
     """What the trials have in common, checked."""
-    from charwright.data.vocabularies import make_vocabulary
+    from charwright.data.vocabularies import vocabulary_to_train
     from charwright.tuning.trial import Task
 
-    vocabulary = make_vocabulary(texts.whole, recipe.vocabulary)
+    vocabulary = vocabulary_to_train(texts.whole, recipe.vocabulary)
     task = Task(vocabulary, texts.training, texts.validation, minutes, compute)
     task.check()
     return task

@@ -16,21 +16,31 @@ def make_vocabulary(text: Text, config: VocabularyConfig) -> Vocabulary:
     """Build the vocabulary that a configuration describes, with the labels of a text of records.
 
     Raises:
-        UsageError: when bytes are to have labels, or no character occurs as often as `min_count`.
+        UsageError: when bytes are to have labels.
 
     >>> make_vocabulary("banana", VocabularyConfig(level="byte"))
     ByteVocabulary(257 tokens)
     """
     kind = ByteVocabulary if config.level == "byte" else Vocabulary
     vocabulary = kind.from_text(plain(text), config)
-    if len(vocabulary) == 1 and config.min_count > 1:
-        raise UsageError(f"--min-count {config.min_count:,}: no character of the text occurs so often")
     names = label_names(text)
     if not names:
         return vocabulary
     if vocabulary.level == "byte":
         raise UsageError("labels need a vocabulary of characters: remove --level byte or --label")
     return LabelledVocabulary(vocabulary.characters, names)
+
+
+def vocabulary_to_train(text: Text, config: VocabularyConfig) -> Vocabulary:
+    """The vocabulary of `make_vocabulary`, of which a model can generate something.
+
+    Raises:
+        UsageError: when bytes are to have labels, or no character occurs as often as `min_count`.
+    """
+    vocabulary = make_vocabulary(text, config)
+    if len(vocabulary) == 1:
+        raise UsageError(f"--min-count {config.min_count:,}: no character of the text occurs so often")
+    return vocabulary
 
 
 def vocabulary_from_json(values: Any) -> Vocabulary:

@@ -20,7 +20,7 @@ from charwright.data.labels import listed_labels
 from charwright.data.large_texts import AnyCorpus
 from charwright.data.parts import STDIN_PATH, Places
 from charwright.data.texts import Text, label_names, plain
-from charwright.data.vocabularies import make_vocabulary
+from charwright.data.vocabularies import vocabulary_to_train
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import CorpusError, UsageError
 from charwright.model.compute import Wanted
@@ -114,7 +114,7 @@ class Origin:
             self.teachers.check(texts)
             return self.teachers.vocabulary
         if self.parent is None:
-            return make_vocabulary(texts.whole, options)
+            return vocabulary_to_train(texts.whole, options)
         grown = self.parent.vocabulary.grown(plain(texts.whole), options)
         if new := set(label_names(texts.whole)).difference(grown.labels):
             raise UsageError(
