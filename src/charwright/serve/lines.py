@@ -12,6 +12,8 @@ from typing import TextIO
 
 MOST_WAITING = 1 << 20
 """Characters that may wait to be written; further lines are dropped."""
+PAUSE_S = 0.05
+"""Between two writings. A thread that wakes for each line takes the interpreter's lock from the thread that answers."""
 CLOSING_S = 1.0
 """How long the last lines may take to be written."""
 
@@ -27,6 +29,7 @@ class Lines:
         self._characters = 0
         self._dropped = 0
         self._ended = False
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
 
     def __enter__(self) -> Lines:
@@ -39,6 +42,7 @@ class Lines:
         with self._changed:
             self._ended = True
             self._changed.notify()
+        self._closing.set()
         self._thread.join(CLOSING_S)
 
     def write(self, text: str) -> int:
@@ -74,6 +78,7 @@ class Lines:
         while text := self._next():
             with contextlib.suppress(OSError, ValueError):  # A closed terminal must not end the service.
                 self._write(text)
+            self._closing.wait(PAUSE_S)
 
     def _next(self) -> str:
         """Wait for lines and return all of them; nothing is the end."""
