@@ -773,10 +773,6 @@ def test_a_state_replaces_no_other_file(charwright: Terminal, letters: Path, tmp
         assert (done.code, state.stat().st_size > 0) == (0, True)
 
 
-def test_adapting_needs_a_prompt(charwright: Terminal, letters: Path) -> None:
-    assert "--adapt learns from the prompt" in charwright("generate", letters, "--adapt", "--prompt", "").line
-
-
 def test_a_pipe_that_nobody_writes_to_is_announced(
     letters: Path, charwright: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from charwright.cli.info import chart
 from charwright.config import ModelConfig
 from charwright.run import Run
 from commands import SMALL, TEXT, Terminal, process
@@ -150,3 +151,13 @@ def test_inspect_bytes_and_a_text_shorter_than_a_batch(charwright: Terminal, tmp
     assert result.code == 0
     assert "the 256 bytes of UTF-8" in result.out
     assert "instead of 64 x 100" in result.out
+
+
+def test_bars_begin_where_the_heading_says() -> None:
+    """Of many points some are left out, and the lowest may be one of them."""
+    points = [(step, 2.0) for step in range(40)]
+    points[1] = (1, 0.1)
+    lines = chart(points)
+    assert not any("0.1000" in line for line in lines)
+    assert {line.count("█") for line in lines} == {40}
+    assert chart([(0, 2.0), (1, 0.1)])[0] == lines[0]

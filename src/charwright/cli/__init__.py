@@ -43,7 +43,7 @@ COMMANDS = (
 FILES = {"import": "import_model"}
 """The file and function of a command whose name is a Python keyword."""
 
-FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 """What the system answers when there is no room to write."""
 
 HELP = """Train a small recurrent network to write like any text, one character at a time.
@@ -178,7 +178,7 @@ def _system_line(error: OSError) -> str:
     """What the system refused, and with which file if it says so."""
     if error.strerror is None:
         return str(error)
-    if error.filename is None and error.errno in FULL:  # Whoever writes a file names it.
+    if error.filename is None and error.errno in NO_ROOM:  # Whoever writes a file names it.
         return f"cannot write to standard output: {error.strerror}"
     return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
 

@@ -220,9 +220,10 @@ def _baseline(points: list[tuple[int, float]]) -> float:
 
 def chart(points: list[tuple[int, float]], rows: int = 16, width: int = 40) -> list[str]:
     """A bar per point, at most `rows`: the first, the last, and an even selection between."""
+    low = _baseline(points)
     if len(points) > rows:
         points = [points[round(i * (len(points) - 1) / (rows - 1))] for i in range(rows)]
-    low, high = _baseline(points), max(value for _, value in points)
+    high = max(value for _, value in points)
     return [
         f"  step {step:>9,}  {value:.4f}  " + "█" * max(1, round(width * (value - low) / max(high - low, 1e-9)))
         for step, value in points

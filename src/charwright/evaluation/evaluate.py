@@ -104,7 +104,10 @@ def parse_protocol(protocol: str) -> int | None:
         return None
     kind, _, number = protocol.partition("-")
     if kind != "windows" or not number.isdecimal() or int(number) < 1:
-        raise UsageError(f"--protocol must be carried, windows-N (windows-256, say) or records, not {protocol!r}")
+        raise UsageError(
+            "--protocol must be carried, windows-N (windows-256, say), or records for a text in records, "
+            f"not {protocol!r}"
+        )
     return int(number)
 
 

@@ -25,10 +25,9 @@ class Lines:
         """Write to `stream`, if there is one; `notice` gives a message about lost lines its form."""
         self._write, self._notice = _writer(stream), notice
         self._changed = threading.Condition()
-        self._waiting: list[str] = []  # guarded by the condition, as are the next three
+        self._waiting: list[str] = []  # guarded by the condition, as are the next two
         self._characters = 0
         self._dropped = 0
-        self._ended = False
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
 
@@ -40,9 +39,8 @@ class Lines:
     def __exit__(self, *_: object) -> None:
         """Write the last lines, if that is possible within a moment."""
         with self._changed:
-            self._ended = True
+            self._closing.set()
             self._changed.notify()
-        self._closing.set()
         self._thread.join(CLOSING_S)
 
     def write(self, text: str) -> int:
@@ -83,7 +81,7 @@ class Lines:
     def _next(self) -> str:
         """Wait for lines and return all of them; nothing is the end."""
         with self._changed:
-            while not (self._waiting or self._ended):
+            while not (self._waiting or self._closing.is_set()):
                 self._changed.wait()
             self._note_dropped()
             text = "".join(self._waiting)

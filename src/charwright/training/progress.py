@@ -167,12 +167,10 @@ class BarProgress:
                 self._print(describe_start(event))
                 self.bar.start()
             case Step():
-                note = f"loss {event.loss:.3f}  {format_seconds(event.remaining_s)} left"
+                parts = [f"loss {event.loss:.3f}", f"{format_seconds(event.remaining_s)} left"]
                 if self.console.width >= WIDE:
-                    note = (
-                        f"step {event.step:,}  loss {event.loss:.3f}  {event.chars_per_s:,.0f} chars/s  "
-                        f"{format_seconds(event.remaining_s)} left"
-                    )
+                    parts = [f"step {event.step:,}", parts[0], f"{event.chars_per_s:,.0f} chars/s", parts[1]]
+                note = "  ".join(parts)
                 self.bar.update(self.task, completed=event.fraction, epoch=event.epoch, note=note)
             case Epoch():
                 if self.epochs.worth_a_line(event):

@@ -6,7 +6,6 @@ the same call is made again: what is done is not done twice.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -66,7 +65,7 @@ def planned_teachers(
     training from initial weights, in one process, of running text that can be read several times, has any.
 
     Raises:
-        CharwrightError: (a subclass) when the text cannot be read.
+        CharwrightError: (a subclass) when an option is out of bounds, or the text cannot be read.
     """
     minutes = None if {"steps", "epochs"} & options.keys() else options.get("minutes", DEFAULT_MINUTES)
     longest = longest_for(minutes or 0)
@@ -75,6 +74,7 @@ def planned_teachers(
     unsuitable = not corpus or given or unvalidated or ranks.size > 1 or _reads_stdin(corpus, validation)
     if unsuitable or longest < SHORTEST:
         return 0
+    origin_of_recipe(recipe, options)  # Options out of bounds have no plan.
     reading, places = reading or CorpusConfig(), places or Places.of_this_user()
     parts = find_parts(checked_specs(corpus), reading, places, [])
     if sum(part.size for part in parts) > MOST_BYTES * longest:
@@ -89,7 +89,7 @@ def longest_for(minutes: float) -> float:
 
     That takes some hundred passes. A longer text has a wider model, and its passes take N^1.7 as long.
     """
-    return 0 if minutes < 2 or not math.isfinite(minutes) else 20_000 * (minutes / 2) ** 0.6
+    return 0 if minutes < 2 else 20_000 * (minutes / 2) ** 0.6
 
 
 def shares(minutes: float | None, count: int) -> tuple[float, float]:
