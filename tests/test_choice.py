@@ -439,12 +439,13 @@ def test_a_budget_in_steps_is_planned_without_a_clock(monkeypatch: pytest.Monkey
 
 @needs_kernels
 @pytest.mark.parametrize("variant", HERE)
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
 @pytest.mark.parametrize(
-    ("precision", "calls"),
-    [("f32", {"forward", "backward", "head"}), ("bf16", {"forward", "backward", "cross_entropy", "outer"})],
+    ("vocabulary", "calls"),
+    [(30, {"forward", "backward", "head"}), (600, {"forward", "backward", "cross_entropy", "outer"})],
 )
 def test_a_model_uses_the_variant_it_was_given(
-    variant: str, precision: str, calls: set[str], monkeypatch: pytest.MonkeyPatch
+    variant: str, precision: str, vocabulary: int, calls: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, set[str]] = {}
     for name in ("forward", "backward", "cross_entropy", "outer", "head"):
@@ -456,8 +457,8 @@ def test_a_model_uses_the_variant_it_was_given(
 
         monkeypatch.setattr(kernels.Kernels, name, counting)
     compute = dataclasses.replace(Compute.choose("cpu", "native", precision), kernel=variant)
-    model = LanguageModel(ModelConfig(units=32, layers=2, embedding_size=8), 30, compute=compute)
-    ids = some_ids(6, 4, 30)
+    model = LanguageModel(ModelConfig(units=32, layers=2, embedding_size=8), vocabulary, compute=compute)
+    ids = some_ids(6, 4, vocabulary)
     loss, _ = model.loss(ids, ids)
     loss.backward()
     assert seen == {name: {variant} for name in calls}

@@ -330,14 +330,17 @@ static void check_loss(int variant, int bf16, int threads, int rows, int vocabul
 
 /* The output layer in one call, against its products in double precision and cw_cross_entropy's own check above: with and
  * without a mask and n-grams; without gradients the losses are the same. The bits must be those of one thread. */
-static uint64_t check_head(int variant, int threads, int rows, int batch, int vocabulary, int units, int masks, int contexts) {
-    const example e = {.threads = threads, .steps = rows, .batch = batch, .units = units, .tokens = vocabulary};
+static uint64_t check_head(int variant, int bf16, int threads, int rows, int batch, int vocabulary, int units, int masks, int contexts) {
+    const example e = {.bf16 = bf16, .threads = threads, .steps = rows, .batch = batch, .units = units, .tokens = vocabulary};
     const char *name = cw_variant_name(variant);
     const int64_t size = 64 + vocabulary;
     const size_t count = (size_t)rows * vocabulary, inputs = (size_t)rows * units, weights = (size_t)vocabulary * units;
-    float *array = noises(size, 1), *x = noises(inputs, 1), *weight = noises(weights, 0.3), *bias = noises(vocabulary, 1);
+    const size_t width = bf16 ? 2 : 4;
+    void *x = room(inputs, width), *d_logits = room(count, width), *d_x = room(inputs, width);
+    for (size_t i = 0; i < inputs; i++) keep(x, bf16, i, (float)noise());
+    float *array = noises(size, 1), *weight = noises(weights, 0.3), *bias = noises(vocabulary, 1);
     float *mask = noises((size_t)batch * units, 1), *losses = room(rows, 4), *again = room(rows, 4);
-    float *d_logits = room(count, 4), *d_x = room(inputs, 4), *d_weight = room(weights, 4), *d_bias = room(vocabulary, 4);
+    float *d_weight = room(weights, 4), *d_bias = room(vocabulary, 4);
     int64_t *offsets = room((size_t)contexts * rows, sizeof *offsets), *targets = room(rows, sizeof *targets);
     for (int i = 0; i < contexts * rows; i++) offsets[i] = i * 37 % 65;
     const cw_ngrams ngrams = {array, offsets, size, contexts};
@@ -345,11 +348,13 @@ static uint64_t check_head(int variant, int threads, int rows, int batch, int vo
     double *expected_weight = room(weights, 8), *expected_bias = room(vocabulary, 8), *full = room(vocabulary, 8);
     for (int n = 0; n < rows; n++) {
         targets[n] = (n * 5 + 3) % vocabulary;
-        const float *row = x + (size_t)n * units, *factor = mask + (size_t)(n % batch) * units;
+        const float *factor = mask + (size_t)(n % batch) * units;
+        double *row = room(units, 8);
+        for (int i = 0; i < units; i++) row[i] = stored(x, bf16, (size_t)n * units + i) * (masks ? factor[i] : 1);
         double sum = 0;
         for (int v = 0; v < vocabulary; v++) {
             full[v] = bias[v];
-            for (int i = 0; i < units; i++) full[v] += (double)row[i] * (masks ? factor[i] : 1) * weight[(size_t)v * units + i];
+            for (int i = 0; i < units; i++) full[v] += row[i] * weight[(size_t)v * units + i];
             for (int k = 0; k < contexts; k++) full[v] += array[offsets[k * rows + n] + v];
             sum += exp(full[v]);
         }
@@ -360,48 +365,52 @@ static uint64_t check_head(int variant, int threads, int rows, int batch, int vo
             expected_bias[v] += d;
             for (int i = 0; i < units; i++) {
                 expected_x[(size_t)n * units + i] += d * weight[(size_t)v * units + i] * (masks ? factor[i] : 1);
-                expected_weight[(size_t)v * units + i] += d * row[i] * (masks ? factor[i] : 1);
+                expected_weight[(size_t)v * units + i] += d * row[i];
             }
         }
+        free(row);
     }
-    void *scratch = room(cw_head_bytes(threads, vocabulary, units), 1);
+    void *scratch = room(cw_head_bytes(bf16, threads, rows, vocabulary, units, masks), 1);
+    void *less = room(cw_head_bytes(bf16, threads, rows, vocabulary, units, 0), 1);
     const float *used = masks ? mask : NULL;
     const cw_ngrams *votes = contexts ? &ngrams : NULL;
-    const double sum = cw_head(variant, threads, rows, batch, vocabulary, units, x, used, weight, bias, votes, targets,
+    const double sum = cw_head(variant, bf16, threads, rows, batch, vocabulary, units, x, used, weight, bias, votes, targets,
                                1 / 7.0f, losses, d_logits, d_x, d_weight, d_bias, scratch);
-    const double alone = cw_head(variant, threads, rows, batch, vocabulary, units, x, used, weight, bias, votes, targets, 1,
-                                 again, NULL, NULL, NULL, NULL, scratch);
+    const double alone = cw_head(variant, bf16, threads, rows, batch, vocabulary, units, x, used, weight, bias, votes, targets, 1,
+                                 again, NULL, NULL, NULL, NULL, less);
     if (sum != alone || memcmp(losses, again, rows * sizeof *losses)) {
         printf("%s: the losses of the head depend on whether the gradients are wanted\n", name);
         exit(1);
     }
     uint64_t bits = 1469598103934665603u;
-    const float *results[] = {losses, d_logits, d_x, d_weight, d_bias};
-    const size_t lengths[] = {rows, count, inputs, weights, vocabulary};
+    const void *results[] = {losses, d_logits, d_x, d_weight, d_bias};
+    const size_t lengths[] = {rows * sizeof(float), count * width, inputs * width, weights * sizeof(float),
+                              vocabulary * sizeof(float)};
     for (int r = 0; r < 5; r++)
-        for (size_t i = 0; i < lengths[r] * sizeof(float); i++) bits = (bits ^ ((const uint8_t *)results[r])[i]) * 1099511628211u;
+        for (size_t i = 0; i < lengths[r]; i++) bits = (bits ^ ((const uint8_t *)results[r])[i]) * 1099511628211u;
     for (int n = 0; n < rows; n++) losses[n] += 1;
     far_apart("loss of the head", &e, name, losses, 0, expected_losses, rows);
-    far_apart("d logits of the head", &e, name, d_logits, 0, expected, count);
-    far_apart("d inputs of the head", &e, name, d_x, 0, expected_x, inputs);
+    far_apart("d logits of the head", &e, name, d_logits, bf16, expected, count);
+    far_apart("d inputs of the head", &e, name, d_x, bf16, expected_x, inputs);
     far_apart("d weights of the head", &e, name, d_weight, 0, expected_weight, weights);
     far_apart("d bias of the head", &e, name, d_bias, 0, expected_bias, vocabulary);
     void *all[] = {array, x, weight, bias, mask, losses, again, d_logits, d_x, d_weight, d_bias, offsets, targets, expected,
-                   expected_losses, expected_x, expected_weight, expected_bias, full, scratch};
+                   expected_losses, expected_x, expected_weight, expected_bias, full, scratch, less};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     return bits;
 }
 
-static int check_heads(int variant) {
+static int check_heads(int variant, int bf16) {
     const int sizes[][6] = {{1, 1, 2, 16, 0, 0}, {7, 7, 17, 48, 1, 0}, {70, 5, 66, 32, 1, 3}, {130, 13, 40, 80, 0, 2},
-                            {65, 3, 1, 16, 1, 1}, {2, 9, 513, 16, 1, 0}};
+                            {65, 3, 1, 16, 1, 1}, {2, 9, 513, 16, 1, 0},
+                            {420, 20, 67, 48, 1, 1}};
     const int all = sizeof sizes / sizeof *sizes;
     for (int i = 0; i < all; i++) {
         const int *s = sizes[i];
-        const uint64_t before = random_state, one = check_head(variant, 1, s[0], s[1], s[2], s[3], s[4], s[5]);
+        const uint64_t before = random_state, one = check_head(variant, bf16, 1, s[0], s[1], s[2], s[3], s[4], s[5]);
         for (int threads = 2; threads <= 3; threads++) {
             random_state = before;
-            if (check_head(variant, threads, s[0], s[1], s[2], s[3], s[4], s[5]) != one) {
+            if (check_head(variant, bf16, threads, s[0], s[1], s[2], s[3], s[4], s[5]) != one) {
                 printf("%s: %d threads give other bits of the head than one\n", cw_variant_name(variant), threads);
                 exit(1);
             }
@@ -1152,7 +1161,7 @@ int main(void) {
                 random_state = before;
             }
         const uint64_t before = random_state;
-        count += check_heads(variant);
+        for (int bf16 = 0; bf16 <= 1; bf16++) count += check_heads(variant, bf16);
         random_state = before;
         count += check_all_adam(variant);
         printf("%s: %d examples agree, the furthest to %.1g\n", cw_variant_name(variant), count, worst);

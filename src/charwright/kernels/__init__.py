@@ -17,7 +17,7 @@ from pathlib import Path
 
 from charwright.errors import UsageError
 
-ABI = 13
+ABI = 14
 CELL_CODES = {"gru": 0, "lstm": 1, "rnn": 2, "igru": 3}
 UNITS_MULTIPLE = 16
 """The kernels require a number of units that is a multiple of this; callers pad with zeros."""
@@ -219,18 +219,18 @@ class Kernels:
         )  # fmt: skip
         return total
 
-    def head_bytes(self, threads: int, vocabulary: int, units: int) -> int:
+    def head_bytes(self, threads: int, rows: int, vocabulary: int, units: int, *, bf16: bool, masked: bool) -> int:
         """The size of the scratch memory of `head` in bytes."""
-        return int(self.library.cw_head_bytes(threads, vocabulary, units))
+        return int(self.library.cw_head_bytes(int(bf16), threads, rows, vocabulary, units, int(masked)))
 
     def head(
-        self, rows: int, batch: int, vocabulary: int, units: int, *, threads: int, x: int, mask: int | None,
+        self, rows: int, batch: int, vocabulary: int, units: int, *, bf16: bool, threads: int, x: int, mask: int | None,
         weight: int, bias: int, ngrams: Ngrams | None, targets: int, scale: float, losses: int, d_logits: int | None,
         d_x: int | None, d_weight: int | None, d_bias: int | None, scratch: int,
     ) -> float:  # fmt: skip
-        """The losses of an output layer in float32, and their sum. With d_bias, also the gradients."""
+        """The losses of an output layer, and their sum. With d_bias, also the gradients."""
         total: float = self.library.cw_head(
-            self.variant, threads, rows, batch, vocabulary, units, ctypes.c_void_p(x), ctypes.c_void_p(mask),
+            self.variant, int(bf16), threads, rows, batch, vocabulary, units, ctypes.c_void_p(x), ctypes.c_void_p(mask),
             ctypes.c_void_p(weight), ctypes.c_void_p(bias), None if ngrams is None else ctypes.byref(ngrams),
             ctypes.c_void_p(targets), ctypes.c_float(scale), ctypes.c_void_p(losses), ctypes.c_void_p(d_logits),
             ctypes.c_void_p(d_x), ctypes.c_void_p(d_weight), ctypes.c_void_p(d_bias), ctypes.c_void_p(scratch),

@@ -137,7 +137,7 @@ static void NAME(through_product)(const cw_layer_job *job, int t, const elem *op
                                 : end == batch && next != vector ? (const elem *)layer->packed + next * column : NULL;
             for (int b = panel, rows; b < end; b += rows) {
                 rows = NAME(rows_of)(end - b, vectors);
-                NAME(recurrent_product)(operand + gate * NAME(filled)(batch) * size, size, b, rows, depth, w,
+                NAME(multiply_operand)(operand + gate * NAME(filled)(batch) * size, size, b, rows, depth, w,
                                         LANES * DEPTH, column, vectors, c + (b - panel) * c_row, c_row, gate > 0,
                                         upcoming_part(after, vectors, chunk, column * sizeof(elem), b - panel, rows,
                                                       end - panel, depth / DEPTH));

@@ -18,7 +18,7 @@
 
 enum { CW_GRU = 0, CW_LSTM = 1, CW_RNN = 2, CW_IGRU = 3 };
 
-#define CW_ABI 13
+#define CW_ABI 14
 
 /* The storage type of weights and activations, and of the products' operands. */
 #define CW_F32 0
@@ -102,15 +102,15 @@ CW_PUBLIC void cw_contexts(int steps, int batch, int order, int bits, const int6
 CW_PUBLIC double cw_cross_entropy(int variant, int bf16, int threads, int rows, int vocabulary, void *logits,
                                   const float *bias, const cw_ngrams *ngrams, const int64_t *targets, float scale,
                                   float *losses, float *d_bias, void *scratch);
-/* The output layer and the loss in one, in float32: the losses (rows) of x (rows, units) * mask times the transposed
- * weight (vocabulary, units) + bias + the numbers of n-grams, or NULL, against targets. The mask (batch, units), or NULL,
- * is that of row % batch. With d_bias (vocabulary), which is added to, the gradients of `scale` times the sum of the losses
- * are written to d_logits (rows, vocabulary), d_x and d_weight. `units` is a multiple of 16. Scratch: cw_head_bytes.
- * Returns the sum of the losses. */
-CW_PUBLIC size_t cw_head_bytes(int threads, int vocabulary, int units);
-CW_PUBLIC double cw_head(int variant, int threads, int rows, int batch, int vocabulary, int units, const float *x,
+/* The output layer and the loss in one: the losses (rows) of x (rows, units) * mask times the transposed weight (vocabulary,
+ * units) + bias + the numbers of n-grams, or NULL, against targets. The mask (batch, units), or NULL, is that of
+ * row % batch. With d_bias (vocabulary), which is added to, the gradients of `scale` times the sum of the losses are
+ * written to d_logits (rows, vocabulary), d_x and d_weight. x, d_logits and d_x are in storage, all else float32. `units`
+ * is a multiple of 16. Scratch: cw_head_bytes. Returns the sum of the losses. */
+CW_PUBLIC size_t cw_head_bytes(int bf16, int threads, int rows, int vocabulary, int units, int masked);
+CW_PUBLIC double cw_head(int variant, int bf16, int threads, int rows, int batch, int vocabulary, int units, const void *x,
                          const float *mask, const float *weight, const float *bias, const cw_ngrams *ngrams,
-                         const int64_t *targets, float scale, float *losses, float *d_logits, float *d_x, float *d_weight,
+                         const int64_t *targets, float scale, float *losses, void *d_logits, void *d_x, float *d_weight,
                          float *d_bias, void *scratch);
 /* Gradient descent of the n-grams: subtract `rate` times the gradients of the logits (rows, vocabulary), in storage, from
  * the numbers that added to them. */

@@ -201,8 +201,12 @@ size_t cw_outer_bytes(int bf16, int n, int m, int columns) {
     return (size_t)slice(n, DEEPEST) * ((m + 15) / 16 * 16 + columns) * (bf16 ? 2 : 4);
 }
 
+static int outer_depth(int variant, int bf16, int n) {
+    return slice(n, bf16 && variants[variant]->shape.tiles ? DEEPEST_TILES : DEEPEST);
+}
+
 static void outer(int variant, int bf16, int threads, cw_outer_job *job) {
-    job->depth = slice(job->n, bf16 && variants[variant]->shape.tiles ? DEEPEST_TILES : DEEPEST);
+    job->depth = outer_depth(variant, bf16, job->n);
     cw_parallel(threads, variants[variant]->outer[bf16], job);
 }
 
@@ -248,26 +252,46 @@ double cw_cross_entropy(int variant, int bf16, int threads, int rows, int vocabu
     return sum;
 }
 
-/* With vectors of at most 16 numbers. */
-static size_t padded_columns(int vocabulary) { return ((size_t)vocabulary + 15) / 16 * 16; }
-
-/* Of one thread: some rows of the inputs, masked, and their logits; and one row of them. */
-static size_t head_scratch(int vocabulary, int units) {
-    return CW_HEAD_ROWS * ((size_t)units + padded_columns(vocabulary)) + padded_columns(vocabulary) + 16;
+/* Of one thread: some rows of the inputs and of the logits' gradients as operands, and logits in float32. */
+static size_t head_scratch(int bf16, int vocabulary, int units) {
+    const size_t size = bf16 ? 2 : 4, columns = ((size_t)vocabulary + 31) / 32 * 32, k = ((size_t)units + 31) / 32 * 32;
+    return CW_HEAD_ROWS * ((k + columns) * size + 2 * 64 + columns * sizeof(float));
 }
 
-size_t cw_head_bytes(int threads, int vocabulary, int units) {
-    return (2 * padded_columns(vocabulary) * units + threads * head_scratch(vocabulary, units)) * sizeof(float);
+/* The next part of a memory that begins at `base`, or of one that is only measured, if that is NULL. */
+static void *part(char *base, size_t *used, size_t bytes) {
+    void *begin = base ? base + *used : NULL;
+    *used += (bytes + 63) / 64 * 64;
+    return begin;
 }
 
-double cw_head(int variant, int threads, int rows, int batch, int vocabulary, int units, const float *x, const float *mask,
-               const float *weight, const float *bias, const cw_ngrams *ngrams, const int64_t *targets, float scale,
-               float *losses, float *d_logits, float *d_x, float *d_weight, float *d_bias, void *scratch) {
+/* Divide the working memory of an output layer; returns its size. */
+static size_t lay_out_head(int bf16, int threads, int masked, char *scratch, cw_head_job *job) {
+    const int rows = job->loss.rows, vocabulary = job->loss.vocabulary;
+    const size_t size = bf16 ? 2 : 4, units = job->units, columns = (size_t)vocabulary + 31;
+    size_t used = 0;
+    job->forward = part(scratch, &used, columns * (units + 16) * size);
+    job->backward = part(scratch, &used, columns * units * size);
+    job->scratch_bytes = head_scratch(bf16, vocabulary, job->units);
+    job->scratch = part(scratch, &used, threads * job->scratch_bytes);
+    if (bf16) job->outer_scratch = part(scratch, &used, cw_outer_bytes(bf16, rows, vocabulary, job->units));
+    if (bf16 && masked) job->masked = part(scratch, &used, rows * units * size);
+    return used;
+}
+
+size_t cw_head_bytes(int bf16, int threads, int rows, int vocabulary, int units, int masked) {
+    cw_head_job job = {.loss = {.rows = rows, .vocabulary = vocabulary}, .units = units};
+    return lay_out_head(bf16, threads, masked, NULL, &job);
+}
+
+double cw_head(int variant, int bf16, int threads, int rows, int batch, int vocabulary, int units, const void *x,
+               const float *mask, const float *weight, const float *bias, const cw_ngrams *ngrams, const int64_t *targets,
+               float scale, float *losses, void *d_logits, void *d_x, float *d_weight, float *d_bias, void *scratch) {
     cw_loss_job loss = {rows, vocabulary, d_bias != NULL, d_logits, bias, ngrams, targets, scale, losses, d_bias, NULL};
     cw_head_job job = {.loss = loss, .units = units, .batch = batch, .x = x, .weight = weight, .mask = mask, .d_x = d_x,
-                       .d_weight = d_weight, .packed = scratch, .scratch_floats = head_scratch(vocabulary, units)};
-    job.scratch = job.packed + 2 * padded_columns(vocabulary) * units;
-    cw_parallel(threads, variants[variant]->head, &job);
+                       .d_weight = d_weight, .outer_depth = outer_depth(variant, bf16, rows)};
+    lay_out_head(bf16, threads, mask && d_bias, scratch, &job);
+    cw_parallel(threads, variants[variant]->head[bf16], &job);
     double sum = 0;
     for (int n = 0; n < rows; n++) sum += losses[n];
     return sum;

@@ -138,7 +138,7 @@ INLINE void NAME(forward_block)(int cell, const cw_layer_job *job, int t, int bl
         rows = NAME(rows_of)(batch - b, products);
         for (int r = 0; r < rows; r++) NAME(expect)(layer, gates, t, block, b + r);
         for (int v = 0; v < VECTORS; v++)
-            NAME(recurrent_product)(operand, size, b, rows, depth, w + (size_t)v * LANES * depth * products,
+            NAME(multiply_operand)(operand, size, b, rows, depth, w + (size_t)v * LANES * depth * products,
                                     (size_t)products * LANES * DEPTH, LANES * DEPTH, products, c + v * products * LANES,
                                     products * BLOCK, 0,
                                     upcoming_part(after, 1, weights * sizeof(elem), 0, b * VECTORS + v * rows, rows,

@@ -1,95 +1,179 @@
-/* The output layer in float32, from its inputs to the loss and back. Some rows at a time go through all of it, while they
- * are in the cache. A product's sums are in the order of k, so no bit depends on the number of threads. */
+/* The output layer of one storage type, from its inputs to the loss and back. Some rows at a time go through all of it,
+ * while they are in the cache. A product's sums are in the order of k, so no bit depends on the number of threads. */
 
-/* A matrix (rows, columns) of which some columns become vectors, each with all rows: vector, row, lane. Columns behind
- * the last are zeros. With a mask (period, columns), row n is multiplied by its row n % period. */
-static void pack_columns(const float *from, size_t stride, int rows, int columns, int first, int last, const float *mask,
-                         int row, int period, float *to) {
-    for (int v = first; v < last; v++)
-        for (int n = 0; n < rows; n++, to += LANES) {
-            const int at = v * LANES;
-            float some[LANES] = {0};
-            memcpy(some, from + n * stride + at, (columns - at < LANES ? columns - at : LANES) * sizeof(float));
-            store(to, mask ? load(some) * load(mask + (size_t)((row + n) % period) * columns + at) : load(some));
+/* The weights (vocabulary, units) for vectors `first` to `last` of the logits: vector, then k, lane, DEPTH. */
+static void NAME(pack_for_logits)(const cw_head_job *job, int first, int last) {
+    const int units = job->units, depth = NAME(padded)(units);
+    for (int v = first; v < last; v++) {
+        const int column = v * LANES;
+        const float *rows = job->weight + (size_t)column * units;
+        elem *out = (elem *)job->forward + (size_t)column * depth;
+        for (int k = 0; k < units; k += AT_ONCE, out += AT_ONCE * LANES)
+            NAME(pack_rows)(rows + k, units, job->loss.vocabulary - column, out, LANES * DEPTH);
+        memset(out, 0, (size_t)(depth - units) * LANES * sizeof(elem));
+    }
+}
+
+/* The weights for vectors of the inputs' gradient, in the same order. */
+static void NAME(pack_for_inputs)(const cw_head_job *job, int first, int last) {
+    const int units = job->units, vocabulary = job->loss.vocabulary, depth = NAME(padded)(vocabulary);
+    for (int v = first; v < last; v++) {
+        elem *out = (elem *)job->backward + (size_t)v * LANES * depth, *end = out + (size_t)LANES * depth;
+        for (int k = 0; k < vocabulary; k += DEPTH, out += LANES * DEPTH)
+            NAME(pack_columns)(job->weight + (size_t)k * units + v * LANES, units, vocabulary - k, out);
+        memset(out, 0, (size_t)(end - out) * sizeof(elem));
+    }
+}
+
+/* Rows of values as an operand; `values` of them in a row, `size` in a row of the operand. */
+typedef struct {
+    const elem *at;
+    size_t size;
+} NAME(operand);
+
+/* The rows as they lie in memory, if the product can read them so; otherwise a copy in `room`. */
+static NAME(operand) NAME(operand_of)(const elem *from, int rows, int values, elem *room) {
+    if (!TILED && values % DEPTH == 0) return (NAME(operand)){from, values};
+    const size_t size = NAME(padded)(values) + SPACING;
+    for (int n = 0; n < rows; n++, from += values)
+        for (int k = 0; k < values; k += BLOCK)
+            memcpy(NAME(operand_at)(room, size, n, k), from + k, (values - k < BLOCK ? values - k : BLOCK) * sizeof(elem));
+    return (NAME(operand)){room, size};
+}
+
+/* Rows of the inputs times the mask, from row `begin`; with bfloat16 also as rows, for the gradient of the weights. */
+static NAME(operand) NAME(masked_inputs)(const cw_head_job *job, int begin, int rows, elem *room) {
+    const int units = job->units;
+    const elem *from = (const elem *)job->x + (size_t)begin * units;
+    if (!job->mask) return NAME(operand_of)(from, rows, units, room);
+    const size_t size = NAME(padded)(units) + SPACING;
+    for (int n = 0; n < rows; n++, from += units) {
+        const float *mask = job->mask + (size_t)((begin + n) % job->batch) * units;
+        elem *masked = (elem *)job->masked + (size_t)(begin + n) * units;
+        for (int k = 0; k < units; k += BLOCK) {
+            elem *to = NAME(operand_at)(room, size, n, k);
+            for (int lane = 0; lane < BLOCK; lane += LANES)
+                NAME(put)(to + lane, NAME(get)(from + k + lane) * load(mask + k + lane));
+            if (job->masked) memcpy(masked + k, to, BLOCK * sizeof(elem));
         }
+    }
+    return (NAME(operand)){room, size};
 }
 
-/* A matrix (columns, rows), transposed, in the same order. */
-static void pack_rows(const float *from, int rows, int columns, int first, int last, float *to) {
-    for (int v = first; v < last; v++)
-        for (int k = 0; k < rows; k++, to += LANES)
-            for (int i = 0; i < LANES; i++)
-                to[i] = v * LANES + i < columns ? from[(size_t)(v * LANES + i) * rows + k] : 0;
-}
-
-/* c (rows, vectors * LANES) = [c +] a (rows, k) times packed vectors. In a, rows are a_row apart and values of k a_step: a
- * matrix is read transposed with 1 and its row's length. */
-INLINE void multiply_packed(int rows, int vectors, int k, const float *a, size_t a_row, size_t a_step, const float *packed,
-                            float *c, size_t c_row, int adding) {
+/* c (rows, vectors * LANES) = an operand of `k` values in a row times packed weights. */
+INLINE void NAME(multiply_rows)(NAME(operand) operand, int rows, int k, const elem *packed, int vectors, float *c,
+                                size_t c_row) {
     for (int v = 0, some; v < vectors; v += some) {
         some = share(vectors - v, 3);
         for (int r = 0, high; r < rows; r += high) {
-            high = share(rows - r, ROWS);
-            const product_f32 product = {.a = a + r * a_row, .a_row = a_row, .a_step = a_step,
-                                         .w = packed + (size_t)v * k * LANES, .w_step = LANES,
-                                         .w_vector = (size_t)k * LANES, .c = c + r * c_row + v * LANES, .c_row = c_row,
-                                         .k = k, .adding = adding};
-            multiply_f32(high, some, &product);
+            high = NAME(rows_of)(rows - r, some);
+            NAME(multiply_operand)(operand.at, operand.size, r, high, k, packed + (size_t)v * k * LANES, LANES * DEPTH,
+                                   (size_t)k * LANES, some, c + r * c_row + v * LANES, c_row, 0, (upcoming){0});
         }
     }
 }
 
-static void head(int thread, int threads, cw_barrier *barrier, void *argument) {
+/* The gradient of rows of the inputs, from row `begin`, from that of their logits. */
+static void NAME(input_gradient)(const cw_head_job *job, int begin, int rows, NAME(operand) d_logits) {
+    const int units = job->units, depth = NAME(padded)(job->loss.vocabulary);
+    float c[CW_HEAD_ROWS * 3 * LANES] __attribute__((aligned(64)));
+    for (int v = 0, some; v < units / LANES; v += some) {
+        some = share(units / LANES - v, 3);
+        NAME(multiply_rows)(d_logits, rows, depth, (const elem *)job->backward + (size_t)v * depth * LANES, some, c,
+                            some * LANES);
+        for (int n = 0; n < rows; n++) {
+            const size_t at = (size_t)v * LANES, row = begin + n;
+            for (int i = 0; i < some * LANES; i += LANES) {
+                vec gradient = load(c + n * some * LANES + i);
+                if (job->mask) gradient *= load(job->mask + row % job->batch * units + at + i);
+                NAME(put)((elem *)job->d_x + row * units + at + i, gradient);
+            }
+        }
+    }
+}
+
+#if STORAGE == CW_F32
+/* Rows of the inputs times the mask, from row `begin`, for vectors `first` to `last`: vector, row, lane. */
+static void pack_inputs(const cw_head_job *job, int begin, int rows, int first, int last, float *to) {
+    for (int v = first; v < last; v++)
+        for (int n = begin; n < begin + rows; n++, to += LANES) {
+            const vec x = load((const float *)job->x + (size_t)n * job->units + v * LANES);
+            store(to, job->mask ? x * load(job->mask + (size_t)(n % job->batch) * job->units + v * LANES) : x);
+        }
+}
+
+/* The gradient of the weights: each thread has its own columns. */
+static void head_weights_f32(int thread, int threads, cw_barrier *barrier, const cw_head_job *job, float *packed) {
+    (void)barrier;
+    const cw_loss_job *loss = &job->loss;
+    const int vocabulary = loss->vocabulary, blocks = job->units / LANES;
+    const int first = blocks * thread / threads, last = blocks * (thread + 1) / threads;
+    for (int begin = 0; begin < loss->rows; begin += CW_HEAD_ROWS) {
+        const int rows = loss->rows - begin < CW_HEAD_ROWS ? loss->rows - begin : CW_HEAD_ROWS;
+        const float *d_logits = (const float *)loss->logits + (size_t)begin * vocabulary;
+        pack_inputs(job, begin, rows, first, last, packed);
+        for (int v = first, some; v < last; v += some) {
+            some = share(last - v, 3);
+            for (int r = 0, high; r < vocabulary; r += high) {
+                high = share(vocabulary - r, ROWS);
+                const product_f32 product = {.a = d_logits + r, .a_row = 1, .a_step = vocabulary,
+                                             .w = packed + (size_t)(v - first) * rows * LANES, .w_step = LANES,
+                                             .w_vector = (size_t)rows * LANES,
+                                             .c = job->d_weight + (size_t)r * job->units + v * LANES,
+                                             .c_row = job->units, .k = rows, .adding = begin > 0};
+                multiply_f32(high, some, &product);
+            }
+        }
+    }
+}
+#else
+/* The gradient of the weights: pairs of rows have to be packed on both sides, as in other products of this kind. */
+static void head_weights_bf16(int thread, int threads, cw_barrier *barrier, const cw_head_job *job, elem *packed) {
+    (void)packed;
+    const cw_loss_job *loss = &job->loss;
+    cw_outer_job product = {.n = loss->rows, .m = loss->vocabulary, .columns = job->units, .depth = job->outer_depth,
+                            .a = loss->logits, .a_row = loss->vocabulary, .b = job->mask ? job->masked : job->x,
+                            .b_row = job->units, .scratch = job->outer_scratch, .c = job->d_weight};
+    outer_bf16(thread, threads, barrier, &product);
+}
+#endif
+
+static void NAME(head)(int thread, int threads, cw_barrier *barrier, void *argument) {
     const cw_head_job *job = argument;
     const cw_loss_job *loss = &job->loss;
     const int vocabulary = loss->vocabulary, units = job->units;
     const int columns = (vocabulary + LANES - 1) / LANES, blocks = units / LANES; /* vectors */
     const size_t padded = (size_t)columns * LANES;
-    const int first_column = columns * thread / threads, last_column = columns * (thread + 1) / threads;
-    const int first_block = blocks * thread / threads, last_block = blocks * (thread + 1) / threads;
-    float *forward = job->packed, *backward = forward + padded * units;
-    float *masked = job->scratch + job->scratch_floats * thread, *logits = masked + (size_t)CW_HEAD_ROWS * units;
-    float *powers = logits + CW_HEAD_ROWS * padded;
-    pack_rows(job->weight, units, vocabulary, first_column, last_column, forward + (size_t)first_column * units * LANES);
-    if (loss->wanted)
-        pack_columns(job->weight, units, vocabulary, units, first_block, last_block, NULL, 0, 1,
-                     backward + (size_t)first_block * vocabulary * LANES);
+    elem *inputs = (elem *)(job->scratch + job->scratch_bytes * thread);
+    elem *gradients = inputs + CW_HEAD_ROWS * (NAME(padded)(units) + SPACING);
+    float *logits = (float *)(gradients + CW_HEAD_ROWS * (NAME(padded)(vocabulary) + SPACING));
+    /* What fills up a tile or a pair stays zero. */
+    memset(inputs, 0, (size_t)((char *)logits - (char *)inputs));
+    NAME(pack_for_logits)(job, columns * thread / threads, columns * (thread + 1) / threads);
+    if (loss->wanted) NAME(pack_for_inputs)(job, blocks * thread / threads, blocks * (thread + 1) / threads);
     cw_meet(barrier);
 
+#if TILED
+    begin_tiles();
+#endif
     const int first = (int)((int64_t)loss->rows * thread / threads);
     const int last = (int)((int64_t)loss->rows * (thread + 1) / threads);
     for (int begin = first; begin < last; begin += CW_HEAD_ROWS) {
         const int rows = last - begin < CW_HEAD_ROWS ? last - begin : CW_HEAD_ROWS;
-        const float *x = job->x + (size_t)begin * units;
-        for (int n = 0; job->mask && n < rows; n++) {
-            const float *mask = job->mask + (size_t)((begin + n) % job->batch) * units, *from = x + (size_t)n * units;
-            for (int i = 0; i < units; i += LANES) store(masked + n * units + i, load(from + i) * load(mask + i));
-        }
-        multiply_packed(rows, columns, units, job->mask ? masked : x, units, 1, forward, logits, padded, 0);
-        float *d_logits = loss->wanted ? (float *)loss->logits + (size_t)begin * vocabulary : NULL;
+        NAME(multiply_rows)(NAME(masked_inputs)(job, begin, rows, inputs), rows, NAME(padded)(units), job->forward,
+                            columns, logits, padded);
+        elem *d_logits = loss->wanted ? (elem *)loss->logits + (size_t)begin * vocabulary : NULL;
         for (int n = 0; n < rows; n++)
-            row_loss_f32(loss, begin + n, logits + n * padded, loss->wanted ? d_logits + (size_t)n * vocabulary : NULL,
-                         powers);
-        if (!loss->wanted) continue;
-        float *d_x = job->d_x + (size_t)begin * units;
-        multiply_packed(rows, blocks, vocabulary, d_logits, vocabulary, 1, backward, d_x, units, 0);
-        for (int n = 0; job->mask && n < rows; n++) {
-            const float *mask = job->mask + (size_t)((begin + n) % job->batch) * units;
-            float *to = d_x + (size_t)n * units;
-            for (int i = 0; i < units; i += LANES) store(to + i, load(to + i) * load(mask + i));
-        }
+            NAME(row_loss)(loss, begin + n, logits + n * padded, NULL, loss->wanted ? d_logits + (size_t)n * vocabulary : NULL,
+                           logits + n * padded);
+        if (loss->wanted)
+            NAME(input_gradient)(job, begin, rows, NAME(operand_of)(d_logits, rows, vocabulary, gradients));
     }
+#if TILED
+    end_tiles();
+#endif
     if (!loss->wanted) return;
     cw_meet(barrier);
-
-    sum_columns_f32(loss, thread, threads);
-    /* The gradient of the weights: each thread has its own columns. */
-    for (int begin = 0; begin < loss->rows; begin += CW_HEAD_ROWS) {
-        const int rows = loss->rows - begin < CW_HEAD_ROWS ? loss->rows - begin : CW_HEAD_ROWS;
-        const float *d_logits = (const float *)loss->logits + (size_t)begin * vocabulary;
-        pack_columns(job->x + (size_t)begin * units, units, rows, units, first_block, last_block, job->mask, begin,
-                     job->batch, masked);
-        multiply_packed(vocabulary, last_block - first_block, rows, d_logits, 1, vocabulary, masked,
-                        job->d_weight + first_block * LANES, units, begin > 0);
-    }
+    NAME(sum_columns)(loss, thread, threads);
+    NAME(head_weights)(thread, threads, barrier, job, inputs);
 }

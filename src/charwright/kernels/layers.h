@@ -47,7 +47,7 @@ INLINE int NAME(rows_of)(int left, int vectors) {
 #endif
 }
 /* c (rows, vectors) = [c +] operand (rows from b, `k` of `size` values) * w. */
-INLINE void NAME(recurrent_product)(const elem *operand, size_t size, int b, int rows, int k, const elem *w,
+INLINE void NAME(multiply_operand)(const elem *operand, size_t size, int b, int rows, int k, const elem *w,
                                     size_t w_step, size_t w_vector, int vectors, float *c, size_t c_row, int adding,
                                     upcoming next) {
 #if TILED
@@ -74,6 +74,25 @@ INLINE void NAME(recurrent_product)(const elem *operand, size_t size, int b, int
 
 #define AT_ONCE 16 /* values of k; divides the number of units */
 
+/* AT_ONCE values of k of LANES rows, `stride` apart, of which `count` exist; `step` elements between values of k. Whole
+ * pieces of rows are read and narrowed; each step of k then takes one value from every row. */
+INLINE void NAME(pack_rows)(const float *rows, size_t stride, int count, elem *out, size_t step) {
+    elem narrow[LANES][AT_ONCE];
+    for (int lane = 0; lane < LANES; lane++)
+        for (int i = 0; i < AT_ONCE; i += LANES)
+            NAME(put)(narrow[lane] + i, lane < count ? load(rows + lane * stride + i) : (vec){0});
+    for (int i = 0; i < AT_ONCE; i += DEPTH, out += step)
+        for (int lane = 0; lane < LANES; lane++) memcpy(out + lane * DEPTH, narrow[lane] + i, DEPTH * sizeof(elem));
+}
+
+/* LANES columns of DEPTH rows, `stride` apart, of which `count` exist. */
+INLINE void NAME(pack_columns)(const float *rows, size_t stride, int count, elem *out) {
+    elem narrow[DEPTH][LANES];
+    for (int d = 0; d < DEPTH; d++) NAME(put)(narrow[d], d < count ? load(rows + d * stride) : (vec){0});
+    for (int lane = 0; lane < LANES; lane++)
+        for (int d = 0; d < DEPTH; d++) out[lane * DEPTH + d] = narrow[d][lane];
+}
+
 static void NAME(pack)(int thread, int threads, cw_barrier *barrier, void *argument) {
     const cw_packing *job = argument;
     (void)barrier;
@@ -83,22 +102,14 @@ static void NAME(pack)(int thread, int threads, cw_barrier *barrier, void *argum
     const int blocks = units / LANES;
     const int first = blocks * thread / threads, last = blocks * (thread + 1) / threads;
     if (!job->backward) { /* out[block][k][gate][lane][depth] = weights[gate * units + unit][k] */
+        const size_t step = (size_t)gates * LANES * DEPTH;
         for (int block = first; block < last; block++)
             for (int gate = 0; gate < gates; gate++) {
                 const float *rows = weights + ((size_t)gate * units + (size_t)block * LANES) * units;
                 elem *out = packed + (size_t)block * depth * gates * LANES + (size_t)gate * LANES * DEPTH;
-                for (int k = 0; k < units; k += AT_ONCE) {
-                    /* Read and narrow whole pieces of rows; each step of k then takes one value from every row. */
-                    elem narrow[LANES][AT_ONCE];
-                    for (int lane = 0; lane < LANES; lane++)
-                        for (int i = 0; i < AT_ONCE; i += LANES)
-                            NAME(put)(narrow[lane] + i, load(rows + (size_t)lane * units + k + i));
-                    for (int i = 0; i < AT_ONCE; i += DEPTH, out += (size_t)gates * LANES * DEPTH)
-                        for (int lane = 0; lane < LANES; lane++)
-                            memcpy(out + lane * DEPTH, narrow[lane] + i, DEPTH * sizeof(elem));
-                }
-                for (int k = units; k < depth; k += DEPTH, out += (size_t)gates * LANES * DEPTH)
-                    memset(out, 0, LANES * DEPTH * sizeof(elem));
+                for (int k = 0; k < units; k += AT_ONCE, out += step * (AT_ONCE / DEPTH))
+                    NAME(pack_rows)(rows + k, units, LANES, out, step);
+                for (int k = units; k < depth; k += DEPTH, out += step) memset(out, 0, LANES * DEPTH * sizeof(elem));
             }
         return;
     }
@@ -108,12 +119,8 @@ static void NAME(pack)(int thread, int threads, cw_barrier *barrier, void *argum
         for (int slot = 0; slot < gates; slot++) {
             int gate = cw_is_gru(job->cell) ? (slot + gates - 1) % gates : slot;
             const float *rows = weights + (size_t)gate * units * units + (size_t)block * LANES;
-            for (int k = 0; k < units; k += DEPTH, out += LANES * DEPTH) {
-                elem narrow[DEPTH][LANES];
-                for (int d = 0; d < DEPTH; d++) NAME(put)(narrow[d], load(rows + (size_t)(k + d) * units));
-                for (int lane = 0; lane < LANES; lane++)
-                    for (int d = 0; d < DEPTH; d++) out[lane * DEPTH + d] = narrow[d][lane];
-            }
+            for (int k = 0; k < units; k += DEPTH, out += LANES * DEPTH)
+                NAME(pack_columns)(rows + (size_t)k * units, units, DEPTH, out);
             memset(out, 0, (size_t)(depth - units) * LANES * sizeof(elem));
             out += (size_t)(depth - units) * LANES;
         }

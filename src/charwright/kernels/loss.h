@@ -1,16 +1,16 @@
 /* Cross-entropy and its gradient for one storage type, over rows of logits, which their gradients replace. */
 
-/* LANES logits of a row with the bias, from column `at`; close to minus infinity beyond the vocabulary. */
-INLINE vec NAME(logits_at)(const cw_loss_job *job, const elem *row, int at) {
-    if (at + LANES <= job->vocabulary) return NAME(get)(row + at) + load(job->bias + at);
-    elem rest[LANES] = {0};
-    float bias[LANES];
-    for (int i = 0; i < LANES; i++) {
-        const int inside = at + i < job->vocabulary;
-        rest[i] = inside ? row[at + i] : 0;
-        bias[i] = inside ? job->bias[at + i] : -1e30f;
-    }
-    return NAME(get)(rest) + load(bias);
+/* LANES logits of a row with the bias, from column `at`; close to minus infinity beyond the vocabulary. The row is of
+ * floats, or NULL and in storage. */
+INLINE vec NAME(logits_at)(const cw_loss_job *job, const float *floats, const elem *stored, int at) {
+    const int inside = job->vocabulary - at;
+    if (inside >= LANES) return (floats ? load(floats + at) : NAME(get)(stored + at)) + load(job->bias + at);
+    float logits[LANES] = {0}, bias[LANES];
+    elem some[LANES] = {0};
+    if (floats) memcpy(logits, floats + at, (size_t)inside * sizeof(float));
+    else memcpy(some, stored + at, (size_t)inside * sizeof(elem));
+    for (int i = 0; i < LANES; i++) bias[i] = i < inside ? job->bias[at + i] : -1e30f;
+    return (floats ? load(logits) : NAME(get)(some)) + load(bias);
 }
 INLINE void NAME(put_some)(elem *row, int at, int vocabulary, vec v) {
     if (at + LANES <= vocabulary) {
@@ -72,15 +72,17 @@ static void NAME(descend)(int thread, int threads, cw_barrier *barrier, void *ar
     }
 }
 
-/* Row `n`: its loss from logits that include neither bias nor n-grams, and, if it is wanted, the gradient of the logits
- * to `row`, where they may also come from. `powers` has room for the vocabulary and a vector. */
-INLINE void NAME(row_loss)(const cw_loss_job *job, int n, const elem *from, elem *row, float *powers) {
+/* Row `n`: its loss from logits that include neither bias nor n-grams, of floats, or NULL and in storage; and, if it is
+ * wanted, the gradient of the logits to `row`. `powers` has room for the vocabulary and a vector; the logits may be there,
+ * or in `row`. */
+INLINE void NAME(row_loss)(const cw_loss_job *job, int n, const float *floats, const elem *stored, elem *row,
+                           float *powers) {
     const int vocabulary = job->vocabulary, padded = (vocabulary + LANES - 1) / LANES * LANES;
     const int target = (int)job->targets[n];
     if (job->ngrams) NAME(fetch_ngrams)(job->ngrams, job->rows, n + AHEAD, vocabulary);
     vec highest = same(-3e38f);
     for (int at = 0; at < vocabulary; at += LANES) {
-        vec x = NAME(logits_at)(job, from, at);
+        vec x = NAME(logits_at)(job, floats, stored, at);
         if (job->ngrams) x += NAME(ngrams_at)(job, n, at);
         ivec higher = x > highest;
         highest = (vec)((higher & (ivec)x) | (~higher & (ivec)highest));
@@ -134,7 +136,7 @@ static void NAME(cross_entropy)(int thread, int threads, cw_barrier *barrier, vo
     float *powers = (float *)job->scratch + padded * thread;
     for (int n = first; n < last; n++) {
         elem *row = (elem *)job->logits + n * vocabulary;
-        NAME(row_loss)(job, n, row, row, powers);
+        NAME(row_loss)(job, n, NULL, row, row, powers);
     }
     if (!job->wanted) return;
     cw_meet(barrier);

@@ -29,6 +29,7 @@
 #include "forward.h"
 #include "backward.h"
 #include "loss.h"
+#include "head.h"
 #include "writer.h"
 #undef STORAGE
 #define STORAGE CW_Q8
@@ -62,7 +63,7 @@ const cw_variant PASTE(cw_, CW_VARIANT) = {
     {outer_f32, outer_bf16},
     {cross_entropy_f32, cross_entropy_bf16},
     {descend_f32, descend_bf16},
-    head,
+    {head_f32, head_bf16},
     {write_f32, write_bf16, write_q8},
     norm,
     adam,

@@ -58,10 +58,16 @@ typedef struct {
 typedef struct {
     cw_loss_job loss;
     int units, batch;
-    const float *x, *weight, *mask; /* (rows, units); (vocabulary, units); (batch, units) or NULL */
-    float *d_x, *d_weight;
-    float *packed, *scratch;
-    size_t scratch_floats; /* for each thread */
+    const void *x;             /* (rows, units) storage */
+    const float *weight, *mask; /* (vocabulary, units); (batch, units) or NULL */
+    void *d_x;                 /* (rows, units) storage */
+    float *d_weight;
+    void *forward, *backward;  /* the packed weights */
+    void *masked;              /* (rows, units) bfloat16: x times the mask, if both are wanted; or NULL */
+    char *scratch;
+    size_t scratch_bytes;      /* for each thread */
+    void *outer_scratch;       /* bfloat16 only: of the weights' gradient, as in cw_outer_job */
+    int outer_depth;
 } cw_head_job;
 
 typedef struct {
@@ -111,7 +117,7 @@ typedef struct {
 typedef struct {
     const char *name;
     cw_shape shape;
-    cw_job pack[2], forward[2], backward[2], spread_inputs[2], outer[2], cross_entropy[2], descend[2], head, write[3], norm, adam;
+    cw_job pack[2], forward[2], backward[2], spread_inputs[2], outer[2], cross_entropy[2], descend[2], head[2], write[3], norm, adam;
 } cw_variant;
 
 /* The blocks of units in a panel of packed weights for single steps: enough sums to keep the processor busy, 6 vectors

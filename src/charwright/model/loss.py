@@ -70,7 +70,9 @@ def _fits_head(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, dty
         return False
     if mask is not None and (mask.dtype != torch.float32 or mask.shape != (1, *x.shape[1:])):
         return False
-    return {part.dtype for part in (x, weight, bias)} | {dtype} == {torch.float32}
+    if dtype not in (torch.float32, torch.bfloat16):
+        return False
+    return x.dtype == dtype and weight.dtype == bias.dtype == torch.float32
 
 
 class _NativeHead(torch.autograd.Function):

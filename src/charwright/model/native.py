@@ -265,21 +265,25 @@ def head(
     votes: Votes | None,
     wanted: bool,
 ) -> tuple[float, HeadGradients | None]:
-    """The sum of the losses of x (N, H) W^T + bias (V,) + votes against targets (N,), in float32.
+    """The sum of the losses of x (N, H) W^T + bias (V,) + votes against targets (N,), with products in the type of x.
 
     Row n of x is multiplied by row n % B of the mask (B, H). If they are wanted, also the gradients of `scale` times
-    the sum. H is a multiple of `UNITS_MULTIPLE`.
+    the sum; those of x and of the logits have the type of x, float32 or bfloat16, all else is float32. H is a multiple
+    of `UNITS_MULTIPLE`.
     """
     (rows, units), vocabulary, threads = x.shape, len(weight), torch.get_num_threads()
     batch = rows if mask is None else len(mask)
     gradients = None
     if wanted:
-        logits = torch.empty(rows, vocabulary)
+        logits = torch.empty(rows, vocabulary, dtype=x.dtype)
         gradients = HeadGradients(torch.empty_like(x), torch.empty_like(weight), torch.zeros_like(bias), logits)
-    losses, scratch = torch.empty(rows), _borrow((kernels.head_bytes(threads, vocabulary, units),), torch.uint8)
+    bf16 = x.dtype == torch.bfloat16
+    scratch_bytes = kernels.head_bytes(threads, rows, vocabulary, units, bf16=bf16, masked=wanted and mask is not None)
+    losses, scratch = torch.empty(rows), _borrow((scratch_bytes,), torch.uint8)
     total = kernels.head(
-        rows, batch, vocabulary, units, threads=threads, x=x.data_ptr(), mask=_address(mask), weight=weight.data_ptr(),
-        bias=bias.data_ptr(), ngrams=None if votes is None else _ngrams(votes.array, votes.offsets),
+        rows, batch, vocabulary, units, bf16=bf16, threads=threads, x=x.data_ptr(), mask=_address(mask),
+        weight=weight.data_ptr(), bias=bias.data_ptr(),
+        ngrams=None if votes is None else _ngrams(votes.array, votes.offsets),
         targets=targets.data_ptr(), scale=scale, losses=losses.data_ptr(),
         d_logits=_address(gradients and gradients.logits), d_x=_address(gradients and gradients.x),
         d_weight=_address(gradients and gradients.weight), d_bias=_address(gradients and gradients.bias),

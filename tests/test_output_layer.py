@@ -1,0 +1,66 @@
+"""The output layer and its loss in the kernels, against the same in double precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from charwright import kernels
+from charwright.model import loss
+from charwright.model.loss import head_loss
+
+pytestmark = pytest.mark.skipif(kernels.load() is None, reason="the kernels are not built")
+
+DTYPES = [torch.float32, torch.bfloat16]
+STEPS, BATCH = 23, 6  # 138 positions: more than two times the rows that the kernels have in the cache
+
+
+def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x as the kernels multiply it, in double precision; the gradient passes."""
+    return x + (x.to(dtype).double() - x).detach()
+
+
+def in_double_precision(
+    x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, mask: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, list[Tensor]]:
+    """The loss and the gradients of x, weight and bias, of products of rounded operands."""
+    parts = [part.detach().double().requires_grad_() for part in (x, weight, bias)]
+    rows = rounded(parts[0] if mask is None else parts[0] * mask.double(), dtype)
+    logits = rows.flatten(0, 1) @ rounded(parts[1], dtype).T + parts[2]
+    result = F.cross_entropy(logits, targets.flatten())
+    result.backward()  # type: ignore[no-untyped-call]
+    return result.detach(), [part.grad for part in parts if part.grad is not None]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("units", "vocabulary"), [(16, 1), (48, 67), (80, 300), (32, 512)])
+@pytest.mark.parametrize("variant", kernels.available())
+def test_the_output_layer_of_the_kernels_is_that_of_double_precision(
+    variant: str, units: int, vocabulary: int, masked: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What the kernels do not take would be computed by PyTorch, as exactly.
+    monkeypatch.setattr(loss, "_HeadLoss", None)
+    draw = torch.Generator().manual_seed(vocabulary + masked)
+    x = torch.randn(STEPS, BATCH, units, generator=draw).to(dtype).requires_grad_()
+    weight = (torch.randn(vocabulary, units, generator=draw) / 4).requires_grad_()
+    bias = torch.randn(vocabulary, generator=draw).requires_grad_()
+    mask = (torch.rand(1, BATCH, units, generator=draw) > 0.3).float() / 0.7 if masked else None
+    targets = torch.randint(vocabulary, (STEPS, BATCH), generator=draw)
+
+    found = head_loss(x, weight, bias, targets, dtype, "native", variant, mask=mask)
+    (2 * found).backward()  # type: ignore[no-untyped-call]
+    wanted, gradients = in_double_precision(x, weight, bias, targets, mask, dtype)
+
+    assert float(found.detach()) == pytest.approx(float(wanted), rel=1e-5, abs=1e-6)
+    allowed = 1e-5 if dtype == torch.float32 else 4e-3  # a number in bfloat16 has 8 bits
+    for part, gradient in zip((x, weight, bias), gradients, strict=True):
+        assert part.grad is not None
+        assert part.grad.dtype == part.dtype
+        distance = (part.grad.double() / 2 - gradient).norm()
+        assert float(distance) <= allowed * float(gradient.norm()) + 1e-6
+    with torch.no_grad():
+        again = head_loss(x, weight, bias, targets, dtype, "native", variant, mask=mask)
+    assert float(again) == float(found.detach())
