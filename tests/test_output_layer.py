@@ -47,7 +47,9 @@ def test_the_output_layer_of_the_kernels_is_that_of_double_precision(
     x = torch.randn(STEPS, BATCH, units, generator=draw).to(dtype).requires_grad_()
     weight = (torch.randn(vocabulary, units, generator=draw) / 4).requires_grad_()
     bias = torch.randn(vocabulary, generator=draw).requires_grad_()
-    mask = (torch.rand(1, BATCH, units, generator=draw) > 0.3).float() / 0.7 if masked else None
+    mask = (
+        (torch.rand(1, BATCH, units, generator=draw) > 0.3).to(dtype) / 0.7 if masked else None
+    )  # as dropout draws it
     targets = torch.randint(vocabulary, (STEPS, BATCH), generator=draw)
 
     found = head_loss(x, weight, bias, targets, dtype, "native", variant, mask=mask)

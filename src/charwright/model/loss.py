@@ -68,7 +68,7 @@ def _fits_head(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, dty
     """Whether the kernels compute this output layer together with its loss."""
     if weight.shape[1] % UNITS_MULTIPLE or len(weight) > MOST_HEAD_COLUMNS:
         return False
-    if mask is not None and (mask.dtype != torch.float32 or mask.shape != (1, *x.shape[1:])):
+    if mask is not None and (mask.dtype not in (torch.float32, x.dtype) or mask.shape != (1, *x.shape[1:])):
         return False
     if dtype not in (torch.float32, torch.bfloat16):
         return False
@@ -94,7 +94,7 @@ class _NativeHead(torch.autograd.Function):
         inputs, head, count = x.flatten(0, 1).contiguous(), weight.contiguous(), targets.numel()
         total, gradients = native.head(
             loaded, inputs, head, bias, targets.flatten().contiguous(), 1 / count,
-            mask=None if mask is None else mask[0].contiguous(), votes=votes,
+            mask=None if mask is None else mask[0].float().contiguous(), votes=votes,
             wanted=wanted and any(ctx.needs_input_grad),
         )  # fmt: skip
         ctx.votes, ctx.d_votes = votes, []
