@@ -7,11 +7,13 @@ import json
 import re
 import socket
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
 
+from charwright.serve import protocol
 from charwright.serve.journal import RequestLog
 from services import Raw, Running, eventually
 
@@ -194,9 +196,11 @@ def test_too_many_busy_connections_get_503(serve: Any, log: io.StringIO) -> None
         half.send(HEALTH[:9])
         time.sleep(0.05)
         with Raw(running) as client:
+            client.complete()
             head = client.read_all().partition(b"\r\n\r\n")[0]
         assert head.startswith(b"HTTP/1.1 503 ")
         assert b"\r\nretry-after: 1" in head
+        assert b"\r\nconnection: close" in head
         assert eventually(lambda: len(log_lines(log)) == 1)
         [line] = log_lines(log)
         assert (line["status"], line["refused"]) == (503, "connections")
@@ -204,6 +208,53 @@ def test_too_many_busy_connections_get_503(serve: Any, log: io.StringIO) -> None
         unused.socket.close()
         assert eventually(lambda: len(running.server.server_state.connections) == 1)
         assert running.get("/healthz").status == 200
+
+
+@pytest.fixture
+def crowded(serve: Any) -> Iterator[Running]:
+    """A service with as many connections as may ask for texts, none of which is idle."""
+    running: Running = serve(max_connections=2)
+    with Raw(running), Raw(running):
+        assert eventually(lambda: len(running.server.server_state.connections) == 2)
+        yield running
+
+
+def test_probes_are_answered_beyond_the_limit_of_connections(crowded: Running) -> None:
+    for path in ("/healthz", "/readyz", "/metrics", "/healthz?from=watchdog"):
+        reply = crowded.get(path)
+        assert (reply.status, reply.headers.get("connection")) == (200, "close")
+    assert [reply.status for reply in (crowded.complete(), crowded.get("/v1/models"), crowded.get("/"))] == [503] * 3
+    assert crowded.metric("charwright_refusals_total", reason="connections") == 3
+
+
+def test_connection_beyond_the_limit_carries_one_probe(crowded: Running) -> None:
+    with Raw(crowded) as client:
+        client.send(HEALTH + HEAD + SIZED)
+        assert client.read_all().count(b"HTTP/1.1 200 ") == 1
+
+
+def test_connections_for_probes_have_a_limit(crowded: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "EXCESS", 1)
+    monkeypatch.setattr(protocol, "EXCESS_S", 0.5)
+    with Raw(crowded) as silent:
+        assert eventually(lambda: len(crowded.server.server_state.connections) == 3)
+        with Raw(crowded) as client:
+            assert client.read_all().startswith(b"HTTP/1.1 503 ")
+        began = time.monotonic()
+        assert silent.read_all() == b""
+        assert time.monotonic() - began < 5
+    assert crowded.get("/healthz").status == 200
+
+
+def test_connection_beyond_the_limit_may_ask_for_everything_when_there_is_room(serve: Any) -> None:
+    running = serve(max_connections=1)
+    with Raw(running) as first, Raw(running) as second:
+        assert eventually(lambda: len(running.server.server_state.connections) == 2)
+        first.socket.close()
+        assert eventually(lambda: len(running.server.server_state.connections) == 1)
+        for _ in range(2):
+            second.complete(max_tokens=3)
+            assert statuses(second, 1) == [b"200"]
 
 
 def large_request(client: Raw) -> None:

@@ -18,6 +18,8 @@ from charwright.serve.refusals import Refusal
 
 OPEN = frozenset({"/healthz", "/readyz"})
 """Routes without a key, under any host name."""
+PROBES = OPEN | {"/metrics"}
+"""Routes of those that watch the service: they are answered however busy it is, and not logged."""
 PAGES = frozenset({"/", "/docs"})
 """Routes that a browser opens: it asks the user for the key as a password."""
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})

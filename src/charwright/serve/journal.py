@@ -13,6 +13,7 @@ from typing import Any, TextIO
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from charwright.serve.access import PROBES
 from charwright.serve.jobs import ClientGoneError, Job
 from charwright.serve.lines import Lines
 from charwright.serve.metrics import Metrics
@@ -143,7 +144,7 @@ class RequestLog:
 
     def __call__(self, entry: Entry, seconds: float) -> None:
         """Write the line."""
-        if entry.route in ("/healthz", "/readyz", "/metrics"):
+        if entry.route in PROBES:
             return
         values = self._values(entry, seconds)
         line = json.dumps(values, ensure_ascii=False) if self._json else _line(values)

@@ -14,10 +14,15 @@ from collections.abc import Callable
 from httptools import HttpParserError, HttpParserUpgrade
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from charwright.serve.access import PROBES
 from charwright.serve.refusals import Refusal, busy
 
 MOST_HEAD_BYTES = 64 << 10
 """The first line of a request and its headers together."""
+EXCESS = 64
+"""Connections beyond the limit that may probe: a watchdog must not take a busy service for a dead one."""
+EXCESS_S = 2.0
+"""Longest wait for the head of a request on one of them: there are few, and a probe is sent at once."""
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -26,13 +31,14 @@ class LimitedProtocol(HttpToolsProtocol):
     idle_s = 30.0
     """Longest wait for a request to begin on a new connection, for its head, and for the client to read."""
     most_connections = 1000
+    """Connections that may ask for everything. `EXCESS` more are answered one probe each."""
     idle: dict[LimitedProtocol, None]
     """The connections between two requests, the longest idle first; all connections of a service share it."""
     abandoned: Callable[[], None] = staticmethod(lambda: None)
     """Counts answers that were complete for the application, and that the client did not read to their end."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for the first request. If there are too many connections, close an idle one, or this one."""
+        """Wait for the first request. If there are too many connections, close idle ones; or take a probe, if that."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)  # However little the client has not read, the wait for it has an end.
         self._reading: TimerHandle | None = None
@@ -43,8 +49,11 @@ class LimitedProtocol(HttpToolsProtocol):
         self._completed = False  # whether a request was complete in the part that is read
         self._problem: Refusal | None = None  # what is wrong with the head that is read
         self._refused = False  # whether what follows is ignored
-        if len(self.connections) > self.most_connections and not self._close_longest_idle():
-            self._refuse(busy(503, "the service has too many connections", 1, "connections"))
+        while self._crowded and self._close_longest_idle():
+            pass
+        self._excess = self._crowded  # whether only a probe is answered
+        if len(self.connections) > self.most_connections + EXCESS:
+            self._refuse(_too_many())
         else:
             self._wait_for_head()
 
@@ -76,12 +85,15 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Go on to the body, for which the application waits."""
+        self._excess &= self._crowded  # There may be room by now.
         self._problem = self._problem_of_head()
         if self._problem is not None:
             raise self._problem  # The parser stops, and raises an error of its own.
         if self.parser.should_upgrade():
             return  # `_parse` does without the offer.
         super().on_headers_complete()
+        if self._excess:
+            self.cycle.keep_alive = False
         self._in_head, self._head_bytes = False, 0
         self._stop_reading()
 
@@ -140,7 +152,14 @@ class LimitedProtocol(HttpToolsProtocol):
             return _large_head()
         if self.parser.get_method() == b"CONNECT":
             return Refusal(400, "this service is no proxy", reason="http")
+        if self._excess and self.url.partition(b"?")[0].decode("latin-1") not in PROBES:
+            return _too_many()
         return None
+
+    @property
+    def _crowded(self) -> bool:
+        """Whether there are more connections than may ask for everything."""
+        return len(self.connections) > self.most_connections
 
     @property
     def _idle(self) -> bool:
@@ -165,7 +184,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def _wait_for_head(self) -> None:
         """Wait for the rest of a request, whatever has arrived of it. An answer in progress is never interrupted."""
         if self._reading is None and not self.transport.is_closing():
-            self._reading = self.loop.call_later(self.idle_s, self._give_up)
+            wait_s = min(self.idle_s, EXCESS_S) if self._excess else self.idle_s
+            self._reading = self.loop.call_later(wait_s, self._give_up)
 
     def _give_up(self) -> None:
         self._reading = None
@@ -244,6 +264,10 @@ class LimitedProtocol(HttpToolsProtocol):
 
 def _large_head() -> Refusal:
     return Refusal(431, f"the head of the request is larger than {MOST_HEAD_BYTES:,} bytes", reason="head")
+
+
+def _too_many() -> Refusal:
+    return busy(503, "the service has too many connections", 1, "connections")
 
 
 def _unsent_bytes(transport: asyncio.Transport) -> int:
