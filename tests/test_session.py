@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from charwright.config import GenerationConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
 from charwright.data.vocabulary import Vocabulary
-from charwright.errors import ConfigError, UsageError
+from charwright.errors import ConfigError, OptionError, UsageError
 from charwright.generation.draft import Draft
 from charwright.generation.engine import MOST_STEPS
 from charwright.generation.generator import Generator
@@ -157,14 +157,15 @@ def test_a_text_obeys_its_options(config: GenerationConfig, prompt: str) -> None
     [
         ({"only": ""}, "--only: the model knows none of the characters in ''"),
         ({"only": "ЖЩ"}, "--only: the model knows none of the characters in 'ЖЩ'"),
-        ({"ban": LETTERS.characters}, "--ban leaves the model no character to generate"),
-        ({"only": "ab", "ban": "bac"}, "--only and --ban leave the model no character to generate"),
+        ({"ban": LETTERS.characters}, "--ban: the model has no character left to generate"),
+        ({"only": "ab", "ban": "bac"}, "--only and --ban: the model has no character left to generate"),
     ],
 )
 def test_no_character_allowed(options: dict[str, str], said: str) -> None:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(OptionError) as caught:
         session().join("a", GenerationConfig(**options))
     assert str(caught.value) == said
+    assert caught.value.options == tuple(options)
 
 
 def test_only_and_ban_are_characters_that_a_model_of_bytes_writes_in_one() -> None:

@@ -2,6 +2,7 @@
 
     CharwrightError
     ├── UsageError              options that contradict each other
+    │   └── OptionError             options whose values do not suit the model
     ├── ConfigError             an option out of bounds, or an unknown key in a file of options
     ├── CorpusError             a text that cannot be used
     │   ├── CorpusNotFoundError     no such file, folder or named corpus
@@ -43,6 +44,18 @@ class UsageError(CharwrightError):
     """Options that contradict each other."""
 
     exit_code = 2
+
+
+class OptionError(UsageError):
+    """Options whose values do not suit the model.
+
+    The message is for the command line; `options` (field names) and `problem` let others name the options their way.
+    """
+
+    def __init__(self, problem: str, *options: str) -> None:
+        flags = ["--" + option.replace("_", "-") for option in options]
+        super().__init__(f"{' and '.join(flags)}: {problem}")
+        self.problem, self.options = problem, options
 
 
 class ConfigError(CharwrightError):

@@ -693,8 +693,8 @@ def test_a_hundred_thousand_characters_take_no_more_memory_than_a_thousand(lette
     [
         (["--only", ""], "--only: the model knows none of the characters in ''"),
         (["--only", "Ж"], "--only: the model knows none of the characters in 'Ж'"),
-        (["--ban", LETTERS.characters.replace("\n", r"\n")], "--ban leaves the model no character to generate"),
-        (["--only", "ab", "--ban", "ab"], "--only and --ban leave the model no character"),
+        (["--ban", LETTERS.characters.replace("\n", r"\n")], "--ban: the model has no character left to generate"),
+        (["--only", "ab", "--ban", "ab"], "--only and --ban: the model has no character left to generate"),
         (["--stop", ""], "--stop must not be empty"),
         (["--until", "rubbish"], "--until must be line, paragraph or sentence"),
         (["--until", "0 lines"], "--until must be"),

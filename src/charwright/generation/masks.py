@@ -8,7 +8,7 @@ import numpy.typing as npt
 from charwright.config import GenerationConfig
 from charwright.data.labels import label_ids
 from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
-from charwright.errors import UsageError
+from charwright.errors import OptionError, UsageError
 
 Mask = npt.NDArray[np.bool_]
 
@@ -22,7 +22,8 @@ def allowed(vocabulary: Vocabulary, config: GenerationConfig, record_end: str | 
     What ends a record is no part of it, and needs no place in `only`.
 
     Raises:
-        UsageError: if no id is left.
+        OptionError: if no id is left, or the model generates bytes and an option has characters of several.
+        UsageError: if the model has no characters.
     """
     if len(vocabulary) < 2 + len(vocabulary.labels):
         raise UsageError("this model's vocabulary has no characters to generate")
@@ -30,24 +31,22 @@ def allowed(vocabulary: Vocabulary, config: GenerationConfig, record_end: str | 
     mask[label_ids(vocabulary)] = False
     if config.only is not None:
         mask[:] = False
-        mask[_ids_of(vocabulary, config.only, "--only")] = True
+        mask[_ids_of(vocabulary, config.only, "only")] = True
         mask[UNKNOWN_ID] = False
         if not mask.any():
-            raise UsageError(f"--only: the model knows none of the characters in {_shown(config.only)}")
+            raise OptionError(f"the model knows none of the characters in {_shown(config.only)}", "only")
         mask[vocabulary.encode(record_end or "")] = True
-    mask[_ids_of(vocabulary, config.ban, "--ban")] = False
+    mask[_ids_of(vocabulary, config.ban, "ban")] = False
     mask[UNKNOWN_ID] = False
     if not mask.any():
-        raise UsageError(
-            f"{'--only and --ban leave' if config.only else '--ban leaves'} the model no character to generate"
-        )
+        raise OptionError("the model has no character left to generate", *(["only"] if config.only else []), "ban")
     return mask
 
 
-def _ids_of(vocabulary: Vocabulary, characters: str, flag: str) -> npt.NDArray[np.int32]:
+def _ids_of(vocabulary: Vocabulary, characters: str, option: str) -> npt.NDArray[np.int32]:
     if vocabulary.level == "byte" and not characters.isascii():
-        raise UsageError(
-            f"{flag}: this model generates bytes; {_shown(characters)} has characters of more than one byte"
+        raise OptionError(
+            f"this model generates bytes; {_shown(characters)} has characters of more than one byte", option
         )
     return vocabulary.encode(characters)
 

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from charwright.config import GenerationConfig
 from charwright.data.labels import label_id, listed_labels
 from charwright.data.vocabulary import Vocabulary
-from charwright.errors import CharwrightError, UsageError
+from charwright.errors import CharwrightError, OptionError, UsageError
 from charwright.generation.draft import Guard
 from charwright.generation.masks import allowed
 from charwright.serve.answers import Answer, Collected
@@ -181,10 +181,11 @@ def _checked(request: CompletionRequest, served: ServedModel) -> GenerationConfi
     _check_record(request, served.hosted.generator.record_end)
     try:
         allowed(vocabulary, config)
+    except OptionError as error:
+        name, *others = error.options
+        raise bad(name, f"with {' and '.join(others)}, {error.problem}" if others else error.problem) from error
     except UsageError as error:
-        name = "ban" if request.only is None else "only"
-        message = str(error).replace("--only and --ban leave", "--only: with ban leaves")
-        raise bad(name, message.removeprefix(f"--{name}").removeprefix(":").lstrip()) from error
+        raise bad(None, str(error)) from error
     return config
 
 
