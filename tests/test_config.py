@@ -66,6 +66,8 @@ def test_option_names_are_unique():
         (TrainingConfig, "learning_rate", math.inf, "--learning-rate must be a finite number"),
         (TrainingConfig, "checkpoint_minutes", 10**400, "--checkpoint-minutes must be a finite number"),
         (TrainingConfig, "seed", -1, "--seed must be at least 0"),
+        (TrainingConfig, "seed", 2**63, "--seed must be at most 9223372036854775807, not 9223372036854775808"),
+        (SplitConfig, "val_limit", 2**53 + 1, "--val-limit must be at most 9007199254740992, not 9007199254740993"),
         (TrainingConfig, "epochs", "3", "--epochs must be a number, not '3'"),
         (SplitConfig, "val_fraction", 0.6, "--val-fraction must be at most 0.5"),
         (VocabularyConfig, "level", "word", "--level must be one of character, byte"),

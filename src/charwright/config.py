@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from charwright.errors import ConfigError
 from charwright.passages import parse_until
-from charwright.schema import LARGEST, Config, flag, option, option_types
+from charwright.schema import LARGEST, Config, flag, option, option_types, random_seed
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ class TrainingConfig(Config):
         "Precision of the matrix products; auto selects bf16 where it is faster.",
         choices=("auto", "f32", "bf16"),
     )
-    seed: int = option(1, "Random seed for weights, batch order and dropout.", minimum=0, maximum=2**63 - 1)
+    seed: int = random_seed(1, "Random seed for weights, batch order and dropout.")
     log_every: int = option(10, "Steps between entries in log.jsonl.", minimum=1)
     checkpoint_minutes: float = option(10.0, "Minutes between checkpoints within an epoch.", above=0)
     keep_checkpoints: int | None = option(2, "Number of checkpoints to keep, or all.", minimum=1, none_word="all")
@@ -291,7 +291,7 @@ class GenerationConfig(Config):
         None, "Never copy more than this many consecutive characters from the training text.", minimum=1, maximum=1000
     )
     num: int = option(1, "Number of texts to generate from the prompt.", minimum=1, maximum=65536)
-    seed: int | None = option(None, "Random seed; the same seed gives the same text.", minimum=0, maximum=2**63 - 1)
+    seed: int | None = random_seed(None, "Random seed; the same seed gives the same text.")
 
     def __post_init__(self) -> None:
         """Check the bounds and the form of `until`."""
@@ -320,7 +320,7 @@ class ServiceConfig(Config):
         " each score of a character.",
         minimum=1,
     )
-    max_connections: int = option(1000, "Most open connections.", minimum=1, maximum=1_000_000)
+    max_connections: int = option(1000, "Most open connections, besides probes.", minimum=1, maximum=1_000_000)
     max_waiting: int = option(256, "Most texts that wait for their turn, for each model.", minimum=0)
     wait_s: float = option(10.0, "Longest wait of a request for its turn, in seconds.", above=0, maximum=3600)
     total_s: float = option(600.0, "Longest time for a request, in seconds.", above=0, maximum=86_400)

@@ -15,6 +15,8 @@ from charwright.errors import ConfigError
 
 LARGEST = 2**53
 """The maximum of a count that nothing else limits, which a float holds exactly."""
+SEEDS = 2**63
+"""Random seeds are below this: signed integers of 64 bits, which every library takes."""
 
 
 def option(
@@ -38,6 +40,11 @@ def option(
         default=default,
         metadata={"help": help_text, "choices": choices, "none_word": none_word, **bounds},
     )
+
+
+def random_seed(default: int | None, help_text: str) -> Any:
+    """Make the field of a random seed; its help text says the bound, which nobody would guess."""
+    return option(default, f"{help_text} At most {SEEDS - 1}.", minimum=0, maximum=SEEDS - 1)
 
 
 def flag(name: str) -> str:
@@ -82,14 +89,18 @@ def _complaint(value: Any, kind: type, metadata: Mapping[str, Any]) -> str | Non
     if (choices := metadata.get("choices")) and value not in choices:
         return f"must be one of {', '.join(choices)}"
     if (low := metadata.get("minimum")) is not None and value < low:
-        return f"must be at least {low:.15g}"
+        return f"must be at least {_shown(low)}"
     if (high := metadata.get("maximum")) is not None and value > high:
-        return f"must be at most {high:.15g}"
+        return f"must be at most {_shown(high)}"
     if (low := metadata.get("above")) is not None and value <= low:
-        return f"must be above {low:.15g}"
+        return f"must be above {_shown(low)}"
     if (high := metadata.get("below")) is not None and value >= high:
-        return f"must be below {high:.15g}"
+        return f"must be below {_shown(high)}"
     return None
+
+
+def _shown(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:.15g}"
 
 
 class Config:

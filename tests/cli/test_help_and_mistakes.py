@@ -65,6 +65,49 @@ def test_quick_commands_do_not_import_torch(trained: Path, arguments: list[str])
     assert result.out
 
 
+WITH_SEED = {
+    "train": ["TEXT", "--out", "FOLDER/run", "--steps", "1"],
+    "tune": ["TEXT", "--trials", "1", "--out", "FOLDER/tune"],
+    "generate": ["RUN"],
+    "compose": ["RUN"],
+    "explain": ["RUN"],
+    "inspect": ["TEXT"],
+}
+
+
+def has_seed(name: str) -> bool:
+    command = cli.cli.get_command(None, name)  # type: ignore[arg-type]
+    assert command is not None
+    return any("--seed" in parameter.opts for parameter in command.params)
+
+
+def test_every_command_with_a_seed_is_listed() -> None:
+    assert {name for name in COMMANDS if has_seed(name)} == WITH_SEED.keys()
+
+
+def most_of(command: str) -> int:
+    return 2**32 - 1 if command == "explain" else 2**63 - 1
+
+
+@pytest.mark.parametrize("command", WITH_SEED)
+def test_the_help_says_the_largest_seed(charwright: Terminal, command: str) -> None:
+    shown = charwright(command, "--help").out
+    assert re.search(rf"--seed [^\n]+(\n {{4,}}[^\n]+)*\b{most_of(command)}\b", shown)
+
+
+@pytest.mark.parametrize("command", sorted(WITH_SEED.keys() - {"compose"}))  # It looks for a terminal first.
+def test_a_seed_out_of_range_is_refused(charwright: Terminal, trained: Path, corpus: Path, command: str) -> None:
+    places = {"RUN": str(trained), "TEXT": str(corpus)}
+    words = [places.get(word, word.replace("FOLDER", str(corpus.parent))) for word in WITH_SEED[command]]
+    for seed in (-1, most_of(command) + 1):
+        result = charwright(command, *words, "--seed", str(seed))
+        assert result.code == 2
+        assert "--seed" in result.line
+        assert str(seed) in result.line
+        assert "e+" not in result.line
+    assert not (corpus.parent / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -7,11 +7,15 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from charwright.cli.info import chart
 from charwright.config import ModelConfig
+from charwright.generation import engine
+from charwright.generation.engine import Engine
 from charwright.run import Run
 from commands import SMALL, TEXT, Terminal, process
 from writers import LETTERS, weights_of
@@ -32,6 +36,29 @@ def test_evaluate_json(charwright: Terminal, trained: Path, tmp_path: Path, prot
     assert values["protocol"] == protocol
     assert values["unknown_chars"] in (19, 20)
     assert values["bits_per_char"] == pytest.approx(values["nats_per_char"] / 0.6931471805599453)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+def test_threads(
+    charwright: Terminal, trained: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    counts: list[int | None] = []
+
+    class Counted(Engine):
+        def __init__(self, *arguments: Any, threads: int | None = None) -> None:
+            super().__init__(*arguments, threads=threads)
+            counts.append(threads)
+
+    monkeypatch.setattr(engine, "Engine", Counted)
+    monkeypatch.setattr(torch, "set_num_threads", counts.append)
+    for precision in ("f32", "q8"):
+        assert charwright(command, trained, corpus, "--threads", "3", "--precision", precision).code == 0
+    assert counts == [3, 3]
+    assert charwright(command, trained, corpus).code == 0
+    assert counts == [3, 3]
+    refused = charwright(command, trained, corpus, "--threads", "0")
+    assert refused.code == 2
+    assert "--threads" in refused.line
 
 
 def test_info(charwright: Terminal, trained: Path) -> None:

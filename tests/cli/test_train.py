@@ -15,10 +15,13 @@ from typing import Any
 
 import pytest
 
+from charwright.config import CorpusConfig, SplitConfig
+from charwright.data.parts import Places
 from charwright.run import Run
 from charwright.signals import stop_asked
 from charwright.training import loop
 from charwright.training.batch import Batch, make_batch
+from charwright.workflow.texts import read_texts
 from commands import SMALL, TEXT, Terminal, process
 
 
@@ -287,3 +290,25 @@ def test_a_resume_restores_the_weights(charwright: Terminal, copy: Path, damage:
 def test_a_validation_text_that_is_the_training_text(charwright: Terminal, corpus: Path, tmp_path: Path) -> None:
     words = ["train", corpus, "--validation", corpus, "--steps", "1", *SMALL, "--out", tmp_path / "run"]
     assert "note: the validation text is the training text" in charwright(*words).err
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_validation_text_from_the_training_text(
+    charwright: Terminal, corpus: Path, tmp_path: Path, known: bool
+) -> None:
+    piece = TEXT[100:400] if known else TEXT[100:400] + "?"
+    (tmp_path / "piece.txt").write_text(piece, encoding="utf-8")
+    words = ["--validation", tmp_path / "piece.txt", "--steps", "1", *SMALL, "--out", tmp_path / "run"]
+    said = charwright("train", corpus, *words).err
+    note = "note: the validation text is a part of the training text, so its loss says nothing about new text\n"
+    assert (note in said) == known
+    assert "is the training text" not in said
+
+
+def test_a_validation_text_is_not_looked_for_on_disk(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "piece.txt").write_text(TEXT[100:400], encoding="utf-8")
+    for limit, notes in ((1 << 20, 1), (1000, 0)):
+        said: list[str] = []
+        places = Places(tmp_path / "cache", mapped_from_bytes=limit)
+        read_texts(corpus, tmp_path / "piece.txt", CorpusConfig(), SplitConfig(), places, said.append)
+        assert len([line for line in said if "a part of the training text" in line]) == notes

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charwright.compose.manuscript import MAX_CONTEXT, SEEDS, Manuscript
+from charwright.compose.manuscript import MAX_CONTEXT, Manuscript
+from charwright.schema import SEEDS
 
 TEXTS = st.text(alphabet="ab \n中，é", max_size=30)
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -112,9 +112,9 @@ def cli(ctx: click.Context) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
-    # A closed stream is None, which nothing can write to.
+    # A closed stream is None. Nobody reads messages then, but a result must not vanish.
     if sys.stdout is None:
-        sys.stdout = io.TextIOWrapper(io.FileIO(os.devnull, "w"), encoding="utf-8")
+        sys.stdout = _unwritable()
     if sys.stderr is None:
         sys.stderr = io.TextIOWrapper(io.FileIO(os.devnull, "w"), encoding="utf-8")
     # A character that the terminal cannot encode must not stop the command.
@@ -158,6 +158,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
         _flush_stdout()
 
 
+def _unwritable() -> TextIO:
+    """A stream in the place of a closed one, where the system refuses each write."""
+    return os.fdopen(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")
+
+
 def _failed(settings: _Settings, error: Exception, message: str, exit_code: int) -> int:
     if settings.debug:
         raise error
@@ -178,7 +183,10 @@ def _system_line(error: OSError) -> str:
     """What the system refused, and with which file if it says so."""
     if error.strerror is None:
         return str(error)
-    if error.filename is None and error.errno in NO_ROOM:  # Whoever writes a file names it.
+    # Whoever writes a file names it.
+    if error.filename is None and error.errno == errno.EBADF:
+        return "standard output is closed; redirect it to a file, or to /dev/null to discard it"
+    if error.filename is None and error.errno in NO_ROOM:
         return f"cannot write to standard output: {error.strerror}"
     return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
 

@@ -24,6 +24,7 @@ from charwright.schema import field_names, flag
 if TYPE_CHECKING:
     from charwright.data.texts import Text
     from charwright.evaluation.evaluation import Evaluation
+    from charwright.model.compute import Wanted
     from charwright.run import Run
 
 DASH = "-"
@@ -71,6 +72,7 @@ def compare(
     windows: int,
     device: str,
     precision: str,
+    threads: int | None,
     as_json: bool,
     **_: Any,
 ) -> None:
@@ -82,13 +84,15 @@ def compare(
 
     Each difference to the best run is followed by its standard error; less than twice that is not significant.
     """
+    from charwright.model.compute import Wanted
     from charwright.run import Run
 
     folders, corpus = split_words(without_teachers(words))
     runs = _trained([Run.open(folder) for folder in folders])
     reading = given(ctx, field_names(CorpusConfig))
     name, text, sha256 = _given_text(runs, corpus, reading) if corpus else _validation_text(runs, reading)
-    rows = sorted((_row(run, text, windows, device, precision) for run in runs), key=lambda row: row.loss.nats_per_char)
+    wanted = Wanted(device, precision=precision, threads=threads)
+    rows = sorted((_row(run, text, windows, wanted) for run in runs), key=lambda row: row.loss.nats_per_char)
     if as_json:
         click.echo(json.dumps(_facts(rows, windows), ensure_ascii=False))
         return
@@ -174,8 +178,8 @@ def _origin(run: Run) -> Any:
     return (validation if validation else whole, config.recipe.records)
 
 
-def _row(run: Run, text: Text, windows: int, device: str, precision: str) -> Row:
-    evaluate = evaluator_of(run, device, precision)
+def _row(run: Run, text: Text, windows: int, wanted: Wanted) -> Row:
+    evaluate = evaluator_of(run, wanted)
     loss = evaluate(text, "carried")
     in_windows = None
     if loss.records is None:

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from charwright.cli.options import SectionedCommand, SectionedOption, config_options, given
+from charwright.cli.options import (
+    SectionedCommand,
+    SectionedOption,
+    config_options,
+    device_option,
+    given,
+    threads_option,
+)
 from charwright.config import CorpusConfig, RecordsConfig
 from charwright.errors import CorpusError, UsageError
 from charwright.schema import field_names, flag
@@ -20,6 +27,7 @@ from charwright.schema import field_names, flag
 if TYPE_CHECKING:
     from charwright.data.texts import Text
     from charwright.evaluation.evaluation import Evaluation
+    from charwright.model.compute import Wanted
     from charwright.model.language_model import LanguageModel
     from charwright.run import Run
 
@@ -37,7 +45,7 @@ class DynamicOption(SectionedOption):
 
 
 def machine_options(command: Command) -> Command:
-    """Add the options for device and precision."""
+    """Add the options for device, precision and threads."""
     precision = click.option(
         "--precision",
         type=click.Choice(["f32", "bf16", "q8"]),
@@ -45,8 +53,7 @@ def machine_options(command: Command) -> Command:
         show_default=True,
         help="Precision of the matrix products; q8 is the 8-bit integer engine of `generate`, on the CPU.",
     )
-    device = click.option("--device", default="auto", show_default=True, help="Device: auto, cpu, cuda or mps.")
-    return device(precision(command))
+    return device_option(precision(threads_option(command)))
 
 
 @click.command(cls=SectionedCommand, short_help="Evaluate a run on a text.")
@@ -91,6 +98,7 @@ def evaluate(
     protocol: str | None,
     device: str,
     precision: str,
+    threads: int | None,
     as_json: bool,
     dynamic: bool,
     dynamic_rate: float,
@@ -101,6 +109,7 @@ def evaluate(
     from charwright.cli.download import user_places
     from charwright.data.large_texts import open_corpus
     from charwright.evaluation.evaluate import parse_protocol
+    from charwright.model.compute import Wanted
     from charwright.run import Run
     from charwright.workflow.texts import divided
 
@@ -110,14 +119,15 @@ def evaluate(
     if records is None:
         parse_protocol(protocol)
     _check_dynamic(ctx, dynamic, protocol if records is None else RECORDS, precision)
-    evaluate_text = evaluator_of(opened, device, precision)
+    wanted = Wanted(device, precision=precision, threads=threads)
+    evaluate_text = evaluator_of(opened, wanted)
     reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
     text: Text = open_corpus(corpus, reading, user_places()).text
     if records is not None:
         text = divided(text, records)
 
     static = evaluate_text(text, protocol)
-    adapted = _evaluated_dynamically(opened, device, precision, text, dynamic_rate, dynamic_decay) if dynamic else None
+    adapted = _evaluated_dynamically(opened, wanted, text, dynamic_rate, dynamic_decay) if dynamic else None
     if as_json:
         values = static.to_json()
         if adapted is not None:
@@ -139,8 +149,8 @@ def _records_of(run: Run, protocol: str | None) -> RecordsConfig | None:
     return trained if protocol == RECORDS or (protocol is None and trained.records != "none") else None
 
 
-def evaluator_of(run: Run, device: str, precision: str) -> Evaluate:
-    """A function that evaluates a run, on a device and in a precision by name; the weights are read once.
+def evaluator_of(run: Run, wanted: Wanted) -> Evaluate:
+    """A function that evaluates a run; the weights are read once. The precision may be q8, that of the engine.
 
     Raises:
         UsageError: when there is no such device on this machine.
@@ -151,10 +161,10 @@ def evaluator_of(run: Run, device: str, precision: str) -> Evaluate:
     from charwright.evaluation.mapped import evaluate_mapped, evaluate_text
     from charwright.evaluation.records import evaluate_records
 
-    if precision == "q8":
+    if wanted.precision == "q8":
         from charwright.generation.engine import Engine
 
-        engine = Engine(run.model, run.weights())
+        engine = Engine(run.model, run.weights(), threads=wanted.threads)
 
         def by_engine(text: Text, protocol: str) -> Evaluation:
             if isinstance(text, Records):
@@ -164,15 +174,16 @@ def evaluator_of(run: Run, device: str, precision: str) -> Evaluate:
             return evaluate_mapped(engine.continued_nats, run.vocabulary, text, protocol)
 
         return by_engine
-    model = _model_of(run, device, precision)
+    model = _model_of(run, wanted)
     return lambda text, protocol: evaluate_text(model, run.vocabulary, text, protocol)
 
 
-def _model_of(run: Run, device: str, precision: str) -> LanguageModel:
-    from charwright.model.compute import Compute
+def _model_of(run: Run, wanted: Wanted) -> LanguageModel:
     from charwright.model.language_model import LanguageModel
 
-    return LanguageModel.from_arrays(run.model, run.weights(), Compute.choose(device, precision=precision))
+    compute = wanted.by_rule()
+    compute.start()
+    return LanguageModel.from_arrays(run.model, run.weights(), compute)
 
 
 def _check_dynamic(ctx: click.Context, dynamic: bool, protocol: str, precision: str) -> None:
@@ -189,14 +200,12 @@ def _check_dynamic(ctx: click.Context, dynamic: bool, protocol: str, precision: 
         raise UsageError("--dynamic changes the weights, which q8 does not support; use --precision f32 or bf16")
 
 
-def _evaluated_dynamically(
-    run: Run, device: str, precision: str, text: Text, rate: float, decay: float
-) -> tuple[Evaluation, str]:
+def _evaluated_dynamically(run: Run, wanted: Wanted, text: Text, rate: float, decay: float) -> tuple[Evaluation, str]:
     """The evaluation, and the source of the gradient statistics: the training text, or this text."""
     from charwright.cli.corpora import training_text
     from charwright.evaluation.dynamic import evaluate_dynamically
 
-    model, source = _model_of(run, device, precision), "training text"
+    model, source = _model_of(run, wanted), "training text"
     try:
         trained_on = training_text(run, ())
     except CorpusError as error:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from charwright.cli.options import SectionedCommand, config_options, given, say
+from charwright.cli.options import SectionedCommand, config_options, given, say, seed_option
 from charwright.config import CorpusConfig
 from charwright.errors import RunError, UsageError
 from charwright.schema import field_names, flag
@@ -42,9 +42,7 @@ if TYPE_CHECKING:
     help="Characters of TEXT to show, from its beginning.",
 )
 @click.option("--corpus", multiple=True, metavar="PATH", help="Where the run's text is now, if it has moved.")
-@click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of everything drawn."
-)
+@seed_option(0, "Seed of everything drawn.", below=2**32)
 @click.option("--force", is_flag=True, help="Overwrite existing files.")
 @config_options(CorpusConfig(), "Reading the text")
 @click.pass_context

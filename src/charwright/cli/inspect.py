@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from charwright.cli.options import WEIGHT_DROPOUT_ADVICE, SectionedCommand, config_options, given, removed_option
+from charwright.cli.options import (
+    WEIGHT_DROPOUT_ADVICE,
+    SectionedCommand,
+    config_options,
+    given,
+    removed_option,
+    seed_option,
+)
 from charwright.config import CorpusConfig, ModelConfig, RecordsConfig, SequenceConfig, VocabularyConfig
 from charwright.schema import field_names
 
@@ -27,9 +34,7 @@ SHOWN = 250
 @click.option(
     "--recipe", "recipe_name", default="tutorial", show_default=True, metavar="NAME|FILE", help="Options to start from."
 )
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Random seed for batch order and weights."
-)
+@seed_option(1, "Random seed for batch order and weights.")
 @removed_option("--weight-dropout", WEIGHT_DROPOUT_ADVICE)
 @config_options(ModelConfig(units=1024, embedding_size=256), "Model")
 @config_options(SequenceConfig(order="windows", batch=64, seq_length=100), "Sequences")

@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from charwright.errors import UsageError
-from charwright.schema import flag, option_types
+from charwright.schema import SEEDS, flag, option_types
 
 WEIGHT_DROPOUT_ADVICE = "it made every trial worse; try --recurrent-dropout"
 
@@ -195,6 +195,11 @@ engine_precision_option = click.option(
 engine_threads_option = click.option(
     "--threads", type=click.IntRange(min=1), help="Maximum number of threads.  [default: all cores]"
 )
+
+
+def seed_option(default: int, help_text: str, *, below: int = SEEDS) -> Callable[[Command], Command]:
+    """Add `--seed`; click shows its range."""
+    return click.option("--seed", type=click.IntRange(0, below - 1), default=default, show_default=True, help=help_text)
 
 
 def say(line: str) -> None:

@@ -19,6 +19,7 @@ from charwright.cli.options import (
     core_option,
     device_option,
     given,
+    seed_option,
     threads_option,
 )
 from charwright.config import CorpusConfig, Recipe, RecordsConfig, SplitConfig, VocabularyConfig
@@ -54,13 +55,7 @@ LONGER = 10  # the proposed training time, in units of the minutes of a trial
     help="Search together with other workers: a journal file that all can reach, or a database such as PostgreSQL.",
 )
 @click.option("--study", metavar="NAME", help="The study in the storage.  [default: NAME OF THE CORPUS]")
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**63 - 1),
-    default=1,
-    show_default=True,
-    help="Random seed for the proposals, and for weights and batch order in every trial.",
-)
+@seed_option(1, "Random seed for the proposals, and for weights and batch order in every trial.")
 @device_option
 @core_option
 @threads_option

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from charwright.compose.changes import Change
 from charwright.compose.rows import first_word
 from charwright.compose.suggestions import GenerationRequest
+from charwright.schema import SEEDS
 
 MIN_CONTEXT, MAX_CONTEXT, MAX_WAIT_S = 200, 2000, 0.3
 """The model reads the last 2,000 characters, or as many as it can process in about 0.3 s, but at least 200.
@@ -16,7 +17,6 @@ A model of records reads no more of the text than the record that the cursor is 
 """
 
 MAX_TEMPERATURE = 2.0
-SEEDS = 2**63
 
 
 class Manuscript:

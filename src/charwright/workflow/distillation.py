@@ -28,6 +28,7 @@ from charwright.model.language_model import LanguageModel
 from charwright.planning.profile import TextProfile
 from charwright.run import Run
 from charwright.run_config import Teacher
+from charwright.schema import SEEDS
 from charwright.storage import Arrays
 from charwright.training.distillation import Lessons, mean_predictions, taking_turns
 from charwright.workflow.loading import generator_of
@@ -212,7 +213,7 @@ class Teachers:
             if length:
                 generator = generator_of(run, weights=weights)
                 found = generator.generate(
-                    [""] * STREAMS, length=length, temperature=1.0, seed=(seed * len(self.runs) + index) % 2**63
+                    [""] * STREAMS, length=length, temperature=1.0, seed=(seed * len(self.runs) + index) % SEEDS
                 )
                 pieces += [self.vocabulary.encode(completion.continuation) for completion in found]
                 between()

@@ -22,7 +22,7 @@ from charwright.planning.plan import BY_HAND, option_values
 from charwright.planning.recipes import DEFAULT, PLANNED
 from charwright.run import Run
 from charwright.run_place import is_interrupted_creation, numbered, teachers_folder
-from charwright.schema import flag
+from charwright.schema import SEEDS, flag
 from charwright.training.early_stopping import EARLY_STOPPING, TARGET
 from charwright.training.events import End, Event
 from charwright.training.ranks import ALONE, Ranks
@@ -262,7 +262,7 @@ def _begun(place: Path) -> Run | None:
 
 def _seed_of(number: int, seed: int) -> int:
     """The seed of a teacher, from that of the last model."""
-    return (seed * MOST_TEACHERS + number) % 2**63
+    return (seed * MOST_TEACHERS + number) % SEEDS
 
 
 def _difference(run: Run, number: int, *, sha256: str, options: Mapping[str, Any], validation: Specs) -> str | None:

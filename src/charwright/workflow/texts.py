@@ -87,10 +87,22 @@ def read_texts(
             notify(
                 f"note: {shared:,} of the {held_out.count:,} records of the validation text are in the training text"
             )
-        if separate.sha256 == text.sha256:
-            notify("note: the validation text is the training text, so its loss says nothing about new text")
+        if part := _part_of_training(text, separate):
+            notify(f"note: the validation text is {part}, so its loss says nothing about new text")
         return Texts(text, whole, whole, held_out, records, separate)
     return Texts(text, whole, *split_text(whole, split), records)
+
+
+def _part_of_training(text: AnyCorpus, validation: AnyCorpus) -> str:
+    """What the validation text is of the training text, in words: all of it, a part or nothing ("").
+
+    Parts of texts on disk are not looked for, since these need not fit in memory.
+    """
+    if validation.sha256 == text.sha256:
+        return "the training text"
+    if isinstance(validation.text, str) and isinstance(text.text, str) and validation.text in text.text:
+        return "a part of the training text"
+    return ""
 
 
 def divided(text: Text, records: RecordsConfig) -> Text:
