@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -66,3 +68,34 @@ def test_the_output_layer_of_the_kernels_is_that_of_double_precision(
     with torch.no_grad():
         again = head_loss(x, weight, bias, targets, dtype, "native", variant, mask=mask)
     assert float(again) == float(found.detach())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("most_native_columns", [0, 2048])
+def test_a_large_vocabulary_is_computed_in_about_equal_parts(
+    most_native_columns: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss, "MOST_NATIVE_COLUMNS", most_native_columns)
+    monkeypatch.setattr(loss, "FEWEST_ROWS", 1)
+    draw = torch.Generator().manual_seed(1)
+    x = torch.randn(STEPS, BATCH, 32, generator=draw).to(dtype).requires_grad_()
+    weight = (torch.randn(600, 32, generator=draw) / 4).requires_grad_()
+    bias = torch.randn(600, generator=draw).requires_grad_()
+    targets = torch.randint(600, (STEPS, BATCH), generator=draw)
+    wanted = head_loss(x, weight, bias, targets, dtype, "native")
+    whole = torch.autograd.grad(wanted, (x, weight, bias))
+    parts: list[int] = []
+    original = loss.native.cross_entropy
+
+    def counting(loaded: kernels.Kernels, logits: Tensor, *args: Any, **options: Any) -> float:
+        parts.append(len(logits))
+        return original(loaded, logits, *args, **options)
+
+    monkeypatch.setattr(loss.native, "cross_entropy", counting)
+    monkeypatch.setattr(loss, "MOST_LOGITS_BYTES", 50 * 600 * dtype.itemsize)
+    found = head_loss(x, weight, bias, targets, dtype, "native")
+    assert parts == [46, 46, 46]
+    assert float(found.detach()) == pytest.approx(float(wanted.detach()))
+    for part, gradient in zip(torch.autograd.grad(found, (x, weight, bias)), whole, strict=True):
+        distance = (part.float() - gradient.float()).norm()
+        assert float(distance) <= (1e-6 if dtype == torch.float32 else 1e-2) * float(gradient.float().norm())

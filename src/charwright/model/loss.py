@@ -18,9 +18,12 @@ from charwright.kernels import UNITS_MULTIPLE, Kernels
 from charwright.model import native
 from charwright.model.votes import RowGradient, Votes
 
-# The most logits in memory at once: 64 MB in bfloat16; PyTorch alone needs several float32 copies of them.
-MOST_LOGITS = 2**25
+# The most bytes of logits in an array: malloc takes up to 32 MB from memory that it keeps (see `keep_memory`). Larger
+# arrays get fresh pages from the system, which takes a quarter of the time of the product that fills them.
+MOST_LOGITS_BYTES = 31 * 2**20
+# Without the kernels; PyTorch alone needs several float32 copies of the logits.
 MOST_LOGITS_PLAIN = 2**21
+FEWEST_ROWS = 64
 
 # Above this vocabulary size PyTorch's product is faster; it rounds the sums to bfloat16.
 MOST_NATIVE_COLUMNS = 2048
@@ -128,7 +131,7 @@ class _HeadLoss(torch.autograd.Function):
     ) -> Tensor:
         wanted = wanted and any(ctx.needs_input_grad)
         low, inputs, targets = weight.to(dtype), x.to(dtype).contiguous(), targets.contiguous()
-        rows = max(64, (MOST_LOGITS if loaded else MOST_LOGITS_PLAIN) // len(weight))
+        rows = _rows_at_once(len(x), len(weight), MOST_LOGITS_BYTES // dtype.itemsize if loaded else MOST_LOGITS_PLAIN)
         d_x = torch.empty_like(inputs) if wanted else inputs
         d_weight: Tensor | None = None
         d_bias = torch.zeros_like(bias) if wanted else None
@@ -144,8 +147,7 @@ class _HeadLoss(torch.autograd.Function):
                 total += _cross_entropy(logits, bias, targets[some], 1 / len(x), d_bias, here)
             if wanted:
                 torch.mm(logits, low, out=d_x[some])
-                more = _outer(loaded, logits, inputs[some], weight.dtype)
-                d_weight = more if d_weight is None else d_weight.add_(more)
+                d_weight = _add_outer(d_weight, loaded, logits, inputs[some], weight.dtype)
                 if here is not None:
                     d_votes.append(RowGradient(here.offsets, logits))
         ctx.save_for_backward(d_x.to(x.dtype), d_weight, d_bias)
@@ -183,11 +185,25 @@ def _array_gradient(votes: Votes | None, parts: list[RowGradient]) -> Tensor | N
     return gradient
 
 
-def _outer(loaded: Kernels | None, d_logits: Tensor, inputs: Tensor, wide: torch.dtype) -> Tensor:
-    """The gradient of the head's weights, d_logits (N, V) transposed times inputs (N, H), in the type `wide`."""
+def _rows_at_once(rows: int, columns: int, most: int) -> int:
+    """The rows of a part, of about equal ones with at most `most` logits each."""
+    parts = -(-rows * columns // most)
+    return max(FEWEST_ROWS, -(-rows // max(parts, 1)))
+
+
+def _add_outer(
+    before: Tensor | None, loaded: Kernels | None, d_logits: Tensor, inputs: Tensor, wide: torch.dtype
+) -> Tensor:
+    """The gradient of the head's weights, d_logits (N, V) transposed times inputs (N, H), in the type `wide`, and that
+    of rows before.
+    """
     if loaded and inputs.shape[1] % UNITS_MULTIPLE == 0 and d_logits.shape[1] <= MOST_NATIVE_COLUMNS:
-        return native.outer(loaded, d_logits, inputs)
-    return (d_logits.T @ inputs).to(wide)
+        more = native.outer(loaded, d_logits, inputs)
+    elif before is not None and d_logits.dtype == wide:
+        return before.addmm_(d_logits.T, inputs)
+    else:
+        more = (d_logits.T @ inputs).to(wide)
+    return more if before is None else before.add_(more)
 
 
 def _cross_entropy(
