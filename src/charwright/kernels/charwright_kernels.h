@@ -106,7 +106,8 @@ CW_PUBLIC double cw_cross_entropy(int variant, int bf16, int threads, int rows, 
  * units) + bias + the numbers of n-grams, or NULL, against targets. The mask (batch, units), or NULL, is that of
  * row % batch. With d_bias (vocabulary), which is added to, the gradients of `scale` times the sum of the losses are
  * written to d_logits (rows, vocabulary), d_x and d_weight. x, d_logits and d_x are in storage, all else float32. `units`
- * is a multiple of 16. Scratch: cw_head_bytes. Returns the sum of the losses. */
+ * is a multiple of 16. Scratch: cw_head_bytes, where `masked` is whether there are a mask and gradients. Returns the sum of
+ * the losses. */
 CW_PUBLIC size_t cw_head_bytes(int bf16, int threads, int rows, int vocabulary, int units, int masked);
 CW_PUBLIC double cw_head(int variant, int bf16, int threads, int rows, int batch, int vocabulary, int units, const void *x,
                          const float *mask, const float *weight, const float *bias, const cw_ngrams *ngrams,

@@ -38,7 +38,7 @@ class LimitedProtocol(HttpToolsProtocol):
     """Counts answers that were complete for the application, and that the client did not read to their end."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for the first request. If there are too many connections, close idle ones; or take a probe, if that."""
+        """Wait for the first request. If there are too many connections, close idle ones, or take only a probe."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)  # However little the client has not read, the wait for it has an end.
         self._reading: TimerHandle | None = None
