@@ -23,7 +23,7 @@ from charwright.model.compute import Compute, keep_memory
 from charwright.training.loop import train_step
 from charwright.training.optimizer import make_optimizer
 from generation import PRECISIONS, PROMPT, our_generator, our_speed, random_model
-from machine import describe_machine, ratio_and_spread
+from machine import describe_machine, ratio_and_spread, take_turns
 from training import Work, batches, speed
 
 CELLS = ("gru", "igru")
@@ -52,25 +52,20 @@ def training(cell: str, units: int) -> Callable[[float], float]:
         inputs, targets = following()
         train_step(model, cw.Batch(inputs, targets, None, generator), optimizer)
 
-    step()
     return lambda seconds: speed(step, work, seconds)
 
 
 def generation(cell: str, units: int, precision: str, streams: int, threads: int) -> Callable[[float], float]:
     """Characters per second of generated text, all streams together, as a function of the time to measure."""
     generator = our_generator(random_model(planned(cell, units)), precision, threads)
-    our_speed(generator, PROMPT, streams, LENGTH, 0.0)
     return lambda seconds: our_speed(generator, PROMPT, streams, LENGTH, seconds)
 
 
 def compare(label: str, sides: Sequence[Callable[[float], float]], rounds: int, seconds: float) -> None:
     """Measure both cells in turn and print a row."""
-    speeds: list[list[float]] = [[], []]
-    for _ in range(rounds):
-        for side, found in zip(sides, speeds, strict=True):
-            found.append(side(seconds))
-    ratio, least, most = ratio_and_spread(speeds[1], speeds[0])
-    gru, igru = map(statistics.median, speeds)
+    speeds = take_turns(dict(zip(CELLS, sides, strict=True)), rounds, seconds)
+    ratio, least, most = ratio_and_spread(speeds["igru"], speeds["gru"])
+    gru, igru = map(statistics.median, speeds.values())
     print(f"| {label} | {gru:,.0f} | {igru:,.0f} | {ratio:.2f} ({least:.2f} to {most:.2f}) |", flush=True)
 
 

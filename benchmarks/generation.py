@@ -38,7 +38,7 @@ from charwright.config import ModelConfig
 from charwright.data.vocabulary import Vocabulary
 from charwright.generation.generator import Generator
 from charwright.run import Run
-from machine import TENSORFLOW, describe_machine, ratio_and_spread, tensorflow_python
+from machine import TENSORFLOW, describe_machine, ratio_and_spread, take_turns, tensorflow_python
 
 Array = npt.NDArray[np.float32]
 
@@ -232,17 +232,6 @@ def peers_for(model: Model, commands: Mapping[str, list[str]]) -> Iterator[dict[
 Side = tuple[str, int]  # A name and a number of streams.
 Speeds = dict[Side, list[float]]
 Ratio = tuple[str, Callable[[Side], Side]]  # A column's title, and the side to divide by.
-
-
-def take_turns(sides: Mapping[Side, Callable[[float], float]], rounds: int, seconds: float) -> Speeds:
-    """Characters per second of each side in each round."""
-    for speed in sides.values():
-        speed(0)
-    speeds: Speeds = {side: [] for side in sides}
-    for _ in range(rounds):
-        for side, speed in sides.items():
-            speeds[side].append(speed(seconds))
-    return speeds
 
 
 def check_agreement(model: Model, generators: Mapping[str, Generator], peers: Mapping[str, Peer]) -> None:

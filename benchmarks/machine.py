@@ -7,9 +7,10 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
+from typing import TypeVar
 
 TENSORFLOW = "tensorflow==2.21.0"
 FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
@@ -26,6 +27,20 @@ def describe_machine() -> str:
     has = ", ".join(flag for flag in FLAGS if flag in flags)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{name} ({has or platform.machine()}), {cores} cores, {platform.system()}, {date.today().isoformat()}"
+
+
+Side = TypeVar("Side")
+
+
+def take_turns(sides: Mapping[Side, Callable[[float], float]], rounds: int, seconds: float) -> dict[Side, list[float]]:
+    """What each side measures in each round, in about `seconds`; first each runs once, as briefly as it can."""
+    for measure in sides.values():
+        measure(0)
+    found: dict[Side, list[float]] = {side: [] for side in sides}
+    for _ in range(rounds):
+        for side, measure in sides.items():
+            found[side].append(measure(seconds))
+    return found
 
 
 def ratio_and_spread(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:

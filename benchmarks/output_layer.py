@@ -15,6 +15,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor
 from charwright import kernels
 from charwright.model.compute import keep_memory
 from charwright.model.loss import _HeadLoss, head_loss
-from machine import describe_machine, ratio_and_spread
+from machine import describe_machine, ratio_and_spread, take_turns
 
 
 class Work(NamedTuple):
@@ -96,15 +97,11 @@ class Layer:
 def compare(label: str, layer: Layer, rounds: int, seconds: float) -> None:
     """Measure all sides in turn and print a row."""
     sides = (layer.in_kernels, layer.in_pytorchs_products, layer.in_pytorch)
-    times: list[list[float]] = [[] for _ in sides]
-    for side in sides:
-        layer.milliseconds(side, 0)
-    for _ in range(rounds):
-        for side, found in zip(sides, times, strict=True):
-            found.append(layer.milliseconds(side, seconds))
-    row = [f"{statistics.median(found):.2f}" for found in times]
-    for found in times[1:]:
-        ratio, least, most = ratio_and_spread(found, times[0])
+    found = take_turns({side: partial(layer.milliseconds, side) for side in sides}, rounds, seconds)
+    ours, *others = found.values()
+    row = [f"{statistics.median(times):.2f}" for times in (ours, *others)]
+    for times in others:
+        ratio, least, most = ratio_and_spread(times, ours)
         row.append(f"{ratio:.2f} ({least:.2f} to {most:.2f})")
     print(f"| {label} | {' | '.join(row)} |", flush=True)
 

@@ -58,15 +58,15 @@ typedef struct {
 typedef struct {
     cw_loss_job loss;
     int units, batch;
-    const void *x;             /* (rows, units) storage */
+    const void *x;              /* (rows, units) storage */
     const float *weight, *mask; /* (vocabulary, units); (batch, units) or NULL */
-    void *d_x;                 /* (rows, units) storage */
+    void *d_x;                  /* (rows, units) storage */
     float *d_weight;
-    void *forward, *backward;  /* the packed weights */
-    void *masked;              /* (rows, units) bfloat16: x times the mask, if both are wanted; or NULL */
+    void *forward, *backward;   /* the packed weights */
+    void *masked;               /* (rows, units) bfloat16: x times the mask, for the weights' gradient; or NULL */
     char *scratch;
-    size_t scratch_bytes;      /* for each thread */
-    void *outer_scratch;       /* bfloat16 only: of the weights' gradient, as in cw_outer_job */
+    size_t scratch_bytes;       /* for each thread */
+    void *outer_scratch;        /* bfloat16 only: of the weights' gradient, as in cw_outer_job */
     int outer_depth;
 } cw_head_job;
 
