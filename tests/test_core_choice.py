@@ -286,25 +286,29 @@ def test_float32_is_within_1e_5_of_float64(cell: str, units: int, batch: int, st
 def test_kernels_give_the_same_bits_with_any_number_of_threads(
     cell: str, masked: bool, tokens: bool, precision: torch.dtype
 ) -> None:
-    """The kernels only: PyTorch's own float32 products differ between one thread and two."""
     loaded = kernels.load()
     assert loaded is not None
-    units, batch, steps, rows, products = 100, 9, 17, GATES[cell] * 100, PRODUCTS[cell] * 100
+    # Rows for more than one piece of work per thread, and a table that is shared by columns.
+    units, batch, steps, width, rows, products = 100, 9, 31, 21, GATES[cell] * 100, PRODUCTS[cell] * 100
 
     def given(*shape: int, scale: float, phase: int) -> Tensor:
         return ramp(*shape, scale=scale, phase=phase, dtype=torch.float32).requires_grad_()
 
     found = []
-    for threads in (1, 1, 2, 2):
+    for threads in (1, 1, 2, 2, 3):
         torch.set_num_threads(threads)
-        inputs = given(11, rows, scale=0.5, phase=1) if tokens else given(steps, batch, rows, scale=0.5, phase=1)
-        weight, bias = given(products, units, scale=0.05, phase=2), given(products, scale=0.5, phase=3)
+        inputs = given(11, width, scale=0.5, phase=1) if tokens else given(steps, batch, width, scale=0.5, phase=1)
+        weights = Weights(
+            given(rows, width, scale=0.2, phase=4),
+            given(products, units, scale=0.05, phase=2),
+            given(rows, scale=0.5, phase=5),
+            given(products, scale=0.5, phase=3) if cell in ("gru", "igru") else None,
+            given(units, width, scale=0.2, phase=6) if tokens else None,
+        )
         state = tuple(given(batch, units, scale=0.5, phase=20 + i) for i in range(STATES[cell]))
-        second = bias if cell in ("gru", "igru") else None
-        asked = [inputs, weight, *state, *([] if second is None else [second])]
+        asked = [inputs, *state, *(weight for weight in weights if weight is not None)]
         mask = (ramp(batch, units, phase=40, dtype=torch.float32) > 0).float() * 2 if masked else None
         ids = some_ids(steps, batch, 11) if tokens else None
-        weights = Weights(weight, weight, bias, second)
         outputs, last = native_layer(loaded, cell, inputs, ids, state, weights, precision, mask)
         total = (outputs.float() * ramp(*outputs.shape, scale=1, phase=30, dtype=torch.float32)).sum()
         total = total + sum((part * part).sum() for part in last)

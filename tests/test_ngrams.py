@@ -19,7 +19,7 @@ from charwright import kernels, ngrams
 from charwright.data.sequences import make_dataset
 from charwright.errors import ConfigError
 from charwright.evaluation.dynamic import evaluate_dynamically
-from charwright.model import native, votes
+from charwright.model import native_loss, votes
 from charwright.model.compute import Compute
 from charwright.model.votes import contexts_of, offsets_of
 from charwright.training.optimizer import clipped_gradients, make_optimizer, set_learning_rate
@@ -180,7 +180,7 @@ def test_the_kernels_find_the_same_contexts(order: int, bits: int) -> None:
     before = torch.tensor([[0.0] * 7, [5.0, 3.0, *[0.0] * 5], [2.0, 900.0, 7.0, 19_999.0, 1.0, 4.0, 8.0]])
     before = before[:, : order - 1]
     contexts = contexts_of(ids, order, before)
-    offsets, after = native.contexts(loaded, ids, before, bits)
+    offsets, after = native_loss.contexts(loaded, ids, before, bits)
     assert torch.equal(offsets, offsets_of(contexts, bits).flatten(1))
     assert torch.equal(after, contexts[-1, :, :-1].to(torch.float32))
 

@@ -85,13 +85,13 @@ def test_a_large_vocabulary_is_computed_in_about_equal_parts(
     wanted = head_loss(x, weight, bias, targets, dtype, "native")
     whole = torch.autograd.grad(wanted, (x, weight, bias))
     parts: list[int] = []
-    original = loss.native.cross_entropy
+    original = loss.native_loss.cross_entropy
 
     def counting(loaded: kernels.Kernels, logits: Tensor, *args: Any, **options: Any) -> float:
         parts.append(len(logits))
         return original(loaded, logits, *args, **options)
 
-    monkeypatch.setattr(loss.native, "cross_entropy", counting)
+    monkeypatch.setattr(loss.native_loss, "cross_entropy", counting)
     monkeypatch.setattr(loss, "MOST_LOGITS_BYTES", 50 * 600 * dtype.itemsize)
     found = head_loss(x, weight, bias, targets, dtype, "native")
     assert parts == [46, 46, 46]

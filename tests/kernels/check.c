@@ -269,6 +269,85 @@ static void check_outer(int variant, int bf16, int threads, int n, int m, int co
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
 }
 
+/* A linear layer and its gradients, in double precision from operands as the kernels round them. The bits of all results. */
+typedef struct {
+    int rows, inputs, outputs, wide, curved, biased, adding, d_x;
+} linear_sizes;
+
+static uint64_t check_linear(int variant, int bf16, int threads, linear_sizes s) {
+    const example e = {.bf16 = bf16, .threads = threads, .steps = s.rows, .batch = s.inputs, .units = s.outputs,
+                       .tokens = s.wide, .masked = s.curved, .scaled = s.adding};
+    const char *name = cw_variant_name(variant);
+    const int narrow = bf16 && !s.wide;
+    const size_t in = (size_t)s.rows * s.inputs, out = (size_t)s.rows * s.outputs, all = (size_t)s.outputs * s.inputs;
+    void *x = room(in, bf16 ? 2 : 4), *y = room(out, narrow ? 2 : 4), *d_y = room(out, narrow ? 2 : 4);
+    void *d_x = room(in, narrow ? 2 : 4);
+    float *weight = noises(all, 0.3), *bias = noises(s.outputs, 1), *d_weight = noises(all, 1), *d_bias = noises(s.outputs, 1);
+    double *expected_y = room(out, 8), *d_sums = room(out, 8), *expected_x = room(in, 8), *expected_weight = room(all, 8);
+    double *expected_bias = room(s.outputs, 8);
+    for (size_t i = 0; i < in; i++) keep(x, bf16, i, (float)noise());
+    for (size_t i = 0; i < in; i++) keep(d_x, narrow, i, (float)noise());
+    for (size_t i = 0; i < out; i++) keep(d_y, narrow, i, (float)noise());
+    for (size_t i = 0; s.adding && i < in; i++) expected_x[i] = ((float *)d_x)[i];
+    for (int n = 0; n < s.rows; n++)
+        for (int j = 0; j < s.outputs; j++) {
+            const size_t at = (size_t)n * s.outputs + j;
+            double sum = s.biased ? bias[j] : 0;
+            for (int k = 0; k < s.inputs; k++)
+                sum += stored(x, bf16, (size_t)n * s.inputs + k) * weight[(size_t)j * s.inputs + k];
+            expected_y[at] = s.curved ? 1 + tanh(sum) : sum;
+            d_sums[at] = stored(d_y, narrow, at) * (s.curved ? 1 - tanh(sum) * tanh(sum) : 1);
+            expected_bias[j] += d_sums[at];
+            for (int k = 0; k < s.inputs; k++) {
+                expected_x[(size_t)n * s.inputs + k] += d_sums[at] * weight[(size_t)j * s.inputs + k];
+                expected_weight[(size_t)j * s.inputs + k] += d_sums[at] * stored(x, bf16, (size_t)n * s.inputs + k);
+            }
+        }
+    cw_linear layer = {.bf16 = bf16, .threads = threads, .rows = s.rows, .inputs = s.inputs, .outputs = s.outputs,
+                       .wide = s.wide, .curved = s.curved, .adding = s.adding, .x = x, .weight = weight,
+                       .bias = s.biased ? bias : NULL, .y = y};
+    layer.scratch = room(cw_linear_bytes(variant, &layer, 0), 1);
+    cw_linear_forward(variant, &layer);
+    free(layer.scratch);
+    layer.d_y = d_y;
+    layer.d_x = s.d_x ? d_x : NULL;
+    layer.d_weight = d_weight;
+    layer.d_bias = s.biased ? d_bias : NULL;
+    layer.scratch = room(cw_linear_bytes(variant, &layer, 1), 1);
+    cw_linear_backward(variant, &layer);
+    uint64_t bits = 1469598103934665603u;
+    const void *results[] = {y, d_x, d_weight, d_bias};
+    const size_t lengths[] = {out * (narrow ? 2 : 4), in * (narrow ? 2 : 4), all * 4, (size_t)s.outputs * 4};
+    for (int r = 0; r < 4; r++)
+        for (size_t i = 0; i < lengths[r]; i++) bits = (bits ^ ((const uint8_t *)results[r])[i]) * 1099511628211u;
+    far_apart("linear layer", &e, name, y, narrow, expected_y, out);
+    if (s.d_x) far_apart("d x of a linear layer", &e, name, d_x, narrow, expected_x, in);
+    far_apart("d weight of a linear layer", &e, name, d_weight, 0, expected_weight, all);
+    if (s.biased) far_apart("d bias of a linear layer", &e, name, d_bias, 0, expected_bias, s.outputs);
+    void *taken[] = {x, y, d_y, d_x, weight, bias, d_weight, d_bias, expected_y, d_sums, expected_x, expected_weight,
+                     expected_bias, layer.scratch};
+    for (size_t i = 0; i < sizeof taken / sizeof *taken; i++) free(taken[i]);
+    return bits;
+}
+
+static int check_linears(int variant, int bf16) {
+    const linear_sizes sizes[] = {{1, 16, 16, 0, 0, 1, 0, 1},  {66, 48, 144, 1, 0, 1, 0, 1}, {66, 48, 80, 1, 1, 0, 1, 1},
+                                  {5, 16, 48, 1, 1, 1, 0, 0},  {420, 80, 48, 0, 0, 1, 0, 1}, {130, 32, 624, 0, 0, 0, 0, 1},
+                                  {193, 16, 96, 1, 0, 1, 1, 1}};
+    const int all = sizeof sizes / sizeof *sizes;
+    for (int i = 0; i < all; i++) {
+        const uint64_t before = random_state, one = check_linear(variant, bf16, 1, sizes[i]);
+        for (int threads = 2; threads <= 3; threads++) {
+            random_state = before;
+            if (check_linear(variant, bf16, threads, sizes[i]) != one) {
+                printf("%s: %d threads give other bits of a linear layer than one\n", cw_variant_name(variant), threads);
+                exit(1);
+            }
+        }
+    }
+    return 3 * all;
+}
+
 /* With n-grams, the last offset is the last one possible, and the others overlap. */
 static void check_loss(int variant, int bf16, int threads, int rows, int vocabulary, int contexts) {
     const example e = {.bf16 = bf16, .threads = threads, .steps = rows, .units = vocabulary, .tokens = contexts};
@@ -1146,11 +1225,12 @@ int main(void) {
                             check(variant, (example){cell, bf16, sizes[i][0], sizes[i][1], sizes[i][2], 5, threads,
                                                      flags & 1, flags >> 1 > 0, flags >> 2});
         for (int bf16 = 0; bf16 < 2; bf16++)
-            for (int threads = 1; threads <= 3; threads++, count += 10) {
+            for (int threads = 1; threads <= 3; threads++, count += 11) {
                 check_outer(variant, bf16, threads, 1, 1, 16);
                 check_outer(variant, bf16, threads, 5, 67, 48);
                 check_outer(variant, bf16, threads, 2049, 24, 80);
                 check_outer(variant, bf16, threads, 70, 66, 64);
+                check_outer(variant, bf16, threads, 70, 40, 128);
                 check_loss(variant, bf16, threads, 1, 2, 0);
                 check_loss(variant, bf16, threads, 7, 66, 0);
                 check_loss(variant, bf16, threads, 33, 160, 0);
@@ -1161,7 +1241,7 @@ int main(void) {
                 random_state = before;
             }
         const uint64_t before = random_state;
-        for (int bf16 = 0; bf16 <= 1; bf16++) count += check_heads(variant, bf16);
+        for (int bf16 = 0; bf16 <= 1; bf16++) count += check_heads(variant, bf16) + check_linears(variant, bf16);
         random_state = before;
         count += check_all_adam(variant);
         printf("%s: %d examples agree, the furthest to %.1g\n", cw_variant_name(variant), count, worst);

@@ -16,8 +16,24 @@ from functools import cache
 from pathlib import Path
 
 from charwright.errors import UsageError
+from charwright.kernels.structures import Layer, Linear, Matrix, Model, Ngrams, Parameter, Sampler, StreamBuffers
 
-ABI = 14
+__all__ = [
+    "Kernels",
+    "Layer",
+    "Layout",
+    "Linear",
+    "Matrix",
+    "Model",
+    "Ngrams",
+    "Parameter",
+    "Sampler",
+    "StreamBuffers",
+    "available",
+    "load",
+]
+
+ABI = 15
 CELL_CODES = {"gru": 0, "lstm": 1, "rnn": 2, "igru": 3}
 UNITS_MULTIPLE = 16
 """The kernels require a number of units that is a multiple of this; callers pad with zeros."""
@@ -25,105 +41,6 @@ UNITS_MULTIPLE = 16
 STORAGES = {"f32": 0, "bf16": 1, "q8": 2}
 
 VARIANTS = ("amx", "avx512bf16", "avx512vnni", "avx512", "avx2vnni", "avx2", "portable", "emulated")
-
-
-class Layer(ctypes.Structure):
-    """`cw_layer` of charwright_kernels.h, field for field."""
-
-    _fields_ = (
-        *((name, ctypes.c_int32) for name in ("cell", "bf16", "steps", "batch", "units", "threads", "tokens")),
-        *(
-            (name, ctypes.c_void_p)
-            for name in (
-                "table",
-                "ids",
-                "inputs",
-                "bias",
-                "mask",
-                "scale",
-                "packed",
-                "hidden",
-                "masked",
-                "gates",
-                "cells",
-                "state_h",
-                "state_c",
-                "d_outputs",
-                "d_h",
-                "d_c",
-                "d_table",
-                "d_scale",
-                "d_bias",
-            )
-        ),
-    )
-
-
-class Matrix(ctypes.Structure):
-    """`cw_matrix`, field for field."""
-
-    _fields_ = tuple((name, ctypes.c_void_p) for name in ("packed", "multipliers", "corrections", "bias"))
-
-
-class Model(ctypes.Structure):
-    """`cw_model`, field for field."""
-
-    _fields_ = (
-        *((name, ctypes.c_int32) for name in ("storage", "cell", "layers", "units", "vocabulary")),
-        *((name, ctypes.c_void_p) for name in ("table", "recurrent", "inputs", "head", "tanh_table", "ngrams")),
-        *((name, ctypes.c_int32) for name in ("ngram_bits", "ngram_order")),
-        ("scale", ctypes.c_void_p),
-    )
-
-
-class Sampler(ctypes.Structure):
-    """`cw_sampler`, field for field."""
-
-    _fields_ = (
-        *((name, ctypes.c_double) for name in ("temperature", "top_p", "min_p", "penalty")),
-        *((name, ctypes.c_int32) for name in ("top_k", "penalty_from", "penalty_window")),
-        ("masked", ctypes.c_void_p),
-        *((name, ctypes.c_uint64) for name in ("seed", "stream", "drawn")),
-    )
-
-
-class StreamBuffers(ctypes.Structure):
-    """`cw_text`, field for field."""
-
-    _fields_ = (
-        ("state", ctypes.c_void_p),
-        ("ids", ctypes.c_void_p),
-        ("length", ctypes.c_int64),
-        ("at", ctypes.c_int64),
-        ("scores", ctypes.c_void_p),
-        ("likeliest", ctypes.c_void_p),
-        ("likeliest_scores", ctypes.c_void_p),
-        ("likeliest_count", ctypes.c_int32),
-        ("drawing", ctypes.c_int32),
-        ("logits", ctypes.c_void_p),
-        ("sampler", Sampler),
-    )
-
-
-class Ngrams(ctypes.Structure):
-    """`cw_ngrams`, field for field."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("array", "offsets")),
-        ("size", ctypes.c_int64),
-        ("count", ctypes.c_int32),
-    )
-
-
-class Parameter(ctypes.Structure):
-    """`cw_parameter`, field for field."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("weight", "mean", "square", "gradient", "step")),
-        ("count", ctypes.c_int64),
-        *((name, ctypes.c_double) for name in ("rate", "beta1", "beta2", "epsilon", "decay")),
-        *((name, ctypes.c_int32) for name in ("decoupled", "cautious")),
-    )
 
 
 @dataclass(frozen=True)
@@ -197,6 +114,15 @@ class Kernels:
             self.variant, int(bf16), threads, n, m, columns, ctypes.c_void_p(a), ctypes.c_size_t(a_row),
             ctypes.c_void_p(b), ctypes.c_size_t(b_row), ctypes.c_void_p(scratch), ctypes.c_void_p(c),
         )  # fmt: skip
+
+    def linear_bytes(self, layer: Linear, *, backward: bool) -> int:
+        """The size of the scratch memory of a linear layer in bytes."""
+        return int(self.library.cw_linear_bytes(self.variant, ctypes.byref(layer), int(backward)))
+
+    def linear(self, layer: Linear, *, backward: bool) -> None:
+        """Compute a linear layer, or its gradients."""
+        run = self.library.cw_linear_backward if backward else self.library.cw_linear_forward
+        run(self.variant, ctypes.byref(layer))
 
     def contexts(
         self, steps: int, batch: int, order: int, bits: int, *, ids: int, before: int, offsets: int, after: int
@@ -350,6 +276,7 @@ def _library() -> ctypes.CDLL | None:
     library.cw_variant_name.restype = ctypes.c_char_p
     library.cw_packed_bytes.restype = ctypes.c_size_t
     library.cw_outer_bytes.restype = ctypes.c_size_t
+    library.cw_linear_bytes.restype = ctypes.c_size_t
     library.cw_head_bytes.restype = ctypes.c_size_t
     library.cw_head.restype = ctypes.c_double
     library.cw_draw_bytes.restype = ctypes.c_size_t

@@ -18,7 +18,7 @@
 
 enum { CW_GRU = 0, CW_LSTM = 1, CW_RNN = 2, CW_IGRU = 3 };
 
-#define CW_ABI 14
+#define CW_ABI 15
 
 /* The storage type of weights and activations, and of the products' operands. */
 #define CW_F32 0
@@ -85,6 +85,26 @@ CW_PUBLIC void cw_weight_gradient(int variant, const cw_layer *layer, void *scra
 CW_PUBLIC size_t cw_outer_bytes(int bf16, int n, int m, int columns);
 CW_PUBLIC void cw_outer(int variant, int bf16, int threads, int n, int m, int columns, const void *a, size_t a_row,
                         const void *b, size_t b_row, void *scratch, float *c);
+/* A linear layer, y = x times the transposed weight, + bias; `inputs` and `outputs` are multiples of 16. x is in storage, and so
+ * are y and the gradients of both, or with `wide` they are float32. */
+typedef struct {
+    int32_t bf16, threads, rows, inputs, outputs, wide;
+    int32_t curved;      /* y = 1 + tanh of that; wide only */
+    int32_t adding;      /* d_x is added to; wide only */
+    const void *x;       /* (rows, inputs) */
+    const float *weight; /* (outputs, inputs) */
+    const float *bias;   /* (outputs), or NULL */
+    void *y;             /* (rows, outputs): written forward; read backward if `curved` */
+    /* Backward only. */
+    const void *d_y;
+    void *d_x;           /* or NULL */
+    float *d_weight;
+    float *d_bias;       /* or NULL */
+    void *scratch;       /* cw_linear_bytes, forward too */
+} cw_linear;
+CW_PUBLIC size_t cw_linear_bytes(int variant, const cw_linear *layer, int backward);
+CW_PUBLIC void cw_linear_forward(int variant, const cw_linear *layer);
+CW_PUBLIC void cw_linear_backward(int variant, const cw_linear *layer);
 /* N-grams of a training step: numbers of an array that add to the logits; see ngrams.py. */
 typedef struct {
     float *array;

@@ -226,6 +226,48 @@ void cw_weight_gradient(int variant, const cw_layer *layer, void *scratch, float
     outer(variant, layer->bf16, layer->threads, &job);
 }
 
+/* The next part of a memory that begins at `base`, or of one that is only measured, if that is NULL. */
+static void *part(char *base, size_t *used, size_t bytes) {
+    void *begin = base ? base + *used : NULL;
+    *used += (bytes + 63) / 64 * 64;
+    return begin;
+}
+
+/* Divide the working memory of a linear layer; returns its size. */
+static size_t lay_out_linear(int variant, int backward, char *scratch, cw_linear_job *job) {
+    const cw_linear *layer = job->layer;
+    const int bf16 = layer->bf16, columns = backward ? layer->inputs : layer->outputs;
+    const size_t k = padded(variants[variant], backward ? layer->outputs : layer->inputs, bf16), size = bf16 ? 2 : 4;
+    size_t used = 0;
+    job->packed = part(scratch, &used, columns * k * size);
+    if (variants[variant]->shape.tiles && bf16) job->room_bytes = CW_HEAD_ROWS * k * size; /* others read rows in place */
+    job->rooms = part(scratch, &used, layer->threads * job->room_bytes);
+    if (!backward) return used;
+    job->gradient = layer->d_y;
+    if (layer->curved || (bf16 && layer->wide))
+        job->gradient = part(scratch, &used, (size_t)layer->rows * layer->outputs * size);
+    job->outer_scratch = part(scratch, &used, cw_outer_bytes(bf16, layer->rows, layer->outputs, layer->inputs));
+    job->outer_depth = outer_depth(variant, bf16, layer->rows);
+    return used;
+}
+
+size_t cw_linear_bytes(int variant, const cw_linear *layer, int backward) {
+    cw_linear_job job = {.layer = layer};
+    return lay_out_linear(variant, backward, NULL, &job);
+}
+
+void cw_linear_forward(int variant, const cw_linear *layer) {
+    cw_linear_job job = {.layer = layer};
+    lay_out_linear(variant, 0, layer->scratch, &job);
+    cw_parallel(layer->threads, variants[variant]->linear[layer->bf16], &job);
+}
+
+void cw_linear_backward(int variant, const cw_linear *layer) {
+    cw_linear_job job = {.layer = layer};
+    lay_out_linear(variant, 1, layer->scratch, &job);
+    cw_parallel(layer->threads, variants[variant]->linear_backward[layer->bf16], &job);
+}
+
 void cw_contexts(int steps, int batch, int order, int bits, const int64_t *ids, const float *before, int64_t *offsets,
                  float *after) {
     const size_t rows = (size_t)steps * batch;
@@ -256,13 +298,6 @@ double cw_cross_entropy(int variant, int bf16, int threads, int rows, int vocabu
 static size_t head_scratch(int bf16, int vocabulary, int units) {
     const size_t size = bf16 ? 2 : 4, columns = ((size_t)vocabulary + 31) / 32 * 32, k = ((size_t)units + 31) / 32 * 32;
     return CW_HEAD_ROWS * ((k + columns) * size + 2 * 64 + columns * sizeof(float));
-}
-
-/* The next part of a memory that begins at `base`, or of one that is only measured, if that is NULL. */
-static void *part(char *base, size_t *used, size_t bytes) {
-    void *begin = base ? base + *used : NULL;
-    *used += (bytes + 63) / 64 * 64;
-    return begin;
 }
 
 /* Divide the working memory of an output layer; returns its size. */

@@ -1,45 +1,5 @@
 /* The output layer of one storage type, from its inputs to the loss and back. Some rows at a time go through all of it,
- * while they are in the cache. A product's sums are in the order of k, so no bit depends on the number of threads. */
-
-/* The weights (vocabulary, units) for vectors `first` to `last` of the logits: vector, then k, lane, DEPTH. */
-static void NAME(pack_for_logits)(const cw_head_job *job, int first, int last) {
-    const int units = job->units, depth = NAME(padded)(units);
-    for (int v = first; v < last; v++) {
-        const int column = v * LANES;
-        const float *rows = job->weight + (size_t)column * units;
-        elem *out = (elem *)job->forward + (size_t)column * depth;
-        for (int k = 0; k < units; k += AT_ONCE, out += AT_ONCE * LANES)
-            NAME(pack_rows)(rows + k, units, job->loss.vocabulary - column, out, LANES * DEPTH);
-        memset(out, 0, (size_t)(depth - units) * LANES * sizeof(elem));
-    }
-}
-
-/* The weights for vectors of the inputs' gradient, in the same order. */
-static void NAME(pack_for_inputs)(const cw_head_job *job, int first, int last) {
-    const int units = job->units, vocabulary = job->loss.vocabulary, depth = NAME(padded)(vocabulary);
-    for (int v = first; v < last; v++) {
-        elem *out = (elem *)job->backward + (size_t)v * LANES * depth, *end = out + (size_t)LANES * depth;
-        for (int k = 0; k < vocabulary; k += DEPTH, out += LANES * DEPTH)
-            NAME(pack_columns)(job->weight + (size_t)k * units + v * LANES, units, vocabulary - k, out);
-        memset(out, 0, (size_t)(end - out) * sizeof(elem));
-    }
-}
-
-/* Rows of values as an operand; `values` of them in a row, `size` in a row of the operand. */
-typedef struct {
-    const elem *at;
-    size_t size;
-} NAME(operand);
-
-/* The rows as they lie in memory, if the product can read them so; otherwise a copy in `room`. */
-static NAME(operand) NAME(operand_of)(const elem *from, int rows, int values, elem *room) {
-    if (!TILED && values % DEPTH == 0) return (NAME(operand)){from, values};
-    const size_t size = NAME(padded)(values) + SPACING;
-    for (int n = 0; n < rows; n++, from += values)
-        for (int k = 0; k < values; k += BLOCK)
-            memcpy(NAME(operand_at)(room, size, n, k), from + k, (values - k < BLOCK ? values - k : BLOCK) * sizeof(elem));
-    return (NAME(operand)){room, size};
-}
+ * while they are in the cache. */
 
 /* Rows of the inputs times the mask, from row `begin`; with bfloat16 also as rows, for the gradient of the weights. */
 static NAME(operand) NAME(masked_inputs)(const cw_head_job *job, int begin, int rows, elem *room) {
@@ -58,19 +18,6 @@ static NAME(operand) NAME(masked_inputs)(const cw_head_job *job, int begin, int 
         }
     }
     return (NAME(operand)){room, size};
-}
-
-/* c (rows, vectors * LANES) = an operand of `k` values in a row times packed weights. */
-INLINE void NAME(multiply_rows)(NAME(operand) operand, int rows, int k, const elem *packed, int vectors, float *c,
-                                size_t c_row) {
-    for (int v = 0, some; v < vectors; v += some) {
-        some = share(vectors - v, 3);
-        for (int r = 0, high; r < rows; r += high) {
-            high = NAME(rows_of)(rows - r, some);
-            NAME(multiply_operand)(operand.at, operand.size, r, high, k, packed + (size_t)v * k * LANES, LANES * DEPTH,
-                                   (size_t)k * LANES, some, c + r * c_row + v * LANES, c_row, 0, (upcoming){0});
-        }
-    }
 }
 
 /* The gradient of rows of the inputs, from row `begin`, from that of their logits. */
@@ -149,8 +96,11 @@ static void NAME(head)(int thread, int threads, cw_barrier *barrier, void *argum
     float *logits = (float *)(gradients + CW_HEAD_ROWS * (NAME(padded)(vocabulary) + SPACING));
     /* What fills up a tile or a pair stays zero. */
     memset(inputs, 0, (size_t)((char *)logits - (char *)inputs));
-    NAME(pack_for_logits)(job, columns * thread / threads, columns * (thread + 1) / threads);
-    if (loss->wanted) NAME(pack_for_inputs)(job, blocks * thread / threads, blocks * (thread + 1) / threads);
+    NAME(pack_for_outputs)(job->weight, units, vocabulary, columns * thread / threads, columns * (thread + 1) / threads,
+                           job->forward);
+    if (loss->wanted)
+        NAME(pack_for_inputs)(job->weight, units, vocabulary, blocks * thread / threads, blocks * (thread + 1) / threads,
+                              job->backward);
     cw_meet(barrier);
 
 #if TILED

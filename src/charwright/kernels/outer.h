@@ -70,6 +70,15 @@ static void NAME(pack_b)(const cw_outer_job *job, int begin, int k, int steps, i
     }
 }
 
+/* What a thread computes of c: all columns of its groups of rows, or all rows of its groups of columns, if those can be
+ * shared more evenly. */
+INLINE cw_area NAME(part_of)(int groups, int some, int thread, int threads) {
+    const int most_rows = (groups + threads - 1) / threads, most_columns = (some + threads - 1) / threads;
+    if ((int64_t)most_rows * some > (int64_t)most_columns * groups)
+        return (cw_area){0, groups, some * thread / threads, some * (thread + 1) / threads};
+    return (cw_area){groups * thread / threads, groups * (thread + 1) / threads, 0, some};
+}
+
 #if TILED
 /* 16 x 16 pairs, transposed. */
 INLINE void NAME(transpose)(uint32_t *to, const uint32_t from[GROUP][GROUP]) {
@@ -105,18 +114,18 @@ INLINE void NAME(transpose)(uint32_t *to, const uint32_t from[GROUP][GROUP]) {
 
 static void NAME(outer)(int thread, int threads, cw_barrier *barrier, void *argument) {
     const cw_outer_job *job = argument;
-    const int groups = (job->m + GROUP - 1) / GROUP, vectors = job->columns / LANES;
+    const int groups = (job->m + GROUP - 1) / GROUP, some = job->columns / GROUP;
     const int first = groups * thread / threads, last = groups * (thread + 1) / threads;
+    const cw_area part = NAME(part_of)(groups, some, thread, threads);
     const size_t tile = TILE_ROWS * TILE_BYTES / sizeof(elem), c_row = job->columns * sizeof(float);
     elem *packed_b = job->scratch, *packed_a = packed_b + (size_t)job->depth * job->columns;
     float rest[TILE_ROWS * 3 * LANES] __attribute__((aligned(64)));
     begin_tiles();
     for (int begin = 0; begin < job->n; begin += job->depth) {
         const int k = job->n - begin < job->depth ? job->n - begin : job->depth, tiles_of_k = (k + 31) / 32;
-        const int some = job->columns / GROUP;
         NAME(pack_b)(job, begin, k, tiles_of_k * 16, some * thread / threads * GROUP,
                      some * (thread + 1) / threads * GROUP, packed_b);
-        /* a: blocks of 16 columns, which become rows, then tiles of k. Each thread packs what it reads itself. */
+        /* a: blocks of 16 columns, which become rows, then tiles of k. */
         for (int i = first; i < last; i++) {
             NAME(reader) reader = NAME(read_a)(job, i * GROUP, begin);
             for (int s = 0; s < tiles_of_k; s++) {
@@ -127,11 +136,12 @@ static void NAME(outer)(int thread, int threads, cw_barrier *barrier, void *argu
             }
         }
         cw_meet(barrier);
-        for (int vector = 0, wide; vector < vectors; vector += wide) {
+        const int vectors = part.last_column * (GROUP / LANES);
+        for (int vector = part.column * (GROUP / LANES), wide; vector < vectors; vector += wide) {
             wide = share(vectors - vector, 3);
-            for (int i = first, blocks; i < last; i += blocks) {
+            for (int i = part.row, blocks; i < part.last_row; i += blocks) {
                 const int partial = (i + 1) * GROUP > job->m; /* the last rows of c do not fill a tile */
-                blocks = i + 1 < last && (i + 2) * GROUP <= job->m && (i * GROUP + job->first_row) % job->m +
+                blocks = i + 1 < part.last_row && (i + 2) * GROUP <= job->m && (i * GROUP + job->first_row) % job->m +
                          2 * GROUP <= job->m ? 2 : 1;
                 float *c = job->c + (size_t)((i * GROUP + job->first_row) % job->m) * job->columns + vector * LANES;
                 const int rows = job->m - i * GROUP;
@@ -155,17 +165,19 @@ static void NAME(outer)(int thread, int threads, cw_barrier *barrier, void *argu
 #else
 static void NAME(outer)(int thread, int threads, cw_barrier *barrier, void *argument) {
     const cw_outer_job *job = argument;
-    const int groups = (job->m + GROUP - 1) / GROUP, first = groups * thread / threads * GROUP;
-    const int end = groups * (thread + 1) / threads * GROUP, last = end < job->m ? end : job->m;
-    const int all = job->columns / LANES, some = job->columns / GROUP;
+    const int groups = (job->m + GROUP - 1) / GROUP, some = job->columns / GROUP;
+    const int first = groups * thread / threads * GROUP, end = groups * (thread + 1) / threads * GROUP;
+    const cw_area part = NAME(part_of)(groups, some, thread, threads);
+    const int last_row = part.last_row * GROUP < job->m ? part.last_row * GROUP : job->m;
+    const int vectors_end = part.last_column * (GROUP / LANES);
     elem *packed_b = job->scratch, *packed_a = packed_b + (size_t)job->depth * job->columns;
     elem pairs[GROUP * DEPTH] __attribute__((aligned(64)));
     for (int begin = 0; begin < job->n; begin += job->depth) {
         const int k = job->n - begin < job->depth ? job->n - begin : job->depth, steps = (k + DEPTH - 1) / DEPTH;
         NAME(pack_b)(job, begin, k, steps, some * thread / threads * GROUP, some * (thread + 1) / threads * GROUP,
                      packed_b);
-        /* a: blocks of ROWS columns, then k; each thread packs what it reads itself. */
-        for (int at = first; at < last; at += GROUP) {
+        /* a: blocks of ROWS columns, then k. */
+        for (int at = first; at < end; at += GROUP) {
             NAME(reader) reader = NAME(read_a)(job, at, begin);
             for (int s = 0; s < steps; s++) {
                 NAME(next_pair)(&reader, k - s * DEPTH, job->m - at, pairs);
@@ -175,9 +187,9 @@ static void NAME(outer)(int thread, int threads, cw_barrier *barrier, void *argu
             }
         }
         cw_meet(barrier);
-        for (int vector = 0, vectors; vector < all; vector += vectors) {
-            vectors = share(all - vector, 3);
-            for (int i = first; i < last; i += ROWS) {
+        for (int vector = part.column * (GROUP / LANES), vectors; vector < vectors_end; vector += vectors) {
+            vectors = share(vectors_end - vector, 3);
+            for (int i = part.row * GROUP; i < last_row; i += ROWS) {
                 NAME(product) product = {
                     .a = packed_a + (size_t)(i / ROWS) * steps * ROWS * DEPTH, .a_row = DEPTH, .a_step = ROWS * DEPTH,
                     .w = packed_b + (size_t)vector * steps * LANES * DEPTH, .w_step = LANES * DEPTH,
@@ -186,7 +198,7 @@ static void NAME(outer)(int thread, int threads, cw_barrier *barrier, void *argu
                     .c_row = job->columns, .k = steps * DEPTH, .adding = begin > 0,
                     .next = {(const char *)(packed_a + (size_t)(i / ROWS + 1) * steps * ROWS * DEPTH),
                              ROWS * DEPTH * sizeof(elem)}};
-                NAME(multiply)(last - i < ROWS ? last - i : ROWS, vectors, &product);
+                NAME(multiply)(last_row - i < ROWS ? last_row - i : ROWS, vectors, &product);
             }
         }
         cw_meet(barrier); /* before any thread overwrites what another still reads */

@@ -19,6 +19,7 @@
 #include "forward.h"
 #include "backward.h"
 #include "loss.h"
+#include "linear.h"
 #include "head.h"
 #include "writer.h"
 #undef STORAGE
@@ -29,6 +30,7 @@
 #include "forward.h"
 #include "backward.h"
 #include "loss.h"
+#include "linear.h"
 #include "head.h"
 #include "writer.h"
 #undef STORAGE
@@ -64,6 +66,8 @@ const cw_variant PASTE(cw_, CW_VARIANT) = {
     {cross_entropy_f32, cross_entropy_bf16},
     {descend_f32, descend_bf16},
     {head_f32, head_bf16},
+    {linear_f32, linear_bf16},
+    {linear_backward_f32, linear_backward_bf16},
     {write_f32, write_bf16, write_q8},
     norm,
     adam,

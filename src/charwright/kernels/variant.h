@@ -30,6 +30,11 @@ typedef struct {
     void *to;
 } cw_spread_job;
 
+/* A thread's share of the rows and columns of a result; the last of both does not belong to it. */
+typedef struct {
+    int row, last_row, column, last_column;
+} cw_area;
+
 /* c (m, columns) float32 = a (n, m) transposed times b (n, columns), both in storage, `depth` values of n at a time.
  * Column i of a gives row (i + first_row) % m of c. With a layer, a is its gates: (T * B, slots * H). */
 typedef struct {
@@ -52,7 +57,7 @@ typedef struct {
     void *scratch;
 } cw_loss_job;
 
-/* Rows of the output layer that are in the cache together. */
+/* Rows of a linear layer, such as the output layer, that are in the cache together. */
 #define CW_HEAD_ROWS 64
 
 typedef struct {
@@ -69,6 +74,16 @@ typedef struct {
     void *outer_scratch;        /* bfloat16 only: of the weights' gradient, as in cw_outer_job */
     int outer_depth;
 } cw_head_job;
+
+typedef struct {
+    const cw_linear *layer;
+    void *packed;         /* the weight */
+    const void *gradient; /* (rows, outputs) storage: of the sums; d_y itself, if that is the same */
+    char *rooms;          /* for an operand of each thread */
+    size_t room_bytes;
+    void *outer_scratch;  /* of the weight's gradient, as in cw_outer_job */
+    int outer_depth;
+} cw_linear_job;
 
 typedef struct {
     int rows, vocabulary;
@@ -117,7 +132,8 @@ typedef struct {
 typedef struct {
     const char *name;
     cw_shape shape;
-    cw_job pack[2], forward[2], backward[2], spread_inputs[2], outer[2], cross_entropy[2], descend[2], head[2], write[3], norm, adam;
+    cw_job pack[2], forward[2], backward[2], spread_inputs[2], outer[2], cross_entropy[2], descend[2], head[2], linear[2], linear_backward[2];
+    cw_job write[3], norm, adam;
 } cw_variant;
 
 /* The blocks of units in a panel of packed weights for single steps: enough sums to keep the processor busy, 6 vectors

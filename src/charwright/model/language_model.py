@@ -12,7 +12,7 @@ from torch import Tensor
 
 from charwright import kernels
 from charwright.config import GRUS, STATES, ModelConfig, TrainingConfig
-from charwright.model import native
+from charwright.model import native_loss
 from charwright.model.cells import State, Weights
 from charwright.model.compute import Compute, choose_core
 from charwright.model.dropout import Dropout
@@ -118,7 +118,7 @@ class LanguageModel(WeightedModule):
         if core == "native" and (ids.dtype, tokens.dtype, tokens.shape) == (torch.int64, torch.float32, shape):
             loaded = kernels.load(self.compute.kernel)
             assert loaded is not None
-            offsets, last = native.contexts(loaded, ids, tokens[0], self.config.ngram_bits)
+            offsets, last = native_loss.contexts(loaded, ids, tokens[0], self.config.ngram_bits)
         else:
             contexts = contexts_of(ids, self.config.ngram_order, tokens[0])
             offsets = offsets_of(contexts, self.config.ngram_bits).flatten(1)

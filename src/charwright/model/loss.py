@@ -15,7 +15,7 @@ from torch import Tensor
 
 from charwright import kernels
 from charwright.kernels import UNITS_MULTIPLE, Kernels
-from charwright.model import native
+from charwright.model import native_loss
 from charwright.model.votes import RowGradient, Votes
 
 # The most bytes of logits in an array: malloc takes up to 32 MB from memory that it keeps (see `keep_memory`). Larger
@@ -95,7 +95,7 @@ class _NativeHead(torch.autograd.Function):
         wanted: bool,
     ) -> Tensor:
         inputs, head, count = x.flatten(0, 1).contiguous(), weight.contiguous(), targets.numel()
-        total, gradients = native.head(
+        total, gradients = native_loss.head(
             loaded, inputs, head, bias, targets.flatten().contiguous(), 1 / count,
             mask=None if mask is None else mask[0].float().contiguous(), votes=votes,
             wanted=wanted and any(ctx.needs_input_grad),
@@ -142,7 +142,7 @@ class _HeadLoss(torch.autograd.Function):
             logits = F.linear(inputs[some], low)
             here = None if votes is None else votes.part(some)
             if loaded:
-                total += native.cross_entropy(loaded, logits, bias, targets[some], 1 / len(x), d_bias, here)
+                total += native_loss.cross_entropy(loaded, logits, bias, targets[some], 1 / len(x), d_bias, here)
             else:
                 total += _cross_entropy(logits, bias, targets[some], 1 / len(x), d_bias, here)
             if wanted:
@@ -198,7 +198,7 @@ def _add_outer(
     of rows before.
     """
     if loaded and inputs.shape[1] % UNITS_MULTIPLE == 0 and d_logits.shape[1] <= MOST_NATIVE_COLUMNS:
-        more = native.outer(loaded, d_logits, inputs)
+        more = native_loss.outer(loaded, d_logits, inputs)
     elif before is not None and d_logits.dtype == wide:
         return before.addmm_(d_logits.T, inputs)
     else:
@@ -209,7 +209,7 @@ def _add_outer(
 def _cross_entropy(
     logits: Tensor, bias: Tensor, targets: Tensor, scale: float, d_bias: Tensor | None, votes: Votes | None
 ) -> Tensor:
-    """The sum of the losses; as in `native.cross_entropy`, the logits are overwritten with their gradients."""
+    """The sum of the losses; as in `native_loss.cross_entropy`, the logits are overwritten with their gradients."""
     full = logits.to(bias.dtype) + bias
     if votes is not None:
         votes.add_to(full)

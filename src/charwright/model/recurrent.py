@@ -79,11 +79,8 @@ def run_layer(
         assert loaded is not None
         if isinstance(x, Tokens):
             embedding, ids = _occurring(x)
-            table, scale = _table(embedding, weights, dtype), _scale(embedding, weights, dtype)
-            return native_layer(loaded, cell, table, ids, state, weights, dtype, mask, scale)
-        assert weights.weight_mx is None
-        gates = linear(x, weights.weight_ih, weights.bias_ih, dtype)
-        return native_layer(loaded, cell, gates, None, state, weights, dtype, mask)
+            return native_layer(loaded, cell, embedding, ids, state, weights, dtype, mask)
+        return native_layer(loaded, cell, x, None, state, weights, dtype, mask)
     # PyTorch's layers have no mask or scale on the state: with one, the core `torch` computes as `fused` does.
     return fused_layer(cell, *_project(x, weights, dtype), state, weights, dtype, mask)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from charwright.config import SequenceConfig, TrainingConfig
-from charwright.model import native
+from charwright.model import native_loss
 from charwright.model.language_model import LanguageModel
 from charwright.model.votes import RowGradient
 from charwright.training.cautious import CautiousAdamW
@@ -76,7 +76,7 @@ class NgramDescent:
 
     def _descend(self, gradient: RowGradient, rate: float | Tensor) -> None:
         if self._loaded is not None:
-            native.descend(self._loaded, self._array, gradient, float(rate))
+            native_loss.descend(self._loaded, self._array, gradient, float(rate))
         else:
             gradient.add_to(self._array, -rate)
 

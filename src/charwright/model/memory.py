@@ -1,0 +1,60 @@
+"""What calls of the C kernels share: PyTorch's threads, working memory, addresses."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+from charwright.kernels import Kernels
+
+
+@cache
+def share_threads(kernels: Kernels) -> None:
+    """Run the kernels on PyTorch's OpenMP threads, if that runtime can be found.
+
+    Its threads spin for some milliseconds after each PyTorch operation and would compete with other threads for the
+    cores.
+    """
+    if not hasattr(os, "RTLD_NOLOAD"):
+        return  # Windows: the kernels use their own threads.
+    brought_along = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    for name in [*map(str, brought_along), "libgomp.so.1"]:
+        # Only a runtime that is already loaded can be PyTorch's.
+        with suppress(OSError):
+            kernels.use_openmp(ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW))
+            return
+
+
+# Large internal arrays are reused: fresh memory costs a page fault every 4 kB.
+_spare: dict[tuple[tuple[int, ...], torch.dtype], Tensor] = {}
+MOST_SPARE = 12
+_lending = Lock()
+
+
+def borrow(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An array whose contents are undefined."""
+    with _lending:
+        found = _spare.pop((tuple(shape), dtype), None)
+    return torch.empty(shape, dtype=dtype) if found is None else found
+
+
+def give_back(*tensors: Tensor | None) -> None:
+    """Keep borrowed arrays for the next ones of their shapes; the caller no longer uses them."""
+    with _lending:
+        for tensor in tensors:
+            if tensor is not None:
+                _spare[tuple(tensor.shape), tensor.dtype] = tensor
+        while len(_spare) > MOST_SPARE:
+            del _spare[next(iter(_spare))]
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Where the numbers of a tensor are, which the caller keeps alive; None without one."""
+    return None if tensor is None else tensor.data_ptr()
