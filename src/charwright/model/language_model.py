@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -12,15 +12,24 @@ from torch import Tensor
 
 from charwright import kernels
 from charwright.config import GRUS, STATES, ModelConfig, TrainingConfig
+from charwright.kernels import UNITS_MULTIPLE, Kernels
 from charwright.model import native_loss
 from charwright.model.cells import State, Weights
 from charwright.model.compute import Compute, choose_core
 from charwright.model.dropout import Dropout
 from charwright.model.initialization import initialize
-from charwright.model.loss import head_loss
+from charwright.model.loss import MOST_HEAD_COLUMNS, check_targets, head_loss
+from charwright.model.memory import share_threads
+from charwright.model.native import LayerPass, check_layer
 from charwright.model.recurrent import LayerInput, Tokens, linear, run_layer
 from charwright.model.votes import RowGradient, Votes, contexts_of, offsets_of, summed_votes
 from charwright.model.weights import WeightedModule
+
+RunLayer = Callable[[int, LayerInput, State, Tensor | None], tuple[Tensor, State]]
+"""The number of a layer, its inputs, state and mask -> its outputs and the state after."""
+
+# What observes how autograd makes a gradient. The names are private; a PyTorch that lacks one has none of these.
+WEIGHT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 class LanguageModel(WeightedModule):
@@ -68,7 +77,7 @@ class LanguageModel(WeightedModule):
             logits (T, B, V) float32, and the state after the last position.
         """
         x, after = self._recurrent(ids, state, Dropout(self.config, generator) if self.training else None)
-        logits = linear(x, self._head, self.weight("head.bias"), self.compute.precision)
+        logits = linear(x, self.weight(self._head), self.weight("head.bias"), self.compute.precision)
         votes, after = self._votes(ids, state, after)
         if votes is None:
             return logits, after
@@ -90,11 +99,89 @@ class LanguageModel(WeightedModule):
         targets: (T, B) int64; masks: those of dropout, drawn already.
         """
         dropout = Dropout(self.config, generator, masks) if self.training else None
-        x, mask, after = self._layers(ids, state, dropout)
+        x, output_masks, after = self._layers(ids, state, dropout, self._run_layer)
         votes, after = self._votes(ids, state, after)
         bias, precision, kernel = self.weight("head.bias"), self.compute.precision, self.compute.kernel
-        core = self._core(ids.device)
-        return head_loss(x, self._head, bias, targets, precision, core, kernel, votes, mask), after
+        core, head = self._core(ids.device), self.weight(self._head)
+        return head_loss(x, head, bias, targets, precision, core, kernel, votes, output_masks[-1]), after
+
+    def differentiate(
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        state: State | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        masks: Sequence[Tensor] | None = None,
+    ) -> tuple[Tensor, State]:
+        """The `loss` and the state after it, both detached; the gradients are added to the `grad` of the weights.
+
+        Equal to `loss` and its `backward`. Where the C kernels compute the whole network, they do so without a graph of
+        autograd, which for a small network takes as long as its products.
+        """
+        loaded = kernels.load(self.compute.kernel) if self._core(ids.device) == "native" else None
+        if loaded is not None and self._is_native_throughout(ids, state):
+            dropout = Dropout(self.config, generator, masks) if self.training else None
+            with torch.no_grad():
+                return self._differentiate(loaded, ids, targets, state, dropout)
+        loss, after = self.loss(ids, targets, state, generator=generator, masks=masks)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach(), tuple(part.detach() for part in after)
+
+    def _is_native_throughout(self, ids: Tensor, state: State | None) -> bool:
+        """Whether the kernels compute the whole network as it is, and all its gradients are wanted and unobserved."""
+        shape, weights = self.config, list(self.parameters())
+        return (
+            type(self).loss is LanguageModel.loss
+            and shape.units % UNITS_MULTIPLE == shape.embedding_size % UNITS_MULTIPLE == 0
+            and self.vocabulary_size <= min(MOST_HEAD_COLUMNS, ids.numel() // 4)
+            and (not shape.ngram_bits or self.ngram_gradients is not None)
+            and all(weight.dtype == torch.float32 and weight.requires_grad for weight in weights)
+            and not any(part.requires_grad for part in state or ())
+            and not any(getattr(weight, hooks, None) for weight in weights for hooks in WEIGHT_HOOKS)
+        )
+
+    def _differentiate(
+        self, loaded: Kernels, ids: Tensor, targets: Tensor, state: State | None, dropout: Dropout | None
+    ) -> tuple[Tensor, State]:
+        """The forward pass, and all layers backward again."""
+        passes: list[LayerPass] = []
+
+        def run(layer: int, x: LayerInput, before: State, mask: Tensor | None) -> tuple[Tensor, State]:
+            inputs, rows = (x.embedding, x.ids) if isinstance(x, Tokens) else (x, None)
+            weights, cell, precision = self._layer(layer), self.config.cell, self.compute.precision
+            check_layer(inputs, rows, before, weights, mask)
+            passes.append(LayerPass(loaded, cell, precision, inputs, rows, before, weights, mask, keep=True))
+            return passes[-1].take_results()
+
+        share_threads(loaded)
+        x, output_masks, after = self._layers(ids, state, dropout, run)
+        votes, after = self._votes(ids, state, after)
+        bias, head, mask = self.weight("head.bias"), self.weight(self._head), output_masks[-1]
+        check_targets(targets, x, self.vocabulary_size)
+        total, made = native_loss.head(
+            loaded, x.flatten(0, 1), head, bias, targets.flatten().contiguous(), 1 / targets.numel(),
+            mask=None if mask is None else mask[0].float(), votes=votes, wanted=True,
+        )  # fmt: skip
+        assert made is not None
+        if votes is not None and votes.gradients is not None:
+            votes.gradients.append(RowGradient(votes.offsets, made.logits))
+        self._add_gradients({self._head: made.weight, "head.bias": made.bias})
+        gradient = made.x.view_as(x)
+        for layer, one in reversed(list(enumerate(passes))):
+            gradients = one.backward(gradient if one is passes[-1] else _masked(gradient, output_masks[layer]))
+            names = (f"recurrent.{layer}.{name}" for name in gradients.weights._fields)
+            self._add_gradients(dict(zip(names, gradients.weights, strict=True)))
+            assert gradients.x is not None
+            gradient = gradients.x
+        self._add_gradients({"embedding.weight": gradient})
+        return bias.new_tensor(total / targets.numel()), after
+
+    def _add_gradients(self, gradients: Mapping[str, Tensor | None]) -> None:
+        for name, gradient in gradients.items():
+            if gradient is not None:
+                weight = self.weight(name)
+                weight.grad = gradient if weight.grad is None else weight.grad + gradient
 
     @contextmanager
     def collecting_ngram_gradients(self, collecting: bool = True) -> Iterator[None]:
@@ -127,26 +214,30 @@ class LanguageModel(WeightedModule):
 
     def _recurrent(self, ids: Tensor, state: State | None, dropout: Dropout | None) -> tuple[Tensor, State]:
         """All recurrent layers: ids (T, B) -> outputs of the last one (T, B, H), and the state of all after."""
-        x, mask, after = self._layers(ids, state, dropout)
-        return _masked(x, mask), after
+        x, output_masks, after = self._layers(ids, state, dropout, self._run_layer)
+        return _masked(x, output_masks[-1]), after
 
-    def _layers(self, ids: Tensor, state: State | None, dropout: Dropout | None) -> tuple[Tensor, Tensor | None, State]:
-        """As `_recurrent`, with the mask (1, B, H) or None by which dropout has yet to multiply the outputs."""
+    def _layers(
+        self, ids: Tensor, state: State | None, dropout: Dropout | None, run: RunLayer
+    ) -> tuple[Tensor, list[Tensor | None], State]:
+        """As `_recurrent`, and the masks (1, B, H) of dropout or None; the last one has yet to multiply the outputs."""
         state = (self.zero_state(ids.shape[1]) if state is None else state)[: STATES[self.config.cell]]
-        core, precision = self._core(ids.device), self.compute.precision
         x: LayerInput = Tokens(ids, self.weight("embedding.weight"))
-        output_mask: Tensor | None = None
+        output_masks: list[Tensor | None] = []
         last = []
         for layer in range(self.config.layers):
             mask = dropout.state_mask(state[0][layer]) if dropout is not None else None
-            before = tuple(part[layer] for part in state)
-            weights, kernel = self._layer(layer), self.compute.kernel
-            x = x if isinstance(x, Tokens) else _masked(x, output_mask)
-            x, after = run_layer(core, self.config.cell, x, before, weights, precision, mask, kernel)
-            output_mask = dropout.output_mask(x) if dropout is not None else None
+            x = x if isinstance(x, Tokens) else _masked(x, output_masks[-1])
+            x, after = run(layer, x, tuple(part[layer] for part in state), mask)
+            output_masks.append(dropout.output_mask(x) if dropout is not None else None)
             last.append(after)
         assert isinstance(x, Tensor)
-        return x, output_mask, tuple(torch.stack(parts) for parts in zip(*last, strict=True))
+        stacked = tuple(parts[0][None] if len(parts) == 1 else torch.stack(parts) for parts in zip(*last, strict=True))
+        return x, output_masks, stacked
+
+    def _run_layer(self, layer: int, x: LayerInput, before: State, mask: Tensor | None) -> tuple[Tensor, State]:
+        core, cell, precision = self._core(self.weight("head.bias").device), self.config.cell, self.compute.precision
+        return run_layer(core, cell, x, before, self._layer(layer), precision, mask, self.compute.kernel)
 
     def zero_state(self, batch: int) -> State:
         """The state before the first character: zeros of the shapes that `forward` has."""
@@ -156,8 +247,9 @@ class LanguageModel(WeightedModule):
         return tuple(like.new_zeros(shape) for shape in shapes)
 
     @property
-    def _head(self) -> Tensor:
-        return self.weight("embedding.weight" if self.config.tied else "head.weight")
+    def _head(self) -> str:
+        """The name of the output layer's weight."""
+        return "embedding.weight" if self.config.tied else "head.weight"
 
     def _layer(self, layer: int) -> Weights:
         names = ("weight_ih", "weight_hh", "bias_ih", *(("bias_hh",) if self.config.cell in GRUS else ()))

@@ -51,11 +51,8 @@ def head_loss(
     Raises:
         ValueError: if the targets do not have the shape of the positions, or are not ids of the vocabulary.
     """
-    if targets.dtype != torch.int64 or targets.shape != x.shape[:2]:
-        raise ValueError(f"targets must be int64 {tuple(x.shape[:2])}, not {targets.dtype} {tuple(targets.shape)}")
     loaded = kernels.load(kernel) if core == "native" and bias.dtype == torch.float32 else None
-    if loaded and targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < len(weight):
-        raise ValueError(f"targets must be from 0 to {len(weight) - 1}, the ids of the vocabulary")
+    check_targets(targets, x, len(weight) if loaded else None)
     array = None if votes is None else votes.array
     wanted = torch.is_grad_enabled()  # Within a function of autograd it never is.
     result: Any
@@ -65,6 +62,20 @@ def head_loss(
         rows = (x if mask is None else x * mask).flatten(0, 1)
         result = _HeadLoss.apply(rows, weight, bias, array, votes, targets.flatten(), dtype, loaded, wanted)  # type: ignore[no-untyped-call]
     return result  # type: ignore[no-any-return]
+
+
+def check_targets(targets: Tensor, x: Tensor, vocabulary: int | None) -> None:
+    """See that targets have the shape of the positions of x (T, B, H), and are ids, unless somebody else does.
+
+    Raises:
+        ValueError: if not.
+    """
+    if targets.dtype != torch.int64 or targets.shape != x.shape[:2]:
+        raise ValueError(f"targets must be int64 {tuple(x.shape[:2])}, not {targets.dtype} {tuple(targets.shape)}")
+    if vocabulary is not None and targets.numel():
+        low, high = targets.aminmax()
+        if not 0 <= int(low) <= int(high) < vocabulary:
+            raise ValueError(f"targets must be from 0 to {vocabulary - 1}, the ids of the vocabulary")
 
 
 def _fits_head(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, dtype: torch.dtype) -> bool:

@@ -6,6 +6,7 @@ the gradients of all weights.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from charwright.kernels import CELL_CODES, UNITS_MULTIPLE, Kernels, Layer, Linea
 from charwright.model.cells import State, Weights
 from charwright.model.memory import address, borrow, give_back, share_threads
 
+# Numbers that the kernels keep of each unit and step.
 SLOTS = {"gru": 4, "igru": 4, "lstm": 4, "rnn": 1}
 
 
@@ -40,7 +42,7 @@ def native_layer(
     """
     share_threads(kernels)
     units = weights.weight_hh.shape[1]
-    _check(x, ids, state, weights, mask)
+    check_layer(x, ids, state, weights, mask)
     narrow, spare = -x.shape[-1] % UNITS_MULTIPLE, -units % UNITS_MULTIPLE
     if narrow:
         x = F.pad(x, (0, narrow))
@@ -53,16 +55,15 @@ def native_layer(
     # A function of autograd cannot tell itself whether gradients are wanted: within it, they never are.
     wanted = torch.is_grad_enabled()
     result: Any = _NativeLayer.apply(  # type: ignore[no-untyped-call]
-        kernels, cell, dtype, wanted, x if ids is not None else x.to(dtype), ids, weights.weight_ih, weights.bias_ih,
-        weights.weight_mx, weights.weight_hh, weights.bias_hh, state[0], c, mask,
-    )  # fmt: skip
+        kernels, cell, dtype, wanted, x if ids is not None else x.to(dtype), ids, mask, state[0], c, *weights
+    )
     outputs, *last = result
     if spare:
         outputs, last = outputs[..., :units], [part[..., :units] for part in last]
     return outputs, tuple(last)
 
 
-def _check(x: Tensor, ids: Tensor | None, state: State, weights: Weights, mask: Tensor | None) -> None:
+def check_layer(x: Tensor, ids: Tensor | None, state: State, weights: Weights, mask: Tensor | None) -> None:
     """See that the kernels can read what they get, which they cannot check."""
     for part in weights:
         if part is not None and part.dtype != torch.float32:
@@ -164,8 +165,111 @@ class _Inputs(NamedTuple):
         give_back(scratch)
 
 
+class LayerGradients(NamedTuple):
+    """What the backward pass of a layer computes."""
+
+    x: Tensor | None  # of the inputs, in their type and shape
+    weights: Weights
+    state: State  # before the first step
+
+
+class LayerPass:
+    """A layer's forward pass over a sequence, and what its one backward pass needs; sizes are those of the kernels."""
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        cell: str,
+        dtype: torch.dtype,
+        x: Tensor,
+        ids: Tensor | None,
+        state: State,
+        weights: Weights,
+        mask: Tensor | None,
+        *,
+        keep: bool,
+    ) -> None:
+        """Arguments as for `native_layer`; `keep`: for a backward pass."""
+        self.kernels, self.cell, self._x_dtype = kernels, cell, x.dtype
+        steps, batch = (x if ids is None else ids).shape[:2]
+        self._weights = weights = Weights(*map(_contiguous, weights))
+        units, tokens = weights.weight_hh.shape[1], 0 if ids is None else len(x)
+        self._ids, self._mask = _contiguous(ids), _contiguous(mask)
+        self._inputs = _Inputs(kernels, x.to(dtype).contiguous(), wide=ids is not None)
+        self._scale = None if weights.weight_mx is None else self._inputs.product(weights.weight_mx, None, curved=True)
+        gate_inputs = self._inputs.product(weights.weight_ih, weights.bias_ih)  # the table, or those at each position
+        hidden = torch.empty(steps + 1, batch, units, dtype=dtype)
+        masked = None if mask is None and self._scale is None else borrow(hidden.shape, dtype)
+        cells = borrow(hidden.shape, dtype) if cell == "lstm" else None
+        gates = borrow((steps, batch, SLOTS[cell] * units), dtype)
+        last = tuple(part.clone(memory_format=torch.contiguous_format) for part in state)
+        packed = _packed(kernels, cell, weights.weight_hh, dtype, backward=False)
+        self._layer = Layer(
+            cell=CELL_CODES[cell], bf16=int(dtype == torch.bfloat16), steps=steps, batch=batch, units=units,
+            threads=torch.get_num_threads(), tokens=tokens, ids=address(self._ids), bias=address(weights.bias_hh),
+            mask=address(self._mask), scale=address(self._scale), packed=packed.data_ptr(), hidden=hidden.data_ptr(),
+            masked=address(masked), gates=gates.data_ptr(), cells=address(cells), state_h=last[0].data_ptr(),
+            **{"inputs" if ids is None else "table": gate_inputs.data_ptr()},
+        )  # fmt: skip
+        if cells is not None:
+            self._layer.state_c = last[1].data_ptr()
+        kernels.forward(self._layer)
+        self._layer.table = self._layer.inputs = self._layer.packed = None  # This memory ends here.
+        self._kept: tuple[Tensor | None, ...] | None = (hidden, masked, cells, gates) if keep else None
+        if not keep:
+            give_back(masked, cells, gates)
+        # A graph of autograd keeps this object and refers to the results, so they do not stay here.
+        self._results: tuple[Tensor, State] | None = (hidden[1:], last)
+
+    def take_results(self) -> tuple[Tensor, State]:
+        """The outputs (T, B, H) and the last state; once."""
+        assert self._results is not None
+        results, self._results = self._results, None
+        return results
+
+    def backward(
+        self, d_outputs: Tensor, d_last: Sequence[Tensor] | None = None, *, d_x_wanted: bool = True
+    ) -> LayerGradients:
+        """The gradients, from those of the outputs (T, B, H) and of the last state, None for zeros.
+
+        Raises:
+            RuntimeError: the second time; the kernels overwrite what they need.
+        """
+        if self._kept is None:
+            raise RuntimeError("the native core supports one backward pass per forward pass; run it forward again")
+        (hidden, masked, cells, gates), self._kept = self._kept, None
+        assert hidden is not None
+        assert gates is not None
+        dtype, weights, layer = hidden.dtype, self._weights, self._layer
+        d_outputs = d_outputs.to(dtype).contiguous()
+        if d_last is None:
+            d_last = [hidden.new_zeros(hidden.shape[1:], dtype=torch.float32)] * (1 if cells is None else 2)
+        d_state = tuple(part.contiguous().clone() for part in d_last)  # The kernels overwrite it.
+        low = self._inputs.low
+        d_gates = None if self._ids is None else torch.zeros(len(low), len(weights.weight_ih))
+        d_bias = None if weights.bias_hh is None else torch.zeros_like(weights.bias_hh)
+        d_scale = None if self._scale is None else torch.zeros_like(self._scale)
+        packed = _packed(self.kernels, self.cell, weights.weight_hh, dtype, backward=True)
+        layer.threads, layer.packed, layer.d_outputs = torch.get_num_threads(), packed.data_ptr(), d_outputs.data_ptr()
+        layer.d_h, layer.d_c = d_state[0].data_ptr(), address(d_state[1] if cells is not None else None)
+        layer.d_table, layer.d_scale, layer.d_bias = address(d_gates), address(d_scale), address(d_bias)
+        self.kernels.backward(layer)
+        del packed  # before the step's peak of memory
+        d_weights = _weight_gradient(self.kernels, layer, weights.weight_hh)
+        if d_gates is None:
+            d_gates = torch.empty(*d_outputs.shape[:2], len(weights.weight_ih), dtype=dtype)
+            self.kernels.input_gradient(layer, d_gates.data_ptr())
+        give_back(masked, cells, gates)
+        d_x = torch.empty_like(low, dtype=self._x_dtype) if d_x_wanted else None
+        d_input_weights, d_input_bias = self._inputs.gradients(d_gates, weights.weight_ih, d_x)
+        d_mx = None
+        if d_scale is not None and weights.weight_mx is not None:
+            d_mx, _ = self._inputs.gradients(d_scale, weights.weight_mx, d_x, curve=self._scale, adding=True)
+        return LayerGradients(d_x, Weights(d_input_weights, d_weights, d_input_bias, d_bias, d_mx), d_state)
+
+
 class _NativeLayer(torch.autograd.Function):
-    """See `native_layer`; outputs (T, B, H) and h, or h and c, of the last step (B, H)."""
+    """A `LayerPass` for autograd; outputs (T, B, H) and h, or h and c, of the last step (B, H)."""
 
     @staticmethod
     def forward(
@@ -176,87 +280,24 @@ class _NativeLayer(torch.autograd.Function):
         wanted: bool,
         x: Tensor,
         ids: Tensor | None,
-        weight_ih: Tensor,
-        bias_ih: Tensor,
-        weight_mx: Tensor | None,
-        weight_hh: Tensor,
-        bias_hh: Tensor | None,
+        mask: Tensor | None,
         h: Tensor,
         c: Tensor | None,
-        mask: Tensor | None,
+        *weights: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        steps, batch = (ids if ids is not None else x).shape[:2]
-        units = weight_hh.shape[1]
-        weight_ih, bias_ih, weight_hh = weight_ih.contiguous(), bias_ih.contiguous(), weight_hh.contiguous()
-        ids, weight_mx, bias_hh, mask = (
-            None if part is None else part.contiguous() for part in (ids, weight_mx, bias_hh, mask)
-        )
-        inputs = _Inputs(kernels, x.to(dtype).contiguous(), wide=ids is not None)
-        scale = None if weight_mx is None else inputs.product(weight_mx, None, curved=True)
-        gate_inputs = inputs.product(weight_ih, bias_ih)  # the table, or those at each position
-        hidden = torch.empty(steps + 1, batch, units, dtype=dtype)
-        masked = None if mask is None and scale is None else borrow(hidden.shape, dtype)
-        cells = borrow(hidden.shape, dtype) if c is not None else None
-        gates = borrow((steps, batch, SLOTS[cell] * units), dtype)
-        last_h, last_c = (
-            None if part is None else part.clone(memory_format=torch.contiguous_format) for part in (h, c)
-        )
-        assert last_h is not None
-        layer = _layer(cell, dtype, steps, batch, units, tokens=0 if ids is None else len(x))
-        _point(layer, "table" if ids is not None else "inputs", gate_inputs)
-        packed = _packed(kernels, cell, weight_hh, dtype, backward=False)
-        tensors = {"ids": ids, "bias": bias_hh, "mask": mask, "scale": scale, "packed": packed, "hidden": hidden}
-        tensors |= {"masked": masked, "gates": gates, "cells": cells, "state_h": last_h, "state_c": last_c}
-        for name, tensor in tensors.items():
-            _point(layer, name, tensor)
-        kernels.forward(layer)
-        if wanted and any(ctx.needs_input_grad):
-            ctx.save_for_backward(inputs.low, ids, weight_ih, weight_mx, weight_hh, bias_hh, mask, scale)
-            ctx.kernels, ctx.cell, ctx.x_dtype = kernels, cell, x.dtype
-            # The kernels overwrite some of these with gradients, which save_for_backward does not allow.
-            ctx.kept = (hidden, masked, cells, gates)
-        else:
-            give_back(masked, cells, gates)
-        return (hidden[1:], last_h) if last_c is None else (hidden[1:], last_h, last_c)
+        state = (h,) if c is None else (h, c)
+        keep = wanted and any(ctx.needs_input_grad)
+        ctx.forward_pass = LayerPass(kernels, cell, dtype, x, ids, state, Weights(*weights), mask, keep=keep)  # type: ignore[arg-type]
+        ctx.save_for_backward(*weights)  # so that autograd sees when one is changed before the backward pass
+        outputs, last = ctx.forward_pass.take_results()
+        return (outputs, *last)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.kept is None:
-            raise RuntimeError("the native core supports one backward pass per forward pass; run it forward again")
-        (hidden, masked, cells, gates), ctx.kept = ctx.kept, None
-        low, ids, weight_ih, weight_mx, weight_hh, bias_hh, mask, scale = ctx.saved_tensors
-        steps, batch, units = hidden.shape[0] - 1, hidden.shape[1], hidden.shape[2]
-        cell, dtype = ctx.cell, hidden.dtype
-        d_outputs = grads[0].to(dtype).contiguous()
-        d_h = grads[1].contiguous().clone()
-        d_c = grads[2].contiguous().clone() if cells is not None else None
-        d_gates = torch.zeros(len(low), len(weight_ih)) if ids is not None else None
-        d_bias = torch.zeros_like(bias_hh) if bias_hh is not None else None
-        d_scale = torch.zeros_like(scale) if scale is not None else None
-        layer = _layer(cell, dtype, steps, batch, units, tokens=0 if ids is None else len(low))
-        packed = _packed(ctx.kernels, cell, weight_hh, dtype, backward=True)
-        tensors = {"ids": ids, "bias": bias_hh, "mask": mask, "scale": scale, "packed": packed, "hidden": hidden}
-        tensors |= {"masked": masked, "gates": gates, "cells": cells, "d_outputs": d_outputs, "d_h": d_h, "d_c": d_c}
-        tensors |= {"d_table": d_gates, "d_scale": d_scale, "d_bias": d_bias}
-        for name, tensor in tensors.items():
-            _point(layer, name, tensor)
-        ctx.kernels.backward(layer)
-        del packed, tensors  # before the step's peak of memory
-        d_weights = _weight_gradient(ctx.kernels, layer, weight_hh)
-        if d_gates is None:
-            d_gates = torch.empty(steps, batch, len(weight_ih), dtype=dtype)
-            ctx.kernels.input_gradient(layer, d_gates.data_ptr())
-        give_back(masked, cells, gates)
-        inputs = _Inputs(ctx.kernels, low, wide=ids is not None)
-        d_x = torch.empty_like(low, dtype=ctx.x_dtype) if ctx.needs_input_grad[4] else None
-        d_input_weights, d_input_bias = inputs.gradients(d_gates, weight_ih, d_x)
-        d_scale_weights = None
-        if d_scale is not None:
-            d_scale_weights, _ = inputs.gradients(d_scale, weight_mx, d_x, curve=scale, adding=True)
-        return (
-            None, None, None, None, d_x, None, d_input_weights, d_input_bias, d_scale_weights, d_weights, d_bias, d_h,
-            d_c, None,
-        )  # fmt: skip
+        ctx.saved_tensors  # noqa: B018  (raises if a weight was changed)
+        made: LayerGradients = ctx.forward_pass.backward(grads[0], grads[1:], d_x_wanted=ctx.needs_input_grad[4])
+        d_h, *d_c = made.state
+        return (None, None, None, None, made.x, None, None, d_h, d_c[0] if d_c else None, *made.weights)
 
 
 def _weight_gradient(kernels: Kernels, layer: Layer, weights: Tensor) -> Tensor:
@@ -271,21 +312,8 @@ def _weight_gradient(kernels: Kernels, layer: Layer, weights: Tensor) -> Tensor:
     return result
 
 
-def _layer(cell: str, dtype: torch.dtype, steps: int, batch: int, units: int, tokens: int) -> Layer:
-    return Layer(
-        cell=CELL_CODES[cell],
-        bf16=int(dtype == torch.bfloat16),
-        steps=steps,
-        batch=batch,
-        units=units,
-        threads=torch.get_num_threads(),
-        tokens=tokens,
-    )
-
-
-def _point(layer: Layer, name: str, tensor: Tensor | None) -> None:
-    """Pass the address of a tensor to the kernels; the caller keeps the tensor alive."""
-    setattr(layer, name, address(tensor))
+def _contiguous(tensor: Tensor | None) -> Any:
+    return None if tensor is None else tensor.contiguous()
 
 
 def _packed(kernels: Kernels, cell: str, weights: Tensor, dtype: torch.dtype, *, backward: bool) -> Tensor:

@@ -32,12 +32,12 @@ from charwright.training.threads import training_threads
 def train_step(model: LanguageModel, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
     """Forward, backward, update; returns the mean loss of the batch in nats per token, a scalar."""
     with model.collecting_ngram_gradients(descends_by_rows(optimizer)):
-        loss, state = model.loss(batch.inputs, batch.targets, batch.state, generator=batch.generator, masks=batch.masks)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss, batch.state = model.differentiate(
+            batch.inputs, batch.targets, batch.state, generator=batch.generator, masks=batch.masks
+        )
         optimizer.step()
-    batch.state = tuple(part.detach() for part in state)
-    return loss.detach()
+    return loss
 
 
 _OWN_STEP = train_step
