@@ -119,6 +119,7 @@ WORKS = {
     )
 }
 TUTORIAL = WORKS["tutorial"]
+BY_THREADS = ("tutorial", "gru-512", "lstm-512", "lstm-1024")
 
 
 class PeerModel(nn.Module):
@@ -248,20 +249,19 @@ def compare(work: Work, asked: str, label: str, rounds: int, seconds: float) -> 
     )
 
 
-def compare_threads(asked: str, rounds: int, seconds: float) -> None:
+def compare_threads(work: Work, asked: str, rounds: int, seconds: float) -> None:
     """All threads against one, charwright alone."""
-    all_threads = torch.get_num_threads()
-    for work in (WORKS[name] for name in ("tutorial", "gru-512", "lstm-1024")):
-        step = ours(work, our_precision(asked))
+    step, all_threads = ours(work, our_precision(asked)), torch.get_num_threads()
+    for _ in range(2):
         step()
-        speeds: dict[int, list[float]] = {1: [], all_threads: []}
-        for _ in range(rounds):
-            for threads, found in speeds.items():
-                torch.set_num_threads(threads)
-                found.append(speed(step, work, seconds))
-        torch.set_num_threads(all_threads)
-        ratio, least, most = ratio_and_spread(speeds[all_threads], speeds[1])
-        print(f"{work.name}: {all_threads} threads against 1: {ratio:.2f} ({least:.2f} to {most:.2f})", flush=True)
+    speeds: dict[int, list[float]] = {1: [], all_threads: []}
+    for _ in range(rounds):
+        for threads, found in speeds.items():
+            torch.set_num_threads(threads)
+            step()  # The caches of the cores are another thread's.
+            found.append(speed(step, work, seconds))
+    ratio, least, most = ratio_and_spread(speeds[all_threads], speeds[1])
+    print(f"{work.name}: {all_threads} threads against 1: {ratio:.2f} ({least:.2f} to {most:.2f})", flush=True)
 
 
 def memory(side: str, asked: str) -> None:
@@ -363,7 +363,8 @@ def print_tables(options: argparse.Namespace) -> None:
     if options.tensorflow:
         compare_tensorflow(options.precision, options.rounds, options.seconds, options.peers)
     if not options.only:
-        compare_threads(options.precision, options.rounds, options.seconds)
+        for name in BY_THREADS:
+            subprocess.check_call([sys.executable, __file__, "--threads-of", name, *common])
         compare_memory(options.precision)
 
 
@@ -379,6 +380,7 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, default=Path(".peers/tensorflow"), help="environment of TensorFlow")
     parser.add_argument("--limited", choices=tuple(LIMITS), help=argparse.SUPPRESS)
     parser.add_argument("--row", help=argparse.SUPPRESS)
+    parser.add_argument("--threads-of", help=argparse.SUPPRESS)
     parser.add_argument("--label", help=argparse.SUPPRESS)
     parser.add_argument("--memory", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -386,6 +388,9 @@ def main() -> None:
         limit(options)
     elif options.memory:
         memory(options.memory, options.precision)
+    elif options.threads_of:
+        keep_memory()
+        compare_threads(WORKS[options.threads_of], options.precision, options.rounds, options.seconds)
     elif options.row:
         keep_memory()
         compare(WORKS[options.row], options.precision, options.label, options.rounds, options.seconds)

@@ -38,11 +38,14 @@ INLINE vec NAME(ngrams_at)(const cw_loss_job *job, int n, int at) {
     return sum;
 }
 
-/* Ask for the numbers of the n-grams of row `n`: they are anywhere in an array that no cache holds. */
-INLINE void NAME(fetch_ngrams)(const cw_ngrams *ngrams, int rows, int n, int vocabulary) {
+/* Ask for the numbers of the n-grams of row `n`: they are anywhere in an array that no cache holds. Those before `first` or
+ * from `last` on are another thread's, which writes them: asking for them would take them from its cache. */
+INLINE void NAME(fetch_ngrams)(const cw_ngrams *ngrams, int rows, int n, int vocabulary, int64_t first, int64_t last) {
     if (n >= rows || vocabulary > FETCHED) return;
     for (int k = 0; k < ngrams->count; k++) {
-        const float *from = ngrams->array + ngrams->offsets[(size_t)k * rows + n];
+        const int64_t offset = ngrams->offsets[(size_t)k * rows + n];
+        if (offset + vocabulary <= first || offset >= last) continue;
+        const float *from = ngrams->array + offset;
         for (int at = 0; at < vocabulary + 15; at += 16) __builtin_prefetch(from + (at < vocabulary ? at : vocabulary - 1));
     }
 }
@@ -56,7 +59,7 @@ static void NAME(descend)(int thread, int threads, cw_barrier *barrier, void *ar
     const vec rate = same(job->rate);
     for (int n = 0; n < job->rows; n++) {
         const elem *row = (const elem *)job->d_logits + (size_t)n * job->vocabulary;
-        NAME(fetch_ngrams)(ngrams, job->rows, n + AHEAD, job->vocabulary);
+        NAME(fetch_ngrams)(ngrams, job->rows, n + AHEAD, job->vocabulary, first, last);
         for (int k = 0; k < ngrams->count; k++) {
             const int64_t offset = ngrams->offsets[(size_t)k * job->rows + n];
             const int64_t begin = first > offset ? first - offset : 0;
@@ -79,7 +82,7 @@ INLINE void NAME(row_loss)(const cw_loss_job *job, int n, const float *floats, c
                            float *powers) {
     const int vocabulary = job->vocabulary, padded = (vocabulary + LANES - 1) / LANES * LANES;
     const int target = (int)job->targets[n];
-    if (job->ngrams) NAME(fetch_ngrams)(job->ngrams, job->rows, n + AHEAD, vocabulary);
+    if (job->ngrams) NAME(fetch_ngrams)(job->ngrams, job->rows, n + AHEAD, vocabulary, 0, job->ngrams->size);
     vec highest = same(-3e38f);
     for (int at = 0; at < vocabulary; at += LANES) {
         vec x = NAME(logits_at)(job, floats, stored, at);

@@ -48,6 +48,8 @@ class NativeStep(WithoutCompiler):
     cautious = False
     loaded: Kernels | None = None
     max_norm: float | None = None
+    ngram_descent: Callable[[torch.optim.Optimizer], None] | None = None
+    """Called at the end of a step: PyTorch's way to run a hook takes longer than the descent of a small network."""
 
     def __init__(self, params: Iterable[Any], *, loaded: Kernels, **options: Any) -> None:
         """Arguments as for PyTorch's optimizer, and the kernels that do the step."""
@@ -82,6 +84,8 @@ class NativeStep(WithoutCompiler):
                 loss = closure()
         if self.loaded is None or not self._native_step(self.loaded):
             self._library_step()
+        if self.ngram_descent is not None:
+            self.ngram_descent(self)
         return loss
 
     _step_with_hooks = torch.optim.Optimizer.profile_hook_step(_step)

@@ -33,14 +33,15 @@ def make_optimizer(
     optimizer = _make_adam(model, config)
     if model.config.ngram_bits:
         descent = NgramDescent(model, config.ngram_rate * predictions, config.ngram_decay)
-        optimizer.register_step_post_hook(descent)
         optimizer.ngram_descent = descent  # type: ignore[attr-defined]
+        if not isinstance(optimizer, NativeStep):
+            optimizer.register_step_post_hook(descent)
     return optimizer
 
 
 def descends_by_rows(optimizer: torch.optim.Optimizer) -> bool:
     """Whether the optimizer moves the array of n-grams by what a model collects; others read the array's `grad`."""
-    return hasattr(optimizer, "ngram_descent")
+    return getattr(optimizer, "ngram_descent", None) is not None
 
 
 class NgramDescent:
