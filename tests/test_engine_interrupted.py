@@ -40,11 +40,11 @@ def writer() -> Generator:
 def test_a_forked_process_has_its_own_threads(writer: Generator, threads: str) -> None:
     """A child has none of its parent's threads, and its locks may be in any state."""
     if threads == "of PyTorch":  # as after a training in the same process
-        memory = pytest.importorskip("charwright.model.memory")
+        kernel_calls = pytest.importorskip("charwright.model.kernel_calls")
         kernels = load()
         if kernels is None:
             pytest.skip("no kernels were built")
-        memory.share_threads(kernels)
+        kernel_calls.share_threads(kernels)
     expected = writer.generate("ab", length=400, seed=1)[0].continuation
     time.sleep(0.05)  # the other thread is asleep now
     for _ in range(3):

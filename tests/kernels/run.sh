@@ -84,7 +84,8 @@ if [ "$kind" = emulated ]; then
     rm "$build/check.o"
     compile -shared "$build"/*.o -lm -o "$build/charwright_kernels.so"
     CHARWRIGHT_KERNELS_LIBRARY="$build/charwright_kernels.so" CHARWRIGHT_KERNELS=emulated ${PYTEST:-pytest} -q \
-        tests/test_quantized.py tests/test_recurrent.py tests/test_output_layer.py tests/test_engine.py tests/test_session.py
+        tests/test_quantized.py tests/test_recurrent.py tests/test_output_layer.py tests/test_differentiate.py tests/test_engine.py \
+        tests/test_session.py
     exit
 fi
 # Build the portable variant with the options that follow the name, link, and run.

@@ -18,8 +18,8 @@ from charwright.model.cells import State, Weights
 from charwright.model.compute import Compute, choose_core
 from charwright.model.dropout import Dropout
 from charwright.model.initialization import initialize
+from charwright.model.kernel_calls import share_threads
 from charwright.model.loss import MOST_HEAD_COLUMNS, check_targets, head_loss
-from charwright.model.memory import share_threads
 from charwright.model.native import LayerPass, check_layer
 from charwright.model.recurrent import LayerInput, Tokens, linear, run_layer
 from charwright.model.votes import RowGradient, Votes, contexts_of, offsets_of, summed_votes
@@ -77,7 +77,7 @@ class LanguageModel(WeightedModule):
             logits (T, B, V) float32, and the state after the last position.
         """
         x, after = self._recurrent(ids, state, Dropout(self.config, generator) if self.training else None)
-        logits = linear(x, self.weight(self._head), self.weight("head.bias"), self.compute.precision)
+        logits = linear(x, self._head, self.weight("head.bias"), self.compute.precision)
         votes, after = self._votes(ids, state, after)
         if votes is None:
             return logits, after
@@ -99,11 +99,11 @@ class LanguageModel(WeightedModule):
         targets: (T, B) int64; masks: those of dropout, drawn already.
         """
         dropout = Dropout(self.config, generator, masks) if self.training else None
-        x, output_masks, after = self._layers(ids, state, dropout, self._run_layer)
+        x, mask, after = self._layers(ids, state, dropout)
         votes, after = self._votes(ids, state, after)
         bias, precision, kernel = self.weight("head.bias"), self.compute.precision, self.compute.kernel
-        core, head = self._core(ids.device), self.weight(self._head)
-        return head_loss(x, head, bias, targets, precision, core, kernel, votes, output_masks[-1]), after
+        core = self._core(ids.device)
+        return head_loss(x, self._head, bias, targets, precision, core, kernel, votes, mask), after
 
     def differentiate(
         self,
@@ -132,7 +132,7 @@ class LanguageModel(WeightedModule):
         """Whether the kernels compute the whole network as it is, and all its gradients are wanted and unobserved."""
         shape, weights = self.config, list(self.parameters())
         return (
-            type(self).loss is LanguageModel.loss
+            type(self) is LanguageModel
             and shape.units % UNITS_MULTIPLE == shape.embedding_size % UNITS_MULTIPLE == 0
             and self.vocabulary_size <= min(MOST_HEAD_COLUMNS, ids.numel() // 4)
             and (not shape.ngram_bits or self.ngram_gradients is not None)
@@ -155,18 +155,18 @@ class LanguageModel(WeightedModule):
             return passes[-1].take_results()
 
         share_threads(loaded)
-        x, output_masks, after = self._layers(ids, state, dropout, run)
+        x, output_masks, after = self._run_layers(ids, state, dropout, run)
         votes, after = self._votes(ids, state, after)
-        bias, head, mask = self.weight("head.bias"), self.weight(self._head), output_masks[-1]
+        bias, mask = self.weight("head.bias"), output_masks[-1]
         check_targets(targets, x, self.vocabulary_size)
         total, made = native_loss.head(
-            loaded, x.flatten(0, 1), head, bias, targets.flatten().contiguous(), 1 / targets.numel(),
+            loaded, x.flatten(0, 1), self._head, bias, targets.flatten().contiguous(), 1 / targets.numel(),
             mask=None if mask is None else mask[0].float(), votes=votes, wanted=True,
         )  # fmt: skip
         assert made is not None
         if votes is not None and votes.gradients is not None:
             votes.gradients.append(RowGradient(votes.offsets, made.logits))
-        self._add_gradients({self._head: made.weight, "head.bias": made.bias})
+        self._add_gradients({self._head_name: made.weight, "head.bias": made.bias})
         gradient = made.x.view_as(x)
         for layer, one in reversed(list(enumerate(passes))):
             gradients = one.backward(gradient if one is passes[-1] else _masked(gradient, output_masks[layer]))
@@ -214,13 +214,18 @@ class LanguageModel(WeightedModule):
 
     def _recurrent(self, ids: Tensor, state: State | None, dropout: Dropout | None) -> tuple[Tensor, State]:
         """All recurrent layers: ids (T, B) -> outputs of the last one (T, B, H), and the state of all after."""
-        x, output_masks, after = self._layers(ids, state, dropout, self._run_layer)
-        return _masked(x, output_masks[-1]), after
+        x, mask, after = self._layers(ids, state, dropout)
+        return _masked(x, mask), after
 
-    def _layers(
+    def _layers(self, ids: Tensor, state: State | None, dropout: Dropout | None) -> tuple[Tensor, Tensor | None, State]:
+        """As `_recurrent`, with the mask (1, B, H) or None by which dropout has yet to multiply the outputs."""
+        x, output_masks, after = self._run_layers(ids, state, dropout, self._run_layer)
+        return x, output_masks[-1], after
+
+    def _run_layers(
         self, ids: Tensor, state: State | None, dropout: Dropout | None, run: RunLayer
     ) -> tuple[Tensor, list[Tensor | None], State]:
-        """As `_recurrent`, and the masks (1, B, H) of dropout or None; the last one has yet to multiply the outputs."""
+        """As `_layers`, with the masks of all layers, each of which `run` computes."""
         state = (self.zero_state(ids.shape[1]) if state is None else state)[: STATES[self.config.cell]]
         x: LayerInput = Tokens(ids, self.weight("embedding.weight"))
         output_masks: list[Tensor | None] = []
@@ -247,9 +252,12 @@ class LanguageModel(WeightedModule):
         return tuple(like.new_zeros(shape) for shape in shapes)
 
     @property
-    def _head(self) -> str:
-        """The name of the output layer's weight."""
+    def _head_name(self) -> str:
         return "embedding.weight" if self.config.tied else "head.weight"
+
+    @property
+    def _head(self) -> Tensor:
+        return self.weight(self._head_name)
 
     def _layer(self, layer: int) -> Weights:
         names = ("weight_ih", "weight_hh", "bias_ih", *(("bias_hh",) if self.config.cell in GRUS else ()))

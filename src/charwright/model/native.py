@@ -16,7 +16,7 @@ from torch import Tensor
 from charwright.config import GATES, PRODUCTS
 from charwright.kernels import CELL_CODES, UNITS_MULTIPLE, Kernels, Layer, Linear
 from charwright.model.cells import State, Weights
-from charwright.model.memory import address, borrow, give_back, share_threads
+from charwright.model.kernel_calls import address, borrow, give_back, share_threads
 
 # Numbers that the kernels keep of each unit and step.
 SLOTS = {"gru": 4, "igru": 4, "lstm": 4, "rnn": 1}

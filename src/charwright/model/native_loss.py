@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from charwright.kernels import UNITS_MULTIPLE, Kernels, Ngrams
-from charwright.model.memory import address, borrow, give_back
+from charwright.model.kernel_calls import address, borrow, give_back
 from charwright.model.votes import RowGradient, Votes
 
 

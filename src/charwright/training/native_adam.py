@@ -18,8 +18,8 @@ from torch.optim import optimizer as library
 from charwright import kernels
 from charwright.kernels import Kernels, Parameter
 from charwright.model.compute import CPU, choose_core
+from charwright.model.kernel_calls import share_threads
 from charwright.model.language_model import LanguageModel
-from charwright.model.memory import share_threads
 from charwright.training.cautious import CautiousAdamW
 from charwright.training.without_compiler import Adam, AdamW, WithoutCompiler
 

@@ -1,0 +1,241 @@
+"""The gradients that a model computes without autograd, against `loss` and `backward`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from charwright import kernels
+from charwright.config import GATES, ModelConfig
+from charwright.model.cells import State
+from charwright.model.compute import Compute
+from charwright.model.language_model import LanguageModel
+
+needs_kernels = pytest.mark.skipif(kernels.load() is None, reason="the kernels are not built")
+
+VOCABULARY, STEPS, BATCH = 19, 13, 6
+BITS = [torch.float32, torch.bfloat16]
+
+
+def shape(**options: Any) -> ModelConfig:
+    return ModelConfig(**{"units": 32, "embedding_size": 16} | options)
+
+
+def model_of(
+    config: ModelConfig, vocabulary: int = VOCABULARY, precision: torch.dtype = torch.float32
+) -> LanguageModel:
+    model = LanguageModel(config, vocabulary, seed=3, compute=Compute(precision=precision))
+    if config.ngram_bits:
+        with torch.no_grad():
+            array = model.weight("ngrams.weight")
+            array.copy_(torch.randn(array.shape, generator=torch.Generator().manual_seed(5)))
+    return model.train()
+
+
+def batch_of(vocabulary: int = VOCABULARY) -> tuple[Tensor, Tensor]:
+    ids = torch.randint(vocabulary, (STEPS + 1, BATCH), generator=torch.Generator().manual_seed(2))
+    return ids[:-1], ids[1:]
+
+
+def state_of(model: LanguageModel) -> State:
+    draw = torch.Generator().manual_seed(4)
+    state = [torch.randn(part.shape, generator=draw) for part in model.zero_state(BATCH)]
+    if model.config.ngram_bits:  # the tokens before
+        state[-1] = torch.randint(VOCABULARY + 1, state[-1].shape, generator=draw).float()
+    return tuple(state)
+
+
+def by_autograd(model: LanguageModel, state: State | None, ids: Tensor, targets: Tensor) -> tuple[Tensor, State]:
+    loss, after = model.loss(ids, targets, state, generator=torch.Generator().manual_seed(7))
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.detach(), tuple(part.detach() for part in after)
+
+
+def directly(model: LanguageModel, state: State | None, ids: Tensor, targets: Tensor) -> tuple[Tensor, State]:
+    return model.differentiate(ids, targets, state, generator=torch.Generator().manual_seed(7))
+
+
+def everything(
+    way: Callable[..., tuple[Tensor, State]], model: LanguageModel, state: State | None
+) -> dict[str, Tensor]:
+    """The loss, the state after it and all gradients."""
+    with model.collecting_ngram_gradients():
+        loss, after = way(model, state, *batch_of(model.vocabulary_size))
+        rows = list(model.ngram_gradients or [])
+    found = {"loss": loss, **{f"state {i}": part for i, part in enumerate(after)}}
+    found |= {name: weight.grad for name, weight in model.named_weights().items() if weight.grad is not None}
+    for i, row in enumerate(rows):
+        found |= {f"offsets {i}": row.offsets, f"d_logits {i}": row.d_logits}
+    return found
+
+
+def same_bits(config: ModelConfig, precision: torch.dtype, *, carried: bool) -> int:
+    """See that both ways give the same bits; returns the number of results."""
+    one, other = model_of(config, precision=precision), model_of(config, precision=precision)
+    state = state_of(one) if carried else None
+    wanted, found = everything(by_autograd, one, state), everything(directly, other, state)
+    assert list(found) == list(wanted)
+    assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
+    assert not any(part.requires_grad for part in found.values())
+    return len(found)
+
+
+@pytest.fixture
+def no_graph(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Forbid autograd from the call on."""
+
+    def forbid() -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise AssertionError("autograd was used")
+
+        monkeypatch.setattr(Tensor, "backward", fail)
+
+    return forbid
+
+
+@needs_kernels
+@pytest.mark.parametrize("precision", BITS, ids=str)
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("cell", GATES)
+def test_both_ways_give_the_same_bits(cell: str, layers: int, precision: torch.dtype) -> None:
+    assert same_bits(shape(cell=cell, layers=layers), precision, carried=True) > 3 * layers
+
+
+@needs_kernels
+@pytest.mark.parametrize("precision", BITS, ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dropout": 0.3, "recurrent_dropout": 0.2, "layers": 2},
+        {"cell": "igru", "multiplicative": True, "recurrent_dropout": 0.2},
+        {"ngram_bits": 10, "ngram_order": 4, "dropout": 0.1},
+        {"tied": True, "units": 16},
+    ],
+    ids="-".join,
+)
+@pytest.mark.parametrize("carried", [False, True], ids=["zero", "carried"])
+def test_so_they_do_for_all_that_a_network_may_have(
+    options: dict[str, Any], precision: torch.dtype, carried: bool
+) -> None:
+    same_bits(shape(**options), precision, carried=carried)
+
+
+@needs_kernels
+def test_a_native_network_needs_no_graph(no_graph: Callable[[], None]) -> None:
+    model = model_of(shape(ngram_bits=10, ngram_order=3))
+    no_graph()
+    everything(directly, model, None)
+    with torch.no_grad():  # nor does it ask whether there may be one
+        everything(directly, model, None)
+
+
+@needs_kernels
+def test_gradients_are_added_to_those_before() -> None:
+    model = model_of(shape(layers=2))
+    first = {name: part.clone() for name, part in everything(directly, model, None).items()}
+    second = everything(directly, model, None)
+    for name, weight in model.named_weights().items():
+        assert torch.equal(second[name], first[name] * 2), name
+        assert weight.grad is not None
+
+
+@needs_kernels
+def test_in_evaluation_nothing_is_dropped_and_no_generator_is_needed() -> None:
+    model = model_of(shape(dropout=0.5)).eval()
+    loss, _ = model.differentiate(*batch_of())
+    expected, _ = model.loss(*batch_of())
+    assert float(loss) == float(expected.detach())
+    model.train()
+    with pytest.raises(ValueError, match="generator"):
+        model.differentiate(*batch_of())
+
+
+class Doubled(LanguageModel):
+    """A model with a loss of its own."""
+
+    def loss(self, *args: Any, **options: Any) -> tuple[Tensor, State]:
+        """Twice the loss."""
+        loss, state = super().loss(*args, **options)
+        return 2 * loss, state
+
+
+def watched(model: LanguageModel) -> None:
+    model.weight("head.bias").register_hook(lambda gradient: gradient * 0)
+
+
+def frozen(model: LanguageModel) -> None:
+    model.weight("recurrent.0.weight_hh").requires_grad_(False)
+
+
+@needs_kernels
+@pytest.mark.parametrize("prepare", [watched, frozen])
+def test_what_only_autograd_does_is_left_to_it(prepare: Callable[[LanguageModel], None]) -> None:
+    models = [model_of(shape()), model_of(shape())]
+    for model in models:
+        prepare(model)
+    wanted, found = everything(by_autograd, models[0], None), everything(directly, models[1], None)
+    assert list(found) == list(wanted)
+    assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
+
+
+@needs_kernels
+def test_a_loss_of_a_subclass_counts() -> None:
+    model = Doubled(shape(), VOCABULARY, seed=3)
+    loss, _ = model.differentiate(*batch_of())
+    expected, _ = model_of(shape()).differentiate(*batch_of())
+    assert float(loss) == pytest.approx(2 * float(expected))
+
+
+@needs_kernels
+def test_a_state_that_wants_a_gradient_gets_it() -> None:
+    model = model_of(shape())
+    state = tuple(part.requires_grad_() for part in state_of(model))
+    _, after = directly(model, state, *batch_of())
+    assert state[0].grad is not None
+    assert not after[0].requires_grad
+
+
+@pytest.mark.parametrize("core", ["plain", "fused"])
+def test_other_cores_have_the_gradients_of_their_loss(core: str) -> None:
+    model = LanguageModel(shape(), VOCABULARY, seed=3, compute=Compute(core=core))
+    loss, _ = directly(model, None, *batch_of())
+    gradients = {name: weight.grad for name, weight in model.named_weights().items()}
+    expected = model_of(shape())
+    wanted = everything(by_autograd, expected, None)
+    torch.testing.assert_close(loss, wanted["loss"])
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-3, atol=1e-6)
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("units", "embedding", "vocabulary"), [(30, 16, 19), (32, 10, 19), (32, 16, 700), (32, 16, 30)]
+)
+def test_sizes_that_the_kernels_pad_or_leave_to_pytorch(units: int, embedding: int, vocabulary: int) -> None:
+    """The last vocabulary has more than a quarter of the tokens of the batch."""
+    config = shape(units=units, embedding_size=embedding)
+    wanted = everything(by_autograd, model_of(config, vocabulary), None)
+    found = everything(directly, model_of(config, vocabulary), None)
+    assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
+
+
+@needs_kernels
+@pytest.mark.parametrize("which", [0, 1])
+def test_ids_outside_of_the_vocabulary_are_refused(which: int) -> None:
+    pair = [part.clone() for part in batch_of()]
+    pair[which][2, 1] = VOCABULARY
+    with pytest.raises(ValueError, match=f"must be from 0 to {VOCABULARY - 1}"):
+        model_of(shape()).differentiate(*pair)
+
+
+@needs_kernels
+def test_n_grams_outside_of_a_collecting_block_have_their_gradient_in_grad() -> None:
+    model = model_of(shape(ngram_bits=10, ngram_order=3))
+    model.differentiate(*batch_of())
+    gradient = model.weight("ngrams.weight").grad
+    assert gradient is not None
+    assert float(gradient.abs().sum()) > 0
