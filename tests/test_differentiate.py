@@ -13,7 +13,10 @@ from charwright import kernels
 from charwright.config import GATES, ModelConfig
 from charwright.model.cells import State
 from charwright.model.compute import Compute
+from charwright.model.dropout import draw_masks, empty_masks
 from charwright.model.language_model import LanguageModel
+from charwright.model.native import native_layer
+from charwright.model.recurrent import Tokens, run_layer
 
 needs_kernels = pytest.mark.skipif(kernels.load() is None, reason="the kernels are not built")
 
@@ -67,7 +70,7 @@ def everything(
         loss, after = way(model, state, *batch_of(model.vocabulary_size))
         rows = list(model.ngram_gradients or [])
     found = {"loss": loss, **{f"state {i}": part for i, part in enumerate(after)}}
-    found |= {name: weight.grad for name, weight in model.named_weights().items() if weight.grad is not None}
+    found |= {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
     for i, row in enumerate(rows):
         found |= {f"offsets {i}": row.offsets, f"d_logits {i}": row.d_logits}
     return found
@@ -138,9 +141,8 @@ def test_gradients_are_added_to_those_before() -> None:
     model = model_of(shape(layers=2))
     first = {name: part.clone() for name, part in everything(directly, model, None).items()}
     second = everything(directly, model, None)
-    for name, weight in model.named_weights().items():
+    for name, _ in model.named_parameters():
         assert torch.equal(second[name], first[name] * 2), name
-        assert weight.grad is not None
 
 
 @needs_kernels
@@ -152,6 +154,68 @@ def test_in_evaluation_nothing_is_dropped_and_no_generator_is_needed() -> None:
     model.train()
     with pytest.raises(ValueError, match="generator"):
         model.differentiate(*batch_of())
+
+
+@needs_kernels
+def test_they_are_added_where_they_are() -> None:
+    """An optimizer may have views of one array as the gradients of all weights."""
+    model = model_of(shape())
+    kept = {weight: torch.ones_like(weight) for weight in model.parameters()}
+    for weight, gradient in kept.items():
+        weight.grad = gradient
+    directly(model, None, *batch_of())
+    assert all(weight.grad is gradient and float(gradient.std()) > 0 for weight, gradient in kept.items())
+
+
+def drawn_masks(model: LanguageModel, dtype: torch.dtype) -> list[Tensor]:
+    masks = empty_masks(model.config, BATCH, torch.empty((), dtype=dtype))
+    draw_masks(model.config, masks, torch.Generator().manual_seed(9))
+    return masks
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("precision", BITS, ids=str)
+def test_masks_that_are_drawn_already_have_any_type(precision: torch.dtype, kind: torch.dtype) -> None:
+    """As the ranks of one training get them; those of the state are float32 always."""
+    config = shape(layers=2, dropout=0.4)
+    masks = drawn_masks(model_of(config), kind)
+
+    def by_loss(model: LanguageModel, state: State | None, ids: Tensor, targets: Tensor) -> tuple[Tensor, State]:
+        loss, after = model.loss(ids, targets, state, masks=masks)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach(), tuple(part.detach() for part in after)
+
+    def without(model: LanguageModel, state: State | None, ids: Tensor, targets: Tensor) -> tuple[Tensor, State]:
+        return model.differentiate(ids, targets, state, masks=masks)
+
+    found = [everything(way, model_of(config, precision=precision), None) for way in (by_loss, without)]
+    for name, part in found[0].items():
+        distance = float((found[1][name].double() - part.double()).norm())
+        assert distance <= 1e-2 * float(part.double().norm()), name
+
+
+@needs_kernels
+def test_masks_are_not_misread() -> None:
+    model = model_of(shape(dropout=0.5))
+    mask = (torch.arange(BATCH * 32).remainder(3) > 0).float().view(1, BATCH, 32)
+    wanted, _ = model.differentiate(*batch_of(), masks=[mask])
+    turned = mask.transpose(1, 2).contiguous().transpose(1, 2)
+    assert torch.equal(model.differentiate(*batch_of(), masks=[turned])[0], wanted)
+    for wrong in (mask[:, :2], mask[..., :16]):
+        with pytest.raises(RuntimeError):
+            model.differentiate(*batch_of(), masks=[wrong])
+
+
+@needs_kernels
+def test_weights_need_not_be_contiguous() -> None:
+    one, other = model_of(shape()), model_of(shape())
+    for name in ("head.weight", "recurrent.0.weight_ih", "recurrent.0.weight_hh", "embedding.weight"):
+        weight = other.weight(name)
+        weight.data = weight.data.T.contiguous().T
+    other.weight("head.bias").data = other.weight("head.bias").data.repeat_interleave(2)[::2]
+    wanted, found = everything(directly, one, None), everything(directly, other, None)
+    assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
 
 
 class Doubled(LanguageModel):
@@ -171,8 +235,20 @@ def frozen(model: LanguageModel) -> None:
     model.weight("recurrent.0.weight_hh").requires_grad_(False)
 
 
+class Half(torch.nn.Module):
+    """A weight that is computed from another one."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Half of it."""
+        return weight / 2
+
+
+def computed(model: LanguageModel) -> None:
+    torch.nn.utils.parametrize.register_parametrization(model.weights, "head_weight", Half())
+
+
 @needs_kernels
-@pytest.mark.parametrize("prepare", [watched, frozen])
+@pytest.mark.parametrize("prepare", [watched, frozen, computed])
 def test_what_only_autograd_does_is_left_to_it(prepare: Callable[[LanguageModel], None]) -> None:
     models = [model_of(shape()), model_of(shape())]
     for model in models:
@@ -191,6 +267,19 @@ def test_a_loss_of_a_subclass_counts() -> None:
 
 
 @needs_kernels
+def test_so_does_one_of_this_model_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, original = model_of(shape()), model_of(shape()).loss
+
+    def doubled(*args: Any, **options: Any) -> tuple[Tensor, State]:
+        loss, state = original(*args, **options)
+        return 2 * loss, state
+
+    expected, _ = model.differentiate(*batch_of())
+    monkeypatch.setattr(model, "loss", doubled)
+    assert float(model.differentiate(*batch_of())[0]) == pytest.approx(2 * float(expected))
+
+
+@needs_kernels
 def test_a_state_that_wants_a_gradient_gets_it() -> None:
     model = model_of(shape())
     state = tuple(part.requires_grad_() for part in state_of(model))
@@ -199,13 +288,15 @@ def test_a_state_that_wants_a_gradient_gets_it() -> None:
     assert not after[0].requires_grad
 
 
+@pytest.mark.parametrize("cell", GATES)
 @pytest.mark.parametrize("core", ["plain", "fused"])
-def test_other_cores_have_the_gradients_of_their_loss(core: str) -> None:
-    model = LanguageModel(shape(), VOCABULARY, seed=3, compute=Compute(core=core))
-    loss, _ = directly(model, None, *batch_of())
-    gradients = {name: weight.grad for name, weight in model.named_weights().items()}
-    expected = model_of(shape())
-    wanted = everything(by_autograd, expected, None)
+def test_other_cores_have_the_same_gradients(core: str, cell: str) -> None:
+    config = shape(cell=cell, layers=2, multiplicative=True)
+    model = LanguageModel(config, VOCABULARY, seed=3, compute=Compute(core=core))
+    with torch.no_grad():  # as with the kernels, gradients are made all the same
+        loss, _ = directly(model, None, *batch_of())
+    gradients = {name: weight.grad for name, weight in model.named_parameters()}
+    wanted = everything(directly, model_of(config), None)
     torch.testing.assert_close(loss, wanted["loss"])
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-3, atol=1e-6)
@@ -239,3 +330,32 @@ def test_n_grams_outside_of_a_collecting_block_have_their_gradient_in_grad() -> 
     gradient = model.weight("ngrams.weight").grad
     assert gradient is not None
     assert float(gradient.abs().sum()) > 0
+
+
+@needs_kernels
+@pytest.mark.parametrize("changed", ["embedding", "mask", "weight_ih", "weight_mx"])
+def test_a_change_before_the_backward_pass_is_noticed(changed: str) -> None:
+    model = model_of(shape(multiplicative=True))
+    embedding, mask = model.weight("embedding.weight"), torch.ones(BATCH, 32)
+    state = (torch.zeros(BATCH, 32),)
+    weights = model._layer(0)
+    ids = batch_of()[0]
+    outputs, _ = run_layer("native", "gru", Tokens(ids, embedding), state, weights, torch.float32, mask)
+    part = {"embedding": embedding, "mask": mask, **weights._asdict()}[changed]
+    with torch.no_grad():
+        part.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        outputs.sum().backward()  # type: ignore[no-untyped-call]
+
+
+@needs_kernels
+def test_a_multiplicative_layer_has_ids_and_weights_of_its_size() -> None:
+    loaded, model = kernels.load(), model_of(shape(multiplicative=True))
+    assert loaded is not None
+    embedding, weights, state = model.weight("embedding.weight"), model._layer(0), (torch.zeros(BATCH, 32),)
+    assert weights.weight_mx is not None
+    vectors = embedding[batch_of()[0]]
+    wrong = weights._replace(weight_mx=weights.weight_mx[:16])
+    for x, ids, of_it in ((vectors, None, weights), (embedding, batch_of()[0], wrong)):
+        with pytest.raises(ValueError, match="a multiplicative layer has ids"):
+            native_layer(loaded, "gru", x, ids, state, of_it, torch.float32, None)

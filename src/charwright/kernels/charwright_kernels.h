@@ -85,8 +85,8 @@ CW_PUBLIC void cw_weight_gradient(int variant, const cw_layer *layer, void *scra
 CW_PUBLIC size_t cw_outer_bytes(int bf16, int n, int m, int columns);
 CW_PUBLIC void cw_outer(int variant, int bf16, int threads, int n, int m, int columns, const void *a, size_t a_row,
                         const void *b, size_t b_row, void *scratch, float *c);
-/* A linear layer, y = x times the transposed weight, + bias; `inputs` and `outputs` are multiples of 16. x is in storage, and so
- * are y and the gradients of both, or with `wide` they are float32. */
+/* A linear layer, y = x times the transposed weight, + bias; `inputs` and `outputs` are multiples of 16, and there is at least
+ * one row. x is always in storage; y, d_y and d_x are too, or with `wide` float32. */
 typedef struct {
     int32_t bf16, threads, rows, inputs, outputs, wide;
     int32_t curved;      /* y = 1 + tanh of that; wide only */

@@ -38,8 +38,8 @@ INLINE vec NAME(ngrams_at)(const cw_loss_job *job, int n, int at) {
     return sum;
 }
 
-/* Ask for the numbers of the n-grams of row `n`: they are anywhere in an array that no cache holds. Those before `first` or
- * from `last` on are another thread's, which writes them: asking for them would take them from its cache. */
+/* Ask for the numbers of the n-grams of row `n`: they are anywhere in an array that no cache holds. Rows that lie
+ * wholly before `first` or from `last` on are another thread's, which writes them: asking would take them from its cache. */
 INLINE void NAME(fetch_ngrams)(const cw_ngrams *ngrams, int rows, int n, int vocabulary, int64_t first, int64_t last) {
     if (n >= rows || vocabulary > FETCHED) return;
     for (int k = 0; k < ngrams->count; k++) {

@@ -132,8 +132,8 @@ typedef struct {
 typedef struct {
     const char *name;
     cw_shape shape;
-    cw_job pack[2], forward[2], backward[2], spread_inputs[2], outer[2], cross_entropy[2], descend[2], head[2], linear[2], linear_backward[2];
-    cw_job write[3], norm, adam;
+    cw_job pack[2], forward[2], backward[2], spread_inputs[2], outer[2], cross_entropy[2], descend[2], head[2];
+    cw_job linear[2], linear_backward[2], write[3], norm, adam;
 } cw_variant;
 
 /* The blocks of units in a panel of packed weights for single steps: enough sums to keep the processor busy, 6 vectors

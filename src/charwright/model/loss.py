@@ -65,7 +65,7 @@ def head_loss(
 
 
 def check_targets(targets: Tensor, x: Tensor, vocabulary: int | None) -> None:
-    """See that targets have the shape of the positions of x (T, B, H), and are ids, unless somebody else does.
+    """See that targets have the shape of the positions of x (T, B, H), and with `vocabulary` are ids of it.
 
     Raises:
         ValueError: if not.
@@ -105,10 +105,10 @@ class _NativeHead(torch.autograd.Function):
         loaded: Kernels,
         wanted: bool,
     ) -> Tensor:
-        inputs, head, count = x.flatten(0, 1).contiguous(), weight.contiguous(), targets.numel()
+        count = targets.numel()
         total, gradients = native_loss.head(
-            loaded, inputs, head, bias, targets.flatten().contiguous(), 1 / count,
-            mask=None if mask is None else mask[0].float().contiguous(), votes=votes,
+            loaded, x.flatten(0, 1), weight, bias, targets.flatten(), 1 / count,
+            mask=None if mask is None else mask[0], votes=votes,
             wanted=wanted and any(ctx.needs_input_grad),
         )  # fmt: skip
         ctx.votes, ctx.d_votes = votes, []

@@ -68,8 +68,11 @@ def check_layer(x: Tensor, ids: Tensor | None, state: State, weights: Weights, m
     for part in weights:
         if part is not None and part.dtype != torch.float32:
             raise ValueError(f"the C kernels need float32 weights, not {part.dtype}; use the core plain")
-    if weights.weight_ih.shape[1] != x.shape[-1]:
-        raise ValueError(f"the inputs have {x.shape[-1]} numbers, and the weights {weights.weight_ih.shape[1]}")
+    units, width = weights.weight_hh.shape[1], x.shape[-1]
+    if weights.weight_ih.shape[1] != width:
+        raise ValueError(f"the inputs have {width} numbers, and the weights {weights.weight_ih.shape[1]}")
+    if weights.weight_mx is not None and (ids is None or weights.weight_mx.shape != (units, width)):
+        raise ValueError(f"a multiplicative layer has ids, and weights ({units}, {width})")
     steps, batch = (x if ids is None else ids).shape[:2]
     if not steps or not batch:
         raise ValueError(f"a layer needs at least one step and one row, not {steps} and {batch}")
@@ -79,7 +82,7 @@ def check_layer(x: Tensor, ids: Tensor | None, state: State, weights: Weights, m
         low, high = ids.aminmax()
         if not 0 <= int(low) <= int(high) < len(x):
             raise ValueError(f"ids must be from 0 to {len(x) - 1}, those of the vocabulary")
-    shape = (batch, weights.weight_hh.shape[1])
+    shape = (batch, units)
     rows = {"the state": state, "the mask of the state": () if mask is None else (mask,)}
     for name, parts in rows.items():
         for part in parts:
@@ -173,6 +176,21 @@ class LayerGradients(NamedTuple):
     state: State  # before the first step
 
 
+class _Kept(NamedTuple):
+    """What the backward pass reads, and partly overwrites with gradients, which `save_for_backward` does not allow."""
+
+    layer: Layer  # has addresses of all else
+    inputs: _Inputs
+    weights: Weights
+    ids: Tensor | None
+    mask: Tensor | None
+    scale: Tensor | None
+    hidden: Tensor
+    masked: Tensor | None
+    cells: Tensor | None
+    gates: Tensor
+
+
 class LayerPass:
     """A layer's forward pass over a sequence, and what its one backward pass needs; sizes are those of the kernels."""
 
@@ -190,33 +208,35 @@ class LayerPass:
         keep: bool,
     ) -> None:
         """Arguments as for `native_layer`; `keep`: for a backward pass."""
-        self.kernels, self.cell, self._x_dtype = kernels, cell, x.dtype
+        self._kernels, self._cell, self._x_dtype = kernels, cell, x.dtype
         steps, batch = (x if ids is None else ids).shape[:2]
-        self._weights = weights = Weights(*map(_contiguous, weights))
+        weights = Weights(*map(_contiguous, weights))
         units, tokens = weights.weight_hh.shape[1], 0 if ids is None else len(x)
-        self._ids, self._mask = _contiguous(ids), _contiguous(mask)
-        self._inputs = _Inputs(kernels, x.to(dtype).contiguous(), wide=ids is not None)
-        self._scale = None if weights.weight_mx is None else self._inputs.product(weights.weight_mx, None, curved=True)
-        gate_inputs = self._inputs.product(weights.weight_ih, weights.bias_ih)  # the table, or those at each position
+        ids, mask = _contiguous(ids), _contiguous(mask)
+        inputs = _Inputs(kernels, x.to(dtype).contiguous(), wide=ids is not None)
+        scale = None if weights.weight_mx is None else inputs.product(weights.weight_mx, None, curved=True)
+        gate_inputs = inputs.product(weights.weight_ih, weights.bias_ih)  # the table, or those at each position
         hidden = torch.empty(steps + 1, batch, units, dtype=dtype)
-        masked = None if mask is None and self._scale is None else borrow(hidden.shape, dtype)
+        masked = None if mask is None and scale is None else borrow(hidden.shape, dtype)
         cells = borrow(hidden.shape, dtype) if cell == "lstm" else None
         gates = borrow((steps, batch, SLOTS[cell] * units), dtype)
         last = tuple(part.clone(memory_format=torch.contiguous_format) for part in state)
         packed = _packed(kernels, cell, weights.weight_hh, dtype, backward=False)
-        self._layer = Layer(
+        layer = Layer(
             cell=CELL_CODES[cell], bf16=int(dtype == torch.bfloat16), steps=steps, batch=batch, units=units,
-            threads=torch.get_num_threads(), tokens=tokens, ids=address(self._ids), bias=address(weights.bias_hh),
-            mask=address(self._mask), scale=address(self._scale), packed=packed.data_ptr(), hidden=hidden.data_ptr(),
+            threads=torch.get_num_threads(), tokens=tokens, ids=address(ids), bias=address(weights.bias_hh),
+            mask=address(mask), scale=address(scale), packed=packed.data_ptr(), hidden=hidden.data_ptr(),
             masked=address(masked), gates=gates.data_ptr(), cells=address(cells), state_h=last[0].data_ptr(),
+            state_c=None if cells is None else last[1].data_ptr(),
             **{"inputs" if ids is None else "table": gate_inputs.data_ptr()},
         )  # fmt: skip
-        if cells is not None:
-            self._layer.state_c = last[1].data_ptr()
-        kernels.forward(self._layer)
-        self._layer.table = self._layer.inputs = self._layer.packed = None  # This memory ends here.
-        self._kept: tuple[Tensor | None, ...] | None = (hidden, masked, cells, gates) if keep else None
-        if not keep:
+        kernels.forward(layer)
+        # This memory ends here, or is the caller's.
+        layer.table = layer.inputs = layer.packed = layer.state_h = layer.state_c = None
+        self._kept: _Kept | None = None
+        if keep:
+            self._kept = _Kept(layer, inputs, weights, ids, mask, scale, hidden, masked, cells, gates)
+        else:
             give_back(masked, cells, gates)
         # A graph of autograd keeps this object and refers to the results, so they do not stay here.
         self._results: tuple[Tensor, State] | None = (hidden[1:], last)
@@ -237,34 +257,32 @@ class LayerPass:
         """
         if self._kept is None:
             raise RuntimeError("the native core supports one backward pass per forward pass; run it forward again")
-        (hidden, masked, cells, gates), self._kept = self._kept, None
-        assert hidden is not None
-        assert gates is not None
-        dtype, weights, layer = hidden.dtype, self._weights, self._layer
+        kept, self._kept = self._kept, None
+        layer, weights, hidden, low, dtype = kept.layer, kept.weights, kept.hidden, kept.inputs.low, kept.hidden.dtype
         d_outputs = d_outputs.to(dtype).contiguous()
         if d_last is None:
-            d_last = [hidden.new_zeros(hidden.shape[1:], dtype=torch.float32)] * (1 if cells is None else 2)
+            d_last = [hidden.new_zeros(hidden.shape[1:], dtype=torch.float32)] * (1 if kept.cells is None else 2)
         d_state = tuple(part.contiguous().clone() for part in d_last)  # The kernels overwrite it.
-        low = self._inputs.low
-        d_gates = None if self._ids is None else torch.zeros(len(low), len(weights.weight_ih))
+        d_gates = None if kept.ids is None else torch.zeros(len(low), len(weights.weight_ih))
         d_bias = None if weights.bias_hh is None else torch.zeros_like(weights.bias_hh)
-        d_scale = None if self._scale is None else torch.zeros_like(self._scale)
-        packed = _packed(self.kernels, self.cell, weights.weight_hh, dtype, backward=True)
+        d_scale = None if kept.scale is None else torch.zeros_like(kept.scale)
+        packed = _packed(self._kernels, self._cell, weights.weight_hh, dtype, backward=True)
         layer.threads, layer.packed, layer.d_outputs = torch.get_num_threads(), packed.data_ptr(), d_outputs.data_ptr()
-        layer.d_h, layer.d_c = d_state[0].data_ptr(), address(d_state[1] if cells is not None else None)
+        layer.d_h, layer.d_c = d_state[0].data_ptr(), address(d_state[1] if kept.cells is not None else None)
         layer.d_table, layer.d_scale, layer.d_bias = address(d_gates), address(d_scale), address(d_bias)
-        self.kernels.backward(layer)
+        self._kernels.backward(layer)
         del packed  # before the step's peak of memory
-        d_weights = _weight_gradient(self.kernels, layer, weights.weight_hh)
+        d_weights = _weight_gradient(self._kernels, layer, weights.weight_hh)
         if d_gates is None:
             d_gates = torch.empty(*d_outputs.shape[:2], len(weights.weight_ih), dtype=dtype)
-            self.kernels.input_gradient(layer, d_gates.data_ptr())
-        give_back(masked, cells, gates)
-        d_x = torch.empty_like(low, dtype=self._x_dtype) if d_x_wanted else None
-        d_input_weights, d_input_bias = self._inputs.gradients(d_gates, weights.weight_ih, d_x)
+            self._kernels.input_gradient(layer, d_gates.data_ptr())
+        give_back(kept.masked, kept.cells, kept.gates)
+        d_x = torch.empty_like(low, dtype=torch.float32 if kept.inputs.wide else None) if d_x_wanted else None
+        d_input_weights, d_input_bias = kept.inputs.gradients(d_gates, weights.weight_ih, d_x)
         d_mx = None
         if d_scale is not None and weights.weight_mx is not None:
-            d_mx, _ = self._inputs.gradients(d_scale, weights.weight_mx, d_x, curve=self._scale, adding=True)
+            d_mx, _ = kept.inputs.gradients(d_scale, weights.weight_mx, d_x, curve=kept.scale, adding=True)
+        d_x = None if d_x is None else d_x.to(self._x_dtype)
         return LayerGradients(d_x, Weights(d_input_weights, d_weights, d_input_bias, d_bias, d_mx), d_state)
 
 
@@ -288,13 +306,14 @@ class _NativeLayer(torch.autograd.Function):
         state = (h,) if c is None else (h, c)
         keep = wanted and any(ctx.needs_input_grad)
         ctx.forward_pass = LayerPass(kernels, cell, dtype, x, ids, state, Weights(*weights), mask, keep=keep)  # type: ignore[arg-type]
-        ctx.save_for_backward(*weights)  # so that autograd sees when one is changed before the backward pass
+        # So that autograd sees when one of them is changed before the backward pass.
+        ctx.save_for_backward(x, ids, mask, *weights)
         outputs, last = ctx.forward_pass.take_results()
         return (outputs, *last)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.saved_tensors  # noqa: B018  (raises if a weight was changed)
+        ctx.saved_tensors  # noqa: B018  (raises if one was changed)
         made: LayerGradients = ctx.forward_pass.backward(grads[0], grads[1:], d_x_wanted=ctx.needs_input_grad[4])
         d_h, *d_c = made.state
         return (None, None, None, None, made.x, None, None, d_h, d_c[0] if d_c else None, *made.weights)

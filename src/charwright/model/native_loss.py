@@ -79,6 +79,8 @@ def head(
     the sum; those of x and of the logits have the type of x, float32 or bfloat16, all else is float32. H is a multiple
     of `UNITS_MULTIPLE`.
     """
+    x, weight, bias, targets = x.contiguous(), weight.contiguous(), bias.contiguous(), targets.contiguous()
+    mask = None if mask is None else mask.float().contiguous()
     (rows, units), vocabulary, threads = x.shape, len(weight), torch.get_num_threads()
     batch = rows if mask is None else len(mask)
     gradients = None
