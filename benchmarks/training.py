@@ -380,7 +380,7 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, default=Path(".peers/tensorflow"), help="environment of TensorFlow")
     parser.add_argument("--limited", choices=tuple(LIMITS), help=argparse.SUPPRESS)
     parser.add_argument("--row", help=argparse.SUPPRESS)
-    parser.add_argument("--threads-of", help=argparse.SUPPRESS)
+    parser.add_argument("--threads-of", metavar="NAME", choices=WORKS, help="only a workload's speed by threads")
     parser.add_argument("--label", help=argparse.SUPPRESS)
     parser.add_argument("--memory", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     options = parser.parse_args()
