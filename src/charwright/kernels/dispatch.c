@@ -240,7 +240,7 @@ static size_t lay_out_linear(int variant, int backward, char *scratch, cw_linear
     const size_t k = padded(variants[variant], backward ? layer->outputs : layer->inputs, bf16), size = bf16 ? 2 : 4;
     size_t used = 0;
     job->packed = part(scratch, &used, columns * k * size);
-    if (variants[variant]->shape.tiles && bf16) job->room_bytes = CW_HEAD_ROWS * k * size; /* others read rows in place */
+    if (variants[variant]->shape.tiles && bf16) job->room_bytes = CW_ROWS_AT_ONCE * k * size; /* others read rows in place */
     job->rooms = part(scratch, &used, layer->threads * job->room_bytes);
     if (!backward) return used;
     job->gradient = layer->d_y;
@@ -297,7 +297,7 @@ double cw_cross_entropy(int variant, int bf16, int threads, int rows, int vocabu
 /* Of one thread: some rows of the inputs and of the logits' gradients as operands, and logits in float32. */
 static size_t head_scratch(int bf16, int vocabulary, int units) {
     const size_t size = bf16 ? 2 : 4, columns = ((size_t)vocabulary + 31) / 32 * 32, k = ((size_t)units + 31) / 32 * 32;
-    return CW_HEAD_ROWS * ((k + columns) * size + 2 * 64 + columns * sizeof(float));
+    return CW_ROWS_AT_ONCE * ((k + columns) * size + 2 * 64 + columns * sizeof(float));
 }
 
 /* Divide the working memory of an output layer; returns its size. */

@@ -23,7 +23,7 @@ static NAME(operand) NAME(masked_inputs)(const cw_head_job *job, int begin, int 
 /* The gradient of rows of the inputs, from row `begin`, from that of their logits. */
 static void NAME(input_gradient)(const cw_head_job *job, int begin, int rows, NAME(operand) d_logits) {
     const int units = job->units, depth = NAME(padded)(job->loss.vocabulary);
-    float c[CW_HEAD_ROWS * 3 * LANES] __attribute__((aligned(64)));
+    float c[CW_ROWS_AT_ONCE * 3 * LANES] __attribute__((aligned(64)));
     for (int v = 0, some; v < units / LANES; v += some) {
         some = share(units / LANES - v, 3);
         NAME(multiply_rows)(d_logits, rows, depth, (const elem *)job->backward + (size_t)v * depth * LANES, some, c,
@@ -55,8 +55,8 @@ static void head_weights_f32(int thread, int threads, cw_barrier *barrier, const
     const cw_loss_job *loss = &job->loss;
     const int vocabulary = loss->vocabulary, blocks = job->units / LANES;
     const int first = blocks * thread / threads, last = blocks * (thread + 1) / threads;
-    for (int begin = 0; begin < loss->rows; begin += CW_HEAD_ROWS) {
-        const int rows = loss->rows - begin < CW_HEAD_ROWS ? loss->rows - begin : CW_HEAD_ROWS;
+    for (int begin = 0; begin < loss->rows; begin += CW_ROWS_AT_ONCE) {
+        const int rows = loss->rows - begin < CW_ROWS_AT_ONCE ? loss->rows - begin : CW_ROWS_AT_ONCE;
         const float *d_logits = (const float *)loss->logits + (size_t)begin * vocabulary;
         pack_inputs(job, begin, rows, first, last, packed);
         for (int v = first, some; v < last; v += some) {
@@ -92,8 +92,8 @@ static void NAME(head)(int thread, int threads, cw_barrier *barrier, void *argum
     const int columns = (vocabulary + LANES - 1) / LANES, blocks = units / LANES; /* vectors */
     const size_t padded = (size_t)columns * LANES;
     elem *inputs = (elem *)(job->scratch + job->scratch_bytes * thread);
-    elem *gradients = inputs + CW_HEAD_ROWS * (NAME(padded)(units) + SPACING);
-    float *logits = (float *)(gradients + CW_HEAD_ROWS * (NAME(padded)(vocabulary) + SPACING));
+    elem *gradients = inputs + CW_ROWS_AT_ONCE * (NAME(padded)(units) + SPACING);
+    float *logits = (float *)(gradients + CW_ROWS_AT_ONCE * (NAME(padded)(vocabulary) + SPACING));
     /* What fills up a tile or a pair stays zero. */
     memset(inputs, 0, (size_t)((char *)logits - (char *)inputs));
     NAME(pack_for_outputs)(job->weight, units, vocabulary, columns * thread / threads, columns * (thread + 1) / threads,
@@ -108,8 +108,8 @@ static void NAME(head)(int thread, int threads, cw_barrier *barrier, void *argum
 #endif
     const int first = (int)((int64_t)loss->rows * thread / threads);
     const int last = (int)((int64_t)loss->rows * (thread + 1) / threads);
-    for (int begin = first; begin < last; begin += CW_HEAD_ROWS) {
-        const int rows = last - begin < CW_HEAD_ROWS ? last - begin : CW_HEAD_ROWS;
+    for (int begin = first; begin < last; begin += CW_ROWS_AT_ONCE) {
+        const int rows = last - begin < CW_ROWS_AT_ONCE ? last - begin : CW_ROWS_AT_ONCE;
         NAME(multiply_rows)(NAME(masked_inputs)(job, begin, rows, inputs), rows, NAME(padded)(units), job->forward,
                             columns, logits, padded);
         elem *d_logits = loss->wanted ? (elem *)loss->logits + (size_t)begin * vocabulary : NULL;

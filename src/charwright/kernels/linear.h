@@ -58,7 +58,7 @@ INLINE void NAME(multiply_rows)(NAME(operand) operand, int rows, int k, const el
 
 /* What a thread computes of a product: all vectors of some rows, or some vectors of all rows, if they are few. */
 INLINE cw_area NAME(area_of)(int rows, int vectors, int thread, int threads) {
-    if (rows < CW_HEAD_ROWS * threads)
+    if (rows < CW_ROWS_AT_ONCE * threads)
         return (cw_area){0, rows, vectors * thread / threads, vectors * (thread + 1) / threads};
     return (cw_area){(int)((int64_t)rows * thread / threads), (int)((int64_t)rows * (thread + 1) / threads), 0, vectors};
 }
@@ -87,9 +87,9 @@ INLINE void NAME(store_sums)(const NAME(target) * target, const float *sums, int
 static void NAME(multiply_area)(cw_area area, const elem *rows_of_k, int k, const elem *packed, elem *room,
                                 const NAME(target) * target) {
     const size_t column = (size_t)NAME(padded)(k) * LANES;
-    float sums[CW_HEAD_ROWS * 3 * LANES] __attribute__((aligned(64)));
-    for (int row = area.row; row < area.last_row; row += CW_HEAD_ROWS) {
-        const int rows = area.last_row - row < CW_HEAD_ROWS ? area.last_row - row : CW_HEAD_ROWS;
+    float sums[CW_ROWS_AT_ONCE * 3 * LANES] __attribute__((aligned(64)));
+    for (int row = area.row; row < area.last_row; row += CW_ROWS_AT_ONCE) {
+        const int rows = area.last_row - row < CW_ROWS_AT_ONCE ? area.last_row - row : CW_ROWS_AT_ONCE;
         const NAME(operand) operand = NAME(operand_of)(rows_of_k + (size_t)row * k, rows, k, room);
         for (int v = area.column, some; v < area.last_column; v += some) {
             some = share(area.last_column - v, 3);

@@ -58,7 +58,7 @@ typedef struct {
 } cw_loss_job;
 
 /* Rows of a linear layer, such as the output layer, that are in the cache together. */
-#define CW_HEAD_ROWS 64
+#define CW_ROWS_AT_ONCE 64
 
 typedef struct {
     cw_loss_job loss;
