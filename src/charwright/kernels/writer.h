@@ -168,10 +168,9 @@ INLINE void NAME(prefetch_weights)(const cw_writing *w, const cw_matrix *matrix,
                                : (size_t)(at.first + at.in_panel) * units;
     const elem *packed = (const elem *)matrix->packed + vector * gates * LANES;
     const size_t width = (size_t)(here ? at.in_panel : at.next) * gates;
-    const int lines = width ? units / DEPTH * gates : 0;
-    const int end = (int)((int64_t)lines * (text + 1) / w->count);
-    for (int line = (int)((int64_t)lines * text / w->count); line < end; line++)
-        __builtin_prefetch(packed + (line / gates * width + line % gates) * LANES * DEPTH, 0, 2);
+    const int rows = width ? units / DEPTH : 0, end = (int)((int64_t)rows * (text + 1) / w->count);
+    for (int row = (int)((int64_t)rows * text / w->count); row < end; row++)
+        for (int gate = 0; gate < gates; gate++) __builtin_prefetch(packed + (row * width + gate) * LANES * DEPTH, 0, 2);
 }
 
 INLINE state_t *NAME(state_of)(const cw_writing *w, int text, int layer, int part) {
