@@ -724,6 +724,20 @@ static void draw_differs(const char *what, int found, int expected, const cw_sam
     exit(1);
 }
 
+/* The same id by every variant that runs here. */
+static void check_draw(const char *what, cw_sampler before, const double *logits, int count, const int32_t *ids,
+                       int64_t length) {
+    const int expected = reference_draw(&before, logits, count, ids, length), found = cw_variants();
+    void *scratch = room(cw_draw_bytes(count), 1);
+    for (int variant = 0; found >> variant; variant++) {
+        if (!(found >> variant & 1)) continue;
+        cw_sampler sampler = before;
+        draw_differs(what, cw_draw(variant, &sampler, logits, count, ids, length, scratch), expected, &before, count);
+        draw_differs("count of draws", sampler.drawn == before.drawn + 1, 1, &before, count);
+    }
+    free(scratch);
+}
+
 static int check_draws(void) {
     const double numpys[] = {0.8824668302545412, 0.3690383346754841, 0.5170696944527113};
     for (int i = 0; i < 3; i++)
@@ -741,25 +755,21 @@ static int check_draws(void) {
         int32_t *ids = room(length, sizeof *ids);
         for (int i = 0; i < length; i++) ids[i] = (round % 2 ? whole_noise(3) : i % (1 + round % 4)) % count;
         uint8_t *masked = some_mask(count);
-        void *scratch = room(cw_draw_bytes(count), 1);
-        cw_sampler sampler = some_sampler(masked), before = sampler;
-        const int expected = reference_draw(&sampler, logits, count, ids, length);
-        draw_differs("draw", cw_draw(&sampler, logits, count, ids, length, scratch), expected, &before, count);
-        draw_differs("count of draws", sampler.drawn == before.drawn + 1, 1, &before, count);
-        void *all[] = {logits, ids, masked, scratch};
+        check_draw("draw", some_sampler(masked), logits, count, ids, length);
+        void *all[] = {logits, ids, masked};
         for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     }
-    /* Two ids whose boundary is the random number itself: the last bit of an exponential decides. */
+    /* Two ids whose boundary is the random number itself: the last bit of an exponential decides. Others have no chance. */
     for (int round = 0; round < 2000; round++) {
-        cw_sampler sampler = {.temperature = 1, .top_p = 1, .seed = (uint64_t)round, .stream = 5, .drawn = (uint64_t)round};
-        const double u = philox(sampler.seed, 5, sampler.drawn), border = u < 0.5 ? log(u / (1 - u)) : log((1 - u) / u);
+        const uint64_t seed = (uint64_t)round;
+        const cw_sampler sampler = {.temperature = 1, .top_p = 1, .seed = seed, .stream = 5, .drawn = seed};
+        const double u = philox(seed, 5, seed), border = u < 0.5 ? log(u / (1 - u)) : log((1 - u) / u);
+        double logits[34];
+        for (int i = 2; i < 34; i++) logits[i] = -1000;
         for (int step = -6; step <= 6; step++, done++) {
             const double near = border + step * 2.3e-16 * fmax(1, -border);
-            const double logits[] = {u < 0.5 ? near : 0, u < 0.5 ? 0 : near};
-            double scratch[8];
-            cw_sampler once = sampler;
-            draw_differs("draw at a border", cw_draw(&once, logits, 2, NULL, 0, scratch),
-                         reference_draw(&sampler, logits, 2, NULL, 0), &sampler, 2);
+            logits[0] = u < 0.5 ? near : 0, logits[1] = u < 0.5 ? 0 : near;
+            check_draw("draw at a border", sampler, logits, round % 2 ? 2 : 34, NULL, 0);
         }
     }
     return done;

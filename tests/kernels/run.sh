@@ -42,6 +42,14 @@ source=src/charwright/kernels
 common=(-std=c11 -Wall -Wextra -ffp-contract=fast -fno-math-errno -fno-trapping-math -pthread "-I$source")
 compile() { "$CC" "${common[@]}" "${flags[@]}" "$@"; }
 
+# The files of one variant: its name, and its options.
+compile_variant() {
+    local name=$1
+    shift
+    compile "$@" "-DCW_VARIANT=$name" -c $source/recurrent.c -o "$build/$name.o"
+    compile "$@" "-DCW_VARIANT=$name" -ffp-contract=off -c $source/exponentials.c -o "$build/exponentials_$name.o"
+}
+
 # As in CMakeLists.txt: a variant that this compiler is too old for is left out, and said to be.
 defines=()
 add_variant() {
@@ -49,7 +57,7 @@ add_variant() {
     shift
     if "$CC" "$@" -E -x c /dev/null >/dev/null 2>&1; then
         defines+=("-DCW_HAS_$(tr "[:lower:]" "[:upper:]" <<<"$name")")
-        compile "$@" "-DCW_VARIANT=$name" -c $source/recurrent.c -o "$build/$name.o" &
+        compile_variant "$name" "$@" &
     else
         echo "kernels ($kind): without $name, for which $CC is too old"
     fi
@@ -79,7 +87,7 @@ for file in dispatch pool writing; do
     compile ${defines[@]+"${defines[@]}"} -c $source/$file.c -o "$build/$file.o"
 done
 if [ "$kind" = emulated ]; then
-    compile -DCW_VARIANT=portable -c $source/recurrent.c -o "$build/portable.o"
+    compile_variant portable
     wait
     rm "$build/check.o"
     compile -shared "$build"/*.o -lm -o "$build/charwright_kernels.so"
@@ -92,7 +100,7 @@ fi
 check() {
     local name=$1
     shift
-    compile "$@" -DCW_VARIANT=portable -c $source/recurrent.c -o "$build/portable.o"
+    compile_variant portable "$@"
     wait
     compile "$build"/*.o -lm -o "$build/check"
     echo "kernels ($name):"

@@ -33,7 +33,7 @@ __all__ = [
     "load",
 ]
 
-ABI = 15
+ABI = 16
 CELL_CODES = {"gru": 0, "lstm": 1, "rnn": 2, "igru": 3}
 UNITS_MULTIPLE = 16
 """The kernels require a number of units that is a multiple of this; callers pad with zeros."""
@@ -205,7 +205,7 @@ class Kernels:
         """Sample an id from logits (V,) float64, as `write` does. Addresses; scratch of `draw_bytes`."""
         return int(
             self.library.cw_draw(
-                ctypes.byref(sampler), ctypes.c_void_p(logits), vocabulary, ctypes.c_void_p(ids),
+                self.variant, ctypes.byref(sampler), ctypes.c_void_p(logits), vocabulary, ctypes.c_void_p(ids),
                 ctypes.c_int64(length), ctypes.c_void_p(scratch),
             )
         )  # fmt: skip

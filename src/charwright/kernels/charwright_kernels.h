@@ -18,7 +18,7 @@
 
 enum { CW_GRU = 0, CW_LSTM = 1, CW_RNN = 2, CW_IGRU = 3 };
 
-#define CW_ABI 15
+#define CW_ABI 16
 
 /* The storage type of weights and activations, and of the products' operands. */
 #define CW_F32 0
@@ -219,7 +219,7 @@ CW_PUBLIC void cw_layout(int variant, int storage, int cell, int32_t out[5]);
 CW_PUBLIC int cw_write(int variant, const cw_model *model, int threads, cw_text *texts, int count, int64_t steps);
 /* Sample one id from logits (V), as cw_write does; `ids` (length) are the ids before. Scratch: cw_draw_bytes. */
 CW_PUBLIC size_t cw_draw_bytes(int vocabulary);
-CW_PUBLIC int cw_draw(cw_sampler *sampler, const double *logits, int vocabulary, const int32_t *ids, int64_t length,
-                      void *scratch);
+CW_PUBLIC int cw_draw(int variant, cw_sampler *sampler, const double *logits, int vocabulary, const int32_t *ids,
+                      int64_t length, void *scratch);
 
 #endif

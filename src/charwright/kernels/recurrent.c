@@ -55,6 +55,8 @@
 #define HAS_TILES 0
 #endif
 
+void PASTE(exponentials_, CW_VARIANT)(double *values, int count, double highest, double divisor);
+
 const cw_variant PASTE(cw_, CW_VARIANT) = {
     TEXT(CW_VARIANT),
     {LANES, Q8_OFFSET, Q8_SWAPPED, HAS_TILES},
@@ -71,4 +73,5 @@ const cw_variant PASTE(cw_, CW_VARIANT) = {
     {write_f32, write_bf16, write_q8},
     norm,
     adam,
+    PASTE(exponentials_, CW_VARIANT),
 };

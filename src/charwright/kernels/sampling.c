@@ -6,7 +6,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "charwright_kernels.h"
+#include "variant.h"
 
 /* --- Philox4x64-10 (Salmon et al., 2011), with NumPy's key and counter --- */
 
@@ -41,34 +41,6 @@ static double uniform(uint64_t seed, uint64_t stream, uint64_t index) {
 }
 
 /* --- Sampling --- */
-
-/* e^x for x <= 0, the same on every machine: 2^k * e^r by a polynomial of degree 13; 0 below -708. */
-static double exponential(double x) {
-    const double bounded = x > -708.0 ? x : -708.0;
-    const double shifted = bounded * 1.4426950408889634 + 6755399441055744.0; /* k in its lowest bits */
-    const double k = shifted - 6755399441055744.0;
-    const double r = (bounded - k * 6.93147180369123816490e-01) - k * 1.90821492927058770002e-10;
-    double p = 1.0 / 6227020800.0;
-    p = p * r + 1.0 / 479001600.0;
-    p = p * r + 1.0 / 39916800.0;
-    p = p * r + 1.0 / 3628800.0;
-    p = p * r + 1.0 / 362880.0;
-    p = p * r + 1.0 / 40320.0;
-    p = p * r + 1.0 / 5040.0;
-    p = p * r + 1.0 / 720.0;
-    p = p * r + 1.0 / 120.0;
-    p = p * r + 1.0 / 24.0;
-    p = p * r + 1.0 / 6.0;
-    p = p * r + 0.5;
-    p = p * r + 1.0;
-    p = p * r + 1.0;
-    uint64_t bits;
-    double power;
-    memcpy(&bits, &shifted, sizeof bits);
-    bits = (bits + 1023) << 52;
-    memcpy(&power, &bits, sizeof power);
-    return x > -708.0 ? p * power : 0.0;
-}
 
 /* Lower the scores of ids that would continue a repetition: see generation/sampling.py. */
 static void penalize(const cw_sampler *sampler, double *scores, int vocabulary, const int32_t *ids, int64_t length,
@@ -141,35 +113,52 @@ static void keep_nucleus(double *weights, int vocabulary, double top_p, int32_t 
 
 size_t cw_draw_bytes(int vocabulary) { return (size_t)vocabulary * (2 * sizeof(double) + 2 * sizeof(int32_t)); }
 
-int cw_draw(cw_sampler *sampler, const double *logits, int vocabulary, const int32_t *ids, int64_t length,
+/* The first id with the largest score. Several maxima at once: one alone would wait for itself at every id. */
+static int most_likely(const double *scores, int vocabulary) {
+    double highest[8], largest = scores[0];
+    for (int j = 0; j < 8; j++) highest[j] = scores[0];
+    int i = 0;
+    for (; i + 8 <= vocabulary; i += 8)
+        for (int j = 0; j < 8; j++) highest[j] = scores[i + j] > highest[j] ? scores[i + j] : highest[j];
+    for (; i < vocabulary; i++) largest = scores[i] > largest ? scores[i] : largest;
+    for (int j = 0; j < 8; j++) largest = highest[j] > largest ? highest[j] : largest;
+    for (i = 0; i < vocabulary - 1 && scores[i] != largest;) i++;
+    return i;
+}
+
+/* The first id at which the sum of the weights so far is more than `goal`; after rounding it may be the last one. */
+static int first_beyond(const double *weights, int vocabulary, double *sums, double random) {
+    double sum = 0;
+    for (int i = 0; i < vocabulary; i++) sums[i] = sum += weights[i];
+    const double goal = random * sum;
+    int low = 0, high = vocabulary;
+    while (low < high) {
+        const int middle = low + (high - low) / 2;
+        if (sums[middle] > goal) high = middle;
+        else low = middle + 1;
+    }
+    if (low < vocabulary) return low;
+    for (low--; low > 0 && !(weights[low] > 0);) low--;
+    return low;
+}
+
+int cw_draw(int variant, cw_sampler *sampler, const double *logits, int vocabulary, const int32_t *ids, int64_t length,
             void *scratch) {
     double *scores = scratch, *spare = scores + vocabulary;
     int32_t *heap = (int32_t *)(spare + vocabulary);
     for (int i = 0; i < vocabulary; i++)
         scores[i] = sampler->masked && sampler->masked[i] ? -INFINITY : logits[i];
     if (sampler->penalty != 0 && length > 1) penalize(sampler, scores, vocabulary, ids, length, heap);
-    int best = 0;
-    for (int i = 1; i < vocabulary; i++)
-        if (scores[i] > scores[best]) best = i;
+    const int best = most_likely(scores, vocabulary);
     const double random = uniform(sampler->seed, sampler->stream, sampler->drawn++);
     if (sampler->temperature == 0) return best;
     const double highest = scores[best];
-    for (int i = 0; i < vocabulary; i++) scores[i] = exponential((scores[i] - highest) / sampler->temperature);
+    cw_chosen(variant)->exponentials(scores, vocabulary, highest, sampler->temperature);
     if (sampler->top_k > 0 && sampler->top_k < vocabulary)
         keep_likeliest(scores, vocabulary, sampler->top_k, heap, spare);
     if (sampler->top_p < 1) keep_nucleus(scores, vocabulary, sampler->top_p, heap, spare);
     if (sampler->min_p > 0) /* the most likely id has 1 */
         for (int i = 0; i < vocabulary; i++)
             if (scores[i] < sampler->min_p) scores[i] = 0;
-    const double goal = random * total(scores, vocabulary);
-    double passed = 0;
-    int last = best;
-    for (int i = 0; i < vocabulary; i++) {
-        passed += scores[i];
-        if (scores[i] > 0) {
-            if (passed > goal) return i;
-            last = i;
-        }
-    }
-    return last; /* only after rounding at the end */
+    return first_beyond(scores, vocabulary, spare, random);
 }

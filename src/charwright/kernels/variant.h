@@ -106,6 +106,7 @@ typedef struct {
 
 /* A call of cw_write. */
 typedef struct {
+    int variant;
     const cw_model *model;
     cw_text *texts;
     int count;
@@ -129,11 +130,15 @@ typedef struct {
     int32_t tiles; /* whether products in bfloat16 and 8 bits are made of tiles */
 } cw_shape;
 
+/* Each of `values` = e^((value - highest) / divisor), where no value is above `highest`. See exponentials.c. */
+typedef void (*cw_exponentials)(double *values, int count, double highest, double divisor);
+
 typedef struct {
     const char *name;
     cw_shape shape;
     cw_job pack[2], forward[2], backward[2], spread_inputs[2], outer[2], cross_entropy[2], descend[2], head[2];
     cw_job linear[2], linear_backward[2], write[3], norm, adam;
+    cw_exponentials exponentials;
 } cw_variant;
 
 /* The blocks of units in a panel of packed weights for single steps: enough sums to keep the processor busy, 6 vectors

@@ -66,10 +66,12 @@ typedef struct {
     double highest, log_sum;
 } totals;
 
-static totals totals_of(const double *logits, int vocabulary) {
+static totals totals_of(int variant, const double *logits, int vocabulary, double *powers) {
     double highest = logits[0], sum = 0;
     for (int i = 1; i < vocabulary; i++) highest = logits[i] > highest ? logits[i] : highest;
-    for (int i = 0; i < vocabulary; i++) sum += exp(logits[i] - highest);
+    memcpy(powers, logits, (size_t)vocabulary * sizeof *powers);
+    cw_chosen(variant)->exponentials(powers, vocabulary, highest, 1);
+    for (int i = 0; i < vocabulary; i++) sum += powers[i];
     return (totals){highest, log(sum)};
 }
 
@@ -91,8 +93,7 @@ static void find_likeliest(const double *logits, int vocabulary, totals all, int
 }
 
 /* The scores of a text's next id, as far as they are wanted. */
-static void score(cw_text *text, const double *logits, int vocabulary) {
-    const totals all = totals_of(logits, vocabulary);
+static void score(cw_text *text, const double *logits, int vocabulary, totals all) {
     if (text->scores) text->scores[text->at] = logits[text->ids[text->at]] - all.highest - all.log_sum;
     if (text->likeliest) {
         const int64_t first = text->at * text->likeliest_count;
@@ -105,21 +106,24 @@ void cw_read_on(const cw_writing *writing, int number, int thread) {
     cw_text *text = writing->texts + number;
     const int vocabulary = writing->model->vocabulary;
     const double *logits = writing->logits + (size_t)number * vocabulary;
+    void *scratch = writing->scratch + cw_draw_bytes(vocabulary) * thread;
     if (text->drawing && last_is_read(text)) {
-        char *scratch = writing->scratch + cw_draw_bytes(vocabulary) * thread;
-        text->ids[text->length] = cw_draw(&text->sampler, logits, vocabulary, text->ids, text->length, scratch);
+        text->ids[text->length] = cw_draw(writing->variant, &text->sampler, logits, vocabulary, text->ids, text->length,
+                                          scratch);
         text->length++;
     }
     if (writing->model->ngrams) move_marks(writing->model, text);
     text->at++;
     if (writing->model->ngrams) find_offsets(writing, number);
-    if ((text->scores || text->likeliest) && text->at < text->length) score(text, logits, vocabulary);
+    if ((text->scores || text->likeliest) && text->at < text->length)
+        score(text, logits, vocabulary, totals_of(writing->variant, logits, vocabulary, scratch));
     if (text->logits) memcpy(text->logits, logits, (size_t)vocabulary * sizeof *logits);
 }
 
 int cw_write(int variant, const cw_model *model, int threads, cw_text *texts, int count, int64_t steps) {
     const size_t size = model->storage == CW_F32 ? 4 : 2; /* 8-bit activations have 16 bits on some machines */
-    cw_writing writing = {.model = model, .texts = texts, .count = count, .rows = (count + 15) / 16 * 16, .steps = steps};
+    cw_writing writing = {.variant = variant, .model = model, .texts = texts, .count = count,
+                          .rows = (count + 15) / 16 * 16, .steps = steps};
     writing.activations = calloc(2 * (size_t)model->layers * writing.rows * model->units, size);
     writing.scaled = model->scale ? calloc((size_t)writing.rows * model->units, size) : NULL;
     writing.logits = malloc((size_t)count * model->vocabulary * sizeof(double));
