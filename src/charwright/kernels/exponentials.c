@@ -36,17 +36,22 @@ INLINE doubles exponential_of(doubles x) {
     return (doubles)(inside & (wholes)(p * (doubles)power));
 }
 
-void PASTE(exponentials_, CW_VARIANT)(double *values, int count, double highest, double divisor) {
-    doubles x;
+/* As cw_exponentials, for at most DOUBLES values; returns the last sum. */
+INLINE double some_exponentials(double *values, int count, double highest, double divisor, double sum, double *sums) {
+    doubles x = {0};
+    memcpy(&x, values, (size_t)count * sizeof *values);
+    x -= highest;
+    x = exponential_of(divisor == 1 ? x : x / divisor);
+    memcpy(values, &x, (size_t)count * sizeof *values);
+    /* Each sum waits for the one before; meanwhile the processor computes the exponentials that follow. */
+    for (int i = 0; i < count; i++) sums[i] = sum += values[i];
+    return sum;
+}
+
+void PASTE(exponentials_, CW_VARIANT)(double *values, int count, double highest, double divisor, double *sums) {
+    double sum = 0;
     int i = 0;
-    for (; i + DOUBLES <= count; i += DOUBLES) {
-        memcpy(&x, values + i, sizeof x);
-        x = exponential_of((x - highest) / divisor);
-        memcpy(values + i, &x, sizeof x);
-    }
-    if (i == count) return;
-    x = (doubles){0};
-    memcpy(&x, values + i, (size_t)(count - i) * sizeof *values);
-    x = exponential_of((x - highest) / divisor);
-    memcpy(values + i, &x, (size_t)(count - i) * sizeof *values);
+    for (; i + DOUBLES <= count; i += DOUBLES)
+        sum = some_exponentials(values + i, DOUBLES, highest, divisor, sum, sums + i);
+    if (i < count) some_exponentials(values + i, count - i, highest, divisor, sum, sums + i);
 }

@@ -55,7 +55,7 @@
 #define HAS_TILES 0
 #endif
 
-void PASTE(exponentials_, CW_VARIANT)(double *values, int count, double highest, double divisor);
+void PASTE(exponentials_, CW_VARIANT)(double *values, int count, double highest, double divisor, double *sums);
 
 const cw_variant PASTE(cw_, CW_VARIANT) = {
     TEXT(CW_VARIANT),

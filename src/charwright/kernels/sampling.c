@@ -81,10 +81,10 @@ static void make_heap(const double *weights, int vocabulary, int32_t *heap) {
     for (int i = vocabulary / 2 - 1; i >= 0; i--) sink(weights, heap, vocabulary, i);
 }
 
-static double total(const double *weights, int vocabulary) {
+/* The sum of each weight with those before it. */
+static void add_up(const double *weights, int vocabulary, double *sums) {
     double sum = 0;
-    for (int i = 0; i < vocabulary; i++) sum += weights[i];
-    return sum;
+    for (int i = 0; i < vocabulary; i++) sums[i] = sum += weights[i];
 }
 
 /* Keep the k most likely of `weights`; set the others to 0. */
@@ -97,9 +97,8 @@ static void keep_likeliest(double *weights, int vocabulary, int k, int32_t *heap
     }
     memcpy(weights, kept, (size_t)vocabulary * sizeof *kept);
 }
-/* Keep the most likely ids, up to the share `top_p` of the total. */
-static void keep_nucleus(double *weights, int vocabulary, double top_p, int32_t *heap, double *kept) {
-    const double limit = top_p * total(weights, vocabulary);
+/* Keep the most likely ids whose weights add up to `limit`. */
+static void keep_nucleus(double *weights, int vocabulary, double limit, int32_t *heap, double *kept) {
     make_heap(weights, vocabulary, heap);
     memset(kept, 0, (size_t)vocabulary * sizeof *kept);
     double passed = 0;
@@ -111,7 +110,7 @@ static void keep_nucleus(double *weights, int vocabulary, double top_p, int32_t 
     memcpy(weights, kept, (size_t)vocabulary * sizeof *kept);
 }
 
-size_t cw_draw_bytes(int vocabulary) { return (size_t)vocabulary * (2 * sizeof(double) + 2 * sizeof(int32_t)); }
+size_t cw_draw_bytes(int vocabulary) { return (size_t)vocabulary * (3 * sizeof(double) + 2 * sizeof(int32_t)); }
 
 /* The first id with the largest score. Several maxima at once: one alone would wait for itself at every id. */
 static int most_likely(const double *scores, int vocabulary) {
@@ -127,10 +126,7 @@ static int most_likely(const double *scores, int vocabulary) {
 }
 
 /* The first id at which the sum of the weights so far is more than `goal`; after rounding it may be the last one. */
-static int first_beyond(const double *weights, int vocabulary, double *sums, double random) {
-    double sum = 0;
-    for (int i = 0; i < vocabulary; i++) sums[i] = sum += weights[i];
-    const double goal = random * sum;
+static int first_beyond(const double *weights, const double *sums, int vocabulary, double goal) {
     int low = 0, high = vocabulary;
     while (low < high) {
         const int middle = low + (high - low) / 2;
@@ -144,21 +140,29 @@ static int first_beyond(const double *weights, int vocabulary, double *sums, dou
 
 int cw_draw(int variant, cw_sampler *sampler, const double *logits, int vocabulary, const int32_t *ids, int64_t length,
             void *scratch) {
-    double *scores = scratch, *spare = scores + vocabulary;
+    double *scores = scratch, *sums = scores + vocabulary, *spare = sums + vocabulary;
     int32_t *heap = (int32_t *)(spare + vocabulary);
-    for (int i = 0; i < vocabulary; i++)
-        scores[i] = sampler->masked && sampler->masked[i] ? -INFINITY : logits[i];
+    memcpy(scores, logits, (size_t)vocabulary * sizeof *scores);
+    for (int i = 0; sampler->masked && i < vocabulary; i++)
+        if (sampler->masked[i]) scores[i] = -INFINITY;
     if (sampler->penalty != 0 && length > 1) penalize(sampler, scores, vocabulary, ids, length, heap);
     const int best = most_likely(scores, vocabulary);
     const double random = uniform(sampler->seed, sampler->stream, sampler->drawn++);
     if (sampler->temperature == 0) return best;
-    const double highest = scores[best];
-    cw_chosen(variant)->exponentials(scores, vocabulary, highest, sampler->temperature);
-    if (sampler->top_k > 0 && sampler->top_k < vocabulary)
+    cw_chosen(variant)->exponentials(scores, vocabulary, scores[best], sampler->temperature, sums);
+    const double *total = sums + vocabulary - 1;
+    if (sampler->top_k > 0 && sampler->top_k < vocabulary) {
         keep_likeliest(scores, vocabulary, sampler->top_k, heap, spare);
-    if (sampler->top_p < 1) keep_nucleus(scores, vocabulary, sampler->top_p, heap, spare);
-    if (sampler->min_p > 0) /* the most likely id has 1 */
+        add_up(scores, vocabulary, sums);
+    }
+    if (sampler->top_p < 1) {
+        keep_nucleus(scores, vocabulary, sampler->top_p * *total, heap, spare);
+        add_up(scores, vocabulary, sums);
+    }
+    if (sampler->min_p > 0) { /* the most likely id has 1 */
         for (int i = 0; i < vocabulary; i++)
             if (scores[i] < sampler->min_p) scores[i] = 0;
-    return first_beyond(scores, vocabulary, spare, random);
+        add_up(scores, vocabulary, sums);
+    }
+    return first_beyond(scores, sums, vocabulary, random * *total);
 }

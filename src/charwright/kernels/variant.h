@@ -130,8 +130,9 @@ typedef struct {
     int32_t tiles; /* whether products in bfloat16 and 8 bits are made of tiles */
 } cw_shape;
 
-/* Each of `values` = e^((value - highest) / divisor), where no value is above `highest`. See exponentials.c. */
-typedef void (*cw_exponentials)(double *values, int count, double highest, double divisor);
+/* Each of `values` = e^((value - highest) / divisor), where no value is above `highest`; `sums` has the sum of each with
+ * those before it, added in their order. See exponentials.c. */
+typedef void (*cw_exponentials)(double *values, int count, double highest, double divisor, double *sums);
 
 typedef struct {
     const char *name;

@@ -66,13 +66,14 @@ typedef struct {
     double highest, log_sum;
 } totals;
 
+/* Scratch: 2 V numbers. */
 static totals totals_of(int variant, const double *logits, int vocabulary, double *powers) {
-    double highest = logits[0], sum = 0;
+    double highest = logits[0];
     for (int i = 1; i < vocabulary; i++) highest = logits[i] > highest ? logits[i] : highest;
     memcpy(powers, logits, (size_t)vocabulary * sizeof *powers);
-    cw_chosen(variant)->exponentials(powers, vocabulary, highest, 1);
-    for (int i = 0; i < vocabulary; i++) sum += powers[i];
-    return (totals){highest, log(sum)};
+    double *sums = powers + vocabulary;
+    cw_chosen(variant)->exponentials(powers, vocabulary, highest, 1, sums);
+    return (totals){highest, log(sums[vocabulary - 1])};
 }
 
 /* The `count` most likely ids with ln p of each. Few logits exceed the least of those found so far, so this is little
