@@ -1,5 +1,8 @@
-/* e^x in double precision for one variant, with the same bits on every machine: this file is compiled without
- * contraction into fused multiply-adds. generation/portable_exp.py is the reference. */
+/* e^x in double precision with the vectors of one variant, and the same bits on every machine.
+ *
+ * For these bits, this file is compiled without contraction into fused multiply-adds. generation/portable_exp.py is the
+ * reference.
+ */
 #include "variant.h"
 #include "vectors.h"
 
