@@ -39,22 +39,26 @@ INLINE doubles exponential_of(doubles x) {
     return (doubles)(inside & (wholes)(p * (doubles)power));
 }
 
-/* As cw_exponentials, for at most DOUBLES values; returns the last sum. */
-INLINE double some_exponentials(double *values, int count, double highest, double divisor, double sum, double *sums) {
+/* At most DOUBLES values, each to e^((value - highest) / divisor). */
+INLINE void replace(double *values, size_t bytes, double highest, double divisor) {
     doubles x = {0};
-    memcpy(&x, values, (size_t)count * sizeof *values);
+    memcpy(&x, values, bytes);
     x -= highest;
     x = exponential_of(divisor == 1 ? x : x / divisor);
-    memcpy(values, &x, (size_t)count * sizeof *values);
-    /* Each sum waits for the one before; meanwhile the processor computes the exponentials that follow. */
-    for (int i = 0; i < count; i++) sums[i] = sum += values[i];
-    return sum;
+    memcpy(values, &x, bytes);
 }
+
+/* Each sum waits for the one before. So the sums are some values behind, and the processor computes exponentials
+ * meanwhile. */
+#define BEHIND 64
 
 void PASTE(exponentials_, CW_VARIANT)(double *values, int count, double highest, double divisor, double *sums) {
     double sum = 0;
-    int i = 0;
-    for (; i + DOUBLES <= count; i += DOUBLES)
-        sum = some_exponentials(values + i, DOUBLES, highest, divisor, sum, sums + i);
-    if (i < count) some_exponentials(values + i, count - i, highest, divisor, sum, sums + i);
+    int i = 0, added = 0;
+    for (; i + DOUBLES <= count; i += DOUBLES) {
+        replace(values + i, sizeof(doubles), highest, divisor);
+        for (const int end = i - BEHIND; added < end; added++) sums[added] = sum += values[added];
+    }
+    if (i < count) replace(values + i, (size_t)(count - i) * sizeof *values, highest, divisor);
+    for (; added < count; added++) sums[added] = sum += values[added];
 }
