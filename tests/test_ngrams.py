@@ -131,16 +131,17 @@ def test_the_votes_add_to_the_logits(core: str, cell: str, order: int) -> None:
 @pytest.mark.parametrize("core", CORES)
 @pytest.mark.parametrize("precision", ["f32", "bf16"])
 @pytest.mark.parametrize("most", [2**25, 64 * V])
+@pytest.mark.parametrize("one_call", [True, False])
 def test_loss_and_gradients_are_those_of_the_logits(
-    core: str, precision: str, most: int, monkeypatch: pytest.MonkeyPatch
+    core: str, precision: str, most: int, one_call: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the logits are computed some rows at a time."""
     if core == "plain" and precision == "bf16":
         pytest.skip("the core plain computes in float32")
     monkeypatch.setattr("charwright.model.loss.MOST_LOGITS_BYTES", 4 * most)
     monkeypatch.setattr("charwright.model.loss.MOST_LOGITS_PLAIN", most)
-    if most < 2**25:
-        monkeypatch.setattr("charwright.model.loss.MOST_HEAD_COLUMNS", 0)  # The kernels' one call has no parts.
+    if not one_call:
+        monkeypatch.setattr("charwright.model.loss.has_head", lambda *_: False)
     model, ids = make_model(core, precision), some_ids(41, 5)
     weights = list(model.parameters())
     logits, _ = model(ids[:-1])
@@ -158,8 +159,9 @@ def test_loss_and_gradients_are_those_of_the_logits(
 def test_the_head_in_one_call_is_that_in_several(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """And no bit depends on the number of threads."""
     results: list[list[torch.Tensor]] = []
-    for most, threads in ((512, 1), (512, 2), (0, 1)):
-        monkeypatch.setattr("charwright.model.loss.MOST_HEAD_COLUMNS", most)
+    for one_call, threads in ((True, 1), (True, 2), (False, 1)):
+        if not one_call:
+            monkeypatch.setattr("charwright.model.loss.has_head", lambda *_: False)
         torch.set_num_threads(threads)
         model, ids = make_model("native", **({"dropout": 0.3} if masked else {})), some_ids(71, 5)
         loss, _ = model.train().loss(ids[:-1], ids[1:], generator=torch.Generator().manual_seed(3))

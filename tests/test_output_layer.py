@@ -76,6 +76,7 @@ def test_a_large_vocabulary_is_computed_in_about_equal_parts(
     most_native_columns: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loss, "MOST_NATIVE_COLUMNS", most_native_columns)
+    monkeypatch.setattr(loss, "LARGE_HEADS", frozenset())
     monkeypatch.setattr(loss, "FEWEST_ROWS", 1)
     draw = torch.Generator().manual_seed(1)
     x = torch.randn(STEPS, BATCH, 32, generator=draw).to(dtype).requires_grad_()
@@ -99,3 +100,37 @@ def test_a_large_vocabulary_is_computed_in_about_equal_parts(
     for part, gradient in zip(torch.autograd.grad(found, (x, weight, bias)), whole, strict=True):
         distance = (part.float() - gradient.float()).norm()
         assert float(distance) <= (1e-6 if dtype == torch.float32 else 1e-2) * float(gradient.float().norm())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dropout", [False, True])
+def test_the_kernels_compute_a_large_vocabulary_in_about_equal_parts(
+    dropout: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts of whole steps, so that each row has its own row of the mask."""
+    monkeypatch.setattr(loss, "MOST_HEAD_COLUMNS", 600)
+    draw = torch.Generator().manual_seed(1)
+    x = torch.randn(STEPS, BATCH, 32, generator=draw).to(dtype).requires_grad_()
+    weight = (torch.randn(600, 32, generator=draw) / 4).requires_grad_()
+    bias = torch.randn(600, generator=draw).requires_grad_()
+    targets = torch.randint(600, (STEPS, BATCH), generator=draw)
+    mask = (torch.rand(1, BATCH, 32, generator=draw) > 0.3) / 0.7 if dropout else None
+    wanted = head_loss(x, weight, bias, targets, dtype, "native", mask=mask)
+    whole = torch.autograd.grad(wanted, (x, weight, bias))
+    parts: list[int] = []
+    original = loss.native_loss.head
+
+    def counting(loaded: kernels.Kernels, rows: Tensor, *args: Any, **options: Any) -> Any:
+        parts.append(len(rows))
+        return original(loaded, rows, *args, **options)
+
+    monkeypatch.setattr(loss.native_loss, "head", counting)
+    monkeypatch.setattr(loss, "MOST_LOGITS_BYTES", (STEPS // 2 - 1) * BATCH * 600 * dtype.itemsize)
+    found = head_loss(x, weight, bias, targets, dtype, "native", mask=mask)
+    assert sum(parts) == STEPS * BATCH
+    assert len(parts) == 3
+    assert all(part % BATCH == 0 and part <= (STEPS // 2 - 1) * BATCH for part in parts)
+    assert float(found.detach()) == pytest.approx(float(wanted.detach()))
+    for part, gradient in zip(torch.autograd.grad(found, (x, weight, bias)), whole, strict=True):
+        distance = (part.float() - gradient.float()).norm()
+        assert float(distance) <= 1e-5 * float(gradient.float().norm())

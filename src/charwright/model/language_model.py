@@ -19,7 +19,7 @@ from charwright.model.compute import Compute, choose_core
 from charwright.model.dropout import Dropout
 from charwright.model.initialization import initialize
 from charwright.model.kernel_calls import share_threads
-from charwright.model.loss import MOST_HEAD_COLUMNS, check_targets, head_loss
+from charwright.model.loss import check_targets, has_head, head_loss, native_head
 from charwright.model.native import LayerPass, check_layer
 from charwright.model.recurrent import LayerInput, Tokens, linear, run_layer
 from charwright.model.votes import RowGradient, Votes, contexts_of, offsets_of, summed_votes
@@ -121,7 +121,7 @@ class LanguageModel(WeightedModule):
         graph are not, since there is none.
         """
         loaded = kernels.load(self.compute.kernel) if self._core(ids.device) == "native" else None
-        if loaded is not None and self._is_native_throughout(ids, state):
+        if loaded is not None and self._is_native_throughout(loaded, ids, state):
             dropout = Dropout(self.config, generator, masks) if self.training else None
             with torch.no_grad():
                 return self._differentiate(loaded, ids, targets, state, dropout)
@@ -130,7 +130,7 @@ class LanguageModel(WeightedModule):
             loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach(), tuple(part.detach() for part in after)
 
-    def _is_native_throughout(self, ids: Tensor, state: State | None) -> bool:
+    def _is_native_throughout(self, loaded: Kernels, ids: Tensor, state: State | None) -> bool:
         """Whether the kernels compute the whole network as it is, and all its gradients are wanted and unobserved."""
         shape, weights = self.config, list(self.named_weights().values())
         return (
@@ -138,7 +138,8 @@ class LanguageModel(WeightedModule):
             and getattr(self.loss, "__func__", None) is _OWN_LOSS
             and not torch.is_anomaly_enabled()
             and shape.units % UNITS_MULTIPLE == shape.embedding_size % UNITS_MULTIPLE == 0
-            and self.vocabulary_size <= min(MOST_HEAD_COLUMNS, ids.numel() // 4)
+            and self.vocabulary_size <= ids.numel() // 4
+            and has_head(loaded, self.vocabulary_size)
             and (not shape.ngram_bits or self.ngram_gradients is not None)
             and all(weight.dtype == torch.float32 and weight.requires_grad and weight.is_leaf for weight in weights)
             and not any(part.requires_grad for part in state or ())
@@ -163,15 +164,13 @@ class LanguageModel(WeightedModule):
         votes, after = self._votes(ids, state, after)
         bias, mask = self.weight("head.bias"), output_masks[-1]
         check_targets(targets, x, self.vocabulary_size)
-        total, made = native_loss.head(
-            loaded, x.flatten(0, 1), self._head, bias, targets.flatten(), 1 / targets.numel(),
-            mask=None if mask is None else mask.expand(1, *x.shape[1:])[0], votes=votes, wanted=True,
-        )  # fmt: skip
+        one_mask = None if mask is None else mask.expand(1, *x.shape[1:])[0]
+        total, made = native_head(loaded, x, self._head, bias, targets, one_mask, votes, wanted=True)
         assert made is not None
         if votes is not None and votes.gradients is not None:
-            votes.gradients.append(RowGradient(votes.offsets, made.logits))
+            votes.gradients.extend(made.rows)
         self._add_gradients({self._head_name: made.weight, "head.bias": made.bias})
-        gradient = made.x.view_as(x)
+        gradient = made.x
         for layer in reversed(range(len(passes))):
             if layer + 1 < self.config.layers:
                 gradient = _masked(gradient, output_masks[layer])

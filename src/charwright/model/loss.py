@@ -7,7 +7,7 @@ computed some rows at a time in the forward pass, and turned into gradients imme
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +27,10 @@ FEWEST_ROWS = 64
 
 # Above this vocabulary size PyTorch's product is faster; it rounds the sums to bfloat16.
 MOST_NATIVE_COLUMNS = 2048
-# Above this vocabulary size the logits of a few rows do not stay in the cache.
+# Above this vocabulary size the logits of a few rows do not stay in the cache. In these variants the kernels still
+# compute the output layer faster than PyTorch (benchmarks/output_layer.py); with tiles and on Arm it is not measured.
 MOST_HEAD_COLUMNS = 512
+LARGE_HEADS = frozenset({"avx2", "avx2vnni", "avx512", "avx512vnni", "avx512bf16"})
 
 
 def head_loss(
@@ -56,7 +58,7 @@ def head_loss(
     array = None if votes is None else votes.array
     wanted = torch.is_grad_enabled()  # Within a function of autograd it never is.
     result: Any
-    if loaded and _fits_head(x, weight, bias, mask, dtype):
+    if loaded and _fits_head(loaded, x, weight, bias, mask, dtype):
         result = _NativeHead.apply(x, weight, bias, array, votes, targets, mask, loaded, wanted)  # type: ignore[no-untyped-call]
     else:
         rows = (x if mask is None else x * mask).flatten(0, 1)
@@ -78,15 +80,74 @@ def check_targets(targets: Tensor, x: Tensor, vocabulary: int | None) -> None:
             raise ValueError(f"targets must be from 0 to {vocabulary - 1}, the ids of the vocabulary")
 
 
-def _fits_head(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, dtype: torch.dtype) -> bool:
+def has_head(loaded: Kernels, vocabulary: int) -> bool:
+    """Whether the kernels compute an output layer with so many tokens faster than PyTorch."""
+    return vocabulary <= MOST_HEAD_COLUMNS or loaded.name in LARGE_HEADS
+
+
+def _fits_head(
+    loaded: Kernels, x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, dtype: torch.dtype
+) -> bool:
     """Whether the kernels compute this output layer together with its loss."""
-    if weight.shape[1] % UNITS_MULTIPLE or len(weight) > MOST_HEAD_COLUMNS:
+    if weight.shape[1] % UNITS_MULTIPLE or not has_head(loaded, len(weight)):
         return False
     if mask is not None and (mask.dtype not in (torch.float32, x.dtype) or mask.shape != (1, *x.shape[1:])):
         return False
     if dtype not in (torch.float32, torch.bfloat16):
         return False
     return x.dtype == dtype and weight.dtype == bias.dtype == torch.float32
+
+
+class OutputGradients(NamedTuple):
+    """What `native_head` computes beside the losses."""
+
+    x: Tensor  # (T, B, H), in the type of x
+    weight: Tensor  # (V, H)
+    bias: Tensor  # (V,)
+    rows: list[RowGradient]  # of the n-grams, if there are any
+
+
+def native_head(
+    loaded: Kernels,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    targets: Tensor,
+    mask: Tensor | None,
+    votes: Votes | None,
+    *,
+    wanted: bool,
+) -> tuple[float, OutputGradients | None]:
+    """The sum of the losses of x (T, B, H), and if they are wanted the gradients of the mean loss.
+
+    The mask is (B, H) or None. The kernels compute some steps at a time, whose logits have at most `MOST_LOGITS_BYTES`.
+    """
+    (steps, batch), total, found = targets.shape, 0.0, []
+    rows: list[RowGradient] = []
+    for some in _parts(steps, batch * len(weight) * x.element_size()):
+        here = None if votes is None else votes.part(slice(some.start * batch, some.stop * batch))
+        loss, made = native_loss.head(
+            loaded, x[some].flatten(0, 1), weight, bias, targets[some].flatten(), 1 / targets.numel(), mask=mask,
+            votes=here, wanted=wanted,
+        )  # fmt: skip
+        total += loss
+        if made is not None:
+            found.append(made)
+            rows += [] if here is None else [RowGradient(here.offsets, made.logits)]
+    if not found:
+        return total, None
+    first, *more = found
+    for part in more:
+        first.weight.add_(part.weight)
+        first.bias.add_(part.bias)
+    d_x = torch.cat([part.x for part in found]) if more else first.x
+    return total, OutputGradients(d_x.view_as(x), first.weight, first.bias, rows)
+
+
+def _parts(steps: int, step_bytes: int) -> list[slice]:
+    """About equal parts of the steps, of at most `MOST_LOGITS_BYTES` each if a step is not larger."""
+    at_once = -(-steps // -(-steps * step_bytes // MOST_LOGITS_BYTES))
+    return [slice(begin, min(begin + at_once, steps)) for begin in range(0, steps, at_once)]
 
 
 class _NativeHead(torch.autograd.Function):
@@ -105,17 +166,14 @@ class _NativeHead(torch.autograd.Function):
         loaded: Kernels,
         wanted: bool,
     ) -> Tensor:
-        count = targets.numel()
-        total, gradients = native_loss.head(
-            loaded, x.flatten(0, 1), weight, bias, targets.flatten(), 1 / count,
-            mask=None if mask is None else mask[0], votes=votes,
-            wanted=wanted and any(ctx.needs_input_grad),
-        )  # fmt: skip
+        wanted = wanted and any(ctx.needs_input_grad)
+        one_mask = None if mask is None else mask[0]
+        total, made = native_head(loaded, x, weight, bias, targets, one_mask, votes, wanted=wanted)
         ctx.votes, ctx.d_votes = votes, []
-        if gradients is not None:
-            ctx.save_for_backward(gradients.x.view_as(x), gradients.weight, gradients.bias)
-            ctx.d_votes = [] if votes is None else [RowGradient(votes.offsets, gradients.logits)]
-        return bias.new_tensor(total / count)
+        if made is not None:
+            ctx.save_for_backward(made.x, made.weight, made.bias)
+            ctx.d_votes = made.rows
+        return bias.new_tensor(total / targets.numel())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
