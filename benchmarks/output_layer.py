@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from charwright import kernels
-from charwright.model.compute import keep_memory
 from charwright.model import loss
+from charwright.model.compute import keep_memory
 from charwright.model.loss import _HeadLoss, head_loss
 from machine import describe_machine, ratio_and_spread, take_turns
 
