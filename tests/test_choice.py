@@ -444,7 +444,7 @@ def test_a_budget_in_steps_is_planned_without_a_clock(monkeypatch: pytest.Monkey
 def test_a_model_uses_the_variant_it_was_given(
     variant: str, precision: str, vocabulary: int, large: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`large`: whether it computes the output layer of a large vocabulary, or only the loss between PyTorch's products."""
+    """`large`: whether it computes the output layer of a large vocabulary, or the loss between PyTorch's products."""
     monkeypatch.setattr("charwright.model.loss.LARGE_HEADS", frozenset({variant} if large else ()))
     of_head = {"head"} if large or vocabulary == 30 else {"cross_entropy", "outer"}
     seen: dict[str, set[str]] = {}
