@@ -745,10 +745,10 @@ static int check_draws(void) {
             printf("random number %d is %.17g\n", i, philox(7, 1, i));
             exit(1);
         }
-    const int sizes[] = {1, 2, 7, 66, 130};
+    const int sizes[] = {1, 2, 7, 63, 64, 65, 66, 73, 130};
     int done = 0;
     for (int round = 0; round < 400; round++, done++) {
-        const int count = sizes[round % 5];
+        const int count = sizes[round % 9];
         const int64_t length = whole_noise(40);
         double *logits = room(count, 8);
         for (int i = 0; i < count; i++) logits[i] = round % 3 ? noise() * 8 : (double)whole_noise(3);
@@ -764,12 +764,14 @@ static int check_draws(void) {
         const uint64_t seed = (uint64_t)round;
         const cw_sampler sampler = {.temperature = 1, .top_p = 1, .seed = seed, .stream = 5, .drawn = seed};
         const double u = philox(seed, 5, seed), border = u < 0.5 ? log(u / (1 - u)) : log((1 - u) / u);
-        double logits[34];
-        for (int i = 2; i < 34; i++) logits[i] = -1000;
+        enum { COUNT = 140 }; /* more than the sums are behind the exponentials */
+        double logits[COUNT];
+        const int count = round % 2 ? 2 : COUNT, at = round * 7 % (count - 1);
+        for (int i = 0; i < count; i++) logits[i] = -1000;
         for (int step = -6; step <= 6; step++, done++) {
             const double near = border + step * 2.3e-16 * fmax(1, -border);
-            logits[0] = u < 0.5 ? near : 0, logits[1] = u < 0.5 ? 0 : near;
-            check_draw("draw at a border", sampler, logits, round % 2 ? 2 : 34, NULL, 0);
+            logits[at] = u < 0.5 ? near : 0, logits[at + 1] = u < 0.5 ? 0 : near;
+            check_draw("draw at a border", sampler, logits, count, NULL, 0);
         }
     }
     return done;

@@ -6,9 +6,6 @@
 #include "variant.h"
 #include "vectors.h"
 
-#define PASTE_(a, b) a##b
-#define PASTE(a, b) PASTE_(a, b)
-
 #define DOUBLES (LANES / 2)
 typedef double doubles __attribute__((vector_size(8 * DOUBLES)));
 typedef int64_t wholes __attribute__((vector_size(8 * DOUBLES)));
@@ -39,7 +36,7 @@ INLINE doubles exponential_of(doubles x) {
     return (doubles)(inside & (wholes)(p * (doubles)power));
 }
 
-/* At most DOUBLES values, each to e^((value - highest) / divisor). */
+/* At most DOUBLES values, each to e^((value - highest) / divisor). What fills up the vector is not stored. */
 INLINE void replace(double *values, size_t bytes, double highest, double divisor) {
     doubles x = {0};
     memcpy(&x, values, bytes);
@@ -48,8 +45,8 @@ INLINE void replace(double *values, size_t bytes, double highest, double divisor
     memcpy(values, &x, bytes);
 }
 
-/* Each sum waits for the one before. So the sums are some values behind, and the processor computes exponentials
- * meanwhile. */
+/* Each sum waits for the one before. So the sums are some vectors behind, whose values have left the registers long ago, and
+ * the processor computes exponentials meanwhile. */
 #define BEHIND 64
 
 void PASTE(exponentials_, CW_VARIANT)(double *values, int count, double highest, double divisor, double *sums) {

@@ -1,11 +1,9 @@
-/* All kernels of one variant, in each storage type. */
+/* All kernels of one variant, in each storage type, but for exponentials.c. */
 #include <math.h>
 
 #include "variant.h"
 #include "vectors.h"
 
-#define PASTE_(a, b) a##b
-#define PASTE(a, b) PASTE_(a, b)
 #define TEXT_(a) #a
 #define TEXT(a) TEXT_(a)
 
@@ -54,8 +52,6 @@
 #else
 #define HAS_TILES 0
 #endif
-
-void PASTE(exponentials_, CW_VARIANT)(double *values, int count, double highest, double divisor, double *sums);
 
 const cw_variant PASTE(cw_, CW_VARIANT) = {
     TEXT(CW_VARIANT),

@@ -110,6 +110,7 @@ static void keep_nucleus(double *weights, int vocabulary, double limit, int32_t 
     memcpy(weights, kept, (size_t)vocabulary * sizeof *kept);
 }
 
+/* The scores, their sums and those that are kept, and the heap, of a size that keeps the next thread's memory aligned. */
 size_t cw_draw_bytes(int vocabulary) { return (size_t)vocabulary * (3 * sizeof(double) + 2 * sizeof(int32_t)); }
 
 /* The first id with the largest score. Several maxima at once: one alone would wait for itself at every id. */
@@ -121,21 +122,21 @@ static int most_likely(const double *scores, int vocabulary) {
         for (int j = 0; j < 8; j++) highest[j] = scores[i + j] > highest[j] ? scores[i + j] : highest[j];
     for (; i < vocabulary; i++) largest = scores[i] > largest ? scores[i] : largest;
     for (int j = 0; j < 8; j++) largest = highest[j] > largest ? highest[j] : largest;
-    for (i = 0; i < vocabulary - 1 && scores[i] != largest;) i++;
-    return i;
+    for (i = 0; i < vocabulary; i++)
+        if (scores[i] == largest) return i;
+    return 0; /* the first score is not a number */
 }
 
-/* The first id at which the sum of the weights so far is more than `goal`; after rounding it may be the last one. */
-static int first_beyond(const double *weights, const double *sums, int vocabulary, double goal) {
+/* The first id at which the sum of the weights so far is more than `goal`; `otherwise`, if no weight is positive, since the
+ * logits are not finite or all have been left out. */
+static int first_beyond(const double *sums, int vocabulary, double goal, int otherwise) {
     int low = 0, high = vocabulary;
     while (low < high) {
         const int middle = low + (high - low) / 2;
         if (sums[middle] > goal) high = middle;
         else low = middle + 1;
     }
-    if (low < vocabulary) return low;
-    for (low--; low > 0 && !(weights[low] > 0);) low--;
-    return low;
+    return low < vocabulary ? low : otherwise;
 }
 
 int cw_draw(int variant, cw_sampler *sampler, const double *logits, int vocabulary, const int32_t *ids, int64_t length,
@@ -164,5 +165,5 @@ int cw_draw(int variant, cw_sampler *sampler, const double *logits, int vocabula
             if (scores[i] < sampler->min_p) scores[i] = 0;
         add_up(scores, vocabulary, sums);
     }
-    return first_beyond(scores, sums, vocabulary, random * *total);
+    return first_beyond(sums, vocabulary, random * *total, best);
 }

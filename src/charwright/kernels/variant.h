@@ -117,7 +117,7 @@ typedef struct {
     void *scaled;      /* (rows, H): the input of the first layer's recurrent product; NULL without a scale */
     double *logits;    /* (texts, V) */
     uint32_t *offsets; /* (texts, order - 1): of the n-grams in this step; NULL without them */
-    char *scratch;     /* cw_draw_bytes for each thread */
+    char *scratch;     /* cw_draw_bytes for each thread, for sampling and scores */
 } cw_writing;
 
 /* Whether any text needs the logits of this step. */
@@ -133,6 +133,12 @@ typedef struct {
 /* Each of `values` = e^((value - highest) / divisor), where no value is above `highest`; `sums` has the sum of each with
  * those before it, added in their order. See exponentials.c. */
 typedef void (*cw_exponentials)(double *values, int count, double highest, double divisor, double *sums);
+
+#if defined(CW_VARIANT)
+#define PASTE_(a, b) a##b
+#define PASTE(a, b) PASTE_(a, b)
+void PASTE(exponentials_, CW_VARIANT)(double *values, int count, double highest, double divisor, double *sums);
+#endif
 
 typedef struct {
     const char *name;

@@ -66,10 +66,12 @@ typedef struct {
     double highest, log_sum;
 } totals;
 
-/* Scratch: 2 V numbers. */
+/* `powers` has room for 2 V numbers, as much as a part of that for sampling. */
 static totals totals_of(int variant, const double *logits, int vocabulary, double *powers) {
     double highest = logits[0];
     for (int i = 1; i < vocabulary; i++) highest = logits[i] > highest ? logits[i] : highest;
+    for (int i = 0; i < vocabulary; i++)
+        if (isnan(logits[i])) return (totals){NAN, NAN}; /* the exponentials would take it for an impossible id */
     memcpy(powers, logits, (size_t)vocabulary * sizeof *powers);
     double *sums = powers + vocabulary;
     cw_chosen(variant)->exponentials(powers, vocabulary, highest, 1, sums);
