@@ -2,8 +2,8 @@
 
 This is the reference, in NumPy; `kernels/sampling.c` and `kernels/exponentials.c` perform the same operations in the
 same order. All are additions, multiplications, divisions and comparisons of float64, so that every machine and language
-that follows IEEE 754 draws the same ids from the same logits. A draw depends only on its row of logits, the ids before it, the options and the
-seed.
+that follows IEEE 754 draws the same ids from the same logits. A draw depends only on its row of logits, the ids before
+it, the options and the seed.
 """
 
 from __future__ import annotations
