@@ -122,7 +122,9 @@ def native_head(
 
     The mask is (B, H) or None. The kernels compute some steps at a time, whose logits have at most `MOST_LOGITS_BYTES`.
     """
-    (steps, batch), total, found = targets.shape, 0.0, []
+    (steps, batch), total = targets.shape, 0.0
+    d_x: list[Tensor] = []
+    sums: tuple[Tensor, Tensor] | None = None  # the gradients of the weight and the bias
     rows: list[RowGradient] = []
     for some in _parts(steps, batch * len(weight) * x.element_size()):
         here = None if votes is None else votes.part(slice(some.start * batch, some.stop * batch))
@@ -131,17 +133,16 @@ def native_head(
             votes=here, wanted=wanted,
         )  # fmt: skip
         total += loss
-        if made is not None:
-            found.append(made)
-            rows += [] if here is None else [RowGradient(here.offsets, made.logits)]
-    if not found:
+        if made is None:
+            continue
+        d_x.append(made.x)
+        sums = (made.weight, made.bias) if sums is None else (sums[0].add_(made.weight), sums[1].add_(made.bias))
+        if here is not None:
+            rows.append(RowGradient(here.offsets, made.logits))
+    if sums is None:
         return total, None
-    first, *more = found
-    for part in more:
-        first.weight.add_(part.weight)
-        first.bias.add_(part.bias)
-    d_x = torch.cat([part.x for part in found]) if more else first.x
-    return total, OutputGradients(d_x.view_as(x), first.weight, first.bias, rows)
+    whole = d_x[0] if len(d_x) == 1 else torch.cat(d_x)
+    return total, OutputGradients(whole.view_as(x), *sums, rows)
 
 
 def _parts(steps: int, step_bytes: int) -> list[slice]:
@@ -151,7 +152,7 @@ def _parts(steps: int, step_bytes: int) -> list[slice]:
 
 
 class _NativeHead(torch.autograd.Function):
-    """As `_HeadLoss`, in one call of the C kernels: x (T, B, H), targets (T, B) and the mask (1, B, H) or None."""
+    """As `_HeadLoss`, all of it in the C kernels: x (T, B, H), targets (T, B) and the mask (1, B, H) or None."""
 
     @staticmethod
     def forward(
