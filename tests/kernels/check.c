@@ -235,7 +235,7 @@ static void check(int variant, example e) {
     if (scale) far_apart("d scale", &e, name, d_scale, 0, ref.d_scale, (size_t)tokens * H);
 
     float *d_u = room(wide * H, sizeof *d_u);
-    void *scratch = room(cw_outer_bytes(e.bf16, (int)rows, (int)wide, H), 1);
+    void *scratch = room(cw_outer_bytes(variant, e.bf16, e.threads, (int)rows, (int)wide, H), 1);
     cw_weight_gradient(variant, &layer, scratch, d_u);
     far_apart("d weights", &e, name, d_u, 0, ref.d_u + first * H, wide * H);
     void *d_inputs = room(rows * width, size);
@@ -262,7 +262,7 @@ static void check_outer(int variant, int bf16, int threads, int n, int m, int co
             for (int j = 0; j < columns; j++)
                 expected[(size_t)i * columns + j] += stored(a, bf16, k * a_row + i) * stored(b, bf16, (size_t)k * columns + j);
     float *c = room((size_t)m * columns, 4);
-    void *scratch = room(cw_outer_bytes(bf16, n, m, columns), 1);
+    void *scratch = room(cw_outer_bytes(variant, bf16, threads, n, m, columns), 1);
     cw_outer(variant, bf16, threads, n, m, columns, a, a_row, b, columns, scratch, c);
     far_apart("outer product", &e, cw_variant_name(variant), c, 0, expected, (size_t)m * columns);
     void *all[] = {a, b, expected, c, scratch};
@@ -462,8 +462,8 @@ static uint64_t check_head(int variant, int bf16, int threads, int rows, int bat
         }
         free(row);
     }
-    void *scratch = room(cw_head_bytes(bf16, threads, rows, vocabulary, units, masks), 1);
-    void *less = room(cw_head_bytes(bf16, threads, rows, vocabulary, units, 0), 1);
+    void *scratch = room(cw_head_bytes(variant, bf16, threads, rows, vocabulary, units, masks), 1);
+    void *less = room(cw_head_bytes(variant, bf16, threads, rows, vocabulary, units, 0), 1);
     const float *used = masks ? mask : NULL;
     const cw_ngrams *votes = contexts ? &ngrams : NULL;
     const double sum = cw_head(variant, bf16, threads, rows, batch, vocabulary, units, x, used, weight, bias, votes, targets,
@@ -1250,12 +1250,14 @@ int main(void) {
                             check(variant, (example){cell, bf16, sizes[i][0], sizes[i][1], sizes[i][2], 5, threads,
                                                      flags & 1, flags >> 1 > 0, flags >> 2});
         for (int bf16 = 0; bf16 < 2; bf16++)
-            for (int threads = 1; threads <= 3; threads++, count += 11) {
+            for (int threads = 1; threads <= 3; threads++, count += 13) {
                 check_outer(variant, bf16, threads, 1, 1, 16);
                 check_outer(variant, bf16, threads, 5, 67, 48);
                 check_outer(variant, bf16, threads, 2049, 24, 80);
                 check_outer(variant, bf16, threads, 70, 66, 64);
                 check_outer(variant, bf16, threads, 70, 40, 128);
+                check_outer(variant, bf16, threads, 400, 410, 528);  /* several blocks with tiles */
+                check_outer(variant, bf16, threads, 2049, 5, 4112); /* b in two pieces with tiles */
                 check_loss(variant, bf16, threads, 1, 2, 0);
                 check_loss(variant, bf16, threads, 7, 66, 0);
                 check_loss(variant, bf16, threads, 33, 160, 0);

@@ -33,7 +33,7 @@ __all__ = [
     "load",
 ]
 
-ABI = 16
+ABI = 17
 CELL_CODES = {"gru": 0, "lstm": 1, "rnn": 2, "igru": 3}
 UNITS_MULTIPLE = 16
 """The kernels require a number of units that is a multiple of this; callers pad with zeros."""
@@ -101,9 +101,9 @@ class Kernels:
             self.variant, ctypes.byref(layer), ctypes.c_void_p(scratch), ctypes.c_void_p(to)
         )  # fmt: skip
 
-    def outer_bytes(self, n: int, m: int, columns: int, *, bf16: bool) -> int:
+    def outer_bytes(self, n: int, m: int, columns: int, *, bf16: bool, threads: int) -> int:
         """The size of the scratch memory of `outer` in bytes."""
-        return int(self.library.cw_outer_bytes(int(bf16), n, m, columns))
+        return int(self.library.cw_outer_bytes(self.variant, int(bf16), threads, n, m, columns))
 
     def outer(
         self, n: int, m: int, columns: int, *, bf16: bool, threads: int, a: int, a_row: int, b: int, b_row: int,
@@ -147,7 +147,7 @@ class Kernels:
 
     def head_bytes(self, threads: int, rows: int, vocabulary: int, units: int, *, bf16: bool, masked: bool) -> int:
         """The size of the scratch memory of `head` in bytes."""
-        return int(self.library.cw_head_bytes(int(bf16), threads, rows, vocabulary, units, int(masked)))
+        return int(self.library.cw_head_bytes(self.variant, int(bf16), threads, rows, vocabulary, units, int(masked)))
 
     def head(
         self, rows: int, batch: int, vocabulary: int, units: int, *, bf16: bool, threads: int, x: int, mask: int | None,

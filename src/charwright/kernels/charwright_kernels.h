@@ -18,7 +18,7 @@
 
 enum { CW_GRU = 0, CW_LSTM = 1, CW_RNN = 2, CW_IGRU = 3 };
 
-#define CW_ABI 16
+#define CW_ABI 17
 
 /* The storage type of weights and activations, and of the products' operands. */
 #define CW_F32 0
@@ -82,7 +82,7 @@ CW_PUBLIC void cw_input_gradient(int variant, const cw_layer *layer, void *d_inp
 CW_PUBLIC void cw_weight_gradient(int variant, const cw_layer *layer, void *scratch, float *d_weights);
 /* The gradient of weights: c (m, columns) float32 = a (n, m) transposed times b (n, columns), both in storage with row
  * strides a_row and b_row in elements; `columns` is a multiple of 16. `scratch` has cw_outer_bytes. */
-CW_PUBLIC size_t cw_outer_bytes(int bf16, int n, int m, int columns);
+CW_PUBLIC size_t cw_outer_bytes(int variant, int bf16, int threads, int n, int m, int columns);
 CW_PUBLIC void cw_outer(int variant, int bf16, int threads, int n, int m, int columns, const void *a, size_t a_row,
                         const void *b, size_t b_row, void *scratch, float *c);
 /* A linear layer, y = x times the transposed weight, + bias; `inputs` and `outputs` are multiples of 16, and there is at least
@@ -128,7 +128,8 @@ CW_PUBLIC double cw_cross_entropy(int variant, int bf16, int threads, int rows, 
  * written to d_logits (rows, vocabulary), d_x and d_weight. x, d_logits and d_x are in storage, all else float32. `units`
  * is a multiple of 16. Scratch: cw_head_bytes, where `masked` is whether there are a mask and gradients. Returns the sum of
  * the losses. */
-CW_PUBLIC size_t cw_head_bytes(int bf16, int threads, int rows, int vocabulary, int units, int masked);
+CW_PUBLIC size_t cw_head_bytes(int variant, int bf16, int threads, int rows, int vocabulary, int units,
+                               int masked);
 CW_PUBLIC double cw_head(int variant, int bf16, int threads, int rows, int batch, int vocabulary, int units, const void *x,
                          const float *mask, const float *weight, const float *bias, const cw_ngrams *ngrams,
                          const int64_t *targets, float scale, float *losses, void *d_logits, void *d_x, float *d_weight,

@@ -197,12 +197,15 @@ static int slice(int n, int deepest) {
     return (depth + 31) / 32 * 32;
 }
 
-size_t cw_outer_bytes(int bf16, int n, int m, int columns) {
-    return (size_t)slice(n, DEEPEST) * ((m + 15) / 16 * 16 + columns) * (bf16 ? 2 : 4);
-}
-
 static int outer_depth(int variant, int bf16, int n) {
     return slice(n, bf16 && variants[variant]->shape.tiles ? DEEPEST_TILES : DEEPEST);
+}
+
+size_t cw_outer_bytes(int variant, int bf16, int threads, int n, int m, int columns) {
+    const int depth = outer_depth(variant, bf16, n);
+    if (bf16 && variants[variant]->shape.tiles)
+        return (size_t)cw_packed_together(n, depth, columns) * columns * 2 + threads * CW_BLOCK_BYTES(depth);
+    return (size_t)depth * ((m + 15) / 16 * 16 + columns) * (bf16 ? 2 : 4);
 }
 
 static void outer(int variant, int bf16, int threads, cw_outer_job *job) {
@@ -246,7 +249,8 @@ static size_t lay_out_linear(int variant, int backward, char *scratch, cw_linear
     job->gradient = layer->d_y;
     if (layer->curved || (bf16 && layer->wide))
         job->gradient = part(scratch, &used, (size_t)layer->rows * layer->outputs * size);
-    job->outer_scratch = part(scratch, &used, cw_outer_bytes(bf16, layer->rows, layer->outputs, layer->inputs));
+    job->outer_scratch = part(scratch, &used, cw_outer_bytes(variant, bf16, layer->threads, layer->rows, layer->outputs,
+                                                           layer->inputs));
     job->outer_depth = outer_depth(variant, bf16, layer->rows);
     return used;
 }
@@ -301,7 +305,7 @@ static size_t head_scratch(int bf16, int vocabulary, int units) {
 }
 
 /* Divide the working memory of an output layer; returns its size. */
-static size_t lay_out_head(int bf16, int threads, int masked, char *scratch, cw_head_job *job) {
+static size_t lay_out_head(int variant, int bf16, int threads, int masked, char *scratch, cw_head_job *job) {
     const int rows = job->loss.rows, vocabulary = job->loss.vocabulary;
     const size_t size = bf16 ? 2 : 4, units = job->units, columns = (size_t)vocabulary + 31;
     size_t used = 0;
@@ -309,14 +313,15 @@ static size_t lay_out_head(int bf16, int threads, int masked, char *scratch, cw_
     job->backward = part(scratch, &used, columns * units * size);
     job->scratch_bytes = head_scratch(bf16, vocabulary, job->units);
     job->scratch = part(scratch, &used, threads * job->scratch_bytes);
-    if (bf16) job->outer_scratch = part(scratch, &used, cw_outer_bytes(bf16, rows, vocabulary, job->units));
+    if (bf16)
+        job->outer_scratch = part(scratch, &used, cw_outer_bytes(variant, bf16, threads, rows, vocabulary, job->units));
     if (bf16 && masked) job->masked = part(scratch, &used, rows * units * size);
     return used;
 }
 
-size_t cw_head_bytes(int bf16, int threads, int rows, int vocabulary, int units, int masked) {
+size_t cw_head_bytes(int variant, int bf16, int threads, int rows, int vocabulary, int units, int masked) {
     cw_head_job job = {.loss = {.rows = rows, .vocabulary = vocabulary}, .units = units};
-    return lay_out_head(bf16, threads, masked, NULL, &job);
+    return lay_out_head(variant, bf16, threads, masked, NULL, &job);
 }
 
 double cw_head(int variant, int bf16, int threads, int rows, int batch, int vocabulary, int units, const void *x,
@@ -325,7 +330,7 @@ double cw_head(int variant, int bf16, int threads, int rows, int batch, int voca
     cw_loss_job loss = {rows, vocabulary, d_bias != NULL, d_logits, bias, ngrams, targets, scale, losses, d_bias, NULL};
     cw_head_job job = {.loss = loss, .units = units, .batch = batch, .x = x, .weight = weight, .mask = mask, .d_x = d_x,
                        .d_weight = d_weight, .outer_depth = outer_depth(variant, bf16, rows)};
-    lay_out_head(bf16, threads, mask && d_bias, scratch, &job);
+    lay_out_head(variant, bf16, threads, mask && d_bias, scratch, &job);
     cw_parallel(threads, variants[variant]->head[bf16], &job);
     double sum = 0;
     for (int n = 0; n < rows; n++) sum += losses[n];

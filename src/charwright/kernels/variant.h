@@ -46,6 +46,18 @@ typedef struct {
     float *c;
 } cw_outer_job;
 
+/* With tiles each thread sums blocks of at most 24 groups of 16 rows and 32 vectors of 16 columns: 786 KB, and 300 KB of
+ * packed rows and 400 KB of packed columns for it. */
+#define CW_BLOCK_GROUPS 24
+#define CW_BLOCK_VECTORS 32
+#define CW_BLOCK_BYTES(depth) \
+    ((size_t)CW_BLOCK_GROUPS * 16 * (depth) * sizeof(uint16_t) + CW_BLOCK_GROUPS * CW_BLOCK_VECTORS * 256 * sizeof(float))
+/* How many values of n are packed at once for all columns: whole slices, at most 16 MB unless one slice is larger. */
+static inline int cw_packed_together(int n, int depth, int columns) {
+    const int slices = (n + depth - 1) / depth, most = (int)(16000000 / sizeof(uint16_t) / columns / depth);
+    return (most < 1 ? 1 : most < slices ? most : slices) * depth;
+}
+
 typedef struct {
     int rows, vocabulary, wanted;
     void *logits;

@@ -322,9 +322,8 @@ class _NativeLayer(torch.autograd.Function):
 def _weight_gradient(kernels: Kernels, layer: Layer, weights: Tensor) -> Tensor:
     """The gradient of U (P * H, H) float32 from all steps at once, after backward."""
     rows, units = weights.shape
-    scratch = borrow(
-        (kernels.outer_bytes(layer.steps * layer.batch, rows, units, bf16=bool(layer.bf16)),), torch.uint8
-    )  # fmt: skip
+    size = kernels.outer_bytes(layer.steps * layer.batch, rows, units, bf16=bool(layer.bf16), threads=layer.threads)
+    scratch = borrow((size,), torch.uint8)
     result = torch.empty(rows, units)
     kernels.weight_gradient(layer, scratch.data_ptr(), result.data_ptr())
     give_back(scratch)

@@ -18,10 +18,11 @@ def outer(kernels: Kernels, a: Tensor, b: Tensor) -> Tensor:
     K must be a multiple of `UNITS_MULTIPLE`, and both must have the same type, float32 or bfloat16.
     """
     (n, m), columns, bf16 = a.shape, b.shape[1], a.dtype == torch.bfloat16
-    scratch = borrow((kernels.outer_bytes(n, m, columns, bf16=bf16),), torch.uint8)
+    threads = torch.get_num_threads()
+    scratch = borrow((kernels.outer_bytes(n, m, columns, bf16=bf16, threads=threads),), torch.uint8)
     result = torch.empty(m, columns)
     kernels.outer(
-        n, m, columns, bf16=bf16, threads=torch.get_num_threads(), a=a.data_ptr(), a_row=a.stride(0), b=b.data_ptr(),
+        n, m, columns, bf16=bf16, threads=threads, a=a.data_ptr(), a_row=a.stride(0), b=b.data_ptr(),
         b_row=b.stride(0), scratch=scratch.data_ptr(), c=result.data_ptr(),
     )  # fmt: skip
     give_back(scratch)
