@@ -156,7 +156,10 @@ def test_a_text_that_is_too_short_is_refused(vocabulary: Vocabulary, text: str, 
         cw.evaluate(make_model(len(vocabulary)), vocabulary, text, protocol)
 
 
-@pytest.mark.parametrize("protocol", ["", "windows", "windows-", "windows-0", "windows--3", "windows-x", "carried-3"])
+@pytest.mark.parametrize(
+    "protocol",
+    ["", "windows", "windows-", "windows-0", "windows--3", "windows-x", "carried-3", f"windows-{'1' * 5000}"],
+)
 def test_an_unknown_protocol_is_refused(protocol: str) -> None:
     with pytest.raises(UsageError, match="carried, windows-N"):
         cw.evaluate(make_model(3), Vocabulary("ab"), "abab", protocol)

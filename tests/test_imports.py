@@ -25,6 +25,7 @@ RANKS = {
     "threads": 0,
     "signals": 0,
     "locks": 0,
+    "processes": 0,
     "storage": 0,
     "terminal_bar": 0,
     "webpage": 0,
@@ -57,7 +58,7 @@ SIBLINGS = {
     ("config", "schema"),
     ("config", "passages"),
     ("storage", "errors"),
-    ("storage", "locks"),
+    ("storage", "processes"),
     ("locks", "errors"),
     ("model", "kernels"),
     ("run", "run_config"),
@@ -70,7 +71,7 @@ SIBLINGS = {
 FORBIDDEN = {("training", "run"), ("training", "run_config"), ("data", "kernels"), ("planning", "run")}
 
 MAY_OPEN = {f"data/{name}.py" for name in ("parts", "byte_streams", "named", "map_writer", "mapped_ids", "text_cache")}
-MAY_OPEN |= {"storage.py", "locks.py", "compose/text_file.py", "model/features.py"}
+MAY_OPEN |= {"storage.py", "locks.py", "processes.py", "compose/text_file.py", "model/features.py"}
 MAY_OPEN |= {"webpage/template.py", "training/sums.py"}
 MAY_OPEN |= {f"interop/{name}.py" for name in ("keras_files", "tensorflow_import", "numpy_export")}
 OPENS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "fdopen", "load_file", "save_file", "fromfile"}
@@ -90,6 +91,7 @@ WITHOUT_TORCH = (
     "terminal_bar",
     "webpage",
     "locks",
+    "processes",
     "run_config",
     "run_place",
     "run",

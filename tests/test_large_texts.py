@@ -49,6 +49,7 @@ from charwright.data.vocabularies import make_vocabulary
 from charwright.errors import CharwrightError, CorpusError, CorpusNotFoundError, DecodingError, MissingExtraError
 from charwright.generation.novelty import CopyGuard, measure_novelty
 from charwright.planning.profile import TextProfile
+from charwright.processes import number_space
 from charwright.run import Run
 from commands import SMALL, TEXT, Terminal
 
@@ -528,12 +529,33 @@ def test_the_same_text_from_another_place_is_kept_once(tmp_path: Path, places: P
 
 def test_what_a_killed_preparation_left_is_removed_by_the_next(places: Places, mixed: Path) -> None:
     folder = cache_of(places).folder
-    for name in (".999999999-ab12.new", f".{os.getpid()}-cd34.new", f".{os.getppid()}-ef56.new"):
+    here = number_space()
+    running = f".{os.getppid()}-{here}12345678.new"  # Another process is still preparing it.
+    elsewhere = [f".999999999-0a0a0a0a{digits}.new" for digits in ("12345678", "87654321")]
+    for name in (f".999999999-{here}12345678.new", f".{os.getpid()}-{here}12345678.new", running, *elsewhere):
         (folder / name).mkdir(parents=True)
         (folder / name / IDS).write_bytes(b"half")
+    for path in (folder / elsewhere[1], folder / elsewhere[1] / IDS):
+        os.utime(path, (0, time.time() - 100_000))
     open_corpus(mixed, None, places)
-    left = [path.name for path in folder.glob(".*.new")]
-    assert left == [f".{os.getppid()}-ef56.new"]  # Another process is still preparing it.
+    assert {path.name for path in folder.glob(".*.new")} == {running, elsewhere[0]}
+
+
+def test_a_text_is_moved_without_an_open_file(places: Places, mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows refuses to move a folder that has one, and a file that is open."""
+    rename, moved = Path.rename, []
+
+    def careful(self: Path, target: Path) -> Path:
+        opened = [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.exists()]
+        assert not [path for path in opened if path.is_relative_to(self.resolve())]
+        moved.append(target)
+        return rename(self, target)
+
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("this system does not list the open files of a process")
+    monkeypatch.setattr(Path, "rename", careful)
+    open_corpus(mixed, None, places)
+    assert moved
 
 
 def test_what_was_left_within_a_text_is_removed_too(places: Places, mixed: Path) -> None:

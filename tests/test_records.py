@@ -78,6 +78,7 @@ class TestDividing:
             ("a--b", RecordsConfig("%%"), "only 1 record"),
             (" \n\n", RecordsConfig("line"), "only 0 records"),
             ("fr\tMarie\nHans\n", RecordsConfig("line", "first"), "record 2 has no tab.*'Hans'"),
+            ("Part 1 of Part 2 of Part 3", RecordsConfig("/(?=Part )/"), "matches no character, so nothing ends"),
             ("fr\tMarie\n\tHans\n", RecordsConfig("line", "first"), "record 2 has an empty column"),
         ],
     )
@@ -85,7 +86,7 @@ class TestDividing:
         with pytest.raises(CorpusError, match=message):
             Records.parse(text, config)
 
-    @pytest.mark.parametrize("records", ["", "/(/", "/a*/"])
+    @pytest.mark.parametrize("records", ["", "/(/", "/a*/", "/a{99999999999999999999}/", f"/{'(' * 5000}{')' * 5000}/"])
     def test_what_ends_nothing_is_refused(self, records: str) -> None:
         with pytest.raises(ConfigError, match="--records"):
             RecordsConfig(records)

@@ -12,7 +12,9 @@ import select
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,8 +35,9 @@ from charwright.errors import (
     RunExistsError,
     RunLockedError,
     RunNotFoundError,
+    UsageError,
 )
-from charwright.locks import alone_in, holder
+from charwright.locks import alone_in, holder, is_free
 from charwright.run import Run
 from charwright.run_config import Parent, RunConfig
 from charwright.storage import KINDS, read_arrays, whole_folder, write_arrays, write_json
@@ -108,6 +111,21 @@ def test_save_writes_a_model_trained_with_fit(tmp_path: Path) -> None:
     assert (again.model, again.config.characters, again.config.sha256) == (MODEL, 6, corpus.sha256)
     assert again.weights().keys() == weights().keys()
     assert Run.open(Run.save(tmp_path / "plain", MODEL, weights(), VOCABULARY).folder).config.sources == ()
+
+
+@pytest.mark.parametrize("change", ["float64", "nan", "shape", "missing"])
+def test_save_refuses_what_it_could_not_load(run: Run, change: str) -> None:
+    arrays = weights()
+    name = next(iter(arrays))
+    if change == "missing":
+        del arrays[name]
+    else:
+        array = arrays[name]
+        changed = {"float64": array.astype(np.float64), "nan": array * np.float32("nan"), "shape": array[:1]}[change]
+        arrays[name] = changed
+    with pytest.raises(UsageError, match=name):
+        Run.save(run.folder, MODEL, arrays, VOCABULARY, force=True)
+    assert Run.open(run.folder).weights().keys() == weights().keys()
 
 
 def test_the_parent_of_a_run_round_trip(tmp_path: Path) -> None:
@@ -887,6 +905,26 @@ def test_a_lock_on_a_full_disk_holds_without_a_name(run: Run) -> None:
             error_of(lambda: Run.create(run.folder, run_config(), VOCABULARY, force=True), RunLockedError)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_who_asks_whether_a_folder_is_free_keeps_nobody_out(run: Run) -> None:
+    (run.folder / ".lock").touch()
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            is_free(run.folder)
+
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask)
+        try:
+            for _ in range(300):
+                with alone_in(run.folder):
+                    pass
+                (run.folder / ".lock").touch()
+        finally:
+            done.set()
+        asking.result()
 
 
 def test_a_lock_whose_file_was_removed_is_taken_anew(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

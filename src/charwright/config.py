@@ -74,7 +74,7 @@ class RecordsConfig(Config):
         if (expression := self.expression) is not None:
             try:
                 empty = re.compile(expression).match("")
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise ConfigError(f"--records {self.records} is not a regular expression: {error}") from error
             if empty:
                 raise ConfigError(f"--records {self.records} matches nothing at all, and so ends no record")

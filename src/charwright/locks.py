@@ -26,6 +26,8 @@ HELD = {errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK}
 without protection."""
 
 POLL_S = 0.005  # between two attempts at a lock that is held for a moment only
+ATTEMPTS = 8
+"""More attempts at the lock of a folder: who only asks whether it is free holds it for a moment."""
 
 FAR = 1 << 30  # Windows locks bytes against reading too, so the locked one lies beyond what is written.
 
@@ -89,7 +91,7 @@ def is_free(folder: Path) -> bool:
     except OSError:
         return True
     with file:
-        return _lock(file)
+        return _lock(file, shared=True)
 
 
 def holder(folder: Path) -> str:
@@ -101,19 +103,6 @@ def holder(folder: Path) -> str:
     return f"process {process} on {host.strip()}"
 
 
-def is_running(process: int) -> bool:
-    """Whether another process of this number is running; always False on Windows, which has no harmless signal."""
-    if process == os.getpid() or os.name == "nt":
-        return False
-    try:
-        os.kill(process, 0)
-    except PermissionError:
-        return True
-    except (OSError, OverflowError):
-        return False
-    return True
-
-
 def _opened(path: Path) -> BinaryIO:
     try:
         return path.open("ab+")
@@ -123,14 +112,19 @@ def _opened(path: Path) -> BinaryIO:
 
 def _acquired(path: Path) -> BinaryIO | None:
     """The locked file; None if another process holds it."""
+    asked = 0
     while True:
         file = _opened(path)
         if not _lock(file):
             file.close()
-            return None
-        if _is_at(file, path):
+            if asked == ATTEMPTS:
+                return None
+            asked += 1
+            time.sleep(POLL_S)
+        elif _is_at(file, path):
             return file
-        file.close()  # Its holder removed it between our opening and locking it.
+        else:
+            file.close()  # Its holder removed it between our opening and locking it.
 
 
 def _release(file: BinaryIO, path: Path) -> None:
@@ -157,7 +151,8 @@ def _write_holder(file: BinaryIO) -> None:
         file.flush()
 
 
-def _lock(file: BinaryIO) -> bool:
+def _lock(file: BinaryIO, *, shared: bool = False) -> bool:
+    """Whether the file could be locked; `shared` locks it against all but other shared locks, except on Windows."""
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -167,7 +162,7 @@ def _lock(file: BinaryIO) -> bool:
         else:
             import fcntl
 
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         return error.errno not in HELD
     return True

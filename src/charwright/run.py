@@ -33,6 +33,7 @@ from charwright.errors import (
     DamagedRunError,
     RunError,
     RunNotFoundError,
+    UsageError,
     VocabularyError,
 )
 from charwright.locks import is_free
@@ -141,11 +142,14 @@ class Run:
         `texts` cannot be read again and are kept, as UTF-8 at their paths within the folder.
 
         Raises:
+            UsageError: when the weights are not those of such a model.
             RunExistsError: when the folder exists and is not a run, or `force` is not given.
             RunLockedError: when another process trains in it.
             RunError: when the system refuses; everything is as it was before.
         """
         path = Path(folder)
+        if weights is not None and (problem := _problem_of(weights, config.recipe.model, vocabulary)):
+            raise UsageError(f"this model cannot be saved: {problem}")
         with new_place(path, force=force) as place:
             write_json(place / "vocabulary.json", vocabulary.to_json())
             for location, text in (texts or {}).items():
@@ -260,14 +264,8 @@ class Run:
         Raises:
             DamagedRunError: naming the file and the damaged weight.
         """
-        expected = self.model.weight_shapes(len(self.vocabulary))
-        for name in sorted(set(arrays) ^ set(expected)):
-            raise DamagedRunError(f"{path}: the weight {name!r} is {'unknown' if name in arrays else 'missing'}")
-        for name, shape in expected.items():
-            if arrays[name].shape != shape:
-                raise DamagedRunError(f"{path}: the weight {name!r} has shape {arrays[name].shape}, not {shape}")
-            if not np.isfinite(arrays[name]).all():
-                raise DamagedRunError(f"{path}: the weight {name!r} has a value that is not finite")
+        if problem := _problem_of(arrays, self.model, self.vocabulary):
+            raise DamagedRunError(f"{path}: {problem}")
 
     def write_weights(self, weights: Arrays) -> None:
         """Write the weights to use."""
@@ -368,6 +366,22 @@ def _fill_checkpoint(folder: Path, step: int, arrays: Mapping[str, Arrays], posi
         write_arrays(folder / f"{name}.safetensors", group)
     write_json(folder / "position.json", dict(position))
     write_manifest(folder, step)
+
+
+def _problem_of(arrays: Arrays, model: ModelConfig, vocabulary: Vocabulary) -> str | None:
+    """What keeps arrays from being the weights of a model; None if they are."""
+    expected = model.weight_shapes(len(vocabulary))
+    for name in sorted(set(arrays) ^ set(expected)):
+        return f"the weight {name!r} is {'unknown' if name in arrays else 'missing'}"
+    for name, shape in expected.items():
+        array = arrays[name]
+        if array.shape != shape:
+            return f"the weight {name!r} has shape {array.shape}, not {shape}"
+        if array.dtype != np.float32:
+            return f"the weight {name!r} is {array.dtype}, not float32"
+        if not np.isfinite(array).all():
+            return f"the weight {name!r} has a value that is not finite"
+    return None
 
 
 def _keep_text(path: Path, text: Text) -> None:

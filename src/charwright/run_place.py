@@ -21,7 +21,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from charwright.errors import RunError, RunExistsError, RunLockedError
-from charwright.locks import LOCK, alone_in, check_free, is_running
+from charwright.locks import LOCK, alone_in, check_free
+from charwright.processes import is_running
 from charwright.storage import remove_temporary_files, sync_folder
 
 OF_A_CREATION = {LOCK, "vocabulary.json", "model.safetensors", "corpus"}

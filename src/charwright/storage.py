@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from charwright.errors import DamagedRunError, RunError
-from charwright.locks import is_running
+from charwright.processes import is_running
 
 FORMAT = 1
 UNSYNCED = {errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
@@ -33,10 +33,10 @@ Arrays = dict[str, npt.NDArray[np.float32]]
 Checked = TypeVar("Checked", str, int, dict[str, Any], list[Any])
 
 
-def write_file(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None:
+def write_file(path: Path, data: bytes | Iterable[bytes | memoryview], mode: int | None = None) -> None:
     """Write a file atomically: a temporary file, flushed and moved into place; then the folder's entry is flushed.
 
-    `data` may come in parts.
+    `data` may come in parts. With `mode`, the file has these permissions before it has any content.
 
     Raises:
         RunError: when the system refuses; an existing file is unchanged.
@@ -44,6 +44,9 @@ def write_file(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
+            if mode is not None:
+                with suppress(OSError):  # Not every file system has them.
+                    temporary.chmod(mode)
             file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())

@@ -18,7 +18,7 @@ from charwright.data.byte_vocabulary import ByteVocabulary
 from charwright.data.labels import LabelledVocabulary
 from charwright.errors import ForeignModelError
 from charwright.generation.engine import Engine
-from charwright.interop.model_card import model_card, records_of
+from charwright.interop.model_card import find_card, model_card, records_of
 from charwright.interop.numpy_export import npz_bytes
 from charwright.model.language_model import LanguageModel
 from charwright.ngrams import MULTIPLIERS
@@ -386,3 +386,10 @@ class TestExport:
         result = charwright("export", run.folder, "--to", to, "--out", tmp_path / "x")
         assert f"pip install 'charwright[{extra}]'" in result.line
         assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_a_card_in_a_foreign_file_may_be_anything() -> None:
+    ours = b'{"made_by": "charwright 0.2.0", "cell": "gru"}'
+    for strange in (b'{"made_by":' + b"[" * 200_000 + b"]" * 200_000 + b"}", b'{"made_by', b'{"made_by": 3}'):
+        assert find_card([strange]) == {}
+        assert find_card([strange, ours])["cell"] == "gru"

@@ -55,14 +55,17 @@ def test_rescue_uses_a_numbered_name_if_the_name_is_taken(tmp_path: Path, monkey
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such file modes")
-def test_saving_keeps_the_mode_of_the_file(tmp_path: Path) -> None:
+def test_saving_keeps_the_mode_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "diary.txt"
     path.write_bytes(b"\xef\xbb\xbfDear\r\ndiary")
     path.chmod(0o600)
     file = TextFile(path)
     assert file.read() == "Dear\ndiary"
+    seen = []
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda new, old: (seen.append(new.stat().st_mode), replace(new, old))[1])
     file.save("Dear\ndiary,", path)
-    assert path.stat().st_mode & 0o777 == 0o600
+    assert [mode & 0o777 for mode in (*seen, path.stat().st_mode)] == [0o600, 0o600], "also before it is in its place"
 
 
 def test_unusable_paths_and_encodings(tmp_path: Path) -> None:

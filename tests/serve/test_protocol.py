@@ -116,6 +116,41 @@ def test_head_that_is_too_large_at_once_gets_431(serve: Any, before: bytes, wher
             assert statuses(client, 2 if before else 1)[-1] == status
 
 
+@pytest.mark.parametrize("waited_for", [True, False])
+def test_what_follows_a_body_has_an_end(serve: Any, waited_for: bool) -> None:
+    running = serve()
+    head = HEAD if waited_for else HEAD.replace(b"application/json", b"text/plain")
+    with Raw(running) as client:
+        client.send(head + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n")
+        sent = 0
+        with suppress(OSError):
+            while sent < 1 << 20:
+                client.send(b"x: y\r\n" * 1000)
+                sent += 6000
+                time.sleep(0.005)
+        assert sent < 300_000
+    assert running.complete().status == 200
+
+
+def test_fields_after_a_body_are_no_headers(serve: Any) -> None:
+    running = serve()
+    head, body = HEAD.replace(b"Content-Type: application/json\r\n", b""), CHUNKED.removesuffix(b"\r\n")
+    with Raw(running) as client:
+        client.send(head + body + b"Content-Type: application/json\r\n\r\n")
+        assert statuses(client, 1) == [b"415"]
+    with Raw(running) as client:
+        client.send(HEAD + body + b"Content-Type: text/plain\r\n\r\n")
+        assert statuses(client, 1) == [b"200"]
+
+
+def test_a_length_may_begin_with_zeros(serve: Any) -> None:
+    running = serve()
+    for digits, status in ((b"0" * 5000, b"200"), (b"9" * 15, b"413")):
+        with Raw(running) as client:
+            client.send(HEAD + b"Content-Length: " + digits + SIZED.removeprefix(b"Content-Length: "))
+            assert statuses(client, 1) == [status]
+
+
 @pytest.mark.parametrize("chunk", [b"zz\r\n", b"2\r\n{}zz\r\n"])
 def test_invalid_chunk_gets_400(serve: Any, log: io.StringIO, chunk: bytes) -> None:
     running = serve(log=RequestLog(as_json=True, prompts=False, stream=log))

@@ -71,10 +71,8 @@ class TextFile:
             raise RunError(f"{path} is not a regular file; choose another name")
         # Keyboard input that was not valid UTF-8 is written back as the same bytes. A symbolic link stays one.
         written = self._mark + text.replace("\n", self._newline)
-        write_file(Path(os.path.realpath(path)), written.encode("utf-8", "surrogateescape"))
-        if mode is not None:
-            with suppress(OSError):
-                path.chmod(mode)
+        permissions = None if mode is None else stat.S_IMODE(mode)
+        write_file(Path(os.path.realpath(path)), written.encode("utf-8", "surrogateescape"), permissions)
         self.path, self._text, self._fingerprint = path, text, _fingerprint(path)
 
     def rescue(self, text: str) -> Path | None:

@@ -243,6 +243,7 @@ class _Preparation:
         with writing(self._folder):
             self._start_flush()
             self._wait_for_disk()
+        self._writer.close()  # Windows does not move a folder with an open file.
         return Manifest(
             sha256=self._whole.hexdigest(),
             characters=self._writer.length,
@@ -291,7 +292,7 @@ class _Preparation:
     def _start_flush(self) -> None:
         """Have what is written so far brought to the disk; errors of the flush before are raised."""
         self._wait_for_disk()
-        self._flushing, self._unflushed = self._disk.submit(self._writer.flusher()), 0
+        self._flushing, self._unflushed = self._disk.submit(self._writer.flush), 0
 
     def _wait_for_disk(self) -> None:
         if self._flushing is not None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -33,6 +34,7 @@ class MapWriter:
         """
         self.path, self.width, self.length = path, 1, 0
         self._file: BinaryIO = path.open("wb", buffering=0)
+        self._flushing = Lock()  # The file is opened anew when its ids become wider.
         self._characters: list[str] = []
         self._counts = np.zeros(0, dtype=np.int64)
         self._table: npt.NDArray[Any] = np.full(UNICODE_SIZE, self._unseen, dtype=WIDTHS[1])
@@ -71,20 +73,14 @@ class MapWriter:
         """
         _write_all(self._file, ids.astype(WIDTHS[self.width], copy=False))
 
-    def flusher(self) -> Callable[[], None]:
-        """Return what sees that all ids so far are on disk; another thread may call it while this one goes on.
+    def flush(self) -> None:
+        """See that all ids so far are on disk; another thread may do it while this one goes on.
 
-        It raises OSError when the system refuses.
+        Raises:
+            OSError: when the system refuses.
         """
-        descriptor = os.dup(self._file.fileno())  # The file is opened anew when its ids become wider.
-
-        def flush() -> None:
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-
-        return flush
+        with self._flushing:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
@@ -126,10 +122,11 @@ class MapWriter:
         seen = self._table != unseen
         table[seen] = self._table[seen]
         self._table = table
-        self._file.close()
         narrow = self.path.with_suffix(".narrow")
-        self.path.rename(narrow)
-        self._file = self.path.open("wb", buffering=0)
+        with self._flushing:
+            self._file.close()
+            self.path.rename(narrow)
+            self._file = self.path.open("wb", buffering=0)
         with narrow.open("rb", buffering=0) as file:
             for data in _blocks(file):
                 _write_all(self._file, np.frombuffer(data, dtype=old).astype(WIDTHS[self.width]))

@@ -50,7 +50,8 @@ class Records:
         """Divide a text into records. Empty ones are left out.
 
         Raises:
-            CorpusError: when there are fewer than two records, or one has no label where labels are asked for.
+            CorpusError: when there are fewer than two records, when nothing ends them, or when one has no label where
+            labels are asked for.
         """
         pattern = _pattern_of(config)
         found = [piece for piece in _pieces(text, pattern, config.records) if piece.strip()]
@@ -153,6 +154,11 @@ def _pieces(text: str, pattern: re.Pattern[str], kind: str) -> Iterator[str]:
 def _usual_end(text: str, pattern: re.Pattern[str], kind: str) -> str:
     """What ends most records: an expression may match different texts."""
     [(end, _)] = Counter(match[0] for match in pattern.finditer(text)).most_common(1) or [(kind, 0)]
+    if not end:
+        raise CorpusError(
+            f"--records {kind} divides the text where it matches no character, so nothing ends a record; let it match "
+            r"a character there, such as the newline in '/\n(?=Chapter )/'"
+        )
     return end
 
 

@@ -103,7 +103,7 @@ def parse_protocol(protocol: str) -> int | None:
     if protocol == "carried":
         return None
     kind, _, number = protocol.partition("-")
-    if kind != "windows" or not number.isdecimal() or int(number) < 1:
+    if kind != "windows" or not number.isdecimal() or len(number) > 9 or int(number) < 1:
         raise UsageError(
             "--protocol must be carried, windows-N (windows-256, say), or records for a text in records, "
             f"not {protocol!r}"

@@ -59,7 +59,7 @@ def find_card(texts: Iterable[bytes]) -> Mapping[str, Any]:
         if text.startswith(b'{"made_by"'):
             try:
                 card = json.loads(text)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if str(card["made_by"]).startswith(MADE_BY):
                 return dict(card)

@@ -12,6 +12,7 @@ from charwright.serve.refusals import Refusal
 
 JSON = b"application/json"
 CLOSE = (b"connection", b"close")
+MOST_DIGITS = 18  # of a length in bytes
 
 
 def header(scope: Scope, name: bytes) -> bytes | None:
@@ -35,8 +36,8 @@ async def read_body(scope: Scope, receive: Receive, limits: ServiceConfig) -> by
     if (encoding := header(scope, b"content-encoding")) not in (None, b"identity"):
         message = f"the body must not be compressed ({(encoding or b'').decode('latin-1')})"
         raise Refusal(415, message, headers=[CLOSE])
-    declared = header(scope, b"content-length") or b"0"
-    if declared.isdigit() and int(declared) > limits.max_body_bytes:
+    declared = (header(scope, b"content-length") or b"").lstrip(b"0")
+    if declared.isdigit() and (len(declared) > MOST_DIGITS or int(declared) > limits.max_body_bytes):
         raise _too_large(limits)
     try:
         async with asyncio.timeout(limits.idle_s):

@@ -43,7 +43,8 @@ class LimitedProtocol(HttpToolsProtocol):
         transport.set_write_buffer_limits(high=0)  # However little the client has not read, the wait for it has an end.
         self._reading: TimerHandle | None = None
         self._writing: TimerHandle | None = None
-        self._head_bytes = 0
+        self._head_bytes = 0  # of the head that is read, or since the last part of the body
+        self._body_read = False  # whether there was a part of a body in the part that is read
         self._in_head = True  # or before it
         self._begun = False  # whether a part of a request has arrived
         self._completed = False  # whether a request was complete in the part that is read
@@ -63,17 +64,17 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         self._unset_keepalive_if_required()
         self.idle.pop(self, None)
-        before, self._completed = self._head_bytes, False
+        before, self._completed, self._body_read = self._head_bytes, False, False
         try:
             self._parse(memoryview(data))
         except HttpParserError:
             self._refuse_invalid()
             return
-        if self._in_head:
-            self._head_bytes = 0 if self._completed else before + len(data)
-            if self._head_bytes > MOST_HEAD_BYTES:
-                self._refuse(_large_head())
-                return
+        self._head_bytes = 0 if self._completed or self._body_read else before + len(data)
+        if self._head_bytes > MOST_HEAD_BYTES:
+            self._problem = _large_head() if self._in_head else _large_trailer()
+            self._refuse_invalid()
+            return
         if self._idle:
             self._wait_for_head()
             self._note_idle()
@@ -82,6 +83,16 @@ class LimitedProtocol(HttpToolsProtocol):
         """Begin with the head of a request."""
         self._begun = True
         super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Note a header. The fields after a body in chunks are none, and are ignored: the head was acted upon."""
+        if self._in_head:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body."""
+        self._body_read = True
+        super().on_body(body)
 
     def on_headers_complete(self) -> None:
         """Go on to the body, for which the application waits."""
@@ -264,6 +275,10 @@ class LimitedProtocol(HttpToolsProtocol):
 
 def _large_head() -> Refusal:
     return Refusal(431, f"the head of the request is larger than {MOST_HEAD_BYTES:,} bytes", reason="head")
+
+
+def _large_trailer() -> Refusal:
+    return Refusal(431, f"what follows the body of the request is larger than {MOST_HEAD_BYTES:,} bytes", reason="head")
 
 
 def _too_many() -> Refusal:

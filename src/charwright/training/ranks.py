@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from charwright.errors import RankError, UsageError
+from charwright.processes import started_at
 
 Made = TypeVar("Made")
 
@@ -258,7 +259,8 @@ def join(environment: Mapping[str, str]) -> Ranks:
         torch.cuda.set_device(local % torch.cuda.device_count())
     launch = environment["TORCHELASTIC_RUN_ID"]
     if launch == "none":  # Without --rdzv-id the process of torchrun, which survives restarts, tells starts apart.
-        launch = f"{socket.gethostname()}:{os.getppid()}"
+        torchrun = os.getppid()
+        launch = f"{socket.gethostname()}:{torchrun}:{started_at(torchrun)}"
     if size == 1:
         return Ranks(launch)
     # Each torchrun counts for itself, so several of them have no common number.
