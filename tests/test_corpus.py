@@ -171,6 +171,15 @@ class TestFolders:
         assert corpus.notes == ()
         assert [Path(source.location).name for source in corpus.sources] == ["1.txt", "2.md", "4.txt.gz", "3"]
 
+    def test_a_run_is_no_text(self, write, places, tmp_path):
+        write("book/1.txt", "one\n")
+        for run in ("book/runs/novel", "book/runs/novel-teachers/1"):
+            for name in ("config.json", "vocabulary.json", "log.jsonl", "checkpoints/step-1/position.json"):
+                write(f"{run}/{name}", "{}\n")
+        write("book/runs/notes.txt", "two\n")
+        assert read_corpus(tmp_path / "book", places=places).text == "one\ntwo\n"
+        assert "is a run, not a text" in complaint(CorpusError, tmp_path / "book/runs/novel", places=places)
+
     def test_glob_selects_by_name(self, write, places, tmp_path):
         write("book/1.txt", "one\n")
         write("book/deep/2.txt", "two\n")

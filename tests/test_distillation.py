@@ -388,8 +388,8 @@ def test_what_an_ensemble_refuses(charwright: Terminal, text: Path, folders: lis
     )
     out = ["--out", tmp_path / "new", "--steps", "2"]
     for words, message in (
-        ([text, "--ensemble", "65"], "from 1 to 64, not 65"),
-        ([text, "--ensemble", "-1", "--explain-plan"], "from 1 to 64, not -1"),
+        ([text, "--ensemble", "65"], "from 1 to 64, or 0 for one model, not 65"),
+        ([text, "--ensemble", "-1", "--explain-plan"], "from 1 to 64, or 0 for one model, not -1"),
         ([text, "--ensemble", "2", "--explain-plan", "--from", folders[0]], "leave out --from and --teacher"),
         ([text, "--ensemble", "0", "--written", "100"], "--written belongs to --teacher and --ensemble"),
         ([names, "--ensemble", "2"], "--records none"),

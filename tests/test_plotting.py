@@ -95,6 +95,27 @@ def test_what_a_resume_does_again_counts_once(tmp_path: Path) -> None:
         assert read_curve(tmp_path / "run").notes[1] == f"{tmp_path / 'run'} is still training"
 
 
+def test_a_resume_that_trains_nothing_is_not_noted(tmp_path: Path) -> None:
+    def resumed(step: int) -> dict[str, Any]:
+        return START | {"event": "resume", "step": step, "time_s": 120.0}
+
+    first, second = epoch(20, 2.0, 2.1), epoch(30, 1.5, 1.8)
+    events = [
+        START,
+        first,
+        resumed(20),
+        resumed(20),
+        second,
+        resumed(30),
+        END | {"step": 30},
+        resumed(30),
+        epoch(40, 1.2, 1.9),
+        END,
+    ]
+    curve = read_curve(write_run(tmp_path / "run", events))
+    assert curve.notes == (f"{tmp_path / 'run'} was resumed at steps 20, 30",)
+
+
 def test_a_run_without_validation(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [START, epoch(10, 3.0, None), epoch(40, 2.0, None), END])
     curves = cw.plot(run)
@@ -262,7 +283,7 @@ def test_a_file_is_replaced_only_with_force(whole: Path, tmp_path: Path) -> None
     assert curves.save(tmp_path / "x.pdf").read_bytes().startswith(b"%PDF")
     with pytest.raises(UsageError, match="choose another file"):
         curves.save("-")
-    for name, message in (("x.jpg", "does not end with .png, .svg, .pdf"), ("no/x.png", "there is no folder")):
+    for name, message in (("x.jpg", "does not end with .png, .svg or .pdf"), ("no/x.png", "there is no folder")):
         with pytest.raises((RunError, UsageError), match=message):
             curves.save(tmp_path / name)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["whole", "x.pdf", "x.png"]

@@ -417,6 +417,15 @@ class TestTraining:
             assert result.code == 0
             assert f"each of {400 if corpus else 40} records on its own" in result.out
 
+    def test_runs_on_different_records_are_compared_as_running_text(
+        self, charwright: Terminal, file: Path, tmp_path: Path
+    ) -> None:
+        for name, records in (("one", "line"), ("two", "none")):
+            charwright("train", file, "--out", tmp_path / name, "--steps", "3", "--records", records, *SMALL)
+        result = charwright("compare", tmp_path / "one", tmp_path / "two", file)
+        assert result.code == 0
+        assert "The runs differ in --records or --label, so the text is read as running text" in result.out
+
     def test_inspect_shows_them(self, charwright: Terminal, file: Path) -> None:
         result = charwright("inspect", file, "--records", "line", *SMALL)
         assert result.code == 0

@@ -20,8 +20,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from charwright.config import CorpusConfig, ModelConfig, Recipe, RecordsConfig
 from charwright.data.large_texts import AnyCorpus
 from charwright.data.mapped_text import MappedText
@@ -40,7 +38,7 @@ from charwright.locks import is_free
 from charwright.run_config import RunConfig, RunRecords
 from charwright.run_place import check_place, new_place, no_run_message, remove_leftovers
 from charwright.run_view import as_html, network
-from charwright.schema import flag
+from charwright.schema import flag, quoted
 from charwright.storage import (
     Arrays,
     append_json_line,
@@ -48,6 +46,7 @@ from charwright.storage import (
     check_manifest,
     checked,
     file_identity,
+    problem_of,
     read_arrays,
     read_json,
     read_json_lines,
@@ -101,11 +100,11 @@ class Run:
         if not (path / "config.json").is_file():
             raise RunNotFoundError(no_run_message(path))
         identity = file_identity(path / "config.json")
-        values = read_json(path / "config.json")
+        values = read_json(path / "config.json", BACKUP)
         check_format(values, str(path / "config.json"))
         config = RunConfig.from_json(values, str(path / "config.json"))
         try:
-            vocabulary = vocabulary_from_json(read_json(path / "vocabulary.json"))
+            vocabulary = vocabulary_from_json(read_json(path / "vocabulary.json", BACKUP))
         except VocabularyError as error:
             raise DamagedRunError(f"{path / 'vocabulary.json'}: {error}") from error
         if file_identity(path / "config.json") != identity:  # Its vocabulary may be that of another run.
@@ -123,7 +122,7 @@ class Run:
         for name, value in self.config.removed.items():
             raise RunError(
                 f"{self.folder} was trained with {flag(name)} {value:g}, which no longer exists, so it cannot "
-                f"resume; continue from its weights with: charwright train TEXT --from {self.folder}"
+                f"resume; continue from its weights with: charwright train TEXT --from {quoted(self.folder)}"
             )
 
     @classmethod
@@ -148,7 +147,7 @@ class Run:
             RunError: when the system refuses; everything is as it was before.
         """
         path = Path(folder)
-        if weights is not None and (problem := _problem_of(weights, config.recipe.model, vocabulary)):
+        if weights is not None and (problem := problem_of(weights, config.recipe.model.weight_shapes(len(vocabulary)))):
             raise UsageError(f"this model cannot be saved: {problem}")
         with new_place(path, force=force) as place:
             write_json(place / "vocabulary.json", vocabulary.to_json())
@@ -227,7 +226,8 @@ class Run:
         path = self.folder / "model.safetensors"
         if not self.has_weights:
             raise RunError(
-                f"{self.folder} has no trained weights yet; train it with: charwright train --resume {self.folder}"
+                f"{self.folder} has no trained weights yet; train it with: "
+                f"charwright train --resume {quoted(self.folder)}"
             )
         try:
             arrays = read_arrays(path)
@@ -235,7 +235,7 @@ class Run:
         except DamagedRunError as error:
             if not self._checkpoint_folders():
                 raise
-            raise DamagedRunError(f"{error}; charwright train --resume {self.folder} restores it") from error
+            raise DamagedRunError(f"{error}; charwright train --resume {quoted(self.folder)} restores it") from error
         finally:
             self._check_not_replaced()
         return arrays
@@ -264,7 +264,7 @@ class Run:
         Raises:
             DamagedRunError: naming the file and the damaged weight.
         """
-        if problem := _problem_of(arrays, self.model, self.vocabulary):
+        if problem := problem_of(arrays, self.model.weight_shapes(len(self.vocabulary))):
             raise DamagedRunError(f"{path}: {problem}")
 
     def write_weights(self, weights: Arrays) -> None:
@@ -353,6 +353,7 @@ class Run:
         return sorted(whole, key=lambda path: (_step_of(path), path.suffix == ""), reverse=True)
 
 
+BACKUP = "; copy it from a backup of the run, or train anew"  # Without these files a run is of no use.
 _CHECKPOINT = re.compile(r"step-(\d+)(\.old)?")
 
 
@@ -366,22 +367,6 @@ def _fill_checkpoint(folder: Path, step: int, arrays: Mapping[str, Arrays], posi
         write_arrays(folder / f"{name}.safetensors", group)
     write_json(folder / "position.json", dict(position))
     write_manifest(folder, step)
-
-
-def _problem_of(arrays: Arrays, model: ModelConfig, vocabulary: Vocabulary) -> str | None:
-    """What keeps arrays from being the weights of a model; None if they are."""
-    expected = model.weight_shapes(len(vocabulary))
-    for name in sorted(set(arrays) ^ set(expected)):
-        return f"the weight {name!r} is {'unknown' if name in arrays else 'missing'}"
-    for name, shape in expected.items():
-        array = arrays[name]
-        if array.shape != shape:
-            return f"the weight {name!r} has shape {array.shape}, not {shape}"
-        if array.dtype != np.float32:
-            return f"the weight {name!r} is {array.dtype}, not float32"
-        if not np.isfinite(array).all():
-            return f"the weight {name!r} has a value that is not finite"
-    return None
 
 
 def _keep_text(path: Path, text: Text) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from charwright.errors import RunError, RunExistsError, RunLockedError
 from charwright.locks import LOCK, alone_in, check_free
 from charwright.processes import is_running
+from charwright.schema import quoted
 from charwright.storage import remove_temporary_files, sync_folder
 
 OF_A_CREATION = {LOCK, "vocabulary.json", "model.safetensors", "corpus"}
@@ -212,4 +213,4 @@ def _clear(place: Path) -> None:
 def _exists_message(path: Path, is_run: bool) -> str:
     if not is_run:
         return f"{path} exists and is not a run; choose another with --out"
-    return f"{path} already holds a run; use --resume {path}, replace it with --force, or choose another --out"
+    return f"{path} already holds a run; use --resume {quoted(path)}, replace it with --force, or choose another --out"

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
+import shlex
+import subprocess
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -50,6 +53,11 @@ def random_seed(default: int | None, help_text: str) -> Any:
 def flag(name: str) -> str:
     """The command line's spelling of a field name."""
     return "--" + name.replace("_", "-")
+
+
+def quoted(path: str | os.PathLike[str]) -> str:
+    """A path as the shell takes it, for the commands that messages show."""
+    return subprocess.list2cmdline([os.fspath(path)]) if os.name == "nt" else shlex.quote(os.fspath(path))
 
 
 def field_names(*configs: type) -> list[str]:

@@ -171,6 +171,21 @@ def _bytes_of(array: npt.NDArray[Any]) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
+def problem_of(arrays: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """What keeps arrays from being weights of these names and shapes; None if they are."""
+    for name in sorted(set(arrays) ^ set(shapes)):
+        return f"the weight {name!r} is {'unknown' if name in arrays else 'missing'}"
+    for name, shape in shapes.items():
+        array = arrays[name]
+        if array.shape != shape:
+            return f"the weight {name!r} has shape {array.shape}, not {shape}"
+        if array.dtype != np.float32:
+            return f"the weight {name!r} is {array.dtype}, not float32"
+        if not np.isfinite(array).all():
+            return f"the weight {name!r} has a value that is not finite"
+    return None
+
+
 def read_arrays(path: Path) -> Arrays:
     """Read a safetensors file of float32 arrays.
 
@@ -220,20 +235,20 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     write_file(path, data + b"\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, advice: str = "") -> Any:
     """Read a JSON file.
 
     Raises:
-        DamagedRunError: when it is missing or not JSON.
+        DamagedRunError: when it is missing or not JSON, with advice after the message.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DamagedRunError(f"{path} is missing") from error
+        raise DamagedRunError(f"{path} is missing{advice}") from error
     except OSError as error:
         raise _unreadable(path, error) from error
     except (ValueError, RecursionError) as error:
-        raise DamagedRunError(f"{path} is damaged: {error}") from error
+        raise DamagedRunError(f"{path} is damaged: {error}{advice}") from error
 
 
 def _unreadable(path: Path, error: OSError) -> DamagedRunError:

@@ -144,6 +144,8 @@ def test_a_seed_out_of_range_is_refused(charwright: Terminal, trained: Path, cor
         (["export", "RUN"], "Choose from: onnx, saved-model"),
         (["generate", "RUN", "--adapt", "--prompt", ""], "--adapt learns from the prompt"),
         (["inspect", "TEXT", "--batch", "0"], "--batch must be at least 1"),
+        (["info", "RUN", "--machine"], "--machine shows this machine; leave out"),
+        (["info", "--machine", "--plot", "x.png"], "leave out --plot"),
     ],
 )
 def test_usage_errors_exit_with_2(

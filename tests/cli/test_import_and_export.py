@@ -80,6 +80,8 @@ class TestImport:
         out, short = tmp_path / "run", tmp_path / "short.txt"
         short.write_text("abc\n", encoding="utf-8")
         place = ["--out", out]
+        arrays = tmp_path / "arrays.npz"
+        np.savez(arrays, weight=np.zeros(3))
         (tmp_path / "cut.h5").write_bytes(keras_file.read_bytes()[:5000])
         (tmp_path / "tokens.json").write_text('["[UNK]", "a"]', encoding="utf-8")
         for words, complaint in (
@@ -93,6 +95,7 @@ class TestImport:
             ([tmp_path / "none.h5", *place, "--corpus", short], "does not exist"),
             ([tmp_path, *place, "--corpus", short], "is not a SavedModel and contains no checkpoint"),
             ([short, *place, "--corpus", short], "is not a model that can be imported"),
+            ([arrays, *place, "--corpus", short], "is not a model that can be imported"),
         ):
             result = charwright("import", *words)
             assert result.code in {1, 2}

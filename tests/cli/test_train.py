@@ -6,6 +6,8 @@ import bz2
 import io
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -285,6 +287,38 @@ def test_a_resume_restores_the_weights(charwright: Terminal, copy: Path, damage:
     assert "model.safetensors is written again from the checkpoint of step" in done.err
     assert weights.read_bytes() == before
     assert "written again" not in charwright("train", "--resume", copy).err
+
+
+def test_a_run_that_has_lost_its_checkpoints_keeps_its_weights(charwright: Terminal, copy: Path) -> None:
+    shutil.rmtree(copy / "checkpoints")
+    before = (copy / "model.safetensors").read_bytes()
+    result = charwright("train", "--resume", copy, "--steps", "500")
+    assert result.code == 1
+    assert f"{copy} has lost its checkpoints" in result.line
+    assert f"charwright train TEXT --from {copy}" in result.line
+    assert (copy / "model.safetensors").read_bytes() == before
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(charwright: Terminal, copy: Path) -> None:
+    shutil.rmtree(copy / "checkpoints")
+    lines = (copy / "log.jsonl").read_text("utf-8").splitlines(keepends=True)
+    (copy / "log.jsonl").write_text("".join(line for line in lines if '"checkpoint"' not in line), "utf-8")
+    assert charwright("train", "--resume", copy).code == 0
+    assert (copy / "checkpoints").exists()
+
+
+def test_a_run_is_no_text(charwright: Terminal, trained: Path, tmp_path: Path) -> None:
+    result = charwright("train", trained, "--out", tmp_path / "run", "--steps", "2")
+    assert result.code == 1
+    assert f"{trained} is a run, not a text; continue it with --resume or --from" in result.line
+    assert not (tmp_path / "run").exists()
+
+
+def test_commands_in_messages_can_be_pasted(charwright: Terminal, corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "my 空格 run"
+    result = charwright("train", corpus, "--out", out, "--steps", "2", *SMALL)
+    *_, command = result.err.splitlines()[-1].partition("generate with: charwright ")
+    assert charwright(*shlex.split(command), "--prompt", "a", "--length", "5").code == 0
 
 
 def test_a_validation_text_that_is_the_training_text(charwright: Terminal, corpus: Path, tmp_path: Path) -> None:

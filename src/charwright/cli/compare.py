@@ -79,8 +79,8 @@ def compare(
     """Evaluate each RUN on the same CORPUS, and show the best first.
 
     The arguments up to the last run are runs; the rest is the corpus. Without a corpus, runs that were trained on the
-    same text are evaluated on their validation text. Runs that were all trained on records are evaluated record by
-    record.
+    same text are evaluated on their validation text. Runs that were all trained with the same --records and
+    --label are evaluated record by record.
 
     Each difference to the best run is followed by its standard error; less than twice that is not significant.
     """
@@ -284,6 +284,8 @@ def _notes(rows: Sequence[Row], name: str, sha256: str, windows: int) -> Iterato
     records = rows[0].loss.records
     how = f"carried, and in windows of {windows}" if records is None else f"each of {records:,} records on its own"
     yield f"Per character, on {name} ({chars:,} characters predicted): {how}."
+    if records is None and len({row.run.config.recipe.records for row in rows}) > 1:
+        yield "The runs differ in --records or --label, so the text is read as running text, without records."
     for row, shown in zip(rows, _names(rows), strict=True):
         if row.loss.unknown_chars:
             yield (

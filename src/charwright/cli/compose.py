@@ -13,7 +13,7 @@ import click
 from charwright.cli.options import SectionedCommand, config_options, fresh_seed, given
 from charwright.config import GenerationConfig
 from charwright.errors import MissingExtraError, UsageError
-from charwright.schema import field_names
+from charwright.schema import field_names, quoted
 
 if TYPE_CHECKING:
     from charwright.compose.text_file import TextFile
@@ -82,9 +82,9 @@ def _require_prompt_toolkit() -> None:
 def _require_terminal(run: Path) -> None:
     streams = (sys.stdin, sys.stdout)
     if not all(stream is not None and stream.isatty() for stream in streams):
-        raise UsageError(f"compose needs a terminal; without one, use: charwright generate {run} --prompt TEXT")
+        raise UsageError(f"compose needs a terminal; without one, use: charwright generate {quoted(run)} --prompt TEXT")
     if os.environ.get("TERM") in ("dumb", "unknown"):
-        raise UsageError(f"this terminal has no cursor control; use: charwright generate {run} --prompt TEXT")
+        raise UsageError(f"this terminal has no cursor control; use: charwright generate {quoted(run)} --prompt TEXT")
 
 
 def _initial_text(file: TextFile, prompt: str) -> str:

@@ -38,6 +38,8 @@ def info(run: Path | None, machine: bool, measure: bool, plot: Path | None, forc
         raise UsageError("--measure measures this machine: use it with --machine")
     if force and plot is None:
         raise UsageError("--force replaces the file of --plot; add --plot FILE")
+    if machine and (run is not None or plot is not None):
+        raise UsageError(f"--machine shows this machine; leave out {run if run is not None else '--plot'}")
     if machine:
         if measure:
             _print_speeds(as_json=as_json)

@@ -34,7 +34,7 @@ from charwright.config import (
     VocabularyConfig,
 )
 from charwright.errors import CharwrightError, RankError, UsageError, is_out_of_memory
-from charwright.schema import field_names
+from charwright.schema import field_names, quoted
 from charwright.signals import stop_asked
 
 if TYPE_CHECKING:
@@ -203,14 +203,14 @@ def train(
     elif progress.reason != "done":
         progress.say(f"stopped and saved; {_how_to_go_on(run, ensemble or 0, force=force)}")
         return 128 + int(signal.Signals[progress.reason])
-    progress.say(f"saved {run.folder}; generate with: charwright generate {run.folder}")
+    progress.say(f"saved {run.folder}; generate with: charwright generate {quoted(run.folder)}")
     return 0
 
 
 def _how_to_go_on(run: Run, teachers: int, *, force: bool) -> str:
     """What continues a training that was stopped in a run."""
     if not teachers:
-        return f"resume with: charwright train --resume {run.folder}"
+        return f"resume with: charwright train --resume {quoted(run.folder)}"
     replaced = force and run.config.teachers  # The run that --force replaces is gone now.
     return f"continue with the same command{', without --force' if replaced else ''}"
 

@@ -311,7 +311,8 @@ def _print_result(search: Search, train: str, minutes: float, words: Sequence[st
         click.echo(line)
     first = next((result for result in complete if result.first), None)
     gain = f"; the planned recipe (trial {first.number}): {first.loss:.4f}" if first else ""
-    click.echo(f"the best of {len(results)} trials: {complete[0].loss:.4f} nats/char{gain}", err=True)
+    trials = f"{len(results)} trial{'s' * (len(results) > 1)}"
+    click.echo(f"the best of {trials}: {complete[0].loss:.4f} nats/char{gain}", err=True)
     file = shlex.quote(str(search.folder / "best-recipe.json"))
     more = f" {shlex.join(words)}" if words else ""
     click.echo(f"train with: {train} --recipe {file} --minutes {LONGER * minutes:g}{more}", err=True)

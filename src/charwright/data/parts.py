@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -198,11 +199,20 @@ def _file_part(kind: str, path: Path, location: str, config: CorpusConfig) -> Pa
 
 
 def _folder_parts(folder: Path, config: CorpusConfig) -> Iterator[Part]:
-    """Find every file under a folder that may be text, sorted by path."""
+    """Find every file under a folder that may be text and belongs to no run, sorted by path."""
+    if _is_run(folder):
+        raise CorpusError(f"{folder} is a run, not a text; continue it with --resume or --from, or name a text")
+
+    @cache
+    def is_within_run(place: Path) -> bool:
+        return place != folder and (_is_run(place) or is_within_run(place.parent))
+
     seen: set[Path] = set()
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if hidden or not fnmatch.fnmatch(path.name, config.glob) or not path.is_file():
+            continue
+        if is_within_run(path.parent):
             continue
         real = path.resolve()
         if real not in seen:  # Otherwise it is a second link to the same file.
@@ -210,6 +220,10 @@ def _folder_parts(folder: Path, config: CorpusConfig) -> Iterator[Part]:
             yield replace(_file_part("file", real, str(real), config), suffix=path.suffix, folder=folder)
     if not seen:
         raise no_text_error(folder, config)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and (folder / "vocabulary.json").is_file()
 
 
 def no_text_error(folder: Path, config: CorpusConfig) -> CorpusError:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import secrets
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -24,9 +23,9 @@ import numpy as np
 from charwright.data.corpus import Source
 from charwright.data.mapped_ids import WIDTHS, MappedFile, damaged_error
 from charwright.data.mapped_text import PIECE, Alphabet, MappedText
+from charwright.data.unfinished import remove_abandoned, unfinished_name
 from charwright.errors import CorpusError, DamagedRunError, RunError
 from charwright.locks import locked
-from charwright.processes import is_running, number_space
 from charwright.storage import (
     check_format,
     checked,
@@ -39,13 +38,6 @@ from charwright.storage import (
 IDS, UTF8, OFFSETS, MANIFEST = "ids.bin", "utf8.bin", "utf8.json", "manifest.json"
 ADVICE = "free some space, remove prepared texts with: charwright cache --clear, or set CHARWRIGHT_CACHE"
 
-_UNFINISHED = re.compile(r"\.(?:.+\.)?(\d+)(-[0-9a-f]+)?\.(?:new|tmp)")
-_in_progress: set[str] = set()
-"""What this process has not finished: its number may be that of a process that was killed."""
-
-
-FOREIGN_S = 86_400.0
-"""What another machine has not changed for this long counts as abandoned: its processes cannot be seen from here."""
 MOST_ORIGINS = 16
 """Ways to the same text that are remembered."""
 
@@ -192,20 +184,20 @@ def _offsets(path: Path, characters: int, size: int) -> tuple[int, ...]:
 
 def _write_utf8(path: Path, text: MappedText) -> tuple[int, ...]:
     """Write a text as UTF-8; returns where each piece begins, and the end."""
-    offsets, temporary = [0], path.with_name(_unfinished_name(f".{path.name}", "tmp"))
-    _in_progress.add(temporary.name)
-    try:
-        with temporary.open("wb") as file:
-            for piece in text.pieces():
-                data = piece.encode("utf-8")
-                file.write(data)
-                offsets.append(offsets[-1] + len(data))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-        _in_progress.discard(temporary.name)
+    offsets = [0]
+    with unfinished_name(f".{path.name}", "tmp") as name:
+        temporary = path.with_name(name)
+        try:
+            with temporary.open("wb") as file:
+                for piece in text.pieces():
+                    data = piece.encode("utf-8")
+                    file.write(data)
+                    offsets.append(offsets[-1] + len(data))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     write_json(path.with_name(OFFSETS), {"format": 1, "offsets": offsets})
     return tuple(offsets)
 
@@ -267,15 +259,14 @@ class TextCache:
             CorpusError: when the system refuses, as when the disk is full.
         """
         self.remove_unfinished()
-        path = self.folder / _unfinished_name("", "new")
-        _in_progress.add(path.name)
-        try:
-            with writing(self.folder):
-                path.mkdir(parents=True)
-            yield path
-        finally:
-            shutil.rmtree(path, ignore_errors=True)
-            _in_progress.discard(path.name)
+        with unfinished_name("", "new") as name:
+            path = self.folder / name
+            try:
+                with writing(self.folder):
+                    path.mkdir(parents=True)
+                yield path
+            finally:
+                shutil.rmtree(path, ignore_errors=True)
 
     def keep(self, unfinished: Path, manifest: Manifest) -> Entry:
         """Complete an unfinished folder and move it into place, unless the same text is there already.
@@ -334,38 +325,6 @@ class TextCache:
             remove_abandoned(self.folder)
             for entry in self.folder.glob("[0-9a-f]*"):
                 remove_abandoned(entry)
-
-
-def _unfinished_name(before: str, ending: str) -> str:
-    """A name that no other process uses, nor another thread, here or on a machine that shares the cache."""
-    return f"{before}.{os.getpid()}-{number_space()}{secrets.token_hex(4)}.{ending}"
-
-
-def _in_use(path: Path, process: int, digits: str | None) -> bool:
-    """Whether a process still writes an unfinished folder or file."""
-    if digits is None:  # This name is that of `write_file`, which another thread may be using.
-        return process == os.getpid() or is_running(process)
-    if len(digits) > 9 and not digits.startswith(f"-{number_space()}"):
-        return _changed_lately(path)
-    return path.name in _in_progress or is_running(process)
-
-
-def _changed_lately(path: Path) -> bool:
-    """Whether something in a folder, or a file, was written in the last day."""
-    try:
-        last = max(found.stat().st_mtime for found in (path, *path.glob("*")))
-    except OSError:
-        return True  # It is being moved.
-    return time.time() - last < FOREIGN_S
-
-
-def remove_abandoned(folder: Path) -> None:
-    """Remove the unfinished folders and files of processes that no longer run, from a folder."""
-    for path in folder.glob(".*"):
-        match = _UNFINISHED.fullmatch(path.name)
-        if match is not None and not _in_use(path, int(match[1]), match[2]):
-            with suppress(OSError):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def write_through(path: Path, parts: Iterable[bytes]) -> str:

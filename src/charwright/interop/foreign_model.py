@@ -60,7 +60,7 @@ def read_model(path: Path, *, with_vocabulary: bool = True) -> ForeignModel:
     vocabulary: Vocabulary | list[str] | None = None
     card: Mapping[str, Any] = {}
     try:
-        if path.is_file() and keras_files.is_zip(path):
+        if path.is_file() and keras_files.is_keras(path):
             layers = keras_files.read_keras(path)
         elif path.is_file() and keras_files.is_hdf5(path):
             layers = keras_files.read_h5(path)

@@ -46,9 +46,15 @@ def is_hdf5(path: Path) -> bool:
     return _starts_with(path, b"\x89HDF\r\n\x1a\n")
 
 
-def is_zip(path: Path) -> bool:
-    """Whether a file has the zip signature, as `.keras` files do."""
-    return _starts_with(path, b"PK\x03\x04")
+def is_keras(path: Path) -> bool:
+    """Whether a file is a `.keras` file, also a damaged one: other zip archives have other members."""
+    if not _starts_with(path, b"PK\x03\x04"):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return path.suffix == ".keras" or bool({"config.json", "model.weights.h5"} & set(archive.namelist()))
+    except (zipfile.BadZipFile, RuntimeError):
+        return True
 
 
 def _starts_with(path: Path, signature: bytes) -> bool:

@@ -73,7 +73,8 @@ def read_curve(folder: str | os.PathLike[str]) -> Curve:
             raise RunError(f"{name} has no log of a training, so there is nothing to plot")
         raise RunError(f"{name} has no losses yet")
     if resumed:
-        notes.append(f"{name} was resumed at step {', '.join(f'{step:,}' for step in resumed)}")
+        steps = f"step{'s' * (len(resumed) > 1)} {', '.join(f'{step:,}' for step in resumed)}"
+        notes.append(f"{name} was resumed at {steps}")
     if not ended:
         notes.append(
             f"{name} is still training" if _is_training(run) else f"{name} was interrupted: its log has no end"
@@ -101,11 +102,12 @@ def read_curve(folder: str | os.PathLike[str]) -> Curve:
 def _points(run: Run) -> tuple[list[dict[str, Any]], list[int], bool]:
     """The measured points of a log in the order of their steps, the steps of its resumes, and whether it has ended.
 
+    A resume that trained nothing, as one without a larger budget, is left out.
     What was measured before a resume or a rollback, at a later step than that of its start, is left out.
     """
     found: dict[int, dict[str, Any]] = {}
     steps: dict[int, dict[str, Any]] = {}
-    resumed, ended, layout = [], False, _layout(run)
+    resumed, begun, ended, layout = [], None, False, _layout(run)
     for event in run.log():
         kind, step = event.get("event"), event.get("step")
         if type(step) is not int:
@@ -117,7 +119,10 @@ def _points(run: Run) -> tuple[list[dict[str, Any]], list[int], bool]:
                 for later in [at for at in points if at > step]:
                     del points[later]
         if kind == "resume":
-            resumed.append(step)
+            begun = step
+        elif begun is not None and step > begun:
+            resumed.append(begun)
+            begun = None
         losses = (event.get("train_loss"), event.get("validation_loss"))
         if kind in ("epoch", "validation") and any(map(_is_number, losses)):
             found[step] = layout | event

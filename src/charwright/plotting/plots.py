@@ -115,7 +115,8 @@ def checked_place(file: str | os.PathLike[str], *, force: bool = False) -> Path:
     if path.is_dir():
         raise RunError(f"{path} is a folder; name a file")
     if path.suffix[1:].lower() not in FORMATS:
-        raise UsageError(f"{path} does not end with {', '.join(f'.{kind}' for kind in FORMATS)}")
+        *others, last = (f".{kind}" for kind in FORMATS)
+        raise UsageError(f"{path} does not end with {', '.join(others)} or {last}")
     if path.exists() and not force:
         raise RunError(f"{path} exists; choose another file, or replace it with --force")
     if not path.parent.is_dir():

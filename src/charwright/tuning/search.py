@@ -162,7 +162,8 @@ class Search:
         write_file(self.folder / "results.csv", text.getvalue().encode("utf-8"))
         if best:
             minutes = self.protocol["--minutes-per-trial"]
-            note = f"{best.loss:.4f} nats per character after {minutes:g} minutes, the best of {len(results)} trials"
+            trials = f"{len(results)} trial{'s' * (len(results) > 1)}"
+            note = f"{best.loss:.4f} nats per character after {minutes:g} minutes, the best of {trials}"
             write_recipe(self.folder / "best-recipe.json", best.recipe, note)
 
     def _fits(self, limits: Limits, spent_s: float) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from charwright.errors import ConfigError, DamagedRunError, RunError
 from charwright.run import Run
+from charwright.schema import quoted
 from charwright.storage import Arrays
 from charwright.training.snapshot import Position, Snapshot
 
@@ -63,8 +64,13 @@ def _check_can_start_over(run: Run) -> None:
     """See that a run without a checkpoint can start from the beginning."""
     if run.config.parent is not None:  # It was stopped before its initial checkpoint.
         raise RunError(f"{run.folder} was stopped before it had weights; train it again with --from and --force")
-    if run.has_weights and not any(run.log()):
-        raise RunError(
-            f"{run.folder} was not trained here, so there is no training to resume; continue from it with: charwright "
-            f"train TEXT --from {run.folder}"
-        )
+    if not run.has_weights:
+        return
+    kinds = {event.get("event") for event in run.log()}
+    if kinds and "checkpoint" not in kinds:
+        return  # It was stopped between its first weights and its first checkpoint.
+    why = "has lost its checkpoints" if kinds else "was not trained here"
+    raise RunError(
+        f"{run.folder} {why}, so there is no training to resume; continue from its weights with: charwright "
+        f"train TEXT --from {quoted(run.folder)}"
+    )

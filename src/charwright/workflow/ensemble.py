@@ -22,7 +22,7 @@ from charwright.planning.plan import BY_HAND, option_values
 from charwright.planning.recipes import DEFAULT, PLANNED
 from charwright.run import Run
 from charwright.run_place import is_interrupted_creation, numbered, teachers_folder
-from charwright.schema import SEEDS, flag
+from charwright.schema import SEEDS, flag, quoted
 from charwright.training.early_stopping import EARLY_STOPPING, TARGET
 from charwright.training.events import End, Event
 from charwright.training.ranks import ALONE, Ranks
@@ -209,7 +209,7 @@ def check_ensemble(
         ConfigError: when an option is out of bounds.
     """
     if not 1 <= count <= MOST_TEACHERS:
-        raise UsageError(f"--ensemble takes a number from 1 to {MOST_TEACHERS}, not {count}")
+        raise UsageError(f"--ensemble takes a number from 1 to {MOST_TEACHERS}, or 0 for one model, not {count}")
     if _reads_stdin(corpus, arguments.get("validation", ())):
         raise UsageError("--ensemble reads the text several times; keep standard input in a file")
     if ranks.size > 1:
@@ -240,7 +240,7 @@ def _check_folder(folder: Path, *, goes_on: bool, force: bool) -> None:
         Run.check_place(folder, force=force)
     elif _finished(Run.open(folder)):
         raise RunExistsError(
-            f"{folder} has learned from its teachers; train it longer with --resume {folder}, or replace it "
+            f"{folder} has learned from its teachers; train it longer with --resume {quoted(folder)}, or replace it "
             "with --force"
         )
 
