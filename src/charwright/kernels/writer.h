@@ -159,18 +159,22 @@ INLINE void NAME(multiply_blocks)(const cw_writing *w, const value *from, int ro
                     vectors - v < most ? vectors - v : most, units, w->count, sums + v * LANES);
 }
 
-/* With tiles, prefetch one text's part of the weights that come next: those of a block, for all of k. A tile's rows are
- * apart, which the processor does not foresee, and the gates meanwhile leave the memory idle. */
-INLINE void NAME(prefetch_weights)(const cw_writing *w, const cw_matrix *matrix, int gates, NAME(place) at, int text) {
-    if (!TILED || !NAME(by_tiles)(w->count)) return;
+/* With tiles, prefetch one text's part of the weights that come next, those of a block for all of k, from row `next` on.
+ * A tile's rows are apart, which the processor does not foresee, and the gates meanwhile leave the memory idle. Returns
+ * the row that the next text begins with. */
+INLINE int NAME(prefetch_weights)(const cw_writing *w, const cw_matrix *matrix, int gates, NAME(place) at, int text,
+                                  int next) {
+    if (!TILED || !NAME(by_tiles)(w->count)) return 0;
     const int units = w->model->units, here = at.block + at.together < at.in_panel;
     const size_t vector = here ? (size_t)at.first * units + (at.block + at.together) * DEPTH
                                : (size_t)(at.first + at.in_panel) * units;
     const elem *packed = (const elem *)matrix->packed + vector * gates * LANES;
     const size_t width = (size_t)(here ? at.in_panel : at.next) * gates;
-    const int rows = width ? units / DEPTH : 0, end = (int)((int64_t)rows * (text + 1) / w->count);
-    for (int row = (int)((int64_t)rows * text / w->count); row < end; row++)
+    const int64_t rows = width ? units / DEPTH : 0, count = w->count;
+    int row = text ? next : 0;
+    for (; row * count < rows * (text + 1); row++)
         for (int gate = 0; gate < gates; gate++) __builtin_prefetch(packed + (row * width + gate) * LANES * DEPTH, 0, 2);
+    return row;
 }
 
 INLINE state_t *NAME(state_of)(const cw_writing *w, int text, int layer, int part) {
@@ -227,6 +231,7 @@ static void NAME(write_layer)(const cw_writing *w, int layer, int thread, int th
         at.next = left - at.in_panel < wide ? left - at.in_panel : wide;
         /* One text uses the whole panel at once; several use one block of it after another. */
         at.together = w->count == 1 ? at.in_panel : 1;
+        int next = 0, next_fed = 0; /* rows to prefetch */
         for (; at.block < at.in_panel; at.block += at.together)
             for (int text = 0, rows; text < w->count; text += rows) {
                 rows = NAME(rows_at_once)(w->count - text, w->count, most_rows);
@@ -235,8 +240,8 @@ static void NAME(write_layer)(const cw_writing *w, int layer, int thread, int th
                 if (layer) NAME(multiply_blocks)(w, below + row, rows, inputs, gates, at, fed_sums);
                 for (int r = 0; r < rows; r++) {
                     const cw_text *one = w->texts + text + r;
-                    NAME(prefetch_weights)(w, recurrent, products, at, text + r);
-                    if (layer) NAME(prefetch_weights)(w, inputs, gates, at, text + r);
+                    next = NAME(prefetch_weights)(w, recurrent, products, at, text + r, next);
+                    if (layer) next_fed = NAME(prefetch_weights)(w, inputs, gates, at, text + r, next_fed);
                     for (int b = 0; b < at.together; b++) {
                         const size_t unit = (size_t)(at.first + at.block + b) * LANES;
                         const size_t part = (size_t)r * at.together + b;
