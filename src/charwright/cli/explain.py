@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     help="Characters of TEXT to show, from its beginning.",
 )
 @click.option("--corpus", multiple=True, metavar="PATH", help="Where the run's text is now, if it has moved.")
-@seed_option(0, "Seed of everything drawn.", below=2**32)
+@seed_option(0, "Seed of everything drawn.")
 @click.option("--force", is_flag=True, help="Overwrite existing files.")
 @config_options(CorpusConfig(), "Reading the text")
 @click.pass_context

@@ -197,9 +197,9 @@ engine_threads_option = click.option(
 )
 
 
-def seed_option(default: int, help_text: str, *, below: int = SEEDS) -> Callable[[Command], Command]:
+def seed_option(default: int, help_text: str) -> Callable[[Command], Command]:
     """Add `--seed`; click shows its range."""
-    return click.option("--seed", type=click.IntRange(0, below - 1), default=default, show_default=True, help=help_text)
+    return click.option("--seed", type=click.IntRange(0, SEEDS - 1), default=default, show_default=True, help=help_text)
 
 
 def say(line: str) -> None:

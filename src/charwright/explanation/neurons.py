@@ -39,6 +39,7 @@ from charwright.explanation.inside import Network
 from charwright.explanation.results import FEWEST_CHARACTERS, Neuron, NeuronSearch, Tested
 from charwright.explanation.surprise import last_steps
 from charwright.model.language_model import LanguageModel
+from charwright.schema import SEEDS
 
 MOST_CHARACTERS = 40_000
 MOST_VALUES = 40_000_000
@@ -226,9 +227,8 @@ def _echoes(
     rows = []
     for number in range(UNTRAINED):
         # Seeds that no run is likely to have been trained with.
-        model = LanguageModel(
-            config, len(vocabulary), seed=2**31 + seed * UNTRAINED + number, embedding_range=embedding_range
-        )
+        own = (2**31 + seed * UNTRAINED + number) % SEEDS
+        model = LanguageModel(config, len(vocabulary), seed=own, embedding_range=embedding_range)
         layers = _activations(Network(config, model.arrays()), vocabulary, text[part])
         largest = [(_standardized(layer).T @ standard).abs().amax(dim=0).numpy() for layer in layers]
         rows.append(np.max(largest, axis=0))
