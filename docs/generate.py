@@ -73,11 +73,13 @@ def main() -> int:
     parser.add_argument("--prompt", default="ROMEO:", help="prompt of the sample (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=7, help="seed of the sample (default: %(default)s)")
     parser.add_argument("--machine", default="", help="the machine that trained the run, in words, for the figures")
+    parser.add_argument("--machine-chinese", default="", help="the same for the Chinese page")
     arguments = parser.parse_args()
     pages = generated_pages()
     if arguments.sample:
         for name in READMES:
-            blocks = sample_blocks(Path(arguments.sample), arguments.prompt, arguments.seed, arguments.machine, name)
+            machine = arguments.machine_chinese if name == READMES[1] else arguments.machine
+            blocks = sample_blocks(Path(arguments.sample), arguments.prompt, arguments.seed, machine, name)
             pages[name] = with_blocks(pages[name], blocks)
     if arguments.picture:
         write_picture(Path(arguments.picture))

@@ -232,10 +232,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--temperature", type=float, default=0.8, help="0 always takes the most likely character")
     parser.add_argument("--seed", type=int, default=1, help="of the weights, the batches and the sample")
     options = parser.parse_args(arguments)
-
-    text = read_corpus(options.text)
-    vocabulary = Vocabulary.from_text(text)
-    dataset = Windows(vocabulary.encode(text), options.seq_length, options.batch, options.seed)
+    try:
+        text = read_corpus(options.text)
+        vocabulary = Vocabulary.from_text(text)
+        dataset = Windows(vocabulary.encode(text), options.seq_length, options.batch, options.seed)
+    except (OSError, ValueError) as error:  # no such file, not UTF-8, or too short for --batch and --seq-length
+        parser.error(str(error))
     model = LanguageModel(len(vocabulary), embedding_size=64, units=options.units, seed=options.seed)
     print(f"{len(text):,} characters, V = {len(vocabulary)}; the loss of guessing is {math.log(len(vocabulary)):.3f}")
     for step, loss in enumerate(fit(model, dataset, options.steps, options.learning_rate), start=1):

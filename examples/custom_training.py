@@ -66,9 +66,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", default="runs/custom", help="folder for the runs that the loop saves every 5 epochs")
     options = parser.parse_args(arguments)
 
-    text = cw.read_corpus([options.corpus]).text
-    vocabulary = cw.Vocabulary.from_text(text)
-    dataset = cw.Windows(vocabulary.encode(text), seq_length=100, batch=options.batch)
+    try:
+        text = cw.read_corpus([options.corpus]).text
+        vocabulary = cw.Vocabulary.from_text(text)
+        dataset = cw.Windows(vocabulary.encode(text), seq_length=100, batch=options.batch)
+    except cw.CharwrightError as error:  # no such text, or too short a text for --batch
+        parser.error(str(error))
     model = cw.LanguageModel(cw.ModelConfig(units=options.units, embedding_size=256), len(vocabulary))
     config = cw.TrainingConfig(epochs=options.epochs, optimizer="adam", learning_rate=1e-3, schedule="constant")
 

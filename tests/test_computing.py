@@ -7,13 +7,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import charwright as cw
 from charwright import kernels
 from charwright.config import ModelConfig, Recipe, SequenceConfig
-from charwright.errors import DamagedRunError
+from charwright.errors import DamagedRunError, UsageError
 from charwright.model.compute import Compute, Wanted
 from charwright.planning import survey as survey_module
 from charwright.planning.choice import Choice
@@ -248,6 +249,25 @@ def test_a_resume_in_minutes_measures_when_it_chooses_anew(run: Run, monkeypatch
     record = Run.open(run.folder).config.compute
     assert record is not None
     assert record.measured == choice.measured
+
+
+@pytest.mark.parametrize("threads", [0, -1, 10**6, 1.5, True, "2"])
+def test_a_number_of_threads_that_is_none_is_refused(threads: Any) -> None:
+    with pytest.raises(UsageError, match="--threads must be a whole number from 1 to 1024"):
+        Wanted(threads=threads)
+
+
+def test_training_leaves_the_number_of_threads(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        (tmp_path / "text.txt").write_text("to be or not to be\n" * 200, encoding="utf-8")
+        sizes = {"units": 16, "embedding_size": 8, "batch": 4, "seq_length": 8}
+        run = cw.train(str(tmp_path / "text.txt"), out=tmp_path / "run", steps=2, threads=np.int64(1), **sizes)
+        cw.resume(run, steps=4, threads=1)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_threads_are_kept_as_far_as_there_are_cores() -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import pickle
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from charwright import config as configs
+from charwright import errors
 from charwright.config import (
     CorpusConfig,
     GenerationConfig,
@@ -57,10 +60,10 @@ def test_option_names_are_unique():
         (ModelConfig, "dropout", 1.0, "--dropout must be below 1, not 1.0"),
         (ModelConfig, "dropout", -0.1, "--dropout must be at least 0"),
         (ModelConfig, "cell", "transformer", "--cell must be one of gru, igru, lstm, rnn"),
-        (ModelConfig, "units", 2.0, "--units must be a number"),
-        (ModelConfig, "units", True, "--units must be a number"),
-        (ModelConfig, "units", None, "--units must be a number"),
-        (ModelConfig, "tied", 1, "--tied must be bool"),
+        (ModelConfig, "units", 2.0, "--units must be a whole number"),
+        (ModelConfig, "units", True, "--units must be a whole number"),
+        (ModelConfig, "units", None, "--units must be a whole number"),
+        (ModelConfig, "tied", 1, "--tied must be true or false"),
         (TrainingConfig, "learning_rate", 0, "--learning-rate must be above 0, not 0"),
         (TrainingConfig, "learning_rate", math.nan, "--learning-rate must be a finite number"),
         (TrainingConfig, "learning_rate", math.inf, "--learning-rate must be a finite number"),
@@ -68,10 +71,10 @@ def test_option_names_are_unique():
         (TrainingConfig, "seed", -1, "--seed must be at least 0"),
         (TrainingConfig, "seed", 2**63, "--seed must be at most 9223372036854775807, not 9223372036854775808"),
         (SplitConfig, "val_limit", 2**53 + 1, "--val-limit must be at most 9007199254740992, not 9007199254740993"),
-        (TrainingConfig, "epochs", "3", "--epochs must be a number, not '3'"),
+        (TrainingConfig, "epochs", "3", "--epochs must be a whole number, not '3'"),
         (SplitConfig, "val_fraction", 0.6, "--val-fraction must be at most 0.5"),
         (VocabularyConfig, "level", "word", "--level must be one of character, byte"),
-        (CorpusConfig, "encoding", 8, "--encoding must be str"),
+        (CorpusConfig, "encoding", 8, "--encoding must be text"),
     ],
 )
 def test_a_value_out_of_bounds_is_named(part, name, value, message):
@@ -166,7 +169,7 @@ def test_recipes_round_trip_through_json(model, training):
         ([], "config.json: recipe must be an object, not list"),
         ({"modl": {}}, "unknown key 'modl'"),
         ({"model": {"unit": 3}}, "config.json: recipe: model has the unknown key 'unit'"),
-        ({"model": {"units": "3"}}, "config.json: recipe: model: --units must be a number"),
+        ({"model": {"units": "3"}}, "config.json: recipe: model: --units must be a whole number"),
         ({"model": None}, "must be an object, not NoneType"),
     ],
 )
@@ -235,6 +238,37 @@ def test_the_previous_names_of_options_are_read():
     assert (recipe.training.state_reset, recipe.training.ema) == (0.3, 0.4)
     renamed = {"embedding": 7, "state_dropout": 0.1, "unit": "byte", "zero_state": 0.3, "averaging": 0.4}
     assert Recipe().with_options(renamed) == recipe
+
+
+def test_a_slip_that_is_the_old_name_of_another_option_is_named_as_given():
+    with pytest.raises(ConfigError, match=r"--level must be text, not 16 \(--unit is the old name of --level\)"):
+        Recipe().with_options({"unit": 16})
+
+
+def test_numbers_of_numpy_are_numbers():
+    recipe = Recipe().with_options({"units": np.int64(16), "dropout": np.float32(0.5), "learning_rate": np.int32(1)})
+    assert (recipe.model.units, recipe.model.dropout, recipe.training.learning_rate) == (16, 0.5, 1.0)
+    assert {type(recipe.model.units), type(recipe.model.dropout)} == {int, float}
+    for wrong in (np.float64(16.5), np.bool_(True), True, 16.0):
+        with pytest.raises(ConfigError, match="--units must be a whole number"):
+            Recipe().with_options({"units": wrong})
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.OptionError("they differ", "only", "ban"),
+        errors.StoppedError("SIGINT"),
+        errors.MissingExtraError("plotting", "plot"),
+        errors.RankError("gone", 7),
+        errors.DamagedRunError("cut"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_reach_another_process_as_they_are(error):
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), again.exit_code) == (type(error), str(error), error.exit_code)
+    assert vars(again) == vars(error)
 
 
 def test_every_error_is_a_charwright_error():

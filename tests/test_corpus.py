@@ -180,6 +180,15 @@ class TestFolders:
         assert read_corpus(tmp_path / "book", places=places).text == "one\ntwo\n"
         assert "is a run, not a text" in complaint(CorpusError, tmp_path / "book/runs/novel", places=places)
 
+    def test_a_pattern_has_the_name_of_its_folder(self, write, places, tmp_path, monkeypatch):
+        write("book/1.txt", "one\n")
+        write("book/deep/2[a].txt", "two\n")
+        for pattern, name in (("book/*.txt", "book"), ("book/*/*.txt", "book"), ("*/deep/2*.txt", tmp_path.name)):
+            assert read_corpus(tmp_path / pattern, places=places).name == name
+        assert read_corpus(tmp_path / "book/deep/2[a].txt", places=places).name == "2[a]"
+        monkeypatch.chdir(tmp_path / "book")
+        assert read_corpus("*.txt", places=places).name == "book"
+
     def test_glob_selects_by_name(self, write, places, tmp_path):
         write("book/1.txt", "one\n")
         write("book/deep/2.txt", "two\n")

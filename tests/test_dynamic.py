@@ -56,7 +56,9 @@ class Reference:
         trained = [weight.detach().clone() for weight in weights]
         gradients = [self.score(ids)[1] for ids in training]
         sizes = [torch.stack(some).square().mean(0).sqrt() for some in zip(*gradients, strict=True)]
-        mean = torch.cat([size.flatten() for size in sizes]).mean()
+        arrays = self.model.weight("ngrams.weight") if self.model.config.ngram_bits else None
+        counted = [size.flatten() for size, weight in zip(sizes, weights, strict=True) if weight is not arrays]
+        mean = torch.cat(counted).mean()
         self.state, nats = None, []
         for ids in segments:
             losses, gradient = self.score(ids)
@@ -79,6 +81,7 @@ def pieces(text: str) -> list[list[int]]:
         {"cell": "gru", "layers": 2},
         {"cell": "lstm", "dropout": 0.5},
         {"cell": "rnn", "tied": True, "embedding_size": 6},
+        {"cell": "gru", "ngram_bits": 12, "ngram_order": 3},
     ],
 )
 def test_the_loss_is_that_of_the_papers_rule(options: dict[str, object]) -> None:

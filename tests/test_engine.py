@@ -698,6 +698,33 @@ def test_an_unknown_precision_is_refused() -> None:
 
 
 @pytest.mark.skipif(len(VARIANTS) == 1, reason="the C kernels are not built here")
+def refused(engine: Engine, message: str, **fields: Any) -> None:
+    ids = np.array([1, 2, 3, 0, 0, 0, 0, 0], dtype=np.int32)
+    given = {"state": engine.zero_state()[0], "ids": ids, "length": 3} | fields
+    with pytest.raises(UsageError, match=message):
+        engine.advance([Stream(**given)], 2)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_arrays_of_a_stream_are_checked(variant: str) -> None:
+    """The kernels read and write them wherever they lie."""
+    config = model_config("gru")
+    engine = Engine(config, ramp_arrays(config, SIZE), "f32", variant=variant)
+    size, ids = engine.vocabulary_size, np.array([1, 2, 3, 0, 0, 0, 0, 0], dtype=np.int32)
+    refused(engine, "logits must be", logits=np.zeros(1))
+    refused(engine, "mask must be", sampler=Sampler(masked=np.zeros(1, dtype=np.bool_)))
+    for wrong in (size, -7, 2**31 - 1):
+        after = np.array([1, 2, wrong], dtype=np.int32)
+        refused(engine, f"id {wrong} is outside", ids=after, drawing=False, scores=np.zeros(3))
+        before = np.array([wrong, 2, 3, 0, 0, 0], dtype=np.int32)
+        refused(engine, f"id {wrong} is outside", ids=before, at=1, sampler=Sampler(repetition_penalty=1.5))
+    ids.flags.writeable = False
+    refused(engine, "writable", ids=ids)
+    read = Stream(engine.zero_state()[0], ids, 3, drawing=False)
+    engine.advance([read], 2)
+    assert read.at == 2
+
+
 def test_an_unknown_variant_is_refused() -> None:
     config = model_config("gru")
     with pytest.raises(UsageError, match=r"^the kernel variant avx1024 does not run here: this machine runs"):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from charwright.config import GenerationConfig, ModelConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
 from charwright.data.vocabulary import Vocabulary
-from charwright.errors import ConfigError, UsageError
+from charwright.errors import ConfigError, UsageError, VocabularyError
 from charwright.generation.completions import Completion
 from charwright.generation.generator import Generator
 from charwright.model.language_model import LanguageModel
@@ -248,3 +248,9 @@ def test_of_takes_the_current_weights() -> None:
     model = LanguageModel(config, len(VOCABULARY), seed=3)
     expected = Generator(config, model.arrays(), VOCABULARY).generate("a", length=30, seed=1)
     assert Generator.of(model, VOCABULARY).generate("a", length=30, seed=1) == expected
+
+
+def test_a_vocabulary_of_another_size_is_refused() -> None:
+    model = LanguageModel(ModelConfig(units=16, embedding_size=8), 5)
+    with pytest.raises(VocabularyError, match="the vocabulary has 3 tokens, and the model 5"):
+        Generator.of(model, Vocabulary("ab"))

@@ -188,6 +188,16 @@ def test_gradients_that_are_not_finite_do_as_in_pytorch(value: float, max_norm: 
     assert bool(torch.isnan(found[0][0]).all()) == (max_norm is not None and value != value)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_cautious_weights_show_a_gradient_that_is_not_a_number(value: float) -> None:
+    for size in (1, 16, 100):
+        weight = torch.nn.Parameter(torch.ones(size))
+        optimizer = made(NativeCautiousAdamW, [weight], **OPTIONS)
+        weight.grad = torch.full((size,), value)
+        optimizer.step()
+        assert torch.isnan(weight).all()
+
+
 def test_parameters_without_a_gradient_stay_and_count_no_step() -> None:
     optimizer = made(NativeAdam, make_parameters(), **OPTIONS)
     parameters = optimizer.param_groups[0]["params"]

@@ -113,6 +113,12 @@ def test_a_large_vocabulary_is_computed_in_about_equal_parts(
     assert rows_of_parts("cross_entropy", 50, dtype, None, monkeypatch) == [46, 46, 46]
 
 
+@pytest.mark.parametrize(("steps", "megabytes", "expected"), [(3, 20, [1, 1, 1]), (5, 12, [2, 2, 1]), (2, 40, [1, 1])])
+def test_no_part_exceeds_the_limit_unless_one_step_does(steps: int, megabytes: int, expected: list[int]) -> None:
+    parts = loss._parts(steps, megabytes << 20)
+    assert [part.stop - part.start for part in parts] == expected
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dropout", [False, True])
 def test_the_kernels_compute_a_large_vocabulary_in_parts_of_whole_steps(

@@ -176,6 +176,13 @@ class TestSplitting:
         assert held_out is not None
         assert 50 < len(held_out) <= 110
 
+    @pytest.mark.parametrize("split", ["blocks", "tail"])
+    def test_the_limit_holds_if_the_records_held_out_are_the_longest(self, split: str) -> None:
+        listed = [f"short {i}" for i in range(3000)] + [f"long {i} " + "x" * 300 for i in range(300)]
+        _, held_out = split_records(Records.of(listed, "\n"), SplitConfig(0.1, 10_000, split))
+        assert held_out is not None
+        assert 8_000 < len(held_out) <= 10_500
+
 
 class TestStreams:
     @staticmethod

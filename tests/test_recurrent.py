@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from charwright import kernels
 from charwright.config import GATES, PRODUCTS, STATES, ModelConfig
 from charwright.errors import UsageError
 from charwright.model.cells import State, Weights
 from charwright.model.compute import CORES, Compute, choose_core
 from charwright.model.language_model import LanguageModel
+from charwright.model.native import native_layer
 from charwright.model.recurrent import Tokens, run_layer
 from ramps import fill_with_ramps, ramp, some_ids
 
@@ -249,6 +251,12 @@ def test_what_the_kernels_cannot_read_is_refused(vocabulary: int) -> None:
     for outside in (-1, vocabulary):
         with pytest.raises((ValueError, IndexError)):
             model(ids.clone().fill_(outside))
+    layer, loaded, zeros = model._layer(0), kernels.load(), (torch.zeros(4, 16),)
+    assert loaded is not None
+    for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+        cut = layer._replace(**{name: getattr(layer, name)[:-16]})
+        with pytest.raises(ValueError, match=f"{name} of a layer of 16 units must be"):
+            native_layer(loaded, "gru", torch.zeros(vocabulary, 5), ids, zeros, cut, torch.float32, None)
     with pytest.raises(ValueError, match="need float32 weights"):
         model.double()(ids)
 

@@ -6,15 +6,20 @@
 It uses both graphs: `generate.onnx` generates a text in one call, `step.onnx` one character at a time.
 """
 
+import argparse
 import json
-import sys
 
 import numpy as np
 import onnxruntime
 
-folder, prompt, length = sys.argv[1], sys.argv[2] or "\n", int(sys.argv[3])
-generate = onnxruntime.InferenceSession(f"{folder}/generate.onnx")
-step = onnxruntime.InferenceSession(f"{folder}/step.onnx")
+parser = argparse.ArgumentParser(description="Generate text with exported ONNX graphs.")
+parser.add_argument("folder", help="what `charwright export RUN --to onnx` wrote")
+parser.add_argument("prompt", help="what the text continues; if it is empty, a newline")
+parser.add_argument("length", type=int, help="characters to generate, at least 1")
+asked = parser.parse_args()
+prompt, length = asked.prompt or "\n", max(1, asked.length)
+generate = onnxruntime.InferenceSession(f"{asked.folder}/generate.onnx")
+step = onnxruntime.InferenceSession(f"{asked.folder}/step.onnx")
 
 tokens = json.loads(step.get_modelmeta().custom_metadata_map["vocabulary"])
 ids_of = {token: number for number, token in enumerate(tokens)}

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from charwright.errors import ConfigError
 from charwright.passages import parse_until
-from charwright.schema import LARGEST, Config, flag, option, option_types, random_seed
+from charwright.schema import LARGEST, Config, flag, option, option_types, random_seed, with_old_name
 
 
 @dataclass(frozen=True)
@@ -379,7 +379,10 @@ class Recipe(Config):
         for item in fields(self):
             part = getattr(self, item.name)
             names = {inner.name for inner in fields(part)}
-            parts[item.name] = dataclasses.replace(part, **{k: changes.pop(k) for k in names & set(changes)})
+            try:
+                parts[item.name] = dataclasses.replace(part, **{k: changes.pop(k) for k in names & set(changes)})
+            except ConfigError as error:
+                raise ConfigError(with_old_name(str(error), options, RENAMED)) from error
         if changes:
             raise ConfigError(f"there is no option {flag(next(iter(changes)))}")
         return type(self)(**parts)
@@ -389,7 +392,6 @@ RENAMED: Mapping[str, str] = {
     old: new for config in (VocabularyConfig, ModelConfig, TrainingConfig) for old, new in config.RENAMED.items()
 }
 """Option names of the previous version and their present names."""
-
 
 LATER = (
     *(("model", name) for name in ("ngram_bits", "ngram_order", "multiplicative")),

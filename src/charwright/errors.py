@@ -25,6 +25,8 @@ Each message is one line for the user: what is wrong, where, and what to do.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory cannot be allocated: Python's, or PyTorch's on any device."""
@@ -56,6 +58,10 @@ class OptionError(UsageError):
         flags = ["--" + option.replace("_", "-") for option in options]
         super().__init__(f"{' and '.join(flags)}: {problem}")
         self.problem, self.options = problem, options
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let another process raise it: pickle would call the class with the message."""
+        return type(self), (self.problem, *self.options)
 
 
 class ConfigError(CharwrightError):
@@ -121,6 +127,10 @@ class StoppedError(CharwrightError):
         super().__init__(f"stopped before the first step ({reason}); the same call begins again")
         self.reason = reason
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let another process raise it: pickle would call the class with the message."""
+        return type(self), (self.reason,)
+
 
 class RankError(CharwrightError):
     """A process of a training on several has failed, or no longer reaches the others."""
@@ -135,3 +145,8 @@ class MissingExtraError(CharwrightError):
 
     def __init__(self, purpose: str, extra: str) -> None:
         super().__init__(f"{purpose} needs an optional package; install it with: pip install 'charwright[{extra}]'")
+        self.purpose, self.extra = purpose, extra
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let another process raise it: pickle would call the class with the message."""
+        return type(self), (self.purpose, self.extra)

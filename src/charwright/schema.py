@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import numbers
 import os
 import shlex
 import subprocess
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field, fields
 from typing import Any, ClassVar, Self
 
@@ -55,6 +56,14 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def with_old_name(message: str, given: Iterable[str], renamed: Mapping[str, str]) -> str:
+    """A complaint about an option, with its old name if it was given by that, which may be a slip of another name."""
+    for old in given:
+        if old in renamed and message.startswith(f"{flag(renamed[old])} "):
+            return f"{message} ({flag(old)} is the old name of {flag(renamed[old])})"
+    return message
+
+
 def quoted(path: str | os.PathLike[str]) -> str:
     """A path as the shell takes it, for the commands that messages show."""
     return subprocess.list2cmdline([os.fspath(path)]) if os.name == "nt" else shlex.quote(os.fspath(path))
@@ -85,13 +94,15 @@ def _plain_type(annotation: Any) -> tuple[type, bool]:
 
 def _complaint(value: Any, kind: type, metadata: Mapping[str, Any]) -> str | None:
     """What is wrong with `value`, or None if it is valid."""
+    value = _plain(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 2**1000 else math.inf
     if kind is tuple:
         right = isinstance(value, tuple) and all(isinstance(item, str) and item for item in value)
         return None if right else "must be a tuple of non-empty strings"
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        return f"must be {'a number' if kind in (int, float) else kind.__name__}"
+        words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+        return f"must be {words.get(kind, kind.__name__)}"
     if isinstance(value, float) and not math.isfinite(value):
         return "must be a finite number"
     if (choices := metadata.get("choices")) and value not in choices:
@@ -105,6 +116,15 @@ def _complaint(value: Any, kind: type, metadata: Mapping[str, Any]) -> str | Non
     if (high := metadata.get("below")) is not None and value >= high:
         return f"must be below {_shown(high)}"
     return None
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy, say, as one of Python."""
+    if isinstance(value, int | float):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value
 
 
 def _shown(bound: float) -> str:
@@ -133,8 +153,8 @@ class Config:
                 continue
             if complaint := _complaint(value, kind, item.metadata):
                 raise ConfigError(f"{flag(item.name)} {complaint}, not {value!r}")
-            if kind is float:
-                object.__setattr__(self, item.name, float(value))
+            if kind in (int, float):
+                object.__setattr__(self, item.name, kind(value))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

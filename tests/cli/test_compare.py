@@ -143,6 +143,11 @@ def test_runs_and_corpora_are_told_apart(trained: Path, tmp_path: Path) -> None:
     assert split_words([run, run, folder, "-"]) == ([run, run], [folder, "-"])
     assert split_words([run]) == ([run], [])
     assert split_words(["nowhere", run]) == (["nowhere"], [run])
+    (tmp_path / "custom" / "epoch-1").mkdir(parents=True)
+    (tmp_path / "custom" / "epoch-1" / "config.json").write_text("{}", "utf-8")
+    custom = str(tmp_path / "custom")
+    for words in ([custom, run, run, "-"], [run, custom, run, "-"], [run, run, custom, "-"]):
+        assert split_words(words) == ([run, run], ["-"])
 
 
 def changed(run: Path, change: Any) -> None:

@@ -117,9 +117,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.stdout = _unwritable()
     if sys.stderr is None:
         sys.stderr = io.TextIOWrapper(io.FileIO(os.devnull, "w"), encoding="utf-8")
-    # A character that the terminal cannot encode must not stop the command.
+    # A character that the terminal cannot encode must not stop the command; a file gets all of them.
     with suppress(AttributeError):
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+        if os.name == "nt" and not sys.stdout.isatty() and "PYTHONIOENCODING" not in os.environ:
+            sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
     sys.exit(run(arguments))
 
 

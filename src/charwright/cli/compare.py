@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,17 +104,25 @@ def compare(
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """The runs, and the corpus after them. The first word is a run, whether it exists or not.
 
+    Among what a pattern such as runs/* finds, folders that are no runs are left out.
+
     Raises:
-        UsageError: when a run follows the corpus.
+        UsageError: when a run follows a file of the corpus.
     """
-    runs = list(takewhile(_is_run, words))
-    corpus = list(words[len(runs) :])
-    if not runs:  # Opening it reports what is wrong.
-        return corpus[:1], corpus[1:]
-    late = [word for word in corpus if _is_run(word)]
-    if late:
-        raise UsageError(f"runs come before the corpus, but the run {late[0]} follows {corpus[0]}")
-    return runs, corpus
+    places = [number for number, word in enumerate(words) if _is_run(word)]
+    if not places or not Path(words[0]).is_dir():  # Opening it reports what is wrong.
+        return list(words[:1]), list(words[1:])
+    corpus = []
+    for number, word in enumerate(words):
+        if number in places:
+            continue
+        if not Path(word).is_dir() and number < places[-1]:
+            raise UsageError(f"runs come before the corpus, but the run {words[places[-1]]} follows {word}")
+        if number < places[-1] or any(Path(word).glob("*/config.json")):
+            say(f"left out {word}, which is not a run")
+        else:
+            corpus.append(word)
+    return [words[number] for number in places], corpus
 
 
 def _is_run(word: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from charwright.run import Run
 
 SHOWN_LABELS = 20
+
+BARS = 40  # columns of the longest bar of a loss
+BESIDE_BARS = 26
 
 
 @click.command(short_help="Show layers, weights and history of a run.")
@@ -173,7 +177,8 @@ def _print_corpus(run: Run) -> None:
     if config.records:
         records = config.records
         held_out = f", {records.validation:,} of them for validation" if records.validation else ""
-        click.echo(f"{records.training + records.validation:,} records that end with {records.end!r}{held_out}")
+        count = records.training + records.validation  # 0 if it is not known, as in an imported run
+        click.echo(f"{f'{count:,} records' if count else 'Records'} that end with {records.end!r}{held_out}")
     if labels := run.vocabulary.labels:
         click.echo(f"{len(labels):,} labels: {', '.join(labels[:SHOWN_LABELS])}{' ...' * (len(labels) > SHOWN_LABELS)}")
     if config.parent:
@@ -211,7 +216,7 @@ def _print_history(run: Run) -> None:
     points = [(epoch["step"], epoch[key]) for epoch in shown]
     name, unit = key.replace("_", " ").capitalize(), "character" if validated else "token"
     click.echo(f"\n{name}, nats per {unit} (bars begin at {_baseline(points):.2f}):")
-    for line in chart(points):
+    for line in chart(points, width=max(1, min(BARS, shutil.get_terminal_size().columns - BESIDE_BARS))):
         click.echo(line)
 
 
@@ -220,7 +225,7 @@ def _baseline(points: list[tuple[int, float]]) -> float:
     return min(value for _, value in points) * 0.9
 
 
-def chart(points: list[tuple[int, float]], rows: int = 16, width: int = 40) -> list[str]:
+def chart(points: list[tuple[int, float]], rows: int = 16, width: int = BARS) -> list[str]:
     """A bar per point, at most `rows`: the first, the last, and an even selection between."""
     low = _baseline(points)
     if len(points) > rows:

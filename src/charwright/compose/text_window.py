@@ -75,3 +75,19 @@ class TextWindow(Window):
         if self.manuscript.suggestion and rows > height:
             to_cursor = ui_content.get_height_for_line(line, width, None, slice_stop=column + 1)
             self.vertical_scroll_2 = min(rows - height, to_cursor - 1)
+        self._fill(ui_content, width, height)
+
+    def _fill(self, ui_content: UIContent, width: int, height: int) -> None:
+        """Scroll back as far as the end of the text leaves rows empty: by default whole paragraphs scroll."""
+        rows = -self.vertical_scroll_2
+        for line in range(self.vertical_scroll, ui_content.line_count):
+            rows += ui_content.get_height_for_line(line, width, None)
+            if rows >= height:
+                return
+        while rows < height and (self.vertical_scroll_2 or self.vertical_scroll):
+            if not self.vertical_scroll_2:
+                self.vertical_scroll -= 1
+                self.vertical_scroll_2 = ui_content.get_height_for_line(self.vertical_scroll, width, None)
+            back = min(height - rows, self.vertical_scroll_2)
+            self.vertical_scroll_2 -= back
+            rows += back

@@ -5,10 +5,12 @@ A `Corpus` records the source and SHA-256 of each part, so that a run can read t
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -210,13 +212,15 @@ def _joined(parts: Sequence[str]) -> str:
 
 
 def short_name(spec: str) -> str:
-    """Return a name for the run folder: the file's stem, the folder's name or the corpus's name."""
+    """Return a name for the run folder: the file's stem, the name of a folder or corpus, that of a pattern's folder."""
     if spec == "-":
         return "stdin"
     if "://" in spec:
         address = urlsplit(spec)
         return _stem(Path(address.path)) or _stem(Path(address.hostname or "")) or "text"
     path = expanded(spec)
+    if glob.has_magic(spec) and not path.exists():
+        path = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
     if path.name in ("", ".."):  # `.` and `..` take the name of the folder.
         path = path.resolve()
     return (path.name.lstrip(".") if path.is_dir() else _stem(path)) or "text"

@@ -18,6 +18,9 @@ from charwright.errors import CorpusError
 
 Ints = npt.NDArray[np.int64]
 
+ABOUT = 1.05
+"""How far what is held out may exceed its limit."""
+
 BLANKS = " \t\u3000"
 """What a blank line may have: also the space of Chinese text."""
 BLANK_LINES = re.compile(rf"\n(?:[{BLANKS}]*+\r?\n)+")
@@ -117,7 +120,7 @@ def split_records(records: Records, config: SplitConfig) -> tuple[Records, Recor
     """Return the records to train on and those to validate on; None when there are none.
 
     Equal records are on the same side, whatever their labels. `blocks` holds out records spread evenly over the list,
-    `tail` the last ones. At most `val_limit` characters are held out.
+    `tail` the last ones. About `val_limit` characters are held out at most.
     """
     numbers: dict[str, int] = {}
     kinds = np.array([numbers.setdefault(record, len(numbers)) for record in records])
@@ -129,10 +132,21 @@ def split_records(records: Records, config: SplitConfig) -> tuple[Records, Recor
         wanted = min(wanted, int(config.val_limit / lengths.mean()))
     if wanted < 1 or different - wanted < 1:
         return records, None
-    at = np.arange(different + 1)
-    spread = np.diff(at * wanted // different) > 0
-    held_out = (at[:-1] >= different - wanted if config.val_split == "tail" else spread)[kinds]
+    chosen = _held_out(different, wanted, config.val_split)
+    # The records that are held out may be longer than others.
+    while config.val_limit is not None and wanted > 1 and (size := lengths[chosen].sum()) > ABOUT * config.val_limit:
+        wanted = max(1, min(wanted - 1, int(wanted * config.val_limit / size)))
+        chosen = _held_out(different, wanted, config.val_split)
+    held_out = chosen[kinds]
     return records.chosen(np.flatnonzero(~held_out)), records.chosen(np.flatnonzero(held_out))
+
+
+def _held_out(different: int, wanted: int, split: str) -> npt.NDArray[np.bool_]:
+    """Which of so many records (N,) are held out."""
+    at = np.arange(different + 1)
+    if split == "tail":
+        return at[:-1] >= different - wanted
+    return np.diff(at * wanted // different) > 0
 
 
 def _pattern_of(config: RecordsConfig) -> re.Pattern[str]:

@@ -167,7 +167,10 @@ class _Learner:
     def _set_scales(self) -> None:
         """Compute each weight's step size, and its rate of return to the trained value."""
         sizes = [(squares / self.segments).sqrt_() for squares in self.squares]
-        mean = sum(float(size.sum()) for size in sizes) / sum(size.numel() for size in sizes)
+        # Nearly all numbers of n-grams are never read; among them, the others would seem of any size.
+        ngrams = self.model.weight("ngrams.weight") if self.model.config.ngram_bits else None
+        counted = [size for size, weight in zip(sizes, self.weights, strict=True) if weight is not ngrams]
+        mean = sum(float(size.sum()) for size in counted) / sum(size.numel() for size in counted)
         self.scales = [-self.rate / (size + EPSILON * mean) for size in sizes]
         self.returns = [(self.decay * size / mean).clamp_(max=1) for size in sizes]
 

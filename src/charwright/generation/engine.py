@@ -25,6 +25,7 @@ from charwright.config import STATES, ModelConfig
 from charwright.errors import UsageError
 from charwright.generation.backend import Backend
 from charwright.generation.native_backend import NativeBackend
+from charwright.generation.repetition import PENALTY_WINDOW
 from charwright.generation.streams import Stream
 
 Float32s = npt.NDArray[np.float32]
@@ -64,7 +65,7 @@ class Engine:
             raise UsageError(f"an engine needs at least one thread, not {threads}")
         self.config, self.precision = config, precision
         self.vocabulary_size = len(weights["embedding.weight"])
-        self._backend = _backend(config, weights, precision, threads or _cores(), variant)
+        self._backend = _backend(config, weights, precision, int(threads or _cores()), variant)
         self._state_shape = (config.layers + bool(config.ngram_bits), STATES[config.cell], self._backend.units)
 
     def zero_state(self, streams: int = 1) -> npt.NDArray[Any]:
@@ -89,7 +90,10 @@ class Engine:
             self._check_buffers(stream)
             if stream.unread < (1 if stream.drawing else steps):
                 raise UsageError(f"a stream has {stream.unread} ids to read, too few for {steps} steps")
-            self._check_ids(stream.ids[stream.at : min(stream.length, stream.at + steps)])
+            # The id after the last step is looked up too, and a penalty counts those before the first.
+            penalized = stream.drawing and stream.sampler.repetition_penalty != 1
+            first = max(0, stream.at - PENALTY_WINDOW) if penalized else stream.at
+            self._check_ids(stream.ids[first : min(stream.length, stream.at + steps + 1)])
             stream.make_room(steps + 1)
         if streams and steps > 0:
             self._backend.advance(streams, steps)
@@ -164,18 +168,25 @@ class Engine:
         """The kernels write into these arrays, wherever they lie."""
         if not self._is_state(stream.state):
             raise self._wrong_state()
-        ids, scores, others = stream.ids, stream.scores, stream.alternatives
-        if not _is_array(ids, np.int32, ids.shape[:1]) or not (
-            scores is None or _is_array(scores, np.float64, ids.shape)
+        ids, scores, others, masked = stream.ids, stream.scores, stream.alternatives, stream.sampler.masked
+        whole = (self.vocabulary_size,)
+        if not (stream.logits is None or _is_array(stream.logits, np.float64, whole, written=True)):
+            raise UsageError(f"a stream's logits must be a contiguous, writable array {whole} of float64")
+        if not (masked is None or _is_array(masked, np.bool_, whole)):
+            raise UsageError(f"a sampler's mask must be a contiguous array {whole} of bool")
+        if not _is_array(ids, np.int32, ids.shape[:1], written=stream.drawing) or not (
+            scores is None or _is_array(scores, np.float64, ids.shape, written=True)
         ):
-            raise UsageError("a stream's ids (int32) and scores (float64) must be contiguous arrays of the same length")
+            raise UsageError(
+                "a stream's ids (int32) and scores (float64) must be contiguous, writable arrays of the same length"
+            )
         if others is not None:
             shape = (len(ids), *others.ids.shape[1:])
             if not (
                 0 < others.ids.shape[-1] <= self.vocabulary_size
                 and len(shape) == 2
-                and _is_array(others.ids, np.int32, shape)
-                and _is_array(others.scores, np.float64, shape)
+                and _is_array(others.ids, np.int32, shape, written=True)
+                and _is_array(others.scores, np.float64, shape, written=True)
             ):
                 raise UsageError(
                     "a stream's alternatives must be contiguous arrays of ids (int32) and scores (float64), for each "
@@ -187,7 +198,7 @@ class Engine:
             raise self._wrong_state()
 
     def _is_state(self, row: npt.NDArray[Any]) -> bool:
-        return _is_array(row, self._backend.state_type, self._state_shape) and row.flags.writeable
+        return _is_array(row, self._backend.state_type, self._state_shape, written=True)
 
     def _wrong_state(self) -> UsageError:
         return UsageError(
@@ -196,8 +207,11 @@ class Engine:
         )
 
 
-def _is_array(array: npt.NDArray[Any], kind: type[np.generic], shape: tuple[int, ...]) -> bool:
-    return array.shape == shape and array.dtype == kind and array.flags.c_contiguous
+def _is_array(
+    array: npt.NDArray[Any], kind: type[np.generic], shape: tuple[int, ...], *, written: bool = False
+) -> bool:
+    fits = array.shape == shape and array.dtype == kind and array.flags.c_contiguous
+    return fits and (array.flags.writeable or not written)
 
 
 def _cores() -> int:

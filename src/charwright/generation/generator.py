@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from charwright.config import GenerationConfig, ModelConfig
 from charwright.data.vocabulary import Vocabulary
-from charwright.errors import UsageError
+from charwright.errors import UsageError, VocabularyError
 from charwright.generation.beams import beam_search
 from charwright.generation.completions import Completion, Completions, finished
 from charwright.generation.cutter import Cutter
@@ -60,6 +60,9 @@ class Generator:
         """
         self.vocabulary, self.record_end, self._known_records = vocabulary, record_end, known_records
         self.engine = Engine(model, weights, precision, threads=threads)
+        if len(vocabulary) != self.engine.vocabulary_size:
+            known, tokens = len(vocabulary), self.engine.vocabulary_size
+            raise VocabularyError(f"the vocabulary has {known:,} tokens, and the model {tokens:,}")
 
     @classmethod
     def of(cls, model: Trained, vocabulary: Vocabulary, precision: str = "q8") -> Generator:

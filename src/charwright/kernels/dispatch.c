@@ -116,7 +116,10 @@ static int runs_here(int index) {
     return variant == &cw_portable;
 }
 
-int cw_abi(void) { return CW_ABI; }
+int cw_abi(void) { /* the first call after the library is loaded */
+    cw_watch_forks();
+    return CW_ABI;
+}
 
 int cw_variants(void) {
     int found = 0;

@@ -73,7 +73,7 @@ INLINE ivec adam_vector(const adam_terms *terms, int work, float *weight, const 
         store(mean, m);
         store(square, v);
     }
-    const ivec agree = (ivec)(m * g > 0);
+    const ivec agree = ~(ivec)(m * g <= 0); /* also where that is not a number, which makes the weight one that is not */
     if (work != MOMENTS) {
         const vec moved = m * terms->step_size / (root(v) * terms->correction + terms->epsilon);
         store(weight, w * terms->kept - (work == MOVE ? (vec)((ivec)moved & agree) : moved));

@@ -42,7 +42,7 @@ typedef pthread_cond_t signal_t;
 #endif
 
 #define MOST_THREADS 256
-/* About 20 microseconds: longer than the imbalance of a step, too short to notice. */
+/* Some 20 to 200 microseconds, as the processor's pauses are: longer than the imbalance of a step, too short to notice. */
 #define SPINS 4000
 
 static lock_t one_job = LOCK_READY; /* held during a job */
@@ -73,11 +73,13 @@ void cw_meet(cw_barrier *meeting) {
 
 /* --- The threads of an OpenMP runtime --- */
 
-static void (*openmp_parallel)(void (*)(void *), void *, unsigned, unsigned);
+typedef void (*run_parallel)(void (*)(void *), void *, unsigned, unsigned);
+static _Atomic(run_parallel) openmp_parallel; /* written last: who reads it finds the others */
 static int (*openmp_thread)(void), (*openmp_threads)(void);
+static atomic_int forked; /* whether this process has none of the runtime's threads */
 
 #if defined(_WIN32)
-static void watch_forks(void) {}
+void cw_watch_forks(void) {}
 #else
 /* A forked process has none of the threads, neither ours nor the runtime's; its locks are copied in any state. */
 static void begin_anew(void) {
@@ -86,19 +88,20 @@ static void begin_anew(void) {
     one_job = lock = free_lock;
     begin = end = quiet;
     started = 0;
+    forked = 1;
     openmp_parallel = NULL; /* It would wait for its threads forever; ours are created again. */
 }
-static void watch_forks(void) {
-    static int watching;
-    if (!watching) watching = pthread_atfork(NULL, NULL, begin_anew) == 0;
+void cw_watch_forks(void) {
+    static atomic_int watching;
+    if (!atomic_exchange(&watching, 1)) pthread_atfork(NULL, NULL, begin_anew);
 }
 #endif
 
 void cw_use_openmp(void *parallel, void *thread_number, void *thread_count) {
-    openmp_parallel = (void (*)(void (*)(void *), void *, unsigned, unsigned))parallel;
+    if (forked) return;
     openmp_thread = (int (*)(void))thread_number;
     openmp_threads = (int (*)(void))thread_count;
-    watch_forks();
+    atomic_store_explicit(&openmp_parallel, (run_parallel)parallel, memory_order_release);
 }
 
 typedef struct {
@@ -163,16 +166,16 @@ static int start_thread(int index) {
 
 /* Create threads until `helpers` exist; returns how many do. */
 static int ensure(int helpers) {
-    if (helpers > started) watch_forks();
     while (started < helpers && start_thread(started + 1)) started++;
     return started < helpers ? started : helpers;
 }
 
 void cw_parallel(int threads, cw_job job, void *argument) {
     if (threads > MOST_THREADS) threads = MOST_THREADS;
-    if (threads > 1 && openmp_parallel) {
+    const run_parallel run = threads > 1 ? atomic_load_explicit(&openmp_parallel, memory_order_acquire) : NULL;
+    if (run) {
         team_job team = {.job = job, .argument = argument};
-        openmp_parallel(enter_team, &team, threads, 0);
+        run(enter_team, &team, threads, 0);
         return;
     }
     if (threads <= 1) { /* without a lock, so that single-threaded callers do not wait for each other */

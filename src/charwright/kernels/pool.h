@@ -11,6 +11,8 @@ typedef struct {
 
 typedef void (*cw_job)(int thread, int threads, cw_barrier *barrier, void *argument);
 
+/* To be called when the library is loaded: a forked process has none of the threads. */
+void cw_watch_forks(void);
 /* Run `job` on `threads` threads, including the caller's, and return when all are done. */
 void cw_parallel(int threads, cw_job job, void *argument);
 void cw_meet(cw_barrier *barrier);

@@ -104,7 +104,7 @@ INLINE void store_bf16(uint16_t *to, vec v) {
     memcpy(to, &h, sizeof h);
 #else
     uvec bits = (uvec)v;
-    bits += 0x7fff + ((bits >> 16) & 1); /* round to nearest, ties to even */
+    bits += 0x7fff + ((bits >> 16) & 1); /* round to nearest, ties to even; what arithmetic makes of NaN stays one */
     hvec h = __builtin_convertvector(bits >> 16, hvec);
     memcpy(to, &h, sizeof h);
 #endif

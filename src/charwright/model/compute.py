@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import numbers
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -83,14 +85,42 @@ class Compute:
             float(one @ one)
 
 
+@contextmanager
+def keeping_threads() -> Iterator[None]:
+    """Leave PyTorch with the number of threads that it has now."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+MOST_THREADS = 1024
+"""More than this, and the system may refuse them in the middle of a computation."""
+
+
 @dataclass(frozen=True)
 class Wanted:
-    """What the user asks for, by the names that options use; `auto` and None leave it to the machine."""
+    """What the user asks for, by the names that options use; `auto` and None leave it to the machine.
+
+    Raises:
+        UsageError: when the number of threads is none.
+    """
 
     device: str = "auto"
     core: str = "auto"
     precision: str = "auto"
     threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the number of threads, which PyTorch does not."""
+        given: Any = self.threads
+        if given is None:
+            return
+        whole = isinstance(given, numbers.Integral) and not isinstance(given, bool)
+        if not whole or not 1 <= given <= MOST_THREADS:
+            raise UsageError(f"--threads must be a whole number from 1 to {MOST_THREADS}, not {given!r}")
+        object.__setattr__(self, "threads", int(given))
 
     def by_rule(self) -> Compute:
         """What the features of this machine decide, without a measurement."""

@@ -155,7 +155,7 @@ class LanguageModel(WeightedModule):
         def run(layer: int, x: LayerInput, before: State, mask: Tensor | None) -> tuple[Tensor, State]:
             inputs, rows = (x.embedding, x.ids) if isinstance(x, Tokens) else (x, None)
             weights, cell, precision = self._layer(layer), self.config.cell, self.compute.precision
-            check_layer(inputs, rows, before, weights, mask)
+            check_layer(inputs, rows, cell, before, weights, mask)
             passes.append(LayerPass(loaded, cell, precision, inputs, rows, before, weights, mask, keep=True))
             return passes[-1].take_results()
 

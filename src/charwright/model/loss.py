@@ -91,6 +91,8 @@ def _fits_head(
     """Whether the kernels compute this output layer together with its loss."""
     if weight.shape[1] % UNITS_MULTIPLE or not has_head(loaded, len(weight)):
         return False
+    if weight.shape[1] != x.shape[-1] or bias.shape != weight.shape[:1]:
+        return False  # PyTorch says what is wrong.
     if mask is not None and (mask.dtype not in (torch.float32, x.dtype) or mask.shape != (1, *x.shape[1:])):
         return False
     if dtype not in (torch.float32, torch.bfloat16):
@@ -147,7 +149,8 @@ def native_head(
 
 def _parts(steps: int, step_bytes: int) -> list[slice]:
     """About equal parts of the steps, of at most `MOST_LOGITS_BYTES` each if a step is not larger."""
-    at_once = -(-steps // -(-steps * step_bytes // MOST_LOGITS_BYTES))
+    parts = -(-steps // max(1, MOST_LOGITS_BYTES // step_bytes))
+    at_once = -(-steps // parts)
     return [slice(begin, min(begin + at_once, steps)) for begin in range(0, steps, at_once)]
 
 

@@ -42,7 +42,7 @@ def native_layer(
     """
     share_threads(kernels)
     units = weights.weight_hh.shape[1]
-    check_layer(x, ids, state, weights, mask)
+    check_layer(x, ids, cell, state, weights, mask)
     narrow, spare = -x.shape[-1] % UNITS_MULTIPLE, -units % UNITS_MULTIPLE
     if narrow:
         x = F.pad(x, (0, narrow))
@@ -63,7 +63,7 @@ def native_layer(
     return outputs, tuple(last)
 
 
-def check_layer(x: Tensor, ids: Tensor | None, state: State, weights: Weights, mask: Tensor | None) -> None:
+def check_layer(x: Tensor, ids: Tensor | None, cell: str, state: State, weights: Weights, mask: Tensor | None) -> None:
     """See that the kernels can read what they get, which they cannot check."""
     for part in weights:
         if part is not None and part.dtype != torch.float32:
@@ -73,6 +73,7 @@ def check_layer(x: Tensor, ids: Tensor | None, state: State, weights: Weights, m
         raise ValueError(f"the inputs have {width} numbers, and the weights {weights.weight_ih.shape[1]}")
     if weights.weight_mx is not None and (ids is None or weights.weight_mx.shape != (units, width)):
         raise ValueError(f"a multiplicative layer has ids, and weights ({units}, {width})")
+    _check_shapes(cell, weights)
     steps, batch = (x if ids is None else ids).shape[:2]
     if not steps or not batch:
         raise ValueError(f"a layer needs at least one step and one row, not {steps} and {batch}")
@@ -82,12 +83,23 @@ def check_layer(x: Tensor, ids: Tensor | None, state: State, weights: Weights, m
         low, high = ids.aminmax()
         if not 0 <= int(low) <= int(high) < len(x):
             raise ValueError(f"ids must be from 0 to {len(x) - 1}, those of the vocabulary")
-    shape = (batch, units)
+    per_row = (batch, units)
     rows = {"the state": state, "the mask of the state": () if mask is None else (mask,)}
     for name, parts in rows.items():
         for part in parts:
-            if part.dtype != torch.float32 or part.shape != shape:
-                raise ValueError(f"{name} must be float32 {shape}, not {part.dtype} {tuple(part.shape)}")
+            if part.dtype != torch.float32 or part.shape != per_row:
+                raise ValueError(f"{name} must be float32 {per_row}, not {part.dtype} {tuple(part.shape)}")
+
+
+def _check_shapes(cell: str, weights: Weights) -> None:
+    units, width = weights.weight_hh.shape[1], weights.weight_ih.shape[1]
+    of_gates, of_products = GATES[cell] * units, PRODUCTS[cell] * units
+    shapes: dict[str, tuple[int, ...]] = {"weight_ih": (of_gates, width), "weight_hh": (of_products, units)}
+    shapes |= {"bias_ih": (of_gates,), "bias_hh": (of_products,)}
+    for name, shape in shapes.items():
+        found = getattr(weights, name)
+        if found is not None and found.shape != shape:
+            raise ValueError(f"{name} of a layer of {units} units must be {shape}, not {tuple(found.shape)}")
 
 
 def _with_inputs(weights: Weights, narrow: int) -> Weights:

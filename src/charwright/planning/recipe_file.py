@@ -17,13 +17,14 @@ OF_A_RUN = {"recipe_name", "recipe", "corpus", "versions"}
 """The keys that identify the config.json of a run."""
 
 
-def recipe_of(name: str) -> Recipe:
+def recipe_of(name: str | os.PathLike[str]) -> Recipe:
     """The recipe that `--recipe` names: a named recipe or a file.
 
     Raises:
         UsageError: when there is no such recipe.
         ConfigError: when the file is not a recipe, naming the file and the key.
     """
+    name = os.fspath(name)
     return read_recipe(name) if is_recipe_file(name) else find_recipe(name)
 
 

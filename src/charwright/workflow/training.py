@@ -17,7 +17,7 @@ from charwright.errors import UsageError
 from charwright.evaluation.evaluation import Evaluation
 from charwright.generation.generator import Generator
 from charwright.locks import alone_in
-from charwright.model.compute import NO_KERNELS, Wanted
+from charwright.model.compute import NO_KERNELS, Wanted, keeping_threads
 from charwright.model.language_model import LanguageModel
 from charwright.planning.plan import Plan
 from charwright.planning.recipes import PLANNED
@@ -50,11 +50,12 @@ SAMPLE_LENGTH = 160
 OnEvent = Callable[[Event], None]
 
 
+@keeping_threads()
 def train(
     corpus: Specs,
     *,
     out: str | os.PathLike[str] | None = None,
-    recipe: str = PLANNED,
+    recipe: str | os.PathLike[str] = PLANNED,
     parent: str | os.PathLike[str] | None = None,
     teachers: Specs = (),
     validation: Specs = (),
@@ -107,7 +108,7 @@ def train(
         StoppedError: when `should_stop` returns a reason while teachers write.
         CharwrightError: (a subclass) when an option, a text or the folder cannot be used, or training diverges.
     """
-    began = clock() - spent_s
+    began, recipe = clock() - spent_s, os.fspath(recipe)
     if tensorboard:
         TensorBoard.require()
     with ExitStack() as held:
@@ -144,6 +145,7 @@ def train(
         return _run(prepared, began, clock, on_event, notify, should_stop, ranks, tensorboard=tensorboard)
 
 
+@keeping_threads()
 def resume(
     run: Run | str | os.PathLike[str],
     *,
@@ -193,6 +195,7 @@ def resume(
         return _run(prepared, began, clock, on_event, notify, should_stop, ranks, tensorboard=tensorboard)
 
 
+@keeping_threads()
 def plan(
     corpus: Specs,
     *,

@@ -66,7 +66,7 @@ function start(model) {
     const cost = seen && count ? `, ${(colours.total / count).toFixed(2)} bits per character` : "";
     const unknown = unknownIn(model, prompt);
     const note = unknown ? ` Unknown prompt characters: ${unknown}.` : "";
-    const result = `${count.toLocaleString("en")} characters, ${speed} characters/s${cost}`;
+    const result = `${count.toLocaleString("en")} character${count === 1 ? "" : "s"}, ${speed} characters/s${cost}`;
     ended((request.stopped ? `Stopped after ${result}.` : `Done: ${result}.`) + note);
   }
 

@@ -13,6 +13,7 @@ let running = null; // the AbortController of the request being answered
 let frame = 0; // the animation frame in which the texts will be drawn
 
 const grouped = (number) => Math.round(number).toLocaleString("en");
+const counted = (characters) => `${grouped(characters)} character${characters === 1 ? "" : "s"}`;
 const say = (line) => (page.status.textContent = line);
 const total = (numbers) => numbers.reduce((sum, number) => sum + number, 0);
 
@@ -55,7 +56,7 @@ class Pane extends SurpriseText {
 
   /** What the text's title says about it. */
   summary() {
-    const facts = [`${grouped(this.count)} characters`];
+    const facts = [counted(this.count)];
     if (this.bits.length) facts.push(`${(this.total / this.bits.length).toFixed(2)} bits per character`);
     if (this.label) facts.push(`label: ${this.label}`);
     if (this.reason) facts.push(`finish: ${this.reason}`);
@@ -146,7 +147,7 @@ function drawSoon(begun) {
 function speed(written, begun) {
   const characters = total(written.map((pane) => pane.count));
   const seconds = Math.max(performance.now() - begun, 1) / 1000;
-  return `${grouped(characters)} characters, ${grouped(characters / seconds)} characters/s`;
+  return `${counted(characters)}, ${grouped(characters / seconds)} characters/s`;
 }
 
 /** Draw the rest and say how it ended. */
