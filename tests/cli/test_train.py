@@ -299,6 +299,13 @@ def test_a_run_that_has_lost_its_checkpoints_keeps_its_weights(charwright: Termi
     assert (copy / "model.safetensors").read_bytes() == before
 
 
+def test_so_does_one_that_continues_another(charwright: Terminal, corpus: Path, trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert charwright("train", corpus, "--from", trained, "--out", out, "--steps", "2").code == 0
+    shutil.rmtree(out / "checkpoints")
+    assert f"{out} has lost its checkpoints" in charwright("train", "--resume", out, "--steps", "5").line
+
+
 def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(charwright: Terminal, copy: Path) -> None:
     shutil.rmtree(copy / "checkpoints")
     lines = (copy / "log.jsonl").read_text("utf-8").splitlines(keepends=True)

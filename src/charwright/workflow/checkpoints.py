@@ -62,15 +62,14 @@ def load_checkpoint(run: Run) -> Snapshot | None:
 
 def _check_can_start_over(run: Run) -> None:
     """See that a run without a checkpoint can start from the beginning."""
-    if run.config.parent is not None:  # It was stopped before its initial checkpoint.
-        raise RunError(f"{run.folder} was stopped before it had weights; train it again with --from and --force")
-    if not run.has_weights:
-        return
     kinds = {event.get("event") for event in run.log()}
-    if kinds and "checkpoint" not in kinds:
-        return  # It was stopped between its first weights and its first checkpoint.
-    why = "has lost its checkpoints" if kinds else "was not trained here"
-    raise RunError(
-        f"{run.folder} {why}, so there is no training to resume; continue from its weights with: charwright "
-        f"train TEXT --from {quoted(run.folder)}"
-    )
+    lost = run.has_weights and "checkpoint" in kinds
+    if run.config.parent is not None and not lost:  # It was stopped before its initial checkpoint.
+        raise RunError(f"{run.folder} was stopped before it had weights; train it again with --from and --force")
+    # With other events, it was stopped between its first weights and its first checkpoint.
+    if lost or (run.has_weights and not kinds):
+        why = "has lost its checkpoints" if lost else "was not trained here"
+        raise RunError(
+            f"{run.folder} {why}, so there is no training to resume; "
+            f"continue from its weights with: charwright train TEXT --from {quoted(run.folder)}"
+        )
