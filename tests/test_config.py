@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import pickle
+import shlex
 
 import numpy as np
 import pytest
@@ -25,7 +27,7 @@ from charwright.config import (
     VocabularyConfig,
 )
 from charwright.errors import CharwrightError, ConfigError, UsageError
-from charwright.schema import flag, option_types
+from charwright.schema import flag, option_types, quoted
 
 PARTS = [
     CorpusConfig,
@@ -243,6 +245,13 @@ def test_the_previous_names_of_options_are_read():
 def test_a_slip_that_is_the_old_name_of_another_option_is_named_as_given():
     with pytest.raises(ConfigError, match=r"--level must be text, not 16 \(--unit is the old name of --level\)"):
         Recipe().with_options({"unit": 16})
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows quotes in its own way")
+@pytest.mark.parametrize("name", ["runs/novel-2", "runs/詩", "my run", "a'b", "$HOME", "x;y", "a\u3000b", "(1)", "*"])
+def test_paths_are_quoted_where_the_shell_needs_it(name):
+    assert shlex.split(quoted(name)) == [name]
+    assert (quoted(name) == name) == (name in {"runs/novel-2", "runs/詩"})
 
 
 def test_numbers_of_numpy_are_numbers():

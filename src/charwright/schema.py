@@ -7,6 +7,7 @@ import functools
 import math
 import numbers
 import os
+import re
 import shlex
 import subprocess
 import types
@@ -66,7 +67,10 @@ def with_old_name(message: str, given: Iterable[str], renamed: Mapping[str, str]
 
 def quoted(path: str | os.PathLike[str]) -> str:
     """A path as the shell takes it, for the commands that messages show."""
-    return subprocess.list2cmdline([os.fspath(path)]) if os.name == "nt" else shlex.quote(os.fspath(path))
+    text = os.fspath(path)
+    if os.name == "nt":
+        return subprocess.list2cmdline([text])
+    return text if re.fullmatch(r"[\w@%+=:,./-]+", text) else shlex.quote(text)  # Letters of any script are safe.
 
 
 def field_names(*configs: type) -> list[str]:
