@@ -24,7 +24,7 @@ from charwright.cli.options import (
 )
 from charwright.config import CorpusConfig, Recipe, RecordsConfig, SplitConfig, VocabularyConfig
 from charwright.errors import MissingExtraError, RunError, UsageError
-from charwright.schema import field_names, flag
+from charwright.schema import field_names, flag, quoted
 from charwright.signals import stop_asked
 
 if TYPE_CHECKING:
@@ -313,7 +313,7 @@ def _print_result(search: Search, train: str, minutes: float, words: Sequence[st
     gain = f"; the planned recipe (trial {first.number}): {first.loss:.4f}" if first else ""
     trials = f"{len(results)} trial{'s' * (len(results) > 1)}"
     click.echo(f"the best of {trials}: {complete[0].loss:.4f} nats/char{gain}", err=True)
-    file = shlex.quote(str(search.folder / "best-recipe.json"))
+    file = quoted(search.folder / "best-recipe.json")
     more = f" {shlex.join(words)}" if words else ""
     click.echo(f"train with: {train} --recipe {file} --minutes {LONGER * minutes:g}{more}", err=True)
 
