@@ -120,3 +120,53 @@ static void NAME(panel)(const value *activations, size_t stride, int rows, const
                                    .w_vector = LANES * DEPTH, .c = sums, .c_row = c_row, .k = k};
     NAME(multiply)(rows, vectors, &product);
 }
+
+/* Blocks of units whose products are made at once: `together` from block `block` of the panel on, which has `in_panel`
+ * after `first` others; the next panel has `in_next` after `next` others. The same in both matrices of a layer, which may
+ * differ in their number of gates. */
+typedef struct {
+    int first, in_panel, block, together, next, in_next;
+} NAME(place);
+
+/* Number i of the panels of `wide` blocks from `begin` to `end`; with `back`, from the last to the first. Every other step
+ * goes back: the cache still has the weights that were read last, if not all. */
+INLINE NAME(place) NAME(place_at)(int i, int begin, int end, int back, int wide, int blocks) {
+    const int panel = back ? end - 1 - i : begin + i;
+    const int next = begin + i + 1 == end ? panel : back ? panel - 1 : panel + 1;
+    NAME(place) at = {.first = panel * wide, .next = next * wide};
+    at.in_panel = blocks - at.first < wide ? blocks - at.first : wide;
+    at.in_next = next == panel ? 0 : blocks - at.next < wide ? blocks - at.next : wide;
+    return at;
+}
+
+#define MOST_VECTORS 12 /* in a product */
+
+/* The products of some texts with these blocks of a matrix, in the order of text, block, gate. */
+INLINE void NAME(multiply_blocks)(const cw_writing *w, const value *from, int rows, const cw_matrix *matrix, int gates,
+                                  NAME(place) at, sum *sums) {
+    const int units = w->model->units, vectors = at.together * gates;
+    const elem *packed = (const elem *)matrix->packed + (size_t)at.first * gates * LANES * units;
+    /* A single text may have more vectors than there are registers for sums. */
+    const int most = vectors > 8 ? 6 : vectors;
+    for (int v = 0; v < vectors; v += most)
+        NAME(panel)(from, units, rows, packed, at.in_panel * gates, at.block * gates + v,
+                    vectors - v < most ? vectors - v : most, units, w->count, sums + v * LANES);
+}
+
+/* With tiles, prefetch one text's part of the weights that come next, those of a block for all of k, from row `next` on.
+ * A tile's rows are apart, which the processor does not foresee, and the gates meanwhile leave the memory idle. Returns
+ * the row that the next text begins with. */
+INLINE int NAME(prefetch_weights)(const cw_writing *w, const cw_matrix *matrix, int gates, NAME(place) at, int text,
+                                  int next) {
+    if (!TILED || !NAME(by_tiles)(w->count)) return 0;
+    const int units = w->model->units, here = at.block + at.together < at.in_panel;
+    const size_t vector = here ? (size_t)at.first * units + (at.block + at.together) * DEPTH
+                               : (size_t)at.next * units;
+    const elem *packed = (const elem *)matrix->packed + vector * gates * LANES;
+    const size_t width = (size_t)(here ? at.in_panel : at.in_next) * gates;
+    const int64_t rows = width ? units / DEPTH : 0, count = w->count;
+    int row = text ? next : 0;
+    for (; row * count < rows * (text + 1); row++)
+        for (int gate = 0; gate < gates; gate++) __builtin_prefetch(packed + (row * width + gate) * LANES * DEPTH, 0, 2);
+    return row;
+}

@@ -138,45 +138,6 @@ INLINE void NAME(share_values)(const value *rows, int count, size_t units, int t
     for (size_t i = 0; i < count * units; i += 64 / sizeof(value)) __builtin_prefetch(rows + i, 0, 2);
 }
 
-/* Blocks of units whose products are made at once: `together` from block `block` of the panel on, which has `in_panel`,
- * after `first` others; `next` blocks are in the next panel. The same in both matrices of a layer, which may differ in
- * their number of gates. */
-typedef struct {
-    int first, in_panel, block, together, next;
-} NAME(place);
-
-#define MOST_VECTORS 12 /* in a product */
-
-/* The products of some texts with these blocks of a matrix, in the order of text, block, gate. */
-INLINE void NAME(multiply_blocks)(const cw_writing *w, const value *from, int rows, const cw_matrix *matrix, int gates,
-                                  NAME(place) at, sum *sums) {
-    const int units = w->model->units, vectors = at.together * gates;
-    const elem *packed = (const elem *)matrix->packed + (size_t)at.first * gates * LANES * units;
-    /* A single text may have more vectors than there are registers for sums. */
-    const int most = vectors > 8 ? 6 : vectors;
-    for (int v = 0; v < vectors; v += most)
-        NAME(panel)(from, units, rows, packed, at.in_panel * gates, at.block * gates + v,
-                    vectors - v < most ? vectors - v : most, units, w->count, sums + v * LANES);
-}
-
-/* With tiles, prefetch one text's part of the weights that come next, those of a block for all of k, from row `next` on.
- * A tile's rows are apart, which the processor does not foresee, and the gates meanwhile leave the memory idle. Returns
- * the row that the next text begins with. */
-INLINE int NAME(prefetch_weights)(const cw_writing *w, const cw_matrix *matrix, int gates, NAME(place) at, int text,
-                                  int next) {
-    if (!TILED || !NAME(by_tiles)(w->count)) return 0;
-    const int units = w->model->units, here = at.block + at.together < at.in_panel;
-    const size_t vector = here ? (size_t)at.first * units + (at.block + at.together) * DEPTH
-                               : (size_t)(at.first + at.in_panel) * units;
-    const elem *packed = (const elem *)matrix->packed + vector * gates * LANES;
-    const size_t width = (size_t)(here ? at.in_panel : at.next) * gates;
-    const int64_t rows = width ? units / DEPTH : 0, count = w->count;
-    int row = text ? next : 0;
-    for (; row * count < rows * (text + 1); row++)
-        for (int gate = 0; gate < gates; gate++) __builtin_prefetch(packed + (row * width + gate) * LANES * DEPTH, 0, 2);
-    return row;
-}
-
 INLINE state_t *NAME(state_of)(const cw_writing *w, int text, int layer, int part) {
     const cw_model *model = w->model;
     const int parts = model->cell == CW_LSTM ? 2 : 1;
@@ -224,11 +185,9 @@ static void NAME(write_layer)(const cw_writing *w, int layer, int thread, int th
     sum fed_sums[WRITER_ROWS * MOST_VECTORS * LANES] __attribute__((aligned(64)));
     NAME(share_values)(before, w->count, units, threads);
     if (layer) NAME(share_values)(below, w->count, units, threads);
-    for (int panel = panels * thread / threads; panel < panels * (thread + 1) / threads; panel++) {
-        NAME(place) at = {.first = panel * wide};
-        const int left = blocks - at.first;
-        at.in_panel = left < wide ? left : wide;
-        at.next = left - at.in_panel < wide ? left - at.in_panel : wide;
+    const int begin = panels * thread / threads, end = panels * (thread + 1) / threads;
+    for (int i = 0; i < end - begin; i++) {
+        NAME(place) at = NAME(place_at)(i, begin, end, w->turn, wide, blocks);
         /* One text uses the whole panel at once; several use one block of it after another. */
         at.together = w->count == 1 ? at.in_panel : 1;
         int next = 0, next_fed = 0; /* rows to prefetch */
@@ -318,7 +277,8 @@ static void NAME(write_head)(const cw_writing *w, int thread, int threads) {
     sum sums[WRITER_ROWS * MOST_VECTORS * LANES] __attribute__((aligned(64)));
     const int begin = panels * thread / threads, end = panels * (thread + 1) / threads;
     NAME(share_values)(last, w->count, model->units, threads);
-    for (int panel = begin; panel < end; panel++) {
+    for (int i = begin; i < end; i++) {
+        const int panel = w->turn ? begin + end - 1 - i : i; /* back and forth, as in a layer */
         const int first = panel * HEAD_PANEL, here = vectors - first < HEAD_PANEL ? vectors - first : HEAD_PANEL;
         const elem *packed = (const elem *)model->head->packed + (size_t)first * LANES * model->units;
         for (int text = 0, rows; text < w->count; text += rows) {
