@@ -1004,3 +1004,39 @@ def test_arrays_are_written_as_the_library_would(tmp_path: Path) -> None:
         write_arrays(tmp_path / "arrays.safetensors", some)
         expected = save({name: np.asarray(array, order="C") for name, array in some.items()})
         assert (tmp_path / "arrays.safetensors").read_bytes() == expected
+
+
+def test_force_removes_nothing_but_a_run(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (run.folder / "config.json").read_bytes()
+    Run.create(run.folder / "fine", run_config(), VOCABULARY)
+    message = error_of(lambda: Run.create(run.folder, run_config(), VOCABULARY, force=True), RunError)
+    assert "fine, which is not the run's" in message
+    (run.folder / "fine").rename(tmp_path / "fine")
+    write_checkpoint(run, 1)
+    monkeypatch.chdir(run.folder / "checkpoints")
+    for place in ("..", run.folder):
+        message = error_of(lambda place=place: Run.create(place, run_config(), VOCABULARY, force=True), RunError)
+        assert "the current folder" in message
+    assert (run.folder / "config.json").read_bytes() == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows makes links only for some users")
+def test_a_circle_of_links_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for call in (
+        lambda: Run.create(tmp_path / "loop", run_config(), VOCABULARY),
+        lambda: Run.open(tmp_path / "loop", for_writing=True),
+    ):
+        assert "leads back to itself" in error_of(call, RunError)
+
+
+def test_a_damaged_newest_checkpoint_is_reported(run: Run) -> None:
+    write_checkpoint(run, 1)
+    write_checkpoint(run, 2)
+    newest = run.folder / "checkpoints" / "step-2"
+    (newest / "weights.safetensors").write_bytes(b"X")
+    lines: list[str] = []
+    assert run.latest_checkpoint(lines.append) is not None
+    [line] = lines
+    assert newest.name in line
+    assert "an older checkpoint is used" in line

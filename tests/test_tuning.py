@@ -647,3 +647,15 @@ def test_a_real_search(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(results) == 4
     assert results[0].outcome.loss is not None
     assert {trial.outcome.kind for trial in results} <= {"complete", "pruned"}
+
+
+@pytest.mark.parametrize("kept", [0, 0.5])
+def test_a_journal_that_was_cut_is_refused(folder: Path, kept: float) -> None:
+    searched(folder, 4)
+    results = (folder / "results.json").read_bytes()
+    journal = folder / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[: int(kept * len(lines))]))
+    with pytest.raises(DamagedRunError, match="lost trials"):
+        searched(folder, 5)
+    assert (folder / "results.json").read_bytes() == results

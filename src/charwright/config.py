@@ -195,7 +195,7 @@ class TrainingConfig(Config):
     learning_rate: float = option(4e-3, "Peak learning rate.", above=0, maximum=1e4)
     schedule: str = option("cosine", "Learning rate over the budget.", choices=("constant", "cosine", "trapezoid"))
     warmup: int = option(
-        20, "Warm-up steps over which the learning rate rises to its peak; 0 disables warm-up.", minimum=0
+        20, "Warm-up steps: the learning rate rises to its peak; at most a tenth of --steps or --epochs.", minimum=0
     )
     beta1: float = option(0.9, "Adam: decay rate of the mean gradient.", minimum=0, below=1)
     beta2: float = option(0.98, "Adam: decay rate of the mean squared gradient.", minimum=0, below=1)

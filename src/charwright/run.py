@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from charwright.errors import (
 )
 from charwright.locks import is_free
 from charwright.run_config import RunConfig, RunRecords
-from charwright.run_place import check_place, new_place, no_run_message, remove_leftovers
+from charwright.run_place import check_place, new_place, no_run_message, remove_leftovers, resolved
 from charwright.run_view import as_html, network
 from charwright.schema import flag, quoted
 from charwright.storage import (
@@ -96,7 +96,7 @@ class Run:
         """
         path = Path(folder)
         if for_writing and not path.exists():
-            remove_leftovers(path.resolve())
+            remove_leftovers(resolved(path))
         if not (path / "config.json").is_file():
             raise RunNotFoundError(no_run_message(path))
         identity = file_identity(path / "config.json")
@@ -303,20 +303,28 @@ class Run:
             if other not in kept:
                 shutil.rmtree(other, ignore_errors=True)
 
-    def latest_checkpoint(self) -> tuple[dict[str, Arrays], dict[str, Any]] | None:
+    def latest_checkpoint(
+        self, notify: Callable[[str], None] = lambda _: None
+    ) -> tuple[dict[str, Arrays], dict[str, Any]] | None:
         """The newest intact checkpoint, as its groups of arrays and its position; None if there is none.
+
+        `notify` is called with a line for each one that is damaged and newer.
 
         Raises:
             DamagedRunError: when there are checkpoints but none is intact.
         """
-        complaint = None
+        damaged = list[DamagedRunError]()
         for folder in self._checkpoint_folders():
             try:
-                return self._read_checkpoint(folder)
+                found = self._read_checkpoint(folder)
             except DamagedRunError as error:
-                complaint = complaint or error
-        if complaint is not None:
-            raise complaint
+                damaged.append(error)
+                continue
+            for newer in damaged:
+                notify(f"{newer}; an older checkpoint is used, and the steps since are trained again")
+            return found
+        if damaged:
+            raise damaged[0]
         return None
 
     def _read_checkpoint(self, folder: Path) -> tuple[dict[str, Arrays], dict[str, Any]]:

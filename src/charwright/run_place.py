@@ -28,6 +28,7 @@ from charwright.storage import remove_temporary_files, sync_folder
 
 OF_A_CREATION = {LOCK, "vocabulary.json", "model.safetensors", "corpus"}
 """What a creation has written before it writes config.json, which makes the folder a run."""
+OF_A_RUN = OF_A_CREATION | {"config.json", "checkpoints", "tensorboard", "launch.json", "log.jsonl"}
 
 
 TEACHERS = "-teachers"
@@ -83,7 +84,37 @@ def check_place(folder: str | os.PathLike[str], *, force: bool = False) -> None:
         is_run = (path / "config.json").is_file() and (path / "vocabulary.json").is_file()
         if not (force and is_run):
             raise RunExistsError(_exists_message(path, is_run))
+        _check_replaceable(path)
     check_free(path)
+
+
+def _check_replaceable(path: Path) -> None:
+    """See that nothing but a run is lost where a run is replaced.
+
+    Raises:
+        RunError: when the folder holds something else, or this process works in it.
+    """
+    others = sorted(e.name for e in path.iterdir() if e.name not in OF_A_RUN and not e.name.startswith("."))
+    if others:
+        more = f" and {len(others) - 1:,} more" if len(others) > 1 else ""
+        raise RunError(
+            f"--force would remove {path / others[0]}{more}, which is not the run's; move it, or choose another --out"
+        )
+    with suppress(OSError):  # The current folder may have been removed.
+        if Path.cwd().is_relative_to(path.resolve()):
+            raise RunError(f"--force would remove the current folder, {Path.cwd()}; start from another one")
+
+
+def resolved(path: Path) -> Path:
+    """A path without symbolic links.
+
+    Raises:
+        RunError: when they lead in a circle.
+    """
+    try:
+        return path.resolve()
+    except RuntimeError as error:  # as Python before 3.13 says it
+        raise RunError(f"{path} is a symbolic link that leads back to itself") from error
 
 
 @contextmanager
@@ -95,7 +126,7 @@ def new_place(path: Path, *, force: bool) -> Iterator[Path]:
     Raises:
         RunError: (or a subclass) as for `check_place`, or when the system refuses.
     """
-    place = path.resolve()  # A symbolic link stays one, and `.` gets a name.
+    place = resolved(path)  # A symbolic link stays one, and `.` gets a name.
     try:
         if not place.exists():
             remove_leftovers(place)

@@ -44,9 +44,10 @@ def test_rescue_uses_a_numbered_name_if_the_name_is_taken(tmp_path: Path, monkey
     assert path.read_text(encoding="utf-8") == "theirs"
     assert TextFile().rescue("mine") == Path("charwright-unsaved.txt")
     assert Path("charwright-unsaved.txt").read_text(encoding="utf-8") == "mine"
-    assert TextFile(tmp_path / "nowhere" / "x").rescue("mine") is None
+    assert TextFile(tmp_path / "nowhere" / "x").rescue("mine") == Path("charwright-unsaved-2.txt")
     assert TextFile().rescue("") is None
     assert sorted(found.name for found in tmp_path.iterdir()) == [
+        "charwright-unsaved-2.txt",
         "charwright-unsaved.txt",
         "story-2.txt",
         "story-3.txt",

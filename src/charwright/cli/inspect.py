@@ -98,7 +98,8 @@ def _show_vocabulary(vocabulary: Vocabulary, counts: Counter[str]) -> None:
     click.echo("id, character, count:")
     click.echo("  " + "   ".join(["0 [UNK]", *listed[:most]]))
     if len(listed) > most:
-        click.echo(f"  ... and {len(listed) - most:,} more; {sum(n == 1 for n in counts.values()):,} occur once")
+        once = sum(n == 1 for n in counts.values())
+        click.echo(f"  ... and {len(listed) - most:,} more{f'; {once:,} occur once' if once else ''}")
     if labels := vocabulary.labels:
         click.echo(f"labels: {', '.join(labels[:most])}{' ...' if len(labels) > most else ''}")
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
 from charwright.errors import CharwrightError, RunError, UsageError
+
+UNSAVED = "charwright-unsaved.txt"
+"""The name of a text without one, where it is saved without asking."""
 
 
 class TextFile:
@@ -76,15 +80,28 @@ class TextFile:
         self.path, self._text, self._fingerprint = path, text, _fingerprint(path)
 
     def rescue(self, text: str) -> Path | None:
-        """Save without asking, under a numbered name if the name is taken; return the path, or None on failure."""
+        """Save without asking, under a numbered name if the name is taken; return the path, or None on failure.
+
+        What cannot be saved there, as on a full disk, is saved in the current folder, else in the home folder, else in
+        that of temporary files.
+        """
         if self.is_saved(text):
             return self.path
-        wanted = self.path or Path("charwright-unsaved.txt")
-        path = next(path for path in _numbered(wanted) if not self.would_overwrite(path))
-        with suppress(CharwrightError, OSError):
-            self.save(text, path)
-            return path
+        for wanted in (*((self.path,) if self.path else ()), *(place / UNSAVED for place in _fallbacks())):
+            with suppress(CharwrightError, OSError):
+                path = next(path for path in _numbered(wanted) if not self.would_overwrite(path))
+                self.save(text, path)
+                return path
         return None
+
+
+def _fallbacks() -> Iterator[Path]:
+    """Folders to save in where another cannot be written."""
+    yield Path()
+    with suppress(RuntimeError):  # There may be no home folder.
+        yield Path.home()
+    with suppress(OSError):
+        yield Path(tempfile.gettempdir())
 
 
 def _newline_of(text: str) -> str:

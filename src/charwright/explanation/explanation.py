@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from charwright.errors import UsageError
 from charwright.explanation.html_page import page_bytes
 from charwright.explanation.results import Findings
 from charwright.explanation.summary import summary_html, summary_text
@@ -30,13 +31,16 @@ class Explanation(Findings):
         return png_bytes(self, dpi=dpi)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the page to a file, or the picture if its name ends with .png.
+        """Write the page to a file whose name ends with .html, or the picture to one that ends with .png.
 
         Raises:
+            UsageError: when the name ends otherwise.
             RunError: when the system refuses.
             MissingExtraError: when matplotlib is needed and not installed.
         """
         place = Path(path)
+        if place.suffix.lower() not in (".html", ".htm", ".png"):
+            raise UsageError(f"{place} does not end with .html or .png")
         write_file(place, self.picture() if place.suffix.lower() == ".png" else self.page())
 
     def __str__(self) -> str:

@@ -85,8 +85,8 @@ def beam_search(
     """Search for the most likely text of at most `length` characters after the prompt's ids.
 
     At each id the `beams` most likely prefixes are kept (Lowerre, 1976), one less for each that has ended. `masked`
-    (V,) ids are not generated. Texts that end early, at a stop string, at `until` or as a record, are compared with the
-    others by ln p per character.
+    (V,) ids are not generated. Texts that end early, at a stop string or at `until`, are compared with the others by
+    ln p per character: a longer one is always less likely. Records are compared by ln p of the whole, with the end.
     """
     state, logits = _read(engine, prompt)
     alive, done = [_Beam(Endings(stop, until, record_end))], list[_Beam]()
@@ -104,7 +104,7 @@ def beam_search(
         if alive:
             state = np.ascontiguousarray(state[kept])
             logits = engine.step(np.array([beam.token_id for beam in alive]), state)
-    best = max(done, key=lambda beam: beam.total / beam.characters)
+    best = max(done, key=lambda beam: beam.total if record_end is not None else beam.total / beam.characters)
     return _found(vocabulary, best, length, Endings(stop, until, record_end))
 
 

@@ -23,12 +23,14 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from charwright.config import Recipe
+from charwright.errors import DamagedRunError
 from charwright.planning.recipe_file import write_recipe
-from charwright.storage import FORMAT, write_file, write_json
+from charwright.storage import FORMAT, read_json, write_file, write_json
 from charwright.tuning.space import nearest_point, recipe_of_trial, search_space
 from charwright.tuning.study import open_study
 from charwright.tuning.trial import Outcome, ShouldPrune
 
+RESULTS = "results.json"
 STARTUP = 10  # random trials before the estimator has enough to learn from
 MARGIN = 1.15  # the time a trial may take in units of its minutes, evaluation included, until a longer one is seen
 KILLS = 2  # kills of the process within a trial until another trial is proposed instead
@@ -130,6 +132,7 @@ class Search:
         A trial that would not fit into the remaining time is not started: a shorter one could not be compared.
         """
         self._recover()
+        self._check_whole()
         self.write_results()  # A search that is stopped before its first trial has results too: none.
         began, before_s = clock(), self.spent_s
         while not should_stop() and self._fits(limits, before_s + clock() - began):
@@ -153,7 +156,7 @@ class Search:
             "best": best.number if best else None,
             "trials": rows,
         }
-        write_json(self.folder / "results.json", values)
+        write_json(self.folder / RESULTS, values)
         text = io.StringIO(newline="")
         if rows:
             table = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
@@ -230,6 +233,24 @@ class Search:
         firsts = [trial for trial in self.study.get_trials(deepcopy=False) if "first" in trial.user_attrs]
         if not any("outcome" in trial.user_attrs or trial.state == TrialState.WAITING for trial in firsts):
             self.study.enqueue_trial(nearest_point(self.start), user_attrs={"first": True})
+
+    def _check_whole(self) -> None:
+        """See that the journal has all trials that were written to the results.
+
+        Raises:
+            DamagedRunError: when it was cut.
+        """
+        path = self.folder / RESULTS
+        try:
+            found = read_json(path).get("trials")
+        except (DamagedRunError, AttributeError):
+            return  # They are written anew.
+        known = len(self.results())
+        if isinstance(found, list) and len(found) > known:
+            raise DamagedRunError(
+                f"{self.folder} has lost trials: {path.name} has {len(found)}, and the study {known}; start a new "
+                "search with another --out"
+            )
 
     def _sampler(self) -> optuna.samplers.BaseSampler:
         """A sampler for the next trial only, which proposes the same whether or not the search was interrupted.

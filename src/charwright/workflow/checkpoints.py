@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from charwright.errors import ConfigError, DamagedRunError, RunError
 from charwright.run import Run
 from charwright.schema import quoted
@@ -34,14 +36,14 @@ def restore_weights(run: Run, snapshot: Snapshot) -> bool:
     return False
 
 
-def load_checkpoint(run: Run) -> Snapshot | None:
-    """The newest checkpoint; None if the run was stopped before its first.
+def load_checkpoint(run: Run, notify: Callable[[str], None] = lambda _: None) -> Snapshot | None:
+    """The newest checkpoint; None if the run was stopped before its first. `notify` is told of damaged newer ones.
 
     Raises:
         RunError: when the run was not trained here, or was stopped before it had the weights to start from.
         DamagedRunError: when no checkpoint is intact.
     """
-    found = run.latest_checkpoint()
+    found = run.latest_checkpoint(notify)
     if found is None:
         _check_can_start_over(run)
         return None

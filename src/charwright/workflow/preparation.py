@@ -307,7 +307,7 @@ def prepare_resume(
 
     return Prepared(
         recipe, run.vocabulary, training_text, validation_text, choice_here(choice, ranks), open_run, resume=True,
-        teachers=Teachers.reopen(run), snapshot=ranks.first(lambda: load_checkpoint(run)),
+        teachers=Teachers.reopen(run), snapshot=ranks.first(lambda: load_checkpoint(run, notify)),
     )  # fmt: skip
 
 

@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from charwright.config import CorpusConfig, RecordsConfig, SplitConfig
-from charwright.data.corpus import Source
-from charwright.data.large_texts import AnyCorpus, open_corpus, reopen_corpus
+from charwright.data.corpus import Corpus, Source
+from charwright.data.large_texts import AnyCorpus, MappedCorpus, open_corpus, reopen_corpus
 from charwright.data.lists import is_list
 from charwright.data.parts import Places
 from charwright.data.records import Records
 from charwright.data.split import split_text
 from charwright.data.texts import Text, in_memory
-from charwright.errors import RunError
+from charwright.errors import RunError, UsageError
 from charwright.run import Run
 from charwright.run_config import RunRecords
 
@@ -51,8 +51,14 @@ class Texts:
 
 
 def listed(specs: Specs) -> Sequence[str | os.PathLike[str]]:
-    """One or several as several."""
-    return [specs] if isinstance(specs, str | os.PathLike) else specs
+    """One or several as several, which can be read more than once.
+
+    Raises:
+        UsageError: when it is a text that was read already.
+    """
+    if isinstance(specs, Corpus | MappedCorpus):
+        raise UsageError("name the files of the text; a corpus that was read already is for fit, see the tutorial")
+    return (specs,) if isinstance(specs, str | os.PathLike) else tuple(specs)
 
 
 def read_texts(

@@ -46,6 +46,7 @@ from charwright.workflow.preparation import (
 from charwright.workflow.texts import Notify, Specs, listed, read_texts
 
 SAMPLE_LENGTH = 160
+SAMPLE_RECORDS = 8
 
 OnEvent = Callable[[Event], None]
 
@@ -109,6 +110,7 @@ def train(
         CharwrightError: (a subclass) when an option, a text or the folder cannot be used, or training diverges.
     """
     began, recipe = clock() - spent_s, os.fspath(recipe)
+    corpus, validation = listed(corpus), listed(validation)
     if tensorboard:
         TensorBoard.require()
     with ExitStack() as held:
@@ -308,7 +310,7 @@ def _fit(
             assembly.dataset,
             training,
             validate=_validator(prepared, ranks) if prepared.validation_text else None,
-            sample=_sampler(prepared) if first else None,
+            sample=_sampler(prepared, run) if first else None,
             save=(lambda taken: save_checkpoint(run, taken, training.keep_checkpoints)) if first else None,
             resume=snapshot,
             should_stop=should_stop,
@@ -348,12 +350,17 @@ def _validator(prepared: Prepared, ranks: Ranks) -> Callable[[LanguageModel], Ev
     return lambda model: evaluate_together(model, prepared.vocabulary, prepared.validation_text, ranks)
 
 
-def _sampler(prepared: Prepared) -> Callable[[LanguageModel], str]:
+def _sampler(prepared: Prepared, run: Run) -> Callable[[LanguageModel], str]:
     """What the model generates without a prompt, with the same seed each time."""
+    vocabulary, records = prepared.vocabulary, run.config.records
+    options: dict[str, Any] = {"length": SAMPLE_LENGTH, "temperature": 0.8, "seed": prepared.recipe.training.seed}
 
     def sample(model: LanguageModel) -> str:
-        generator = Generator.of(model, prepared.vocabulary)
-        [text] = generator.generate(length=SAMPLE_LENGTH, temperature=0.8, seed=prepared.recipe.training.seed)
+        if records and vocabulary.labels:  # Each record begins with a label, which `generate` draws only once.
+            generator = Generator(model.config, model.arrays(), vocabulary, "q8", record_end=records.end)
+            found = generator.records(SAMPLE_RECORDS, **options)
+            return "".join(record.continuation + records.end for record in found)[:SAMPLE_LENGTH]
+        [text] = Generator.of(model, vocabulary).generate(**options)
         return text.continuation
 
     return sample
