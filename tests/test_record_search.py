@@ -18,7 +18,7 @@ from charwright.data.labels import LabelledVocabulary, label_ids
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import UsageError
 from charwright.generation import record_search
-from charwright.generation.beams import beam_search
+from charwright.generation.beams import Found, beam_search
 from charwright.generation.generator import Generator
 from charwright.generation.known_records import KnownRecords
 from charwright.generation.masks import allowed
@@ -107,19 +107,26 @@ def test_a_long_prompt_is_read_at_once(writer: Generator) -> None:
     assert draft.stream.drawn > 0
 
 
-@pytest.mark.parametrize("beams", [1, 2, 5])
-def test_beams_find_a_record(writer: Generator, beams: int) -> None:
-    """As they find a text up to a stop string."""
-    ends = set()
+def whole(found: Found) -> float:
+    """ln p of a text and its end."""
+    return found.mean * (len(found.text) + (found.ended != "length"))
+
+
+@pytest.mark.parametrize("beams", [1, 2, 5, 20])
+def test_beams_find_the_most_likely_record(writer: Generator, beams: int) -> None:
+    """Of those that are found as texts up to a stop string, of which a longer one may win: by ln p per character."""
+    ends, gains = set(), []
     for prompt in ("", "a", "b ", "bb", "  a"):
         ids, options = AB.encode("\n" + prompt), {"beams": beams, "length": 8}
         found = beam_search(writer.engine, AB, ids, ~allowed(AB, GenerationConfig()), **options, record_end="\n")
         stopped = beam_search(writer.engine, AB, ids, ~allowed(AB, GenerationConfig()), **options, stop=("\n",))
-        assert (found.text, found.mean) == (stopped.text, stopped.mean)
+        gains.append(whole(found) - whole(stopped))
         completion = writer.beam_search(prompt, GenerationConfig(length=8), beams, record_end="\n")
         assert (completion.continuation, completion.ended) == (found.text, found.ended)
         ends.add(found.ended)
     assert "record" in ends
+    assert min(gains) > -1e-9
+    assert (max(gains) > 0.1) == (beams > 1)
 
 
 def test_every_text_begins_behind_the_end_of_a_record() -> None:
