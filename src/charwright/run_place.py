@@ -29,6 +29,7 @@ from charwright.storage import remove_temporary_files, sync_folder
 OF_A_CREATION = {LOCK, "vocabulary.json", "model.safetensors", "corpus"}
 """What a creation has written before it writes config.json, which makes the folder a run."""
 OF_A_RUN = OF_A_CREATION | {"config.json", "checkpoints", "tensorboard", "launch.json", "log.jsonl"}
+"""What a run folder has, which `--force` replaces."""
 
 
 TEACHERS = "-teachers"
