@@ -278,7 +278,7 @@ class TestDecoding:
         path = write("text.txt", data)
         message = complaint(DecodingError, path, places=places)
         assert message.startswith(f"{path} is not ")
-        advised = message.partition("try ")[2].replace("--encoding ", "").split(" or ")
+        advised = message.partition("try ")[2].partition(", or read on")[0].replace("--encoding ", "").split(" or ")
         assert encoding in advised
         assert len(advised) <= 4
         assert read_corpus(path, CorpusConfig(encoding=encoding), places).text == text
@@ -337,6 +337,16 @@ class TestDecoding:
         expected = unicodedata.normalize(form.upper(), text)
         assert decode(text.encode(), CorpusConfig(normalize=form), "here") == expected
         assert expected != text
+
+    @given(st.binary(max_size=200), st.sampled_from(["utf-8", "utf-16", "gb18030", "utf-7", "ascii", "unicode_escape"]))
+    def test_any_bytes_become_text_where_errors_are_replaced(self, data, encoding):
+        text = decode(data, CorpusConfig(encoding=encoding, errors="replace"), "here")
+        assert decode(text.encode("utf-8"), CorpusConfig(newlines="keep"), "here") == text
+
+    def test_old_versions_can_read_how_a_text_was_decoded(self):
+        assert "errors" not in CorpusConfig().to_json()
+        replaced = CorpusConfig(errors="replace")
+        assert CorpusConfig.from_json(replaced.to_json(), "here") == replaced
 
     @given(st.binary(max_size=200), st.sampled_from(["utf-8", "utf-16", "gb18030", "utf-7", "latin-1", "idna"]))
     def test_any_bytes_become_text_or_a_one_line_error(self, data, encoding):

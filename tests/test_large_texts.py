@@ -35,7 +35,7 @@ from charwright.data import large_texts
 from charwright.data.byte_streams import open_stream
 from charwright.data.corpus import Corpus, read_corpus
 from charwright.data.decoding import decode
-from charwright.data.large_texts import AnyCorpus, MappedCorpus, cache_of, open_corpus, prepare
+from charwright.data.large_texts import AnyCorpus, MappedCorpus, cache_of, open_corpus, prepare, reopen_corpus
 from charwright.data.map_writer import MapWriter
 from charwright.data.mapped_ids import MappedFile, Ranges
 from charwright.data.mapped_text import Alphabet, MappedText
@@ -129,6 +129,7 @@ reading = st.builds(
     encoding=st.sampled_from(["utf-8", "utf-16", "utf-16-le", "utf-32", "gb18030", "utf-7", "utf-8-sig"]),
     newlines=st.sampled_from(["lf", "keep"]),
     normalize=st.sampled_from(["none", "nfc", "nfd", "nfkc", "nfkd"]),
+    errors=st.sampled_from(["strict", "replace"]),
 )
 
 
@@ -163,10 +164,13 @@ def test_a_text_without_ascii_is_normalized_in_pieces(form: str) -> None:
     ).map(b"".join),
     st.sampled_from(["utf-8", "utf-7", "gb18030", "utf-16", "ascii", "cp1252", "no-such-encoding"]),
     st.sampled_from(["none", "nfc"]),
+    st.sampled_from(["strict", "replace"]),
     st.integers(1, 9),
 )
-def test_errors_in_pieces_are_those_of_the_whole(data: bytes, encoding: str, normalize: str, piece_bytes: int) -> None:
-    config = CorpusConfig(encoding=encoding, normalize=normalize)
+def test_errors_in_pieces_are_those_of_the_whole(
+    data: bytes, encoding: str, normalize: str, errors: str, piece_bytes: int
+) -> None:
+    config = CorpusConfig(encoding=encoding, normalize=normalize, errors=errors)
     whole = outcome(lambda: decode(data, config, "x.txt"))
     assert outcome(lambda: in_pieces(data, config, piece_bytes)) == whole
 
@@ -176,6 +180,20 @@ def test_the_position_of_an_error_beyond_what_is_looked_at_again() -> None:
     stream = TextStream(io.BytesIO(data), "x.txt", lambda: io.BytesIO(data), 7, sampled_bytes=20)
     with pytest.raises(DecodingError, match=r"^x.txt is not utf-8: byte 80 \(0xff\) is invalid; try --encoding"):
         list(stream.pieces(CorpusConfig()))
+
+
+def test_what_is_no_text_is_replaced_and_counted(tmp_path: Path, places: Places) -> None:
+    path = tmp_path / "log.txt"
+    path.write_bytes(b"one\xff two\0\r\n\xe9\x81 three\n")
+    config = CorpusConfig(errors="replace")
+    for there in (places, dataclasses.replace(places, mapped_from_bytes=1 << 20)):
+        corpus = open_corpus(path, config, there)
+        assert corpus.text[:] == "one\ufffd two\ufffd\n\ufffd three\n"
+        assert corpus.notes == ("3 U+FFFD in the text: what is not utf-8 is replaced by it",)
+        assert reopen_corpus(corpus.sources, corpus.sha256, config, there).sha256 == corpus.sha256
+    path.write_bytes(b"one\xff two\n")
+    with pytest.raises(DecodingError, match="or read on with --errors replace"):
+        open_corpus(path, CorpusConfig(), places)
 
 
 @pytest.mark.parametrize(

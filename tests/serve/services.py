@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from charwright.config import ServiceConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
 from charwright.data.vocabulary import Vocabulary
 from charwright.generation.generator import Generator
 from charwright.serve.app import Access, create_app
 from charwright.serve.hosting import HostedModel
 from charwright.serve.journal import Log
+from charwright.serve.limits import ServiceConfig
 from charwright.serve.server import Server, listen, url_of
 from charwright.serve.service import Service
 from writers import LETTERS, random_writer

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from charwright.config import ServiceConfig
 from charwright.errors import UsageError
 from charwright.serve.access import check_exposure
 from charwright.serve.app import Access
 from charwright.serve.journal import RequestLog
 from charwright.serve.keys import Keys
+from charwright.serve.limits import ServiceConfig
 from services import Running, eventually, hosted
 from writers import random_writer
 

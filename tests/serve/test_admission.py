@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
-from charwright.config import ServiceConfig
 from charwright.generation.engine import MOST_STREAMS
 from charwright.serve.admission import LONGEST_RETRY_S, Admission
+from charwright.serve.limits import ServiceConfig
 
 
 class Held:

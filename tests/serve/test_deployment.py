@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 import charwright as cw
-from charwright.config import ServiceConfig
+from charwright.serve.limits import ServiceConfig
 from service_process import serving
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -22,9 +22,9 @@ from charwright.cli.options import (
     engine_threads_option,
     given,
 )
-from charwright.config import ServiceConfig
 from charwright.errors import MissingExtraError, UsageError
 from charwright.schema import field_names
+from charwright.serve.limits import ServiceConfig
 
 if TYPE_CHECKING:
     from charwright.data.texts import Text

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from charwright import notebook
 from charwright.config import CorpusConfig
 from charwright.data.byte_streams import COMPRESSED
-from charwright.data.decoding import decode, looks_binary
+from charwright.data.decoding import REPLACEMENT, decode, looks_binary
 from charwright.data.parts import Part, Places, Tally, expanded, find_parts, part_of
 from charwright.errors import CorpusError, CorpusNotFoundError
 
@@ -199,6 +199,7 @@ def _read_parts(parts: Sequence[Part], notes: list[str]) -> Iterator[tuple[Part,
         text = decode(data, part.config, part.where)
         if text:
             tally.found(part)
+            tally.replaced(text.count(REPLACEMENT))
         if text or part.folder is None:
             yield part, text
     notes.extend(tally.notes())

@@ -1,8 +1,9 @@
-"""Strict decoding of bytes to text; errors report the position and the encodings to try."""
+"""Decoding of bytes to text, strict unless replacing is asked for; errors report the position and what to try."""
 
 from __future__ import annotations
 
 import codecs
+import re
 import unicodedata
 
 from charwright.config import CorpusConfig
@@ -27,6 +28,14 @@ _SAMPLE_BYTES = 1 << 16
 # With this many UTF-8 continuation bytes before the first invalid byte, the file is damaged UTF-8.
 _MIN_CONTINUATION_BYTES = 6
 
+_READ_ON = "read on with --errors replace"
+
+REPLACEMENT = "\ufffd"
+"""What stands for bytes that are not text where errors are replaced."""
+
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+"""What a decoder accepts although no text has it: NUL, and halves of surrogate pairs."""
+
 
 def looks_binary(data: bytes, encoding: str) -> bool:
     """Return whether the data contains a NUL byte, which occurs in text only in UTF-16 and UTF-32."""
@@ -37,17 +46,20 @@ def decode(data: bytes, config: CorpusConfig, where: str) -> str:
     """Decode one file, remove its byte order mark, and convert newlines and normalize as configured.
 
     Raises:
-        DecodingError: when the file is binary or in another encoding, with the byte offset and the encodings to try.
+        DecodingError: when the file is binary or in another encoding and errors are not replaced, with the byte offset
+            and the encodings to try.
     """
     encoding = canonical_encoding(config.encoding)
     try:
-        text = data.decode(encoding)
+        text = data.decode(encoding, config.errors)
     except UnicodeDecodeError as error:
         if looks_binary(data, encoding):
             raise DecodingError(binary_message(data, where)) from error
         raise DecodingError(undecodable_message(data, config.encoding, error, where)) from error
     except UnicodeError as error:  # a codec that reports no position
         raise DecodingError(f"{where} is not {config.encoding}: {error}") from error
+    if config.errors == "replace":
+        text = replaced(text)
     if "\0" in text:
         raise DecodingError(binary_message(data, where))
     try:
@@ -60,6 +72,16 @@ def decode(data: bytes, config: CorpusConfig, where: str) -> str:
     if config.normalize != "none":
         text = unicodedata.normalize(config.normalize.upper(), text)  # type: ignore[arg-type]
     return text
+
+
+def replaced(text: str) -> str:
+    """Return a decoded text with U+FFFD for what no text has."""
+    return _NO_TEXT.sub(REPLACEMENT, text)
+
+
+def replacement_note(characters: int, config: CorpusConfig) -> str:
+    """Say how many characters of a text stand for what could not be decoded."""
+    return f"{characters:,} U+FFFD in the text: what is not {config.encoding} is replaced by it"
 
 
 def canonical_encoding(encoding: str) -> str:
@@ -89,9 +111,10 @@ def binary_message(data: bytes, where: str, offset: int = 0) -> str:
     """
     wide = [name for name in ("utf-16-le", "utf-16-be") if _decodes(data, name)]
     if data.count(0) * 4 < len(data) and _decodes(data.replace(b"\0", b""), "utf-8"):
-        advice = "remove the NUL bytes"  # In UTF-16, what lies between them is no text.
+        advice = f"remove the NUL bytes, or {_READ_ON}"  # In UTF-16, what lies between them is no text.
     else:
-        advice = f"try --encoding {wide[0]}" if wide else "give a text file"
+        few = data.count(0) * 100 < len(data)  # A log that was cut off while it was written has some.
+        advice = f"try --encoding {wide[0]}" if wide else f"give a text file{f', or {_READ_ON}' if few else ''}"
     return f"{where} is not a text file: byte {offset + data.find(0):,} is NUL; {advice}"
 
 
@@ -113,14 +136,14 @@ def _advice(data: bytes, error: UnicodeDecodeError) -> str:
         return f"try --encoding {mark}"
     before = data[: error.start]
     if error.encoding == "utf-8" and len(before) - len(before.decode("utf-8", "replace")) >= _MIN_CONTINUATION_BYTES:
-        return "everything before it is utf-8, so the file is damaged there; repair it or remove that byte"
+        return f"everything before it is utf-8, so the file is damaged there; repair it, or {_READ_ON}"
     # Western text has few bytes beyond ASCII; in other scripts they are the majority.
     sample = data[:_SAMPLE_BYTES]
     few = 4 * sum(byte > 127 for byte in sample) < len(sample)
     guesses = _WESTERN + _MULTI_BYTE + _CYRILLIC if few else _MULTI_BYTE + _CYRILLIC + _WESTERN
     fitting = [name for name in ("utf-8", *guesses) if name != error.encoding and _decodes(data, name)]
     choice = " or ".join(f"--encoding {name}" for name in fitting[:_MOST_GUESSES])
-    return f"try {choice}" if fitting else "give a text file"
+    return f"try {choice}, or {_READ_ON}" if fitting else "give a text file"
 
 
 def _decodes(data: bytes, encoding: str) -> bool:

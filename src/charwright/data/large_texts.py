@@ -32,7 +32,7 @@ from charwright.data.corpus import (
     reread_corpus,
     short_name,
 )
-from charwright.data.decoding import canonical_encoding
+from charwright.data.decoding import REPLACEMENT, canonical_encoding
 from charwright.data.map_writer import MapWriter
 from charwright.data.mapped_text import MappedText
 from charwright.data.parts import STDIN_PATH, Part, Places, Tally, find_parts, part_of
@@ -239,6 +239,8 @@ class _Preparation:
                 sources.append(source)
             if part.is_changed():
                 raise CorpusError(f"{part.where} changed while it was read; try again")
+        counts = dict(zip(self._writer.characters, self._writer.counts, strict=True))
+        tally.replaced(counts.get(REPLACEMENT, 0))
         notes = tally.notes()
         with writing(self._folder):
             self._start_flush()

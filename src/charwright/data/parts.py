@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 from charwright.config import CorpusConfig
 from charwright.data import named
 from charwright.data.byte_streams import COMPRESSED, EXPANSION, is_remote, open_stream, remote_file, suffix_of
+from charwright.data.decoding import replacement_note
 from charwright.errors import CorpusError, CorpusNotFoundError
 
 STDIN_PATH = "corpus/stdin.txt"
@@ -239,10 +240,15 @@ class Tally:
         self._configs = {part.folder: part.config for part in parts if part.folder is not None}
         self._found: set[Path | None] = set()
         self._skipped = dict.fromkeys(self._configs, 0)
+        self._config, self._replaced = parts[0].config if parts else CorpusConfig(), 0
 
     def found(self, part: Part) -> None:
         """Record that a part is a text that is not empty."""
         self._found.add(part.folder)
+
+    def replaced(self, characters: int) -> None:
+        """Record so many U+FFFD in the text."""
+        self._replaced += characters
 
     def skipped(self, part: Part) -> None:
         """Record that a part of a folder is binary."""
@@ -250,7 +256,7 @@ class Tally:
             self._skipped[part.folder] += 1
 
     def notes(self) -> list[str]:
-        """Return the notices about skipped files.
+        """Return the notices about skipped files, and about what could not be decoded.
 
         Raises:
             CorpusError: when a folder has no text.
@@ -258,11 +264,13 @@ class Tally:
         for folder, config in self._configs.items():
             if folder not in self._found:
                 raise no_text_error(folder, config)
-        return [
+        skipped = [
             f"skipped {count} binary file{'s' * (count > 1)} under {folder}"
             for folder, count in self._skipped.items()
             if count
         ]
+        unread = self._replaced and self._config.errors == "replace"
+        return [*skipped, replacement_note(self._replaced, self._config)] if unread else skipped
 
 
 def expanded(spec: str) -> Path:

@@ -14,9 +14,11 @@ from typing import BinaryIO, NoReturn
 
 from charwright.config import CorpusConfig
 from charwright.data.decoding import (
+    REPLACEMENT,
     binary_message,
     canonical_encoding,
     decode,
+    replaced,
     surrogate_message,
     undecodable_message,
 )
@@ -79,15 +81,19 @@ class TextStream:
             final = not read
             data = left + read if left else read
             if b"\0" in data:
-                self._fail(config, data, binary=True)
+                if config.errors != "replace":
+                    self._fail(config, data, binary=True)
+                data = data.replace(b"\0", REPLACEMENT.encode())
             held = b"\r" if data.endswith(b"\r") and not final else b""  # The LF may be in the next piece.
             text, used = None, len(data) - len(held)
             if not data.isascii():
                 try:
-                    text, used = codecs.utf_8_decode(data[:used], "strict", final)
+                    text, used = codecs.utf_8_decode(data[:used], config.errors, final)
                 except UnicodeDecodeError as error:
                     self._fail(config, data, error)
             utf8, left = data[:used] if used < len(data) else data, data[used:]
+            if text and config.errors == "replace":
+                utf8 = text.encode("utf-8")
             self.done_bytes += used
             if not started and text and text.startswith(_BOM):
                 text = text.lstrip(_BOM)
@@ -103,7 +109,7 @@ class TextStream:
         """Decode any encoding, and normalize."""
         read = self._read_with_head()
         data = next(read)
-        decoder = codecs.getincrementaldecoder(_with_byte_order(encoding, data))()
+        decoder = codecs.getincrementaldecoder(_with_byte_order(encoding, data))(config.errors)
         held, final, started, characters = "", False, False, 0
         while not final:
             final = not data
@@ -114,6 +120,8 @@ class TextStream:
                 self._fail(config, error.object, error)
             except UnicodeError as error:  # a codec that reports no position
                 raise DecodingError(f"{self.where} is not {config.encoding}: {error}") from error
+            if config.errors == "replace":
+                text = replaced(text)
             if "\0" in text:
                 self._fail(config, data, binary=True)
             self._check_surrogates(text, characters)

@@ -56,7 +56,7 @@ class Records:
             CorpusError: when there are fewer than two records, when nothing ends them, or when one has no label where
             labels are asked for.
         """
-        pattern = _pattern_of(config)
+        pattern = pattern_of(config)
         found = [piece for piece in _pieces(text, pattern, config.records) if piece.strip()]
         if len(found) < 2:
             raise CorpusError(
@@ -66,7 +66,7 @@ class Records:
         end = ENDS.get(config.records) or _usual_end(text, pattern, config.records)
         if config.label is None:
             return cls.of(found, end)
-        columns = [_columns(piece, number, config.label) for number, piece in enumerate(found, 1)]
+        columns = [label_and_text(piece, config.label, f"record {number:,}") for number, piece in enumerate(found, 1)]
         return cls.of([record for _, record in columns], end, [label for label, _ in columns])
 
     def __iter__(self) -> Iterator[str]:
@@ -149,7 +149,7 @@ def _held_out(different: int, wanted: int, split: str) -> npt.NDArray[np.bool_]:
     return np.diff(at * wanted // different) > 0
 
 
-def _pattern_of(config: RecordsConfig) -> re.Pattern[str]:
+def pattern_of(config: RecordsConfig) -> re.Pattern[str]:
     """The expression of what ends a record."""
     if config.expression is not None:
         return re.compile(config.expression, re.MULTILINE)
@@ -176,11 +176,15 @@ def _usual_end(text: str, pattern: re.Pattern[str], kind: str) -> str:
     return end
 
 
-def _columns(record: str, number: int, column: str) -> tuple[str, str]:
-    """The label of a record, and the record without it."""
+def label_and_text(record: str, column: str, where: str) -> tuple[str, str]:
+    """Return the label of a record, which is its first or last column, and the record without it.
+
+    Raises:
+        CorpusError: naming the place `where` there is no tab, or nothing on one side of it.
+    """
     first, tab, rest = record.partition("\t") if column == "first" else record.rpartition("\t")[::-1]
     label = first.strip()
     if not tab or not label or not rest.strip():
         what = "no tab" if not tab else "an empty column"
-        raise CorpusError(f"record {number:,} has {what}, so no label and text: {record[:60]!r}")
+        raise CorpusError(f"{where} has {what}, so no label and text: {record[:60]!r}")
     return label, rest

@@ -9,7 +9,7 @@ from itertools import chain, repeat
 from typing import Any, BinaryIO, cast
 
 from charwright.config import CorpusConfig
-from charwright.data.decoding import canonical_encoding, decode, looks_binary
+from charwright.data.decoding import REPLACEMENT, canonical_encoding, decode, looks_binary
 from charwright.data.parts import Part, Places, Tally, find_parts
 from charwright.data.pieces import PIECE_BYTES, UNDIVIDED, Piece, TextStream
 from charwright.errors import CorpusError
@@ -102,6 +102,7 @@ class Streamed:
                         yield before, "\n"
                     yield name, ""
                 found, before, ended = True, name, text.endswith("\n")
+                tally.replaced(text.count(REPLACEMENT))
                 yield name, text
             if found:
                 tally.found(part)

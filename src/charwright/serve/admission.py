@@ -7,8 +7,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from charwright.config import ServiceConfig
 from charwright.generation.engine import MOST_STREAMS
+from charwright.serve.limits import ServiceConfig
 from charwright.serve.refusals import Refusal, busy
 
 LONGEST_RETRY_S = 60

@@ -6,8 +6,8 @@ import asyncio
 
 from starlette.types import Receive, Scope
 
-from charwright.config import ServiceConfig
 from charwright.serve.jobs import ClientGoneError
+from charwright.serve.limits import ServiceConfig
 from charwright.serve.refusals import Refusal
 
 JSON = b"application/json"

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from charwright import __version__
-from charwright.config import ServiceConfig
+from charwright.serve.limits import ServiceConfig
 from charwright.serve.pages import Page, page_of
 from charwright.serve.requests import CompletionRequest
 from charwright.serve.schemas import Completion, ErrorAnswer, Model, ModelList, Status

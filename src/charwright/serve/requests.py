@@ -20,9 +20,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from charwright.config import GenerationConfig, ServiceConfig
+from charwright.config import GenerationConfig
 from charwright.passages import parse_until
 from charwright.serve.hosting import LONGEST_NAME
+from charwright.serve.limits import ServiceConfig
 from charwright.serve.refusals import Refusal, bad
 
 MOST_STOPS = 4

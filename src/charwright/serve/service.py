@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Protocol
 
-from charwright.config import ServiceConfig
 from charwright.serve.admission import Admission
 from charwright.serve.guards import Guards
 from charwright.serve.hosting import HostedModel
+from charwright.serve.limits import ServiceConfig
 from charwright.serve.metrics import Metrics
 from charwright.serve.refusals import Refusal
 from charwright.serve.scheduler import Delivery, Scheduler, Text
