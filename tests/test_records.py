@@ -381,7 +381,7 @@ class TestTraining:
             assert run.engine.scores([row.astype(np.int32)])[0][-1] > math.log(0.9)
         assert "2 labels: a, b" in charwright("info", tmp_path / "run").out
         assert charwright("evaluate", tmp_path / "run", file).code == 0
-        assert "was trained with labels" in charwright("score", tmp_path / "run", file).line
+        assert "was trained with labels" in charwright("score", tmp_path / "run", file, "--by", "line").line
 
     def test_a_run_that_continues_has_the_same_labels(self, charwright: Terminal, tmp_path: Path) -> None:
         known, other = tmp_path / "known.tsv", tmp_path / "other.tsv"

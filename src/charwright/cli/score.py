@@ -25,7 +25,6 @@ from charwright.schema import field_names
 
 if TYPE_CHECKING:
     from charwright.data.text_pieces import Streamed
-    from charwright.generation.cutter import Cutter
     from charwright.generation.record_scores import Score
 
 ALL = 0
@@ -33,7 +32,10 @@ DIGITS = 6
 """Of the figures: a millionth of a bit is precise enough, and what differs by less is equal."""
 
 FIELDS = ("file", "line", "column", "chars", "unknown_chars", "bits", "bits_per_char", "cold", "text")
-NAMES = {"line": "line", "blank": "paragraph", "file": "file", "character": "character"}
+LABEL = "label"
+"""One more field, for a model with labels."""
+
+NAMES = {"line": "line", "blank": "paragraph", "file": "file", "character": "character", "record": "record"}
 
 
 class _Count(click.IntRange):
@@ -55,9 +57,8 @@ class _Count(click.IntRange):
 @click.option(
     "--by",
     type=click.Choice(list(NAMES)),
-    default="line",
-    show_default=True,
-    help="What a record is: a line, what blank lines separate, a file, or a character.",
+    help="What to score: lines, what blank lines separate, files, characters, or the records of training.  [default: "
+    "record if RUN was trained on records, otherwise line]",
 )
 @click.option(
     "--separator", metavar="TEXT", help=r"Text that ends a record, instead of --by; \n and \t are understood."
@@ -91,6 +92,9 @@ class _Count(click.IntRange):
     metavar="N",
     help="Read N ids (tokens) before each of the streams into which the text is cut; 0 is what evaluate does.",
 )
+@click.option(
+    "--label", metavar="TEXT", help="Label of all records, for a model with labels and a text without a column of them."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a record.")
 @click.option("--csv", "as_csv", is_flag=True, help="A table as comma-separated values.")
 @click.option(
@@ -108,12 +112,13 @@ def score(
     /,
     run: Path,
     files: tuple[str, ...],
-    by: str,
+    by: str | None,
     separator: str | None,
     worst: int | None,
     min_chars: int,
     independent: bool,
     warm_up: int,
+    label: str | None,
     as_json: bool,
     as_csv: bool,
     precision: str,
@@ -123,39 +128,42 @@ def score(
     """Show how well RUN predicts each line of FILE, in bits per character: more bits, more surprise.
 
     FILE may be compressed, `-` for standard input, or several files, which are read one after the other. The text is
-    read along, so each line is predicted from what precedes it, and the lines together cost what `evaluate` gives.
+    read along, so each line is predicted from what precedes it. If RUN was trained on records, each record of FILE is
+    read on its own. In both cases all of them together cost what `evaluate` gives.
     """
     from charwright.cli.download import user_places
     from charwright.data.corpus import check_length, checked_specs
     from charwright.data.text_pieces import Streamed
-    from charwright.generation.cutter import Cutter
-    from charwright.generation.record_scores import score_records
     from charwright.workflow.loading import load
 
     if as_json and as_csv:
         raise UsageError("--json and --csv are two formats; choose one")
-    if separator is not None and given(ctx, ["by"]):
+    if separator is not None and by is not None:
         raise UsageError("--separator says where records end, and so does --by; choose one")
-    cutter = Cutter(by, None if separator is None else _unescaped(separator))
+    separator = None if separator is None else _unescaped(separator)
     reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
     streamed = Streamed.find(checked_specs(files), reading, user_places())
     generator = load(run, precision, threads=threads)
-    totals = Totals(NAMES[by] if separator is None else "record")
+    by = by or generator.scored_by(separator)
+    totals = Totals("record" if separator is not None else NAMES[by])
     with _progress(streamed) as count:
-        pieces = streamed.pieces(count)
-        options: dict[str, Any] = {
-            "independent": independent,
-            "warm_up": warm_up,
-            "before": generator.record_end or "",
-        }
-        found = score_records(generator.engine, generator.vocabulary, pieces, cutter, **options)
+        found = generator.score_pieces(
+            streamed.pieces(count),
+            by=by,
+            separator=separator,
+            independent=independent,
+            warm_up=warm_up,
+            label=label,
+        )
         if by == "file" and separator is None and len(streamed.parts) > 1:
             found = _with_empty_files(found, streamed)
         scores = totals.counted(found)
         listed = (one for one in scores if one.chars >= min_chars)
-        printer = _Printer(streamed, cutter, as_json=as_json, as_csv=as_csv)
+        whole_lines = separator is None and by != "character"
+        labelled = bool(generator.vocabulary.labels)
+        printer = _Printer(streamed, whole_lines=whole_lines, labelled=labelled, as_json=as_json, as_csv=as_csv)
         # Whoever watches a growing file sees each line at once.
-        watched = independent and "-" in files and worst is None
+        watched = (independent or by == "record") and "-" in files and worst is None
         for one in listed if worst is None else worst_first(listed, worst):
             printer.write(one)
             if watched:
@@ -245,9 +253,9 @@ def _counted(count: int, name: str) -> str:
 class _Printer:
     """Writes scores to stdout. A heading comes with the first, so that a file that cannot be read leaves nothing."""
 
-    def __init__(self, streamed: Streamed, cutter: Cutter, *, as_json: bool, as_csv: bool) -> None:
-        self._names = _file_names(streamed)
-        self._places = Places(cutter, self._names)
+    def __init__(self, streamed: Streamed, *, whole_lines: bool, labelled: bool, as_json: bool, as_csv: bool) -> None:
+        self._names, self._labelled = _file_names(streamed), labelled
+        self._places = Places(self._names, has_columns=not whole_lines)
         self._room = room_for(self._places)
         # If the output's encoding lacks characters, JSON can escape them.
         unicode = (sys.stdout.encoding or "").lower().startswith("utf")
@@ -259,9 +267,9 @@ class _Printer:
         """Write one score."""
         self.begin()
         if self._encode is not None:
-            sys.stdout.write(self._encode(_values(score, self._names)) + "\n")
+            sys.stdout.write(self._encode(self._values(score)) + "\n")
         elif self._table is not None:
-            self._table.writerow(_values(score, self._names).values())
+            self._table.writerow(self._values(score).values())
         else:
             sys.stdout.write(line_of(score, self._places, self._room))
 
@@ -271,25 +279,25 @@ class _Printer:
             return
         self._begun = True
         if self._table is not None:
-            self._table.writerow(FIELDS)
+            self._table.writerow([*FIELDS, *[LABEL] * self._labelled])
         elif self._encode is None:
             sys.stdout.write(f"bits/char         bits    chars  {self._places.heading}  text\n")
 
-
-def _values(score: Score, names: dict[str, str]) -> dict[str, Any]:
-    """The fields of a score."""
-    per_char = score.bits_per_char
-    return {
-        "file": names.get(score.file, score.file),
-        "line": score.line,
-        "column": score.column,
-        "chars": score.chars,
-        "unknown_chars": score.unknown_chars,
-        "bits": round(score.bits, DIGITS),
-        "bits_per_char": None if per_char is None else round(per_char, DIGITS),
-        "cold": score.cold,
-        "text": score.text,
-    }
+    def _values(self, score: Score) -> dict[str, Any]:
+        """The fields of a score."""
+        per_char = score.bits_per_char
+        return {
+            "file": self._names.get(score.file, score.file),
+            "line": score.line,
+            "column": score.column,
+            "chars": score.chars,
+            "unknown_chars": score.unknown_chars,
+            "bits": round(score.bits, DIGITS),
+            "bits_per_char": None if per_char is None else round(per_char, DIGITS),
+            "cold": score.cold,
+            "text": score.text,
+            **({LABEL: score.label} if self._labelled else {}),
+        }
 
 
 def _file_names(streamed: Streamed) -> dict[str, str]:

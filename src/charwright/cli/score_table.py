@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from charwright.generation.cutter import Cutter
     from charwright.generation.record_scores import Score
 
 JOINERS = "\u200c\u200d"
@@ -21,8 +20,9 @@ WIDEST_NAME = 30
 class Places:
     """Where a record is, in a column of constant width: file, line and column, as far as they vary."""
 
-    cutter: Cutter
     names: dict[str, str]
+    has_columns: bool
+    """Whether records begin within lines."""
 
     @cached_property
     def shown(self) -> dict[str, str]:
@@ -34,11 +34,6 @@ class Places:
         """The width of the column."""
         prefix = max(map(_cells, self.shown.values())) + 1 if self.shown else 0
         return prefix + 7 + 5 * self.has_columns
-
-    @property
-    def has_columns(self) -> bool:
-        """Whether records begin within lines."""
-        return self.cutter.separator is not None or self.cutter.by == "character"
 
     @property
     def heading(self) -> str:
@@ -76,7 +71,7 @@ def line_of(score: Score, places: Places, room: int | None) -> str:
     """A record as a line of the table; its text is cut to `room` columns."""
     per_char = score.bits_per_char
     shown = f"{'-':>9}" if per_char is None else f"{per_char:9.4f}"
-    text = safe(score.text)
+    text = safe(score.text if score.label is None else f"[{score.label}] {score.text}")
     if room is not None:
         text = _fitting(text, room)
     return f"{shown}{'*' if score.cold else ' '} {score.bits:10.1f} {score.chars:8,}  {places.of(score)}  {text}\n"

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from charwright.config import GenerationConfig, ModelConfig
-from charwright.data.vocabulary import Vocabulary
+from charwright.config import GenerationConfig, ModelConfig, RecordsConfig
+from charwright.data.labels import label_id
+from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
 from charwright.errors import UsageError, VocabularyError
 from charwright.generation.beams import beam_search
 from charwright.generation.completions import Completion, Completions, finished
@@ -19,11 +20,15 @@ from charwright.generation.cutter import Cutter
 from charwright.generation.draft import Guard
 from charwright.generation.engine import Engine
 from charwright.generation.known_records import KnownRecords
+from charwright.generation.list_scores import ListScores
 from charwright.generation.masks import allowed
 from charwright.generation.openings import Opening, Openings
 from charwright.generation.record_scores import Score, score_records
 from charwright.generation.record_search import RecordSearch
 from charwright.generation.session import Session, prompt_ids
+
+RECORD = "record"
+"""What a model of records divides a text to score by."""
 
 
 class Trained(Protocol):
@@ -51,14 +56,17 @@ class Generator:
         *,
         threads: int | None = None,
         record_end: str | None = None,
+        records: RecordsConfig | None = None,
         known_records: Callable[[], Iterable[str]] | None = None,
     ):
         """Lay out the weights. `Generator.of(model, vocabulary)` takes them from a model.
 
         `record_end` is what ends each record, for a model that was trained on records: it is read before every prompt.
+        `records` is how a text is divided into them, by default by `record_end`; `score` does so.
         `known_records` returns the records of the text, which are not new; it is called when they are needed.
         """
         self.vocabulary, self.record_end, self._known_records = vocabulary, record_end, known_records
+        self._division = records or (None if record_end is None else RecordsConfig(record_end))
         self.engine = Engine(model, weights, precision, threads=threads)
         if len(vocabulary) != self.engine.vocabulary_size:
             known, tokens = len(vocabulary), self.engine.vocabulary_size
@@ -74,6 +82,7 @@ class Generator:
         prompts: str | Sequence[str] = "",
         config: GenerationConfig | None = None,
         *,
+        label: str | None = None,
         logprobs: bool = False,
         guard: Guard | None = None,
         **options: Any,
@@ -84,11 +93,15 @@ class Generator:
         only on the seed (0 by default) and on i. `guard` forbids ids at each step (`novelty.CopyGuard`).
 
         A model of records begins each text as a record, and goes on with others behind its end; `records` ends there.
+        With a model that has labels, each text is one record with this `label`, or with one that is drawn.
+
+        Raises:
+            UsageError: if no character is allowed, there is no such label, or a prompt is not a `str`.
         """
         config = dataclasses.replace(config or GenerationConfig(), **options)
-        listed = [prompts] if isinstance(prompts, str) else list(prompts)
-        repeated = [prompt for prompt in listed for _ in range(config.num)]
-        return Completions(self.texts(repeated, config, logprobs=logprobs, guard=guard))
+        listed = [prompts] if isinstance(prompts, str | bytes) else list(prompts)
+        repeated = [_checked_prompt(prompt) for prompt in listed for _ in range(config.num)]
+        return Completions(self.texts(repeated, config, label=label, logprobs=logprobs, guard=guard))
 
     def records(
         self,
@@ -191,10 +204,12 @@ class Generator:
         """Generate one completion, and yield its text as it grows, a few characters at a time.
 
         Raises:
-            UsageError: if no character is allowed, or there is no such label.
+            UsageError: as for `generate`, or if `num` is not 1.
         """
         config = dataclasses.replace(config or GenerationConfig(), **options)
-        for _, piece in self.write([prompt], config, label=label):
+        if config.num != 1:
+            raise UsageError(f"stream generates one text; call it for each of the {config.num}, or use generate")
+        for _, piece in self.write([_checked_prompt(prompt)], config, label=label):
             yield piece
 
     def write(
@@ -208,7 +223,8 @@ class Generator:
         """Yield (index of the prompt, piece of text) as the streams advance.
 
         A model of records reads the end of a record before each prompt, and others read a newline for an empty one;
-        neither is part of the text. `label` is that of the first record of each text, and drawn by default.
+        neither is part of the text. With a model that has labels, each text is one record with this `label`, or with
+        one that is drawn.
 
         Raises:
             UsageError: if no character is allowed, or there is no such label.
@@ -216,7 +232,7 @@ class Generator:
         session = Session(self.engine, self.vocabulary)
         openings = [self.opening(config.seed or 0, index, label=label).ids for index in range(len(prompts))]
         numbers = {
-            session.join(prompt, config, index, guard=guard, context=opening): index
+            session.join(prompt, config, index, guard=guard, context=opening, record_end=self._last_end): index
             for index, (prompt, opening) in enumerate(zip(prompts, openings, strict=True))
         }
         while drafts := session.advance():
@@ -229,14 +245,16 @@ class Generator:
         prompts: Sequence[str],
         config: GenerationConfig,
         *,
+        label: str | None = None,
         logprobs: bool = False,
         guard: Guard | None = None,
     ) -> Iterator[Completion]:
         """Complete all prompts in one batch. Yield completions in order, each as soon as those before it are done."""
         session, drafts = Session(self.engine, self.vocabulary), []
         for index, prompt in enumerate(prompts):
-            opening = self.opening(config.seed or 0, index)
-            draft = session.join(prompt, config, index, guard=guard, logprobs=logprobs, context=opening.ids)
+            opening = self.opening(config.seed or 0, index, label=label)
+            options: dict[str, Any] = {"guard": guard, "logprobs": logprobs, "record_end": self._last_end}
+            draft = session.join(prompt, config, index, context=opening.ids, **options)
             drafts.append((draft, opening.label))
         for draft, name in drafts:
             while draft.ended is None:
@@ -279,57 +297,104 @@ class Generator:
     def logprobs(self, text: str) -> list[float]:
         """Return ln p of each character of `text` after the first, given those before it, from a zero state.
 
+        A character outside the vocabulary has ln p([UNK]) - ln(1,114,112 - V), as everywhere.
+
         Raises:
             UsageError: if the text has fewer than two characters, or the model generates bytes.
         """
         if self.vocabulary.level != "character" or len(text) < 2:
             raise UsageError("log-probabilities need a text of at least two characters and a character-level model")
-        return [float(score) for score in self.engine.scores([self.vocabulary.encode(text)])[0]]
+        ids = self.vocabulary.encode(text)
+        unknown = ids[1:] == UNKNOWN_ID
+        scores: list[float] = (self.engine.scores([ids])[0] - unknown * self.vocabulary.unknown_nats).tolist()
+        return scores
 
     def score(
         self,
         text: str | Iterable[str],
         *,
-        by: str = "line",
+        by: str | None = None,
         separator: str | None = None,
         independent: bool = False,
         warm_up: int = 0,
+        label: str | None = None,
     ) -> Iterator[Score]:
         """Yield what each record of a text costs in bits, in order, with memory that does not grow with the text.
 
         The sum of the records' `bits` divided by that of their `chars` is what `evaluate` gives as bits per character,
-        for a text of at most 1,048,576 characters and in the same precision.
+        in the same precision; if the text is read along, for one of at most 1,048,576 characters.
 
         Args:
-            text: the text, or pieces of it. Records end at a newline, not at a carriage return.
-            by: `line`, `blank` (records end at blank lines), `file` (the whole text), or `character`.
+            text: the text, or pieces of it. Lines end at a newline, not at a carriage return.
+            by: `line`, `blank` (records end at blank lines), `file` (the whole text), `character`, or `record`: as in
+                training, each from a zero state after the end of another one. By default `record` for a model of
+                records, otherwise `line`.
             separator: the text that ends a record, instead of `by`.
             independent: each record is read from a zero state, after a newline (or what ended each record in
-                training), and all of its characters are predicted. Otherwise the text is read along: in blocks of
-                1,048,576 characters, each cut into streams as `evaluate` cuts a text; the first stream of a block
-                continues the block before.
+                training), and all of its characters are predicted. Otherwise the text is read along, unless `by` is
+                `record`: in blocks of 1,048,576 characters, each cut into streams as `evaluate` cuts a text; the first
+                stream of a block continues the block before.
             warm_up: the ids before each stream that are read without being scored, so that it does not begin coldly.
+            label: the label of all records. By default those of a model with labels are read from their column, as in
+                training.
 
         Raises:
-            UsageError: when the options contradict each other, or the model has labels.
+            UsageError: when the options contradict each other, or the model has no such label.
+            CorpusError: (while reading) when a record has no label.
         """
         pieces = (("", piece) for piece in ([text] if isinstance(text, str) else text) if piece)
-        return score_records(
-            self.engine,
-            self.vocabulary,
-            pieces,
-            Cutter(by, separator),
-            independent=independent,
-            warm_up=warm_up,
-            before=self.record_end or "",
+        return self.score_pieces(
+            pieces, by=by, separator=separator, independent=independent, warm_up=warm_up, label=label
         )
+
+    def score_pieces(
+        self,
+        pieces: Iterable[tuple[str, str]],
+        *,
+        by: str | None = None,
+        separator: str | None = None,
+        independent: bool = False,
+        warm_up: int = 0,
+        label: str | None = None,
+    ) -> Iterator[Score]:
+        """Do the same as `score` for a text that comes as (file, piece of its text)."""
+        by = by or self.scored_by(separator)
+        if label is not None:
+            label_id(self.vocabulary, label)
+        if by != RECORD:
+            cutter, before = Cutter(by, separator), self.record_end or ""
+            return score_records(
+                self.engine, self.vocabulary, pieces, cutter, independent=independent, warm_up=warm_up, before=before
+            )
+        if self._division is None:
+            raise UsageError("the model was not trained on records, so name another kind with --by: line, for example")
+        if separator is not None:
+            raise UsageError("--separator says where records end, and so does --by record; choose one")
+        if warm_up:
+            raise UsageError("--warm-up belongs to a text that is read along; add --by line")
+        return ListScores(self.engine, self.vocabulary, self._division, self._required_record_end(), label).of(pieces)
+
+    def scored_by(self, separator: str | None = None) -> str:
+        """What `score` divides a text by if nothing is said: `record` for a model of records, otherwise `line`."""
+        return RECORD if self._division is not None and separator is None else "line"
 
     @cached_property
     def _openings(self) -> Openings:
         return Openings(self.engine, self.vocabulary, self.record_end)
+
+    @property
+    def _last_end(self) -> str | None:
+        """What ends a text: the end of its record, if another one would need a label of its own."""
+        return self.record_end if self.vocabulary.labels else None
 
     def _required_record_end(self) -> str:
         """What ends a record."""
         if self.record_end is None:
             raise UsageError("what ends a record? open a run that was trained on records with charwright.load")
         return self.record_end
+
+
+def _checked_prompt(prompt: str) -> str:
+    if not isinstance(prompt, str):
+        raise UsageError(f"a prompt is a str, not {type(prompt).__name__}")
+    return prompt

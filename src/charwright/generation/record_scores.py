@@ -48,6 +48,8 @@ class Score:
     """The sum of -log2 p of the characters. A character outside the vocabulary costs what it takes to identify it."""
     cold: bool = False
     """Whether the model begins in it with a zero state although text comes before."""
+    label: str | None = None
+    """The label that the record is read after, for a model with labels."""
 
     @property
     def bits_per_char(self) -> float | None:
@@ -89,8 +91,8 @@ def score_records(
     """
     if vocabulary.labels:
         raise UsageError(
-            "the model was trained with labels, which the records of a text to score do not have; "
-            "charwright evaluate reads the column of labels"
+            "the model was trained with labels, so it scores the records that it was trained on; remove --by and"
+            " --separator"
         )
     if independent and warm_up:
         raise UsageError("--warm-up belongs to a text that is read along; with --independent nothing comes before")

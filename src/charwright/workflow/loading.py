@@ -59,6 +59,7 @@ def generator_of(
         precision,
         threads=threads,
         record_end=ends.end if ends else None,
+        records=run.config.recipe.records if run.config.recipe.records.records != "none" else None,
         known_records=lambda: known_records(run, (), Places.of_this_user()),
     )
 

@@ -9,8 +9,7 @@ from charwright.config import CorpusConfig
 from charwright.data.corpus import checked_specs
 from charwright.data.parts import Places
 from charwright.data.text_pieces import Streamed
-from charwright.generation.cutter import Cutter
-from charwright.generation.record_scores import Score, score_records
+from charwright.generation.record_scores import Score
 from charwright.workflow.loading import load
 
 
@@ -18,10 +17,11 @@ def score(
     run: str | os.PathLike[str],
     files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
-    by: str = "line",
+    by: str | None = None,
     separator: str | None = None,
     independent: bool = False,
     warm_up: int = 0,
+    label: str | None = None,
     precision: str = "f32",
     threads: int | None = None,
     reading: CorpusConfig | None = None,
@@ -30,15 +30,17 @@ def score(
     """Yield what each record of some files costs in bits under a run: `score("runs/novel", "another.txt")`.
 
     The files are read in pieces, so their length does not matter. `Generator.score` does the same with a text in
-    memory, and describes `by`, `separator`, `independent` and `warm_up`.
+    memory, and describes `by`, `separator`, `independent`, `warm_up` and `label`.
 
     Args:
         run: the run folder.
         files: files, compressed files, folders, `-` (standard input), URLs or named corpora; one or several.
-        by: what a record is: `line`, `blank`, `file` or `character`.
+        by: what a record is: `line`, `blank`, `file`, `character`, or `record` as in training, the default for a run
+            that was trained on records.
         separator: the text that ends a record, instead of `by`.
         independent: each record is read from a zero state; otherwise the text is read along.
         warm_up: the ids that are read before each stream without being scored.
+        label: the label of all records, for a run with labels and files without the column of labels.
         precision: f32, bf16, or q8 (8-bit integers, two to three times as fast).
         threads: the most CPU threads to use.
         reading: encoding, newlines, normalization and glob.
@@ -46,18 +48,10 @@ def score(
 
     Raises:
         RunError: when there is no run in the folder, or it has no intact weights.
-        CorpusError: (or a subclass) when a file cannot be found, read or decoded.
-        UsageError: when the options contradict each other, or the run has labels.
+        CorpusError: (or a subclass) when a file cannot be found, read or decoded, or a record has no label.
+        UsageError: when the options contradict each other, or the run has no such label.
     """
     streamed = Streamed.find(checked_specs(files), reading or CorpusConfig(), places or Places.of_this_user())
-    cutter = Cutter(by, separator)
-    generator = load(run, precision, threads=threads)
-    return score_records(
-        generator.engine,
-        generator.vocabulary,
-        streamed.pieces(),
-        cutter,
-        independent=independent,
-        warm_up=warm_up,
-        before=generator.record_end or "",
+    return load(run, precision, threads=threads).score_pieces(
+        streamed.pieces(), by=by, separator=separator, independent=independent, warm_up=warm_up, label=label
     )
