@@ -187,8 +187,8 @@ def cli_page() -> str:
         "Results go to standard output: generated text, tables, plots, JSON. Progress, notes and errors go to\n"
         "standard error. `python -m charwright` is the same command.",
         "Exit codes: 0, success; 1, failure, with one line that gives the reason; 2, wrong usage; 3, training\n"
-        "diverged; 130 or 143, stopped by Ctrl-C or SIGTERM (`train` saves first; `serve` completes its requests and\n"
-        "exits with 0). With `--debug` before the command, an error shows its traceback.",
+        "diverged; 129, 130 or 143, stopped by SIGHUP, Ctrl-C or SIGTERM (`train` saves first; `serve` completes its\n"
+        "requests and exits with 0). With `--debug` before the command, an error shows its traceback.",
         "Environment variables: `CHARWRIGHT_DATA` names a folder that is searched first for the file of a named\n"
         "corpus; the file may have any name. `CHARWRIGHT_CORE` sets what `--core auto` selects. `CHARWRIGHT_KERNELS`\n"
         "selects a variant of the C kernels, or `none`. `CHARWRIGHT_CACHE` names the folder of downloads and prepared\n"

@@ -32,9 +32,10 @@ def handling(names: Sequence[str], handler: Handler) -> Iterator[dict[int, Any]]
 
 @contextmanager
 def stop_asked(message: bytes) -> Iterator[Callable[[], str | None]]:
-    """Yield a function that returns the name of the signal that requested a stop (SIGINT or SIGTERM), or None.
+    """Yield a function that returns the name of the signal that requested a stop, or None.
 
-    The first signal writes `message` to stderr; a second one raises KeyboardInterrupt.
+    SIGINT, SIGTERM and SIGHUP (the terminal is closed) do. The first signal writes `message` to stderr; a second one
+    raises KeyboardInterrupt.
     """
     caught: list[str] = []
 
@@ -46,5 +47,5 @@ def stop_asked(message: bytes) -> Iterator[Callable[[], str | None]]:
         with suppress(OSError):
             os.write(2, message)
 
-    with handling(("SIGINT", "SIGTERM"), request_stop):
+    with handling(("SIGINT", "SIGTERM", "SIGHUP"), request_stop):
         yield lambda: caught[0] if caught else None

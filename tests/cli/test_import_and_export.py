@@ -15,6 +15,7 @@ import torch
 
 from charwright.config import GATES, ModelConfig, RecordsConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
+from charwright.data.corpus import Source
 from charwright.data.labels import LabelledVocabulary
 from charwright.errors import ForeignModelError
 from charwright.generation.engine import Engine
@@ -347,6 +348,20 @@ class TestExport:
         assert (tmp_path / "kept" / "letter.txt").read_text(encoding="utf-8") == "dear"
         assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "run"]
 
+    def test_a_card_names_the_text_and_not_where_it_lies(self, run: Run) -> None:
+        run.config = dataclasses.replace(
+            run.config,
+            sources=(
+                Source("file", "/home/anna/novel.txt", "0" * 64, 9),
+                Source("url", "https://anna:secret@example.org/a.txt?key=1", "0" * 64, 9),
+                Source("name", "shakespeare", "0" * 64, 9),
+                Source("stdin", "corpus/stdin.txt", "0" * 64, 9),
+            ),
+        )
+        card = model_card(run, "1.0")
+        names = ["novel.txt", "https://example.org/a.txt", "shakespeare", "stdin.txt"]
+        assert card["corpus"]["sources"] == names
+
     def test_invalid_destinations_are_kept(self, charwright: Terminal, run: Run, tmp_path: Path) -> None:
         (tmp_path / "note.txt").write_text("dear", encoding="utf-8")
         (tmp_path / "empty").mkdir()
@@ -357,6 +372,8 @@ class TestExport:
             ("html", tmp_path / "pipe", "is not a file"),
             ("html", "/dev/null", "is not a file"),
             ("html", "-", "cannot be written to standard output"),
+            ("numpy", run.folder / "model.safetensors", "is a part of the run"),
+            ("html", run.folder / "config.json", "is a part of the run"),
         ):
             for force in ([], ["--force"]):
                 result = charwright("export", run.folder, "--to", to, "--out", place, *force)

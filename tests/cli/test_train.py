@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ def test_a_resume_removes_the_leftovers_of_a_kill(charwright: Terminal, copy: Pa
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_stops_after_the_step_and_a_checkpoint(
     charwright: Terminal,
     corpus: Path,
@@ -147,6 +148,70 @@ def test_a_stop_counts_although_what_reads_the_messages_is_gone(monkeypatch: pyt
         signal.raise_signal(signal.SIGINT)
         assert asked() == "SIGINT"
     os.close(writer)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such terminals")
+def test_a_terminal_that_closes_saves_the_run(corpus: Path, tmp_path: Path) -> None:
+    """It takes the progress bar away, and sends SIGHUP."""
+    import fcntl
+    import pty
+    import termios
+
+    terminal, side = pty.openpty()
+    command = [
+        sys.executable,
+        "-m",
+        "charwright",
+        "train",
+        corpus,
+        "--out",
+        tmp_path / "run",
+        "--steps",
+        "1000000",
+        *SMALL,
+    ]
+    with subprocess.Popen(
+        [*map(str, command), "--threads", "1"],
+        stdin=side,
+        stdout=side,
+        stderr=side,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509  (as a terminal does)
+    ) as training:
+        watchdog = threading.Timer(60, training.kill)
+        watchdog.start()
+        os.close(side)
+        shown = b""
+        while b"chars/s" not in shown:
+            shown += os.read(terminal, 1 << 16)
+        os.close(terminal)
+        assert training.wait() == 129
+        watchdog.cancel()
+    end = list(Run.open(tmp_path / "run").log())[-1]
+    assert (end["event"], end["reason"]) == ("end", "SIGHUP")
+    assert Run.open(tmp_path / "run").latest_checkpoint() is not None
+
+
+def test_one_way_to_validate(charwright: Terminal, corpus: Path, tmp_path: Path) -> None:
+    for name, value in (("val-fraction", "0.2"), ("val-limit", "100"), ("val-split", "tail")):
+        words = ("--validation", corpus, f"--{name}", value)
+        for command in (
+            ("train", corpus, "--steps", "1"),
+            ("train", corpus, "--explain-plan"),
+            ("tune", corpus, "--trials", "1"),
+        ):
+            result = charwright(*command, *words, *(() if "--explain-plan" in command else ("--out", tmp_path / "run")))
+            assert f"--{name} holds out a part: choose one" in result.line
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_that_are_no_kinds_are_noticed(charwright: Terminal, tmp_path: Path) -> None:
+    for name, label in (("numbers", lambda i: f"{i / 7:.3f}"), ("kinds", lambda i: f"{i % 3}")):
+        text = tmp_path / f"{name}.tsv"
+        text.write_text("".join(f"{label(i)}\tname{i}\n" for i in range(40)), encoding="utf-8")
+        words = ("--records", "line", "--label", "first", "--steps", "1", "--out", tmp_path / name, *SMALL)
+        result = charwright("train", text, *words)
+        assert ("have 40 different labels, too many to learn" in result.err) == (name == "numbers")
 
 
 def test_force_keeps_the_text(charwright: Terminal, copy: Path) -> None:

@@ -134,6 +134,8 @@ def _check_path(path: Path, to: str, *, force: bool) -> None:
         UsageError: when the path is standard output.
         RunError: when the parent folder is missing, or the path exists and must not be replaced.
     """
+    from charwright.run_place import OF_A_RUN
+
     another = "choose another path with --out"
     if str(path) == "-":
         raise UsageError("an export cannot be written to standard output; name a file with --out")
@@ -145,6 +147,8 @@ def _check_path(path: Path, to: str, *, force: bool) -> None:
         raise RunError(f"{path} exists and is not a {'folder' if to in FOLDERS else 'file'}; {another}")
     if to in FOLDERS and not {entry.name for entry in path.iterdir()} <= FOLDERS[to]:
         raise RunError(f"the folder {path} contains other files; {another}")
+    if path.name in OF_A_RUN and (path.parent / "config.json").is_file():
+        raise RunError(f"{path} is a part of the run {path.parent}; {another}")
     if not force:
         raise RunError(f"{path} exists; {another}, or replace it with --force")
 

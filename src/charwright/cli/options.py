@@ -203,8 +203,8 @@ def seed_option(default: int, help_text: str) -> Callable[[Command], Command]:
 
 
 def say(line: str) -> None:
-    """Print a line for the user on stderr; a closed pipe is ignored."""
-    with suppress(BrokenPipeError):
+    """Print a line for the user on stderr; a closed pipe or terminal is ignored."""
+    with suppress(OSError):
         click.echo(line, err=True)
 
 

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -294,12 +294,14 @@ class _Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._writer.close()
+        with suppress(OSError):
+            self._writer.close()
 
     def show(self, event: Event) -> None:
-        """Show one event."""
+        """Show one event; a terminal that was closed does not end the training."""
         if self._shown:
-            self._writer.write(event)
+            with suppress(OSError):
+                self._writer.write(event)
         self.reason = getattr(event, "reason", self.reason)
 
     def say(self, line: str) -> None:

@@ -98,10 +98,12 @@ def tune(
     from charwright.tuning.shared import shared_search
     from charwright.tuning.start import Start
     from charwright.tuning.study import check_place
+    from charwright.workflow.preparation import check_split_options
 
     if out is not None:
         check_place(out, shared=storage is not None)
     options = given(ctx, field_names(SplitConfig, VocabularyConfig, RecordsConfig)) | {"seed": seed}
+    check_split_options(validation, options)
     recipe = Recipe().with_options(options)
     reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
     wanted = Wanted(device, core, recipe.training.precision, threads)

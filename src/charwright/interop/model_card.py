@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from charwright.config import RecordsConfig
+from charwright.data.corpus import Source
 from charwright.data.labels import label_ids
 from charwright.errors import ConfigError, ForeignModelError
 from charwright.run import Run
@@ -40,12 +43,20 @@ def model_card(run: Run, version: str) -> dict[str, Any]:
         **({"labels": list(labels), "first_label_id": label_ids(run.vocabulary).start} if labels else {}),
         "recipe": config.recipe_name,
         "corpus": {
-            "sources": [_readable(source.location) for source in config.sources],
+            "sources": [_readable(_name_of(source)) for source in config.sources],
             "characters": config.characters,
             "sha256": config.sha256,
         },
         "validation_nats_per_char": min(validated, default=None),
     }
+
+
+def _name_of(source: Source) -> str:
+    """The name of a source, without what is nobody else's business: folders, and passwords in addresses."""
+    if source.kind == "url":
+        address = urlsplit(source.location)
+        return f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
+    return source.location if source.kind in ("name", "text") else Path(source.location).name
 
 
 def _readable(name: str) -> str:

@@ -33,7 +33,7 @@ from charwright.planning.recipes import DEFAULT, PLANNED
 from charwright.run import Run
 from charwright.run_config import Parent, RunConfig
 from charwright.run_place import numbered, teachers_folder
-from charwright.schema import flag
+from charwright.schema import field_names, flag
 from charwright.storage import Arrays
 from charwright.training.ranks import ALONE, Ranks
 from charwright.training.snapshot import Snapshot
@@ -309,6 +309,16 @@ def prepare_resume(
         recipe, run.vocabulary, training_text, validation_text, choice_here(choice, ranks), open_run, resume=True,
         teachers=Teachers.reopen(run), snapshot=ranks.first(lambda: load_checkpoint(run, notify)),
     )  # fmt: skip
+
+
+def check_split_options(validation: Specs, options: Mapping[str, Any]) -> None:
+    """See that no option says how to hold out a part of the text if there is a text to validate on.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    if listed(validation) and (stray := [name for name in field_names(SplitConfig) if options.get(name) is not None]):
+        raise UsageError(f"--validation is a text of its own, and {flag(stray[0])} holds out a part: choose one")
 
 
 def check_corpus_given(corpus: Specs) -> None:

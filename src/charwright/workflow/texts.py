@@ -25,6 +25,10 @@ Specs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 Notify = Callable[[str], None]
 """Called with a line for the user about something unexpected."""
 
+MANY_LABELS = 20
+FEW_RECORDS = 4
+"""Of a label on average: from fewer, little can be learned about it."""
+
 
 @dataclass(frozen=True)
 class Texts:
@@ -87,6 +91,8 @@ def read_texts(
     if detect and is_list(text.text):
         records = dataclasses.replace(records, records="line")
     whole = divided(text.text, records)
+    if isinstance(whole, Records) and whole.labels is not None:
+        _note_labels(whole.count, len(set(whole.labels)), notify)
     if separate is not None:
         held_out = divided(separate.text, records)
         if isinstance(whole, Records) and isinstance(held_out, Records) and (shared := held_out.shared_with(whole)):
@@ -97,6 +103,14 @@ def read_texts(
             notify(f"note: the validation text is {part}, so its loss says nothing about new text")
         return Texts(text, whole, whole, held_out, records, separate)
     return Texts(text, whole, *split_text(whole, split), records)
+
+
+def _note_labels(records: int, kinds: int, notify: Notify) -> None:
+    """Say so if a column of labels hardly says of which kind a record is: of numbers, each is another label."""
+    if kinds > MANY_LABELS and kinds * FEW_RECORDS > records:
+        notify(
+            f"note: the {records:,} records have {kinds:,} different labels, too many to learn from a few records each"
+        )
 
 
 def _part_of_training(text: AnyCorpus, validation: AnyCorpus) -> str:

@@ -38,6 +38,7 @@ from charwright.workflow.preparation import (
     Prepared,
     check_corpus_given,
     check_resume_options,
+    check_split_options,
     origin_of_recipe,
     origin_of_run,
     prepare_new,
@@ -111,6 +112,7 @@ def train(
     """
     began, recipe = clock() - spent_s, os.fspath(recipe)
     corpus, validation = listed(corpus), listed(validation)
+    check_split_options(validation, options)
     if tensorboard:
         TensorBoard.require()
     with ExitStack() as held:
@@ -218,6 +220,7 @@ def plan(
         CharwrightError: (a subclass) when an option or a text cannot be used, or the parent run has no plan.
     """
     check_corpus_given(corpus)
+    check_split_options(validation, options)
     origin = _origin(PLANNED, parent, teachers, options)
     if origin.parent is not None and not origin.planned:
         folder = origin.parent.folder
