@@ -337,8 +337,10 @@ def scored(names: Running, prompt: str, **options: Any) -> list[float]:
 
 @pytest.mark.parametrize("prompt", ["a", "ab", "ab b\n", "\n", "a字\n", "ab" * 700])
 def test_the_scores_of_a_record_are_those_of_the_command_score(names: Running, prompt: str) -> None:
-    [score] = record_writer().score(prompt, independent=True)
+    [score] = record_writer().score(prompt, by="line", independent=True)
     assert -sum(scored(names, prompt)) == pytest.approx(score.nats, abs=1e-6 * len(prompt))
+    for record in record_writer().score(prompt):  # The end of a record counts.
+        assert -sum(scored(names, record.text + "\n")) == pytest.approx(record.nats, abs=1e-6 * len(prompt))
 
 
 def test_the_scores_of_a_record_are_those_of_its_generation(names: Running) -> None:

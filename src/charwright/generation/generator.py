@@ -66,7 +66,7 @@ class Generator:
         `known_records` returns the records of the text, which are not new; it is called when they are needed.
         """
         self.vocabulary, self.record_end, self._known_records = vocabulary, record_end, known_records
-        self._division = records or (None if record_end is None else RecordsConfig(record_end))
+        self._division = records or (RecordsConfig(record_end) if record_end else None)
         self.engine = Engine(model, weights, precision, threads=threads)
         if len(vocabulary) != self.engine.vocabulary_size:
             known, tokens = len(vocabulary), self.engine.vocabulary_size

@@ -12,6 +12,9 @@ from charwright.errors import UsageError
 from charwright.training.snapshot import Position
 
 REPORT_EVERY = 0.02  # the shortest interval between reports, as a fraction of the budget
+VALIDATION_PASSES = 10  # after so many passes over the text a validation cannot wait for a report,
+VALIDATION_GROWTH = 0.15  # or, later on, after this share of the steps so far
+VALIDATION_COST = 0.05  # the largest fraction of the time spent on these validations
 REPORT_COST = 0.03  # the largest fraction of the time spent on reports; on a short budget they would take a tenth
 EXIT_S = 0.5  # for the process to exit after everything is saved
 
@@ -52,12 +55,13 @@ class Budget:
         if config.epochs is None and config.steps is None and config.minutes is None:
             raise UsageError("training needs a budget: --epochs, --steps or --minutes")
         self.config, self.position, self.clock = config, position, clock
+        self._steps_per_epoch, self._validated_step, self._validation_cost_s = steps_per_epoch, position.step, 0.0
         self.steps = config.steps or (config.epochs or 1) * steps_per_epoch
         # A tenth of a small number of steps is enough warm-up.
         self.warmup = config.warmup if config.minutes is not None else min(config.warmup, self.steps // 10)
         self._began = clock()
         self._before_s = position.elapsed_s + spent_s
-        self._saved_s = self._reported_s = self.time_s
+        self._saved_s = self._reported_s = self._validated_s = self.time_s
         self._report_cost_s: float | None = None
         self.begin_epoch()
 
@@ -148,8 +152,26 @@ class Budget:
 
     def reported(self, began_s: float) -> None:
         """Record that a report was made, from the training time `began_s` until now."""
-        self._reported_s = self.time_s
+        self._reported_s = self._validated_s = self.time_s
         self._report_cost_s = self._reported_s - began_s
+        self._validated_step = self.position.step
+
+    @property
+    def validation_due(self) -> bool:
+        """Whether a short text was read so often that the best weights may come and go before the next report.
+
+        A network learns a text of a page by heart within a second. Never true with a budget in epochs or steps, where
+        each epoch has a report.
+        """
+        if self.config.minutes is None or self.time_s - self._validated_s < self._validation_cost_s / VALIDATION_COST:
+            return False
+        steps = self.position.step
+        return steps - self._validated_step >= max(VALIDATION_PASSES * self._steps_per_epoch, VALIDATION_GROWTH * steps)
+
+    def validated(self, began_s: float) -> None:
+        """Record that a validation without a report was made, from the training time `began_s` until now."""
+        self._validated_s, self._validated_step = self.time_s, self.position.step
+        self._validation_cost_s = self._validated_s - began_s
 
 
 def remaining_batches(dataset: Dataset, budget: Budget) -> Iterator[Pair]:

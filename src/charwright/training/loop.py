@@ -163,7 +163,7 @@ def fit(  # noqa: PLR0915  (one loop, in one place)
                 if position.done or budget.report_due:
                     reason = (yield from reporter.report(epoch_ends=True)) or agreement.stop()
                     continue
-                yield reporter.end_epoch(validate=False)
+                yield reporter.quiet_validation() if budget.validation_due else reporter.end_epoch(validate=False)
                 reason = agreement.stop()
                 if reason or budget.checkpoint_due:
                     yield from reporter.checkpoint()

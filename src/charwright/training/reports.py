@@ -104,6 +104,16 @@ class Reporter:
         self.budget.reported(began_s)
         return reason
 
+    def quiet_validation(self) -> Epoch:
+        """End an epoch with a validation of the EMA weights alone, which early stopping does not count as worse."""
+        state, began_s, worse = self.state, self.budget.time_s, self.state.position.worse
+        with state.ema.applied() if state.ema else nullcontext():
+            event = self.end_epoch(validate=True)
+        if not event.best:
+            state.position.worse = worse
+        self.budget.validated(began_s)
+        return event
+
     def end_epoch(self, *, validate: bool) -> Epoch:
         """The event of an epoch that ends; the next one begins."""
         state, position = self.state, self.state.position
