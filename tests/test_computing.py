@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import charwright as cw
 from charwright import kernels
 from charwright.config import ModelConfig, Recipe, SequenceConfig
 from charwright.errors import DamagedRunError, UsageError
+from charwright.model import compute
 from charwright.model.compute import Compute, Wanted
 from charwright.planning import survey as survey_module
 from charwright.planning.choice import Choice
@@ -173,6 +175,15 @@ def test_the_variant_stays_when_the_precision_changes() -> None:
     assert kept_compute(RECORD, Wanted(core="native", threads=1)) == Compute(
         core="native", precision=torch.bfloat16, threads=1, kernel=HERE[0]
     )
+
+
+def test_a_fork_of_a_process_that_has_trained_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch would wait for the threads of the other process for ever."""
+    monkeypatch.setattr(compute, "STARTED_IN", {os.getpid() + 1})
+    with pytest.raises(UsageError, match="by the method spawn"):
+        Compute(threads=2).start()
+    Compute(threads=1).start()
+    assert os.getpid() in compute.STARTED_IN
 
 
 def test_a_device_stays_when_the_core_changes(monkeypatch: pytest.MonkeyPatch) -> None:

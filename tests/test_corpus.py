@@ -359,11 +359,14 @@ class TestDecoding:
             assert again == text  # a run's copy of standard input reads back as the same text
 
     def test_looks_binary(self):
-        assert looks_binary(b"a\0b", "utf-8")
-        assert not looks_binary(b"ab", "utf-8")
-        assert not looks_binary("ab".encode("utf-16-le"), "UTF_16LE")
-        assert not looks_binary("ab".encode("utf-16"), "utf-8")
-        assert not looks_binary("ab".encode("utf-32-be"), "utf-32-be")
+        assert looks_binary(b"a\0b", CorpusConfig())
+        assert not looks_binary(b"ab", CorpusConfig())
+        assert not looks_binary("ab".encode("utf-16-le"), CorpusConfig(encoding="UTF_16LE"))
+        assert not looks_binary("ab".encode("utf-16"), CorpusConfig())
+        assert not looks_binary("ab".encode("utf-32-be"), CorpusConfig(encoding="utf-32-be"))
+        replaced = CorpusConfig(errors="replace")
+        assert looks_binary(b"a\0b" * 9, replaced)
+        assert not looks_binary(b"\0" + b"a line of a log\n" * 9, replaced)
 
 
 class Server(ThreadingHTTPServer):

@@ -454,6 +454,11 @@ def test_force_replaces_teachers_of_another_text_or_options(text: Path, tmp_path
             cw.train_ensemble(text, count=2, out=out, **{**STUDENT, **options})
     with pytest.raises(UsageError, match="--units 16, which is not given now"):
         cw.train_ensemble(text, count=2, out=out, **{name: STUDENT[name] for name in STUDENT if name != "units"})
+    checked = tmp_path / "checked"
+    cw.train_ensemble(text, count=1, out=checked, validation=[other], **STUDENT)
+    shutil.rmtree(checked)
+    with pytest.raises(UsageError, match="was validated on another text"):
+        cw.train_ensemble(text, count=1, out=checked, validation=[text], **STUDENT)
     run = cw.train_ensemble(other, count=2, out=out, force=True, **STUDENT)
     assert len(run.vocabulary) == len(cw.Vocabulary.from_text(other.read_text(encoding="utf-8")))
     wider = cw.train_ensemble(other, count=2, out=out, force=True, **{**STUDENT, "units": 24})

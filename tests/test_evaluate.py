@@ -12,8 +12,9 @@ import torch
 import charwright as cw
 from charwright.data.byte_vocabulary import ByteVocabulary
 from charwright.data.carried import MOST_STREAMS, SHORTEST_STREAM
+from charwright.data.labels import LabelledVocabulary
 from charwright.data.vocabulary import Vocabulary
-from charwright.errors import CorpusError, UsageError
+from charwright.errors import CorpusError, UsageError, VocabularyError
 from charwright.evaluation.evaluate import parse_protocol
 from charwright.evaluation.evaluation import standard_error_of_difference
 from ramps import fill_with_ramps
@@ -243,3 +244,15 @@ def test_the_standard_error_is_that_of_the_paired_differences() -> None:
     assert standard_error_of_difference(evaluation(1.0), evaluation(2.0)) == math.inf
     with pytest.raises(ValueError, match="same text"):
         standard_error_of_difference(a, evaluation(1.0, 2.0))
+
+
+def test_the_vocabulary_is_that_of_the_model() -> None:
+    model = cw.LanguageModel(cw.ModelConfig(units=8, embedding_size=4), 5)
+    with pytest.raises(VocabularyError, match="the vocabulary has 4 tokens, and the model 5"):
+        cw.evaluate(model, cw.Vocabulary("abc"), "abc")
+    for text in (cw.Corpus.from_text("abcd"), b"abcd", None):
+        with pytest.raises(UsageError, match="is a str or Records, not"):
+            cw.evaluate(model, cw.Vocabulary("abcd"), text)  # type: ignore[arg-type]
+    labelled = cw.Records.of(["a", "b"], "\n")
+    with pytest.raises(CorpusError, match="the model has labels"):
+        cw.evaluate(model, LabelledVocabulary("ab\n", ["x"]), labelled)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -190,6 +192,12 @@ def test_logprobs_are_those_of_the_text(precision: str) -> None:
     assert writer.generate("a:", length=80, seed=3, temperature=1.7, top_k=5, ban="c")[0] == Completion(
         text.prompt, text.continuation, text.seed, text.stream
     )
+
+
+def test_a_generator_stays_in_its_process(writer: Generator) -> None:
+    for copied in (pickle.dumps, copy.deepcopy, copy.copy):
+        with pytest.raises(UsageError, match=r"call charwright\.load in each process"):
+            copied(writer)
 
 
 def test_logprobs_of_a_text_are_the_models_log_softmax() -> None:

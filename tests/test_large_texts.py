@@ -44,6 +44,7 @@ from charwright.data.pieces import TextStream, composes
 from charwright.data.sequences import make_dataset
 from charwright.data.split import split_text
 from charwright.data.text_cache import IDS, MANIFEST, Manifest
+from charwright.data.text_pieces import Streamed
 from charwright.data.texts import AnyIds, Text, character_counts, id_counts, ids_of
 from charwright.data.vocabularies import make_vocabulary
 from charwright.errors import CharwrightError, CorpusError, CorpusNotFoundError, DecodingError, MissingExtraError
@@ -180,6 +181,32 @@ def test_the_position_of_an_error_beyond_what_is_looked_at_again() -> None:
     stream = TextStream(io.BytesIO(data), "x.txt", lambda: io.BytesIO(data), 7, sampled_bytes=20)
     with pytest.raises(DecodingError, match=r"^x.txt is not utf-8: byte 80 \(0xff\) is invalid; try --encoding"):
         list(stream.pieces(CorpusConfig()))
+
+
+def test_a_damaged_file_of_a_folder_is_read_where_errors_are_replaced(tmp_path: Path, places: Places) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    (folder / "a.log").write_bytes(b"a line of a log\n" * 20 + b"\0\n")
+    (folder / "b.png").write_bytes(b"\x89PNG\0\0\0\r")
+    config = CorpusConfig(errors="replace")
+    for there in (places, dataclasses.replace(places, mapped_from_bytes=1 << 20)):
+        corpus = open_corpus(folder, config, there)
+        assert len(corpus.text) == 322
+        assert [note.partition(" under")[0] for note in corpus.notes] == [
+            "skipped 1 binary file",
+            "1 U+FFFD in the text: what is not utf-8 is replaced by it",
+        ]
+    streamed = Streamed.find([str(folder)], config, places)
+    assert len("".join(text for _, text in streamed.pieces())) == 322
+
+
+def test_the_name_of_a_prepared_text_stays_when_it_is_found_in_many_ways(tmp_path: Path, places: Places) -> None:
+    for number in range(20):
+        path = tmp_path / f"t{number}.txt"
+        path.write_text("the same text\n", encoding="utf-8")
+        open_corpus(path, CorpusConfig(), places)
+    [entry] = cache_of(places).entries()
+    assert entry.manifest.name == "t0"
 
 
 def test_what_is_no_text_is_replaced_and_counted(tmp_path: Path, places: Places) -> None:

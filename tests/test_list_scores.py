@@ -40,6 +40,16 @@ def cut(text: str, cuts: Sequence[int]) -> list[str]:
     return [text[begin:end] for begin, end in pairwise(bounds)]
 
 
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [("blank", "ab\n\n  \nba\n   "), ("blank", "\r\nab\r\n\r\nb\r\n"), ("line", "ab\r\r\nb\n\r"), ("%%", "ab%%%b%%")],
+)
+def test_odd_ends_are_those_of_training(kind: str, text: str) -> None:
+    records = Records.parse(text, RecordsConfig(kind))
+    _, generator = pair(CHARACTERS, RecordsConfig(kind), records.end)
+    assert [score.text for score in generator.score(text)] == list(records)
+
+
 @pytest.mark.parametrize("kind", ["line", "blank", "%%", "/%+\n?/", "/\\n(?=X:)/"])
 @pytest.mark.parametrize("vocabulary", [CHARACTERS, ByteVocabulary()], ids=["characters", "bytes"])
 @given(st.text("ab \n%X:é\t", max_size=60), st.lists(st.integers(0, 60), max_size=4))
@@ -151,8 +161,72 @@ def test_texts_of_a_model_with_labels_are_single_records() -> None:
         writer.generate("a", label="four")
 
 
+def test_the_end_of_a_labelled_record_can_be_part_of_its_text() -> None:
+    writer = record_writer(LABELLED)
+    plain = "".join(writer.stream("a", length=300, seed=1, label="two"))
+    assert "".join(writer.stream("a", length=300, seed=1, label="two", with_end=True)) == plain + "\n"
+    assert writer.beam_search("a", cw.GenerationConfig(), 4, label="two").ended == "record"
+
+
+def test_records_that_are_divided_already() -> None:
+    text = "x\tabc\nyy\td\n"
+    config = RecordsConfig("line", "first")
+    _, generator = pair(LABELS, config, "\n")
+    records = Records.parse(text, config)
+    expected = [(score.text, score.label, score.bits) for score in generator.score(text)]
+    assert [(score.text, score.label, score.bits) for score in generator.score(records)] == expected
+    assert {score.label for score in generator.score(records, label="x")} == {"x"}
+    assert [score.text for score in generator.score(text, label="x")] == ["abc", "d"], "the column is no text"
+    with pytest.raises(UsageError, match="take label alone"):
+        generator.score(records, by="line")
+    with pytest.raises(UsageError, match="these records have none"):
+        list(generator.score(Records.of(["ab"], "\n")))
+    with pytest.raises(UsageError, match=r"Records\.of"):
+        generator.score(["ab", "cd"])
+    with pytest.raises(UsageError, match="is a str, not NoneType"):
+        list(generator.score(["x\tab\n", None]))  # type: ignore[list-item]
+
+
+def test_a_model_with_labels_needs_what_ends_a_record() -> None:
+    model, _ = pair(LABELS, RecordsConfig("line", "first"), "\n")
+    bare = cw.Generator.of(model, LABELS, "f32")
+    for call in (lambda: bare.generate("a"), lambda: list(bare.stream("a", label="x")), lambda: bare.score("a")):
+        with pytest.raises(UsageError, match="record_end"):
+            call()
+    ended = cw.Generator.of(model, LABELS, "f32", record_end="\n").generate("a", label="x", length=5)
+    assert ended[0].label == "x"
+
+
+def test_the_end_is_that_of_the_run(charwright: Terminal, tmp_path: Path) -> None:
+    """Where an expression matches different texts, another text may have another end most often."""
+    (tmp_path / "a.txt").write_text("ab;ba;a b|" * 30, encoding="utf-8")
+    (tmp_path / "b.txt").write_text("ab|ba|", encoding="utf-8")
+    words = ("--records", "/[;|]/", "--steps", "3", "--units", "16", "--embedding-size", "8", "--threads", "1")
+    other = ("--validation", tmp_path / "b.txt")
+    assert charwright("train", tmp_path / "a.txt", *other, *words, "--out", tmp_path / "run").code == 0
+    expected = json.loads(charwright("evaluate", tmp_path / "run", tmp_path / "b.txt", "--json").out)
+    assert expected["unknown_chars"] == 0
+    found = [
+        json.loads(line)
+        for line in charwright("score", tmp_path / "run", tmp_path / "b.txt", "--json").out.splitlines()
+    ]
+    assert sum(one["bits"] for one in found) / 6 == pytest.approx(expected["bits_per_char"], abs=1e-5)
+    assert "line:column" in charwright("score", tmp_path / "run", tmp_path / "b.txt").out
+    best = [event["validation_loss"] for event in cw.Run.open(tmp_path / "run").log() if event.get("validation_loss")]
+    assert best[-1] == pytest.approx(expected["nats_per_char"], abs=0.05)
+
+
+def test_a_single_record_can_be_measured(charwright: Terminal, tmp_path: Path) -> None:
+    run = save_records(tmp_path / "run", AB).folder
+    (tmp_path / "one.txt").write_text("ab\n", encoding="utf-8")
+    (tmp_path / "none.txt").write_text("\n\n\n", encoding="utf-8")
+    assert json.loads(charwright("evaluate", run, tmp_path / "one.txt", "--json").out)["records"] == 1
+    assert "there is no record in" in charwright("score", run, tmp_path / "none.txt").line
+    assert "the text has no record" in charwright("evaluate", run, tmp_path / "none.txt").line
+
+
 def test_prompts_are_text() -> None:
-    for prompts in (b"a", [b"a"], [1]):
+    for prompts in (b"a", [b"a"], [1], None):
         with pytest.raises(UsageError, match="a prompt is a str, not"):
             record_writer().generate(prompts)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="one text"):

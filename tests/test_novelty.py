@@ -19,11 +19,12 @@ from charwright.data.corpus import Corpus, Source, read_corpus, sha256_of
 from charwright.data.parts import STDIN_PATH
 from charwright.data.split import split_corpus
 from charwright.data.vocabulary import Vocabulary
-from charwright.errors import ConfigError, CorpusError, RunError, VocabularyError
+from charwright.errors import ConfigError, CorpusError, RunError, UsageError, VocabularyError
 from charwright.generation import novelty
 from charwright.generation.novelty import CopyGuard, Novelty, measure_novelty
 from charwright.run import Run
 from charwright.run_config import RunConfig
+from writers import LETTERS, random_writer
 
 # Two letters give many matches; the others take one, two and four bytes per character.
 TEXTS = st.sampled_from(["ab", "abc", "aéβ", "的一是", "aя的😀𝒳"]).flatmap(
@@ -219,6 +220,16 @@ def test_a_corpus_without_a_passage_that_long_forbids_nothing() -> None:
     for count in (0, 1, 5):
         ids = np.ones(count, np.int32)
         assert not CopyGuard(ids, 2, 5).forbidden(np.ones(9, np.int32)).any()
+
+
+def test_a_guard_is_called_like_a_function_and_has_the_limit_of_the_text() -> None:
+    writer = random_writer()
+    guard = CopyGuard(LETTERS.encode("abcde" * 9), len(LETTERS), 3)
+    texts = [writer.generate("ab", length=40, seed=2, max_copy=3, guard=one)[0] for one in (guard, guard.forbidden)]
+    assert texts[0] == texts[1]
+    for one in (guard, guard.forbidden):
+        with pytest.raises(UsageError, match="max_copy is 4, and its guard allows 3"):
+            writer.generate("ab", length=40, max_copy=4, guard=one)
 
 
 def test_what_the_guard_refuses() -> None:

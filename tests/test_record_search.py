@@ -293,6 +293,12 @@ def test_one_edit_is_an_edit() -> None:
 # Labels.
 
 
+def test_known_records_are_several_texts() -> None:
+    for known, message in (("ab", "not one"), (b"ab", "not one"), ([b"ab"], "is a str, not bytes")):
+        with pytest.raises(UsageError, match=message):
+            record_writer().records(1, new=True, known=known)  # type: ignore[arg-type]
+
+
 def test_labels_are_never_sampled() -> None:
     """Even by a model that wants nothing else."""
     writer = record_writer(LABELLED, favoured=label_ids(LABELLED))

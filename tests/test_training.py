@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -51,14 +52,14 @@ def settings_for(**options: Any) -> cw.TrainingConfig:
 class Clock:
     """A clock that advances by one second per training step."""
 
-    def __init__(self) -> None:
-        self.now = 1000.0
+    def __init__(self, step_s: float = 1.0) -> None:
+        self.now, self.step_s = 1000.0, step_s
 
     def __call__(self) -> float:
         return self.now
 
     def train_step(self, model: cw.LanguageModel, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
-        self.now += 1.0
+        self.now += self.step_s
         return cw.train_step(model, batch, optimizer)
 
 
@@ -307,6 +308,38 @@ def test_a_budget_in_minutes_is_not_spent_on_validation() -> None:
     list(cw.fit(make_model(), make_data(), config, train_step=clock.train_step, clock=clock, validate=slow))
     assert len(calls) < 60, "there are 120 epochs"
     assert calls[-1] == 1600.0, "the last weights are validated"
+
+
+@pytest.mark.parametrize("cost_s", [0.0, 0.2])
+def test_a_short_text_is_validated_between_the_reports(cost_s: float) -> None:
+    """Its best weights may come and go within a second; but no more than a twentieth of the time goes into that."""
+    clock, saved = Clock(step_s=0.001), []
+
+    def timed(model: cw.LanguageModel) -> Evaluation:
+        clock.now += cost_s
+        return validation_losses(2.0 if not saved else 3.0)(model)
+
+    config = settings_for(minutes=0.1, patience=2)
+    model = make_model()
+    seen = list(
+        cw.fit(model, make_data(), config, train_step=clock.train_step, clock=clock, validate=timed, save=saved.append)
+    )
+    validated = [event.step for event in seen if isinstance(event, events.Epoch) and event.validation_loss is not None]
+    if cost_s:
+        assert len(validated) < 6, "each takes as long as forty epochs"
+    else:
+        assert validated[:3] == [10 * STEPS, 20 * STEPS, 30 * STEPS], "after ten passes"
+        before_the_report = [step for step in validated if 10 * 7 * STEPS <= step < 1900]
+        assert all(later - one >= 0.15 * later for one, later in pairwise(before_the_report)), "then less often"
+        assert len(validated) < 60
+    assert seen[-1].step > 2000, "what comes between the reports is not counted for early stopping"
+
+
+def test_a_reason_to_stop_may_be_a_truth_value() -> None:
+    stopped = list(cw.fit(make_model(), make_data(), settings_for(epochs=1), should_stop=lambda: False))[-1]  # type: ignore[arg-type, return-value]
+    assert (stopped.reason, stopped.step) == ("done", STEPS)
+    stopped = list(cw.fit(make_model(), make_data(), settings_for(epochs=1), should_stop=lambda: True))[-1]  # type: ignore[arg-type, return-value]
+    assert (stopped.reason, stopped.step) == ("stopped", 1)
 
 
 def test_one_step_is_trained_even_if_the_preparation_took_the_whole_budget() -> None:

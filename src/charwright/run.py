@@ -272,7 +272,13 @@ class Run:
         write_arrays(self.folder / "model.safetensors", weights)
 
     def keep_text(self, location: str, text: str) -> None:
-        """Keep a text that cannot be read again, as UTF-8 at a path within the run folder."""
+        """Keep a text that cannot be read again, as UTF-8 at a path within the run folder.
+
+        Raises:
+            RunError: when the path is outside.
+        """
+        if not (self.folder / location).resolve().is_relative_to(self.folder.resolve()):
+            raise RunError(f"{location} is outside of the run {self.folder}")
         _keep_text(self.folder / location, text)
 
     def write_checkpoint(

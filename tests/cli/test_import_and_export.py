@@ -354,17 +354,24 @@ class TestExport:
             sources=(
                 Source("file", "/home/anna/novel.txt", "0" * 64, 9),
                 Source("url", "https://anna:secret@example.org/a.txt?key=1", "0" * 64, 9),
+                Source("url", "file:///home/anna/b.txt", "0" * 64, 9),
                 Source("name", "shakespeare", "0" * 64, 9),
                 Source("stdin", "corpus/stdin.txt", "0" * 64, 9),
             ),
         )
+        run.config = dataclasses.replace(run.config, recipe_name="/home/anna/recipe.json")
         card = model_card(run, "1.0")
-        names = ["novel.txt", "https://example.org/a.txt", "shakespeare", "stdin.txt"]
+        assert card["recipe"] == "recipe.json"
+        run.config = dataclasses.replace(run.config, recipe_name="imported from /home/anna/model.npz")
+        assert model_card(run, "1.0")["recipe"] == "imported from model.npz"
+        names = ["novel.txt", "https://example.org/a.txt", "b.txt", "shakespeare", "stdin.txt"]
         assert card["corpus"]["sources"] == names
 
     def test_invalid_destinations_are_kept(self, charwright: Terminal, run: Run, tmp_path: Path) -> None:
         (tmp_path / "note.txt").write_text("dear", encoding="utf-8")
         (tmp_path / "empty").mkdir()
+        (run.folder / "checkpoints").mkdir()
+        (run.folder / "checkpoints" / "a").write_bytes(b"")
         os.mkfifo(tmp_path / "pipe")
         for to, place, complaint in (
             ("onnx", tmp_path / "note.txt", "is not a folder"),
@@ -374,6 +381,7 @@ class TestExport:
             ("html", "-", "cannot be written to standard output"),
             ("numpy", run.folder / "model.safetensors", "is a part of the run"),
             ("html", run.folder / "config.json", "is a part of the run"),
+            ("html", run.folder / "checkpoints" / "a", "is a part of the run"),
         ):
             for force in ([], ["--force"]):
                 result = charwright("export", run.folder, "--to", to, "--out", place, *force)

@@ -178,6 +178,14 @@ def test_standard_input_without_torch(trained: Path) -> None:
     assert records(result.out)[0]["file"] == "-"
 
 
+def test_every_command_says_what_could_not_be_decoded(charwright: Terminal, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_bytes(TEXT.encode() + b"\xff\n")
+    for words in (("score", trained), ("evaluate", trained), ("compare", trained), ("inspect",)):
+        result = charwright(*words, tmp_path / "log.txt", "--errors", "replace")
+        assert result.code == 0
+        assert result.err.count("1 U+FFFD in the text") == 1
+
+
 def test_a_closed_pipe_is_quiet(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text(TEXT * 40, encoding="utf-8")
     command = [sys.executable, "-m", "charwright", "score", str(trained), str(tmp_path / "long.txt")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -18,7 +19,8 @@ import pytest
 
 pytest.importorskip("optuna")
 
-from charwright.config import Recipe
+from charwright.cli.tune import _reading_words
+from charwright.config import CorpusConfig, Recipe
 from charwright.model.compute import Wanted
 from charwright.planning.choice import Choice
 from charwright.planning.recipe_file import read_recipe
@@ -244,3 +246,10 @@ def test_ctrl_c_stops_a_search_and_the_same_command_continues(
     assert charwright(*words).code == 0
     trials = json.loads((here / "tune" / "hamlet" / "results.json").read_text(encoding="utf-8"))["trials"]
     assert [trial["first"] for trial in trials] == [True, False]
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(CorpusConfig), ids=lambda field: field.name)
+def test_the_command_that_trains_reads_the_text_in_the_same_way(field: dataclasses.Field[str]) -> None:
+    other = (*(choice for choice in field.metadata["choices"] or () if choice != field.default), "latin-1")[0]
+    assert _reading_words(CorpusConfig(**{field.name: other})) == [f"--{field.name}", other]
+    assert _reading_words(CorpusConfig()) == []

@@ -38,7 +38,9 @@ class EchoGenerator:
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
 
-    def stream(self, prompt: str, /, *, label: str | None, length: int, temperature: float, seed: int) -> Iterator[str]:
+    def stream(
+        self, prompt: str, /, *, label: str | None, with_end: bool, length: int, temperature: float, seed: int
+    ) -> Iterator[str]:
         if self.error:
             raise self.error
         yield f" by seed {seed - len(prompt)}\n"
@@ -248,6 +250,43 @@ def test_saving_asks_for_a_name_and_before_replacing_a_file(keyboard: PipeInput,
 
     assert Session(keyboard).run(script) == 0
     assert story.read_text(encoding="utf-8") == "one two!"
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="nothing is protected from this user")
+def test_a_protected_file_is_replaced_after_confirmation(keyboard: PipeInput, tmp_path: Path) -> None:
+    path = tmp_path / "story.txt"
+    path.write_text("mine", encoding="utf-8")
+    path.chmod(0o444)
+
+    async def script(it: Session) -> None:
+        it.type("!" + SAVE)
+        await it.shows("Replace it?")
+        it.type("n" + ESC)
+        await it.until(lambda: it.editor.state.mode == "writing")
+        it.type(CTRL_C)
+
+    assert Session(keyboard, path=path).run(script) == 130
+    assert path.read_text(encoding="utf-8") == "mine"
+
+
+def test_after_a_failure_another_name_can_be_given(keyboard: PipeInput, tmp_path: Path) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    path, other = folder / "story.txt", tmp_path / "other.txt"
+
+    async def script(it: Session) -> None:
+        folder.rmdir()
+        it.type("mine" + SAVE)
+        await it.shows("cannot write")
+        it.type(SAVE + "\x15" + f"{other}\x11\x01{ENTER}")
+        await it.shows("no control characters")
+        it.type(SAVE + "\x15" + f"{other}{ENTER}")
+        await it.shows(f"saved to {other}")
+        it.type(CTRL_Q)
+
+    assert Session(keyboard, path=path).run(script) == 0
+    assert other.read_text(encoding="utf-8") == "mine"
+    assert sorted(tmp_path.iterdir()) == [other]
 
 
 def test_quitting_asks_before_replacing_a_file_and_ctrl_c_saves_nothing(keyboard: PipeInput, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from charwright.compose.suggestions import MAX_COLUMNS, GenerationRequest, suggest
+from writers import LABELLED, record_writer
 
 REQUEST = GenerationRequest("To", 3, 0.5)
 
@@ -18,7 +19,9 @@ class FixedGenerator:
         self.pieces = pieces
         self.requests: list[tuple[str, str | None, int, float, int]] = []
 
-    def stream(self, prompt: str, /, *, label: str | None, length: int, temperature: float, seed: int) -> Iterator[str]:
+    def stream(
+        self, prompt: str, /, *, label: str | None, with_end: bool, length: int, temperature: float, seed: int
+    ) -> Iterator[str]:
         self.requests.append((prompt, label, length, temperature, seed))
         yield from self.pieces
 
@@ -62,3 +65,14 @@ def test_a_continuation_ends_with_the_record(end: str, context: str, expected: s
 def test_the_context_may_have_the_first_part_of_a_records_end() -> None:
     request = GenerationRequest("Anna\n", 3, 0.5, "\n\n")
     assert "".join(request.stream(FixedGenerator("\nBert\n\n"), 100)) == "\n"
+
+
+def test_a_labelled_record_is_suggested_to_its_end() -> None:
+    """With a generator of the real kind: the text ends with its record, and the end is suggested too."""
+    writer = record_writer(LABELLED)
+    for seed in range(20):
+        request = GenerationRequest("a", seed, 0.8, "\n", "two")
+        found = "".join(request.stream(writer, 300))
+        assert found.endswith("\n")
+        assert found.count("\n") == 1
+    assert any(suggest(writer, GenerationRequest("a", seed, 0.8, "\n", "two")) == "\n" for seed in range(200))

@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns 0 (done), 1 (failed), 2 (usage), 3 (diverged), 130 or 143 (signal)."""
+    """Run the command line; returns 0 (done), 1 (failed), 2 (usage), 3 (diverged), 129, 130 or 143 (signal)."""
     settings = _Settings()
     try:
         result: Any = cli.main(args=arguments, prog_name="charwright", standalone_mode=False, obj=settings)
@@ -143,7 +143,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return 128 + signal.SIGINT
     except StoppedError as error:
-        click.echo("stopped before the first step; the same command begins again", err=True)
+        with suppress(OSError):  # The terminal may be closed.
+            click.echo("stopped before the first step; the same command begins again", err=True)
         return 128 + int(signal.Signals[error.reason])
     except CharwrightError as error:
         return _failed(settings, error, str(error), error.exit_code)
@@ -170,7 +171,8 @@ def _failed(settings: _Settings, error: Exception, message: str, exit_code: int)
         raise error
     with suppress(OSError):
         sys.stdout.flush()
-    click.echo(f"charwright: {message}", err=True)
+    with suppress(OSError):  # The terminal may be closed.
+        click.echo(f"charwright: {message}", err=True)
     return exit_code
 
 

@@ -16,7 +16,7 @@ import click
 
 from charwright.cli.evaluate import difference_shown, evaluator_of, machine_options
 from charwright.cli.options import SectionedCommand, config_options, given, say, without_teachers
-from charwright.config import CorpusConfig, RecordsConfig
+from charwright.config import CorpusConfig
 from charwright.errors import CorpusError, UsageError
 from charwright.schema import field_names, flag
 
@@ -131,14 +131,16 @@ def _is_run(word: str) -> bool:
 
 def _given_text(runs: Sequence[Run], corpus: Sequence[str], reading: dict[str, Any]) -> tuple[str, Text, str]:
     """The name of a corpus, its text, and its SHA-256; the text in records, if all runs were trained on such."""
-    from charwright.cli.download import user_places
-    from charwright.data.large_texts import open_corpus
+    from charwright.cli.corpora import read_one
     from charwright.workflow.texts import divided
 
     name = corpus[0] if len(corpus) == 1 else f"{corpus[0]} and {len(corpus) - 1} more"
-    found = open_corpus(corpus, CorpusConfig(**reading), user_places())
+    found = read_one(corpus, CorpusConfig(**reading))
+    ends = {run.config.records.end if run.config.records else None for run in runs}
     [records, *others] = {run.config.recipe.records for run in runs}
-    return name, divided(found.text, RecordsConfig() if others else records), found.sha256
+    if others or len(ends) > 1:
+        return name, found.text, found.sha256
+    return name, divided(found.text, records, ends.pop()), found.sha256
 
 
 def _validation_text(runs: Sequence[Run], reading: dict[str, Any]) -> tuple[str, Text, str]:

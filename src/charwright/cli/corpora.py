@@ -9,6 +9,7 @@ from charwright.cli.options import say
 from charwright.config import CorpusConfig, RecordsConfig, SplitConfig
 
 if TYPE_CHECKING:
+    from charwright.data.large_texts import AnyCorpus
     from charwright.data.texts import Text
     from charwright.run import Run
     from charwright.workflow.texts import Texts
@@ -29,6 +30,17 @@ def read_texts(
 
     split = split or SplitConfig()
     return texts.read_texts(corpus, validation, reading, split, user_places(), say, records, detect=detect)
+
+
+def read_one(corpus: Sequence[str], reading: CorpusConfig) -> AnyCorpus:
+    """Read a corpus as a whole."""
+    from charwright.cli.download import user_places
+    from charwright.data.large_texts import open_corpus
+
+    found = open_corpus(corpus, reading, user_places())
+    for note in found.notes:
+        say(note)
+    return found
 
 
 def training_text(run: Run, moved: Sequence[str]) -> Text:

@@ -106,8 +106,7 @@ def evaluate(
     **_: Any,
 ) -> None:
     """Evaluate RUN on CORPUS, in nats and bits per character: lower is better."""
-    from charwright.cli.download import user_places
-    from charwright.data.large_texts import open_corpus
+    from charwright.cli.corpora import read_one
     from charwright.evaluation.evaluate import parse_protocol
     from charwright.model.compute import Wanted
     from charwright.run import Run
@@ -122,9 +121,9 @@ def evaluate(
     wanted = Wanted(device, precision=precision, threads=threads)
     evaluate_text = evaluator_of(opened, wanted)
     reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
-    text: Text = open_corpus(corpus, reading, user_places()).text
+    text: Text = read_one(corpus, reading).text
     if records is not None:
-        text = divided(text, records)
+        text = divided(text, records, opened.config.records.end if opened.config.records else None)
 
     static = evaluate_text(text, protocol)
     adapted = _evaluated_dynamically(opened, wanted, text, dynamic_rate, dynamic_decay) if dynamic else None

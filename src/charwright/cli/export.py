@@ -147,8 +147,9 @@ def _check_path(path: Path, to: str, *, force: bool) -> None:
         raise RunError(f"{path} exists and is not a {'folder' if to in FOLDERS else 'file'}; {another}")
     if to in FOLDERS and not {entry.name for entry in path.iterdir()} <= FOLDERS[to]:
         raise RunError(f"the folder {path} contains other files; {another}")
-    if path.name in OF_A_RUN and (path.parent / "config.json").is_file():
-        raise RunError(f"{path} is a part of the run {path.parent}; {another}")
+    for folder in path.resolve().parents:
+        if (folder / "config.json").is_file() and path.resolve().relative_to(folder).parts[0] in OF_A_RUN:
+            raise RunError(f"{path} is a part of the run {folder}; {another}")
     if not force:
         raise RunError(f"{path} exists; {another}, or replace it with --force")
 

@@ -47,8 +47,7 @@ def inspect(ctx: click.Context, /, corpus: tuple[str, ...], recipe_name: str, se
 
     Batches and model are those of a recipe. `charwright train CORPUS --explain-plan` shows what is planned for CORPUS.
     """
-    from charwright.cli.download import user_places
-    from charwright.data.large_texts import open_corpus
+    from charwright.cli.corpora import read_one
     from charwright.data.records import Records
     from charwright.data.texts import character_counts, ids_of
     from charwright.data.vocabularies import vocabulary_to_train
@@ -61,7 +60,7 @@ def inspect(ctx: click.Context, /, corpus: tuple[str, ...], recipe_name: str, se
         options = {"order": "streams"} | options
     recipe = recipe_of(recipe_name).with_options({**options, "seed": seed})
     reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
-    corpus_read = open_corpus(corpus, reading, user_places())
+    corpus_read = read_one(corpus, reading)
     text = divided(corpus_read.text, recipe.records)
     vocabulary = vocabulary_to_train(text, recipe.vocabulary)
     ids = ids_of(text, vocabulary)

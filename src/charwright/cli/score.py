@@ -1,4 +1,4 @@
-"""`charwright score`: bits per character of each line, paragraph or character of a text, in order or worst first."""
+"""`charwright score`: bits per character of each line, paragraph, record or character of a text, in order or not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import click
 from charwright.cli.options import SectionedCommand, config_options, engine_threads_option, given, say
 from charwright.cli.score_table import Places, line_of, room_for
 from charwright.config import CorpusConfig
-from charwright.errors import UsageError
+from charwright.errors import CorpusError, UsageError
 from charwright.schema import field_names
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class _Count(click.IntRange):
     help="Read N ids (tokens) before each of the streams into which the text is cut; 0 is what evaluate does.",
 )
 @click.option(
-    "--label", metavar="TEXT", help="Label of all records, for a model with labels and a text without a column of them."
+    "--label", metavar="NAME", help="Take this for the label of every record.  [default: the one in its column]"
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a record.")
 @click.option("--csv", "as_csv", is_flag=True, help="A table as comma-separated values.")
@@ -129,11 +129,12 @@ def score(
 
     FILE may be compressed, `-` for standard input, or several files, which are read one after the other. The text is
     read along, so each line is predicted from what precedes it. If RUN was trained on records, each record of FILE is
-    read on its own. In both cases all of them together cost what `evaluate` gives.
+    read on its own, as in training. In both cases all of a file together cost what `evaluate` gives.
     """
     from charwright.cli.download import user_places
     from charwright.data.corpus import check_length, checked_specs
     from charwright.data.text_pieces import Streamed
+    from charwright.generation.text_scores import RECORD
     from charwright.workflow.loading import load
 
     if as_json and as_csv:
@@ -144,10 +145,10 @@ def score(
     reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
     streamed = Streamed.find(checked_specs(files), reading, user_places())
     generator = load(run, precision, threads=threads)
-    by = by or generator.scored_by(separator)
+    by = by or generator.text_scores.usual(separator)
     totals = Totals("record" if separator is not None else NAMES[by])
     with _progress(streamed) as count:
-        found = generator.score_pieces(
+        found = generator.text_scores.of_pieces(
             streamed.pieces(count),
             by=by,
             separator=separator,
@@ -159,15 +160,18 @@ def score(
             found = _with_empty_files(found, streamed)
         scores = totals.counted(found)
         listed = (one for one in scores if one.chars >= min_chars)
-        whole_lines = separator is None and by != "character"
+        in_lines = by != RECORD or generator.text_scores.records_are_lines
+        whole_lines = separator is None and by != "character" and in_lines
         labelled = bool(generator.vocabulary.labels)
         printer = _Printer(streamed, whole_lines=whole_lines, labelled=labelled, as_json=as_json, as_csv=as_csv)
         # Whoever watches a growing file sees each line at once.
-        watched = (independent or by == "record") and "-" in files and worst is None
+        watched = (independent or by == RECORD) and "-" in files and worst is None
         for one in listed if worst is None else worst_first(listed, worst):
             printer.write(one)
             if watched:
                 sys.stdout.flush()
+    if not totals.records and by == RECORD:
+        raise CorpusError(f"there is no record in {', '.join(files)}")
     if not totals.records:
         check_length(0, files)
     printer.begin()

@@ -122,7 +122,7 @@ def serve(
     Any client of that API can use them: set its base URL to http://127.0.0.1:8000/v1. A model has the name of its
     folder, or another with NAME=RUN. A web page to try them is at the root, the description of the API at /docs.
 
-    SIGTERM and Ctrl-C end the service after the requests in progress; a second Ctrl-C ends it at once.
+    SIGTERM, SIGHUP and Ctrl-C end the service after the requests in progress; a second Ctrl-C ends it at once.
     """
     limits = ServiceConfig(**given(ctx, field_names(ServiceConfig)))
     if log_prompts and log == "off":

@@ -19,6 +19,7 @@ from charwright.cli.options import (
     core_option,
     device_option,
     given,
+    say,
     seed_option,
     threads_option,
 )
@@ -111,7 +112,7 @@ def tune(
     compute.start()
     texts = read_texts(corpus, validation, reading, recipe.split, recipe.records, detect="records" not in options)
     if texts.records != recipe.records:
-        click.echo("the text is a list: every line is a record; --records none takes it as running text", err=True)
+        say("the text is a list: every line is a record; --records none takes it as running text")
     options |= texts.records.to_json()
     recipe = recipe.with_options(options)
     task = _task(texts, recipe, minutes, compute)
@@ -128,7 +129,7 @@ def tune(
             limits = Limits(None if hours is None else 3600 * hours, trials)
             stopped = _search(search, task, limits, shown)
         if stopped:
-            click.echo(f"stopped; the results so far are in {place}; run the same command to continue", err=True)
+            say(f"stopped; the results so far are in {place}; run the same command to continue")
         words = [*_words("validation", validation), *_reading_words(reading)]
         _print_result(search, shlex.join(["charwright", "train", *corpus]), minutes, words)
     return 128 + int(signal.Signals[stopped]) if stopped else 0
@@ -203,7 +204,7 @@ def _search(search: Search, task: Task, limits: Limits, progress: _Progress) -> 
             finished += 1
         stopped = should_stop()
     if not finished and not stopped:
-        click.echo("the hours or trials were already spent; to search on, raise --hours or --trials", err=True)
+        say("the hours or trials were already spent; to search on, raise --hours or --trials")
     return stopped
 
 
@@ -228,7 +229,8 @@ class _Progress:
 
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
-            self.bar.stop()
+            with suppress(OSError):  # The terminal may be closed.
+                self.bar.stop()
 
     def begin(self, search: Search) -> None:
         """Print what is searched, and where."""
@@ -245,7 +247,8 @@ class _Progress:
 
         if self.bar is not None and isinstance(event, Step):
             note = f"loss {event.loss:.3f}  {event.chars_per_s:,.0f} chars/s{self.best}"
-            self.bar.update(self.bar.task_ids[0], completed=event.fraction, note=note)
+            with suppress(OSError):
+                self.bar.update(self.bar.task_ids[0], completed=event.fraction, note=note)
 
     def finish(self, result: TrialResult, search: Search) -> None:
         """Print the line of a finished trial."""
@@ -260,11 +263,11 @@ class _Progress:
         self.best = f"  best {best.outcome.loss:.4f}" if best is not None else ""
 
     def _line(self, text: str) -> None:
-        if self.bar is not None:
-            self.bar.console.print(text, markup=False, soft_wrap=True)
-            return
-        with suppress(BrokenPipeError):  # The search continues when the pipe is closed.
-            print(text, file=sys.stderr, flush=True)
+        with suppress(OSError):  # The search continues when the pipe or the terminal is closed.
+            if self.bar is not None:
+                self.bar.console.print(text, markup=False, soft_wrap=True)
+            else:
+                print(text, file=sys.stderr, flush=True)
 
 
 def _outcome(result: TrialResult) -> str:
@@ -314,10 +317,10 @@ def _print_result(search: Search, train: str, minutes: float, words: Sequence[st
     first = next((result for result in complete if result.first), None)
     gain = f"; the planned recipe (trial {first.number}): {first.loss:.4f}" if first else ""
     trials = f"{len(results)} trial{'s' * (len(results) > 1)}"
-    click.echo(f"the best of {trials}: {complete[0].loss:.4f} nats/char{gain}", err=True)
+    say(f"the best of {trials}: {complete[0].loss:.4f} nats/char{gain}")
     file = quoted(search.folder / "best-recipe.json")
     more = f" {shlex.join(words)}" if words else ""
-    click.echo(f"train with: {train} --recipe {file} --minutes {LONGER * minutes:g}{more}", err=True)
+    say(f"train with: {train} --recipe {file} --minutes {LONGER * minutes:g}{more}")
 
 
 def _cell(name: str, value: Any) -> str:
@@ -334,8 +337,8 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _reading_words(reading: CorpusConfig) -> list[str]:
     """The options for reading the text that differ from the defaults: no recipe has them."""
-    usual = CorpusConfig().to_json()
-    changed = {name: value for name, value in reading.to_json().items() if value != usual[name]}
+    values = {name: getattr(reading, name) for name in field_names(CorpusConfig)}
+    changed = {name: value for name, value in values.items() if value != getattr(CorpusConfig(), name)}
     return [word for name, value in changed.items() for word in _words(name, [value])]
 
 

@@ -59,7 +59,7 @@ class Editor:
         self.generator, self.manuscript, self.file = generator, manuscript, file
         self.state = State(manuscript, file)
         self._caught_signal = 0  # The number of the signal that ends the application.
-        self._quit_after_save = False
+        self._quit_after_save = self._save_failed = False
         self._row_goal = (-1, 0)  # The cursor after the last movement by rows, and its goal column.
         # A single thread: the model answers one request at a time, while keys stay responsive.
         self._thread = ThreadPoolExecutor(1)
@@ -245,10 +245,11 @@ class Editor:
             # A new temperature takes effect with the next character.
             while request.temperature == self.manuscript.temperature:
                 piece = await self._in_thread(_next_characters, stream, CHARACTERS_PER_FRAME)
+                if piece:
+                    self.buffer.insert_text(piece)
+                await asyncio.sleep(FRAME_S)
                 if not piece:
                     break
-                self.buffer.insert_text(piece)
-                await asyncio.sleep(FRAME_S)
 
     def _stop_generating(self) -> None:
         if self._generating is not None:
@@ -265,8 +266,8 @@ class Editor:
         if self.state.mode == "generating":
             self._stop_generating()
         self._quit_after_save = and_quit
-        if self.file.path is None:
-            self._ask_name("")
+        if self.file.path is None or self._save_failed:
+            self._ask_name(str(self.file.path or ""))
         else:
             self._save_as(self.file.path)
 
@@ -280,6 +281,8 @@ class Editor:
         self._back_to_writing()
         if not text:
             self._notify("not saved")
+        elif not text.isprintable():
+            self._notify("not saved: a name has no control characters")
         else:
             # Not those of Path, which can raise: the name is what somebody typed.
             place = os.path.expanduser(text)  # noqa: PTH111
@@ -297,8 +300,10 @@ class Editor:
         try:
             self.file.save(self.manuscript.text, path)
         except CharwrightError as error:
+            self._save_failed = True  # The next attempt may name another file.
             self._notify(str(error))
         else:
+            self._save_failed = False
             self._notify(f"saved to {path}")
             if self._quit_after_save:
                 self._exit(0)

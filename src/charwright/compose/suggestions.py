@@ -17,8 +17,10 @@ MAX_LEADING_NEWLINES = 3
 class TextGenerator(Protocol):
     """The part of `Generator` that the editor uses."""
 
-    def stream(self, prompt: str, /, *, label: str | None, length: int, temperature: float, seed: int) -> Iterator[str]:
-        """Yield the continuation of a prompt in pieces, as they are sampled."""
+    def stream(
+        self, prompt: str, /, *, label: str | None, with_end: bool, length: int, temperature: float, seed: int
+    ) -> Iterator[str]:
+        """Yield the continuation of a prompt in pieces, as they are sampled, `with_end` the end of a record too."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,12 @@ class GenerationRequest:
     def stream(self, generator: TextGenerator, length: int) -> Iterator[str]:
         """Yield the characters of the continuation."""
         pieces = generator.stream(
-            self.context, label=self.label, length=length, temperature=self.temperature, seed=self.seed
+            self.context,
+            label=self.label,
+            with_end=True,
+            length=length,
+            temperature=self.temperature,
+            seed=self.seed,
         )
         # A byte-level model can sample invalid UTF-8; the replacement character does not belong in the text.
         characters = (character for piece in pieces for character in piece if character != "\ufffd")

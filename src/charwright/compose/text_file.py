@@ -53,9 +53,11 @@ class TextFile:
         return text == self._text
 
     def would_overwrite(self, path: Path) -> bool:
-        """Whether the path has content that was neither read nor written here."""
+        """Whether the path has content that was neither read nor written here, or that is protected from writing."""
         found = _fingerprint(path)
-        return found is not None and (path != self.path or found != self._fingerprint)
+        if found is None:
+            return False
+        return path != self.path or found != self._fingerprint or not os.access(path, os.W_OK)
 
     def save(self, text: str, path: Path) -> None:
         """Write the text atomically, and make `path` this text's file.

@@ -193,7 +193,7 @@ def _read_parts(parts: Sequence[Part], notes: list[str]) -> Iterator[tuple[Part,
     tally = Tally(parts)
     for part in parts:
         data = part.read()
-        if part.folder is not None and looks_binary(data, part.config.encoding):
+        if part.folder is not None and looks_binary(data, part.config):
             tally.skipped(part)
             continue
         text = decode(data, part.config, part.where)

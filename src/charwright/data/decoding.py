@@ -23,6 +23,9 @@ _MULTI_BYTE = ("gb18030", "big5", "shift_jis", "euc-jp", "euc-kr")
 _CYRILLIC = ("cp1251", "koi8-r")
 _WESTERN = ("cp1252", "latin-1")
 _MOST_GUESSES = 4
+_LONGEST_MARK = 4
+_FEW_NULS = 100
+"""A text with a NUL for so many bytes may be damaged; with more it is something else."""
 _SAMPLE_BYTES = 1 << 16
 
 # With this many UTF-8 continuation bytes before the first invalid byte, the file is damaged UTF-8.
@@ -37,9 +40,19 @@ _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 """What a decoder accepts although no text has it: NUL, and halves of surrogate pairs."""
 
 
-def looks_binary(data: bytes, encoding: str) -> bool:
-    """Return whether the data contains a NUL byte, which occurs in text only in UTF-16 and UTF-32."""
-    return b"\0" in data and _mark_of(data) is None and canonical_encoding(encoding) not in _WIDE
+def looks_binary(data: bytes, config: CorpusConfig) -> bool:
+    """Return whether the data has a NUL byte, or many if errors are replaced; text has them in UTF-16 and UTF-32 only.
+
+    The data is a whole file.
+    """
+    return has_many_nuls(data[:_LONGEST_MARK], data.count(0), len(data), config)
+
+
+def has_many_nuls(head: bytes, nuls: int, size: int, config: CorpusConfig) -> bool:
+    """Return the same for a file of which only the first bytes and the number of NUL bytes are known."""
+    if not nuls or _mark_of(head) is not None or canonical_encoding(config.encoding) in _WIDE:
+        return False
+    return config.errors != "replace" or nuls * _FEW_NULS >= size
 
 
 def decode(data: bytes, config: CorpusConfig, where: str) -> str:
@@ -53,7 +66,7 @@ def decode(data: bytes, config: CorpusConfig, where: str) -> str:
     try:
         text = data.decode(encoding, config.errors)
     except UnicodeDecodeError as error:
-        if looks_binary(data, encoding):
+        if looks_binary(data, config):
             raise DecodingError(binary_message(data, where)) from error
         raise DecodingError(undecodable_message(data, config.encoding, error, where)) from error
     except UnicodeError as error:  # a codec that reports no position
@@ -113,7 +126,7 @@ def binary_message(data: bytes, where: str, offset: int = 0) -> str:
     if data.count(0) * 4 < len(data) and _decodes(data.replace(b"\0", b""), "utf-8"):
         advice = f"remove the NUL bytes, or {_READ_ON}"  # In UTF-16, what lies between them is no text.
     else:
-        few = data.count(0) * 100 < len(data)  # A log that was cut off while it was written has some.
+        few = data.count(0) * _FEW_NULS < len(data)  # A log that was cut off while it was written has some.
         advice = f"try --encoding {wide[0]}" if wide else f"give a text file{f', or {_READ_ON}' if few else ''}"
     return f"{where} is not a text file: byte {offset + data.find(0):,} is NUL; {advice}"
 

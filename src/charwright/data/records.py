@@ -49,21 +49,26 @@ class Records:
         return cls(text, np.cumsum(lengths), end, None if labels is None else tuple(labels))
 
     @classmethod
-    def parse(cls, text: str, config: RecordsConfig) -> Records:
+    def parse(cls, text: str, config: RecordsConfig, end: str | None = None) -> Records:
         """Divide a text into records. Empty ones are left out.
 
+        `end` is what follows each of them; by default what ends most of them, where an expression matches different
+        texts. A text to evaluate has the end of the run's records, and may be a single one.
+
         Raises:
-            CorpusError: when there are fewer than two records, when nothing ends them, or when one has no label where
-            labels are asked for.
+            CorpusError: when there are fewer than two records, or with an `end` none, when nothing ends them, or when
+                one has no label where labels are asked for.
         """
         pattern = pattern_of(config)
         found = [piece for piece in _pieces(text, pattern, config.records) if piece.strip()]
-        if len(found) < 2:
+        if end is not None and not found:
+            raise CorpusError(f"the text has no record as in training, each of which ends with {config.records!r}")
+        if end is None and len(found) < 2:
             raise CorpusError(
                 f"the text has only {len(found)} record{'' if len(found) == 1 else 's'} with --records "
                 f"{config.records!r}; name what ends each one, or remove --records"
             )
-        end = ENDS.get(config.records) or _usual_end(text, pattern, config.records)
+        end = end or ENDS.get(config.records) or _usual_end(text, pattern, config.records)
         if config.label is None:
             return cls.of(found, end)
         columns = [label_and_text(piece, config.label, f"record {number:,}") for number, piece in enumerate(found, 1)]

@@ -285,7 +285,8 @@ class TextCache:
                 sync_folder(self.folder)
             present = self.by_sha256(manifest.sha256) or Entry(place, manifest, origin)
             if origin not in present.manifest.origins:
-                origins = (*present.manifest.origins, origin)[-MOST_ORIGINS:]
+                first, *others = (*present.manifest.origins, origin)  # The first one gives the text its name.
+                origins = (first, *others[1 - MOST_ORIGINS :])
                 write_json(place / MANIFEST, replace(present.manifest, origins=origins).to_json())
         return replace(present, origin=origin)
 

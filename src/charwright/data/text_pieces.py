@@ -9,7 +9,7 @@ from itertools import chain, repeat
 from typing import Any, BinaryIO, cast
 
 from charwright.config import CorpusConfig
-from charwright.data.decoding import REPLACEMENT, canonical_encoding, decode, looks_binary
+from charwright.data.decoding import REPLACEMENT, canonical_encoding, decode, has_many_nuls
 from charwright.data.parts import Part, Places, Tally, find_parts
 from charwright.data.pieces import PIECE_BYTES, UNDIVIDED, Piece, TextStream
 from charwright.errors import CorpusError
@@ -34,21 +34,22 @@ def pieces_of(part: Part, piece_bytes: int = PIECE_BYTES, count: Count | None = 
 
 
 def is_binary(part: Part, piece_bytes: int = PIECE_BYTES) -> bool:
-    """Whether a part has a NUL byte where text has none.
+    """Whether a part has NUL bytes where text has none, as `looks_binary` says.
 
     Raises:
         CorpusError: when the part cannot be read.
     """
-    head = b""
+    head, nuls, size = b"", 0, 0
     with part.stream() as stream:
         try:
             while data := stream.read(piece_bytes):
                 head = (head + data[:4])[:4]  # A byte order mark may be there.
-                if b"\0" in data:
-                    return looks_binary(head + b"\0", part.config.encoding)
+                nuls, size = nuls + data.count(0), size + len(data)
+                if nuls and part.config.errors != "replace":
+                    break
         except OSError as error:
             raise unreadable(part, error) from error
-    return False
+    return has_many_nuls(head, nuls, size, part.config)
 
 
 def unreadable(part: Part, error: OSError) -> CorpusError:

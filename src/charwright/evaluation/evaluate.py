@@ -16,7 +16,7 @@ from torch import Tensor
 from charwright.data.carried import MOST_STREAMS, SHORTEST_STREAM, stream_bounds
 from charwright.data.records import Records
 from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
-from charwright.errors import CorpusError, UsageError
+from charwright.errors import CorpusError, UsageError, VocabularyError
 from charwright.evaluation.evaluation import Evaluation, TargetNats
 from charwright.evaluation.records import evaluate_records
 from charwright.model.cells import State
@@ -34,10 +34,29 @@ def evaluate(
     """The loss of `model` on `text`, in the precision of its products; protocols as for `evaluate_with`.
 
     Records are evaluated by their own protocol, as in `evaluate_records`.
+
+    Raises:
+        VocabularyError: when the vocabulary is not that of the model.
+        CorpusError: when the model has labels and the text has none, or as for `evaluate_with`.
+        UsageError: when there is no such protocol, or the text is something else.
     """
+    check_fit(model, vocabulary)
+    if not isinstance(text, str | Records):
+        raise UsageError(f"a text to evaluate is a str or Records, not {type(text).__name__}: pass its text")
     if isinstance(text, Records):
         return evaluate_records(partial(target_nats, model), vocabulary, text)
     return evaluate_with(partial(target_nats, model), vocabulary, text, protocol)
+
+
+def check_fit(model: LanguageModel, vocabulary: Vocabulary) -> None:
+    """See that a vocabulary has as many tokens as a model.
+
+    Raises:
+        VocabularyError: when it has not.
+    """
+    size = len(model.weight("head.bias"))
+    if len(vocabulary) != size:
+        raise VocabularyError(f"the vocabulary has {len(vocabulary):,} tokens, and the model {size:,}")
 
 
 def evaluate_with(target_nats: TargetNats, vocabulary: Vocabulary, text: str, protocol: str = "carried") -> Evaluation:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from charwright.data.carried import MOST_STREAMS
 from charwright.data.records import Records
 from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
+from charwright.errors import CorpusError
 from charwright.evaluation.evaluation import Evaluation, TargetNats
 
 Array = npt.NDArray[np.int64]
@@ -26,7 +27,12 @@ def evaluate_records(target_nats: TargetNats, vocabulary: Vocabulary, records: R
 
     The arguments are as for `evaluate_with`, and so is the cost of a character outside the vocabulary. The blocks are
     equal in records to within one.
+
+    Raises:
+        CorpusError: when the model has labels, and the records have none.
     """
+    if vocabulary.labels and records.labels is None:
+        raise CorpusError("the model has labels, and the records have none: divide the text with a column of labels")
     ids, stops = records.ids(vocabulary)
     begins = np.concatenate([[0], stops[:-1]])
     before = vocabulary.encode(records.end)

@@ -267,8 +267,9 @@ def _temperatures(findings: Findings) -> str:
     shown = findings.temperatures
     tail = shown.before[-40:].replace("\n", "↵")
     words = (
-        f'The prediction after <code dir="auto">{html.escape(tail)}</code> (character {shown.position + 1:,} of the '
-        "text), at several temperatures. The last column is how many equally likely characters would be as uncertain."
+        f'The prediction after <code dir="auto">{html.escape(tail)}</code> ({findings.level} {shown.position + 1:,} of '
+        "the text), at several temperatures. The last column is how many equally likely characters would be as "
+        "uncertain."
     )
     heads = ["Temperature", *(html.escape(named(token)) for token in shown.tokens), "all others", "Choices"]
     rows = [

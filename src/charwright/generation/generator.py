@@ -5,30 +5,26 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from charwright.config import GenerationConfig, ModelConfig, RecordsConfig
-from charwright.data.labels import label_id
+from charwright.data.records import Records
 from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
 from charwright.errors import UsageError, VocabularyError
 from charwright.generation.beams import beam_search
 from charwright.generation.completions import Completion, Completions, finished
-from charwright.generation.cutter import Cutter
 from charwright.generation.draft import Guard
 from charwright.generation.engine import Engine
 from charwright.generation.known_records import KnownRecords
-from charwright.generation.list_scores import ListScores
 from charwright.generation.masks import allowed
 from charwright.generation.openings import Opening, Openings
-from charwright.generation.record_scores import Score, score_records
+from charwright.generation.record_scores import Score
 from charwright.generation.record_search import RecordSearch
 from charwright.generation.session import Session, prompt_ids
-
-RECORD = "record"
-"""What a model of records divides a text to score by."""
+from charwright.generation.text_scores import TextScores
 
 
 class Trained(Protocol):
@@ -73,9 +69,13 @@ class Generator:
             raise VocabularyError(f"the vocabulary has {known:,} tokens, and the model {tokens:,}")
 
     @classmethod
-    def of(cls, model: Trained, vocabulary: Vocabulary, precision: str = "q8") -> Generator:
-        """Create a generator with a model's current weights."""
-        return cls(model.config, model.arrays(), vocabulary, precision)
+    def of(cls, model: Trained, vocabulary: Vocabulary, precision: str = "q8", **options: Any) -> Generator:
+        """Create a generator with a model's current weights; the options are those of the constructor."""
+        return cls(model.config, model.arrays(), vocabulary, precision, **options)
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be copied or pickled: the weights are laid out for this processor, outside of Python's memory."""
+        raise UsageError("a generator cannot be copied to another process; call charwright.load in each process")
 
     def generate(
         self,
@@ -99,7 +99,7 @@ class Generator:
             UsageError: if no character is allowed, there is no such label, or a prompt is not a `str`.
         """
         config = dataclasses.replace(config or GenerationConfig(), **options)
-        listed = [prompts] if isinstance(prompts, str | bytes) else list(prompts)
+        listed = [prompts] if isinstance(prompts, str | bytes | None) else list(prompts)
         repeated = [_checked_prompt(prompt) for prompt in listed for _ in range(config.num)]
         return Completions(self.texts(repeated, config, label=label, logprobs=logprobs, guard=guard))
 
@@ -196,12 +196,25 @@ class Generator:
         Raises:
             UsageError: when there is no such label.
         """
+        if self.vocabulary.labels and self.record_end is None:
+            raise UsageError(
+                "the model has labels, which come behind the end of a record: pass record_end, or open the run with"
+                " charwright.load"
+            )
         return self._openings.of(label, seed=seed, stream=stream)
 
     def stream(
-        self, prompt: str = "", config: GenerationConfig | None = None, *, label: str | None = None, **options: Any
+        self,
+        prompt: str = "",
+        config: GenerationConfig | None = None,
+        *,
+        label: str | None = None,
+        with_end: bool = False,
+        **options: Any,
     ) -> Iterator[str]:
         """Generate one completion, and yield its text as it grows, a few characters at a time.
+
+        `with_end` adds the end of the record, if the model has labels and the text ends with its record.
 
         Raises:
             UsageError: as for `generate`, or if `num` is not 1.
@@ -209,7 +222,7 @@ class Generator:
         config = dataclasses.replace(config or GenerationConfig(), **options)
         if config.num != 1:
             raise UsageError(f"stream generates one text; call it for each of the {config.num}, or use generate")
-        for _, piece in self.write([_checked_prompt(prompt)], config, label=label):
+        for _, piece in self.write([_checked_prompt(prompt)], config, label=label, with_end=with_end):
             yield piece
 
     def write(
@@ -219,6 +232,7 @@ class Generator:
         *,
         label: str | None = None,
         guard: Guard | None = None,
+        with_end: bool = False,
     ) -> Iterator[tuple[int, str]]:
         """Yield (index of the prompt, piece of text) as the streams advance.
 
@@ -237,7 +251,8 @@ class Generator:
         }
         while drafts := session.advance():
             for draft in drafts:
-                if piece := draft.pop():
+                piece = draft.pop() + (self.record_end or "" if with_end and draft.ended == "record" else "")
+                if piece:
                     yield numbers[draft], piece
 
     def texts(
@@ -279,7 +294,7 @@ class Generator:
         """
         if beams < 1:
             raise UsageError(f"a search needs at least one beam, not {beams}")
-        opening = self.opening(label=label)
+        opening, record_end = self.opening(label=label), record_end or self._last_end
         found = beam_search(
             self.engine,
             self.vocabulary,
@@ -311,7 +326,7 @@ class Generator:
 
     def score(
         self,
-        text: str | Iterable[str],
+        text: str | Iterable[str] | Records,
         *,
         by: str | None = None,
         separator: str | None = None,
@@ -321,11 +336,13 @@ class Generator:
     ) -> Iterator[Score]:
         """Yield what each record of a text costs in bits, in order, with memory that does not grow with the text.
 
+        (Where a regular expression ends the records of training, the whole text is read first.)
+
         The sum of the records' `bits` divided by that of their `chars` is what `evaluate` gives as bits per character,
         in the same precision; if the text is read along, for one of at most 1,048,576 characters.
 
         Args:
-            text: the text, or pieces of it. Lines end at a newline, not at a carriage return.
+            text: the text, or pieces of it, or `Records`. Lines end at a newline, not at a carriage return.
             by: `line`, `blank` (records end at blank lines), `file` (the whole text), `character`, or `record`: as in
                 training, each from a zero state after the end of another one. By default `record` for a model of
                 records, otherwise `line`.
@@ -335,48 +352,21 @@ class Generator:
                 `record`: in blocks of 1,048,576 characters, each cut into streams as `evaluate` cuts a text; the first
                 stream of a block continues the block before.
             warm_up: the ids before each stream that are read without being scored, so that it does not begin coldly.
-            label: the label of all records. By default those of a model with labels are read from their column, as in
+            label: what is taken for the label of all records. By default the labels are read from their column, as in
                 training.
 
         Raises:
             UsageError: when the options contradict each other, or the model has no such label.
             CorpusError: (while reading) when a record has no label.
         """
-        pieces = (("", piece) for piece in ([text] if isinstance(text, str) else text) if piece)
-        return self.score_pieces(
-            pieces, by=by, separator=separator, independent=independent, warm_up=warm_up, label=label
+        return self.text_scores.of(
+            text, by=by, separator=separator, independent=independent, warm_up=warm_up, label=label
         )
 
-    def score_pieces(
-        self,
-        pieces: Iterable[tuple[str, str]],
-        *,
-        by: str | None = None,
-        separator: str | None = None,
-        independent: bool = False,
-        warm_up: int = 0,
-        label: str | None = None,
-    ) -> Iterator[Score]:
-        """Do the same as `score` for a text that comes as (file, piece of its text)."""
-        by = by or self.scored_by(separator)
-        if label is not None:
-            label_id(self.vocabulary, label)
-        if by != RECORD:
-            cutter, before = Cutter(by, separator), self.record_end or ""
-            return score_records(
-                self.engine, self.vocabulary, pieces, cutter, independent=independent, warm_up=warm_up, before=before
-            )
-        if self._division is None:
-            raise UsageError("the model was not trained on records, so name another kind with --by: line, for example")
-        if separator is not None:
-            raise UsageError("--separator says where records end, and so does --by record; choose one")
-        if warm_up:
-            raise UsageError("--warm-up belongs to a text that is read along; add --by line")
-        return ListScores(self.engine, self.vocabulary, self._division, self._required_record_end(), label).of(pieces)
-
-    def scored_by(self, separator: str | None = None) -> str:
-        """What `score` divides a text by if nothing is said: `record` for a model of records, otherwise `line`."""
-        return RECORD if self._division is not None and separator is None else "line"
+    @cached_property
+    def text_scores(self) -> TextScores:
+        """What `score` does, also for files in pieces."""
+        return TextScores(self.engine, self.vocabulary, self._division, self.record_end)
 
     @cached_property
     def _openings(self) -> Openings:

@@ -23,12 +23,17 @@ class KnownRecords:
         proportional to N, about a millisecond for 10,000.
 
         Raises:
-            UsageError: if `distance` is less than 1.
+            UsageError: if `distance` is less than 1, or the records are no texts.
             MissingExtraError: when it is given and RapidFuzz is not installed.
         """
         if distance is not None and distance < 1:
             raise UsageError(f"a distance is at least one edit, not {distance}")
-        self._text = {record.strip() for record in records}
+        if isinstance(records, str | bytes):
+            raise UsageError("the known records are several texts, not one: pass a list")
+        listed = set(records)
+        if others := [type(record).__name__ for record in listed if not isinstance(record, str)]:
+            raise UsageError(f"a known record is a str, not {others[0]}")
+        self._text = {record.strip() for record in listed}
         self._written: set[str] = set()
         self._distance = distance
         self._by_length: dict[int, list[str]] = defaultdict(list)

@@ -1,22 +1,24 @@
 """How surprising each record of a list is to a model of records: divided and read as in training.
 
-So the records of a text together cost what `evaluate` gives for it.
+So the records of a file together cost what `evaluate` gives for it. (Several files are one text for `evaluate`; here a
+record ends with its file.)
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, islice, repeat
 
 import numpy as np
 
 from charwright.config import RecordsConfig
 from charwright.data.labels import label_id
-from charwright.data.records import label_and_text, pattern_of
+from charwright.data.records import Records, label_and_text, pattern_of
 from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
-from charwright.errors import CorpusError
+from charwright.errors import CorpusError, UsageError
 from charwright.generation.cutter import Cutter, Segment
 from charwright.generation.engine import Engine
 from charwright.generation.reading import RecordByRecord
@@ -25,6 +27,10 @@ from charwright.generation.session import prompt_ids
 from charwright.generation.streams import Ids
 
 LINE_ENDS = "\r\n"
+AT_ONCE = 4096
+"""Records of a list that are read together."""
+
+Row = tuple[int, tuple[str, str | None]]
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Raw:
 class ListScores:
     """Scores the records of texts that are divided by `records`; `end` follows each, as in training.
 
-    `label` is that of all records, for a text without the column of labels.
+    `label` is taken for that of all records, whether the text has the column of labels or not.
     """
 
     engine: Engine
@@ -67,29 +73,48 @@ class ListScores:
         """
         if self.label is not None:
             self._id_of(self.label)
-        reading = RecordByRecord(self.engine, prompt_ids(self.vocabulary, self.end))
+        reading = self._reading()
         for found in self._divided(pieces):
             labelled = [self._labelled(raw) for raw in found if raw.text.strip()]
             if labelled:
                 yield from self._scores(reading, labelled)
 
+    def of_records(self, records: Records) -> Iterator[Score]:
+        """Yield the score of each record of a list that is divided already; `line` is its number."""
+        labels: Iterable[str | None] = repeat(self.label, records.count)
+        if self.vocabulary.labels and self.label is None:
+            if records.labels is None:
+                raise UsageError("the model has labels, and these records have none; name one for all as label")
+            labels = records.labels
+        reading, last = self._reading(), Raw("")
+        rows = zip(records, labels, strict=True)
+        for numbered in _batched(enumerate(rows, 1)):
+            found = [replace(last, text=text, line=number, label=label) for number, (text, label) in numbered]
+            yield from self._scores(reading, found)
+
+    def _reading(self) -> RecordByRecord:
+        return RecordByRecord(self.engine, prompt_ids(self.vocabulary, self.end))
+
     def _divided(self, pieces: Iterable[tuple[str, str]]) -> Iterator[list[Raw]]:
         """Yield records as they end, several at a time."""
-        if self.records.expression is not None:
-            return _matched(pieces, self.records)
-        kind = self.records.records
-        cutter = Cutter(kind) if kind in ("line", "blank") else Cutter(separator=kind)
-        return _cut(cutter, pieces)
+        return (_cut if self.records.expression is None else _matched)(self.records, pieces)
 
     def _labelled(self, raw: Raw) -> Raw:
-        if self.label is not None or not self.vocabulary.labels:
-            return replace(raw, label=self.label)
+        if not self.vocabulary.labels:
+            return raw
+        if self.label is not None:
+            return replace(raw, text=self._without_label(raw.text), label=self.label)
         where = f"line {raw.line:,}" + (f" of {raw.file}" if raw.file else "")
         try:
             label, text = label_and_text(raw.text, self.records.label or "first", where)
         except CorpusError as error:
             raise CorpusError(f"{error}; if the text has no column of labels, name one with --label") from error
         return replace(raw, text=text, label=label)
+
+    def _without_label(self, text: str) -> str:
+        """A record without the label in its column, if it has one, in whose place another one is taken."""
+        first, tab, rest = text.partition("\t") if self.records.label != "last" else text.rpartition("\t")[::-1]
+        return rest if tab and rest.strip() and first.strip() in self.vocabulary.labels else text
 
     def _id_of(self, label: str) -> int:
         if label not in self._known:
@@ -116,34 +141,37 @@ class ListScores:
             yield Score(text, raw.file, raw.line, raw.column, chars, strange, bits, label=raw.label)
 
 
-def _cut(cutter: Cutter, pieces: Iterable[tuple[str, str]]) -> Iterator[list[Raw]]:
+def _cut(records: RecordsConfig, pieces: Iterable[tuple[str, str]]) -> Iterator[list[Raw]]:
+    kind, pattern = records.records, pattern_of(records)
+    cutter = Cutter(kind) if kind in ("line", "blank") else Cutter(separator=kind)
     at, held = Raw(""), list[str]()
     for segment in chain(cutter.segments(pieces), [Segment("", "", np.zeros(0, dtype=np.int64), first=True)]):
         found: list[Raw] = []
         if segment.first:
             if held:
-                found.append(_bare(replace(at, text="".join(held)), cutter))
+                found.append(_bare(replace(at, text="".join(held)), pattern, kind))
             at, held = Raw("", segment.file), []
         begin = 0
         for end in segment.ends.tolist():
             whole = "".join([*held, segment.text[begin:end]])
-            found.append(_bare(replace(at, text=whole), cutter))
+            found.append(_bare(replace(at, text=whole), pattern, kind))
             at, held, begin = at.after(whole), [], end
         if begin < len(segment.text):
             held.append(segment.text[begin:])
         yield found
 
 
-def _bare(raw: Raw, cutter: Cutter) -> Raw:
-    """A record without its end; between blank lines, also without the line ends before it."""
-    text = cutter.stripped(raw.text)
-    if cutter.separator is not None or cutter.by != "blank":
+def _bare(raw: Raw, pattern: re.Pattern[str], kind: str) -> Raw:
+    """A record without its end; between blank lines, also without the line ends around it."""
+    end = next(pattern.finditer(raw.text), None)
+    text = raw.text if end is None or end.end() < len(raw.text) else raw.text[: end.start()]
+    if kind != "blank":
         return replace(raw, text=text)
     bare = text.lstrip(LINE_ENDS)
     return replace(raw.after(text[: len(text) - len(bare)]), text=bare.rstrip(LINE_ENDS))
 
 
-def _matched(pieces: Iterable[tuple[str, str]], records: RecordsConfig) -> Iterator[list[Raw]]:
+def _matched(records: RecordsConfig, pieces: Iterable[tuple[str, str]]) -> Iterator[list[Raw]]:
     """The records that a regular expression ends. It may look at what follows, so a file is taken as a whole."""
     pattern = pattern_of(records)
     for file, text in _whole_files(pieces):
@@ -162,3 +190,10 @@ def _whole_files(pieces: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]
             file, parts = name, []
         parts.append(text)
     yield file, "".join(parts)
+
+
+def _batched(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Yield the rows, `AT_ONCE` at a time."""
+    waiting = iter(rows)
+    while found := list(islice(waiting, AT_ONCE)):
+        yield found

@@ -235,6 +235,8 @@ class CopyGuard:
             result[ids[ids <= self._id_bits]] = True
         return result
 
+    __call__ = forbidden
+
     def _fingerprints(self, ids: Ids) -> Keys:
         """The fingerprint of every `limit` consecutive ids, with zeros in the low bits, where the next id goes.
 

@@ -80,7 +80,7 @@ class Session:
         then adds nothing. A text with a `record_end` ends before it.
 
         One call joins one text, regardless of the config's `num`. `max_copy` requires a guard
-        (`CopyGuard(training ids, V, max_copy).forbidden`), since only the caller has the training text.
+        (`CopyGuard(training ids, V, max_copy)`), since only the caller has the training text.
 
         `logprobs` fills `Draft.logprobs`; `alternatives`, from 1 to 20, does too, and fills `Draft.alternatives` with
         so many for each character, or with all V if there are fewer. With `echo`, the characters of the prompt get
@@ -94,6 +94,9 @@ class Session:
         """
         if config.max_copy is not None and guard is None:
             raise UsageError("max_copy requires a guard with the training text: create one with novelty.CopyGuard")
+        limit = getattr(getattr(guard, "__self__", guard), "limit", None)
+        if config.max_copy is not None and limit not in (None, config.max_copy):
+            raise UsageError(f"max_copy is {config.max_copy}, and its guard allows {limit}")
         if start is not None and (echo or score_only):
             raise UsageError("the prompt of a continued text cannot be scored: echo and score_only need a new text")
         if start is not None and context is not None:

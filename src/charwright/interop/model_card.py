@@ -41,7 +41,7 @@ def model_card(run: Run, version: str) -> dict[str, Any]:
         "unit": run.vocabulary.level,
         **records,
         **({"labels": list(labels), "first_label_id": label_ids(run.vocabulary).start} if labels else {}),
-        "recipe": config.recipe_name,
+        "recipe": _readable(_recipe_of(config.recipe_name)),
         "corpus": {
             "sources": [_readable(_name_of(source)) for source in config.sources],
             "characters": config.characters,
@@ -53,10 +53,16 @@ def model_card(run: Run, version: str) -> dict[str, Any]:
 
 def _name_of(source: Source) -> str:
     """The name of a source, without what is nobody else's business: folders, and passwords in addresses."""
-    if source.kind == "url":
+    if source.kind == "url" and not source.location.lower().startswith("file:"):
         address = urlsplit(source.location)
         return f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
     return source.location if source.kind in ("name", "text") else Path(source.location).name
+
+
+def _recipe_of(name: str) -> str:
+    """The name of a recipe, or of the file of one."""
+    begin, found, file = name.rpartition("imported from ")
+    return f"{begin}{found}{Path(file).name}"
 
 
 def _readable(name: str) -> str:

@@ -77,12 +77,25 @@ class Compute:
         """Set PyTorch's number of threads, if one is given, and start a GPU.
 
         A GPU's first product loads libraries, which takes seconds that no measurement of its speed should count.
+
+        Raises:
+            UsageError: in a fork of a process that has started, whose threads PyTorch waits for in vain.
         """
+        if STARTED_IN and os.getpid() not in STARTED_IN and (self.threads or torch.get_num_threads()) > 1:
+            raise UsageError(
+                "this process is a fork of one that has trained, where PyTorch's threads do not work: start processes"
+                " by the method spawn, or use one thread (threads=1)"
+            )
+        STARTED_IN.add(os.getpid())
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         if self.device.type != "cpu":
             one = torch.ones(1, 1, device=self.device)
             float(one @ one)
+
+
+STARTED_IN: set[int] = set()
+"""The process that has started, and in a fork of it both."""
 
 
 @contextmanager

@@ -59,7 +59,7 @@ class LanguageModel(WeightedModule):
         self.compute = compute or Compute()
         self.ngram_gradients: list[RowGradient] | None = None
         """Those that `collecting_ngram_gradients` has collected so far; None outside of it."""
-        initialize(config, self.named_weights(), torch.Generator().manual_seed(seed), embedding_range)
+        initialize(config, self.named_weights(), torch.Generator().manual_seed(int(seed)), embedding_range)
         self.to(self.compute.device)
 
     def forward(

@@ -150,6 +150,10 @@ def mean_losses(losses: Sequence[Tensor], ranks: Ranks, part: Part | None) -> li
     return [float(loss) for loss in ranks.sum(own * part.share)]
 
 
+STOPPED = "stopped"
+"""The reason of a stop for which none is given."""
+
+
 class Agreement:
     """What depends on the outside, and has to be the same on all ranks: the time, and whether to stop.
 
@@ -175,8 +179,9 @@ class Agreement:
         return bool(stopping)
 
     def stop(self) -> str | None:
-        """The reason to stop of the first rank that has one."""
-        reason = self._should_stop()
+        """The reason to stop of the first rank that has one; False is none, and True is one without words."""
+        asked: object = self._should_stop()
+        reason = None if not asked else asked if isinstance(asked, str) else STOPPED
         if self._ranks.size == 1:
             return reason
         if not self.tick(stop=reason is not None):

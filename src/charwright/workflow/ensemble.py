@@ -151,9 +151,9 @@ def train_ensemble(
     reading, places = reading or CorpusConfig(), places or Places.of_this_user()
     text = open_corpus(corpus, reading, places)
     _check_running_text(text, options)
-    differs = partial(
-        _difference, sha256=text.sha256, options={**options, "seed": seed}, validation=arguments.get("validation", ())
-    )
+    validation = listed(arguments.get("validation", ()))
+    measured_on = [source.sha256 for source in open_corpus(validation, reading, places).sources] if validation else []
+    differs = partial(_difference, sha256=text.sha256, options={**options, "seed": seed}, validation=measured_on)
     folder = _given_folder(Path(out)) if out is not None else _default_folder(text.name, count, differs, force=force)
     school = _school(folder, count)
     goes_on = not force and _learns_from(folder, school)
@@ -265,12 +265,14 @@ def _seed_of(number: int, seed: int) -> int:
     return (seed * MOST_TEACHERS + number) % SEEDS
 
 
-def _difference(run: Run, number: int, *, sha256: str, options: Mapping[str, Any], validation: Specs) -> str | None:
+def _difference(
+    run: Run, number: int, *, sha256: str, options: Mapping[str, Any], validation: Sequence[str]
+) -> str | None:
     """Why a run cannot be the teacher of this number: it learned another text, or with other options."""
     folder, advice = run.folder, "choose another --out, or train it anew with --force"
     if run.config.sha256 != sha256:
         return f"{folder} is a teacher of another text; {advice}"
-    if bool(run.config.validation) != bool(validation):
+    if [source.sha256 for source in run.config.validation] != list(validation):
         return f"{folder} was validated on another text; {advice}"
     values = option_values(run.config.recipe)
     if values["seed"] != _seed_of(number, options["seed"]):

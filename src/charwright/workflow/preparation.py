@@ -317,7 +317,7 @@ def check_split_options(validation: Specs, options: Mapping[str, Any]) -> None:
     Raises:
         UsageError: naming the option.
     """
-    if listed(validation) and (stray := [name for name in field_names(SplitConfig) if options.get(name) is not None]):
+    if listed(validation) and (stray := [name for name in field_names(SplitConfig) if options.get(name)]):
         raise UsageError(f"--validation is a text of its own, and {flag(stray[0])} holds out a part: choose one")
 
 

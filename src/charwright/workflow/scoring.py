@@ -52,6 +52,6 @@ def score(
         UsageError: when the options contradict each other, or the run has no such label.
     """
     streamed = Streamed.find(checked_specs(files), reading or CorpusConfig(), places or Places.of_this_user())
-    return load(run, precision, threads=threads).score_pieces(
+    return load(run, precision, threads=threads).text_scores.of_pieces(
         streamed.pieces(), by=by, separator=separator, independent=independent, warm_up=warm_up, label=label
     )

@@ -94,7 +94,7 @@ def read_texts(
     if isinstance(whole, Records) and whole.labels is not None:
         _note_labels(whole.count, len(set(whole.labels)), notify)
     if separate is not None:
-        held_out = divided(separate.text, records)
+        held_out = divided(separate.text, records, whole.end if isinstance(whole, Records) else None)
         if isinstance(whole, Records) and isinstance(held_out, Records) and (shared := held_out.shared_with(whole)):
             notify(
                 f"note: {shared:,} of the {held_out.count:,} records of the validation text are in the training text"
@@ -125,13 +125,15 @@ def _part_of_training(text: AnyCorpus, validation: AnyCorpus) -> str:
     return ""
 
 
-def divided(text: Text, records: RecordsConfig) -> Text:
+def divided(text: Text, records: RecordsConfig, end: str | None = None) -> Text:
     """A text in records, which are in memory; the text itself if it has none.
 
+    `end` is that of the records of a run, which each record of a text to evaluate has.
+
     Raises:
-        CorpusError: when it has fewer than two, or one lacks its label.
+        CorpusError: as for `Records.parse`.
     """
-    return text if records.records == "none" else Records.parse(in_memory(text), records)
+    return text if records.records == "none" else Records.parse(in_memory(text), records, end)
 
 
 def texts_of_run(run: Run, moved: Sequence[str], places: Places) -> tuple[Text, Text]:
@@ -149,7 +151,8 @@ def texts_of_run(run: Run, moved: Sequence[str], places: Places) -> tuple[Text, 
         return training, held_out
     sources = _located(run, run.config.validation)
     sha256 = sources[0].sha256 if len(sources) == 1 else ""  # That of several together is not recorded.
-    return training, divided(reopen_corpus(sources, sha256, run.config.corpus, places).text, recipe.records)
+    text = reopen_corpus(sources, sha256, run.config.corpus, places).text
+    return training, divided(text, recipe.records, run.config.records.end if run.config.records else None)
 
 
 def training_text_of_run(run: Run, moved: Sequence[str], places: Places) -> Text:

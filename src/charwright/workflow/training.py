@@ -90,12 +90,13 @@ def train(
         force: replace the run in `out`.
         device: auto, cpu, cuda or mps.
         core: the recurrent core: auto, native, fused, torch or plain.
-        threads: the number of CPU threads; by default all cores.
+        threads: the number of CPU threads; by default all cores. With another number the same seed gives other weights.
         tensorboard: also write TensorBoard files into the run folder.
         progress: show the progress of the training; by default in a notebook only.
         on_event: called with each event of `charwright.training.events`.
         notify: called with each line about something the user may want to know.
-        should_stop: called after each step, and while teachers write; returns a reason to stop after saving, or None.
+        should_stop: called after each step, and while teachers write; returns a reason to stop after saving, or None;
+            True is a reason without words.
         places: where corpora are looked up.
         clock: a monotonic clock, in seconds.
         spent_s: seconds of the budget that are already spent.
@@ -214,7 +215,7 @@ def plan(
     places: Places | None = None,
     **options: Any,
 ) -> Plan:
-    """The plan that `train` would follow for a corpus, and the reasons; arguments as for `train`.
+    """The plan that `train` would follow for a corpus, and the reasons; these arguments are as for `train`.
 
     Raises:
         CharwrightError: (a subclass) when an option or a text cannot be used, or the parent run has no plan.
@@ -359,7 +360,7 @@ def _sampler(prepared: Prepared, run: Run) -> Callable[[LanguageModel], str]:
     options: dict[str, Any] = {"length": SAMPLE_LENGTH, "temperature": 0.8, "seed": prepared.recipe.training.seed}
 
     def sample(model: LanguageModel) -> str:
-        if records and vocabulary.labels:  # Each record begins with a label, which `generate` draws only once.
+        if records and vocabulary.labels:  # Each record begins with a label.
             generator = Generator(model.config, model.arrays(), vocabulary, "q8", record_end=records.end)
             found = generator.records(SAMPLE_RECORDS, **options)
             return "".join(record.continuation + records.end for record in found)[:SAMPLE_LENGTH]
