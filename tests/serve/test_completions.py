@@ -320,6 +320,14 @@ def test_a_long_option_is_shown_in_short(running: Running) -> None:
         assert len(running.complete(model=model, only=only).error["message"]) < 200
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_unknown_characters_of_the_prompt_are_named(names: Running, stream: bool) -> None:
+    for prompt, unknown in (("ab", None), ("a字ab文字", "字文"), (["a", "b文"], "文")):
+        reply = names.complete(model="names", prompt=prompt, max_tokens=3, stream=stream)
+        answers = reply.chunks if stream else [reply.json]
+        assert {answer.get("unknown_characters") for answer in answers} == {unknown}
+
+
 @pytest.fixture
 def names(serve: Callable[..., Running]) -> Running:
     """A service with a model of records, and one that has labels too."""

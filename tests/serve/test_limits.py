@@ -47,6 +47,20 @@ def test_client_that_leaves_frees_its_place_within_a_second(slow: Running, strea
     assert eventually(lambda: slow.metric("charwright_abandoned_requests_total") == 1)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_log_tells_that_a_client_left(serve: Any, stream: bool) -> None:
+    log = io.StringIO()
+    running = serve(max_tokens=LONG, log=RequestLog(as_json=True, prompts=False, stream=log))
+    with Raw(running) as client:
+        client.complete(max_tokens=LONG, stream=stream)
+        if stream:
+            client.read_until(b"data: ")
+        assert eventually(lambda: running.service.held == 1)
+    assert eventually(log.getvalue)
+    line = json.loads(log.getvalue())
+    assert (line["status"], line["abandoned"]) == (200 if stream else 499, True)
+
+
 def test_client_that_leaves_before_its_turn(slow: Running) -> None:
     with Raw(slow) as first, Raw(slow) as second:
         first.complete(max_tokens=LONG, stream=True, n=MOST_STREAMS)

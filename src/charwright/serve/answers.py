@@ -12,6 +12,9 @@ from charwright.serve.jobs import Job
 from charwright.serve.refusals import json_bytes
 from charwright.serve.scheduler import Delivery
 
+MOST_UNKNOWN = 20
+"""Unknown characters that an answer lists."""
+
 
 class Answer:
     """Turns the deliveries of a job into choices."""
@@ -26,6 +29,8 @@ class Answer:
         self._head = {"id": job.id, "object": "text_completion", "created": job.created, "model": request.model}
         assert job.config.seed is not None
         self._head["seed"] = job.config.seed
+        if unknown := job.served.hosted.vocabulary.unknown_in("".join(request.prompt)):
+            self._head["unknown_characters"] = "".join(unknown[:MOST_UNKNOWN])
         include = request.stream_options is not None and request.stream_options.include_usage
         self._tail: dict[str, Any] = {"usage": None} if include else {}
 

@@ -63,6 +63,7 @@ class Completions:
                     await self._carry_out(job, scope, receive, send, began + service.limits.total_s)
         except ClientGoneError:
             service.metrics.abandoned.inc()
+            scope["state"]["abandoned"] = True
 
     async def _carry_out(self, job: Job, scope: Scope, receive: Receive, send: Send, deadline: float) -> None:
         """Wait for the turn of the job, and send its text."""

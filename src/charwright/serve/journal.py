@@ -39,6 +39,8 @@ class Entry:
     began_s: float = field(default_factory=time.perf_counter)
     refusal: Refusal | None = None
     job: Job | None = None
+    abandoned: bool = False
+    """Whether the client left before the end."""
 
     @property
     def route(self) -> str:
@@ -101,6 +103,7 @@ class Journal:
             await _refuse(problem, self._metrics, scope, receive, send_noting)
         finally:
             entry.job, entry.refusal = state.get("job"), state.get("refusal")
+            entry.abandoned = "abandoned" in state
             self._finish(entry)
 
     def _finish(self, entry: Entry) -> None:
@@ -161,6 +164,8 @@ class RequestLog:
         }
         if entry.refusal is not None:
             values |= {"refused": entry.refusal.reason}
+        if entry.abandoned:
+            values |= {"abandoned": True}
         if (job := entry.job) is not None:
             values |= {
                 "model": job.served.hosted.name,

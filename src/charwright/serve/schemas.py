@@ -46,6 +46,11 @@ class Completion(_Shape):
     created: int = Field(description="Seconds since 1970.")
     model: str
     seed: int = Field(description="The seed, given or drawn: the same one gives the same texts again.")
+    unknown_characters: str | None = Field(
+        default=None,
+        description="The characters of the prompts that the model has never seen, each once, the first 20; absent if"
+        " there are none.",
+    )
     choices: list[Choice]
     usage: Usage
 

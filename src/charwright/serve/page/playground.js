@@ -91,7 +91,7 @@ const unescaped = (line) => line.replace(/\\([nt\\])/g, (_, letter) => ({ n: "\n
 async function generate() {
   running = new AbortController();
   const { signal } = running, begun = performance.now();
-  let current = [], seed, sliceEnd = begun + SLICE_MS;
+  let current = [], seed, unknown, sliceEnd = begun + SLICE_MS;
   busy(true);
   complain(null);
   say("Waiting for the service …");
@@ -104,13 +104,14 @@ async function generate() {
     say("Generating …");
     for await (const chunk of chunks) {
       seed = chunk.seed ?? seed;
+      unknown = chunk.unknown_characters ?? unknown;
       for (const choice of chunk.choices) current[choice.index]?.receive(choice);
       drawSoon(begun);
       if (performance.now() > sliceEnd) sliceEnd = (await pause()) + SLICE_MS;
     }
-    ended("Done", current, begun, seed);
+    ended("Done", current, begun, seed, unknown);
   } catch (error) {
-    ended(signal.aborted ? "Stopped" : "Failed", current, begun, seed);
+    ended(signal.aborted ? "Stopped" : "Failed", current, begun, seed, unknown);
     if (!signal.aborted) complain(error);
   }
 }
@@ -151,7 +152,7 @@ function speed(written, begun) {
 }
 
 /** Draw the rest and say how it ended. */
-function ended(state, written, begun, seed) {
+function ended(state, written, begun, seed, unknown) {
   cancelAnimationFrame(frame);
   frame = 0;
   running = null;
@@ -162,7 +163,8 @@ function ended(state, written, begun, seed) {
   const facts = written.length ? [speed(written, begun)] : [];
   if (reasons.length) facts.push(`finish: ${reasons.join(" and ")}`);
   if (seed) facts.push(`seed ${seed}`);
-  say(facts.length ? `${state}: ${facts.join(", ")}.` : `${state}.`);
+  const notes = unknown ? ` The model has never seen these characters of the prompt: ${unknown}` : "";
+  say((facts.length ? `${state}: ${facts.join(", ")}.` : `${state}.`) + notes);
   page.keepSeed.dataset.seed = seed ?? page.keepSeed.dataset.seed ?? "";
   page.keepSeed.hidden = page.keepSeed.dataset.seed === "";
 }
