@@ -73,8 +73,8 @@ def test_more_time_lowers_neither_the_width_nor_the_regularization(minutes: floa
 @pytest.mark.parametrize(
     ("characters", "records", "bits", "order", "rate"),
     [
-        (9_999, 0, 0, 4, 0.03),
-        (10_000, 0, 18, 4, 0.03),
+        (1_999, 0, 0, 4, 0.03),
+        (2_000, 0, 18, 4, 0.03),
         (99_999, 0, 18, 4, 0.03),
         (100_000, 0, 20, 8, 0.12),
         (399_999, 0, 20, 8, 0.12),
@@ -204,6 +204,20 @@ def test_weight_decay_replaces_dropout_where_a_long_text_hardly_repeats_itself()
     assert long.weight_decay == pytest.approx(0.4), "the steps of a long text are enough"
     low = regularization(wide, 28, of_tokens(1_900_000, repetition=0.1))
     assert low.dropout == pytest.approx(0.0125 * 2 * 512**2 * 28 / 1.9e6), "a low load has less than that anyway"
+
+
+@pytest.mark.parametrize("bits", [0, 18])
+def test_a_short_text_has_more_weight_decay(bits: int) -> None:
+    """Five times as much; what teachers write makes it longer."""
+    model = ModelConfig(cell="igru", units=128, ngram_bits=bits)
+    found = [
+        regularization(model, 28, of_tokens(tokens)).weight_decay for tokens in (50_000, 9_000, 8_000, 7_000, 3_000)
+    ]
+    assert found == pytest.approx([0.4, 0.4, 1.2, 2.0, 2.0])
+    assert regularization(model, 10_000, of_tokens(50_000)).weight_decay == pytest.approx(1.2)
+    assert regularization(model, 10_000, of_tokens(3_000)).weight_decay == pytest.approx(6.0)
+    taught = dataclasses.replace(of_tokens(5_000), beside=300_000)
+    assert regularization(model, 28, taught).weight_decay == pytest.approx(0.4)
 
 
 def test_what_teachers_write_makes_no_text_longer() -> None:

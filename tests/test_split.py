@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import charwright as cw
 from charwright.config import SplitConfig
 from charwright.data.split import split_corpus
+from charwright.errors import UsageError
 
 
 def numbered(length: int) -> str:
@@ -70,3 +72,13 @@ def test_short_texts_have_fewer_blocks_of_at_least_100_characters():
 def test_no_validation_text_when_none_is_requested_or_possible(kind, length, fraction):
     text = numbered(length)
     assert split_corpus(text, SplitConfig(val_fraction=fraction, val_split=kind)) == (text, "")
+
+
+def test_records_stay_records() -> None:
+    records = cw.Records.of(["ab", "c", "de"] * 20, "\n", ["x", "y", "z"] * 20)
+    training, held_out = cw.split_corpus(records, cw.SplitConfig())
+    assert isinstance(held_out, cw.Records)
+    assert training.count + held_out.count == 60
+    assert training.labels is not None
+    with pytest.raises(UsageError, match="60 records and 1 labels"):
+        cw.Records.of(["ab"] * 60, "\n", ["x"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from charwright.cli.options import (
     given,
     in_section,
     say,
+    unescaped,
 )
 from charwright.cli.prompt import read_prompt
 from charwright.config import GenerationConfig
@@ -343,16 +343,12 @@ def _refuse_bad_place(state_out: Path) -> None:
 
 
 def _unescaped(options: dict[str, Any]) -> dict[str, Any]:
-    r"""Replace \n, \t and \\ in the options by the characters they represent."""
-
-    def plain(text: str) -> str:
-        return re.sub(r"\\([nt\\])", lambda match: {"n": "\n", "t": "\t", "\\": "\\"}[match[1]], text)
-
-    changed: dict[str, Any] = {name: plain(options[name]) for name in ("ban", "only") if name in options}
+    """The options, with the characters that escapes represent."""
+    changed: dict[str, Any] = {name: unescaped(options[name]) for name in ("ban", "only") if name in options}
     if "stop" in options:
         if "" in options["stop"]:
             raise UsageError("--stop must not be empty")
-        changed["stop"] = tuple(plain(text) for text in options["stop"])
+        changed["stop"] = tuple(unescaped(text) for text in options["stop"])
     return options | changed
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -206,6 +207,11 @@ def say(line: str) -> None:
     """Print a line for the user on stderr; a closed pipe or terminal is ignored."""
     with suppress(OSError):
         click.echo(line, err=True)
+
+
+def unescaped(text: str) -> str:
+    r"""Replace \n, \t and \\ by the characters they represent."""
+    return re.sub(r"\\([nt\\])", lambda match: {"n": "\n", "t": "\t", "\\": "\\"}[match[1]], text)
 
 
 def fresh_seed(below: int = 2**32) -> int:

@@ -6,7 +6,6 @@ import csv
 import heapq
 import json
 import math
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from charwright.cli.options import SectionedCommand, config_options, engine_threads_option, given, say
+from charwright.cli.options import SectionedCommand, config_options, engine_threads_option, given, say, unescaped
 from charwright.cli.score_table import Places, line_of, room_for
 from charwright.config import CorpusConfig
 from charwright.errors import CorpusError, UsageError
@@ -141,7 +140,7 @@ def score(
         raise UsageError("--json and --csv are two formats; choose one")
     if separator is not None and by is not None:
         raise UsageError("--separator says where records end, and so does --by; choose one")
-    separator = None if separator is None else _unescaped(separator)
+    separator = None if separator is None else unescaped(separator)
     reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
     streamed = Streamed.find(checked_specs(files), reading, user_places())
     generator = load(run, precision, threads=threads)
@@ -313,11 +312,6 @@ def _file_names(streamed: Streamed) -> dict[str, str]:
         path = Path(location)
         names[location] = str(path.relative_to(here)) if path.is_absolute() and path.is_relative_to(here) else location
     return names
-
-
-def _unescaped(text: str) -> str:
-    r"""Replace \n, \t and \\ by the characters they represent."""
-    return re.sub(r"\\([nt\\])", lambda match: {"n": "\n", "t": "\t", "\\": "\\"}[match[1]], text)
 
 
 @contextmanager

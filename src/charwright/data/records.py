@@ -14,7 +14,7 @@ import numpy.typing as npt
 from charwright.config import RecordsConfig, SplitConfig
 from charwright.data.labels import label_id
 from charwright.data.vocabulary import Ids, Vocabulary
-from charwright.errors import CorpusError
+from charwright.errors import CorpusError, UsageError
 
 Ints = npt.NDArray[np.int64]
 
@@ -43,7 +43,13 @@ class Records:
 
     @classmethod
     def of(cls, records: Sequence[str], end: str, labels: Sequence[str] | None = None) -> Records:
-        """Join records, which are without their ends."""
+        """Join records, which are without their ends.
+
+        Raises:
+            UsageError: when there are not as many labels as records.
+        """
+        if labels is not None and len(labels) != len(records):
+            raise UsageError(f"there are {len(records):,} records and {len(labels):,} labels")
         lengths = np.array([len(record) for record in records], dtype=np.int64) + len(end)
         text = "".join(record + end for record in records)
         return cls(text, np.cumsum(lengths), end, None if labels is None else tuple(labels))

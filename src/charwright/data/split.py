@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import overload
 
 from charwright.config import SplitConfig
 from charwright.data.mapped_ids import Range
@@ -13,10 +14,18 @@ READ_UP_TO = 1 << 22
 """A validation text of at most this many characters is read into memory."""
 
 
-def split_corpus(text: str, config: SplitConfig) -> tuple[str, str]:
-    """Return the training text and the validation text ("" when there is none)."""
+@overload
+def split_corpus(text: str, config: SplitConfig) -> tuple[str, str]: ...
+
+
+@overload
+def split_corpus(text: Records, config: SplitConfig) -> tuple[Records, Records | str]: ...
+
+
+def split_corpus(text: str | Records, config: SplitConfig) -> tuple[Text, Text]:
+    """Return the training text and the validation text ("" when there is none); of records, both as records."""
     training, validation = split_text(text, config)
-    return in_memory(training), in_memory(validation)
+    return (training, validation) if isinstance(text, Records) else (in_memory(training), in_memory(validation))
 
 
 def split_text(text: Text, config: SplitConfig) -> tuple[Text, Text]:

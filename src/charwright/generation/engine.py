@@ -13,7 +13,6 @@ whose first K numbers (the n-grams' order less one) are those of `ngrams.moved_o
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +26,7 @@ from charwright.generation.backend import Backend
 from charwright.generation.native_backend import NativeBackend
 from charwright.generation.repetition import PENALTY_WINDOW
 from charwright.generation.streams import Stream
+from charwright.processes import usable_cores
 
 Float32s = npt.NDArray[np.float32]
 Float64s = npt.NDArray[np.float64]
@@ -65,7 +65,7 @@ class Engine:
             raise UsageError(f"an engine needs at least one thread, not {threads}")
         self.config, self.precision = config, precision
         self.vocabulary_size = len(weights["embedding.weight"])
-        self._backend = _backend(config, weights, precision, int(threads or _cores()), variant)
+        self._backend = _backend(config, weights, precision, int(threads or usable_cores()), variant)
         self._state_shape = (config.layers + bool(config.ngram_bits), STATES[config.cell], self._backend.units)
 
     def zero_state(self, streams: int = 1) -> npt.NDArray[Any]:
@@ -212,11 +212,6 @@ def _is_array(
 ) -> bool:
     fits = array.shape == shape and array.dtype == kind and array.flags.c_contiguous
     return fits and (array.flags.writeable or not written)
-
-
-def _cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _backend(

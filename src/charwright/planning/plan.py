@@ -26,7 +26,7 @@ from charwright.schema import flag
 WIDTHS = (64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 2048)
 USABLE = 0.93  # the fraction of the time that is trained; the rest is start-up, validation and saving
 BUDGETS = ("minutes", "epochs", "steps")
-FEWEST_FOR_NGRAMS = 10_000
+FEWEST_FOR_NGRAMS = 2_000
 """Characters of a text whose n-grams tell something of those to come."""
 BATCH_PREDICTIONS = SMALLEST * DEFAULT.sequences.seq_length
 """The predictions of the batch to which the rates of the rules below belong."""

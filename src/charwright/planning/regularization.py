@@ -30,6 +30,14 @@ LONG = 1_000_000
 """Tokens of a text that needs no more weight decay than its passes say: its steps are enough."""
 MOST_STRONGER = 2.0
 """The most by which the weight decay of a shorter text is multiplied."""
+PAGES = (7_000, 9_000)
+"""Tokens up to which a text has `PAGES_TIMES` the weight decay, and from which it has what its passes say.
+
+From there on plans have teachers, whose mean is worse if each of them has more.
+"""
+PAGES_TIMES = 5.0
+MOST_WEIGHT_DECAY = 1.2
+"""Of a longer text."""
 LEAST = 0.005
 """Less than this is not worth a mask."""
 
@@ -48,10 +56,12 @@ def regularization(model: ModelConfig, passes: float, text: TextProfile) -> Regu
 
     The more passes, the more it memorizes. With n-grams, which learn first what a few examples say, it does so only if
     the network is large for the text as well: the load is the recurrent weights times the passes, for each token. In a
-    long text that hardly repeats itself, weight decay prevents it better than dropout does.
+    long text that hardly repeats itself, weight decay prevents it better than dropout does; in a short one it does so
+    beside it.
     """
     strain = math.sqrt(passes / 7)
-    dropout, weight_decay = 0.1 * strain, 0.2 * max(0.5, strain)
+    shorter = PAGES_TIMES - (PAGES_TIMES - 1) * _part(text.read, *PAGES)
+    dropout, weight_decay = 0.1 * strain, shorter * min(MOST_WEIGHT_DECAY, 0.2 * max(0.5, strain))
     if not model.ngram_bits:
         return _within_bounds(dropout, 0.8 * dropout, weight_decay)
     load = PRODUCTS[model.cell] * model.units**2 * model.layers * passes / max(1, text.read)
@@ -63,7 +73,10 @@ def regularization(model: ModelConfig, passes: float, text: TextProfile) -> Regu
     return _within_bounds(
         rates.dropout - decaying * max(0.0, rates.dropout - ENOUGH_DROPOUT),
         rates.recurrent_dropout - decaying * max(0.0, rates.recurrent_dropout - ENOUGH_RECURRENT),
-        rates.weight_decay * (1 + decaying * _part(load, HIGH_LOAD / 2, HIGH_LOAD) * (stronger - 1)),
+        min(
+            shorter * MOST_WEIGHT_DECAY,
+            rates.weight_decay * (1 + decaying * _part(load, HIGH_LOAD / 2, HIGH_LOAD) * (stronger - 1)),
+        ),
     )
 
 
@@ -71,7 +84,7 @@ def _within_bounds(dropout: float, recurrent_dropout: float, weight_decay: float
     """No more than helps anywhere, and no mask that is not worth its time."""
     if dropout < LEAST:
         dropout = recurrent_dropout = 0.0
-    return Regularization(min(0.5, dropout), min(0.35, recurrent_dropout), min(1.2, weight_decay))
+    return Regularization(min(0.5, dropout), min(0.35, recurrent_dropout), weight_decay)
 
 
 def _part(value: float, begin: float, end: float) -> float:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from charwright.errors import RankError, UsageError
-from charwright.processes import started_at
+from charwright.processes import started_at, usable_cores
 
 Made = TypeVar("Made")
 
@@ -254,7 +254,7 @@ def join(environment: Mapping[str, str]) -> Ranks:
     rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     local, neighbors = int(environment["LOCAL_RANK"]), int(environment["LOCAL_WORLD_SIZE"])
     if neighbors > 1 and environment.get("OMP_NUM_THREADS", "1") == "1":
-        torch.set_num_threads(max(1, _cores() // neighbors))
+        torch.set_num_threads(max(1, usable_cores() // neighbors))
     if torch.cuda.is_available():
         torch.cuda.set_device(local % torch.cuda.device_count())
     launch = environment["TORCHELASTIC_RUN_ID"]
@@ -268,10 +268,6 @@ def join(environment: Mapping[str, str]) -> Ranks:
     timeout_s, machine = _timeout_s(environment), int(environment["GROUP_RANK"])
     one_machine = neighbors == size
     return Group(rank, size, launch, attempt, timeout_s, machine=machine, local=local, one_machine=one_machine)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _timeout_s(environment: Mapping[str, str]) -> float:
