@@ -23,7 +23,7 @@ from commands import SMALL, TEXT, Terminal
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 PACKAGE = Path(cw.__file__).parent
-OPTIONS: dict[str, Any] = {"units": 16, "embedding_size": 8, "batch": 4, "seq_length": 16}
+OPTIONS: dict[str, Any] = {"units": 16, "embedding_size": 8, "batch": 4, "seq_length": 16, "ngram_bits": 0}
 
 
 @pytest.fixture
@@ -58,7 +58,9 @@ def test_train_returns_the_run_and_prints_nothing(
 
 
 def test_train_equals_the_command(charwright: Terminal, text: Path, tmp_path: Path, run: Run) -> None:
-    assert charwright("train", text, "--out", tmp_path / "shell", "--steps", "40", *SMALL).code == 0
+    assert (
+        charwright("train", text, "--out", tmp_path / "shell", "--steps", "40", "--ngram-bits", "0", *SMALL).code == 0
+    )
     assert weights(run) == weights(tmp_path / "shell")
     assert (run.folder / "config.json").read_bytes() == (tmp_path / "shell" / "config.json").read_bytes()
 

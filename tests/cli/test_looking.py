@@ -73,7 +73,7 @@ def test_info_json(charwright: Terminal, trained: Path) -> None:
     values = json.loads(charwright("info", trained, "--json").out)
     run = Run.open(trained)
     assert values["parameters"] == sum(array.size for array in run.weights().values())
-    assert [layer["name"] for layer in values["layers"]] == ["embedding", "recurrent.0", "head"]
+    assert [layer["name"] for layer in values["layers"]] == ["embedding", "recurrent.0", "head", "ngrams"]
     assert sum(layer["parameters"] for layer in values["layers"]) == values["parameters"]
     assert values["history"] == run.epochs()
     assert values["corpus"]["sha256"] == hashlib.sha256(TEXT.encode()).hexdigest()
@@ -100,7 +100,13 @@ def test_info_of_a_multiplicative_run(charwright: Terminal, corpus: Path, tmp_pa
     values = json.loads(charwright("info", tmp_path / "run", "--json").out)
     run = Run.open(tmp_path / "run")
     assert values["parameters"] == sum(array.size for array in run.weights().values())
-    assert [layer["name"] for layer in values["layers"]] == ["embedding", "recurrent.0", "recurrent.1", "head"]
+    assert [layer["name"] for layer in values["layers"]] == [
+        "embedding",
+        "recurrent.0",
+        "recurrent.1",
+        "head",
+        "ngrams",
+    ]
     assert "multiplicative input-reset GRU units" in repr(run) + run._repr_html_()
 
 

@@ -24,7 +24,7 @@ def test_a_plan_is_shown_in_two_lines_and_recorded(charwright: Terminal, longer:
     assert result.code == 0
     plan = [line for line in result.err.splitlines() if line.startswith("plan: ")]
     assert len(plan) == 2
-    assert "16 multiplicative input-reset GRU units for 0.05 minutes" in plan[0]
+    assert "16 multiplicative input-reset GRU units and n-grams for 0.05 minutes" in plan[0]
     config = Run.open(tmp_path / "run").config
     assert config.plan is not None
     assert config.plan["script"] == "Latin"

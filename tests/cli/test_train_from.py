@@ -64,8 +64,8 @@ def test_the_new_run_starts_from_the_weights_of_its_parent(
     charwright: Terminal, trained: Path, more: Path, tmp_path: Path
 ) -> None:
     """With a learning rate of almost zero the weights and the loss stay those of the parent."""
-    still = ["--learning-rate", "1e-30", "--weight-decay", "0", *STEPS]
-    assert charwright("train", more, "--from", trained, "--out", tmp_path / "new", *still).code == 0
+    still = ["--learning-rate", "1e-30", "--weight-decay", "0", "--ngram-rate", "1e-30", "--ngram-decay", "0"]
+    assert charwright("train", more, "--from", trained, "--out", tmp_path / "new", *still, *STEPS).code == 0
     old, new = Run.open(trained).weights(), Run.open(tmp_path / "new").weights()
     for name, array in old.items():
         np.testing.assert_allclose(new[name][: len(array)], array, atol=1e-7)
@@ -113,7 +113,7 @@ def test_n_grams_are_inherited_with_their_order(
     words = ["--out", tmp_path / "old", "--ngram-bits", "8", "--ngram-order", order, *STEPS, *SMALL]
     assert charwright("train", corpus, *words).code == 0
     still = ["--learning-rate", "1e-30", "--ngram-rate", "1e-30", "--weight-decay", "0", *STEPS]
-    result = charwright("train", more, "--from", tmp_path / "old", "--out", tmp_path / "new", *still)
+    result = charwright("train", more, "--from", tmp_path / "old", "--out", tmp_path / "new", *still, *STEPS)
     assert result.code == 0, result.err
     old, new = Run.open(tmp_path / "old"), Run.open(tmp_path / "new")
     planned = {"dropout": new.model.dropout, "recurrent_dropout": new.model.recurrent_dropout}
@@ -132,7 +132,7 @@ def test_a_multiplicative_layer_is_inherited(
     words = ["--out", tmp_path / "old", "--multiplicative", "--cell", cell, *STEPS, *SMALL]
     assert charwright("train", corpus, *words).code == 0
     still = ["--learning-rate", "1e-30", "--weight-decay", "0", *STEPS]
-    result = charwright("train", more, "--from", tmp_path / "old", "--out", tmp_path / "new", *still)
+    result = charwright("train", more, "--from", tmp_path / "old", "--out", tmp_path / "new", *still, *STEPS)
     assert result.code == 0, result.err
     old, new = Run.open(tmp_path / "old"), Run.open(tmp_path / "new")
     assert new.model.multiplicative

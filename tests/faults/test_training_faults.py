@@ -145,6 +145,7 @@ def test_the_wall_clock_does_not_matter(text: Path, tmp_path: Path, monkeypatch:
         # A plan would measure this machine, with its own clock.
         options: dict[str, Any] = {"units": 16, "embedding_size": 8, "batch": 4, "seq_length": 16, "precision": "f32"}
         options |= {"learning_rate": 0.01, "dropout": 0.1, "recurrent_dropout": 0.1, "weight_decay": 0.1}
+        options["ngram_bits"] = 0
         run = cw.train(text, out=out, minutes=0.05, core="fused", device="cpu", threads=1, clock=Clock(), **options)
         return log(run.folder), run
 
