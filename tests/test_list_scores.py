@@ -175,6 +175,7 @@ def test_records_that_are_divided_already() -> None:
     records = Records.parse(text, config)
     expected = [(score.text, score.label, score.bits) for score in generator.score(text)]
     assert [(score.text, score.label, score.bits) for score in generator.score(records)] == expected
+    assert list(generator.score(records, by="record")) == list(generator.score(records))
     assert {score.label for score in generator.score(records, label="x")} == {"x"}
     assert [score.text for score in generator.score(text, label="x")] == ["abc", "d"], "the column is no text"
     with pytest.raises(UsageError, match="take label alone"):

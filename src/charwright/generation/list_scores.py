@@ -71,8 +71,6 @@ class ListScores:
             CorpusError: when a record has no label where the text has a column of them.
             UsageError: when the model has no such label.
         """
-        if self.label is not None:
-            self._id_of(self.label)
         reading = self._reading()
         for found in self._divided(pieces):
             labelled = [self._labelled(raw) for raw in found if raw.text.strip()]
@@ -86,10 +84,9 @@ class ListScores:
             if records.labels is None:
                 raise UsageError("the model has labels, and these records have none; name one for all as label")
             labels = records.labels
-        reading, last = self._reading(), Raw("")
-        rows = zip(records, labels, strict=True)
-        for numbered in _batched(enumerate(rows, 1)):
-            found = [replace(last, text=text, line=number, label=label) for number, (text, label) in numbered]
+        reading = self._reading()
+        for numbered in _batched(enumerate(zip(records, labels, strict=True), 1)):
+            found = [Raw(text, line=number, label=label) for number, (text, label) in numbered]
             yield from self._scores(reading, found)
 
     def _reading(self) -> RecordByRecord:
@@ -113,8 +110,11 @@ class ListScores:
 
     def _without_label(self, text: str) -> str:
         """A record without the label in its column, if it has one, in whose place another one is taken."""
-        first, tab, rest = text.partition("\t") if self.records.label != "last" else text.rpartition("\t")[::-1]
-        return rest if tab and rest.strip() and first.strip() in self.vocabulary.labels else text
+        try:
+            label, rest = label_and_text(text, self.records.label or "first", "it")
+        except CorpusError:
+            return text
+        return rest if label in self.vocabulary.labels else text
 
     def _id_of(self, label: str) -> int:
         if label not in self._known:

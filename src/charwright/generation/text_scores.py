@@ -83,7 +83,7 @@ class TextScores:
         )
 
     def _of_records(self, text: Records, *, label: str | None = None, **others: Any) -> Iterator[Score]:
-        if any(others.values()) and others != {"by": RECORD}:
+        if any(value and (name, value) != ("by", RECORD) for name, value in others.items()):
             raise UsageError("records are scored one by one as they are; of the options they take label alone")
         self._check_records(None, 0)
         if label is not None:

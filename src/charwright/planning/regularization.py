@@ -60,8 +60,8 @@ def regularization(model: ModelConfig, passes: float, text: TextProfile) -> Regu
     beside it.
     """
     strain = math.sqrt(passes / 7)
-    shorter = PAGES_TIMES - (PAGES_TIMES - 1) * _part(text.read, *PAGES)
-    dropout, weight_decay = 0.1 * strain, shorter * min(MOST_WEIGHT_DECAY, 0.2 * max(0.5, strain))
+    times = PAGES_TIMES - (PAGES_TIMES - 1) * _part(text.read, *PAGES)
+    dropout, weight_decay = 0.1 * strain, times * min(MOST_WEIGHT_DECAY, 0.2 * max(0.5, strain))
     if not model.ngram_bits:
         return _within_bounds(dropout, 0.8 * dropout, weight_decay)
     load = PRODUCTS[model.cell] * model.units**2 * model.layers * passes / max(1, text.read)
@@ -74,7 +74,7 @@ def regularization(model: ModelConfig, passes: float, text: TextProfile) -> Regu
         rates.dropout - decaying * max(0.0, rates.dropout - ENOUGH_DROPOUT),
         rates.recurrent_dropout - decaying * max(0.0, rates.recurrent_dropout - ENOUGH_RECURRENT),
         min(
-            shorter * MOST_WEIGHT_DECAY,
+            times * MOST_WEIGHT_DECAY,
             rates.weight_decay * (1 + decaying * _part(load, HIGH_LOAD / 2, HIGH_LOAD) * (stronger - 1)),
         ),
     )
