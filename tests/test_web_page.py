@@ -24,7 +24,7 @@ from charwright.interop.model_card import model_card
 from charwright.ngrams import offsets_of
 from charwright.run import Run
 from charwright.workflow.loading import generator_of
-from writers import LETTERS, save_records, weights_of
+from writers import LABELLED, LETTERS, save_records, weights_of
 
 playwright = pytest.importorskip("playwright.sync_api")
 
@@ -77,13 +77,14 @@ class Open(Opened):
     def wait_for(self, status: str) -> None:
         playwright.expect(self.page.get_by_role("status")).to_contain_text(status, timeout=60_000)
 
-    def generate(self, prompt: str, *, length: int, temperature: float = 0.8, seed: int = 7) -> str:
+    def generate(self, prompt: str, *, length: int | None = None, temperature: float = 0.8, seed: int = 7) -> str:
         self.page.get_by_label("Prompt").fill(prompt)
-        self.page.get_by_label("Characters").fill(str(length))
+        if length is not None:
+            self.page.get_by_label("Characters").fill(str(length))
         self.page.get_by_label("Seed").fill(str(seed))
         self.page.get_by_label("Temperature").fill(str(temperature))
         self.page.get_by_role("button", name="Generate").click()
-        self.wait_for(f"Done: {length:,} characters")
+        self.wait_for("Done: " if length is None else f"Done: {length:,} characters")
         return self.text
 
     @property
@@ -124,6 +125,39 @@ def test_a_record_begins_behind_the_end_of_another(opened: Any, tmp_path: Path, 
     assert opened(path).generate(prompt, length=300) == str(expected)
 
 
+@pytest.mark.parametrize("label", [None, "two"])
+@pytest.mark.parametrize("end", ["\n", "ab", "aab"])
+@pytest.mark.parametrize("prompt", ["", "ba"])
+def test_records_with_labels_are_those_of_the_command(
+    opened: Any, tmp_path: Path, prompt: str, end: str, label: str | None
+) -> None:
+    run, path = save_records(tmp_path / "run", LABELLED, end), tmp_path / "page.html"
+    path.write_bytes(page_bytes(run, model_card(run, "1.2")))
+    page = opened(path)
+    if label:
+        page.page.get_by_label("Label").select_option(label)
+    page.page.get_by_label("Records").fill("30")
+    expected = generator_of(run).generate(prompt, num=30, temperature=0.8, seed=7, label=label)
+    assert page.generate(prompt) == "".join(prompt + record.continuation + end for record in expected)
+    drawn = page.page.locator("[data-label]").evaluate_all("records => records.map(r => r.dataset.label)")
+    assert drawn == ([] if label else [record.label for record in expected])
+    count = sum(len(record.continuation) for record in expected)
+    page.wait_for(f"Done: 30 records, {count:,} characters")
+
+
+def test_records_with_labels_show_their_surprise(opened: Any, tmp_path: Path) -> None:
+    run, path = save_records(tmp_path / "run", LABELLED), tmp_path / "page.html"
+    path.write_bytes(page_bytes(run, model_card(run, "1.2")))
+    page = opened(path)
+    text = page.generate("a")
+    page.page.get_by_label("See its surprise").check()
+    assert page.generate("a") == text
+    runs = page.page.locator("[data-label]").evaluate_all(
+        "records => records.map(r => [...r.children].slice(1).map(e => e.textContent).join(''))"
+    )
+    assert runs == [record[1:] for record in text.split("\n")[:-1]]
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_seeing_the_surprise_changes_no_text(opened: Any, tmp_path: Path, name: str) -> None:
     config, vocabulary = MODELS[name]
@@ -136,9 +170,9 @@ def test_seeing_the_surprise_changes_no_text(opened: Any, tmp_path: Path, name: 
     bits = page.page.evaluate("""() => {
         const model = readModel(JSON.parse(document.getElementById("model").textContent),
                                 fromBase64(document.getElementById("weights").textContent));
-        const writer = new Writer(model, "abc", 0.8, 7, true), found = [];
+        const writer = new Writer(model, { prompt: "abc", temperature: 0.8, seed: 7, measured: true }), found = [];
         while (writer.read());
-        while (found.length < 100) Array.from(writer.next()).forEach((_, at) => found.push(at ? 0 : writer.bits));
+        while (found.length < 100) found.push(...writer.next().map(([, bits]) => bits));
         return found.slice(0, 100);
     }""")
     assert expected.logprobs is not None
@@ -270,7 +304,8 @@ def test_unknown_prompt_characters_are_counted(opened: Any, tmp_path: Path) -> N
 def test_keyboard_operates_every_control(opened: Any, tmp_path: Path) -> None:
     path, _ = page_of(tmp_path, *MODELS["gru"])
     page = opened(path)
-    page.page.keyboard.press("Tab")
+    for _ in ("language", "prompt"):
+        page.page.keyboard.press("Tab")
     page.page.keyboard.type("ab")
     page.page.keyboard.press("Control+Enter")
     page.wait_for("Done: 1,000 characters")

@@ -500,6 +500,36 @@ def test_labels_are_offered_and_shown(serve: Any, opened: Any) -> None:
     assert page.messages == []
 
 
+def test_page_is_in_the_language_of_the_browser(running: Running, opened: Any) -> None:
+    page = opened(running.url, ready="準備好了。", locale="zh-TW")
+    page.page.get_by_label("模型").select_option("letters")
+    page.page.get_by_label("依驚訝程度上色").check()
+    page.page.get_by_label("開頭").fill("a?")
+    page.press("產生")
+    page.status("完成：500 個字元，每秒 ")
+    page.status("模型從沒見過開頭裡的這些字元：?")
+    page.page.get_by_text("更多選項").click()
+    page.page.locator("article .text").focus()
+    page.page.keyboard.press("ArrowRight")
+    hidden = "for (const element of document.querySelectorAll('.text, select, #code')) element.hidden = true"
+    words = set(re.findall(r"[A-Za-z][A-Za-z-]+", str(page.page.evaluate(f"{{ {hidden} }} document.body.innerText"))))
+    assert words <= {
+        "HTTP",
+        "Top-p",
+        "Top-k",
+        "Min-p",
+        "Ctrl",
+        "Enter",
+        "Mac",
+        "Cmd",
+        "Escape",
+        "English",
+        "bits",
+        "length",
+    }
+    assert page.messages == []
+
+
 def test_page_works_with_blocked_storage(running: Running, opened: Any) -> None:
     page = opened(running.url)
     page.context.add_init_script(
@@ -641,5 +671,6 @@ def test_page_and_its_policy(running: Running) -> None:
     assert reply.headers["content-security-policy"] == page.policy
     assert "unsafe" not in page.policy
     body = page.body.decode()
-    assert body.count("</script") == body.count("<script>") == 3
+    assert body.count("</script") - 1 == body.count("<script>") == 4
+    assert body.count('<script type="application/json" id="words">') == 1
     assert re.findall(r"""(?:src|href)="(?!data:)([^"]*)""", body) == ["docs"]

@@ -1,7 +1,8 @@
 """`--to html`: one page that contains the model with 8-bit weights and generates text in the browser, offline.
 
-The page is `page/page.html` with its style, scripts and model filled in. `page/writer.js` implements the arithmetic of
-docs/explanation/q8.md, so that a seed gives the same text as `charwright generate --precision q8`.
+The page is `page/page.html` with its style, scripts and model filled in. `page/network.js` implements the arithmetic of
+docs/explanation/q8.md and `page/writer.js` the sampling, so that a seed gives the same text as `charwright generate
+--precision q8`.
 """
 
 from __future__ import annotations
@@ -16,24 +17,16 @@ import numpy as np
 import numpy.typing as npt
 
 from charwright.config import GATES, ModelConfig
-from charwright.errors import UsageError
 from charwright.generation.quantized import Int8Model, Product
-from charwright.ngrams import in_words
 from charwright.run import Run
 from charwright.run_view import cell_in_words
-from charwright.webpage.template import filled, shared, source
+from charwright.webpage.template import filled, shared, source, translations
 
 ALIGNMENT = 8  # bytes
 
 
 def page_bytes(run: Run, card: Mapping[str, Any]) -> bytes:
-    """Return the page as UTF-8.
-
-    Raises:
-        UsageError: when the model has labels.
-    """
-    if run.vocabulary.labels:
-        raise UsageError("--to html: the model has labels, which the page cannot ask for; choose another format")
+    """Return the page as UTF-8."""
     arrays = _Arrays()
     model = Int8Model.of(run.model, run.weights())
     description = {
@@ -44,6 +37,7 @@ def page_bytes(run: Run, card: Mapping[str, Any]) -> bytes:
         "tokens": len(run.vocabulary),
         "unit": run.vocabulary.level,
         "characters": run.vocabulary.characters,
+        "labels": run.vocabulary.labels,
         "recordEnd": run.config.records.end if run.config.records else "",
         "table": arrays.add(model.table),
         "scale": None if model.scale is None else arrays.add(model.scale),
@@ -62,7 +56,10 @@ def page_bytes(run: Run, card: Mapping[str, Any]) -> bytes:
         "name": html.escape(str(card["name"])),
         "about": _about(run.model, card),
         "style": shared("house.css") + source("interop", "page.css"),
+        "network": source("interop", "network.js"),
         "writer": source("interop", "writer.js"),
+        "words": translations(),
+        "language": shared("language.js"),
         "surprise_text": shared("surprise.js"),
         "see": source("interop", "see.js"),
         "screen": source("interop", "screen.js"),
@@ -74,18 +71,38 @@ def page_bytes(run: Run, card: Mapping[str, Any]) -> bytes:
 
 
 def _about(model: ModelConfig, card: Mapping[str, Any]) -> str:
-    """Return the rows of the model's description."""
+    """Return the rows of the model's description; the page has their sentences in other languages too."""
     corpus, loss = card["corpus"], card["validation_nats_per_char"]
-    layers = "one layer" if model.layers == 1 else f"{model.layers} layers"
-    ngrams = f", {in_words(model.ngram_bits, model.ngram_order)}" if model.ngram_bits else ""
+    one = "{cell}, one layer of {units} units, 8-bit weights"
+    several = "{cell}, {layers} layers of {units} units, 8-bit weights"
     rows = {
-        "Network": f"{cell_in_words(model)}, {layers} of {model.units:,} units, 8-bit weights{ngrams}",
-        "Vocabulary": f"{card['tokens']:,} tokens, {card['unit']} level",
-        "Training text": f"{corpus['characters']:,} characters" if corpus["characters"] else "not recorded",
-        "Validation loss": "not measured" if loss is None else f"{loss:.4f} nats per character",
-        "Made by": card["made_by"],
+        "Network": _sentence(
+            one if model.layers == 1 else several,
+            cell=cell_in_words(model),
+            layers=model.layers,
+            units=f"{model.units:,}",
+        ),
+        "Vocabulary": _sentence("{tokens} tokens, {unit} level", tokens=f"{card['tokens']:,}", unit=card["unit"]),
+        "Training text": _sentence("{characters} characters", characters=f"{corpus['characters']:,}")
+        if corpus["characters"]
+        else _sentence("not recorded"),
+        "Validation loss": _sentence("not measured")
+        if loss is None
+        else _sentence("{loss} nats per character", loss=f"{loss:.4f}"),
+        "Made by": _sentence("{made_by}", made_by=card["made_by"]),
     }
-    return "\n".join(f"<dt>{name}</dt><dd>{html.escape(str(value))}</dd>" for name, value in rows.items())
+    if model.ngram_bits:
+        rows["N-grams"] = _sentence(
+            "of 2 to {order} tokens, {numbers} numbers", order=model.ngram_order, numbers=f"{1 << model.ngram_bits:,}"
+        )
+    return "\n".join(f"<dt>{name}</dt>{row}" for name, row in rows.items())
+
+
+def _sentence(sentence: str, **values: object) -> str:
+    """A cell with a sentence and its values, from which `webpage/language.js` makes it in another language."""
+    texts = {name: str(value) for name, value in values.items()}
+    said = html.escape(sentence), html.escape(json.dumps(texts)), html.escape(sentence.format(**texts))
+    return '<dd data-sentence="{}" data-values="{}">{}</dd>'.format(*said)
 
 
 class _Arrays:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from charwright.serve.pages import Page, page_of
-from charwright.webpage.template import shared, source
+from charwright.webpage.template import shared, source, translations
 
 
 def playground(*, keys: bool) -> Page:
     """The playground; `keys` says that requests need an API key, which the code that the page shows then has."""
     parts = {
         "style": shared("house.css") + source("serve", "playground.css"),
+        "words": translations(),
+        "language": shared("language.js"),
         "client": source("serve", "client.js"),
         "surprise_text": shared("surprise.js"),
         "controls": source("serve", "playground.js"),

@@ -1,1 +1,1 @@
-"""What the project's web pages share: their look, texts coloured by surprise, and filling in a template."""
+"""What the project's web pages share: their look, languages, texts coloured by surprise, and filling in a template."""

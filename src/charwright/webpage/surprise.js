@@ -19,19 +19,26 @@ class SurpriseText {
 
   /** Begin a new text. */
   forget() {
-    Object.assign(this, { runs: [], characters: [], bits: [], total: 0, reading: -1 });
+    Object.assign(this, { runs: [], characters: [], bits: [], total: 0, reading: -1, part: this.generated });
+  }
+
+  /** Append an element; the characters that follow belong to it. */
+  beginPart(element) {
+    this.generated.append(element);
+    this.part = element;
   }
 
   /** Append a character; neighbours of one level share an element, so that the page stays light. */
   append(character, bits) {
     const level = BOUNDS.filter((bound) => bits >= bound).length;
     let run = this.runs.at(-1);
-    if (run?.level !== level && !(run && (JOINED.test(character) || run.node.data.endsWith("\u200d")))) {
+    const here = run?.part === this.part;
+    if (!here || (run.level !== level && !JOINED.test(character) && !run.node.data.endsWith("\u200d"))) {
       const span = document.createElement("span"), node = document.createTextNode("");
       span.className = `level${level}`;
       span.append(node);
-      this.generated.append(span);
-      run = { level, node, first: this.bits.length };
+      this.part.append(span);
+      run = { level, node, first: this.bits.length, part: this.part };
       this.runs.push(run);
     }
     run.node.appendData(character);
@@ -66,9 +73,10 @@ class SurpriseText {
     if (index === undefined || !this.shown()) return;
     const character = this.characters[index], bits = this.bits[index];
     // The isolates keep a right-to-left character from reordering the line.
-    const name = NAMES[character] ?? `“\u2068${character}\u2069”`;
+    const name = character in NAMES ? translated(NAMES[character]) : `“\u2068${character}\u2069”`;
     const percent = (100 * 2 ** -bits).toLocaleString("en", { maximumSignificantDigits: 2 });
-    this.readout.textContent = `${name}: ${bits.toFixed(2)} bits, probability ${percent}%`;
+    const values = { name, bits: bits.toFixed(2), percent };
+    this.readout.textContent = translated("{name}: {bits} bits, probability {percent}%", values);
   }
 
   /** Read the text character by character with the arrow keys. */

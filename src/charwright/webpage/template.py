@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from importlib.resources import files
@@ -17,6 +18,13 @@ def shared(name: str) -> str:
 def source(package: str, name: str) -> str:
     """The text of a file in the folder `page/` of a package."""
     return files(f"charwright.{package}").joinpath("page", name).read_text(encoding="utf-8")
+
+
+def translations() -> str:
+    """What the pages say in other languages, as JSON for a script element: {language: {English: translated}}."""
+    tables = {"zh-Hant": json.loads(shared("zh-Hant.json"))}
+    # An HTML parser ends a script at the first </script>, so the JSON must contain no <.
+    return json.dumps(tables, ensure_ascii=False).replace("<", "\\u003c")
 
 
 def filled(template: str, parts: Mapping[str, str]) -> str:

@@ -12,9 +12,10 @@ function elements() {
 function start(model) {
   const page = elements();
   const colours = new Colours(page);
+  const labelled = model.labels.length > 0;
   let running = null; // the request being generated
 
-  const say = (line) => (page.status.textContent = line);
+  const say = (line) => sayIn(page.status, line);
 
   // `disabled` would drop the keyboard focus from the button.
   const allow = (button, allowed) => button.setAttribute("aria-disabled", String(!allowed));
@@ -32,47 +33,93 @@ function start(model) {
     say(line);
   };
 
+  /** What the controls ask for. */
+  const requestOf = () => ({
+    prompt: page.prompt.value,
+    temperature: page.temperature.valueAsNumber,
+    seed: page.seed.valueAsNumber,
+    label: page.label.value === "" ? null : Number(page.label.value),
+    length: page.length.valueAsNumber,
+    texts: labelled ? page.records.valueAsNumber : 1,
+    measured: page.see.checked,
+    stopped: false,
+  });
+
   async function generate() {
-    const prompt = page.prompt.value, temperature = page.temperature.valueAsNumber;
-    const length = page.length.valueAsNumber, seed = page.seed.valueAsNumber;
-    const request = { stopped: false };
+    const request = requestOf();
     running = request;
     busy(true);
-    const seen = page.see.checked;
     colours.clear();
-    page.promptText.textContent = prompt;
+    page.promptText.textContent = labelled ? "" : request.prompt;
     say("Reading the prompt …");
     await pause();
     const started = performance.now();
-    const writer = new Writer(model, prompt, temperature, seed, seen);
-    while (!request.stopped && inSlice(() => writer.read())) await pause();
-    say("Generating …");
+    let count = 0, written = 0;
+    for (; written < request.texts && !request.stopped; written++) {
+      const writer = new Writer(model, { ...request, stream: written });
+      while (!request.stopped && inSlice(() => writer.read())) await pause();
+      if (written === 0) say("Generating …");
+      if (labelled) beginRecord(writer, request);
+      count += await write(writer, request);
+      if (labelled && !request.stopped) page.generated.append(model.recordEnd);
+    }
+    const seconds = Math.max(performance.now() - started, 1) / 1000;
+    const bits = request.measured && count ? colours.total / count : undefined;
+    ended(() => resultOf(request, { count, records: labelled ? written : undefined, speed: count / seconds, bits }));
+  }
+
+  /** What a request came to, in words. */
+  function resultOf({ prompt, stopped }, { count, records, speed, bits }) {
+    const facts = [
+      ...(records === undefined ? [] : [counted(records, "record")]),
+      counted(count, "character"),
+      translated("{number} characters/s", { number: grouped(speed) }),
+      ...(bits === undefined ? [] : [translated("{bits} bits per character", { bits: bits.toFixed(2) })]),
+    ].join(translated(", "));
+    const result = translated(stopped ? "Stopped after {facts}." : "Done: {facts}.", { facts });
+    const number = unknownIn(model, prompt);
+    return number ? result + translated(" Unknown prompt characters: {number}.", { number }) : result;
+  }
+
+  /** Begin a record on the page; a label that was drawn stands before it, and is no part of the text. */
+  function beginRecord(writer, request) {
+    const record = document.createElement("span"), prompt = document.createElement("span");
+    if (request.label === null) record.dataset.label = model.labels[writer.label];
+    prompt.className = "prompt";
+    prompt.append(request.prompt);
+    record.append(prompt);
+    colours.beginPart(record);
+  }
+
+  /** Generate one text, to its end or its length, and return how many characters it has. */
+  async function write(writer, request) {
     let count = 0;
-    while (count < length && !request.stopped) {
-      let piece = "";
+    while (count < request.length && !writer.ended && !request.stopped) {
+      const taken = [];
       inSlice(() => {
-        const more = Array.from(writer.next()).slice(0, length - count);
-        count += more.length;
-        if (seen) more.forEach((character, at) => colours.append(character, at ? 0 : writer.bits));
-        else piece += more.join("");
-        return count < length;
+        taken.push(...writer.next());
+        const full = count + taken.length + writer.held.length >= request.length;
+        if (full && !writer.ended) taken.push(...writer.rest());
+        return !full && !writer.ended;
       });
-      const below = page.text.scrollHeight - page.text.scrollTop - page.text.clientHeight;
-      if (piece) page.generated.append(piece);
-      if (below < 40) page.text.scrollTop = page.text.scrollHeight;
+      show(taken.slice(0, request.length - count), request.measured);
+      count = Math.min(count + taken.length, request.length);
       await pause();
     }
-    const speed = Math.round((count / Math.max(performance.now() - started, 1)) * 1000).toLocaleString("en");
-    const cost = seen && count ? `, ${(colours.total / count).toFixed(2)} bits per character` : "";
-    const unknown = unknownIn(model, prompt);
-    const note = unknown ? ` Unknown prompt characters: ${unknown}.` : "";
-    const result = `${count.toLocaleString("en")} character${count === 1 ? "" : "s"}, ${speed} characters/s${cost}`;
-    ended((request.stopped ? `Stopped after ${result}.` : `Done: ${result}.`) + note);
+    return count;
+  }
+
+  /** Append characters with their surprise to the page; a reader who has scrolled back stays there. */
+  function show(taken, measured) {
+    const below = page.text.scrollHeight - page.text.scrollTop - page.text.clientHeight;
+    if (measured) for (const [character, bits] of taken) colours.append(character, bits);
+    else colours.part.append(taken.map(([character]) => character).join(""));
+    if (below < 40) page.text.scrollTop = page.text.scrollHeight;
   }
 
   page.form.addEventListener("submit", (event) => {
     event.preventDefault();
-    if (!running) generate().catch((error) => ended(`Error: ${error.message}`));
+    if (!running) generate().catch((error) => ended(() => translated("Error: {message}", error)));
   });
   page.stop.addEventListener("click", () => running && (running.stopped = true));
   page.newSeed.addEventListener("click", () => {
@@ -99,9 +146,18 @@ function start(model) {
       say("The next text is coloured as it is generated.");
     }
   });
+  page.label.append(...model.labels.map((name, index) => new Option(name, index)));
+  page.labelRow.hidden = page.recordsRow.hidden = !labelled;
+  page.lengthRow.hidden = labelled;
+  startLanguages(page.language);
   busy(false);
   say("Ready.");
 }
+
+const grouped = (number) => Math.round(number).toLocaleString("en");
+
+/** A number of records or characters, in words. */
+const counted = (number, name) => translated(number === 1 ? `1 ${name}` : `{number} ${name}s`, { number: grouped(number) });
 
 /** Call `work` for one time slice or until it returns false; return whether there is more to do. */
 function inSlice(work) {

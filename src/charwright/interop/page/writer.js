@@ -1,212 +1,9 @@
-/* Generates text with a model in integer arithmetic, as `charwright generate --precision q8` does: same seed, same text.
-
-   The arithmetic is defined in docs/explanation/q8.md; names are those of generation/quantized.py. The sum of a product
-   fits into 32 bits. Wider values are doubles, which hold integers up to 2^53 exactly; the only larger values are
-   products that are clipped to the same result whatever their last bits are. */
+/* Generates text with a network, as `charwright generate --precision q8` does: same seed, same text. */
 "use strict";
 
-const PRE_LIMIT = 32767;
-const CELL_LIMIT = 2 ** 21 - 1;
-const PRODUCT_LIMIT = 2 ** 30 - 1;
 const UNKNOWN = 0;
-
-const clip = (x, limit) => (x > limit ? limit : x < -limit ? -limit : x);
-
-/** Divide a product by 2^bits, rounding to nearest with halves up; exact for every value that is not clipped after. */
-const rounded = (product, bits) => Math.floor((product + 2 ** (bits - 1)) / 2 ** bits);
-
-/** tanh at 0, 1/128 ... with 15 fraction bits, and one more entry for the last interval. */
-const TANH = Int32Array.from({ length: 1026 }, (_, i) => Math.min(Math.round(Math.tanh(i / 128) * 32768), 32767));
-
-/** tanh of a value with 12 fraction bits; the result has 15. */
-function tanhAt(v) {
-  const size = v < 0 ? (v < -32767 ? 32767 : -v) : v > 32767 ? 32767 : v;
-  const low = TANH[size >> 5];
-  const value = low + (((TANH[(size >> 5) + 1] - low) * (size & 31) + 16) >> 5);
-  return v < 0 ? -value : value;
-}
-
-const tanh = (pre) => tanhAt(2 * pre);
-const sigmoid = (pre) => (32768 + tanhAt(pre)) >> 1;
-
-/** Requantize the sum of a row. */
-const scaled = (sum, multiplier) => clip(rounded(sum * multiplier, 20), PRODUCT_LIMIT);
-
-const HALF = 2 ** 26; // two weights are packed into one double: the upper one times this, plus the lower one
-const BLOCK = 2048; // columns whose packed sums cannot overlap: 2048 * 127 * 127 is less than HALF / 2
-const TOGETHER = 8; // rows that are summed at once, in four doubles
-
-/** Lay out an 8-bit matrix (rows, columns) for `multiply`: two rows per double, eight rows and one block at a time.
-
-    One multiplication does the work of two, and every sum is still an integer that a double holds exactly. */
-function paired(weights, rows, columns) {
-  const groups = Math.ceil(rows / TOGETHER);
-  const pairs = new Float64Array(groups * columns * 4);
-  const weight = (row, column) => (row < rows ? weights[row * columns + column] : 0);
-  let at = 0;
-  for (let begin = 0; begin < columns; begin += BLOCK) {
-    const end = Math.min(begin + BLOCK, columns);
-    for (let row = 0; row < rows; row += TOGETHER) {
-      for (let column = begin; column < end; column++) {
-        for (let pair = 0; pair < TOGETHER; pair += 2) {
-          pairs[at++] = weight(row + pair, column) * HALF + weight(row + pair + 1, column);
-        }
-      }
-    }
-  }
-  return pairs;
-}
-
-/** Multiply the matrix by activations and requantize each row. */
-function multiply(matrix, activations, out) {
-  const { pairs, multipliers, columns, sums } = matrix;
-  const rows = out.length;
-  let at = 0;
-  sums.fill(0);
-  for (let begin = 0; begin < columns; begin += BLOCK) {
-    const end = Math.min(begin + BLOCK, columns);
-    for (let row = 0; row < rows; row += TOGETHER) {
-      let a = 0, b = 0, c = 0, d = 0;
-      for (let column = begin; column < end; column++, at += 4) {
-        const x = activations[column];
-        a += x * pairs[at];
-        b += x * pairs[at + 1];
-        c += x * pairs[at + 2];
-        d += x * pairs[at + 3];
-      }
-      unpack(a, sums, row);
-      unpack(b, sums, row + 2);
-      unpack(c, sums, row + 4);
-      unpack(d, sums, row + 6);
-    }
-  }
-  for (let row = 0; row < rows; row++) out[row] = scaled(sums[row], multipliers[row]);
-}
-
-/** Split a packed sum and add its halves to the sums of two rows. */
-function unpack(both, sums, row) {
-  const upper = Math.round(both / HALF);
-  sums[row] += upper;
-  sums[row + 1] += both - upper * HALF;
-}
-
-/** Quantize a hidden state to -127 ... 127. */
-function activate(state, out) {
-  for (let k = 0; k < state.length; k++) out[k] = (state[k] * 127 + 16384) >> 15;
-}
-
-/** The same, with each unit times a share of 15 fraction bits, from index `at` of `scale`. */
-function activateScaled(state, scale, at, out) {
-  for (let k = 0; k < state.length; k++) out[k] = (((state[k] * scale[at + k] + 16384) >> 15) * 127 + 16384) >> 15;
-}
-
-/** The multipliers of the hash of the last 2, 3, ... tokens, from the last token backwards; those of ngrams.py. */
-const MULTIPLIERS = [
-  [0x7984a8ab, 0x71e273a9],
-  [0x081c5253, 0x9fb93535, 0xabd2d9f3],
-  [0xf93fe42f, 0x14be09ab, 0xdb149e47, 0x4a95902b],
-  [0xe7d80069, 0xb9096a05, 0xafae5a3b, 0xc963cfe1, 0xc439f34b],
-  [0xe1454c41, 0xe794ee15, 0x26b563b1, 0x42840d2b, 0xac8be7d7, 0xa2beee31],
-  [0xd96e5adf, 0xe7aa8577, 0x19fcfc65, 0xdf43efb3, 0x53d23c0b, 0x92ac3d43, 0xe7ca430f],
-  [0x2b5c5cd1, 0x06e82a01, 0x69599355, 0x6820212d, 0xfe6c2b03, 0x1333bc1d, 0x1a6e72b9, 0x20050ed3],
-];
-
-/** Add the n-grams to logits; `marks` are 1 + the ids of the last tokens, the last one first, 0 where none is. */
-function vote({ bits, order, votes }, marks, logits) {
-  for (const row of MULTIPLIERS.slice(0, order - 1)) {
-    const sum = row.reduce((total, multiplier, k) => (total + Math.imul(marks[k], multiplier)) | 0, 0);
-    // All contexts that begin before the text share the last offset.
-    const offset = marks[row.length - 1] ? sum >>> (32 - bits) : 2 ** bits;
-    for (let id = 0; id < logits.length; id++) logits[id] += 32 * votes[offset + id];
-  }
-}
-
-/** The network, one step at a time. */
-class Network {
-  constructor(model) {
-    this.model = model;
-    const { units, gates, tokens } = model;
-    this.activations = new Float64Array(units);
-    this.inputs = new Int32Array(gates * units);
-    this.products = new Int32Array(model.recurrent[0].multipliers.length);
-    this.logits = new Float64Array(tokens); // integers; with n-grams they may need more than 32 bits
-    this.reset();
-  }
-
-  /** Set all states to zero. */
-  reset() {
-    const { layers, units } = this.model;
-    this.h = Array.from({ length: layers }, () => new Int32Array(units));
-    this.c = Array.from({ length: layers }, () => new Int32Array(units));
-    this.marks = new Array(this.model.ngrams ? this.model.ngrams.order : 0).fill(0);
-  }
-
-  /** Feed one id to the network; if `wanted`, set `logits`, with 16 fraction bits. */
-  step(id, wanted) {
-    const { model, activations } = this;
-    const width = this.inputs.length;
-    for (let k = 0; k < width; k++) this.inputs[k] = model.table[id * width + k];
-    for (let layer = 0; layer < model.layers; layer++) {
-      if (layer > 0) {
-        activate(this.h[layer - 1], activations);
-        multiply(model.inputs[layer - 1], activations, this.inputs);
-        const bias = model.inputBias[layer - 1];
-        for (let k = 0; k < width; k++) this.inputs[k] = clip(this.inputs[k] + bias[k], PRE_LIMIT);
-      }
-      if (layer === 0 && model.scale) activateScaled(this.h[0], model.scale, id * model.units, activations);
-      else activate(this.h[layer], activations);
-      multiply(model.recurrent[layer], activations, this.products);
-      this[model.cell](layer);
-    }
-    if (model.ngrams) this.marks = [id + 1, ...this.marks.slice(0, -1)];
-    if (!wanted) return;
-    activate(this.h[model.layers - 1], activations);
-    multiply(model.head, activations, this.logits);
-    for (let other = 0; other < model.tokens; other++) this.logits[other] += model.headBias[other];
-    if (model.ngrams) vote(model.ngrams, this.marks, this.logits);
-  }
-
-  gru(layer) {
-    const { inputs, products } = this;
-    const h = this.h[layer], bias = this.model.candidateBias[layer], units = h.length;
-    for (let k = 0; k < units; k++) {
-      const r = sigmoid(clip(inputs[k] + products[k], PRE_LIMIT));
-      const z = sigmoid(clip(inputs[units + k] + products[units + k], PRE_LIMIT));
-      const u = clip(products[2 * units + k] + bias[k], PRE_LIMIT);
-      const n = tanh(clip(inputs[2 * units + k] + rounded(r * u, 15), PRE_LIMIT));
-      h[k] = n + rounded(z * (h[k] - n), 15);
-    }
-  }
-
-  /** A GRU whose reset gate reads the input alone, so that the products are those of z and n. */
-  igru(layer) {
-    const { inputs, products } = this;
-    const h = this.h[layer], bias = this.model.candidateBias[layer], units = h.length;
-    for (let k = 0; k < units; k++) {
-      const r = sigmoid(clip(inputs[k], PRE_LIMIT));
-      const z = sigmoid(clip(inputs[units + k] + products[k], PRE_LIMIT));
-      const u = clip(products[units + k] + bias[k], PRE_LIMIT);
-      const n = tanh(clip(inputs[2 * units + k] + rounded(r * u, 15), PRE_LIMIT));
-      h[k] = n + rounded(z * (h[k] - n), 15);
-    }
-  }
-
-  lstm(layer) {
-    const { inputs, products } = this;
-    const h = this.h[layer], c = this.c[layer], units = h.length;
-    const pre = (gate, k) => clip(inputs[gate * units + k] + products[gate * units + k], PRE_LIMIT);
-    for (let k = 0; k < units; k++) {
-      const i = sigmoid(pre(0, k)), f = sigmoid(pre(1, k)), g = tanh(pre(2, k)), o = sigmoid(pre(3, k));
-      c[k] = clip(rounded(f * c[k] + i * g, 15), CELL_LIMIT);
-      h[k] = rounded(o * tanhAt((c[k] + 4) >> 3), 15);
-    }
-  }
-
-  rnn(layer) {
-    const h = this.h[layer];
-    for (let k = 0; k < h.length; k++) h[k] = tanh(clip(this.inputs[k] + this.products[k], PRE_LIMIT));
-  }
-}
+const DRAWN_LABEL = -1; // stands among the ids to read for a label that will be drawn
+const LABEL_DRAW = 2n ** 62n; // the index of the random number that chooses a label
 
 const FACTORIALS = [1];
 for (let n = 1; n <= 13; n++) FACTORIALS.push(FACTORIALS[n - 1] * n);
@@ -245,24 +42,33 @@ class Uniform {
 
   next() {
     if (this.drawn % 4 === 0) this.words = philox(this.seed, this.stream, BigInt(this.drawn / 4 + 1));
-    return Number(this.words[this.drawn++ % 4] >> 11n) / 2 ** 53;
+    return fraction(this.words[this.drawn++ % 4]);
+  }
+
+  /** The number that chooses the label of the stream's record. */
+  forLabel() {
+    return fraction(philox(this.seed, this.stream, LABEL_DRAW / 4n + 1n)[0]);
   }
 }
 
-/** Sample an id from logits with 16 fraction bits; `weights` is a scratch buffer of the same length. */
-function draw(logits, temperature, uniform, weights) {
-  let best = 1;
-  for (let id = 2; id < logits.length; id++) if (logits[id] > logits[best]) best = id;
+/** A word of 64 bits as a number in [0, 1). */
+const fraction = (word) => Number(word >> 11n) / 2 ** 53;
+
+/** Sample one of the ids from `begin` up to `end` from logits with 16 fraction bits; `uniform` gives the number that
+    decides, and `weights` is a scratch buffer of the length of the logits. */
+function draw(logits, temperature, uniform, weights, begin, end) {
+  let best = begin;
+  for (let id = begin + 1; id < end; id++) if (logits[id] > logits[best]) best = id;
   if (temperature === 0) return best;
   const highest = logits[best] / 65536;
   let total = 0;
-  for (let id = 1; id < logits.length; id++) {
+  for (let id = begin; id < end; id++) {
     weights[id] = exponential((logits[id] / 65536 - highest) / temperature);
     total += weights[id];
   }
-  const goal = uniform.next() * total;
+  const goal = uniform() * total;
   let sum = 0, last = best;
-  for (let id = 1; id < logits.length; id++) {
+  for (let id = begin; id < end; id++) {
     sum += weights[id];
     if (sum > goal) return id;
     if (weights[id] > 0) last = id;
@@ -279,82 +85,88 @@ function surpriseOf(logits, id) {
   return (Math.log(total) - (logits[id] - highest) / 65536) / Math.LN2;
 }
 
-/** The generation of one text: call `read` until the prompt is consumed, then `next` for each piece of text.
+/** The generation of one text: call `read` until the prompt is consumed, then `next` for each piece of text, until
+    `ended`: a model with labels writes one record, and others go on for ever.
 
-    With `measured`, `bits` is the surprise of what the last call of `next` has completed. */
+    `label` is the index of the record's label, which is drawn by default. `stream` numbers the texts of one seed. With
+    `measured`, characters come with their surprise. */
 class Writer {
-  constructor(model, prompt, temperature, seed, measured = false) {
-    this.model = model;
-    this.measured = measured;
-    this.bits = 0;
+  constructor(model, { prompt, temperature, seed, stream = 0, label = null, measured = false }) {
+    Object.assign(this, { model, temperature, label, measured });
+    this.ended = false;
+    this.held = []; // characters that may belong to the end of the record
     this.pending = 0; // bits of the bytes of a character that is not complete
     this.network = new Network(model);
-    this.temperature = temperature;
-    this.uniform = new Uniform(seed);
+    this.uniform = new Uniform(seed, stream);
     this.weights = new Float64Array(model.tokens);
     this.decoder = new TextDecoder("utf-8", { ignoreBOM: true });
-    this.unread = encode(model, model.recordEnd + prompt).reverse(); // A record begins behind the end of another.
+    this.unread = opening(model, label, prompt).reverse();
   }
 
   /** Feed one id of the prompt to the network; return false when none is left. */
   read() {
-    if (this.unread.length === 0) return false;
-    this.network.step(this.unread.pop(), this.unread.length === 0);
+    const { unread, network } = this;
+    if (unread.length === 0) return false;
+    const id = unread.pop(), drawsLabel = unread.at(-1) === DRAWN_LABEL;
+    network.step(id, unread.length === 0 || drawsLabel);
+    if (drawsLabel) {
+      const { firstLabel, tokens } = this.model;
+      const label = draw(network.logits, 1, () => this.uniform.forLabel(), this.weights, firstLabel, tokens);
+      unread[unread.length - 1] = label;
+      this.label = label - firstLabel;
+    }
     return true;
   }
 
-  /** Sample an id and feed it to the network; return the text it completes, "" inside a multi-byte character. */
+  /** Sample an id and feed it to the network; return the characters that are complete now, each with its surprise in
+      bits: none inside a character of several bytes, or while it may be the end of the record. */
   next() {
-    const id = draw(this.network.logits, this.temperature, this.uniform, this.weights);
-    if (this.measured) this.pending += surpriseOf(this.network.logits, id);
-    this.network.step(id, true);
-    const byte = this.model.unit !== "character";
-    const text = byte ? this.decoder.decode(Uint8Array.of(id - 1), { stream: true }) : this.model.characters[id - 1];
-    if (text) [this.bits, this.pending] = [this.pending, 0];
-    return text;
+    const { model, network } = this;
+    const id = draw(network.logits, this.temperature, () => this.uniform.next(), this.weights, 1, model.firstLabel);
+    if (this.measured) this.pending += surpriseOf(network.logits, id);
+    network.step(id, true);
+    const byte = model.unit !== "character";
+    const text = byte ? this.decoder.decode(Uint8Array.of(id - 1), { stream: true }) : model.characters[id - 1];
+    // A broken byte before a character yields two characters at once: the first gets the sum.
+    for (const character of text) {
+      this.held.push([character, this.pending]);
+      this.pending = 0;
+    }
+    return model.labels.length ? this.beforeEnd() : this.rest();
+  }
+
+  /** Take the characters that cannot belong to the end of the record. */
+  beforeEnd() {
+    const end = Array.from(this.model.recordEnd), held = this.held.map(([character]) => character);
+    const begins = (size) => end.slice(0, size).join("") === held.slice(held.length - size).join("");
+    let size = Math.min(end.length, held.length);
+    while (!begins(size)) size--;
+    this.ended = size === end.length;
+    const taken = this.held.splice(0, held.length - size);
+    if (this.ended) this.held = [];
+    return taken;
+  }
+
+  /** Take all characters: the text is not continued. */
+  rest() {
+    return this.held.splice(0);
   }
 }
 
-/** Encode a prompt; an empty one is replaced by a newline, or a space if the vocabulary has no newline. */
-function encode(model, prompt) {
-  if (model.unit === "byte") return Array.from(new TextEncoder().encode(prompt || "\n"), (byte) => byte + 1);
-  const begin = prompt || (model.ids.has("\n") ? "\n" : " ");
-  return Array.from(begin, (character) => model.ids.get(character) ?? UNKNOWN);
+/** The ids to read before a text: the end of another record, a label if the model has any, and the prompt. An empty
+    prompt of a model without records is replaced by a newline, or a space if the vocabulary has no newline. */
+function opening(model, label, prompt) {
+  const newline = model.unit === "byte" || model.ids.has("\n") ? "\n" : " ";
+  const before = encode(model, model.recordEnd), ids = encode(model, prompt);
+  if (model.labels.length) return [...before, label === null ? DRAWN_LABEL : model.firstLabel + label, ...ids];
+  return before.length + ids.length ? [...before, ...ids] : encode(model, newline);
+}
+
+/** Encode a text; a character outside the vocabulary is `UNKNOWN`. */
+function encode(model, text) {
+  if (model.unit === "byte") return Array.from(new TextEncoder().encode(text), (byte) => byte + 1);
+  return Array.from(text, (character) => model.ids.get(character) ?? UNKNOWN);
 }
 
 /** Count the characters of a prompt that are not in the vocabulary. */
-const unknownIn = (model, prompt) => (prompt ? encode(model, prompt).filter((id) => id === UNKNOWN).length : 0);
-
-/** Build the model from its description and the bytes of its arrays. */
-function readModel(description, bytes) {
-  const kinds = { int8: Int8Array, int16: Int16Array, int32: Int32Array };
-  const array = ({ kind, at, length }) => new kinds[kind](bytes.buffer, bytes.byteOffset + at, length);
-  const matrix = ({ weights, multipliers }) => {
-    const held = array(weights), rows = array(multipliers).length, columns = held.length / rows;
-    const sums = new Float64Array(Math.ceil(rows / TOGETHER) * TOGETHER);
-    return { pairs: paired(held, rows, columns), multipliers: array(multipliers), columns, sums };
-  };
-  const characters = Array.from(description.characters);
-  return {
-    ...description,
-    characters,
-    ids: new Map(characters.map((character, index) => [character, index + 1])),
-    table: array(description.table),
-    scale: description.scale && array(description.scale),
-    recurrent: description.recurrent.map(matrix),
-    candidateBias: description.candidateBias.map(array),
-    inputs: description.inputs.map(matrix),
-    inputBias: description.inputBias.map(array),
-    head: matrix(description.head),
-    headBias: array(description.headBias),
-    ngrams: description.ngrams && { ...description.ngrams, votes: array(description.ngrams.votes) },
-  };
-}
-
-/** Decode base64 to bytes. */
-function fromBase64(text) {
-  const raw = atob(text);
-  const bytes = new Uint8Array(raw.length);
-  for (let i = 0; i < raw.length; i++) bytes[i] = raw.charCodeAt(i);
-  return bytes;
-}
+const unknownIn = (model, prompt) => encode(model, prompt).filter((id) => id === UNKNOWN).length;

@@ -30,10 +30,10 @@ async function send(path, options) {
 async function errorOf(response) {
   // A proxy in front of the service may answer with something else than the service's JSON.
   const error = (await response.json().catch(() => null))?.error ?? {};
-  const message = error.message ?? (response.statusText || "the service gave no reason");
+  const message = error.message ?? (response.statusText || translated("the service gave no reason"));
   const seconds = response.headers.get("Retry-After") ?? "";
-  const again = /^\d+$/.test(seconds) && !message.includes("try again") ? `; try again in ${seconds} s` : "";
-  return new ServiceError(`Error ${response.status}: ${message}${again}`, error);
+  const again = /^\d+$/.test(seconds) && !message.includes("try again") ? translated("; try again in {seconds} s", { seconds }) : "";
+  return new ServiceError(translated("Error {status}: ", response) + message + again, error);
 }
 
 /** The labels of each of the service's models, by its name; most have none. */
@@ -54,7 +54,7 @@ async function* chunksOf(response) {
   for await (const data of eventsOf(response.body)) {
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);
-    if (chunk.error) throw new ServiceError(`The service stopped: ${chunk.error.message}`, chunk.error);
+    if (chunk.error) throw new ServiceError(translated("The service stopped: {message}", chunk.error), chunk.error);
     yield { ...chunk, seed: seedOf(data) };
   }
   throw brokenOff();

@@ -13,8 +13,9 @@ let running = null; // the AbortController of the request being answered
 let frame = 0; // the animation frame in which the texts will be drawn
 
 const grouped = (number) => Math.round(number).toLocaleString("en");
-const counted = (characters) => `${grouped(characters)} character${characters === 1 ? "" : "s"}`;
-const say = (line) => (page.status.textContent = line);
+const counted = (characters) =>
+  translated(characters === 1 ? "1 character" : "{number} characters", { number: grouped(characters) });
+const say = (line) => sayIn(page.status, line);
 const total = (numbers) => numbers.reduce((sum, number) => sum + number, 0);
 
 /** One text on the page. If the service measured it, it has the surprise in bits of each character. */
@@ -25,10 +26,11 @@ class Pane extends SurpriseText {
     const [title, facts, button, text, before, generated] = parts;
     super({ text, generated, readout: page.readout });
     Object.assign(this, { element, facts, count: 0, waiting: [] });
-    title.textContent = `Text ${number}`;
+    title.textContent = translated("Text {number}", { number });
     text.setAttribute("aria-label", title.textContent);
     text.setAttribute("aria-busy", "true");
-    button.setAttribute("aria-label", `Copy text ${number}`);
+    button.textContent = translated("Copy");
+    button.setAttribute("aria-label", translated("Copy text {number}", { number }));
     before.textContent = prompt;
     button.addEventListener("click", () => copyAndSay(text.textContent));
   }
@@ -57,10 +59,12 @@ class Pane extends SurpriseText {
   /** What the text's title says about it. */
   summary() {
     const facts = [counted(this.count)];
-    if (this.bits.length) facts.push(`${(this.total / this.bits.length).toFixed(2)} bits per character`);
-    if (this.label) facts.push(`label: ${this.label}`);
-    if (this.reason) facts.push(`finish: ${this.reason}`);
-    return facts.join(", ");
+    if (this.bits.length) {
+      facts.push(translated("{bits} bits per character", { bits: (this.total / this.bits.length).toFixed(2) }));
+    }
+    if (this.label) facts.push(translated("label: {label}", this));
+    if (this.reason) facts.push(translated("finish: {reason}", this));
+    return facts.join(translated(", "));
   }
 
   /** No more will arrive. */
@@ -131,7 +135,7 @@ const pause = () =>
 function newPanes(request) {
   panes = Array.from({ length: request.n }, (_, index) => new Pane(index + 1, request.prompt));
   page.texts.replaceChildren(...panes.map((pane) => pane.element));
-  page.readout.textContent = "Point at a character, or go to a text with Tab and press the arrow keys.";
+  page.readout.textContent = translated("Point at a character, or go to a text with Tab and press the arrow keys.");
   return panes;
 }
 
@@ -140,15 +144,16 @@ function drawSoon(begun) {
   frame ||= requestAnimationFrame(() => {
     frame = 0;
     for (const pane of panes) pane.draw();
-    page.progress.textContent = speed(panes, begun);
+    page.progress.textContent = speed(panes, begun, performance.now());
   });
 }
 
 /** How much is written, and how fast. */
-function speed(written, begun) {
+function speed(written, begun, now) {
   const characters = total(written.map((pane) => pane.count));
-  const seconds = Math.max(performance.now() - begun, 1) / 1000;
-  return `${counted(characters)}, ${grouped(characters / seconds)} characters/s`;
+  const seconds = Math.max(now - begun, 1) / 1000;
+  const rate = translated("{number} characters/s", { number: grouped(characters / seconds) });
+  return counted(characters) + translated(", ") + rate;
 }
 
 /** Draw the rest and say how it ended. */
@@ -159,20 +164,29 @@ function ended(state, written, begun, seed, unknown) {
   for (const pane of written) pane.end();
   busy(false);
   page.progress.textContent = "";
-  const reasons = [...new Set(written.map((pane) => pane.reason).filter(Boolean))];
-  const facts = written.length ? [speed(written, begun)] : [];
-  if (reasons.length) facts.push(`finish: ${reasons.join(" and ")}`);
-  if (seed) facts.push(`seed ${seed}`);
-  const notes = unknown ? ` The model has never seen these characters of the prompt: ${unknown}` : "";
-  say((facts.length ? `${state}: ${facts.join(", ")}.` : `${state}.`) + notes);
+  const now = performance.now();
+  say(() => resultOf(state, written, { begun, now, seed, unknown }));
   page.keepSeed.dataset.seed = seed ?? page.keepSeed.dataset.seed ?? "";
   page.keepSeed.hidden = page.keepSeed.dataset.seed === "";
+}
+
+/** What a request came to, in words; `state` is the first of them. */
+function resultOf(state, written, { begun, now, seed, unknown }) {
+  const reasons = [...new Set(written.map((pane) => pane.reason).filter(Boolean))];
+  const facts = written.length ? [speed(written, begun, now)] : [];
+  if (reasons.length) facts.push(translated("finish: {reason}", { reason: reasons.join(translated(" and ")) }));
+  if (seed) facts.push(translated("seed {seed}", { seed }));
+  const values = { state: translated(state), facts: facts.join(translated(", ")) };
+  const result = translated(facts.length ? "{state}: {facts}." : "{state}.", values);
+  const note = " The model has never seen these characters of the prompt: {unknown}";
+  return unknown ? result + translated(note, { unknown }) : result;
 }
 
 /** Show an error, and mark the control that it is about; null removes both. */
 function complain(error) {
   const foreign = error && !(error instanceof ServiceError); // such as a page of a proxy where JSON was expected
-  page.alert.textContent = foreign ? `The answer cannot be read: ${error.message}` : (error?.message ?? "");
+  const message = () => (foreign ? translated("The answer cannot be read: {message}", error) : translated(error.message));
+  sayIn(page.alert, error ? message : "");
   for (const control of page.form.elements) control.removeAttribute("aria-invalid");
   const control = error?.param && page.form.elements.namedItem(error.param);
   control?.setAttribute("aria-invalid", "true");
@@ -200,7 +214,9 @@ async function loadModels(signal) {
 function offerLabels() {
   const names = labels.get(page.model.value) ?? [], wanted = page.label.value || restored().label;
   const options = names.map((name) => new Option(name, name, false, name === wanted));
-  page.label.replaceChildren(new Option("drawn at random", ""), ...options);
+  const random = new Option("", "");
+  sayIn(random, "drawn at random");
+  page.label.replaceChildren(random, ...options);
   page.labelRow.hidden = names.length === 0;
 }
 
@@ -294,6 +310,7 @@ function connect() {
   });
 }
 
+startLanguages(page.language);
 page.docs.href = `${BASE}docs`;
 page.keyNote.hidden = !keys;
 restore();
