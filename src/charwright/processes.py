@@ -1,10 +1,11 @@
-"""Processes: whether one still runs, and what tells it from others of the same number, here or on another machine."""
+"""Processes: whether one still runs, what tells it from others of the same number, and what it may use of the machine."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import platform
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -52,3 +53,10 @@ def _boot() -> str:
 def usable_cores() -> int:
     """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_bytes() -> int | None:
+    """The memory of this machine; None where the system does not say."""
+    if sys.platform != "win32" and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None

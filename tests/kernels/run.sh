@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Build check.c with the kernels and run it: natively, under the sanitizers, or as an Arm program under qemu.
+# Build check.c with the kernels and run it: natively, under the sanitizers, as an Arm program under qemu, or as a Windows
+# program under Wine.
 #
-#   tests/kernels/run.sh native | address | thread | arm | amx | emulated
+#   tests/kernels/run.sh native | address | thread | arm | windows | amx | emulated
 #
 # `emulated` builds a library with emulated tiles and runs tests of the package on it, by the pytest that PYTEST names.
 # `amx` runs the machine code for tiles, with AVX-512 BF16; where the processor has no tiles, trap.c does their work.
@@ -11,6 +12,7 @@ cd "$(dirname "$0")/../.."
 kind=${1:-native}
 CC=${CC:-cc}
 runner=()
+suffix=
 flags=(-O2)
 case $kind in
     native) ;;
@@ -21,12 +23,21 @@ case $kind in
         flags=(-O2 -static)
         runner=(qemu-aarch64 -cpu max)
         ;;
+    windows) # clang, since gcc does not align the stack there for wide vectors
+        CC=${WINDOWS_CC:-clang}
+        # Debian names the folder of gcc's library after its threads, where clang does not look for it.
+        libgcc=$(dirname "$(x86_64-w64-mingw32-gcc -print-libgcc-file-name 2>/dev/null || echo none/none)")
+        flags=(-O2 --target=x86_64-w64-mingw32 "-L$libgcc" -static -Wno-unused-command-line-argument)
+        runner=(wine)
+        suffix=.exe
+        export WINEDEBUG=${WINEDEBUG:--all} # It complains that there is no screen.
+        ;;
     amx)
         grep -qs avx512f /proc/cpuinfo || { echo "kernels (amx): skipped, there is no AVX-512"; exit 0; }
         flags=(-O2 -DCW_TRAPPED_TILES)
         ;;
     emulated) flags=(-O2 -fPIC -fvisibility=hidden) ;;
-    *) echo "usage: $0 native|address|thread|arm|amx|emulated" >&2; exit 2 ;;
+    *) echo "usage: $0 native|address|thread|arm|windows|amx|emulated" >&2; exit 2 ;;
 esac
 for needed in "$CC" ${runner[0]+"${runner[0]}"}; do
     command -v "$needed" >/dev/null || { echo "kernels ($kind): skipped, there is no $needed"; exit 0; }
@@ -71,7 +82,7 @@ if [ "$kind" != arm ] && [ "$kind" != emulated ] && [ "$(uname -m)" = x86_64 ]; 
     add_variant avx512 "${avx512[@]}"
     add_variant avx512vnni "${avx512[@]}" -mavx512vnni
     add_variant avx512bf16 "${avx512[@]}" -mavx512bf16 -mavx512vnni
-    if [ "$(uname -s)" = Linux ] && echo '__asm__("tdpbf16ps %tmm2, %tmm1, %tmm0");' | "$CC" -x c -c -o /dev/null - 2>/dev/null
+    if [ "$kind" != windows ] && [ "$(uname -s)" = Linux ] && echo '__asm__("tdpbf16ps %tmm2, %tmm1, %tmm0");' | "$CC" -x c -c -o /dev/null - 2>/dev/null
     then
         add_variant amx "${tiles[@]}"
     else
@@ -102,9 +113,9 @@ check() {
     shift
     compile_variant portable "$@"
     wait
-    compile "$build"/*.o -lm -o "$build/check"
+    compile "$build"/*.o -lm -o "$build/check$suffix"
     echo "kernels ($name):"
-    ${runner[@]+"${runner[@]}"} "$build/check" || {
+    ${runner[@]+"${runner[@]}"} "$build/check$suffix" || {
         status=$?
         if [ "$kind $status" = "amx 4" ] && ! grep -qs avx512_bf16 /proc/cpuinfo; then
             echo "kernels (amx): skipped, the processor lacks AVX-512 BF16"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class MappedFile:
         self._reads += reads
         if self._reads >= RELEASE_AFTER:
             self._reads = 0
-            if hasattr(mmap, "MADV_DONTNEED"):
+            if sys.platform != "win32":  # It has no such call.
                 self._map.madvise(mmap.MADV_DONTNEED)
 
 

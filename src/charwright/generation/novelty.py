@@ -7,7 +7,6 @@ fingerprints would have to be verified against the text, whereas names are exact
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from charwright.data.mapped_ids import MappedIds
 from charwright.data.mapped_text import MappedText
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import ConfigError, CorpusError, VocabularyError
+from charwright.processes import memory_bytes
 
 Ids = npt.NDArray[np.int32]
 Keys = npt.NDArray[np.uint64]
@@ -184,10 +184,8 @@ def _names(pairs: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]) -> npt.N
 
 
 def _check_memory(characters: int) -> None:
-    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return
-    needed, present = INDEX_BYTES * characters, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > present:
+    needed, present = INDEX_BYTES * characters, memory_bytes()
+    if present is not None and needed > present:
         raise CorpusError(
             f"a limit on copying needs {needed / 1e9:.0f} GB of memory for a text of {characters:,} characters, and "
             f"this machine has {present / 1e9:.0f} GB; generate without --max-copy and look with --novelty"

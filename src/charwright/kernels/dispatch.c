@@ -7,8 +7,41 @@
 #include "variant.h"
 
 /* CW_HAS_... is defined if the compiler can build a variant; an older compiler lacks the newest. */
-#if defined(CW_HAS_AMX)
+#if defined(CW_HAS_AVX2) || defined(CW_HAS_AVX512)
 #include <cpuid.h>
+/* The features are read from the processor, since a compiler's own test knows only those of its day, and on Windows needs
+ * a library that is not always linked. Leaves and bits: Intel, Software Developer's Manual, volume 2A, CPUID. */
+enum { EAX, EBX, ECX, EDX };
+static int has_bit(unsigned leaf, unsigned subleaf, int reg, int bit) {
+    unsigned value[4];
+    if (subleaf && (!__get_cpuid_count(leaf, 0, &value[EAX], &value[EBX], &value[ECX], &value[EDX]) ||
+                    value[EAX] < subleaf))
+        return 0;
+    return __get_cpuid_count(leaf, subleaf, &value[EAX], &value[EBX], &value[ECX], &value[EDX]) &&
+           (value[reg] >> bit & 1);
+}
+/* Whether the system saves these registers when it switches threads: bits of XCR0. */
+static int are_saved(unsigned registers) {
+    unsigned low, high;
+    if (!has_bit(1, 0, ECX, 27)) return 0; /* XGETBV may be used */
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (low & registers) == registers;
+}
+#endif
+#if defined(CW_HAS_AVX2)
+extern const cw_variant cw_avx2;
+static int has_avx2(void) {
+    return are_saved(0x06) && has_bit(7, 0, EBX, 5) && has_bit(1, 0, ECX, 12); /* AVX2 and FMA */
+}
+#endif
+#if defined(CW_HAS_AVX512)
+extern const cw_variant cw_avx512;
+static int has_avx512(void) { /* F, DQ, BW, VL, and FMA */
+    return are_saved(0xe6) && has_bit(7, 0, EBX, 16) && has_bit(7, 0, EBX, 17) && has_bit(7, 0, EBX, 30) &&
+           has_bit(7, 0, EBX, 31) && has_bit(1, 0, ECX, 12);
+}
+#endif
+#if defined(CW_HAS_AMX)
 #include <sys/syscall.h>
 #include <unistd.h>
 extern const cw_variant cw_amx;
@@ -20,9 +53,7 @@ static int has_amx(void) {
     answer = 1;
 #endif
     if (answer >= 0) return answer;
-    unsigned a, b, c, d;
-    const unsigned wanted = 1u << 22 | 1u << 24 | 1u << 25; /* AMX-BF16, AMX-TILE, AMX-INT8 */
-    answer = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & wanted) == wanted &&
+    answer = has_bit(7, 0, EDX, 22) && has_bit(7, 0, EDX, 24) && has_bit(7, 0, EDX, 25) && /* BF16, TILE, INT8 */
              syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* the data of the tiles */) == 0;
     return answer;
 }
@@ -30,33 +61,24 @@ static int has_amx(void) {
 #if defined(CW_HAS_EMULATED)
 extern const cw_variant cw_emulated; /* tiles in plain C, for tests */
 #endif
+#if defined(CW_HAS_AVX512VNNI) || defined(CW_HAS_AVX512BF16)
+static int has_avx512vnni(void) { return has_avx512() && has_bit(7, 0, ECX, 11); }
+#endif
 #if defined(CW_HAS_AVX512BF16)
 extern const cw_variant cw_avx512bf16;
 static int has_avx512bf16(void) {
 #if defined(CW_TRAPPED_TILES) /* some virtual machines hide it */
-    return 1;
+    return has_avx512();
 #endif
-    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
-}
-#endif
-#if defined(CW_HAS_AVX512)
-extern const cw_variant cw_avx512;
-static int has_avx512(void) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    return has_avx512vnni() && has_bit(7, 1, EAX, 5);
 }
 #endif
 #if defined(CW_HAS_AVX512VNNI)
 extern const cw_variant cw_avx512vnni;
-static int has_avx512vnni(void) { return __builtin_cpu_supports("avx512vnni"); }
 #endif
 #if defined(CW_HAS_AVX2VNNI)
 extern const cw_variant cw_avx2vnni;
-static int has_avx2vnni(void) { return __builtin_cpu_supports("avxvnni"); }
-#endif
-#if defined(CW_HAS_AVX2)
-extern const cw_variant cw_avx2;
-static int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+static int has_avx2vnni(void) { return has_avx2() && has_bit(7, 1, EAX, 4); }
 #endif
 extern const cw_variant cw_portable;
 
@@ -89,23 +111,20 @@ enum { COUNT = sizeof variants / sizeof variants[0] };
 
 static int runs_here(int index) {
     const cw_variant *variant = variants[index];
-#if defined(CW_HAS_AVX512BF16) || defined(CW_HAS_AVX512) || defined(CW_HAS_AVX2)
-    __builtin_cpu_init();
-#endif
 #if defined(CW_HAS_AMX) /* only built together with bfloat16 in AVX-512 */
-    if (variant == &cw_amx) return has_avx512() && has_avx512bf16() && has_amx();
+    if (variant == &cw_amx) return has_avx512bf16() && has_amx();
 #endif
 #if defined(CW_HAS_EMULATED)
     if (variant == &cw_emulated) return 1;
 #endif
-#if defined(CW_HAS_AVX512BF16) /* only built together with plain AVX-512 */
-    if (variant == &cw_avx512bf16) return has_avx512() && has_avx512bf16();
+#if defined(CW_HAS_AVX512BF16)
+    if (variant == &cw_avx512bf16) return has_avx512bf16();
 #endif
-#if defined(CW_HAS_AVX512VNNI) /* only built together with plain AVX-512 */
-    if (variant == &cw_avx512vnni) return has_avx512() && has_avx512vnni();
+#if defined(CW_HAS_AVX512VNNI)
+    if (variant == &cw_avx512vnni) return has_avx512vnni();
 #endif
 #if defined(CW_HAS_AVX2VNNI)
-    if (variant == &cw_avx2vnni) return has_avx2() && has_avx2vnni();
+    if (variant == &cw_avx2vnni) return has_avx2vnni();
 #endif
 #if defined(CW_HAS_AVX512)
     if (variant == &cw_avx512) return has_avx512();

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -22,14 +23,13 @@ def share_threads(kernels: Kernels) -> None:
     Its threads spin for some milliseconds after each PyTorch operation and would compete with other threads for the
     cores.
     """
-    if not hasattr(os, "RTLD_NOLOAD"):
-        return  # Windows: the kernels use their own threads.
-    brought_along = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
-    for name in [*map(str, brought_along), "libgomp.so.1"]:
-        # Only a runtime that is already loaded can be PyTorch's.
-        with suppress(OSError):
-            kernels.use_openmp(ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW))
-            return
+    if sys.platform != "win32":  # There the kernels use their own threads.
+        brought_along = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+        for name in [*map(str, brought_along), "libgomp.so.1"]:
+            # Only a runtime that is already loaded can be PyTorch's.
+            with suppress(OSError):
+                kernels.use_openmp(ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW))
+                return
 
 
 # Large internal arrays are reused: fresh memory costs a page fault every 4 kB.

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from io import FileIO
 from typing import TextIO
 
+CONSOLE_TAKES_CHARACTERS = sys.platform == "win32"
+"""Whether a console takes characters instead of bytes."""
 MOST_WAITING = 1 << 20
 """Characters that may wait to be written; further lines are dropped."""
 PAUSE_S = 0.05
@@ -97,7 +99,7 @@ def _writer(stream: TextIO | None) -> Callable[[str], object]:
         file = stream.fileno()
     except (OSError, ValueError):  # It is in memory.
         return stream.write
-    if sys.platform == "win32":  # A console there takes characters and not bytes.
+    if CONSOLE_TAKES_CHARACTERS:
         return stream.write
     raw, encoding = FileIO(file, "wb", closefd=False), stream.encoding
 
