@@ -1,4 +1,4 @@
-"""Processes: whether one still runs, what tells it from others of the same number, and what it may use of the machine."""
+"""Processes: whether one still runs, what tells it from others of its number, and what it may use of the machine."""
 
 from __future__ import annotations
 
