@@ -35,7 +35,7 @@ NOTE = """
 charwright is installed without its C kernels: {reason}.
 Everything works, but training on the CPU takes about twice as long.
 To install them, fix this and reinstall charwright; `pip install -v` shows
-the full build output. docs/how-to/build-wheels.md has a compiler for pip.
+the full build output. docs/how-to/build-wheels.md names a compiler from pip.
 ******************************************************************************
 """
 
