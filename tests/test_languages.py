@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import copy
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -10,23 +13,41 @@ from typing import Any
 
 import pytest
 
+import charwright
 from browsing import Opened
+from charwright.explanation.features import features_of
+from charwright.explanation.overview import INPUT_RESET
 from charwright.interop import html_export
 from charwright.interop.model_card import model_card
-from charwright.webpage.template import shared, source, translations
+from charwright.webpage.sentence import Sentence, in_html
+from charwright.webpage.template import LANGUAGES, shared, source, translations
 from writers import LABELLED, save_records
 
 playwright = pytest.importorskip("playwright.sync_api")
 
-TABLES = json.loads(translations())
 PAGES = {
     "interop": ("page.html", "network.js", "writer.js", "see.js", "screen.js"),
     "serve": ("playground.html", "client.js", "playground.js"),
+    "explanation": ("page.html", "see.js"),
 }
+TABLES = [(package, name) for package in PAGES for name in LANGUAGES]
 SAME = {"", "curl", "Python", "1", "0.80", "line", "paragraph", "sentence"}
 """Texts of the pages that are the same in all languages."""
-BUILT = {"1 record", "{number} records", "1 character", "{number} characters", "character", "byte"}
-"""Sentences whose parts are put together."""
+COUNTED = {"1 character", "{number} characters"}
+FEATURES = {text for feature in features_of("") for text in (feature.name, feature.meaning)}
+BUILT = {
+    "interop": {"1 record", "{number} records", "character", "byte"} | COUNTED,
+    "serve": COUNTED,
+    "explanation": {"Characters back", "Bytes back", "k, characters back", "k, bytes back", "1 byte", "{number} bytes"}
+    | {"character", "byte", INPUT_RESET}
+    | COUNTED
+    | FEATURES,
+}
+"""Sentences that are put together."""
+
+
+def table_of(package: str, name: str) -> dict[str, str]:
+    return dict(json.loads(translations(package))[name])
 
 
 class Sentences(HTMLParser):
@@ -57,37 +78,68 @@ def sources(package: str) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("table", TABLES)
-@pytest.mark.parametrize("package", PAGES)
-def test_every_sentence_has_a_translation(package: str, table: str) -> None:
-    for name, text in sources(package).items():
-        if name.endswith(".html"):
+def strings_of(package: str) -> tuple[set[str], set[str]]:
+    """The sentences with values that the modules of a package make, and all their other strings."""
+    sentences: set[str] = set()
+    strings: set[str] = set()
+    for path in (Path(charwright.__file__).parent / package).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                strings.add(node.value)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Sentence":
+                sentences |= {arg.value for arg in node.args if isinstance(arg, ast.Constant)}
+    return sentences, strings
+
+
+@pytest.mark.parametrize(("package", "name"), TABLES)
+def test_every_sentence_has_a_translation(package: str, name: str) -> None:
+    table = set(table_of(package, name))
+    for file, text in sources(package).items():
+        if file.endswith(".html"):
             found = Sentences(text).found - SAME
         else:
             string = r'"((?:[^"\\]|\\.)*)"'
-            calls = re.findall(rf"(?:translated|say|ServiceError|sayIn)\((?:[\w.]+, |\w+ === 1 \? )?{string}", text)
+            calls = re.findall(rf"(?:translated|say|ServiceError|sayIn)\((?:[\w.]+, |[\w. =]+ \? )?{string}", text)
             found = {json.loads(f'"{call}"') for call in calls}
-        assert found <= set(TABLES[table]), name
+        assert found <= table, file
+    sentences, _ = strings_of(package)
+    assert sentences | BUILT[package] <= table
 
 
-@pytest.mark.parametrize("table", TABLES)
-def test_every_translation_has_a_sentence(table: str) -> None:
-    everything = "".join(text for package in PAGES for text in sources(package).values())
-    everything += Path(html_export.__file__).read_text(encoding="utf-8")
-    stale = [
-        sentence
-        for sentence in TABLES[table]
-        if sentence not in BUILT and sentence not in everything and json.dumps(sentence)[1:-1] not in everything
-    ]
-    assert not stale
+@pytest.mark.parametrize(("package", "name"), TABLES)
+def test_every_translation_has_a_sentence(package: str, name: str) -> None:
+    pages = "".join(sources(package).values())
+    _, strings = strings_of(package)
+    used = strings | BUILT[package]
+    inside = "".join(strings)  # A sentence in HTML is a part of a string.
+    own = json.loads(source(package, f"{name}.json"))
+    assert [
+        key
+        for key in own
+        if key not in used
+        and not any(text in pages + inside for text in (key, json.dumps(key, ensure_ascii=False)[1:-1]))
+    ] == []
+    everywhere = set(json.loads(shared(f"{name}.json")))
+    assert not everywhere & set(own)
 
 
-@pytest.mark.parametrize("table", TABLES)
-def test_translations_have_the_values_of_their_sentences(table: str) -> None:
-    for sentence, translation in TABLES[table].items():
+@pytest.mark.parametrize(("package", "name"), TABLES)
+def test_translations_have_the_values_of_their_sentences(package: str, name: str) -> None:
+    for sentence, translation in table_of(package, name).items():
         values = [sorted(re.findall(r"\{\w+\}", text)) for text in (sentence, translation)]
         assert values[0] == values[1], sentence
         assert translation.strip(), sentence
+
+
+def test_a_sentence_remembers_its_values() -> None:
+    sentence = Sentence("{count} of {all}", count=2, all=Sentence("{count} <neurons>", count=1000))
+    assert sentence == "2 of 1000 <neurons>"
+    assert copy.deepcopy(sentence).values == sentence.values
+    shown = in_html(sentence)
+    assert shown.endswith(">2 of 1000 &lt;neurons&gt;</span>")
+    [parts] = re.findall('data-sentence="([^"]*)"', shown)
+    inner = {"sentence": "{count} <neurons>", "values": {"count": "1000"}}
+    assert json.loads(html.unescape(parts)) == {"sentence": "{count} of {all}", "values": {"count": "2", "all": inner}}
 
 
 @pytest.fixture

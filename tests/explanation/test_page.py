@@ -197,6 +197,25 @@ def test_page_is_accessible(opened: Any, explained: cw.Explanation, width: int, 
     assert light == (scheme == "light")
 
 
+def test_page_is_in_the_language_of_the_browser(opened: Any, explained: cw.Explanation) -> None:
+    page = opened(explained, locale="zh-TW")
+    page.character(17).click()
+    page.says("個字元中的第 18 個")
+    page.shows("模型預期：")
+    page.page.evaluate("document.querySelectorAll('details').forEach(element => element.open = true)")
+    options = page.page.locator("#view option").all_text_contents()
+    assert options[0] == "驚訝程度"
+    assert all(option.startswith("神經元 ") for option in options[1:])
+    hidden = "document.querySelectorAll('#text, #expected, #what, code, #embedding').forEach(e => e.hidden = true)"
+    words = re.findall(r"[A-Za-z][A-Za-z-]+", str(page.page.evaluate(f"{hidden}, document.body.innerText")))
+    terms = {"GRU", "token", "n-grams", "bits", "log", "Kullback-Leibler", "input-reset", "multiplicative"}
+    assert set(words) <= terms | {"run", "charwright", "Home", "End", "Ctrl", "English"}
+    page.page.get_by_role("button", name="English").click()
+    page.shows("The model expected:")
+    assert page.page.locator("#view option").first.text_content() == "Surprise"
+    assert page.messages == []
+
+
 def test_colours_survive_grey_print_and_letters_are_readable_on_them() -> None:
     def luminance(colour: str) -> float:
         parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]

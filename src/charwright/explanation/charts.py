@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from charwright.explanation.results import EmbeddingMap, Memory
+from charwright.webpage.sentence import Sentence, in_attribute
 
 WIDTH, HEIGHT = 400, 240
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 38
@@ -61,12 +62,16 @@ def memory_chart(memory: Memory) -> str:
         for k in ticks
     ]
     middle = (LEFT + WIDTH - RIGHT) / 2
-    title = (
-        f"The effect of the {memory.unit} k back on the prediction falls from {memory.bits[0]:.2g} bits at k = 1 to "
-        f"{memory.bits[-1]:.2g} bits at k = {memory.lags[-1]}."
+    title = Sentence(
+        "The effect of the {unit} k back on the prediction falls from {first} bits at k = 1 to {last} bits at "
+        "k = {lag}.",
+        unit=memory.unit,
+        first=f"{memory.bits[0]:.2g}",
+        last=f"{memory.bits[-1]:.2g}",
+        lag=memory.lags[-1],
     )
     return (
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">'
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" {in_attribute("aria-label", title)}>'
         f"{''.join(parts)}"
         f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>'
         f'<polygon class="band" points="{" ".join([*upper, *lower])}"/><polyline class="curve" points="{curve}"/>'
@@ -112,8 +117,12 @@ def embedding_chart(found: EmbeddingMap) -> str:
         drawn.append(
             f'<text x="{x:.1f}" y="{SIDE - y + 5:.1f}" text-anchor="middle">{html.escape(visible(token))}</text>'
         )
-    label = f"{len(found.tokens)} characters at the places of their embeddings; the table has the neighbours of each."
-    return f'<svg class="map" viewBox="0 0 {SIDE} {SIDE}" role="img" aria-label="{label}">{"".join(drawn)}</svg>'
+    label = Sentence(
+        "{number} characters at the places of their embeddings; the table has the neighbours of each.",
+        number=len(found.tokens),
+    )
+    said = in_attribute("aria-label", label)
+    return f'<svg class="map" viewBox="0 0 {SIDE} {SIDE}" role="img" translate="no" {said}>{"".join(drawn)}</svg>'
 
 
 def bar(share: float, width: int = 80) -> str:

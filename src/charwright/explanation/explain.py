@@ -18,9 +18,9 @@ from charwright.explanation.neurons import MOST_CHARACTERS, search_neurons
 from charwright.explanation.overview import embedding_map, gates_of, temperatures_of
 from charwright.explanation.results import FEWEST_CHARACTERS, Activations, NeuronSearch
 from charwright.explanation.surprise import last_steps, surprise_of
-from charwright.ngrams import in_words
 from charwright.run import Run
 from charwright.run_view import cell_in_words
+from charwright.webpage.sentence import Sentence
 from charwright.workflow.texts import texts_of_run
 
 LENGTH = 5000
@@ -68,15 +68,17 @@ def explain(
         raise UsageError(f"{opened.folder} was trained with labels, which a text to explain does not have")
     weights = opened.weights()
     held_out, complaint = _held_out(opened, moved, places)
-    notes = []
+    notes: list[str] = []
     if text is None:
         if complaint:
             raise CorpusError(f"{complaint}; name a text to explain the run with")
         text, source = held_out, "the validation text of the run, which it was not trained on"
     elif not complaint and len(held_out) < FEWEST_CHARACTERS <= len(text):
-        complaint = f"the validation text of the run has fewer than {FEWEST_CHARACTERS:,} characters"
+        complaint = Sentence(
+            "the validation text of the run has fewer than {least} characters", least=f"{FEWEST_CHARACTERS:,}"
+        )
     if complaint:
-        notes.append(f"{complaint}: neurons are searched on the text that is shown")
+        notes.append(Sentence("{reason}: neurons are searched on the text that is shown", reason=complaint))
     if len(text) < FEWEST:
         raise CorpusError(f"the text to explain has {len(text)} characters; at least {FEWEST} are needed")
     characters, text = len(text), text[: max(length, MOST_CHARACTERS)]
@@ -102,9 +104,13 @@ def explain(
         progress=progress,
     )
     if opened.model.ngram_bits:
+        last = Sentence(f"{{number}} {unit}s", number=opened.model.ngram_order)
         notes.append(
-            f"surprise, memory and temperatures include the n-grams, which see the last {opened.model.ngram_order} "
-            f"{unit}s; neurons, gates and embeddings are those of the network alone"
+            Sentence(
+                "surprise, memory and temperatures include the n-grams, which see the last {last}; neurons, gates and "
+                "embeddings are those of the network alone",
+                last=last,
+            )
         )
     known = set(vocabulary.tokens)
     return Explanation(
@@ -128,29 +134,39 @@ def explain(
 def _held_out(run: Run, moved: Sequence[str], places: Places | None) -> tuple[str, str]:
     """The validation text of a run, or why there is none."""
     if not run.config.sources:
-        return "", f"{run.folder} has no record of its corpus"
+        return "", Sentence("{run} has no record of its corpus", run=run.folder)
     try:
         _, held_out = texts_of_run(run, moved, places or Places.of_this_user())
     except (CorpusError, RunError) as error:
         if moved:
             raise
-        return "", f"the validation text of {run.folder} is not available ({str(error).partition(';')[0]})"
+        reason = str(error).partition(";")[0]
+        return "", Sentence("the validation text of {run} is not available ({reason})", run=run.folder, reason=reason)
     read = held_out[:MOST_HELD_OUT]
-    return read, "" if read else f"{run.folder} has no validation text"
+    return read, "" if read else Sentence("{run} has no validation text", run=run.folder)
 
 
 def _network_line(run: Run) -> str:
-    model = run.model
-    layers = "1 layer" if model.layers == 1 else f"{model.layers} layers"
-    tied = ", tied embedding" if model.tied else ""
-    ngrams = f", {in_words(model.ngram_bits, model.ngram_order)}" if model.ngram_bits else ""
-    return f"{cell_in_words(model)}, {layers} of {model.units:,} units{tied}{ngrams}, {len(run.vocabulary):,} tokens"
+    model, tokens = run.model, f"{len(run.vocabulary):,}"
+    one, several = "{cell}, one layer of {units} units", "{cell}, {layers} layers of {units} units"
+    parts = Sentence(
+        one if model.layers == 1 else several, cell=cell_in_words(model), layers=model.layers, units=f"{model.units:,}"
+    )
+    if model.tied:
+        parts = Sentence("{network}, tied embedding", network=parts)
+    if model.ngram_bits:
+        numbers = f"{1 << model.ngram_bits:,}"
+        ngrams = "{network}, n-grams of 2 to {order} tokens ({numbers} numbers)"
+        parts = Sentence(ngrams, network=parts, order=model.ngram_order, numbers=numbers)
+    return Sentence("{network}, {tokens} tokens", network=parts, tokens=tokens)
 
 
 def _source(shown: str, characters: int, source: str) -> str:
+    number = f"{characters:,}"
     if len(shown) == characters:
-        return f"all {characters:,} characters of {source}"
-    return f"the first {len(shown):,} of the {characters:,} characters of {source}"
+        return Sentence("all {number} characters of {source}", number=number, source=source)
+    some = "the first {shown} of the {number} characters of {source}"
+    return Sentence(some, shown=f"{len(shown):,}", number=number, source=source)
 
 
 def _activations(layers: list[Layer], last: np.ndarray, neurons: NeuronSearch) -> Activations:

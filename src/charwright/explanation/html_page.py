@@ -6,7 +6,6 @@ import base64
 import html
 import json
 import math
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +15,8 @@ from charwright import __version__
 from charwright.explanation.charts import bar, embedding_chart, memory_chart, named, shown_lags
 from charwright.explanation.results import Findings, Neuron
 from charwright.explanation.surprise import CHOICES
-from charwright.webpage.template import filled, hash_of, shared, source
+from charwright.webpage.sentence import Sentence, in_attribute, in_html
+from charwright.webpage.template import filled, hash_of, shared, source, translations
 
 MOST_BYTES = 2_800_000
 """The size of a page up to which the activations of further neurons are added."""
@@ -36,9 +36,10 @@ def page_bytes(findings: Findings) -> bytes:
     values = {
         "made_by": f"charwright {__version__}",
         "name": html.escape(findings.name),
-        "network": html.escape(findings.network),
-        "source": html.escape(findings.source),
-        "notes": "".join(f"<p>{html.escape(note)}</p>" for note in findings.notes),
+        "title": in_html(Sentence("What {name} has learned", name=findings.name)),
+        "shown": in_html(Sentence("{network}. Shown: {source}.", network=findings.network, source=findings.source)),
+        "notes": "".join(f"<p>{in_html(note)}</p>" for note in findings.notes),
+        "words": translations("explanation"),
         "reading": _reading(findings),
         "text": html.escape(findings.text),
         "memory": _memory(findings),
@@ -46,7 +47,7 @@ def page_bytes(findings: Findings) -> bytes:
         "gates": _gates(findings),
         "embedding": _embedding(findings),
         "style": shared("house.css") + filled(source("explanation", "page.css"), {"neuron_colours": _neuron_colours()}),
-        "script": source("explanation", "see.js"),
+        "script": shared("language.js") + source("explanation", "see.js"),
         "activations": "",
         "data": "",
         "neurons": "",
@@ -115,8 +116,8 @@ def _data(findings: Findings, grouped: dict[Row, list[Neuron]], order: Sequence[
         "shares": _base64(np.array(shares, dtype=np.uint16)),
         "unknown": list(findings.unknown),
         "found": sum(row in grouped for row in order),
-        "names": [neuron_name(row, findings) for row in order],
-        "labels": [", ".join(neuron.feature for neuron in grouped.get(row, [])) for row in order],
+        "numbers": [_number_of(row, findings) for row in order],
+        "features": [[neuron.feature for neuron in grouped.get(row, [])] for row in order],
     }
     # An HTML parser ends a script at the first </script>, so the JSON must contain no <.
     return json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
@@ -124,8 +125,12 @@ def _data(findings: Findings, grouped: dict[Row, list[Neuron]], order: Sequence[
 
 def neuron_name(row: Row, findings: Findings) -> str:
     """A neuron by its number, and its layer if there are several."""
+    return Sentence("Neuron {number}", number=_number_of(row, findings))
+
+
+def _number_of(row: Row, findings: Findings) -> str:
     several = max(findings.activations.layers, default=1) > 1
-    return f"Neuron {row[0]}.{row[1]}" if several else f"Neuron {row[1]}"
+    return f"{row[0]}.{row[1]}" if several else str(row[1])
 
 
 # The sections.
@@ -133,33 +138,38 @@ def neuron_name(row: Row, findings: Findings) -> str:
 
 def _reading(findings: Findings) -> str:
     unknown = len(findings.unknown)
-    words = (
-        f"It costs {findings.surprise.bits_per_char:.3f} bits per character: the less, the better it is predicted. "
-        "Surprise is −log<sub>2</sub> of the probability that the model gave the character before it read it; a "
-        "neuron is coloured by its activation after the character, from the least in the text to the largest."
+    words = Sentence(
+        "It costs {bits} bits per character: the less, the better it is predicted. Surprise is −log₂ of the "
+        "probability that the model gave the character before it read it; a neuron is coloured by its activation "
+        "after the character, from the least in the text to the largest.",
+        bits=f"{findings.surprise.bits_per_char:.3f}",
     )
-    if unknown:
-        is_are = "is" if unknown == 1 else "are"
-        words += f" {unknown:,} of the characters {is_are} outside the vocabulary."
-    return words
+    if not unknown:
+        return in_html(words)
+    one = "1 of the characters is outside the vocabulary."
+    several = Sentence("{number} of the characters are outside the vocabulary.", number=f"{unknown:,}")
+    return f"{in_html(words)} <span>{in_html(one if unknown == 1 else several)}</span>"
 
 
 def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
-    """A table; the cells are HTML, the first of each row is its heading, `numbers` are columns of numbers."""
+    """A table; the cells are HTML, the first of each row is its heading, `numbers` are columns of numbers.
+
+    The caption and the headings are texts.
+    """
 
     def css(column: int) -> str:
         return ' class="number"' if column in numbers else ""
 
-    head = "".join(f'<th scope="col"{css(column)}>{text}</th>' for column, text in enumerate(heads))
+    head = "".join(f'<th scope="col"{css(column)}>{in_html(text)}</th>' for column, text in enumerate(heads))
     body = "".join(
         f'<tr><th scope="row">{row[0]}</th>'
         + "".join(f"<td{css(column)}>{cell}</td>" for column, cell in enumerate(row[1:], 1))
         + "</tr>"
         for row in rows
     )
-    label = html.escape(re.sub(r"<[^>]*>", "", caption))
     return (
-        f'<div class="wide" tabindex="0" role="group" aria-label="{label}"><table><caption>{caption}</caption>'
+        f'<div class="wide" tabindex="0" role="group" {in_attribute("aria-label", caption)}><table>'
+        f"<caption>{in_html(caption)}</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
@@ -171,36 +181,40 @@ def _number(value: float, digits: int = 2) -> str:
 def _neurons(findings: Findings, grouped: dict[Row, list[Neuron]], order: Sequence[Row]) -> str:
     search = findings.neurons
     places = {row: index for index, row in enumerate(order)}
-    words = search.unsearched or (
-        f"All {search.neurons:,} neurons were compared with {sum(not t.reason for t in search.tested)} features of "
-        f"{search.characters:,} characters of {html.escape(search.text)}. A neuron is listed if its correlation with a "
-        "feature on the first half of that text is larger than chance explains (the text is shifted against itself, "
-        "which keeps its own regularity, and the largest value of all neurons and features under each shift is the "
-        "measure), if the second half confirms it, if no neuron of untrained networks of this shape comes close to "
-        "it, and if it is at least 0.2 on either half. Chance passes the first of these tests with a probability of "
-        f"about {search.level:g}; more for features that change slowly."
+    words = search.unsearched or Sentence(
+        "All {neurons} neurons were compared with {features} features of {characters} characters of {text}. A neuron "
+        "is listed if its correlation with a feature on the first half of that text is larger than chance explains "
+        "(the text is shifted against itself, which keeps its own regularity, and the largest value of all neurons "
+        "and features under each shift is the measure), if the second half confirms it, if no neuron of untrained "
+        "networks of this shape comes close to it, and if it is at least 0.2 on either half. Chance passes the first "
+        "of these tests with a probability of about {level}; more for features that change slowly.",
+        neurons=f"{search.neurons:,}",
+        features=sum(not t.reason for t in search.tested),
+        characters=f"{search.characters:,}",
+        text=search.text,
+        level=f"{search.level:g}",
     )
     rows = []
     for row, neurons in grouped.items():
         best = neurons[0]
         shown = ""
         if row in places:
-            name = neuron_name(row, findings)
+            said = Sentence("Show {name} in the text", name=neuron_name(row, findings))
             shown = (
                 f'<button class="small" type="button" data-neuron="{places[row]}" aria-pressed="false" '
-                f'aria-label="Show {name} in the text">Show</button>'
+                f"{in_attribute('aria-label', said)}>Show</button>"
             )
-        also = ", ".join(f"{n.feature} ({_number(n.confirmed)})" for n in neurons[1:4])
+        also = ", ".join(f"<span>{in_html(n.feature)}</span> ({_number(n.confirmed)})" for n in neurons[1:4])
         rows.append(
             (
-                neuron_name(row, findings),
-                html.escape(best.feature),
+                in_html(neuron_name(row, findings)),
+                in_html(best.feature),
                 _number(best.correlation),
                 _number(best.confirmed),
                 _number(best.untrained),
                 _number(best.inside),
                 _number(best.outside),
-                html.escape(also),
+                also,
                 shown,
             )
         )
@@ -213,7 +227,7 @@ def _neurons(findings: Findings, grouped: dict[Row, list[Neuron]], order: Sequen
         "Mean inside",
     )
     heads += ("Mean outside", "Also (r)", "In the text")
-    parts = [f"<p>{words}</p>"]
+    parts = [f"<p>{in_html(words)}</p>"]
     if rows:
         caption = "Neurons that follow a feature, the strongest first; r is the correlation"
         parts.append(table(caption, heads, rows, range(2, 7)))
@@ -221,11 +235,11 @@ def _neurons(findings: Findings, grouped: dict[Row, list[Neuron]], order: Sequen
         parts.append("<p><b>No neuron passes.</b> The network may be too small, or trained too little.</p>")
     tested = [
         (
-            html.escape(t.feature),
-            html.escape(t.meaning),
+            in_html(t.feature),
+            in_html(t.meaning),
             "" if t.reason else _number(t.best),
             "" if t.reason else _number(t.untrained),
-            html.escape(t.reason) or str(t.found),
+            in_html(t.reason) or str(t.found),
         )
         for t in search.tested
     ]
@@ -237,10 +251,12 @@ def _neurons(findings: Findings, grouped: dict[Row, list[Neuron]], order: Sequen
     )
     left_out = len(findings.activations.units) - len(order)
     if left_out:
-        parts.append(
-            f"<p>The page has the activations of {len(order):,} neurons; {left_out:,} that vary less are left out to "
-            "keep it small.</p>"
+        said = Sentence(
+            "The page has the activations of {number} neurons; {others} that vary less are left out to keep it small.",
+            number=f"{len(order):,}",
+            others=f"{left_out:,}",
         )
+        parts.append(f"<p>{in_html(said)}</p>")
     return "\n".join(parts)
 
 
@@ -248,17 +264,20 @@ def _memory(findings: Findings) -> str:
     memory = findings.memory
     if not memory.positions:
         return "<p>The text is too short to measure this.</p>"
-    words = (
-        f"At {memory.positions} places a {memory.unit} of the text was replaced by another one, and the network read "
-        f"on. The curve shows how much its prediction k {memory.unit}s later differs from the one without the "
-        "replacement: the Kullback-Leibler divergence in bits, with two standard errors. "
-        f"Half of the largest effect is gone after {memory.in_words(memory.half)}; it stays above 0.01 bits for "
-        f"{memory.in_words(memory.reach)}."
+    words = Sentence(
+        "At {positions} places a {unit} of the text was replaced by another one, and the network read on. The curve "
+        "shows how much its prediction k {unit}s later differs from the one without the replacement: the "
+        "Kullback-Leibler divergence in bits, with two standard errors. Half of the largest effect is gone after "
+        "{half}; it stays above 0.01 bits for {reach}.",
+        positions=memory.positions,
+        unit=memory.unit,
+        half=memory.in_words(memory.half),
+        reach=memory.in_words(memory.reach),
     )
     rows = [(str(memory.lags[i]), f"{memory.bits[i]:.4f}", f"{memory.errors[i]:.4f}") for i in shown_lags(memory)]
     heads = (f"{memory.unit.capitalize()}s back", "Bits", "Standard error")
     return (
-        f"<p>{words}</p>{memory_chart(memory)}<details><summary>The numbers</summary>"
+        f"<p>{in_html(words)}</p>{memory_chart(memory)}<details><summary>The numbers</summary>"
         f"{table('The effect of one replacement', heads, rows, (1, 2))}</details>"
     )
 
@@ -266,12 +285,17 @@ def _memory(findings: Findings) -> str:
 def _temperatures(findings: Findings) -> str:
     shown = findings.temperatures
     tail = shown.before[-40:].replace("\n", "↵")
-    words = (
-        f'The prediction after <code dir="auto">{html.escape(tail)}</code> ({findings.level} {shown.position + 1:,} of '
-        "the text), at several temperatures. The last column is how many equally likely characters would be as "
-        "uncertain."
+    behind = Sentence(
+        "({unit} {number} of the text), at several temperatures. The last column is how many equally likely characters "
+        "would be as uncertain.",
+        unit=findings.level,
+        number=f"{shown.position + 1:,}",
     )
-    heads = ["Temperature", *(html.escape(named(token)) for token in shown.tokens), "all others", "Choices"]
+    words = (
+        f'<span>The prediction after</span> <code dir="auto" lang="" translate="no">{html.escape(tail)}</code> '
+        f"{in_html(behind)}"
+    )
+    heads = ["Temperature", *(named(token) for token in shown.tokens), "all others", "Choices"]
     rows = [
         (
             f"{temperature:g}",
@@ -289,8 +313,8 @@ def _gates(findings: Findings) -> str:
         return "<p>A plain recurrent network has no gates: every step replaces the whole state.</p>"
     rows = [
         (
-            f"Layer {gate.layer}: {gate.name}",
-            gate.meaning,
+            in_html(Sentence("Layer {layer}: {name}", layer=gate.layer, name=gate.name)),
+            in_html(gate.meaning),
             f"{gate.mean:.2f} {bar(gate.mean)}",
             f"{100 * gate.closed:.0f} %",
             f"{100 * gate.open:.0f} %",
@@ -306,19 +330,22 @@ def _embedding(findings: Findings) -> str:
     found = findings.embedding
     if len(found.tokens) < 3:
         return "<p>The text has fewer than three characters of the vocabulary.</p>"
-    kind = "bytes" if findings.level == "byte" else "characters"
-    words = (
-        f"The embeddings of the {len(found.tokens):,} {kind} that are most frequent in the text, on their first two "
-        f"principal components, which hold {100 * found.explained[0]:.0f} % and {100 * found.explained[1]:.0f} % of "
-        "the variance. What is used alike lies close together; a dot is a character that another one would cover."
+    words = Sentence(
+        "The embeddings of the {number} {unit}s that are most frequent in the text, on their first two principal "
+        "components, which hold {first} % and {second} % of the variance. What is used alike lies close together; a "
+        "dot is a character that another one would cover.",
+        number=f"{len(found.tokens):,}",
+        unit=findings.level,
+        first=f"{100 * found.explained[0]:.0f}",
+        second=f"{100 * found.explained[1]:.0f}",
     )
     rows = [
-        (html.escape(named(token)), html.escape("  ".join(named(other) for other in others)))
+        (in_html(named(token)), "  ".join(f"<span>{in_html(named(other))}</span>" for other in others))
         for token, others in zip(found.tokens, found.neighbours, strict=True)
     ]
     neighbours = table("The closest neighbours of each by cosine, the closest first", ("Character", "Neighbours"), rows)
     return (
-        f'<p>{words}</p><div class="wide" tabindex="0" role="group" aria-label="Map, scrolls sideways">'
+        f'<p>{in_html(words)}</p><div class="wide" tabindex="0" role="group" aria-label="Map, scrolls sideways">'
         f"{embedding_chart(found)}</div><details><summary>The neighbours of each character</summary>{neighbours}"
         "</details>"
     )

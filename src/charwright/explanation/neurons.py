@@ -40,6 +40,7 @@ from charwright.explanation.results import FEWEST_CHARACTERS, Neuron, NeuronSear
 from charwright.explanation.surprise import last_steps
 from charwright.model.language_model import LanguageModel
 from charwright.schema import SEEDS
+from charwright.webpage.sentence import Sentence
 
 MOST_CHARACTERS = 40_000
 MOST_VALUES = 40_000_000
@@ -115,7 +116,8 @@ def search_neurons(
         for feature in features
     }
     if len(text) < FEWEST_CHARACTERS:
-        reasons = {feature.name: f"the text has fewer than {FEWEST_CHARACTERS} characters" for feature in features}
+        few = Sentence("the text has fewer than {least} characters", least=FEWEST_CHARACTERS)
+        reasons = {feature.name: few for feature in features}
     usable = [feature for feature in features if not reasons[feature.name]]
     total = config.units * config.layers
     if not usable:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from charwright.webpage.sentence import Sentence
+
 Float32s = npt.NDArray[np.float32]
 Float64s = npt.NDArray[np.float64]
 
@@ -87,10 +89,13 @@ class NeuronSearch:
         if not all(tested.reason for tested in self.tested):
             return ""
         if self.characters < FEWEST_CHARACTERS:
-            counted = "1 character" if self.characters == 1 else f"{self.characters:,} characters"
-            return (
-                f"The neurons were not searched: the text has {counted}, and {FEWEST_CHARACTERS:,} are needed; "
-                "name a longer text after the run."
+            number = f"{self.characters:,}"
+            counted = "1 character" if self.characters == 1 else Sentence("{number} characters", number=number)
+            return Sentence(
+                "The neurons were not searched: the text has {counted}, and {least} are needed; name a longer text "
+                "after the run.",
+                counted=counted,
+                least=f"{FEWEST_CHARACTERS:,}",
             )
         return "The neurons were not searched: every feature is too rare in the text."
 
@@ -130,9 +135,10 @@ class Memory:
 
     def in_words(self, lag: int | None) -> str:
         """`half` or `reach` with its unit: `1 character`, `12 bytes`, `more than 256 characters`."""
-        if lag is None:
-            return f"more than {self.lags[-1]} {self.unit}s"
-        return f"{lag} {self.unit}{'' if lag == 1 else 's'}"
+        if lag == 1:
+            return f"1 {self.unit}"
+        counted = Sentence(f"{{number}} {self.unit}s", number=self.lags[-1] if lag is None else lag)
+        return Sentence("more than {counted}", counted=counted) if lag is None else counted
 
 
 @dataclass(frozen=True)

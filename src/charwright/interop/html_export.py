@@ -20,6 +20,7 @@ from charwright.config import GATES, ModelConfig
 from charwright.generation.quantized import Int8Model, Product
 from charwright.run import Run
 from charwright.run_view import cell_in_words
+from charwright.webpage.sentence import Sentence, in_html
 from charwright.webpage.template import filled, shared, source, translations
 
 ALIGNMENT = 8  # bytes
@@ -58,7 +59,7 @@ def page_bytes(run: Run, card: Mapping[str, Any]) -> bytes:
         "style": shared("house.css") + source("interop", "page.css"),
         "network": source("interop", "network.js"),
         "writer": source("interop", "writer.js"),
-        "words": translations(),
+        "words": translations("interop"),
         "language": shared("language.js"),
         "surprise_text": shared("surprise.js"),
         "see": source("interop", "see.js"),
@@ -76,33 +77,26 @@ def _about(model: ModelConfig, card: Mapping[str, Any]) -> str:
     one = "{cell}, one layer of {units} units, 8-bit weights"
     several = "{cell}, {layers} layers of {units} units, 8-bit weights"
     rows = {
-        "Network": _sentence(
+        "Network": Sentence(
             one if model.layers == 1 else several,
             cell=cell_in_words(model),
             layers=model.layers,
             units=f"{model.units:,}",
         ),
-        "Vocabulary": _sentence("{tokens} tokens, {unit} level", tokens=f"{card['tokens']:,}", unit=card["unit"]),
-        "Training text": _sentence("{characters} characters", characters=f"{corpus['characters']:,}")
+        "Vocabulary": Sentence("{tokens} tokens, {unit} level", tokens=f"{card['tokens']:,}", unit=card["unit"]),
+        "Training text": Sentence("{characters} characters", characters=f"{corpus['characters']:,}")
         if corpus["characters"]
-        else _sentence("not recorded"),
-        "Validation loss": _sentence("not measured")
+        else "not recorded",
+        "Validation loss": "not measured"
         if loss is None
-        else _sentence("{loss} nats per character", loss=f"{loss:.4f}"),
-        "Made by": _sentence("{made_by}", made_by=card["made_by"]),
+        else Sentence("{loss} nats per character", loss=f"{loss:.4f}"),
+        "Made by": str(card["made_by"]),
     }
     if model.ngram_bits:
-        rows["N-grams"] = _sentence(
+        rows["N-grams"] = Sentence(
             "of 2 to {order} tokens, {numbers} numbers", order=model.ngram_order, numbers=f"{1 << model.ngram_bits:,}"
         )
-    return "\n".join(f"<dt>{name}</dt>{row}" for name, row in rows.items())
-
-
-def _sentence(sentence: str, **values: object) -> str:
-    """A cell with a sentence and its values, from which `webpage/language.js` makes it in another language."""
-    texts = {name: str(value) for name, value in values.items()}
-    said = html.escape(sentence), html.escape(json.dumps(texts)), html.escape(sentence.format(**texts))
-    return '<dd data-sentence="{}" data-values="{}">{}</dd>'.format(*said)
+    return "\n".join(f"<dt>{name}</dt><dd>{in_html(row)}</dd>" for name, row in rows.items())
 
 
 class _Arrays:

@@ -10,7 +10,7 @@ def playground(*, keys: bool) -> Page:
     """The playground; `keys` says that requests need an API key, which the code that the page shows then has."""
     parts = {
         "style": shared("house.css") + source("serve", "playground.css"),
-        "words": translations(),
+        "words": translations("serve"),
         "language": shared("language.js"),
         "client": source("serve", "client.js"),
         "surprise_text": shared("surprise.js"),

@@ -35,12 +35,18 @@ function sentencesOfPage() {
     }
   }
   for (const element of document.querySelectorAll("[data-sentence]")) {
-    const values = Object.entries(JSON.parse(element.dataset.values));
-    const filledIn = () => Object.fromEntries(values.map(([name, value]) => [name, translated(value)]));
-    shows.push(() => (element.textContent = translated(element.dataset.sentence, filledIn())));
+    const parts = JSON.parse(element.dataset.sentence), { attribute } = element.dataset;
+    if (attribute) shows.push(() => element.setAttribute(attribute, madeOf(parts)));
+    else shows.push(() => (element.textContent = madeOf(parts)));
   }
   return shows;
 }
+
+/** The text of a sentence whose values are texts or sentences; those of webpage/sentence.py. */
+const madeOf = (parts) =>
+  typeof parts === "string"
+    ? translated(parts)
+    : translated(parts.sentence, Object.fromEntries(Object.entries(parts.values).map(([k, v]) => [k, madeOf(v)])));
 
 const isKnown = (sentence) => Object.values(words).some((table) => sentence in table);
 
@@ -71,12 +77,13 @@ function preferredLanguage() {
   return navigator.languages.map(known).find(Boolean) ?? "en";
 }
 
-/** Show the page in the reader's language, and let a button change it. */
-function startLanguages(button) {
+/** Show the page in the reader's language, and let a button change it, after which `changed` is called. */
+function startLanguages(button, changed = () => {}) {
   const shows = sentencesOfPage();
   speak(preferredLanguage(), shows, button);
   button.addEventListener("click", () => {
     speak(otherLanguage(), shows, button);
+    changed();
     try {
       localStorage.setItem(LANGUAGE_STORE, language);
     } catch {

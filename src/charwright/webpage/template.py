@@ -9,6 +9,9 @@ import re
 from collections.abc import Mapping
 from importlib.resources import files
 
+LANGUAGES = ("zh-Hant",)
+"""Those besides English. `language.js` has their names."""
+
 
 def shared(name: str) -> str:
     """The text of a file that all pages share."""
@@ -20,9 +23,11 @@ def source(package: str, name: str) -> str:
     return files(f"charwright.{package}").joinpath("page", name).read_text(encoding="utf-8")
 
 
-def translations() -> str:
-    """What the pages say in other languages, as JSON for a script element: {language: {English: translated}}."""
-    tables = {"zh-Hant": json.loads(shared("zh-Hant.json"))}
+def translations(package: str) -> str:
+    """What a page says in other languages, as JSON for a script element: {language: {English: translated}}."""
+    tables = {
+        name: json.loads(shared(f"{name}.json")) | json.loads(source(package, f"{name}.json")) for name in LANGUAGES
+    }
     # An HTML parser ends a script at the first </script>, so the JSON must contain no <.
     return json.dumps(tables, ensure_ascii=False).replace("<", "\\u003c")
 

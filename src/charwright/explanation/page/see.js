@@ -3,7 +3,7 @@
 
 const BOUNDS = [1, 2, 4, 8]; // bits; a character's level is how many of these its surprise reaches
 const STEPS = 10; // of the colours of neurons, from the least activation in the text to the largest
-const SURPRISING = 8; // bits
+const SURPRISING = 8; // bits; a sentence names the number
 const RIGHT_TO_LEFT = /[\p{Script=Hebrew}\p{Script=Arabic}\p{Script=Syriac}\p{Script=Thaana}\p{Script=Nko}]/u;
 const NAMES = { "\n": "newline", " ": "space", "\t": "tab", "\u00a0": "no-break space", "\u3000": "ideographic space" };
 const page = Object.fromEntries([...document.querySelectorAll("[id]")].map((element) => [element.id, element]));
@@ -31,10 +31,14 @@ const coded = (character) =>
   /^\p{C}$/u.test(character) ? `U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}` : undefined;
 
 /** A character by name; the isolates keep one that is written from right to left from reordering the line. */
-const named = (character) => NAMES[character] ?? coded(character) ?? `“\u2068${character}\u2069”`;
-const percent = (share) => (share < 0.0005 ? "under 0.1 %" : `${(100 * share).toFixed(1)} %`);
+const named = (character) => nameOf(character) ?? `“\u2068${character}\u2069”`;
+const nameOf = (character) => (character in NAMES ? translated(NAMES[character]) : coded(character));
+const percent = (share) => (share < 0.0005 ? translated("under 0.1 %") : `${(100 * share).toFixed(1)} %`);
 const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`;
 const activation = (index, at) => activations[index * characters.length + at] / 127;
+
+const nameOfNeuron = (index) => translated("Neuron {number}", { number: data.numbers[index] });
+const featuresOf = (index) => data.features[index].map((feature) => translated(feature)).join(translated(", "));
 
 /** Build the text: a span for each character. */
 function build() {
@@ -74,7 +78,7 @@ function paint() {
     const step = Number(swatch.className.match(/n(\d+)/)[1]);
     swatch.textContent = signed(low + ((high - low) * step) / STEPS);
   }
-  page.neuronMeaning.textContent = neuron >= 0 ? data.labels[neuron] : "";
+  page.neuronMeaning.textContent = neuron >= 0 ? featuresOf(neuron) : "";
   for (const button of document.querySelectorAll("button[data-neuron]")) {
     const shown = Number(button.dataset.neuron) === neuron;
     button.setAttribute("aria-pressed", String(shown));
@@ -84,14 +88,17 @@ function paint() {
 /** What is known about a character, in sentences. */
 function sentences(at) {
   const bits = data.bits[at];
-  const what = `${named(characters[at])}, character ${(at + 1).toLocaleString("en")} of ${characters.length.toLocaleString("en")}`;
+  const [number, all] = [at + 1, characters.length].map((count) => count.toLocaleString("en"));
+  const what = translated("{name}, character {number} of {all}", { name: named(characters[at]), number, all });
+  const measured = () => ({ bits: bits.toFixed(2), share: percent(2 ** -bits) });
   const cost =
     bits === null
-      ? "Nothing predicts the first character."
-      : `Surprise ${bits.toFixed(2)} bits, probability ${percent(2 ** -bits)}.`;
+      ? translated("Nothing predicts the first character.")
+      : translated("Surprise {bits} bits, probability {share}.", measured());
   const notes = [];
-  if (unknown.has(at)) notes.push("Outside the vocabulary.");
-  if (neuron >= 0) notes.push(`${data.names[neuron]}: ${signed(activation(neuron, at))}.`);
+  if (unknown.has(at)) notes.push(translated("Outside the vocabulary."));
+  const activated = () => ({ name: nameOfNeuron(neuron), value: signed(activation(neuron, at)) });
+  if (neuron >= 0) notes.push(translated("{name}: {value}.", activated()));
   return { what, cost: [cost, ...notes].join(" ") };
 }
 
@@ -111,7 +118,7 @@ function show(at) {
   page.cost.textContent = cost;
   const items = expected(at).map(([token, share]) => {
     const item = document.createElement("li"), name = document.createElement("b");
-    name.textContent = NAMES[token] ?? coded(token) ?? `\u2068${token}\u2069`;
+    name.textContent = nameOf(token) ?? `\u2068${token}\u2069`;
     item.append(name, ` ${percent(share)}${token === characters[at] ? " ✓" : ""}`);
     return item;
   });
@@ -132,7 +139,8 @@ function move(at, focused) {
   show(at);
   const { what, cost } = sentences(at);
   const likely = expected(at).map(([token, share]) => `${named(token)} ${percent(share)}`);
-  page.announce.textContent = `${what}. ${cost}${likely.length ? ` Expected: ${likely.join(", ")}.` : ""}`;
+  const others = likely.length ? translated("Expected: {likely}.", { likely: likely.join(translated(", ")) }) : "";
+  page.announce.textContent = translated("{what}. {cost} {others}", { what, cost, others }).trim();
 }
 
 /** Whether the line of a character is written from right to left: its first letter decides. */
@@ -191,11 +199,15 @@ function fill() {
     element.append(...options);
     return element;
   };
-  page.view.append(option("-1", "Surprise"));
-  const options = data.names.map((name, index) => option(String(index), data.labels[index] ? `${name}: ${data.labels[index]}` : name));
+  page.view.replaceChildren(option("-1", translated("Surprise")));
+  const options = data.numbers.map((_, index) => {
+    const values = { name: nameOfNeuron(index), features: featuresOf(index) };
+    return option(String(index), translated(values.features ? "{name}: {features}" : "{name}", values));
+  });
   const found = options.splice(0, data.found);
-  if (found.length) page.view.append(group("Neurons that mean something", found));
-  if (options.length) page.view.append(group("Other neurons, those that vary most first", options));
+  if (found.length) page.view.append(group(translated("Neurons that mean something"), found));
+  if (options.length) page.view.append(group(translated("Other neurons, those that vary most first"), options));
+  page.view.value = String(neuron);
 }
 
 /** Show a neuron, or surprise. */
@@ -206,6 +218,11 @@ function choose(index) {
   show(current);
 }
 
+startLanguages(page.language, () => {
+  fill();
+  paint();
+  show(current);
+});
 fill();
 build();
 paint();
@@ -235,7 +252,7 @@ page.surprising.addEventListener("click", () => {
   const next = from(current);
   const at = next >= 0 ? next : from(-1);
   if (at >= 0) move(at, false);
-  else page.announce.textContent = page.cost.textContent = `No character has ${SURPRISING} bits or more.`;
+  else page.announce.textContent = page.cost.textContent = translated("No character has 8 bits or more.");
 });
 for (const button of document.querySelectorAll("button[data-neuron]")) {
   button.addEventListener("click", () => {
