@@ -470,12 +470,12 @@ _LABELS = {
         "parameters": "參數數量",
         "bytes": "`model.safetensors` 的大小",
         "minutes": "訓練時間",
-        "validation": "驗證損失（carried）",
+        "validation": "驗證損失（狀態一路帶著走）",
         "train": "訓練損失（最後一個 epoch）",
         "novelty": "產生的一萬個字元中照抄原文的部分",
         "machine": "訓練用的機器",
         "values": "{:.1f} MB|{:.1f} 分鐘|每字元 {:.3f} nats（{:.3f} bits）|每個 token {:.3f} nats"
-        "|{:.1f} % 在 20 個字元以上的段落裡；最長 {} 個字元",
+        "|{:.1f} %，只計 20 個字元以上的相同段落；最長的一段有 {} 個字元",
     },
 }
 
