@@ -94,5 +94,6 @@ def _compiler_may_exist() -> bool:
 
 def _print_note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-    with suppress(OSError), Path("/dev/tty").open("w", encoding="utf-8") as terminal:
-        terminal.write(text)
+    terminal = Path("CONOUT$" if sys.platform == "win32" else "/dev/tty")
+    with suppress(OSError), terminal.open("w", encoding="utf-8") as shown:
+        shown.write(text)

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from charwright.config import CorpusConfig
 from charwright.data import named
-from charwright.data.corpus import Corpus, Source, read_corpus, reread_corpus, sha256_of
+from charwright.data.corpus import Corpus, Source, read_corpus, reread_corpus, sha256_of, short_name
 from charwright.data.decoding import decode, looks_binary
 from charwright.data.named import PublishedText, find_published
 from charwright.data.parts import STDIN_PATH, Places
@@ -603,3 +603,18 @@ class TestReadingAgain:
         old = read_corpus(write("old/novel.txt", "Call me Ishmael.\r\n"), places=places)
         new = read_corpus(write("new/other.txt", "Call me Ishmael.\n"), places=places)
         assert old.sha256 == new.sha256 == Corpus.from_text("Call me Ishmael.\n").sha256
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("https://example.com/wiki/Portal:Contents", "Portal-Contents"),
+        ("https://example.com/a%7Cb/x?y", "x"),
+        ("https://example.com/aux.txt", "aux_"),
+        ("https://example.com/...", "example"),
+        ("novel.txt", "novel"),
+        ("詩 集.txt", "詩 集"),
+    ],
+)
+def test_names_of_runs_are_allowed_on_every_system(spec: str, name: str) -> None:
+    assert short_name(spec) == name

@@ -40,7 +40,7 @@ from charwright.errors import (
 from charwright.locks import alone_in, holder, is_free
 from charwright.run import Run
 from charwright.run_config import Parent, RunConfig
-from charwright.storage import KINDS, read_arrays, whole_folder, write_arrays, write_json
+from charwright.storage import KINDS, read_arrays, whole_folder, write_arrays, write_file, write_json
 from charwright.workflow.training import resume
 
 MODEL = ModelConfig(cell="gru", layers=1, units=3, embedding_size=2)
@@ -1040,3 +1040,27 @@ def test_a_damaged_newest_checkpoint_is_reported(run: Run) -> None:
     [line] = lines
     assert newest.name in line
     assert "an older checkpoint is used" in line
+
+
+def test_a_file_that_another_program_holds_for_a_while_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows, where a virus scanner may have it open."""
+    path, real, refused = tmp_path / "file", Path.replace, 0
+
+    def held(source: Path, target: Path) -> Path:
+        nonlocal refused
+        refused += 1
+        if refused < 3:
+            raise PermissionError(13, "Access is denied")
+        return real(source, target)
+
+    monkeypatch.setattr(Path, "replace", held)
+    with pytest.raises(RunError, match="Access is denied"):
+        write_file(path, b"1")
+    monkeypatch.setattr("charwright.storage.os.name", "nt")
+    monkeypatch.setattr("charwright.storage.PAUSES_S", (0.0, 0.0))
+    refused = 0
+    write_file(path, b"2")
+    assert path.read_bytes() == b"2"
+    assert refused == 3

@@ -158,6 +158,48 @@ def test_records_with_labels_show_their_surprise(opened: Any, tmp_path: Path) ->
     assert runs == [record[1:] for record in text.split("\n")[:-1]]
 
 
+def labelled_page(opened: Any, tmp_path: Path) -> Any:
+    run, path = save_records(tmp_path / "run", LABELLED), tmp_path / "page.html"
+    path.write_bytes(page_bytes(run, model_card(run, "1.2")))
+    return opened(path)
+
+
+def test_many_records_do_not_take_longer_and_longer(opened: Any, tmp_path: Path) -> None:
+    page = labelled_page(opened, tmp_path)
+    page.page.get_by_label("Records").fill("5000")
+    page.generate("")
+    page.wait_for("Done: 5,000 records, ")
+    assert page.text.count("\n") == 5000
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_record_that_is_stopped_is_removed(opened: Any, tmp_path: Path, seen: bool) -> None:
+    page = labelled_page(opened, tmp_path)
+    page.page.get_by_label("See its surprise").set_checked(seen)
+    page.page.get_by_label("Records").fill("100000")
+    page.page.get_by_role("button", name="Generate").click()
+    playwright.expect(page.page.locator("#generated")).to_contain_text("a")
+    page.page.keyboard.press("Escape")
+    page.wait_for("Stopped after")
+    count = page.text.count("\n")
+    page.wait_for(f"Stopped after {count:,} records, ")
+    assert page.text.endswith("\n")
+    if seen:
+        page.page.locator("#text").focus()
+        page.page.keyboard.press("ArrowRight")
+        assert page.page.locator("#readout").text_content()
+    assert page.messages == []
+
+
+def test_a_prompt_with_the_end_of_a_record_is_refused(opened: Any, tmp_path: Path) -> None:
+    page = labelled_page(opened, tmp_path)
+    page.page.get_by_label("Prompt").fill("a\nb")
+    page.page.get_by_role("button", name="Generate").click()
+    page.wait_for("The prompt has the end of a record")
+    assert page.text == ""
+    page.generate("a")
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_seeing_the_surprise_changes_no_text(opened: Any, tmp_path: Path, name: str) -> None:
     config, vocabulary = MODELS[name]

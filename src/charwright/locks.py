@@ -121,7 +121,7 @@ def _acquired(path: Path) -> BinaryIO | None:
                 return None
             asked += 1
             time.sleep(POLL_S)
-        elif _is_at(file, path):
+        elif os.name == "nt" or _is_at(file, path):  # An open file cannot be removed there.
             return file
         else:
             file.close()  # Its holder removed it between our opening and locking it.

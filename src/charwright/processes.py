@@ -9,11 +9,17 @@ import sys
 from functools import cache
 from pathlib import Path
 
+SYNCHRONIZE, ERROR_ACCESS_DENIED, WAIT_TIMEOUT = 0x00100000, 5, 0x102  # of Windows
+
 
 def is_running(process: int) -> bool:
-    """Whether another process of this number is running; always False on Windows, which has no harmless signal."""
-    if process == os.getpid() or os.name == "nt":
+    """Whether another process of this number is running."""
+    if process == os.getpid():
         return False
+    return _can_be_waited_for(process) if sys.platform == "win32" else _takes_signals(process)
+
+
+def _takes_signals(process: int) -> bool:
     try:
         os.kill(process, 0)
     except PermissionError:
@@ -21,6 +27,26 @@ def is_running(process: int) -> bool:
     except (OSError, OverflowError):
         return False
     return True
+
+
+def _can_be_waited_for(process: int) -> bool:
+    """Whether a process of Windows, which has no signal that only asks, has not ended."""
+    import ctypes
+
+    kernel = ctypes.WinDLL("kernel32", use_last_error=True)  # type: ignore[attr-defined,unused-ignore]
+    kernel.OpenProcess.argtypes = [ctypes.c_uint32, ctypes.c_int, ctypes.c_uint32]
+    kernel.OpenProcess.restype = ctypes.c_void_p
+    kernel.WaitForSingleObject.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
+    kernel.CloseHandle.argtypes = [ctypes.c_void_p]
+    if not 0 < process < 2**32:
+        return False
+    handle = kernel.OpenProcess(SYNCHRONIZE, False, process)
+    if not handle:
+        return bool(ctypes.get_last_error() == ERROR_ACCESS_DENIED)  # type: ignore[attr-defined,unused-ignore]
+    try:
+        return bool(kernel.WaitForSingleObject(handle, 0) == WAIT_TIMEOUT)
+    finally:
+        kernel.CloseHandle(handle)
 
 
 def started_at(process: int) -> str:

@@ -46,6 +46,7 @@ from charwright.storage import (
     check_manifest,
     checked,
     file_identity,
+    move,
     problem_of,
     read_arrays,
     read_json,
@@ -296,8 +297,8 @@ class Run:
             # The same step may have been saved before; an intact checkpoint always exists under one of the names.
             if place.exists():
                 shutil.rmtree(old, ignore_errors=True)
-                place.rename(old)
-            new.rename(place)
+                move(place, old)
+            move(new, place)
             sync_folder(parent)
         except (OSError, RunError) as error:
             shutil.rmtree(new, ignore_errors=True)

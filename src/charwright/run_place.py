@@ -24,7 +24,7 @@ from charwright.errors import RunError, RunExistsError, RunLockedError
 from charwright.locks import LOCK, alone_in, check_free
 from charwright.processes import is_running
 from charwright.schema import quoted
-from charwright.storage import remove_temporary_files, sync_folder
+from charwright.storage import move, remove_temporary_files, sync_folder
 
 OF_A_CREATION = {LOCK, "vocabulary.json", "model.safetensors", "corpus"}
 """What a creation has written before it writes config.json, which makes the folder a run."""
@@ -199,11 +199,11 @@ def _beside(path: Path, place: Path) -> Iterator[Path]:
 
 
 def _swap(place: Path, new: Path, old: Path) -> None:
-    place.rename(old)
+    move(place, old)
     try:
-        new.rename(place)
+        move(new, place)
     except BaseException:
-        old.rename(place)
+        move(old, place)
         raise
     sync_folder(place.parent)
 
@@ -222,7 +222,7 @@ def remove_leftovers(place: Path) -> None:
             continue
         if match[1] == "replaced" and not place.exists() and (path / "config.json").is_file():
             with suppress(OSError):
-                path.rename(place)
+                move(path, place)
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -9,7 +9,6 @@ import numbers
 import os
 import re
 import shlex
-import subprocess
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -68,8 +67,8 @@ def with_old_name(message: str, given: Iterable[str], renamed: Mapping[str, str]
 def quoted(path: str | os.PathLike[str]) -> str:
     """A path as the shell takes it, for the commands that messages show."""
     text = os.fspath(path)
-    if os.name == "nt":
-        return subprocess.list2cmdline([text])
+    if os.name == "nt":  # Double quotes are understood by cmd and by PowerShell.
+        return text if re.fullmatch(r"[\w:.\\/+=-]+", text) else f'"{text}"'
     return text if re.fullmatch(r"[\w@%+=:,./-]+", text) else shlex.quote(text)  # Letters of any script are safe.
 
 

@@ -34,8 +34,8 @@ def handling(names: Sequence[str], handler: Handler) -> Iterator[dict[int, Any]]
 def stop_asked(message: bytes) -> Iterator[Callable[[], str | None]]:
     """Yield a function that returns the name of the signal that requested a stop, or None.
 
-    SIGINT, SIGTERM and SIGHUP (the terminal is closed) do. The first signal writes `message` to stderr; a second one
-    raises KeyboardInterrupt.
+    SIGINT, SIGTERM, SIGHUP (the terminal is closed) and SIGBREAK (Ctrl-Break on Windows) do. The first signal writes
+    `message` to stderr; a second one raises KeyboardInterrupt.
     """
     caught: list[str] = []
 
@@ -47,5 +47,5 @@ def stop_asked(message: bytes) -> Iterator[Callable[[], str | None]]:
         with suppress(OSError):
             os.write(2, message)
 
-    with handling(("SIGINT", "SIGTERM", "SIGHUP"), request_stop):
+    with handling(("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"), request_stop):
         yield lambda: caught[0] if caught else None

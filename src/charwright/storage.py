@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from itertools import chain
@@ -27,10 +28,22 @@ from charwright.errors import DamagedRunError, RunError
 from charwright.processes import is_running
 
 FORMAT = 1
+PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 UNSYNCED = {errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
 """The errors of a file system, or a folder, whose entries cannot be flushed; the files are there nevertheless."""
 Arrays = dict[str, npt.NDArray[np.float32]]
 Checked = TypeVar("Checked", str, int, dict[str, Any], list[Any])
+
+
+def move(source: Path, target: Path) -> None:
+    """Move a file or folder into place. On Windows another program may hold it for a while, such as a virus scanner."""
+    into_place = source.rename if source.is_dir() else source.replace
+    for pause_s in PAUSES_S if os.name == "nt" else ():
+        with suppress(PermissionError):
+            into_place(target)
+            return
+        time.sleep(pause_s)
+    into_place(target)
 
 
 def write_file(path: Path, data: bytes | Iterable[bytes | memoryview], mode: int | None = None) -> None:
@@ -50,7 +63,7 @@ def write_file(path: Path, data: bytes | Iterable[bytes | memoryview], mode: int
             file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        move(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}") from error
@@ -99,14 +112,14 @@ def whole_folder(path: Path) -> Iterator[Path]:
         for folder in (new, *(inner for inner in new.rglob("*") if inner.is_dir())):
             sync_folder(folder)
         if path.exists():
-            path.rename(old)
-        new.rename(path)
+            move(path, old)
+        move(new, path)
         sync_folder(path.parent)
         _remove_abandoned(path)
     except OSError as error:
         if old.exists() and not path.exists():
             with suppress(OSError):
-                old.rename(path)
+                move(old, path)
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)

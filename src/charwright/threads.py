@@ -4,7 +4,7 @@ More threads are not always faster: threads that synchronize hundreds of times i
 another program is using. `ThreadChooser` climbs to the fastest count while the work runs and follows the machine's
 load; `fastest_count` compares counts once.
 
-    chooser = ThreadChooser(most=8, clock=time.monotonic, trials=TRAINING, start=8)
+    chooser = ThreadChooser(most=8, clock=time.perf_counter, trials=TRAINING, start=8)
     while True:
         count = chooser.count()             # apply it: torch.set_num_threads(count), or pass it to a kernel
         began = clock()

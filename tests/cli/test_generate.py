@@ -784,5 +784,5 @@ def test_a_pipe_that_nobody_writes_to_is_announced(
     monkeypatch.setattr(prompt, "WAITING_S", 0.05)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Slow(b"ab")))
     done = charwright("generate", letters, "--length", "3")
-    assert done.err.splitlines()[0] == "reading the prompt from standard input; --prompt '' begins without one"
+    assert done.err.splitlines()[0] == "reading the prompt from standard input; --prompt= begins without one"
     assert done.out.startswith("ab")

@@ -201,12 +201,10 @@ class TestExport:
         assert card["record_end"] == "\n\n"
         assert not {"labels", "first_label_id"} & set(card)
 
-    def test_a_page_cannot_ask_for_labels(self, charwright: Terminal, tmp_path: Path) -> None:
+    def test_a_page_offers_the_labels(self, charwright: Terminal, tmp_path: Path) -> None:
         run, page = save_records(tmp_path / "run", LABELLED), tmp_path / "page.html"
-        result = charwright("export", run.folder, "--to", "html", "--out", page)
-        assert result.code == 2
-        assert "--to html: the model has labels, which the page cannot ask for" in result.line
-        assert not page.exists()
+        assert charwright("export", run.folder, "--to", "html", "--out", page).code == 0
+        assert '"labels": ["one", "two", "three"]' in page.read_text(encoding="utf-8")
 
     @pytest.mark.parametrize("order", [2, 4, 8])
     def test_ngrams_are_carried(self, charwright: Terminal, tmp_path: Path, order: int) -> None:
@@ -221,7 +219,8 @@ class TestExport:
         assert charwright("export", run.folder, "--to", "html", "--out", tmp_path / "x.html").code == 0
         page = (tmp_path / "x.html").read_text(encoding="utf-8")
         lengths = "2 tokens" if order == 2 else f"2 to {order} tokens"
-        assert f"GRU, one layer of 12 units, 8-bit weights, n-grams of {lengths} (64 numbers)" in page
+        assert ">GRU, one layer of 12 units, 8-bit weights</span>" in page
+        assert f">of {lengths}, 64 numbers</span>" in page
 
     @pytest.mark.parametrize(("bits", "order"), [(1, 4), (6, 2), (6, 8), (20, 4)])
     def test_the_documented_function_adds_what_the_engine_adds(self, bits: int, order: int) -> None:

@@ -530,6 +530,27 @@ def test_page_is_in_the_language_of_the_browser(running: Running, opened: Any) -
     assert page.messages == []
 
 
+def test_all_of_the_page_follows_a_change_of_the_language(running: Running, opened: Any) -> None:
+    page = opened(running.url)
+    page.generate(model="letters", max_tokens=20, logprobs=True)
+    page.page.locator("article .text").focus()
+    page.page.keyboard.press("ArrowRight")
+    page.fill(until="nothing")
+    page.press("Generate")
+    page.alert("Error 400")
+    page.press("正體中文")
+    page.alert("錯誤 400：")
+    assert page.page.locator("article h2").text_content() == "第 1 篇"
+    assert str(page.page.locator("article .facts").text_content()).startswith("20 個字元，")
+    playwright.expect(page.page.locator("#readout")).to_contain_text("機率")
+    playwright.expect(page.page.get_by_role("button", name="複製第 1 篇")).to_have_text("複製")
+    assert page.page.title() == "試寫 – charwright"
+    page.press("English")
+    page.alert("Error 400")
+    assert page.page.locator("article h2").text_content() == "Text 1"
+    assert [message for message in page.messages if "400" not in message] == []
+
+
 def test_page_works_with_blocked_storage(running: Running, opened: Any) -> None:
     page = opened(running.url)
     page.context.add_init_script(

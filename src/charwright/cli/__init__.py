@@ -120,8 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # A character that the terminal cannot encode must not stop the command; a file gets all of them.
     with suppress(AttributeError):
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-        if os.name == "nt" and not sys.stdout.isatty() and "PYTHONIOENCODING" not in os.environ:
-            sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+        if os.name == "nt" and not sys.stdout.isatty():
+            encoding = sys.stdout.encoding if "PYTHONIOENCODING" in os.environ else "utf-8"
+            sys.stdout.reconfigure(encoding=encoding, newline="\n")  # type: ignore[union-attr]
     sys.exit(run(arguments))
 
 
@@ -129,7 +130,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns 0 (done), 1 (failed), 2 (usage), 3 (diverged), 129, 130 or 143 (signal)."""
     settings = _Settings()
     try:
-        result: Any = cli.main(args=arguments, prog_name="charwright", standalone_mode=False, obj=settings)
+        # Texts are looked up as patterns by us; a prompt such as "?" is none, also on Windows.
+        result: Any = cli.main(
+            args=arguments,
+            prog_name="charwright",
+            standalone_mode=False,
+            obj=settings,
+            windows_expand_args=False,
+        )
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except SystemExit as error:
@@ -155,6 +163,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
             raise
         return _failed(settings, error, "not enough memory", 1)
     except OSError as error:
+        if os.name == "nt" and error.errno == errno.EINVAL and error.filename is None:
+            return 0  # How Windows reports a closed pipe.
         # A full disk or an unreadable folder is not a bug: no traceback.
         return _failed(settings, error, _system_line(error), 1)
     finally:
@@ -189,7 +199,7 @@ def _system_line(error: OSError) -> str:
         return str(error)
     # Whoever writes a file names it.
     if error.filename is None and error.errno == errno.EBADF:
-        return "standard output is closed; redirect it to a file, or to /dev/null to discard it"
+        return f"standard output is closed; redirect it to a file, or to {os.devnull} to discard it"
     if error.filename is None and error.errno in NO_ROOM:
         return f"cannot write to standard output: {error.strerror}"
     return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"

@@ -6,7 +6,7 @@ import io
 import sys
 from typing import Any, BinaryIO
 
-from charwright.cli.options import say
+from charwright.cli.options import END_OF_INPUT, say
 from charwright.data.parts import Places
 from charwright.terminal_bar import terminal_bar
 
@@ -33,7 +33,7 @@ class _Typed(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Read what is typed."""
         if not self._asked:
-            say("type the text; end it with Ctrl-D on a new line")
+            say(f"type the text; end it with {END_OF_INPUT} on a new line")
             self._asked = True
         data = self._terminal.read(len(buffer))
         buffer[: len(data)] = data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -15,6 +16,8 @@ from click.core import ParameterSource
 from charwright.errors import UsageError
 from charwright.schema import SEEDS, flag, option_types
 
+END_OF_INPUT = "Ctrl-Z and Enter" if os.name == "nt" else "Ctrl-D"
+"""What ends the text that is typed."""
 WEIGHT_DROPOUT_ADVICE = "it made every trial worse; try --recurrent-dropout"
 
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from charwright.cli.options import say
+from charwright.cli.options import END_OF_INPUT, say
 from charwright.errors import CharwrightError, UsageError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def read_prompt(given_prompt: str | None, run: Run) -> str:
     if sys.stdin is None or (at_terminal and given_prompt is None):
         return ""
     if at_terminal:
-        click.echo("type the prompt; end it with Ctrl-D on a new line", err=True)
+        click.echo(f"type the prompt; end it with {END_OF_INPUT} on a new line", err=True)
     from charwright.generation.session import MOST_PROMPT, prompt_is_too_long
 
     with _announced():
@@ -52,9 +52,7 @@ def read_prompt(given_prompt: str | None, run: Run) -> str:
 @contextmanager
 def _announced() -> Iterator[None]:
     """Say what is waited for, if reading standard input takes long: nobody may ever write to it."""
-    waiting = threading.Timer(
-        WAITING_S, say, ["reading the prompt from standard input; --prompt '' begins without one"]
-    )
+    waiting = threading.Timer(WAITING_S, say, ["reading the prompt from standard input; --prompt= begins without one"])
     waiting.daemon = True
     waiting.start()
     try:

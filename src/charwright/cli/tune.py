@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -131,7 +130,7 @@ def tune(
         if stopped:
             say(f"stopped; the results so far are in {place}; run the same command to continue")
         words = [*_words("validation", validation), *_reading_words(reading)]
-        _print_result(search, shlex.join(["charwright", "train", *corpus]), minutes, words)
+        _print_result(search, " ".join(map(quoted, ["charwright", "train", *corpus])), minutes, words)
     return 128 + int(signal.Signals[stopped]) if stopped else 0
 
 
@@ -319,7 +318,7 @@ def _print_result(search: Search, train: str, minutes: float, words: Sequence[st
     trials = f"{len(results)} trial{'s' * (len(results) > 1)}"
     say(f"the best of {trials}: {complete[0].loss:.4f} nats/char{gain}")
     file = quoted(search.folder / "best-recipe.json")
-    more = f" {shlex.join(words)}" if words else ""
+    more = "".join(f" {quoted(word)}" for word in words)
     say(f"train with: {train} --recipe {file} --minutes {LONGER * minutes:g}{more}")
 
 

@@ -114,7 +114,7 @@ class Editor:
     def run(self) -> int:
         """Run the application until the user quits; return the exit code."""
         try:
-            with handling(("SIGTERM", "SIGHUP"), self._handle_signal):
+            with handling(("SIGTERM", "SIGHUP", "SIGBREAK"), self._handle_signal):
                 return self._run()
         finally:
             self._thread.shutdown(wait=False, cancel_futures=True)
@@ -197,10 +197,10 @@ class Editor:
             self.manuscript.pause()
         self.state.unknown = self.generator.vocabulary.unknown_in(self.manuscript.text[-MAX_CONTEXT:])
         if self.manuscript.needs_suggestion:
-            request, began = self.manuscript.request(), time.monotonic()
+            request, began = self.manuscript.request(), time.perf_counter()
             suggestion = await self._in_thread(suggest, self.generator, request)
             if self.manuscript.receive(request, suggestion):
-                self.manuscript.adapt_context(request, time.monotonic() - began)
+                self.manuscript.adapt_context(request, time.perf_counter() - began)
         self.app.invalidate()
 
     def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:

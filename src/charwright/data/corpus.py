@@ -19,6 +19,7 @@ from charwright.config import CorpusConfig
 from charwright.data.byte_streams import COMPRESSED
 from charwright.data.decoding import REPLACEMENT, decode, looks_binary
 from charwright.data.parts import Part, Places, Tally, expanded, find_parts, part_of
+from charwright.data.portable_names import portable_name
 from charwright.errors import CorpusError, CorpusNotFoundError
 
 
@@ -218,13 +219,13 @@ def short_name(spec: str) -> str:
         return "stdin"
     if "://" in spec:
         address = urlsplit(spec)
-        return _stem(Path(address.path)) or _stem(Path(address.hostname or "")) or "text"
+        return portable_name(_stem(Path(address.path)) or _stem(Path(address.hostname or "")))
     path = expanded(spec)
     if glob.has_magic(spec) and not path.exists():
         path = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
     if path.name in ("", ".."):  # `.` and `..` take the name of the folder.
         path = path.resolve()
-    return (path.name.lstrip(".") if path.is_dir() else _stem(path)) or "text"
+    return portable_name(path.name.lstrip(".") if path.is_dir() else _stem(path))
 
 
 def _stem(path: Path) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from charwright.data.portable_names import portable_name
 from charwright.errors import CorpusError, DownloadError
 
 
@@ -74,12 +75,21 @@ def _in_folder(folder: Path, published: PublishedText) -> Path | None:
     return None
 
 
-def kept_copy(url: str, cache_folder: Path) -> Path | None:
-    """Return the cached copy of `url`, or None."""
+def cached_name(url: str) -> str:
+    """Return the name of the cached copy of `url`.
+
+    Raises:
+        ValueError: when it is no URL.
+    """
     import pooch
 
+    return portable_name(pooch.utils.unique_file_name(url))
+
+
+def kept_copy(url: str, cache_folder: Path) -> Path | None:
+    """Return the cached copy of `url`, or None."""
     try:
-        path = cache_folder / pooch.utils.unique_file_name(url)
+        path = cache_folder / cached_name(url)
     except ValueError:
         return None  # Not a valid URL; the download reports it.
     return path if path.is_file() else None
@@ -108,7 +118,7 @@ def download(
         import pooch
     import requests
 
-    if offline and not (cache_folder / (file_name or pooch.utils.unique_file_name(url))).is_file():
+    if offline and not (cache_folder / (file_name or cached_name(url))).is_file():
         raise DownloadError(f"{url} has not been downloaded")
 
     pooch.get_logger().setLevel(logging.ERROR)
@@ -116,7 +126,7 @@ def download(
         path = pooch.retrieve(
             url,
             known_hash=f"sha256:{sha256}" if sha256 else None,
-            fname=file_name,
+            fname=file_name or cached_name(url),
             path=cache_folder,
             downloader=pooch.HTTPDownloader(progressbar=progress or False, timeout=30),
         )

@@ -30,6 +30,7 @@ from charwright.storage import (
     check_format,
     checked,
     exact_object,
+    move,
     read_json,
     sync_folder,
     write_json,
@@ -195,7 +196,7 @@ def _write_utf8(path: Path, text: MappedText) -> tuple[int, ...]:
                     offsets.append(offsets[-1] + len(data))
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
+            move(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
     write_json(path.with_name(OFFSETS), {"format": 1, "offsets": offsets})
@@ -281,7 +282,7 @@ class TextCache:
                 sync_folder(unfinished)
                 if place.exists():
                     shutil.rmtree(place)  # It is damaged.
-                unfinished.rename(place)
+                move(unfinished, place)
                 sync_folder(self.folder)
             present = self.by_sha256(manifest.sha256) or Entry(place, manifest, origin)
             if origin not in present.manifest.origins:

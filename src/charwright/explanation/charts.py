@@ -65,7 +65,7 @@ def memory_chart(memory: Memory) -> str:
     title = Sentence(
         "The effect of the {unit} k back on the prediction falls from {first} bits at k = 1 to {last} bits at "
         "k = {lag}.",
-        unit=memory.unit,
+        unit=Sentence(memory.unit),
         first=f"{memory.bits[0]:.2g}",
         last=f"{memory.bits[-1]:.2g}",
         lag=memory.lags[-1],

@@ -23,6 +23,7 @@ from charwright.run_view import cell_in_words
 from charwright.webpage.sentence import Sentence
 from charwright.workflow.texts import texts_of_run
 
+GIVEN = Sentence("the given text")
 LENGTH = 5000
 MOST_HELD_OUT = 2_000_000
 """Characters of a validation text that are read: many more than are shown or searched."""
@@ -34,7 +35,7 @@ def explain(
     run: Run | str | os.PathLike[str],
     text: Text | None = None,
     *,
-    source: str = "the given text",
+    source: str = GIVEN,
     length: int = LENGTH,
     moved: Sequence[str] = (),
     seed: int = 0,
@@ -72,7 +73,7 @@ def explain(
     if text is None:
         if complaint:
             raise CorpusError(f"{complaint}; name a text to explain the run with")
-        text, source = held_out, "the validation text of the run, which it was not trained on"
+        text, source = held_out, Sentence("the validation text of the run, which it was not trained on")
     elif not complaint and len(held_out) < FEWEST_CHARACTERS <= len(text):
         complaint = Sentence(
             "the validation text of the run has fewer than {least} characters", least=f"{FEWEST_CHARACTERS:,}"
@@ -83,7 +84,11 @@ def explain(
         raise CorpusError(f"the text to explain has {len(text)} characters; at least {FEWEST} are needed")
     characters, text = len(text), text[: max(length, MOST_CHARACTERS)]
     shown = text[:length]
-    searched = (held_out, "the validation text of the run") if not complaint else (text, "the text that is shown")
+    searched = (
+        (text, Sentence("the text that is shown"))
+        if complaint
+        else (held_out, Sentence("the validation text of the run"))
+    )
 
     vocabulary = opened.vocabulary
     network = Network(opened.model, weights)
@@ -155,9 +160,10 @@ def _network_line(run: Run) -> str:
     if model.tied:
         parts = Sentence("{network}, tied embedding", network=parts)
     if model.ngram_bits:
-        numbers = f"{1 << model.ngram_bits:,}"
-        ngrams = "{network}, n-grams of 2 to {order} tokens ({numbers} numbers)"
-        parts = Sentence(ngrams, network=parts, order=model.ngram_order, numbers=numbers)
+        of_two = "{network}, n-grams of 2 tokens ({numbers} numbers)"
+        of_more = "{network}, n-grams of 2 to {order} tokens ({numbers} numbers)"
+        values = {"order": model.ngram_order, "numbers": f"{1 << model.ngram_bits:,}"}
+        parts = Sentence(of_two if model.ngram_order == 2 else of_more, network=parts, **values)
     return Sentence("{network}, {tokens} tokens", network=parts, tokens=tokens)
 
 

@@ -27,16 +27,25 @@ COLOURS += ("#948e77", "#aea371", "#c8b866", "#e5cf52", "#fee838")
 """The colour map cividis (Nuñez, Anderton & Renslow, 2018) in 11 steps: its lightness rises all the way, also in grey
 and to colour-blind eyes."""
 
+SPACE, SEMICOLON = Sentence(" "), Sentence("; ")
+
 Row = tuple[int, int]
 
 
 def page_bytes(findings: Findings) -> bytes:
     """The page as UTF-8."""
     grouped = by_neuron(findings.neurons.found)
+    title = Sentence("What {name} has learned", name=findings.name)
     values = {
         "made_by": f"charwright {__version__}",
+        "footer": in_html(
+            Sentence(
+                "Made by {program}. The page needs no network and sends nothing.", program=f"charwright {__version__}"
+            )
+        ),
         "name": html.escape(findings.name),
-        "title": in_html(Sentence("What {name} has learned", name=findings.name)),
+        "title": in_html(title, "title"),
+        "heading": in_html(title),
         "shown": in_html(Sentence("{network}. Shown: {source}.", network=findings.network, source=findings.source)),
         "notes": "".join(f"<p>{in_html(note)}</p>" for note in findings.notes),
         "words": translations("explanation"),
@@ -148,7 +157,7 @@ def _reading(findings: Findings) -> str:
         return in_html(words)
     one = "1 of the characters is outside the vocabulary."
     several = Sentence("{number} of the characters are outside the vocabulary.", number=f"{unknown:,}")
-    return f"{in_html(words)} <span>{in_html(one if unknown == 1 else several)}</span>"
+    return f"{in_html(words)}{in_html(SPACE)}<span>{in_html(one if unknown == 1 else several)}</span>"
 
 
 def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
@@ -204,7 +213,9 @@ def _neurons(findings: Findings, grouped: dict[Row, list[Neuron]], order: Sequen
                 f'<button class="small" type="button" data-neuron="{places[row]}" aria-pressed="false" '
                 f"{in_attribute('aria-label', said)}>Show</button>"
             )
-        also = ", ".join(f"<span>{in_html(n.feature)}</span> ({_number(n.confirmed)})" for n in neurons[1:4])
+        also = in_html(SEMICOLON).join(
+            f"<span>{in_html(n.feature)}</span> ({_number(n.confirmed)})" for n in neurons[1:4]
+        )
         rows.append(
             (
                 in_html(neuron_name(row, findings)),
@@ -232,7 +243,8 @@ def _neurons(findings: Findings, grouped: dict[Row, list[Neuron]], order: Sequen
         caption = "Neurons that follow a feature, the strongest first; r is the correlation"
         parts.append(table(caption, heads, rows, range(2, 7)))
     elif not search.unsearched:
-        parts.append("<p><b>No neuron passes.</b> The network may be too small, or trained too little.</p>")
+        why = "<span>The network may be too small, or trained too little.</span>"
+        parts.append(f"<p><b>No neuron passes.</b>{in_html(SPACE)}{why}</p>")
     tested = [
         (
             in_html(t.feature),
@@ -270,7 +282,7 @@ def _memory(findings: Findings) -> str:
         "Kullback-Leibler divergence in bits, with two standard errors. Half of the largest effect is gone after "
         "{half}; it stays above 0.01 bits for {reach}.",
         positions=memory.positions,
-        unit=memory.unit,
+        unit=Sentence(memory.unit),
         half=memory.in_words(memory.half),
         reach=memory.in_words(memory.reach),
     )
@@ -288,7 +300,7 @@ def _temperatures(findings: Findings) -> str:
     behind = Sentence(
         "({unit} {number} of the text), at several temperatures. The last column is how many equally likely characters "
         "would be as uncertain.",
-        unit=findings.level,
+        unit=Sentence(findings.level),
         number=f"{shown.position + 1:,}",
     )
     words = (
@@ -313,7 +325,7 @@ def _gates(findings: Findings) -> str:
         return "<p>A plain recurrent network has no gates: every step replaces the whole state.</p>"
     rows = [
         (
-            in_html(Sentence("Layer {layer}: {name}", layer=gate.layer, name=gate.name)),
+            in_html(Sentence("Layer {layer}: {name}", layer=gate.layer, name=Sentence(gate.name))),
             in_html(gate.meaning),
             f"{gate.mean:.2f} {bar(gate.mean)}",
             f"{100 * gate.closed:.0f} %",
@@ -335,7 +347,7 @@ def _embedding(findings: Findings) -> str:
         "components, which hold {first} % and {second} % of the variance. What is used alike lies close together; a "
         "dot is a character that another one would cover.",
         number=f"{len(found.tokens):,}",
-        unit=findings.level,
+        unit=Sentence(findings.level),
         first=f"{100 * found.explained[0]:.0f}",
         second=f"{100 * found.explained[1]:.0f}",
     )

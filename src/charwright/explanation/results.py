@@ -90,7 +90,9 @@ class NeuronSearch:
             return ""
         if self.characters < FEWEST_CHARACTERS:
             number = f"{self.characters:,}"
-            counted = "1 character" if self.characters == 1 else Sentence("{number} characters", number=number)
+            counted = (
+                Sentence("1 character") if self.characters == 1 else Sentence("{number} characters", number=number)
+            )
             return Sentence(
                 "The neurons were not searched: the text has {counted}, and {least} are needed; name a longer text "
                 "after the run.",
@@ -136,7 +138,7 @@ class Memory:
     def in_words(self, lag: int | None) -> str:
         """`half` or `reach` with its unit: `1 character`, `12 bytes`, `more than 256 characters`."""
         if lag == 1:
-            return f"1 {self.unit}"
+            return Sentence(f"1 {self.unit}")
         counted = Sentence(f"{{number}} {self.unit}s", number=self.lags[-1] if lag is None else lag)
         return Sentence("more than {counted}", counted=counted) if lag is None else counted
 

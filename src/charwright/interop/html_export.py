@@ -83,7 +83,10 @@ def _about(model: ModelConfig, card: Mapping[str, Any]) -> str:
             layers=model.layers,
             units=f"{model.units:,}",
         ),
-        "Vocabulary": Sentence("{tokens} tokens, {unit} level", tokens=f"{card['tokens']:,}", unit=card["unit"]),
+        **_ngrams(model),
+        "Vocabulary": Sentence(
+            "{tokens} tokens, {unit} level", tokens=f"{card['tokens']:,}", unit=Sentence(card["unit"])
+        ),
         "Training text": Sentence("{characters} characters", characters=f"{corpus['characters']:,}")
         if corpus["characters"]
         else "not recorded",
@@ -92,11 +95,16 @@ def _about(model: ModelConfig, card: Mapping[str, Any]) -> str:
         else Sentence("{loss} nats per character", loss=f"{loss:.4f}"),
         "Made by": str(card["made_by"]),
     }
-    if model.ngram_bits:
-        rows["N-grams"] = Sentence(
-            "of 2 to {order} tokens, {numbers} numbers", order=model.ngram_order, numbers=f"{1 << model.ngram_bits:,}"
-        )
     return "\n".join(f"<dt>{name}</dt><dd>{in_html(row)}</dd>" for name, row in rows.items())
+
+
+def _ngrams(model: ModelConfig) -> dict[str, str]:
+    """The row of the n-grams, if there are any."""
+    if not model.ngram_bits:
+        return {}
+    of_two, of_more = "of 2 tokens, {numbers} numbers", "of 2 to {order} tokens, {numbers} numbers"
+    values = {"order": model.ngram_order, "numbers": f"{1 << model.ngram_bits:,}"}
+    return {"N-grams": Sentence(of_two if model.ngram_order == 2 else of_more, **values)}
 
 
 class _Arrays:

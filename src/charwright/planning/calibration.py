@@ -51,7 +51,7 @@ def plan_here(
     options: Mapping[str, Any],
     wanted: Wanted,
     *,
-    clock: Clock = time.monotonic,
+    clock: Clock = time.perf_counter,
 ) -> tuple[Plan, Choice]:
     """Plan for this machine and choose how it computes, by measurement if the budget is in minutes."""
     start = starting_recipe(options)
@@ -85,7 +85,7 @@ def _batch_here(
     return batch
 
 
-def choose_here(recipe: Recipe, vocabulary_size: int, wanted: Wanted, *, clock: Clock = time.monotonic) -> Choice:
+def choose_here(recipe: Recipe, vocabulary_size: int, wanted: Wanted, *, clock: Clock = time.perf_counter) -> Choice:
     """Choose how a given recipe computes on this machine, by measurement if its budget is in minutes."""
     model = recipe.model
     masked = model.recurrent_dropout > 0
@@ -104,7 +104,7 @@ def measure_speeds(
     budget_s: float,
     compute: Compute,
     *,
-    clock: Clock = time.monotonic,
+    clock: Clock = time.perf_counter,
 ) -> dict[int, float]:
     """Characters per second of one GRU layer by width, from the narrowest up as far as the time allows.
 

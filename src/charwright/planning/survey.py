@@ -41,7 +41,7 @@ class Surveyed:
 
 
 def survey(
-    device: str = "auto", workload: Workload = TYPICAL, *, clock: Callable[[], float] = time.monotonic
+    device: str = "auto", workload: Workload = TYPICAL, *, clock: Callable[[], float] = time.perf_counter
 ) -> Iterator[Surveyed]:
     """Measure every way in which a device can compute, one after the other."""
     plain = dataclasses.replace(workload.model, recurrent_dropout=0.0, multiplicative=False)

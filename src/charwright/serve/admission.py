@@ -24,7 +24,7 @@ class Admission:
     """
 
     def __init__(
-        self, limits: ServiceConfig, callers: Counter[str], *, clock: Callable[[], float] = time.monotonic
+        self, limits: ServiceConfig, callers: Counter[str], *, clock: Callable[[], float] = time.perf_counter
     ) -> None:
         """Start empty. `callers`, the texts of each caller, is shared by all models."""
         self._limits, self._callers, self._clock = limits, callers, clock

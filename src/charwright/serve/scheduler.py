@@ -79,7 +79,7 @@ class Scheduler:
     """Generates the texts of one model in a thread of its own."""
 
     def __init__(
-        self, generator: Generator, name: str, post: Post, *, clock: Callable[[], float] = time.monotonic
+        self, generator: Generator, name: str, post: Post, *, clock: Callable[[], float] = time.perf_counter
     ) -> None:
         """Create the thread; `start` starts it."""
         self._generator, self._post, self._clock = generator, post, clock

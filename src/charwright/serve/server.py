@@ -24,6 +24,7 @@ from charwright.serve.service import Service
 from charwright.signals import handling
 
 BACKLOG = 1024
+MACOS_FILES = 10_240
 REPORT_EVERY_S = 10.0
 KEEP_ALIVE_S = 130
 """How long an idle connection stays open: longer than proxies keep theirs (nginx 60 s, Caddy 120 s), so that they close
@@ -51,7 +52,9 @@ def listen(host: str, port: int) -> socket.socket:
         reason = getattr(error, "strerror", None) or "it is no host name"
         raise UsageError(f"--host: {host} is no address of this machine ({reason})") from error
     try:
-        if sys.platform != "win32":  # Elsewhere it lets a restarted service listen at once; there it would share ports.
+        if sys.platform == "win32":  # Otherwise another program could listen on the port too.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:  # A restarted service can listen at once.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(BACKLOG)
@@ -88,7 +91,7 @@ def serve(
     """
     _allow_many_files()
     server = Server(service, create_app(service, access, log=log), say=say, trusted_proxies=trusted_proxies)
-    with handling(("SIGINT", "SIGTERM", "SIGHUP"), server.handle_exit):
+    with handling(("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"), server.handle_exit):
         server.run(sockets=[listener])
     return server.exit_code
 
@@ -99,8 +102,11 @@ def _allow_many_files() -> None:
         import resource
 
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        with contextlib.suppress(OSError, ValueError):
+        try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        except (OSError, ValueError):  # macOS allows this many, whatever it says.
+            with contextlib.suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (MACOS_FILES, most))
 
 
 def _protocol(service: Service) -> type[LimitedProtocol]:
@@ -192,6 +198,8 @@ class Server(uvicorn.Server):
     def _report(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Report what goes wrong outside of requests; a lack of open files once in a while, not for each connection."""
         problem = context.get("exception")
+        if isinstance(problem, ConnectionError) and "socket" not in context:
+            return  # A client that has gone.
         if not isinstance(problem, OSError):
             logger.error("%s", context["message"], exc_info=problem)
         elif (now := time.monotonic()) - self._reported_s > REPORT_EVERY_S:

@@ -55,7 +55,7 @@ def fit(  # noqa: PLR0915  (one loop, in one place)
     save: Callable[[Snapshot], None] | None = None,
     resume: Snapshot | None = None,
     should_stop: Callable[[], str | None] = lambda: None,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float] = time.perf_counter,
     spent_s: float = 0.0,
     ranks: Ranks = ALONE,
     pretrained: bool = False,

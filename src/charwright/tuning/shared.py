@@ -70,7 +70,7 @@ class SharedSearch(Search):
         limits: Limits,
         *,
         should_stop: Callable[[], str | None] = lambda: None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> Iterator[TrialResult]:
         """Run trials until a limit is reached or it should stop; yields each that this worker finished.
 

@@ -104,7 +104,7 @@ def run_trial(
     *,
     should_stop: Callable[[], str | None] = lambda: None,
     on_event: Callable[[Event], None] = lambda _: None,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Outcome:
     """Train by `recipe` for the minutes of the task, and evaluate the weights that `train` would keep.
 

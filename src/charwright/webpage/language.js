@@ -8,8 +8,11 @@ const said = new Map(); // from element to what returns its text
 let language = "en";
 
 /** A sentence in the language of the page, with its {values} filled in. */
-const translated = (sentence, values = {}) =>
-  (words[language]?.[sentence] ?? sentence).replace(/\{(\w+)\}/g, (_, name) => values[name]);
+function translated(sentence, values = {}) {
+  const table = words[language] ?? {};
+  const said = Object.hasOwn(table, sentence) ? table[sentence] : sentence;
+  return said.replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
+}
 
 /** Show a sentence in an element, and again whenever the language changes; a function returns one that is translated. */
 function sayIn(element, sentence) {
@@ -18,13 +21,14 @@ function sayIn(element, sentence) {
   element.textContent = render();
 }
 
-/** The sentences in the page's HTML: functions that show each of them in the language of the page. */
+/** The sentences in the page's HTML: functions that show each of them in the language of the page. What stands in an
+    element with translate="no" is none. */
 function sentencesOfPage() {
   const shows = [];
-  const nodes = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const nodes = document.createTreeWalker(document.documentElement, NodeFilter.SHOW_TEXT);
   while (nodes.nextNode()) {
     const node = nodes.currentNode, text = node.data.trim();
-    if (!isKnown(text) || node.parentElement.closest("script, [translate=no]")) continue;
+    if (!isKnown(text) || node.parentElement.closest("script, style, [translate=no]")) continue;
     const [before, behind] = node.data.split(text);
     shows.push(() => (node.data = before + translated(text) + behind));
   }
@@ -42,13 +46,13 @@ function sentencesOfPage() {
   return shows;
 }
 
-/** The text of a sentence whose values are texts or sentences; those of webpage/sentence.py. */
+/** The text of a sentence whose values are sentences too, or names and numbers; those of webpage/sentence.py. */
 const madeOf = (parts) =>
   typeof parts === "string"
-    ? translated(parts)
+    ? parts
     : translated(parts.sentence, Object.fromEntries(Object.entries(parts.values).map(([k, v]) => [k, madeOf(v)])));
 
-const isKnown = (sentence) => Object.values(words).some((table) => sentence in table);
+const isKnown = (sentence) => Object.values(words).some((table) => Object.hasOwn(table, sentence));
 
 /** Show the page in a language. */
 function speak(chosen, shows, button) {
@@ -69,7 +73,7 @@ const otherLanguage = () => Object.keys(LANGUAGES).find((other) => other !== lan
 function preferredLanguage() {
   try {
     const stored = localStorage.getItem(LANGUAGE_STORE);
-    if (stored in LANGUAGES) return stored;
+    if (stored && Object.hasOwn(LANGUAGES, stored)) return stored;
   } catch {
     // The storage is blocked.
   }

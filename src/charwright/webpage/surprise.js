@@ -19,7 +19,7 @@ class SurpriseText {
 
   /** Begin a new text. */
   forget() {
-    Object.assign(this, { runs: [], characters: [], bits: [], total: 0, reading: -1, part: this.generated });
+    Object.assign(this, { runs: [], characters: [], bits: [], total: 0, reading: -1, shownIndex: -1, part: this.generated });
   }
 
   /** Append an element; the characters that follow belong to it. */
@@ -47,6 +47,19 @@ class SurpriseText {
     this.total += bits;
   }
 
+  /** Remove the last part with its characters. */
+  removePart() {
+    const run = this.runs.findIndex(({ part }) => part === this.part);
+    if (run >= 0) {
+      const { first } = this.runs[run];
+      for (const bits of this.bits.splice(first)) this.total -= bits;
+      this.characters.splice(first);
+      this.runs.splice(run);
+    }
+    this.part.remove();
+    this.part = this.generated;
+  }
+
   /** The range of a drawn character. */
   rangeOf(index) {
     const run = this.runs.findLast((run) => run.first <= index);
@@ -70,13 +83,19 @@ class SurpriseText {
 
   /** Show the surprise of a character. */
   readOut(index) {
-    if (index === undefined || !this.shown()) return;
+    if (!(index in this.bits) || !this.shown()) return;
+    this.shownIndex = index;
     const character = this.characters[index], bits = this.bits[index];
     // The isolates keep a right-to-left character from reordering the line.
-    const name = character in NAMES ? translated(NAMES[character]) : `“\u2068${character}\u2069”`;
+    const name = character in NAMES ? translated(NAMES[character]) : translated("“{character}”", { character: `\u2068${character}\u2069` });
     const percent = (100 * 2 ** -bits).toLocaleString("en", { maximumSignificantDigits: 2 });
     const values = { name, bits: bits.toFixed(2), percent };
     this.readout.textContent = translated("{name}: {bits} bits, probability {percent}%", values);
+  }
+
+  /** Show the number that is shown in the language of the page. */
+  readAgain() {
+    if (this.readout.textContent) this.readOut(this.shownIndex);
   }
 
   /** Read the text character by character with the arrow keys. */

@@ -39,7 +39,7 @@ def choice_for_resume(
     wanted: Wanted,
     notify: Notify,
     *,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[Choice, ComputeRecord]:
     """How a run computes from now on, and its new record; a change is one notice.
 

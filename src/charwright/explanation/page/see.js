@@ -3,7 +3,7 @@
 
 const BOUNDS = [1, 2, 4, 8]; // bits; a character's level is how many of these its surprise reaches
 const STEPS = 10; // of the colours of neurons, from the least activation in the text to the largest
-const SURPRISING = 8; // bits; a sentence names the number
+const SURPRISING = 8; // bits
 const RIGHT_TO_LEFT = /[\p{Script=Hebrew}\p{Script=Arabic}\p{Script=Syriac}\p{Script=Thaana}\p{Script=Nko}]/u;
 const NAMES = { "\n": "newline", " ": "space", "\t": "tab", "\u00a0": "no-break space", "\u3000": "ideographic space" };
 const page = Object.fromEntries([...document.querySelectorAll("[id]")].map((element) => [element.id, element]));
@@ -31,14 +31,14 @@ const coded = (character) =>
   /^\p{C}$/u.test(character) ? `U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}` : undefined;
 
 /** A character by name; the isolates keep one that is written from right to left from reordering the line. */
-const named = (character) => nameOf(character) ?? `“\u2068${character}\u2069”`;
+const named = (character) => nameOf(character) ?? translated("“{character}”", { character: `\u2068${character}\u2069` });
 const nameOf = (character) => (character in NAMES ? translated(NAMES[character]) : coded(character));
 const percent = (share) => (share < 0.0005 ? translated("under 0.1 %") : `${(100 * share).toFixed(1)} %`);
 const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`;
 const activation = (index, at) => activations[index * characters.length + at] / 127;
 
 const nameOfNeuron = (index) => translated("Neuron {number}", { number: data.numbers[index] });
-const featuresOf = (index) => data.features[index].map((feature) => translated(feature)).join(translated(", "));
+const featuresOf = (index) => data.features[index].map((feature) => translated(feature)).join(translated("; "));
 
 /** Build the text: a span for each character. */
 function build() {
@@ -90,16 +90,17 @@ function sentences(at) {
   const bits = data.bits[at];
   const [number, all] = [at + 1, characters.length].map((count) => count.toLocaleString("en"));
   const what = translated("{name}, character {number} of {all}", { name: named(characters[at]), number, all });
-  const measured = () => ({ bits: bits.toFixed(2), share: percent(2 ** -bits) });
-  const cost =
-    bits === null
-      ? translated("Nothing predicts the first character.")
-      : translated("Surprise {bits} bits, probability {share}.", measured());
+  const values = { bits: bits?.toFixed(2), share: percent(2 ** -bits) };
+  const cost = translated(
+    bits === null ? "Nothing predicts the first character." : "Surprise {bits} bits, probability {share}.",
+    values,
+  );
   const notes = [];
   if (unknown.has(at)) notes.push(translated("Outside the vocabulary."));
-  const activated = () => ({ name: nameOfNeuron(neuron), value: signed(activation(neuron, at)) });
-  if (neuron >= 0) notes.push(translated("{name}: {value}.", activated()));
-  return { what, cost: [cost, ...notes].join(" ") };
+  if (neuron >= 0) {
+    notes.push(translated("{name}: {value}.", { name: nameOfNeuron(neuron), value: signed(activation(neuron, at)) }));
+  }
+  return { what, cost: [cost, ...notes].join(translated(" ")) };
 }
 
 /** The likeliest characters at a place with their probabilities. */
@@ -139,7 +140,7 @@ function move(at, focused) {
   show(at);
   const { what, cost } = sentences(at);
   const likely = expected(at).map(([token, share]) => `${named(token)} ${percent(share)}`);
-  const others = likely.length ? translated("Expected: {likely}.", { likely: likely.join(translated(", ")) }) : "";
+  const others = likely.length ? translated("Expected: {likely}.", { likely: likely.join(translated("; ")) }) : "";
   page.announce.textContent = translated("{what}. {cost} {others}", { what, cost, others }).trim();
 }
 
@@ -202,7 +203,7 @@ function fill() {
   page.view.replaceChildren(option("-1", translated("Surprise")));
   const options = data.numbers.map((_, index) => {
     const values = { name: nameOfNeuron(index), features: featuresOf(index) };
-    return option(String(index), translated(values.features ? "{name}: {features}" : "{name}", values));
+    return option(String(index), values.features ? translated("{name}: {features}", values) : values.name);
   });
   const found = options.splice(0, data.found);
   if (found.length) page.view.append(group(translated("Neurons that mean something"), found));
@@ -222,6 +223,7 @@ startLanguages(page.language, () => {
   fill();
   paint();
   show(current);
+  page.announce.textContent = "";
 });
 fill();
 build();
@@ -252,7 +254,7 @@ page.surprising.addEventListener("click", () => {
   const next = from(current);
   const at = next >= 0 ? next : from(-1);
   if (at >= 0) move(at, false);
-  else page.announce.textContent = page.cost.textContent = translated("No character has 8 bits or more.");
+  else page.announce.textContent = page.cost.textContent = translated("No character has {bits} bits or more.", { bits: SURPRISING });
 });
 for (const button of document.querySelectorAll("button[data-neuron]")) {
   button.addEventListener("click", () => {

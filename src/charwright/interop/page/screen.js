@@ -14,6 +14,7 @@ function start(model) {
   const colours = new Colours(page);
   const labelled = model.labels.length > 0;
   let running = null; // the request being generated
+  let following = true; // the reader is at the end of the text
 
   const say = (line) => sayIn(page.status, line);
 
@@ -47,25 +48,54 @@ function start(model) {
 
   async function generate() {
     const request = requestOf();
+    if (labelled && request.prompt.includes(model.recordEnd)) {
+      return say("The prompt has the end of a record; give the beginning of one record.");
+    }
     running = request;
     busy(true);
     colours.clear();
     page.promptText.textContent = labelled ? "" : request.prompt;
     say("Reading the prompt …");
     await pause();
-    const started = performance.now();
-    let count = 0, written = 0;
-    for (; written < request.texts && !request.stopped; written++) {
-      const writer = new Writer(model, { ...request, stream: written });
-      while (!request.stopped && inSlice(() => writer.read())) await pause();
-      if (written === 0) say("Generating …");
-      if (labelled) beginRecord(writer, request);
-      count += await write(writer, request);
-      if (labelled && !request.stopped) page.generated.append(model.recordEnd);
-    }
+    const slice = new Slice(), started = performance.now();
+    const { count, records } = await (labelled ? writeRecords : writeText)(request, slice);
+    await refresh(slice);
     const seconds = Math.max(performance.now() - started, 1) / 1000;
     const bits = request.measured && count ? colours.total / count : undefined;
-    ended(() => resultOf(request, { count, records: labelled ? written : undefined, speed: count / seconds, bits }));
+    ended(() => resultOf(request, { count, records, speed: count / seconds, bits }));
+  }
+
+  /** Generate one text. */
+  async function writeText(request, slice) {
+    const writer = new Writer(model, request);
+    await read(writer, request, slice);
+    say("Generating …");
+    return { count: await write(writer, request, slice) };
+  }
+
+  /** Generate one record after another; one that is stopped before its end is removed. */
+  async function writeRecords(request, slice) {
+    say("Generating …");
+    let count = 0, records = 0;
+    for (; records < request.texts; records++) {
+      const writer = new Writer(model, { ...request, stream: records });
+      await read(writer, request, slice);
+      if (request.stopped) break;
+      beginRecord(writer, request);
+      const written = await write(writer, request, slice);
+      if (request.stopped) {
+        colours.removePart();
+        break;
+      }
+      page.generated.append(model.recordEnd);
+      count += written;
+    }
+    return { count, records };
+  }
+
+  /** Read the prompt. */
+  async function read(writer, request, slice) {
+    while (!request.stopped && writer.read()) if (slice.isOver()) await refresh(slice);
   }
 
   /** What a request came to, in words. */
@@ -92,29 +122,34 @@ function start(model) {
   }
 
   /** Generate one text, to its end or its length, and return how many characters it has. */
-  async function write(writer, request) {
-    let count = 0;
+  async function write(writer, request, slice) {
+    let count = 0, taken = [];
     while (count < request.length && !writer.ended && !request.stopped) {
-      const taken = [];
-      inSlice(() => {
-        taken.push(...writer.next());
-        const full = count + taken.length + writer.held.length >= request.length;
-        if (full && !writer.ended) taken.push(...writer.rest());
-        return !full && !writer.ended;
-      });
-      show(taken.slice(0, request.length - count), request.measured);
-      count = Math.min(count + taken.length, request.length);
-      await pause();
+      taken.push(...writer.next());
+      if (!writer.ended && count + taken.length + writer.held.length >= request.length) taken.push(...writer.rest());
+      const full = count + taken.length >= request.length;
+      if (!full && !writer.ended && !slice.isOver()) continue;
+      taken = taken.slice(0, request.length - count);
+      append(taken, request.measured);
+      count += taken.length;
+      taken = [];
+      if (slice.isOver()) await refresh(slice);
     }
     return count;
   }
 
-  /** Append characters with their surprise to the page; a reader who has scrolled back stays there. */
-  function show(taken, measured) {
-    const below = page.text.scrollHeight - page.text.scrollTop - page.text.clientHeight;
+  /** Append characters with their surprise to the page. */
+  function append(taken, measured) {
     if (measured) for (const [character, bits] of taken) colours.append(character, bits);
     else colours.part.append(taken.map(([character]) => character).join(""));
-    if (below < 40) page.text.scrollTop = page.text.scrollHeight;
+  }
+
+  /** Let the browser draw; a reader who has scrolled back stays there. */
+  async function refresh(slice) {
+    if (following) page.text.scrollTop = page.text.scrollHeight;
+    await pause();
+    following = page.text.scrollHeight - page.text.scrollTop - page.text.clientHeight < 40;
+    slice.begin();
   }
 
   page.form.addEventListener("submit", (event) => {
@@ -137,6 +172,7 @@ function start(model) {
     page.shownTemperature.textContent = page.temperature.valueAsNumber.toFixed(2);
   });
   document.addEventListener("keydown", (event) => {
+    if (event.isComposing) return;
     if (event.key === "Escape" && running) running.stopped = true;
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) page.form.requestSubmit();
   });
@@ -146,10 +182,10 @@ function start(model) {
       say("The next text is coloured as it is generated.");
     }
   });
-  page.label.append(...model.labels.map((name, index) => new Option(name, index)));
   page.labelRow.hidden = page.recordsRow.hidden = !labelled;
   page.lengthRow.hidden = labelled;
-  startLanguages(page.language);
+  startLanguages(page.language, () => colours.readAgain());
+  page.label.append(...model.labels.map((name, index) => new Option(name, index)));
   busy(false);
   say("Ready.");
 }
@@ -159,11 +195,19 @@ const grouped = (number) => Math.round(number).toLocaleString("en");
 /** A number of records or characters, in words. */
 const counted = (number, name) => translated(number === 1 ? `1 ${name}` : `{number} ${name}s`, { number: grouped(number) });
 
-/** Call `work` for one time slice or until it returns false; return whether there is more to do. */
-function inSlice(work) {
-  const end = performance.now() + SLICE_MS;
-  while (work()) if (performance.now() >= end) return true;
-  return false;
+/** The time between two screen and keyboard updates. */
+class Slice {
+  constructor() {
+    this.begin();
+  }
+
+  begin() {
+    this.end = performance.now() + SLICE_MS;
+  }
+
+  isOver() {
+    return performance.now() >= this.end;
+  }
 }
 
 /** Let the browser render and handle input. A message resumes at once; timers are throttled in background tabs. */

@@ -7,10 +7,12 @@ const BASE = `${location.origin}${location.pathname.replace(/\/*$/, "/")}`;
 // Parameters that the openai package does not know.
 const OWN = new Set(["label", "top_k", "min_p", "repetition_penalty", "until"]);
 
-/** An error to show: `param` is the parameter that it is about and `code` its code, if the service gave them. */
+/** An error to show, in the words that `say` returns: `param` is the parameter that it is about and `code` its code, if
+    the service gave them. */
 class ServiceError extends Error {
-  constructor(message, { param = null, code = null } = {}) {
-    super(message);
+  constructor(say, { param = null, code = null } = {}) {
+    super(say());
+    this.say = say;
     this.param = param;
     this.code = code;
   }
@@ -20,7 +22,8 @@ class ServiceError extends Error {
 async function send(path, options) {
   const response = await fetch(BASE + path, options).catch((error) => {
     if (error.name === "AbortError") throw error;
-    throw new ServiceError("The service cannot be reached. Is it running? Nothing is lost: generate again when it is.");
+    const message = "The service cannot be reached. Is it running? Nothing is lost: generate again when it is.";
+    throw new ServiceError(() => translated(message));
   });
   if (!response.ok) throw await errorOf(response);
   return response;
@@ -30,10 +33,11 @@ async function send(path, options) {
 async function errorOf(response) {
   // A proxy in front of the service may answer with something else than the service's JSON.
   const error = (await response.json().catch(() => null))?.error ?? {};
-  const message = error.message ?? (response.statusText || translated("the service gave no reason"));
+  const said = error.message ?? response.statusText;
   const seconds = response.headers.get("Retry-After") ?? "";
-  const again = /^\d+$/.test(seconds) && !message.includes("try again") ? translated("; try again in {seconds} s", { seconds }) : "";
-  return new ServiceError(translated("Error {status}: ", response) + message + again, error);
+  const again = /^\d+$/.test(seconds) && !said.includes("try again") ? () => translated("; try again in {seconds} s", { seconds }) : () => "";
+  const message = () => said || translated("the service gave no reason");
+  return new ServiceError(() => translated("Error {status}: ", response) + message() + again(), error);
 }
 
 /** The labels of each of the service's models, by its name; most have none. */
@@ -54,13 +58,14 @@ async function* chunksOf(response) {
   for await (const data of eventsOf(response.body)) {
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);
-    if (chunk.error) throw new ServiceError(translated("The service stopped: {message}", chunk.error), chunk.error);
+    if (chunk.error) throw new ServiceError(() => translated("The service stopped: {message}", chunk.error), chunk.error);
     yield { ...chunk, seed: seedOf(data) };
   }
   throw brokenOff();
 }
 
-const brokenOff = () => new ServiceError("The connection broke before the end. The text so far is kept.");
+const brokenOff = () =>
+  new ServiceError(() => translated("The connection broke before the end. The text so far is kept."));
 
 /** Yield the data of server-sent events. The bytes may be split anywhere, even inside a character. */
 async function* eventsOf(body) {

@@ -25,14 +25,22 @@ class Pane extends SurpriseText {
     const parts = element.querySelectorAll("h2, p, button, div.text, span");
     const [title, facts, button, text, before, generated] = parts;
     super({ text, generated, readout: page.readout });
-    Object.assign(this, { element, facts, count: 0, waiting: [] });
-    title.textContent = translated("Text {number}", { number });
-    text.setAttribute("aria-label", title.textContent);
+    Object.assign(this, { element, title, facts, button, number, count: 0, waiting: [] });
     text.setAttribute("aria-busy", "true");
-    button.textContent = translated("Copy");
-    button.setAttribute("aria-label", translated("Copy text {number}", { number }));
+    this.name();
     before.textContent = prompt;
     button.addEventListener("click", () => copyAndSay(text.textContent));
+  }
+
+  /** Show what the pane says in the language of the page. */
+  name() {
+    const { number } = this;
+    this.title.textContent = translated("Text {number}", { number });
+    this.text.setAttribute("aria-label", this.title.textContent);
+    this.button.textContent = translated("Copy");
+    this.button.setAttribute("aria-label", translated("Copy text {number}", { number }));
+    this.facts.textContent = this.summary();
+    this.readAgain();
   }
 
   /** Take a fragment of the text; it is drawn in the next frame. */
@@ -135,7 +143,7 @@ const pause = () =>
 function newPanes(request) {
   panes = Array.from({ length: request.n }, (_, index) => new Pane(index + 1, request.prompt));
   page.texts.replaceChildren(...panes.map((pane) => pane.element));
-  page.readout.textContent = translated("Point at a character, or go to a text with Tab and press the arrow keys.");
+  sayIn(page.readout, "Point at a character, or go to a text with Tab and press the arrow keys.");
   return panes;
 }
 
@@ -185,8 +193,8 @@ function resultOf(state, written, { begun, now, seed, unknown }) {
 /** Show an error, and mark the control that it is about; null removes both. */
 function complain(error) {
   const foreign = error && !(error instanceof ServiceError); // such as a page of a proxy where JSON was expected
-  const message = () => (foreign ? translated("The answer cannot be read: {message}", error) : translated(error.message));
-  sayIn(page.alert, error ? message : "");
+  const unread = () => translated("The answer cannot be read: {message}", error);
+  sayIn(page.alert, error ? (foreign ? unread : error.say) : "");
   for (const control of page.form.elements) control.removeAttribute("aria-invalid");
   const control = error?.param && page.form.elements.namedItem(error.param);
   control?.setAttribute("aria-invalid", "true");
@@ -310,7 +318,7 @@ function connect() {
   });
 }
 
-startLanguages(page.language);
+startLanguages(page.language, () => panes.forEach((pane) => pane.name()));
 page.docs.href = `${BASE}docs`;
 page.keyNote.hidden = !keys;
 restore();
