@@ -52,6 +52,7 @@ function start(model) {
       return say("The prompt has the end of a record; give the beginning of one record.");
     }
     running = request;
+    following = true;
     busy(true);
     colours.clear();
     page.promptText.textContent = labelled ? "" : request.prompt;
