@@ -23,7 +23,6 @@ from charwright.run_view import cell_in_words
 from charwright.webpage.sentence import Sentence
 from charwright.workflow.texts import texts_of_run
 
-GIVEN = Sentence("the given text")
 LENGTH = 5000
 MOST_HELD_OUT = 2_000_000
 """Characters of a validation text that are read: many more than are shown or searched."""
@@ -35,7 +34,7 @@ def explain(
     run: Run | str | os.PathLike[str],
     text: Text | None = None,
     *,
-    source: str = GIVEN,
+    source: str | None = None,
     length: int = LENGTH,
     moved: Sequence[str] = (),
     seed: int = 0,
@@ -50,7 +49,7 @@ def explain(
     Args:
         run: the run, or its folder.
         text: the text to show, of which no more is read than is needed; by default the run's validation text.
-        source: what the given text is, for the reader.
+        source: what the given text is, for the reader; by default "the given text".
         length: how many characters of the text to show, from its beginning: 20 to 50,000.
         moved: where the run's corpus is now, if it has moved.
         seed: of everything that is drawn.
@@ -122,7 +121,7 @@ def explain(
         name=opened.folder.resolve().name,
         network=_network_line(opened),
         text=shown,
-        source=_source(shown, characters, source),
+        source=_source(shown, characters, Sentence("the given text") if source is None else source),
         unknown=() if unit == "byte" else tuple(i for i, character in enumerate(shown) if character not in known),
         level=unit,
         surprise=surprise,

@@ -35,8 +35,9 @@ async function errorOf(response) {
   const error = (await response.json().catch(() => null))?.error ?? {};
   const said = error.message ?? response.statusText;
   const seconds = response.headers.get("Retry-After") ?? "";
-  const again = /^\d+$/.test(seconds) && !said.includes("try again") ? () => translated("; try again in {seconds} s", { seconds }) : () => "";
+  const waits = /^\d+$/.test(seconds) && !said.includes("try again");
   const message = () => said || translated("the service gave no reason");
+  const again = () => (waits ? translated("; try again in {seconds} s", { seconds }) : "");
   return new ServiceError(() => translated("Error {status}: ", response) + message() + again(), error);
 }
 

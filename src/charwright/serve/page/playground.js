@@ -27,13 +27,13 @@ class Pane extends SurpriseText {
     super({ text, generated, readout: page.readout });
     Object.assign(this, { element, title, facts, button, number, count: 0, waiting: [] });
     text.setAttribute("aria-busy", "true");
-    this.name();
+    this.describe();
     before.textContent = prompt;
     button.addEventListener("click", () => copyAndSay(text.textContent));
   }
 
   /** Show what the pane says in the language of the page. */
-  name() {
+  describe() {
     const { number } = this;
     this.title.textContent = translated("Text {number}", { number });
     this.text.setAttribute("aria-label", this.title.textContent);
@@ -318,7 +318,7 @@ function connect() {
   });
 }
 
-startLanguages(page.language, () => panes.forEach((pane) => pane.name()));
+startLanguages(page.language, () => panes.forEach((pane) => pane.describe()));
 page.docs.href = `${BASE}docs`;
 page.keyNote.hidden = !keys;
 restore();
