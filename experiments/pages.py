@@ -1,11 +1,12 @@
-"""How to plan for a text of a few pages, measured on what follows it.
+"""How to plan for a short text, measured on what follows it, or on its own blocks that are held out.
 
     python experiments/pages.py code 5000 --steps 500 weight_decay=5 ngram_bits=18
+    python experiments/pages.py russian 20000 --steps 400 --held-out --pieces 4 weight_decay=2.1
 
-The training texts are three pieces of a text, and each is measured on the 12,000 characters 2,000 behind its end, after
-4 steps and then after 12 % more each time. The options that are not given are those of the plan for as many steps; the
-output bias begins with zeros. A line with the means of the lowest and of the last losses, and the steps of the lowest,
-is added to pages.jsonl.
+The training texts are some pieces of a text. Each is measured on the 12,000 characters 2,000 behind its end, or with
+`--held-out` on the tenth of it that `train` holds out, after 4 steps and then after 12 % more each time. The options
+that are not given are those of the plan for as many steps; the output bias begins with zeros. A line with the means of
+the lowest and of the last losses, and the steps of the lowest, is added to pages.jsonl.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ from typing import Any
 import charwright as cw
 import corpora
 from charwright.data.sequences import make_dataset
+from charwright.data.split import split_corpus
 from charwright.data.texts import ids_of
 from charwright.evaluation.evaluation import Evaluation
 from charwright.model.compute import Wanted
 from sweep import value_of
 
 LEDGER = Path(__file__).with_name("pages.jsonl")
-TEXTS = {"shakespeare": "shakespeare", "code": "code-2m", "docs": "docs-2m"}
-PIECES, GAP, MEASURED = 3, 2_000, 12_000
+TEXTS = {"shakespeare": "shakespeare", "code": "code-2m", "docs": "docs-2m", "russian": "russian", "chinese": "chinese"}
+GAP, MEASURED = 2_000, 12_000
 
 
 class Measured:
@@ -81,27 +83,33 @@ def main() -> None:
     parser.add_argument("text", choices=list(TEXTS))
     parser.add_argument("characters", type=int)
     parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--pieces", type=int, default=3)
+    parser.add_argument("--held-out", action="store_true")
     parser.add_argument("options", nargs="*", metavar="NAME=VALUE")
     args = parser.parse_intermixed_args()
     options = {name: value_of(value) for name, _, value in (item.partition("=") for item in args.options)}
     whole, random = corpora.TEXTS[TEXTS[args.text]](), Random(5)
-    begins = [random.randrange(len(whole) - args.characters - GAP - MEASURED) for _ in range(PIECES)]
+    begins = [random.randrange(len(whole) - args.characters - GAP - MEASURED) for _ in range(args.pieces)]
     runs = []
     for begin in begins:
         end = begin + args.characters
-        runs.append(trained(whole[begin:end], whole[end + GAP : end + GAP + MEASURED], args.steps, options))
+        pair = whole[begin:end], whole[end + GAP : end + GAP + MEASURED]
+        if args.held_out:
+            pair = split_corpus(pair[0], cw.SplitConfig())
+        runs.append(trained(*pair, args.steps, options))
     recipe = runs[0][1]
     lowest = [min(watch.found) for watch, _ in runs]
     line = {
         "text": args.text,
         "characters": args.characters,
+        "measured": "blocks" if args.held_out else "what follows",
         "steps": args.steps,
         "units": recipe.model.units,
         "weight_decay": recipe.training.weight_decay,
         "ngram_bits": recipe.model.ngram_bits,
-        "lowest": round(sum(loss for loss, _ in lowest) / PIECES, 4),
+        "lowest": round(sum(loss for loss, _ in lowest) / args.pieces, 4),
         "at": [step for _, step in lowest],
-        "last": round(sum(watch.found[-1][0] for watch, _ in runs) / PIECES, 4),
+        "last": round(sum(watch.found[-1][0] for watch, _ in runs) / args.pieces, 4),
     }
     with LEDGER.open("a", encoding="utf-8") as ledger:
         ledger.write(json.dumps(line) + "\n")

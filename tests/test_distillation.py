@@ -330,8 +330,9 @@ def test_an_ensemble_equals_its_trainings_one_by_one(charwright: Terminal, text:
     seeds = [Run.open(place).config.recipe.training.seed for place in places]
     assert len({*seeds, 3}) == 3
     for seed, place in zip(seeds, places, strict=True):
-        alone = cw.train(text, out=tmp_path / f"alone-{seed}", seed=seed, **STUDENT)
+        alone = cw.train(text, out=tmp_path / f"alone-{seed}", teaches=True, seed=seed, **STUDENT)
         assert weights(alone) == weights(place)
+        assert alone.config == Run.open(place).config
     again = cw.train(text, out=tmp_path / "again", seed=3, teachers=places, **STUDENT)
     assert weights(run) == weights(again)
     words = [
@@ -591,6 +592,9 @@ def test_the_plan_says_that_it_has_teachers(charwright: Terminal, short: Path) -
     assert "units and n-grams for 0.45 minutes" in shown.out
     asked = charwright(*words, "--steps", "5", "--ensemble", "2")
     assert asked.out.startswith("plan: 2 teachers, and a model that learns from them; this is the plan of a teacher\n")
+    alone = charwright(*words, "--steps", "5", "--ensemble", "0")
+    assert ("weight decay 0.1\n" in asked.out, "weight decay 0.3\n" in alone.out) == (True, True)
+    assert cw.plan(short, steps=5, threads=1, teaches=True).recipe.training.weight_decay == 0.1
     for options in (["--ensemble", "0"], ["--target-loss", "1"]):
         alone = charwright(*words, "--minutes", "3", *options)
         assert "teachers" not in alone.out

@@ -166,8 +166,8 @@ def test_a_small_text_gets_a_small_model_and_much_regularization() -> None:
     assert small.training.weight_decay > large.training.weight_decay
 
 
-def of_tokens(tokens: int, repetition: float = 1.0) -> TextProfile:
-    return TextProfile(tokens, 60, "Latin", tokens, repetition=repetition)
+def of_tokens(tokens: int, repetition: float = 1.0, *, teaches: bool = False) -> TextProfile:
+    return TextProfile(tokens, 60, "Latin", tokens, repetition=repetition, teaches=teaches)
 
 
 def test_with_n_grams_dropout_follows_the_load() -> None:
@@ -184,7 +184,7 @@ def test_with_n_grams_dropout_follows_the_load() -> None:
     assert regularization(alone, 28, million).dropout == 0.2
     assert regularization(narrow, 28, short).dropout == 0.35, "the most by load"
     often = regularization(narrow, 400, short)
-    assert (often.dropout, often.recurrent_dropout, often.weight_decay) == (0.5, 0.35, 1.2)
+    assert (often.dropout, often.recurrent_dropout) == (0.5, 0.35)
     gru, igru = (regularization(dataclasses.replace(narrow, cell=cell), 5, million) for cell in ("gru", "igru"))
     assert gru.dropout == pytest.approx(1.5 * igru.dropout)
 
@@ -198,8 +198,13 @@ def test_weight_decay_replaces_dropout_where_a_long_text_hardly_repeats_itself()
     between = regularization(wide, 28, of_tokens(250_000, repetition=0.425))
     assert between.weight_decay == pytest.approx(0.6)
     assert fresh.dropout < between.dropout < repeating.dropout
-    short = regularization(wide, 28, of_tokens(90_000, repetition=0.1))
-    assert short == regularization(wide, 28, of_tokens(90_000, repetition=0.5)), "a pass has too few steps"
+    short, alike = (regularization(wide, 28, of_tokens(90_000, repetition)) for repetition in (0.1, 0.5))
+    assert short.dropout == alike.dropout, "a pass has too few steps"
+    assert short.weight_decay == pytest.approx(0.4 * (3 - 2 * 20 / 90)), "as every short text"
+    teacher = regularization(wide, 28, of_tokens(90_000, repetition=0.1, teaches=True))
+    assert teacher.weight_decay == pytest.approx(0.4)
+    assert regularization(wide, 28, of_tokens(150_000, 0.1)).weight_decay == pytest.approx(0.8)
+    assert regularization(wide, 28, of_tokens(150_000, 0.1, teaches=True)).weight_decay == pytest.approx(0.4 * 13 / 7)
     long = regularization(wide, 28, of_tokens(1_000_000, repetition=0.1))
     assert long.weight_decay == pytest.approx(0.4), "the steps of a long text are enough"
     low = regularization(wide, 28, of_tokens(1_900_000, repetition=0.1))
@@ -208,16 +213,18 @@ def test_weight_decay_replaces_dropout_where_a_long_text_hardly_repeats_itself()
 
 @pytest.mark.parametrize("bits", [0, 18])
 def test_a_short_text_has_more_weight_decay(bits: int) -> None:
-    """Five times as much; what teachers write makes it longer."""
-    model = ModelConfig(cell="igru", units=128, ngram_bits=bits)
-    found = [
-        regularization(model, 28, of_tokens(tokens)).weight_decay for tokens in (50_000, 9_000, 8_000, 7_000, 3_000)
-    ]
-    assert found == pytest.approx([0.4, 0.4, 1.2, 2.0, 2.0])
-    assert regularization(model, 10_000, of_tokens(50_000)).weight_decay == pytest.approx(1.2)
-    assert regularization(model, 10_000, of_tokens(3_000)).weight_decay == pytest.approx(6.0)
-    taught = dataclasses.replace(of_tokens(5_000), beside=300_000)
-    assert regularization(model, 28, taught).weight_decay == pytest.approx(0.4)
+    """Three or five times as much; teachers and what learns from them have no more than others."""
+    model, lengths = ModelConfig(cell="igru", units=128, ngram_bits=bits), (3_000, 7_000, 9_500, 12_000, 70_000, 160_000)
+
+    def of(passes: float, tokens: int, **changed: Any) -> float:
+        return regularization(model, passes, dataclasses.replace(of_tokens(tokens), **changed)).weight_decay
+
+    assert [of(28, tokens) for tokens in lengths] == pytest.approx([2.0, 2.0, 1.6, 1.2, 1.2, 0.4])
+    assert of(28, 115_000) == pytest.approx(0.8)
+    assert [of(10_000, tokens) for tokens in lengths] == pytest.approx([6.0, 6.0, 4.25, 2.5, 2.5, 1.2])
+    for tokens in lengths:
+        assert of(28, tokens, teaches=True) == of(28, tokens, beside=300_000) == pytest.approx(0.4)
+        assert of(10_000, tokens, teaches=True) == pytest.approx(1.2)
 
 
 def test_what_teachers_write_makes_no_text_longer() -> None:

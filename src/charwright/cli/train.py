@@ -169,7 +169,8 @@ def train(
         count = planned_teachers(corpus, options, **origin) if ensemble is None else ensemble
         for line in _explained_ensemble(count, options):
             click.echo(line)
-        click.echo(explanation(workflow.plan(corpus, notify=say, **origin, **compute, **options)))
+        made = workflow.plan(corpus, teaches=bool(count), notify=say, **origin, **compute, **options)
+        click.echo(explanation(made))
         return 0
     if resume:
         check_resume_options({**given(ctx, ("recipe_name", "out", "validation")), **reading, **options})

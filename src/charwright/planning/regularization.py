@@ -30,14 +30,15 @@ LONG = 1_000_000
 """Tokens of a text that needs no more weight decay than its passes say: its steps are enough."""
 MOST_STRONGER = 2.0
 """The most by which the weight decay of a shorter text is multiplied."""
-PAGES = (7_000, 9_000)
-"""Tokens up to which a text has `PAGES_TIMES` the weight decay, and from which it has what its passes say.
+PAGES = (7_000, 12_000)
+"""Tokens up to which a text is one of a few pages, and from which it is a short one."""
+SHORT = (70_000, 160_000)
+"""Tokens up to which a text is short, and from which it is not."""
+TIMES, MOST = (5.0, 3.0, 1.0), (6.0, 2.5, 1.2)
+"""Of a few pages, a short text and a longer one: what the weight decay is multiplied by, and the most that it is then.
 
-From there on plans have teachers, whose mean is worse if each of them has more.
+The mean of several teachers is worse if each of them has more than 1 times what its passes say.
 """
-PAGES_TIMES = 5.0
-MOST_WEIGHT_DECAY = 1.2
-"""Of a longer text."""
 LEAST = 0.005
 """Less than this is not worth a mask."""
 
@@ -60,24 +61,30 @@ def regularization(model: ModelConfig, passes: float, text: TextProfile) -> Regu
     beside it.
     """
     strain = math.sqrt(passes / 7)
-    times = PAGES_TIMES - (PAGES_TIMES - 1) * _part(text.read, *PAGES)
-    dropout, weight_decay = 0.1 * strain, times * min(MOST_WEIGHT_DECAY, 0.2 * max(0.5, strain))
+    alone = not text.teaches and not text.beside
+    times, most = (_of_length(text.tokens if alone else LONG, values) for values in (TIMES, MOST))
+    dropout, weight_decay = 0.1 * strain, 0.2 * max(0.5, strain)
     if not model.ngram_bits:
-        return _within_bounds(dropout, 0.8 * dropout, weight_decay)
+        return _within_bounds(dropout, 0.8 * dropout, min(most, times * weight_decay))
     load = PRODUCTS[model.cell] * model.units**2 * model.layers * passes / max(1, text.read)
     slower = PER_LOAD * HIGH_LOAD * (max(load, HIGH_LOAD) / HIGH_LOAD) ** GROWTH
     dropout = min(PER_LOAD * load, max(min(slower, MOST_BY_LOAD), dropout))
     rates = _within_bounds(dropout, 0.8 * dropout, weight_decay)
-    decaying = _part(text.tokens, *DECAYING) * (1 - _part(text.repetition, *REPETITIVE))
-    stronger = min(MOST_STRONGER, max(1.0, math.sqrt(LONG / max(1, text.tokens))))
+    fresh = 1 - _part(text.repetition, *REPETITIVE)
+    decaying = _part(text.tokens, *DECAYING) * fresh
+    stronger = min(MOST_STRONGER, max(1.0, math.sqrt(LONG / max(1, text.tokens)))) - 1
+    stronger *= (fresh if alone else decaying) * _part(load, HIGH_LOAD / 2, HIGH_LOAD)
     return _within_bounds(
         rates.dropout - decaying * max(0.0, rates.dropout - ENOUGH_DROPOUT),
         rates.recurrent_dropout - decaying * max(0.0, rates.recurrent_dropout - ENOUGH_RECURRENT),
-        min(
-            times * MOST_WEIGHT_DECAY,
-            rates.weight_decay * (1 + decaying * _part(load, HIGH_LOAD / 2, HIGH_LOAD) * (stronger - 1)),
-        ),
+        min(most, rates.weight_decay * max(times, 1 + stronger)),
     )
+
+
+def _of_length(tokens: int, values: tuple[float, float, float]) -> float:
+    """The value for a text between those of a few pages, of a short text and of a longer one."""
+    of_pages, of_short, of_longer = values
+    return of_pages + (of_short - of_pages) * _part(tokens, *PAGES) + (of_longer - of_short) * _part(tokens, *SHORT)
 
 
 def _within_bounds(dropout: float, recurrent_dropout: float, weight_decay: float) -> Regularization:

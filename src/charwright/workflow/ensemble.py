@@ -190,7 +190,9 @@ def train_ensemble(
             run = resume(place, **lasting, **to_teach)
         else:
             own = _seed_of(number, seed)
-            run = train(corpus, out=place, seed=own, force=bool(other), spent_s=spent_s, **rest, **to_teach)
+            run = train(
+                corpus, out=place, teaches=True, seed=own, force=bool(other), spent_s=spent_s, **rest, **to_teach
+            )
         spent_s = 0.0
         if ends[-1].reason not in FINISHED:
             return run

@@ -86,6 +86,8 @@ class Origin:
     inherited: Mapping[str, Any] = field(default_factory=dict)
     """The options that a plan takes unchanged from the parent."""
     teachers: Teachers | None = None
+    teaches: bool = False
+    """Whether the new run will be one of several teachers."""
 
     @property
     def planned(self) -> bool:
@@ -100,7 +102,7 @@ class Origin:
 
     def plan(self, texts: Texts, vocabulary: Vocabulary, wanted: Wanted) -> tuple[Plan, Choice]:
         """Plan the recipe and choose how to compute, measuring the machine if the budget is in minutes."""
-        text = TextProfile.of(texts.training, vocabulary)
+        text = dataclasses.replace(TextProfile.of(texts.training, vocabulary), teaches=self.teaches)
         if self.teachers is not None:
             text = self.teachers.profile(text, self.recipe.training)
         plan, choice = plan_here(text, {**self.inherited, **self.options}, wanted)

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ def train(
     recipe: str | os.PathLike[str] = PLANNED,
     parent: str | os.PathLike[str] | None = None,
     teachers: Specs = (),
+    teaches: bool = False,
     validation: Specs = (),
     reading: CorpusConfig | None = None,
     force: bool = False,
@@ -85,6 +87,7 @@ def train(
         recipe: a named recipe, a recipe file or a run; the default recipe is planned for the text.
         parent: a run whose weights and options the new one continues from, instead of a recipe.
         teachers: runs from whose predictions the new one learns, beside the text.
+        teaches: the new run will be one of several teachers, which a plan gives less weight decay.
         validation: texts to validate on instead of a part of the corpus.
         reading: how files are decoded.
         force: replace the run in `out`.
@@ -132,7 +135,7 @@ def train(
         replaced = folder if force else None
         if ranks.size > 1 and teachers:
             raise UsageError("--teacher trains in one process, without torchrun")
-        origin = _origin(recipe, parent, teachers, options, replaced, ranks)
+        origin = replace(_origin(recipe, parent, teachers, options, replaced, ranks), teaches=teaches)
         wanted = Wanted(device, core, origin.recipe.training.precision, threads)
         wanted.by_rule().start()
         prepared = prepare_new(
@@ -206,6 +209,7 @@ def plan(
     *,
     parent: str | os.PathLike[str] | None = None,
     teachers: Specs = (),
+    teaches: bool = False,
     validation: Specs = (),
     reading: CorpusConfig | None = None,
     device: str = "auto",
@@ -222,7 +226,7 @@ def plan(
     """
     check_corpus_given(corpus)
     check_split_options(validation, options)
-    origin = _origin(PLANNED, parent, teachers, options)
+    origin = replace(_origin(PLANNED, parent, teachers, options), teaches=teaches)
     if origin.parent is not None and not origin.planned:
         folder = origin.parent.folder
         raise UsageError(f"{folder} has no plan: its options were given, and a run that continues from it has them too")
