@@ -37,13 +37,15 @@ TABLES = [(package, name) for package in PAGES for name in LANGUAGES]
 SAME = {"", "curl", "Python", "1", "0.80", "line", "paragraph", "sentence"}
 """Texts of the pages that are the same in all languages."""
 COUNTED = {"1 character", "{number} characters"}
+NETWORK = {"{cell}, one layer of {units} units", "{cell}, {layers} layers of {units} units"}
 FEATURES = {text for feature in features_of("") for text in (feature.name, feature.meaning)}
 BUILT = {
-    "interop": {"1 record", "{number} records", "character", "byte"} | COUNTED,
+    "interop": {"1 record", "{number} records", "character", "byte"} | COUNTED | NETWORK,
     "serve": COUNTED,
     "explanation": {"Characters back", "Bytes back", "k, characters back", "k, bytes back", "1 byte", "{number} bytes"}
     | {"character", "byte", INPUT_RESET}
     | COUNTED
+    | NETWORK
     | FEATURES,
 }
 """Sentences that are put together."""

@@ -10,12 +10,21 @@ from typing import Any
 from charwright import notebook
 from charwright.config import ModelConfig
 from charwright.run_config import RunConfig
+from charwright.webpage.sentence import Sentence
 
 
 def cell_in_words(model: ModelConfig) -> str:
     """The cell of a model, for people; of a multiplicative model it is the first layer that is so."""
     cell = "input-reset GRU" if model.cell == "igru" else model.cell.upper()
     return f"{'multiplicative ' if model.multiplicative else ''}{cell}"
+
+
+def layers_in_words(model: ModelConfig) -> Sentence:
+    """The cell and the layers of a model, for the web pages."""
+    one, several = "{cell}, one layer of {units} units", "{cell}, {layers} layers of {units} units"
+    return Sentence(
+        one if model.layers == 1 else several, cell=cell_in_words(model), layers=model.layers, units=f"{model.units:,}"
+    )
 
 
 def network(model: ModelConfig, vocabulary_size: int) -> str:

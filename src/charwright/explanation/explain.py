@@ -19,7 +19,7 @@ from charwright.explanation.overview import embedding_map, gates_of, temperature
 from charwright.explanation.results import FEWEST_CHARACTERS, Activations, NeuronSearch
 from charwright.explanation.surprise import last_steps, surprise_of
 from charwright.run import Run
-from charwright.run_view import cell_in_words
+from charwright.run_view import layers_in_words
 from charwright.webpage.sentence import Sentence
 from charwright.workflow.texts import texts_of_run
 
@@ -152,10 +152,7 @@ def _held_out(run: Run, moved: Sequence[str], places: Places | None) -> tuple[st
 
 def _network_line(run: Run) -> str:
     model, tokens = run.model, f"{len(run.vocabulary):,}"
-    one, several = "{cell}, one layer of {units} units", "{cell}, {layers} layers of {units} units"
-    parts = Sentence(
-        one if model.layers == 1 else several, cell=cell_in_words(model), layers=model.layers, units=f"{model.units:,}"
-    )
+    parts = layers_in_words(model)
     if model.tied:
         parts = Sentence("{network}, tied embedding", network=parts)
     if model.ngram_bits:

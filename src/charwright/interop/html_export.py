@@ -19,7 +19,7 @@ import numpy.typing as npt
 from charwright.config import GATES, ModelConfig
 from charwright.generation.quantized import Int8Model, Product
 from charwright.run import Run
-from charwright.run_view import cell_in_words
+from charwright.run_view import layers_in_words
 from charwright.webpage.sentence import Sentence, in_html
 from charwright.webpage.template import filled, shared, source, translations
 
@@ -74,15 +74,8 @@ def page_bytes(run: Run, card: Mapping[str, Any]) -> bytes:
 def _about(model: ModelConfig, card: Mapping[str, Any]) -> str:
     """Return the rows of the model's description; the page has their sentences in other languages too."""
     corpus, loss = card["corpus"], card["validation_nats_per_char"]
-    one = "{cell}, one layer of {units} units, 8-bit weights"
-    several = "{cell}, {layers} layers of {units} units, 8-bit weights"
     rows = {
-        "Network": Sentence(
-            one if model.layers == 1 else several,
-            cell=cell_in_words(model),
-            layers=model.layers,
-            units=f"{model.units:,}",
-        ),
+        "Network": Sentence("{network}, 8-bit weights", network=layers_in_words(model)),
         **_ngrams(model),
         "Vocabulary": Sentence(
             "{tokens} tokens, {unit} level", tokens=f"{card['tokens']:,}", unit=Sentence(card["unit"])

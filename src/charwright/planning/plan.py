@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from charwright import notebook
-from charwright.config import Recipe, RecordsConfig
+from charwright.config import BUDGETS, Recipe, RecordsConfig
 from charwright.data.short_texts import shrink_to_fit
 from charwright.planning.batches import SMALLEST, batch_for, rate_factor, steps_needed
 from charwright.planning.profile import TextProfile
@@ -25,7 +25,6 @@ from charwright.schema import flag
 
 WIDTHS = (64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 2048)
 USABLE = 0.93  # the fraction of the time that is trained; the rest is start-up, validation and saving
-BUDGETS = ("minutes", "epochs", "steps")
 FEWEST_FOR_NGRAMS = 2_000
 """Characters of a text whose n-grams tell something of those to come."""
 BATCH_PREDICTIONS = SMALLEST * DEFAULT.sequences.seq_length
