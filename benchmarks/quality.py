@@ -40,7 +40,7 @@ from corpora import TEXTS, whole_text
 
 SIDES = {
     "planned": [],
-    "tutorial": ["--recipe", "tutorial", "--val-fraction", "0.1"],
+    "tutorial": ["--recipe", "tutorial"],
     "running": ["--records", "none"],
     "network": ["--ngram-bits", "0"],
     "distilled": ["--ensemble", "4"],
@@ -66,10 +66,12 @@ def train(text: Path, side: str, minutes: float, seed: int, split: str, folder: 
     """Run one `charwright train` and evaluate the saved model."""
     run = folder / f"{text.stem}-{side}-{minutes:g}-{seed}"
     command = [sys.executable, "-m", "charwright", "train", str(text), "--minutes", f"{minutes:g}"]
-    command += ["--val-split", split, "--seed", str(seed), "--out", str(run), "--force", *SIDES[side]]
+    command += ["--seed", str(seed), "--out", str(run), "--force", *SIDES[side]]
     held_out = held_out_of(text)
     if held_out.exists():
         command += ["--validation", str(held_out)]
+    else:
+        command += ["--val-split", split, "--val-fraction", "0.1"]
     began = time.monotonic()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     wall_s = time.monotonic() - began
