@@ -214,7 +214,8 @@ def test_weight_decay_replaces_dropout_where_a_long_text_hardly_repeats_itself()
 @pytest.mark.parametrize("bits", [0, 18])
 def test_a_short_text_has_more_weight_decay(bits: int) -> None:
     """Three or five times as much; teachers and what learns from them have no more than others."""
-    model, lengths = ModelConfig(cell="igru", units=128, ngram_bits=bits), (3_000, 7_000, 9_500, 12_000, 70_000, 160_000)
+    model = ModelConfig(cell="igru", units=128, ngram_bits=bits)
+    lengths = (3_000, 7_000, 9_500, 12_000, 70_000, 160_000)
 
     def of(passes: float, tokens: int, **changed: Any) -> float:
         return regularization(model, passes, dataclasses.replace(of_tokens(tokens), **changed)).weight_decay
