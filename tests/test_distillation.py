@@ -533,8 +533,8 @@ WORDS = ["the", "a", "sea", "ship", "sails", "at", "night", "under", "stars", "a
     ("arguments", "count"),
     [
         ({}, 4),  # five minutes
-        ({"minutes": 2.0}, 4),
-        ({"minutes": 1.9}, 0),
+        ({"minutes": 4.0}, 4),
+        ({"minutes": 3.9}, 0),
         ({"steps": 100_000}, 0),
         ({"epochs": 1_000}, 0),
         ({"records": "none"}, 4),
@@ -564,18 +564,18 @@ def test_a_plan_has_no_teachers_for_another_training(short: Path, folders: list[
     assert planned_teachers([], {}) == 0
     assert planned_teachers([short], {}, ranks=Two()) == 0
     assert planned_teachers([short, short], {}) == 0, "36,000 characters"
-    assert planned_teachers([short, short], {"minutes": 6}) == 4
+    assert planned_teachers([short, short], {"minutes": 11}) == 4
     tiny = tmp_path / "tiny.txt"
     tiny.write_text(short.read_text(encoding="utf-8")[:9_999], encoding="utf-8")
     assert planned_teachers(tiny, {}) == 0
     tiny.write_text(short.read_text(encoding="utf-8")[:9_999] + ".", encoding="utf-8")
     assert planned_teachers(tiny, {}) == 4
     tiny.write_text("天地玄黃，宇宙洪荒。\n日月盈昃，辰宿列張。\n" * 850, encoding="utf-8")
-    assert planned_teachers(tiny, {"minutes": 2}) == 4, "18,700 characters of three bytes"
+    assert planned_teachers(tiny, {"minutes": 4}) == 4, "18,700 characters of three bytes"
     packed = tmp_path / "packed.txt.gz"
     packed.write_bytes(gzip.compress(short.read_bytes() * 2))
     assert planned_teachers(packed, {}) == 0
-    assert planned_teachers(packed, {"minutes": 10}) == 4
+    assert planned_teachers(packed, {"minutes": 11}) == 4
     names = tmp_path / "names.txt"
     names.write_text("".join(f"{a}{b}{c}x\n" for a in WORDS for b in WORDS for c in WORDS), encoding="utf-8")
     assert len(names.read_text(encoding="utf-8")) > 10_000
@@ -584,34 +584,34 @@ def test_a_plan_has_no_teachers_for_another_training(short: Path, folders: list[
 
 def test_the_plan_says_that_it_has_teachers(charwright: Terminal, short: Path) -> None:
     words = ["train", short, "--explain-plan", "--threads", "1"]
-    shown = charwright(*words, "--minutes", "3")
+    shown = charwright(*words, "--minutes", "4.2")
     assert shown.code == 0
     assert shown.out.startswith(
-        "plan: 4 teachers of 0.45 minutes each, and a model that learns from them in 1.2 minutes"
+        "plan: 4 teachers of 0.63 minutes each, and a model that learns from them in 1.68 minutes"
     )
-    assert "units and n-grams for 0.45 minutes" in shown.out
+    assert "units and n-grams for 0.63 minutes" in shown.out
     asked = charwright(*words, "--steps", "5", "--ensemble", "2")
     assert asked.out.startswith("plan: 2 teachers, and a model that learns from them; this is the plan of a teacher\n")
     alone = charwright(*words, "--steps", "5", "--ensemble", "0")
     assert ("weight decay 0.1\n" in asked.out, "weight decay 0.3\n" in alone.out) == (True, True)
     assert cw.plan(short, steps=5, threads=1, teaches=True).recipe.training.weight_decay == 0.1
     for options in (["--ensemble", "0"], ["--target-loss", "1"]):
-        alone = charwright(*words, "--minutes", "3", *options)
+        alone = charwright(*words, "--minutes", "4.2", *options)
         assert "teachers" not in alone.out
-        assert "units and n-grams for 3 minutes" in alone.out
+        assert "units and n-grams for 4.2 minutes" in alone.out
 
 
 @pytest.mark.parametrize("options", [["--ensemble", "0"], ["--recipe", "tutorial"], ["--from"], ["--teacher"]])
 def test_other_trainings_of_a_short_text_have_one_model(
     charwright: Terminal, short: Path, tmp_path: Path, options: list[str]
 ) -> None:
-    """The folder cannot be used, so none of them trains for two minutes."""
+    """The folder cannot be used, so none of them trains for four minutes."""
     if options[-1].startswith("--"):
         cw.train(short, out=tmp_path / "other", steps=2, **OPTIONS)
         options = [*options, str(tmp_path / "other")]
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    shown = charwright("train", short, "--minutes", "2", "--out", tmp_path / "full", *options)
+    shown = charwright("train", short, "--minutes", "4", "--out", tmp_path / "full", *options)
     assert "--out" in shown.line
 
 
@@ -631,7 +631,7 @@ def stopped(words: list[str | Path], after: str) -> list[str]:
 
 def test_a_planned_ensemble_that_is_stopped(charwright: Terminal, short: Path, tmp_path: Path) -> None:
     run, teachers = tmp_path / "run", tmp_path / "run-teachers"
-    said = stopped([short, "--minutes", "3", "--out", run], after="are read")  # the plan of the first teacher
+    said = stopped([short, "--minutes", "5", "--out", run], after="are read")  # the plan of the first teacher
     assert said[0].startswith("plan: 4 teachers, and then"), said
     assert said[1] == f"teacher 1 of 4: {teachers / '1'}\n"
     assert said[-1].endswith("continue with the same command\n")

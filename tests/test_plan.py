@@ -225,6 +225,7 @@ def test_a_short_text_has_more_weight_decay(bits: int) -> None:
     assert [of(10_000, tokens) for tokens in lengths] == pytest.approx([6.0, 6.0, 4.25, 2.5, 2.5, 1.2])
     for tokens in lengths:
         assert of(28, tokens, teaches=True) == of(28, tokens, beside=300_000) == pytest.approx(0.4)
+        assert of(28, tokens, once=1_000) == pytest.approx(0.4), "teachers that write nothing"
         assert of(10_000, tokens, teaches=True) == pytest.approx(1.2)
 
 

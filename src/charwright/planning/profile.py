@@ -33,6 +33,11 @@ class TextProfile:
     teaches: bool = False
 
     @property
+    def alone(self) -> bool:
+        """Whether the model neither teaches others nor has teachers."""
+        return not (self.teaches or self.beside or self.once)
+
+    @property
     def read(self) -> int:
         """The tokens of one pass."""
         return self.tokens + self.beside

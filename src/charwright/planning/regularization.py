@@ -34,11 +34,13 @@ PAGES = (7_000, 12_000)
 """Tokens up to which a text is one of a few pages, and from which it is a short one."""
 SHORT = (70_000, 160_000)
 """Tokens up to which a text is short, and from which it is not."""
-TIMES, MOST = (5.0, 3.0, 1.0), (6.0, 2.5, 1.2)
-"""Of a few pages, a short text and a longer one: what the weight decay is multiplied by, and the most that it is then.
+TIMES = (5.0, 3.0, 1.0)
+"""What the weight decay of a few pages, a short text and a longer one is multiplied by.
 
-The mean of several teachers is worse if each of them has more than 1 times what its passes say.
+Teachers have that of a longer text: their mean is worse if each of them has more.
 """
+MOST = (6.0, 2.5, 1.2)
+"""The most that the weight decay is then."""
 LEAST = 0.005
 """Less than this is not worth a mask."""
 
@@ -61,8 +63,7 @@ def regularization(model: ModelConfig, passes: float, text: TextProfile) -> Regu
     beside it.
     """
     strain = math.sqrt(passes / 7)
-    alone = not text.teaches and not text.beside
-    times, most = (_of_length(text.tokens if alone else LONG, values) for values in (TIMES, MOST))
+    times, most = (_of_length(text.tokens, values) if text.alone else values[-1] for values in (TIMES, MOST))
     dropout, weight_decay = 0.1 * strain, 0.2 * max(0.5, strain)
     if not model.ngram_bits:
         return _within_bounds(dropout, 0.8 * dropout, min(most, times * weight_decay))
@@ -73,7 +74,7 @@ def regularization(model: ModelConfig, passes: float, text: TextProfile) -> Regu
     fresh = 1 - _part(text.repetition, *REPETITIVE)
     decaying = _part(text.tokens, *DECAYING) * fresh
     stronger = min(MOST_STRONGER, max(1.0, math.sqrt(LONG / max(1, text.tokens)))) - 1
-    stronger *= (fresh if alone else decaying) * _part(load, HIGH_LOAD / 2, HIGH_LOAD)
+    stronger *= (fresh if text.alone else decaying) * _part(load, HIGH_LOAD / 2, HIGH_LOAD)
     return _within_bounds(
         rates.dropout - decaying * max(0.0, rates.dropout - ENOUGH_DROPOUT),
         rates.recurrent_dropout - decaying * max(0.0, rates.recurrent_dropout - ENOUGH_RECURRENT),

@@ -27,7 +27,7 @@ def search_space(start: Recipe) -> dict[str, BaseDistribution]:
         "learning_rate": _logarithmic(5e-4, 2e-2, training.learning_rate),
         "dropout": FloatDistribution(0.0, 0.5, step=0.05),
         "recurrent_dropout": FloatDistribution(0.0, 0.5, step=0.05),
-        "weight_decay": _logarithmic(1e-3, 1.0, training.weight_decay),
+        "weight_decay": _logarithmic(1e-3, max(1.0, 2 * training.weight_decay), training.weight_decay),
     }
 
 

@@ -35,6 +35,8 @@ TEACHING = 0.6
 """The share of the minutes that the teachers have together."""
 TEACHERS = 4
 MOST_TEACHERS = 64
+FEWEST_MINUTES = 4.0
+"""Of a training for which an ensemble is planned: in two, one model is as good."""
 SHORTEST = 10_000
 """Characters of a text for which an ensemble is planned, at least."""
 MOST_BYTES = 4
@@ -87,9 +89,9 @@ def planned_teachers(
 def longest_for(minutes: float) -> float:
     """The characters of the longest text that several models learn better than one in this time.
 
-    That takes some hundred passes. A longer text has a wider model, and its passes take N^1.7 as long.
+    That takes some hundred passes of each. A longer text has a wider model, and its passes take N^1.7 as long.
     """
-    return 0 if minutes < 2 else 20_000 * (minutes / 2) ** 0.6
+    return 0 if minutes < FEWEST_MINUTES else 20_000 * (minutes / FEWEST_MINUTES) ** 0.6
 
 
 def shares(minutes: float | None, count: int) -> tuple[float, float]:

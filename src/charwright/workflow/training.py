@@ -87,7 +87,7 @@ def train(
         recipe: a named recipe, a recipe file or a run; the default recipe is planned for the text.
         parent: a run whose weights and options the new one continues from, instead of a recipe.
         teachers: runs from whose predictions the new one learns, beside the text.
-        teaches: the new run will be one of several teachers, which a plan gives less weight decay.
+        teaches: the new run will be one of several teachers; for a short text a plan gives it less weight decay.
         validation: texts to validate on instead of a part of the corpus.
         reading: how files are decoded.
         force: replace the run in `out`.
