@@ -32,7 +32,7 @@ MOST_STRONGER = 2.0
 """The most by which the weight decay of a shorter text is multiplied."""
 PAGES = (7_000, 12_000)
 """Tokens up to which a text is one of a few pages, and from which it is a short one."""
-SHORT = (70_000, 160_000)
+SHORT = (40_000, 120_000)
 """Tokens up to which a text is short, and from which it is not."""
 TIMES = (5.0, 3.0, 1.0)
 """What the weight decay of a few pages, a short text and a longer one is multiplied by.
