@@ -26,6 +26,7 @@ def bracket_run(tmp_path_factory: pytest.TempPathFactory) -> cw.Run:
         batch=16,
         seq_length=32,
         learning_rate=0.01,
+        weight_decay=0.17,
         schedule="cosine",
         multiplicative=False,
         val_fraction=0.3,
