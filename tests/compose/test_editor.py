@@ -331,6 +331,29 @@ def test_signals_end_the_editor(keyboard: PipeInput, tmp_path: Path, sent: signa
     assert path.exists() == (sent != signal.SIGINT)
 
 
+def test_a_signal_while_the_text_of_a_closed_terminal_is_saved(
+    keyboard: PipeInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of input and SIGHUP may come in any order, and at once."""
+    saved: list[str] = []
+    save = TextFile.save
+
+    def interrupted(file: TextFile, text: str, path: Path) -> None:
+        saved.append(text)
+        os.kill(os.getpid(), signal.SIGHUP)
+        save(file, text, path)
+
+    async def script(it: Session) -> None:
+        it.type("abc")
+        await it.has("abc")
+        it.keyboard.close()
+
+    monkeypatch.setattr(TextFile, "save", interrupted)
+    path = tmp_path / "story.txt"
+    assert Session(keyboard, path=path).run(script) == 128 + signal.SIGHUP
+    assert (saved, path.read_text(encoding="utf-8")) == (["abc"], "abc")
+
+
 def test_a_closed_terminal_saves_the_text(keyboard: PipeInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,8 @@ def test_rescue_uses_a_numbered_name_if_the_name_is_taken(tmp_path: Path, monkey
         "story-3.txt",
         "story.txt",
     ]
+    monkeypatch.setattr(tempfile, "gettempdir", None)
+    assert TextFile(path).rescue("mine") == tmp_path / "story-4.txt", "other places are looked up if they are needed"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such file modes")

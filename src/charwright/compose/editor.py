@@ -59,7 +59,7 @@ class Editor:
         self.generator, self.manuscript, self.file = generator, manuscript, file
         self.state = State(manuscript, file)
         self._caught_signal = 0  # The number of the signal that ends the application.
-        self._quit_after_save = self._save_failed = False
+        self._quit_after_save = self._save_failed = self._rescuing = False
         self._row_goal = (-1, 0)  # The cursor after the last movement by rows, and its goal column.
         # A single thread: the model answers one request at a time, while keys stay responsive.
         self._thread = ThreadPoolExecutor(1)
@@ -126,7 +126,7 @@ class Editor:
             # A closed terminal may show only as the end of input, or as EIO on output.
             if isinstance(error, OSError) and error.errno != errno.EIO:
                 raise
-            self.file.rescue(self.manuscript.text)
+            self._rescue()
             return 128 + (self._caught_signal or 1)
 
     def _begin(self) -> None:
@@ -145,9 +145,19 @@ class Editor:
     def _handle_signal(self, number: int, _: FrameType | None) -> None:
         """Save at once, since the terminal may be gone and the process killed soon, then exit."""
         self._caught_signal = number
-        self.file.rescue(self.manuscript.text)
+        self._rescue()
         if self.app.loop is not None:
             self.app.loop.call_soon_threadsafe(self._exit, 128 + number)
+
+    def _rescue(self) -> None:
+        """Save without asking. A signal that interrupts it lets it finish, since it may hold a lock."""
+        if self._rescuing:
+            return
+        self._rescuing = True
+        try:
+            self.file.rescue(self.manuscript.text)
+        finally:
+            self._rescuing = False
 
     def _exit(self, code: int) -> None:
         if not self.app.is_done:

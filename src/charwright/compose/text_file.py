@@ -7,7 +7,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 
 from charwright.errors import CharwrightError, RunError, UsageError
@@ -89,7 +89,7 @@ class TextFile:
         """
         if self.is_saved(text):
             return self.path
-        for wanted in (*((self.path,) if self.path else ()), *(place / UNSAVED for place in _fallbacks())):
+        for wanted in chain((self.path,) if self.path else (), (place / UNSAVED for place in _fallbacks())):
             with suppress(CharwrightError, OSError):
                 path = next(path for path in _numbered(wanted) if not self.would_overwrite(path))
                 self.save(text, path)
