@@ -29,7 +29,7 @@ ENOUGH_RECURRENT = 0.2
 LONG = 1_000_000
 """Tokens of a text that needs no more weight decay than its passes say: its steps are enough."""
 MOST_STRONGER = 2.0
-"""The most by which the weight decay of a shorter text is multiplied."""
+"""The most by which the weight decay of a shorter text is multiplied because it hardly repeats itself."""
 PAGES = (7_000, 12_000)
 """Tokens up to which a text is one of a few pages, and from which it is a short one."""
 SHORT = (40_000, 120_000)
