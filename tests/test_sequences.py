@@ -8,16 +8,19 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charwright.config import SequenceConfig, SplitConfig
+from charwright.config import SequenceConfig, SplitConfig, TrainingConfig
 from charwright.data.prefetch import prefetch
 from charwright.data.sequences import EXCERPT, Excerpts, Streams, Windows, make_dataset
 from charwright.data.short_texts import shrink_to_fit
 from charwright.data.split import split_corpus
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import CorpusError
+from charwright.training.budget import Budget, remaining_batches
+from charwright.training.snapshot import Position
 
 KINDS = {"windows": Windows, "streams": Streams, "excerpts": Excerpts}
 
@@ -238,7 +241,35 @@ def prefetch_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "charwright-prefetch"]
 
 
+class Asked:
+    """A dataset that notes which threads ask for its batches."""
+
+    def __init__(self, dataset: Streams) -> None:
+        self.threads: set[str] = set()
+        self._dataset = dataset
+        self.carries, self.batch = dataset.carries, dataset.batch
+        self.seq_length, self.steps_per_epoch = dataset.seq_length, dataset.steps_per_epoch
+
+    def batches(self, epoch: int, start: int = 0):
+        for pair in self._dataset.batches(epoch, start):
+            self.threads.add(threading.current_thread().name)
+            yield pair
+
+
 class TestPrefetch:
+    @pytest.mark.parametrize(
+        ("in_memory", "device", "thread"),
+        [(True, "cpu", "MainThread"), (False, "cpu", "charwright-prefetch"), (True, "cuda", "charwright-prefetch")],
+    )
+    def test_on_a_cpu_batches_from_memory_need_no_thread(self, in_memory, device, thread):
+        dataset = Asked(Streams(ramp(100), 5, 2))
+        if in_memory:
+            dataset.ids = ramp(100)
+        config = TrainingConfig(epochs=1)
+        budget = Budget(config, Position(), dataset.steps_per_epoch, lambda: 0.0, 0.0)
+        assert len(list(remaining_batches(dataset, budget, torch.device(device)))) == dataset.steps_per_epoch
+        assert dataset.threads == {thread}
+
     @pytest.mark.parametrize("depth", [1, 2, 5])
     def test_the_same_items_in_the_same_order(self, depth):
         assert list(prefetch(iter(range(200)), depth)) == list(range(200))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
+import numpy as np
+import torch
+
 from charwright.config import TrainingConfig
 from charwright.data.prefetch import prefetch
 from charwright.data.sequences import Dataset, Pair
@@ -174,11 +177,14 @@ class Budget:
         self._validation_cost_s = self._validated_s - began_s
 
 
-def remaining_batches(dataset: Dataset, budget: Budget) -> Iterator[Pair]:
-    """The rest of the current epoch, prepared in the background."""
+def remaining_batches(dataset: Dataset, budget: Budget, device: torch.device) -> Iterator[Pair]:
+    """The rest of the current epoch, prepared in the background where that saves time."""
     budget.begin_epoch()
     # None are left if the run stopped after the budget's last step, before its epoch was reported. A run without any
     # step trains on one batch, even if the preparation took the whole budget.
     if budget.position.step and budget.spent_before():
         return iter(())
-    return prefetch(dataset.batches(budget.position.epoch, budget.position.step_in_epoch))
+    batches = dataset.batches(budget.position.epoch, budget.position.step_in_epoch)
+    # On a CPU whose cores all compute, a thread interrupts them, which costs more than a batch from memory.
+    at_hand = device.type == "cpu" and isinstance(getattr(dataset, "ids", None), np.ndarray)
+    return batches if at_hand else prefetch(batches)

@@ -113,7 +113,7 @@ def fit(  # noqa: PLR0915  (one loop, in one place)
     ):
         while reason is None and not position.done:
             try:
-                batches = remaining_batches(rows, budget) if batches is None else batches
+                batches = remaining_batches(rows, budget, state.device) if batches is None else batches
                 pair = next(batches, None)
                 if pair is not None:
                     # Learning rate: the schedule, and what rollbacks have left of it.
