@@ -153,10 +153,13 @@ class Excerpts(Streams):
         order = shuffled(count, generator)
         first = generator.integers(count, size=self.batch)[self._rows]  # (B,)
         parts = offset + self.span * np.arange(self.batch)[self._rows]  # (B,)
+        begins = parts
         for step in range(start, self.steps_per_epoch):
             turn, within = divmod(step, self.steps_per_excerpt)
-            excerpts = np.concatenate([order[at : at + 1] for at in (first + turn) % count])
-            pieces = self._pieces(parts + (excerpts * self.steps_per_excerpt + within) * self.seq_length)
+            if step == start or not within:
+                excerpts = np.concatenate([order[at : at + 1] for at in (first + turn) % count])
+                begins = parts + excerpts * self.steps_per_excerpt * self.seq_length
+            pieces = self._pieces(begins + within * self.seq_length)
             yield pieces[:-1], pieces[1:]
 
 

@@ -33,7 +33,7 @@ __all__ = [
     "load",
 ]
 
-ABI = 17
+ABI = 18
 CELL_CODES = {"gru": 0, "lstm": 1, "rnn": 2, "igru": 3}
 UNITS_MULTIPLE = 16
 """The kernels require a number of units that is a multiple of this; callers pad with zeros."""
@@ -132,6 +132,10 @@ class Kernels:
             steps, batch, order, bits, ctypes.c_void_p(ids), ctypes.c_void_p(before), ctypes.c_void_p(offsets),
             ctypes.c_void_p(after),
         )  # fmt: skip
+
+    def ids_fit(self, ids: int, count: int, vocabulary: int) -> bool:
+        """Whether all ids from an address on are from 0 to `vocabulary` - 1."""
+        return bool(self.library.cw_ids_fit(ctypes.c_void_p(ids), ctypes.c_int64(count), ctypes.c_int64(vocabulary)))
 
     def cross_entropy(
         self, rows: int, vocabulary: int, *, bf16: bool, threads: int, logits: int, bias: int, targets: int,

@@ -18,7 +18,7 @@
 
 enum { CW_GRU = 0, CW_LSTM = 1, CW_RNN = 2, CW_IGRU = 3 };
 
-#define CW_ABI 17
+#define CW_ABI 18
 
 /* The storage type of weights and activations, and of the products' operands. */
 #define CW_F32 0
@@ -116,6 +116,8 @@ typedef struct {
  * the tokens before the first one, the latest first, and `after` those before what follows. */
 CW_PUBLIC void cw_contexts(int steps, int batch, int order, int bits, const int64_t *ids, const float *before,
                            int64_t *offsets, float *after);
+/* Whether all ids are from 0 to vocabulary - 1. */
+CW_PUBLIC int cw_ids_fit(const int64_t *ids, int64_t count, int64_t vocabulary);
 /* Losses (rows) in nats of logits (rows, vocabulary) + bias against targets, with the numbers of n-grams, or NULL. With
  * d_bias (vocabulary), which is added to, the gradients of `scale` times the sum of the losses replace the logits.
  * Scratch: threads * (vocabulary + 16) floats. Returns the sum of the losses. */

@@ -310,6 +310,12 @@ void cw_contexts(int steps, int batch, int order, int bits, const int64_t *ids, 
     }
 }
 
+int cw_ids_fit(const int64_t *ids, int64_t count, int64_t vocabulary) {
+    int fit = 1;
+    for (int64_t i = 0; i < count; i++) fit &= (uint64_t)ids[i] < (uint64_t)vocabulary;
+    return fit;
+}
+
 double cw_cross_entropy(int variant, int bf16, int threads, int rows, int vocabulary, void *logits, const float *bias,
                         const cw_ngrams *ngrams, const int64_t *targets, float scale, float *losses, float *d_bias,
                         void *scratch) {

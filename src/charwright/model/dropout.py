@@ -30,19 +30,19 @@ class Dropout:
         self._drawn = None if drawn is None else iter(drawn)
 
     def output_mask(self, x: Tensor) -> Tensor | None:
-        """The mask (1, B, H) of dropout, which multiplies a layer's outputs (T, B, H)."""
-        return self._mask(x[:1], self._config.dropout)
+        """The mask (1, B, H) float32 of dropout, which multiplies a layer's outputs (T, B, H)."""
+        return self._mask((1, *x.shape[1:]), self._config.dropout, x.device)
 
     def state_mask(self, h: Tensor) -> Tensor | None:
-        """The mask (B, H) of recurrent dropout, which multiplies the state inside the recurrent product."""
-        return self._mask(h, self._config.recurrent_dropout)
+        """The mask (B, H) float32 of recurrent dropout, which multiplies the state inside the recurrent product."""
+        return self._mask(h.shape, self._config.recurrent_dropout, h.device)
 
-    def _mask(self, like: Tensor, rate: float) -> Tensor | None:
+    def _mask(self, shape: tuple[int, ...], rate: float, device: torch.device) -> Tensor | None:
         if rate == 0:
             return None
         if self._drawn is not None:
             return next(self._drawn)
-        return _draw(torch.empty_like(like, requires_grad=False), rate, self._generator)
+        return _draw(torch.empty(shape, device=device), rate, self._generator)
 
 
 def empty_masks(config: ModelConfig, batch: int, like: Tensor) -> list[Tensor]:

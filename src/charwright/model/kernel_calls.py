@@ -55,6 +55,14 @@ def give_back(*tensors: Tensor | None) -> None:
             del _spare[next(iter(_spare))]
 
 
+def ids_fit(kernels: Kernels | None, ids: Tensor, vocabulary: int) -> bool:
+    """Whether all ids, int64, are from 0 to `vocabulary` - 1."""
+    if kernels is not None and ids.is_contiguous() and ids.device.type == "cpu":
+        return kernels.ids_fit(ids.data_ptr(), ids.numel(), vocabulary)
+    low, high = ids.aminmax()
+    return int(low) >= 0 and int(high) < vocabulary
+
+
 def address(tensor: Tensor | None) -> int | None:
     """Where the numbers of a tensor are, which the caller keeps alive; None without one."""
     return None if tensor is None else tensor.data_ptr()

@@ -132,7 +132,7 @@ class LanguageModel(WeightedModule):
 
     def _is_native_throughout(self, loaded: Kernels, ids: Tensor, state: State | None) -> bool:
         """Whether the kernels compute the whole network as it is, and all its gradients are wanted and unobserved."""
-        shape, weights = self.config, list(self.named_weights().values())
+        shape, weights = self.config, self.named_weights().values()
         return (
             type(self) is LanguageModel
             and getattr(self.loss, "__func__", None) is _OWN_LOSS
@@ -141,9 +141,8 @@ class LanguageModel(WeightedModule):
             and self.vocabulary_size <= ids.numel() // 4
             and has_head(loaded, self.vocabulary_size)
             and (not shape.ngram_bits or self.ngram_gradients is not None)
-            and all(weight.dtype == torch.float32 and weight.requires_grad and weight.is_leaf for weight in weights)
+            and all(map(_is_unobserved_leaf, weights))
             and not any(part.requires_grad for part in state or ())
-            and not any(getattr(weight, hooks, True) for weight in weights for hooks in WEIGHT_HOOKS)
         )
 
     def _differentiate(
@@ -155,7 +154,7 @@ class LanguageModel(WeightedModule):
         def run(layer: int, x: LayerInput, before: State, mask: Tensor | None) -> tuple[Tensor, State]:
             inputs, rows = (x.embedding, x.ids) if isinstance(x, Tokens) else (x, None)
             weights, cell, precision = self._layer(layer), self.config.cell, self.compute.precision
-            check_layer(inputs, rows, cell, before, weights, mask)
+            check_layer(loaded, inputs, rows, cell, before, weights, mask)
             passes.append(LayerPass(loaded, cell, precision, inputs, rows, before, weights, mask, keep=True))
             return passes[-1].take_results()
 
@@ -163,7 +162,7 @@ class LanguageModel(WeightedModule):
         x, output_masks, after = self._run_layers(ids, state, dropout, run)
         votes, after = self._votes(ids, state, after)
         bias, mask = self.weight("head.bias"), output_masks[-1]
-        check_targets(targets, x, self.vocabulary_size)
+        check_targets(targets, x, self.vocabulary_size, loaded)
         one_mask = None if mask is None else mask.expand(1, *x.shape[1:])[0]
         total, made = native_head(loaded, x, self._head, bias, targets, one_mask, votes, wanted=True)
         assert made is not None
@@ -285,8 +284,18 @@ class LanguageModel(WeightedModule):
         return model
 
 
+def _is_unobserved_leaf(weight: Tensor) -> bool:
+    first, second = WEIGHT_HOOKS
+    return (
+        weight.dtype == torch.float32
+        and weight.requires_grad
+        and weight.is_leaf
+        and not (getattr(weight, first, True) or getattr(weight, second, True))
+    )
+
+
 def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
-    return x if mask is None else x * mask
+    return x if mask is None else x * mask.to(x.dtype)
 
 
 _OWN_LOSS = LanguageModel.loss

@@ -16,6 +16,7 @@ from torch import Tensor
 from charwright import kernels
 from charwright.kernels import UNITS_MULTIPLE, Kernels
 from charwright.model import native_loss
+from charwright.model.kernel_calls import ids_fit
 from charwright.model.votes import RowGradient, Votes
 
 # The most bytes of logits in an array: malloc takes up to 32 MB from memory that it keeps (see `keep_memory`). Larger
@@ -54,19 +55,19 @@ def head_loss(
         ValueError: if the targets do not have the shape of the positions, or are not ids of the vocabulary.
     """
     loaded = kernels.load(kernel) if core == "native" and bias.dtype == torch.float32 else None
-    check_targets(targets, x, len(weight) if loaded else None)
+    check_targets(targets, x, len(weight) if loaded else None, loaded)
     array = None if votes is None else votes.array
     wanted = torch.is_grad_enabled()  # Within a function of autograd it never is.
     result: Any
     if loaded and _fits_head(loaded, x, weight, bias, mask, dtype):
         result = _NativeHead.apply(x, weight, bias, array, votes, targets, mask, loaded, wanted)  # type: ignore[no-untyped-call]
     else:
-        rows = (x if mask is None else x * mask).flatten(0, 1)
+        rows = (x if mask is None else x * mask.to(x.dtype)).flatten(0, 1)
         result = _HeadLoss.apply(rows, weight, bias, array, votes, targets.flatten(), dtype, loaded, wanted)  # type: ignore[no-untyped-call]
     return result  # type: ignore[no-any-return]
 
 
-def check_targets(targets: Tensor, x: Tensor, vocabulary: int | None) -> None:
+def check_targets(targets: Tensor, x: Tensor, vocabulary: int | None, loaded: Kernels | None = None) -> None:
     """See that targets have the shape of the positions of x (T, B, H), and with `vocabulary` are ids of it.
 
     Raises:
@@ -74,10 +75,8 @@ def check_targets(targets: Tensor, x: Tensor, vocabulary: int | None) -> None:
     """
     if targets.dtype != torch.int64 or targets.shape != x.shape[:2]:
         raise ValueError(f"targets must be int64 {tuple(x.shape[:2])}, not {targets.dtype} {tuple(targets.shape)}")
-    if vocabulary is not None and targets.numel():
-        low, high = targets.aminmax()
-        if not 0 <= int(low) <= int(high) < vocabulary:
-            raise ValueError(f"targets must be from 0 to {vocabulary - 1}, the ids of the vocabulary")
+    if vocabulary is not None and targets.numel() and not ids_fit(loaded, targets, vocabulary):
+        raise ValueError(f"targets must be from 0 to {vocabulary - 1}, the ids of the vocabulary")
 
 
 def has_head(loaded: Kernels, vocabulary: int) -> bool:

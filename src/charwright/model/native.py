@@ -16,7 +16,7 @@ from torch import Tensor
 from charwright.config import GATES, PRODUCTS
 from charwright.kernels import CELL_CODES, UNITS_MULTIPLE, Kernels, Layer, Linear
 from charwright.model.cells import State, Weights
-from charwright.model.kernel_calls import address, borrow, give_back, share_threads
+from charwright.model.kernel_calls import address, borrow, give_back, ids_fit, share_threads
 
 # Numbers that the kernels keep of each unit and step.
 SLOTS = {"gru": 4, "igru": 4, "lstm": 4, "rnn": 1}
@@ -42,7 +42,7 @@ def native_layer(
     """
     share_threads(kernels)
     units = weights.weight_hh.shape[1]
-    check_layer(x, ids, cell, state, weights, mask)
+    check_layer(kernels, x, ids, cell, state, weights, mask)
     narrow, spare = -x.shape[-1] % UNITS_MULTIPLE, -units % UNITS_MULTIPLE
     if narrow:
         x = F.pad(x, (0, narrow))
@@ -63,7 +63,9 @@ def native_layer(
     return outputs, tuple(last)
 
 
-def check_layer(x: Tensor, ids: Tensor | None, cell: str, state: State, weights: Weights, mask: Tensor | None) -> None:
+def check_layer(
+    kernels: Kernels, x: Tensor, ids: Tensor | None, cell: str, state: State, weights: Weights, mask: Tensor | None
+) -> None:
     """See that the kernels can read what they get, which they cannot check."""
     for part in weights:
         if part is not None and part.dtype != torch.float32:
@@ -80,8 +82,7 @@ def check_layer(x: Tensor, ids: Tensor | None, cell: str, state: State, weights:
     if ids is not None:
         if ids.dtype != torch.int64 or x.dtype != torch.float32:
             raise ValueError(f"ids must be int64 and their embedding float32, not {ids.dtype} and {x.dtype}")
-        low, high = ids.aminmax()
-        if not 0 <= int(low) <= int(high) < len(x):
+        if not ids_fit(kernels, ids, len(x)):
             raise ValueError(f"ids must be from 0 to {len(x) - 1}, those of the vocabulary")
     per_row = (batch, units)
     rows = {"the state": state, "the mask of the state": () if mask is None else (mask,)}
@@ -273,8 +274,9 @@ class LayerPass:
         layer, weights, hidden, low, dtype = kept.layer, kept.weights, kept.hidden, kept.inputs.low, kept.hidden.dtype
         d_outputs = d_outputs.to(dtype).contiguous()
         if d_last is None:
-            d_last = [hidden.new_zeros(hidden.shape[1:], dtype=torch.float32)] * (1 if kept.cells is None else 2)
-        d_state = tuple(part.contiguous().clone() for part in d_last)  # The kernels overwrite it.
+            d_state = tuple(torch.zeros(hidden.shape[1:]) for _ in range(1 if kept.cells is None else 2))
+        else:
+            d_state = tuple(part.contiguous().clone() for part in d_last)  # The kernels overwrite it.
         d_gates = None if kept.ids is None else torch.zeros(len(low), len(weights.weight_ih))
         d_bias = None if weights.bias_hh is None else torch.zeros_like(weights.bias_hh)
         d_scale = None if kept.scale is None else torch.zeros_like(kept.scale)

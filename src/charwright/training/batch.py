@@ -76,6 +76,8 @@ def reset_streams(
     if hidden is None or probability == 0:
         return hidden
     kept = torch.rand(total, generator=generator, device=generator.device)[rows] >= probability
+    if kept.device.type == "cpu" and kept.all():  # as in most steps; a GPU would have to be waited for
+        return hidden
     return tuple(part * kept[None, :, None] for part in hidden)
 
 

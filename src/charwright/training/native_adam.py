@@ -95,7 +95,7 @@ class NativeStep(WithoutCompiler):
         if getattr(self, "grad_scale", None) is not None:
             return False
         parameters: list[Tensor] = []
-        copies: list[Tensor] = []  # of gradients; the kernels read them, so they must live until the end
+        gradients: list[Tensor] = []  # The kernels read them, so copies must live until the end.
         described: list[Parameter] = []
         for group in self.param_groups:
             if any(group.get(name) for name in UNKNOWN):
@@ -105,19 +105,23 @@ class NativeStep(WithoutCompiler):
                 gradient = parameter.grad
                 if gradient is None:
                     continue
-                if isinstance(gradient, torch.FloatTensor) and not gradient.is_contiguous():
+                if isinstance(gradient, torch.FloatTensor):
                     gradient = gradient.contiguous()
-                    copies.append(gradient)
                 state = self._state_of(parameter)
-                parts = (parameter, state["exp_avg"], state["exp_avg_sq"], gradient, state["step"])
-                if not _fit(*parts):
+                mean, square, step = state["exp_avg"], state["exp_avg_sq"], state["step"]
+                if not _fit(parameter, mean, square, gradient, step):
                     return False
                 parameters.append(parameter)
-                described.append(Parameter(*(part.data_ptr() for part in parts), parameter.numel(), *terms))
+                gradients.append(gradient)
+                described.append(
+                    Parameter(
+                        parameter.data_ptr(), mean.data_ptr(), square.data_ptr(), gradient.data_ptr(), step.data_ptr(),
+                        parameter.numel(), *terms,
+                    )
+                )  # fmt: skip
         if described:
             self._run(loaded, (Parameter * len(described))(*described))
-            for parameter in parameters:
-                torch.autograd.graph.increment_version(parameter)
+            torch.autograd.graph.increment_version(parameters)
         return True
 
     def _terms(self, group: dict[str, Any]) -> tuple[float, ...]:
