@@ -5,21 +5,9 @@
 INLINE vec NAME(logits_at)(const cw_loss_job *job, const float *floats, const elem *stored, int at) {
     const int inside = job->vocabulary - at;
     if (inside >= LANES) return (floats ? load(floats + at) : NAME(get)(stored + at)) + load(job->bias + at);
-    float logits[LANES] = {0}, bias[LANES];
-    elem some[LANES] = {0};
-    if (floats) memcpy(logits, floats + at, (size_t)inside * sizeof(float));
-    else memcpy(some, stored + at, (size_t)inside * sizeof(elem));
-    for (int i = 0; i < LANES; i++) bias[i] = i < inside ? job->bias[at + i] : -1e30f;
-    return (floats ? load(logits) : NAME(get)(some)) + load(bias);
-}
-INLINE void NAME(put_some)(elem *row, int at, int vocabulary, vec v) {
-    if (at + LANES <= vocabulary) {
-        NAME(put)(row + at, v);
-        return;
-    }
-    elem all[LANES];
-    NAME(put)(all, v);
-    memcpy(row + at, all, (size_t)(vocabulary - at) * sizeof(elem));
+    const ivec beyond = ~lanes_before(inside) & (ivec)same(-1e30f);
+    const vec bias = (vec)((ivec)load_some(job->bias + at, inside) | beyond);
+    return (floats ? load_some(floats + at, inside) : NAME(get_some)(stored + at, inside)) + bias;
 }
 
 #define AHEAD 2      /* rows, between asking for numbers and using them */
@@ -31,9 +19,7 @@ INLINE vec NAME(ngrams_at)(const cw_loss_job *job, int n, int at) {
     vec sum = {0};
     for (int k = 0; k < job->ngrams->count; k++) {
         const float *from = job->ngrams->array + job->ngrams->offsets[(size_t)k * job->rows + n] + at;
-        float some[LANES] = {0};
-        if (left < LANES) memcpy(some, from, (size_t)left * sizeof(float));
-        sum += load(left < LANES ? some : from);
+        sum += left < LANES ? load_some(from, left) : load(from);
     }
     return sum;
 }
@@ -67,10 +53,9 @@ static void NAME(descend)(int thread, int threads, cw_barrier *barrier, void *ar
             float *to = ngrams->array + offset;
             int64_t at = begin;
             for (; at + LANES <= end; at += LANES) store(to + at, load(to + at) - NAME(get)(row + at) * rate);
-            for (; at < end; at++) {
-                elem one[LANES] = {row[at]};
-                to[at] -= NAME(get)(one)[0] * job->rate;
-            }
+            const int left = (int)(end - at);
+            if (left > 0)
+                store_some(to + at, load_some(to + at, left) - NAME(get_some)(row + at, left) * rate, left);
         }
     }
 }
@@ -106,7 +91,8 @@ INLINE void NAME(row_loss)(const cw_loss_job *job, int n, const float *floats, c
     if (!job->wanted) return;
     const float share = job->scale / sum;
     powers[target] -= sum;
-    for (int at = 0; at < vocabulary; at += LANES) NAME(put_some)(row, at, vocabulary, load(powers + at) * share);
+    for (int at = 0; at < vocabulary; at += LANES)
+        NAME(put_some)(row + at, load(powers + at) * share, vocabulary - at);
 }
 
 #define COLUMNS 512
@@ -122,10 +108,7 @@ static void NAME(sum_columns)(const cw_loss_job *job, int thread, int threads) {
         for (int n = 0; n < job->rows; n++)
             for (int i = 0; i < width; i += LANES) {
                 const elem *from = (const elem *)job->logits + (size_t)n * vocabulary + stripe + i;
-                const int count = vocabulary - stripe - i;
-                elem some[LANES] = {0};
-                if (count < LANES) memcpy(some, from, count * sizeof(elem));
-                store(totals + i, load(totals + i) + NAME(get)(count < LANES ? some : from));
+                store(totals + i, load(totals + i) + NAME(get_some)(from, vocabulary - stripe - i));
             }
         for (int i = 0; i < width && stripe + i < vocabulary; i++) job->d_bias[stripe + i] += totals[i];
     }

@@ -44,6 +44,26 @@ INLINE void NAME(put)(elem *to, vec v) {
     store(to, v);
 #endif
 }
+/* The same for up to LANES values; no others are read or written. */
+INLINE vec NAME(get_some)(const elem *from, int count) {
+    if (count >= LANES) return NAME(get)(from);
+#if STORAGE == CW_BF16
+    return load_some_bf16(from, count);
+#else
+    return load_some(from, count);
+#endif
+}
+INLINE void NAME(put_some)(elem *to, vec v, int count) {
+    if (count >= LANES) {
+        NAME(put)(to, v);
+        return;
+    }
+#if STORAGE == CW_BF16
+    store_some_bf16(to, v, count);
+#else
+    store_some(to, v, count);
+#endif
+}
 #endif
 /* The functions of the gates in training; with 8 bits of precision, fewer terms are enough. */
 #if STORAGE == CW_BF16 && defined(__AVX512F__)

@@ -109,6 +109,57 @@ INLINE void store_bf16(uint16_t *to, vec v) {
     memcpy(to, &h, sizeof h);
 #endif
 }
+
+/* The lanes before number `count`. */
+INLINE ivec lanes_before(int count) {
+    static const int32_t numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    ivec lanes;
+    memcpy(&lanes, numbers, sizeof lanes);
+    return lanes < count;
+}
+/* Fewer than LANES numbers, and zeros after them. No other memory is read or written: what follows may be another
+ * thread's. */
+INLINE vec load_some(const float *from, int count) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), from);
+#elif defined(__AVX2__) && LANES == 8
+    return (vec)_mm256_maskload_ps(from, (__m256i)lanes_before(count));
+#else
+    float some[LANES] = {0};
+    memcpy(some, from, (size_t)count * sizeof *some);
+    return load(some);
+#endif
+}
+INLINE void store_some(float *to, vec v, int count) {
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(to, (__mmask16)((1u << count) - 1), (__m512)v);
+#elif defined(__AVX2__) && LANES == 8
+    _mm256_maskstore_ps(to, (__m256i)lanes_before(count), (__m256)v);
+#else
+    memcpy(to, &v, (size_t)count * sizeof *to);
+#endif
+}
+INLINE vec load_some_bf16(const uint16_t *from, int count) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    const __m256i some = _mm256_maskz_loadu_epi16((__mmask16)((1u << count) - 1), from);
+    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(some), 16);
+#else
+    uint16_t some[LANES] = {0};
+    memcpy(some, from, (size_t)count * sizeof *some);
+    return load_bf16(some);
+#endif
+}
+INLINE void store_some_bf16(uint16_t *to, vec v, int count) {
+    uint16_t all[LANES];
+    store_bf16(all, v);
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    __m256i some;
+    memcpy(&some, all, sizeof some);
+    _mm256_mask_storeu_epi16(to, (__mmask16)((1u << count) - 1), some);
+#else
+    memcpy(to, all, (size_t)count * sizeof *to);
+#endif
+}
 /* x, not less than `low` and not more than `high`; NaN stays NaN. */
 INLINE vec within_floats(vec x, float low, float high) {
 #if defined(__AVX512F__)
