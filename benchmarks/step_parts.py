@@ -1,0 +1,117 @@
+"""What a training step consists of: the time in each of the C kernels, and the rest, which is Python and PyTorch.
+
+    python benchmarks/step_parts.py
+    python benchmarks/step_parts.py --units 256 --threads 1
+
+The steps are those of the training loop, with all that a plan turns on: a multiplicative layer, n-grams, dropout,
+cautious AdamW, clipping, an average of the weights, and streams of which some begin anew. The ids are random. Each
+figure is the median of the steps, in milliseconds; the first steps are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections import defaultdict
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+import charwright as cw
+from cells import planned
+from charwright import kernels
+from charwright.config import SequenceConfig
+from charwright.data.sequences import make_dataset
+from charwright.model.compute import Compute
+from machine import describe_machine
+
+UNITS = (256, 640)
+LENGTH = 1_000_000
+WARMUP = 30
+PARTS = ("cw_pack", "cw_linear", "cw_forward", "cw_head", "cw_backward", "cw_weight_gradient", "cw_adam", "cw_descend")
+
+
+class Clock:
+    """A library of kernels that notes how long each call takes."""
+
+    def __init__(self, library: Any) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._library = library
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._library, name)
+
+        def timed(*arguments: Any) -> Any:
+            began = time.perf_counter()
+            result = call(*arguments)
+            self.seconds[name] += time.perf_counter() - began
+            return result
+
+        setattr(self, name, timed)
+        return timed
+
+
+def measure(units: int, vocabulary: int, steps: int) -> list[dict[str, float]]:
+    """Seconds of each step, as a whole and in each kernel."""
+    loaded = kernels.load()
+    if loaded is None:
+        raise SystemExit("the C kernels are not built; reinstall charwright where a C compiler is")
+    clock = Clock(loaded.library)
+    timed = replace(loaded, library=clock)  # type: ignore[arg-type]
+    original, kernels.load = kernels.load, lambda variant=None: timed  # noqa: ARG005
+    ids = (np.random.Generator(np.random.Philox(1)).zipf(1.3, LENGTH) % vocabulary).astype(np.int32)
+    model = cw.LanguageModel(planned("igru", units, dropout=0.1), vocabulary, compute=Compute.choose(device="cpu"))
+    config = cw.TrainingConfig(minutes=60, optimizer="cautious-adamw", ngram_rate=0.12, checkpoint_minutes=60)
+    found: list[dict[str, float]] = []
+    last = time.perf_counter()
+
+    def step_ended() -> str | None:
+        nonlocal last
+        now = time.perf_counter()
+        found.append({"step": now - last} | clock.seconds)
+        clock.seconds.clear()
+        last = now
+        return "measured" if len(found) == WARMUP + steps else None
+
+    dataset = make_dataset(ids, SequenceConfig(order="excerpts", batch=32, seq_length=64), seed=1)
+    for _ in cw.fit(model, dataset, config, should_stop=step_ended):
+        pass
+    kernels.load = original
+    return found[WARMUP:]
+
+
+def median_ms(steps: list[dict[str, float]], part: str) -> float:
+    """The median of the time in all kernels whose names begin so; `cw_` is all of them."""
+    return 1e3 * statistics.median(sum(s for name, s in step.items() if name.startswith(part)) for step in steps)
+
+
+def main() -> None:
+    """Parse the command line and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--units", type=int, nargs="*", default=UNITS)
+    parser.add_argument("--vocabulary", type=int, default=66)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(f"{describe_machine()}\n{options.threads} threads, kernels {kernels.available()[0]}\n")
+    columns = ["units", "step", "kernels", "rest", "of the step", *(part.removeprefix("cw_") for part in PARTS)]
+    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
+    for units in options.units:
+        steps = measure(units, options.vocabulary, options.steps)
+        whole, inside = median_ms(steps, "step"), median_ms(steps, "cw_")
+        rest = 1e3 * statistics.median(
+            step["step"] - sum(seconds for name, seconds in step.items() if name != "step") for step in steps
+        )
+        times = [f"{whole:.2f}", f"{inside:.2f}", f"{rest:.2f}", f"{100 * rest / whole:.0f} %"]
+        print(
+            "| " + " | ".join([str(units), *times, *(f"{median_ms(steps, part):.2f}" for part in PARTS)]) + " |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
