@@ -526,10 +526,7 @@ def finite(snapshot: Snapshot) -> bool:
 @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 @pytest.mark.parametrize("log_every", [1, 1000])
 def test_a_learning_rate_a_million_times_too_high(cell: str, log_every: int) -> None:
-    """No value that is not finite is saved, and training ends with an error or a model that has not diverged.
-
-    That is one that has lost less than half a nat of what a uniform guess knows.
-    """
+    """No value that is not finite is saved, and training ends with a good model or with an error."""
     taken: list[Snapshot] = []
     rate = 0.01 * 1e6
     config = settings_for(
@@ -541,7 +538,7 @@ def test_a_learning_rate_a_million_times_too_high(cell: str, log_every: int) -> 
         for event in cw.fit(model, make_data(), config, save=taken.append):
             if isinstance(event, events.Rollback):
                 rates.append(event.learning_rate)
-        assert real_loss(model).nats_per_char < math.log(VOCABULARY) + 0.5
+        assert real_loss(model).nats_per_char < math.log(VOCABULARY)
     assert rates == pytest.approx([rate * 0.3**number for number in range(1, len(rates) + 1)])
     assert rates
     assert all(map(finite, taken))
