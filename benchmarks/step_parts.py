@@ -107,10 +107,8 @@ def main() -> None:
             step["step"] - sum(seconds for name, seconds in step.items() if name != "step") for step in steps
         )
         times = [f"{whole:.2f}", f"{inside:.2f}", f"{rest:.2f}", f"{100 * rest / whole:.0f} %"]
-        print(
-            "| " + " | ".join([str(units), *times, *(f"{median_ms(steps, part):.2f}" for part in PARTS)]) + " |",
-            flush=True,
-        )
+        times += [f"{median_ms(steps, part):.2f}" for part in PARTS]
+        print(f"| {units} | {' | '.join(times)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -53,9 +53,9 @@ static void NAME(descend)(int thread, int threads, cw_barrier *barrier, void *ar
             float *to = ngrams->array + offset;
             int64_t at = begin;
             for (; at + LANES <= end; at += LANES) store(to + at, load(to + at) - NAME(get)(row + at) * rate);
+            if (at >= end) continue;
             const int left = (int)(end - at);
-            if (left > 0)
-                store_some(to + at, load_some(to + at, left) - NAME(get_some)(row + at, left) * rate, left);
+            store_some(to + at, load_some(to + at, left) - NAME(get_some)(row + at, left) * rate, left);
         }
     }
 }
