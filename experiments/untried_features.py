@@ -60,7 +60,7 @@ class Net(LanguageModel):
 def dropped(x: Tensor, dropout: Dropout | None) -> Tensor:
     """Dropout of outputs (T, B, H)."""
     mask = None if dropout is None else dropout.output_mask(x)
-    return x if mask is None else x * mask
+    return x if mask is None else x * mask.to(x.dtype)
 
 
 class Feature:
