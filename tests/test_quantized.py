@@ -527,6 +527,20 @@ def test_a_cell_state_stays_within_its_limits() -> None:
     assert state[0, 0, 1].tolist() == [2**21 - 1] * 8 + [-(2**21) + 1] * 8
 
 
+def test_all_agree_on_tanh_of_every_number() -> None:
+    """Cell states that are kept as they are, but for the rounding of the forget gate, through open output gates."""
+    config = ModelConfig(cell="lstm", units=512, embedding_size=2)
+    weights = {name: np.zeros_like(array) for name, array in ramp_arrays(config, SIZE).items()}
+    weights["recurrent.0.bias_ih"] = np.repeat(np.array([0, 30, 0, 30], dtype=np.float32), 512)
+    cells = np.arange(-(2**18) - 2**13, 2**18 + 2**13, 4, dtype=np.int32).reshape(-1, 512)
+    state = np.zeros((len(cells), 1, 2, 512), dtype=np.int32)
+    state[:, 0, 1] = cells
+    after = check_all_agree(config, weights, some_ids(1, len(cells)), state, slow=False)
+    arguments = (after[:, 0, 1] + 4) >> 3
+    assert set(range(-(2**15), 2**15 + 1)) <= set(arguments.ravel().tolist())
+    np.testing.assert_array_equal(after[:, 0, 0], (32767 * quantized.tanh_at(arguments) + 2**14) >> 15)
+
+
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("units", [16, 48, 80, 112, 272])
 def test_all_agree_for_any_units(cell: str, units: int) -> None:

@@ -4,6 +4,8 @@
 #include "variant.h"
 #include "vectors.h"
 
+#include "integers.h"
+
 #define TEXT_(a) #a
 #define TEXT(a) TEXT_(a)
 

@@ -42,17 +42,16 @@ INLINE void NAME(activate_scaled)(value *to, const state_t *from, const float *s
 
 #include "panels.h"
 
-/* --- Gates: `sums` is the recurrent product, a vector per gate that has one; `fed` is the input, one per gate --- */
+/* --- Gates, in two halves ---
+ *
+ * The first replaces `sums`, the recurrent product, a vector per gate that has one, by what the second needs: the argument
+ * of the last tanh, and the gate z or o. `fed` is the input, a vector per gate. Each half is applied to all rows of a
+ * product in turn. Both at once are a chain of operations that wait for each other, too long for the processor to begin
+ * with the next row meanwhile.
+ */
 
 #if STORAGE == CW_Q8
 #define PRE_LIMIT 32767
-INLINE ivec tanh_of(const int16_t *table, ivec v) { /* 12 fraction bits in, 15 out */
-    const ivec sign = v >> 31, bounded = smaller((v ^ sign) - sign, all(32767)), part = bounded & 31;
-    /* low + ((high - low) * part + 16) / 32, where low and high are the halves of a lane. */
-    const ivec between = multiply_pairs(neighbours(table, bounded >> 5), (part << 16) + 32 - part);
-    return (((between + 16) >> 5) ^ sign) - sign;
-}
-INLINE ivec sigmoid_of(const int16_t *table, ivec v) { return (32768 + tanh_of(table, v)) >> 1; }
 INLINE ivec NAME(product_of)(const cw_matrix *matrix, const sum *sums, size_t row) {
     return scaled(load_whole(sums) + load_whole(matrix->corrections + row), load_whole(matrix->multipliers + row),
                   (ivec){0}, 20, INT32_MAX / 2);
@@ -64,33 +63,41 @@ INLINE ivec NAME(fed_by_layer)(const cw_matrix *matrix, const sum *sums, size_t 
     const ivec bias = load_whole((const int32_t *)matrix->bias + row);
     return within(NAME(product_of)(matrix, sums, row) + bias, PRE_LIMIT);
 }
-INLINE void NAME(gates)(const cw_model *model, const cw_matrix *matrix, state_t *h, state_t *c, size_t unit,
-                        const sum *sums, const ivec *fed) {
+INLINE void NAME(first_gates)(const int cell, const cw_model *model, const cw_matrix *matrix, state_t *c, size_t unit,
+                              sum *sums, const ivec *fed) {
     const int16_t *table = model->tanh_table;
     const size_t units = model->units;
     ivec pre[4];
-    for (int g = 0; g < cw_product_count(model->cell); g++)
+    for (int g = 0; g < cw_product_count(cell); g++)
         pre[g] = NAME(product_of)(matrix, sums + g * LANES, g * units + unit);
-    ivec after;
-    if (cw_is_gru(model->cell)) {
-        const int of_z = cw_product_count(model->cell) - 2, of_n = of_z + 1; /* an input-reset GRU has none of r */
+    if (cw_is_gru(cell)) {
+        const int of_z = cw_product_count(cell) - 2, of_n = of_z + 1; /* an input-reset GRU has none of r */
         const ivec r = sigmoid_of(table, of_z ? within(fed[0] + pre[0], PRE_LIMIT) : fed[0]);
         const ivec z = sigmoid_of(table, within(fed[1] + pre[of_z], PRE_LIMIT));
         const ivec u = within(pre[of_n] + load_whole((const int32_t *)matrix->bias + of_n * units + unit), PRE_LIMIT);
-        const ivec n = tanh_of(table, within(fed[2] + ((r * u + (1 << 14)) >> 15), PRE_LIMIT) * 2);
-        after = n + ((z * (load_whole(h + unit) - n) + (1 << 14)) >> 15);
-    } else if (model->cell == CW_LSTM) {
+        store_whole(sums, within(fed[2] + ((r * u + (1 << 14)) >> 15), PRE_LIMIT) * 2);
+        store_whole(sums + LANES, z);
+    } else if (cell == CW_LSTM) {
         const ivec i = sigmoid_of(table, within(fed[0] + pre[0], PRE_LIMIT));
         const ivec f = sigmoid_of(table, within(fed[1] + pre[1], PRE_LIMIT));
         const ivec g = tanh_of(table, within(fed[2] + pre[2], PRE_LIMIT) * 2);
         const ivec o = sigmoid_of(table, within(fed[3] + pre[3], PRE_LIMIT));
-        const ivec cell = scaled(f, load_whole(c + unit), i * g, 15, (1 << 21) - 1);
-        store_whole(c + unit, cell);
-        after = (o * tanh_of(table, (cell + 4) >> 3) + (1 << 14)) >> 15;
+        const ivec after_c = scaled(f, load_whole(c + unit), i * g, 15, (1 << 21) - 1);
+        store_whole(c + unit, after_c);
+        store_whole(sums, (after_c + 4) >> 3);
+        store_whole(sums + LANES, o);
     } else {
-        after = tanh_of(table, within(fed[0] + pre[0], PRE_LIMIT) * 2);
+        store_whole(sums, within(fed[0] + pre[0], PRE_LIMIT) * 2);
     }
-    store_whole(h + unit, after);
+}
+INLINE void NAME(last_gates)(const int cell, const cw_model *model, state_t *h, const sum *kept) {
+    ivec after = tanh_of(model->tanh_table, load_whole(kept));
+    if (cell != CW_RNN) {
+        const ivec gate = load_whole(kept + LANES);
+        if (cell == CW_LSTM) after = (gate * after + (1 << 14)) >> 15;
+        else after += (gate * (load_whole(h) - after) + (1 << 14)) >> 15;
+    }
+    store_whole(h, after);
 }
 INLINE void NAME(logits)(const cw_matrix *head, const sum *sums, size_t row, int count, double *to) {
     int32_t whole[LANES];
@@ -102,26 +109,35 @@ INLINE vec NAME(fed_by_table)(const cw_model *model, size_t at) { return NAME(ge
 INLINE vec NAME(fed_by_layer)(const cw_matrix *matrix, const sum *sums, size_t row) {
     return load(sums) + load((const float *)matrix->bias + row);
 }
-INLINE void NAME(gates)(const cw_model *model, const cw_matrix *matrix, state_t *h, state_t *c, size_t unit,
-                        const sum *sums, const vec *fed) {
+INLINE void NAME(first_gates)(const int cell, const cw_model *model, const cw_matrix *matrix, state_t *c, size_t unit,
+                              sum *sums, const vec *fed) {
     const size_t units = model->units;
-    vec after;
-    if (cw_is_gru(model->cell)) {
-        const int of_z = cw_product_count(model->cell) - 2, of_n = of_z + 1; /* an input-reset GRU has none of r */
+    if (cw_is_gru(cell)) {
+        const int of_z = cw_product_count(cell) - 2, of_n = of_z + 1; /* an input-reset GRU has none of r */
         const vec r = sigmoid(of_z ? fed[0] + load(sums) : fed[0]), z = sigmoid(fed[1] + load(sums + of_z * LANES));
         const vec u = load(sums + of_n * LANES) + load((const float *)matrix->bias + of_n * units + unit);
-        const vec n = hyperbolic_tangent(fed[2] + r * u);
-        after = n + z * (load(h + unit) - n);
-    } else if (model->cell == CW_LSTM) {
+        store(sums, fed[2] + r * u);
+        store(sums + LANES, z);
+    } else if (cell == CW_LSTM) {
         const vec i = sigmoid(fed[0] + load(sums)), f = sigmoid(fed[1] + load(sums + LANES));
         const vec g = hyperbolic_tangent(fed[2] + load(sums + 2 * LANES)), o = sigmoid(fed[3] + load(sums + 3 * LANES));
-        const vec cell = f * load(c + unit) + i * g;
-        store(c + unit, cell);
-        after = o * hyperbolic_tangent(cell);
+        const vec after_c = f * load(c + unit) + i * g;
+        store(c + unit, after_c);
+        store(sums, after_c);
+        store(sums + LANES, o);
     } else {
-        after = hyperbolic_tangent(fed[0] + load(sums));
+        store(sums, fed[0] + load(sums));
     }
-    store(h + unit, after);
+}
+INLINE void NAME(last_gates)(const int cell, const cw_model *model, state_t *h, const sum *kept) {
+    (void)model;
+    vec after = hyperbolic_tangent(load(kept));
+    if (cell != CW_RNN) {
+        const vec gate = load(kept + LANES);
+        if (cell == CW_LSTM) after = gate * after;
+        else after += gate * (load(h) - after);
+    }
+    store(h, after);
 }
 INLINE void NAME(logits)(const cw_matrix *head, const sum *sums, size_t row, int count, double *to) {
     float parts[LANES];
@@ -171,11 +187,11 @@ static void NAME(begin)(const cw_writing *w, int thread, int threads) {
         NAME(scale_state)(w, text);
 }
 
-static void NAME(write_layer)(const cw_writing *w, int layer, int thread, int threads) {
+INLINE void NAME(write_cells)(const int cell, const cw_writing *w, int layer, int thread, int threads) {
     const cw_model *model = w->model;
     const int units = model->units, blocks = units / LANES;
-    const int gates = cw_gate_count(model->cell), products = cw_product_count(model->cell);
-    const int wide = PANEL_BLOCKS(model->cell), panels = (blocks + wide - 1) / wide;
+    const int gates = cw_gate_count(cell), products = cw_product_count(cell);
+    const int wide = PANEL_BLOCKS(cell), panels = (blocks + wide - 1) / wide;
     const int most_rows = gates == 4 ? ROWS_OF_4 : products == 2 && !layer && STORAGE != CW_Q8 ? ROWS_OF_2 : ROWS;
     const cw_matrix *recurrent = model->recurrent + layer, *inputs = model->inputs + layer;
     const value *before = !layer && w->scaled ? w->scaled : NAME(activations)(w, layer, 0);
@@ -210,13 +226,28 @@ static void NAME(write_layer)(const cw_writing *w, int layer, int thread, int th
                                                                 (size_t)g * units + unit)
                                            : NAME(fed_by_table)(model, ((size_t)one->ids[one->at] * gates + g) * units +
                                                                            unit);
-                        state_t *h = NAME(state_of)(w, text + r, layer, 0);
-                        NAME(gates)(model, recurrent, h, h + units, unit, sums + part * products * LANES, fed);
-                        NAME(activate)(after + (size_t)(text + r) * units + unit, h + unit);
+                        NAME(first_gates)(cell, model, recurrent, NAME(state_of)(w, text + r, layer, 1), unit,
+                                          sums + part * products * LANES, fed);
                     }
                 }
+                for (int r = 0; r < rows; r++)
+                    for (int b = 0; b < at.together; b++) {
+                        const size_t unit = (size_t)(at.first + at.block + b) * LANES;
+                        const size_t part = (size_t)r * at.together + b;
+                        state_t *h = NAME(state_of)(w, text + r, layer, 0) + unit;
+                        NAME(last_gates)(cell, model, h, sums + part * products * LANES);
+                        NAME(activate)(after + (size_t)(text + r) * units + unit, h);
+                    }
             }
     }
+}
+
+static void NAME(write_layer)(const cw_writing *w, int layer, int thread, int threads) {
+    const int cell = w->model->cell;
+    if (cell == CW_GRU) NAME(write_cells)(CW_GRU, w, layer, thread, threads);
+    else if (cell == CW_IGRU) NAME(write_cells)(CW_IGRU, w, layer, thread, threads);
+    else if (cell == CW_LSTM) NAME(write_cells)(CW_LSTM, w, layer, thread, threads);
+    else NAME(write_cells)(CW_RNN, w, layer, thread, threads);
 }
 
 #if STORAGE == CW_Q8
@@ -249,7 +280,7 @@ static void NAME(vote)(const cw_writing *w, int thread, int threads) {
     const int first = NAME(head_row)(w->model->vocabulary, thread, threads);
     const int end = NAME(head_row)(w->model->vocabulary, thread + 1, threads);
     for (int text = 0; text < w->count; text++) {
-        const NAME(vote_t) *rows[CW_ORDER - 1];
+        const NAME(vote_t) *rows[CW_ORDER - 1] = {NULL};
         for (int n = 0; n < count; n++)
             rows[n] = (const NAME(vote_t) *)w->model->ngrams + w->offsets[(size_t)text * count + n];
         double *logits = w->logits + (size_t)text * w->model->vocabulary;
