@@ -5,8 +5,10 @@ And against itself: what a stream is does not depend, to the last bit, on how it
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -215,8 +217,8 @@ def test_any_size_of_vocabulary(size: int, variant: str, precision: str) -> None
     engine = Engine(model.config, model.weights, precision, variant=variant, threads=3)
     logits, _ = stepped(engine, np.tile(model.ids, (1, 3)))
     assert logits.shape == (12, 9, size)
-    for copy in range(3):
-        check_logits(precision, logits[:, 3 * copy : 3 * copy + 3], model.logits)
+    for third in range(3):
+        check_logits(precision, logits[:, 3 * third : 3 * third + 3], model.logits)
     alone, _ = stepped(engine, model.ids[:, :1])
     np.testing.assert_array_equal(alone[:, 0], logits[:, 0])
 
@@ -241,7 +243,8 @@ def test_ngrams_add_to_the_logits(
     weights["ngrams.weight"] *= 10
     ids = random_ids(30, 5)
     logits, state = stepped(threaded(Engine(config, weights, precision, variant=variant, threads=3), 3), ids)
-    plain, plain_state = stepped(Engine(without_ngrams(config), weights, precision, variant=variant), ids)
+    others = {name: array for name, array in weights.items() if name != "ngrams.weight"}
+    plain, plain_state = stepped(Engine(without_ngrams(config), others, precision, variant=variant), ids)
     votes, before = [], np.zeros((5, order - 1), dtype=np.int64)
     for row in ids:
         offsets = ngrams.offsets_of(row, before, bits)
@@ -751,3 +754,47 @@ def test_the_engine_needs_no_pytorch() -> None:
         "assert s.length == 10; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], env=os.environ, check=False).returncode == 0
+
+
+OTHER_WEIGHTS = {
+    "no embedding": (lambda w: w.pop("embedding.weight"), "'embedding.weight' is missing"),
+    "one more": (lambda w: w.update(more=np.zeros(1, np.float32)), "'more' is unknown"),
+    "a short head": (lambda w: w.update({"head.bias": w["head.bias"][:1]}), r"'head.bias' has shape \(1,\)"),
+    "other units": (lambda w: w.update({"recurrent.0.weight_hh": np.zeros((9, 3), np.float32)}), "has shape"),
+    "doubles": (lambda w: w.update({"head.bias": w["head.bias"].astype(np.float64)}), "is float64, not float32"),
+    "not a number": (lambda w: w["head.weight"].__setitem__((0, 0), np.nan), "a value that is not finite"),
+}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kind", OTHER_WEIGHTS)
+def test_weights_of_another_model_are_refused(kind: str, precision: str) -> None:
+    """The kernels would read outside of them, or compute something else."""
+    config = model_config("gru")
+    weights = ramp_arrays(config, SIZE)
+    change, message = OTHER_WEIGHTS[kind]
+    change(weights)
+    with pytest.raises(UsageError, match=message):
+        Engine(config, weights, precision)
+
+
+@pytest.mark.parametrize("changed", [{"cell": "igru"}, {"cell": "lstm"}, {"ngram_bits": 20}, {"layers": 2}])
+def test_weights_of_another_configuration_are_refused(changed: dict[str, Any]) -> None:
+    config = model_config("gru")
+    with pytest.raises(UsageError, match="not the weights of the model"):
+        Engine(dataclasses.replace(config, **changed), ramp_arrays(config, SIZE))
+
+
+def test_an_engine_is_not_copied() -> None:
+    config = model_config("gru")
+    engine = Engine(config, ramp_arrays(config, SIZE))
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(UsageError, match="cannot be copied or pickled"):
+            copied(engine)
+
+
+def test_ids_are_whole_numbers() -> None:
+    config = model_config("gru")
+    engine = Engine(config, ramp_arrays(config, SIZE))
+    with pytest.raises(UsageError, match="ids must be integers, not float64"):
+        engine.step(np.array([0.7]), engine.zero_state())

@@ -196,7 +196,7 @@ def test_logprobs_are_those_of_the_text(precision: str) -> None:
 
 def test_a_generator_stays_in_its_process(writer: Generator) -> None:
     for copied in (pickle.dumps, copy.deepcopy, copy.copy):
-        with pytest.raises(UsageError, match=r"call charwright\.load in each process"):
+        with pytest.raises(UsageError, match=r"call charwright\.load again, in each process"):
             copied(writer)
 
 

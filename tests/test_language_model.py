@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from numpy.testing import assert_allclose
+from torch.nn.utils import parametrize
 
 from charwright import kernels
 from charwright.config import GATES, PRODUCTS, ModelConfig
@@ -249,7 +250,9 @@ def test_targets_that_are_no_ids_of_the_positions_are_refused(core: str) -> None
     """The kernels would read and write outside of their arrays."""
     model = LanguageModel(ModelConfig(units=16, embedding_size=8), 10, compute=Compute(core=core))
     ids = torch.zeros(3, 2, dtype=torch.int64)
-    for wrong in (ids.int(), ids[:2], ids[:, :1]):
+    with pytest.raises(ValueError, match=r"integers, not torch\.float32"):
+        model.loss(ids, ids.float())
+    for wrong in (ids[:2], ids[:, :1]):
         with pytest.raises(ValueError, match=r"targets must be int64 \(3, 2\)"):
             model.loss(ids, wrong)
     for outside in (-1, 10):
@@ -269,3 +272,84 @@ def test_a_mask_of_another_type_or_shape_is_not_misread() -> None:
     )
     with pytest.raises(RuntimeError):
         model.loss(ids, ids, masks=[mask[:, :2]])
+
+
+# What users do with a model.
+
+
+class Sharper(LanguageModel):
+    """A model whose logits are larger."""
+
+    def forward(self, *arguments: Any, **options: Any) -> Any:
+        logits, state = super().forward(*arguments, **options)
+        return 4 * logits, state
+
+
+def test_the_loss_of_a_model_that_overrides_forward_is_that_of_its_logits() -> None:
+    model, ids = Sharper(small(), 7), random_ids(11, 4, 7)
+    fill_with_ramps(model)
+    logits, _ = model(ids[:-1])
+    expected = F.cross_entropy(logits.flatten(0, 1), ids[1:].flatten())
+    for compute in (model.loss, model.differentiate):
+        assert_allclose(compute(ids[:-1], ids[1:])[0].item(), expected.item(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("core", ["native", "fused", "torch", "plain"])
+def test_a_gradient_without_a_gradient_of_its_own_says_so(core: str) -> None:
+    if core == "native" and kernels.load() is None:
+        pytest.skip("the C kernels are not built")
+    model, ids = LanguageModel(small(), 7, compute=Compute(core=core)), random_ids(11, 4, 7)
+    loss, _ = model.loss(ids[:-1], ids[1:])
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(loss, [model.weight("head.weight")], create_graph=True)
+    loss = F.cross_entropy(model(ids[:-1])[0].flatten(0, 1), ids[1:].flatten())
+    if core in {"native", "fused"}:
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            torch.autograd.grad(loss, [model.weight("embedding.weight")], create_graph=True)
+    else:
+        (gradient,) = torch.autograd.grad(loss, [model.weight("embedding.weight")], create_graph=True)
+        assert gradient.requires_grad
+
+
+@pytest.mark.parametrize("core", ["auto", "fused", "torch", "plain"])
+def test_autocast_leaves_the_loss_alone(core: str) -> None:
+    """The precision of products is that of `Compute`."""
+    model, ids = LanguageModel(small(), 7, compute=Compute(core=core)), random_ids(11, 4, 7)
+    expected = model.loss(ids[:-1], ids[1:])[0].item()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_allclose(float(model.loss(ids[:-1], ids[1:])[0].detach()), expected, rtol=1e-2)
+
+
+def test_ids_are_integers_of_any_size() -> None:
+    model, ids = LanguageModel(small(ngram_bits=6), 7), random_ids(11, 4, 7)
+    for kind in (torch.int32, torch.uint8):
+        assert torch.equal(model(ids.to(kind))[0], model(ids)[0])
+        assert model.loss(ids[:-1].to(kind), ids[1:].to(kind))[0] == model.loss(ids[:-1], ids[1:])[0]
+    for wrong, name in ((ids.float(), "torch.float32"), (ids > 2, "torch.bool"), (ids.numpy(), "int64")):
+        with pytest.raises(ValueError, match=f"ids must be a tensor of integers, not {name}"):
+            model(wrong)
+
+
+@pytest.mark.parametrize("cell", GATES)
+def test_a_state_of_other_shapes_is_refused(cell: str) -> None:
+    model, ids = LanguageModel(small(cell=cell), 7), random_ids(5, 4, 7)
+    for state in (
+        model.zero_state(1),
+        model.zero_state(4) * 2,
+        tuple(part.repeat(2, 1, 1) for part in model.zero_state(4)),
+    ):
+        with pytest.raises(ValueError, match="the state of 4 rows has the shapes"):
+            model(ids, state)
+
+
+def test_weights_that_do_not_fit_change_nothing() -> None:
+    model = LanguageModel(small(), 7)
+    before, other = model.arrays(), LanguageModel(small(), 7, seed=2).arrays()
+    with pytest.raises(ConfigError, match=r"'head\.bias' has shape"):
+        model.load_arrays({**other, "head.bias": np.zeros(3, np.float32)})
+    assert all(np.array_equal(before[name], array) for name, array in model.arrays().items())
+    with pytest.raises(ConfigError, match=r"'head\.bias' is missing"):
+        LanguageModel.from_arrays(small(), {name: array for name, array in other.items() if name != "head.bias"})
+    parametrize.register_parametrization(model.weights, "head_weight", torch.nn.Tanh())
+    with pytest.raises(ConfigError, match=r"'head\.weight' has a parametrization"):
+        model.load_arrays(other)

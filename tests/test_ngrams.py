@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 from torch import Tensor
 
 import charwright as cw
@@ -421,3 +423,34 @@ def test_a_state_of_pieces_equals_that_of_the_whole() -> None:
     assert carried is not None
     for part, other in zip(state, carried, strict=True):
         torch.testing.assert_close(part, other)
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_gradients_are_forgotten_together(core: str) -> None:
+    """`zero_grad` forgets that of the array too, which is in no parameter group."""
+    steps = []
+    for discarded in (False, True):
+        model, ids = make_model(core), some_ids(11, 4)
+        made = cw.make_optimizer(model, settings(steps=1), 40)
+        with model.collecting_ngram_gradients(core == "native"):
+            if discarded:
+                model.loss(ids[1:], ids[:-1])[0].backward()  # type: ignore[no-untyped-call]
+                made.zero_grad()
+            model.loss(ids[:-1], ids[1:])[0].backward()  # type: ignore[no-untyped-call]
+            made.step()
+        steps.append(model.weight("ngrams.weight").detach().clone())
+    assert torch.equal(*steps)
+
+
+@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+def test_a_copy_of_the_optimizer_moves_the_array_of_the_copied_model(core: str, copied: Any) -> None:
+    model = make_model(core)
+    made = cw.make_optimizer(model, settings(steps=5), 40)
+    begun = model.arrays()["ngrams.weight"]
+    other, others = copied((model, made))
+    for one, optimizer in ((other, others), (model, made)):
+        for _ in cw.fit(one, data(), settings(steps=5), optimizer=optimizer):
+            pass
+    assert_allclose(other.arrays()["ngrams.weight"], model.arrays()["ngrams.weight"], atol=1e-6)
+    assert not np.array_equal(other.arrays()["ngrams.weight"], begun)

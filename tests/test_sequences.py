@@ -18,7 +18,7 @@ from charwright.data.sequences import EXCERPT, Excerpts, Streams, Windows, make_
 from charwright.data.short_texts import shrink_to_fit
 from charwright.data.split import split_corpus
 from charwright.data.vocabulary import Vocabulary
-from charwright.errors import CorpusError
+from charwright.errors import ConfigError, CorpusError
 from charwright.training.budget import Budget, remaining_batches
 from charwright.training.snapshot import Position
 
@@ -321,3 +321,25 @@ class TestPrefetch:
         ahead = prefetch(itertools.count())
         assert prefetch_threads() == []
         ahead.close()
+
+
+@pytest.mark.parametrize("kind", KINDS.values())
+def test_sizes_and_ids_are_checked(kind: type[Streams] | type[Windows]) -> None:
+    for seq_length, batch in ((0, 2), (-1, 2), (4, 0)):
+        with pytest.raises(ConfigError, match=f"not {batch} x {seq_length}"):
+            kind(ramp(50), seq_length, batch)
+    for ids, name in (
+        (ramp(50).astype(float), "one of float64"),
+        (torch.arange(50), "Tensor"),
+        (list(range(50)), "list"),
+    ):
+        with pytest.raises(ConfigError, match=f"ids must be a NumPy array of integers, .* not {name}"):
+            kind(ids, 4, 2)
+
+
+def test_a_piece_that_does_not_exist() -> None:
+    windows = Windows(ramp(50), 4, 2)
+    assert windows.pair(9)[0].tolist() == [45, 46, 47, 48]
+    for index in (10, -1):
+        with pytest.raises(IndexError, match=f"piece {index} of 10"):
+            windows.pair(index)

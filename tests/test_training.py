@@ -935,3 +935,49 @@ def test_optimizer_state_of_an_unknown_weight_is_refused() -> None:
     odd = dataclasses.replace(taken[0], optimizer={"exp_avg.nothing": np.zeros(1, np.float32)})
     with pytest.raises(cw.CharwrightError, match="nothing"):
         list(cw.fit(make_model(), make_data(), settings_for(steps=2), resume=odd))
+
+
+# What users write themselves.
+
+
+class OneMore(cw.LanguageModel):
+    """A model with a parameter of its own."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.temperature = torch.nn.Parameter(torch.ones(1))
+
+    def loss(self, *arguments: Any, **options: Any) -> tuple[Tensor, Any]:
+        loss, state = super().loss(*arguments, **options)
+        return loss * self.temperature.sum(), state
+
+
+def test_the_default_optimizer_trains_all_parameters_or_none() -> None:
+    model = OneMore(cw.ModelConfig(units=8, embedding_size=6), VOCABULARY)
+    with pytest.raises(UsageError, match="the model's parameter temperature is not a weight"):
+        list(cw.fit(model, make_data(), settings_for(steps=2)))
+    for _ in cw.fit(model, make_data(), settings_for(steps=2), optimizer=torch.optim.SGD(model.parameters(), 0.1)):
+        pass
+    assert model.temperature.item() != 1.0
+
+
+def test_a_second_training_begins_with_the_rate_that_was_set() -> None:
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    list(cw.fit(model, make_data(), settings_for(steps=9), optimizer=optimizer))
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    optimizer.param_groups[0]["lr"] = 0.125
+    rates = [
+        event.learning_rate
+        for event in cw.fit(model, make_data(), settings_for(steps=9, log_every=1), optimizer=optimizer)
+        if isinstance(event, events.Step)
+    ]
+    assert max(rates) == 0.125
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"), [(1.5, "not float"), (None, "not NoneType"), (torch.ones(2), r"not \(2,\)")]
+)
+def test_a_training_step_returns_the_loss(returned: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=f"a train_step returns the mean loss .* {message}"):
+        list(cw.fit(make_model(), make_data(), settings_for(steps=2), train_step=lambda *_: returned))

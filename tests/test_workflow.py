@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import json
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -373,3 +374,27 @@ def test_no_module_has_more_than_400_lines(ending: str) -> None:
 def test_the_log_is_plain_json(run: Run) -> None:
     lines = (run.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
     assert all(json.dumps(json.loads(line), allow_nan=False) for line in lines)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_an_interrupted_training_is_saved(text: Path, tmp_path: Path, run: Run, again: bool) -> None:
+    """Ctrl-C in a Python program ends the step, saves, and is raised; the second one is raised at once."""
+
+    def interrupt(event: events.Event) -> None:
+        if isinstance(event, events.Step) and event.step == 10:
+            for _ in range(1 + again):
+                signal.raise_signal(signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        cw.train(text, out=tmp_path / "stopped", on_event=interrupt, log_every=1, **{**OPTIONS, "steps": 40})
+    assert signal.getsignal(signal.SIGINT) is handler
+    stopped = Run.open(tmp_path / "stopped")
+    found = stopped.latest_checkpoint()
+    if again:
+        assert found is None
+        return
+    assert found is not None
+    assert found[1]["step"] in {10, 11}
+    ended = cw.resume(stopped.folder)
+    assert_allclose(ended.weights()["head.bias"], run.weights()["head.bias"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -30,12 +31,16 @@ def handling(names: Sequence[str], handler: Handler) -> Iterator[dict[int, Any]]
             signal.signal(number, old)
 
 
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+STOPPING = b"\nstopping after this step; press again to stop at once\n"
+
+
 @contextmanager
-def stop_asked(message: bytes) -> Iterator[Callable[[], str | None]]:
+def stop_asked(message: bytes, names: Sequence[str] = STOP_SIGNALS) -> Iterator[Callable[[], str | None]]:
     """Yield a function that returns the name of the signal that requested a stop, or None.
 
-    SIGINT, SIGTERM, SIGHUP (the terminal is closed) and SIGBREAK (Ctrl-Break on Windows) do. The first signal writes
-    `message` to stderr; a second one raises KeyboardInterrupt.
+    By default SIGINT, SIGTERM, SIGHUP (the terminal is closed) and SIGBREAK (Ctrl-Break on Windows) do. The first
+    signal writes `message` to stderr; a second one raises KeyboardInterrupt.
     """
     caught: list[str] = []
 
@@ -47,5 +52,21 @@ def stop_asked(message: bytes) -> Iterator[Callable[[], str | None]]:
         with suppress(OSError):
             os.write(2, message)
 
-    with handling(("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"), request_stop):
+    with handling(names, request_stop):
         yield lambda: caught[0] if caught else None
+
+
+@contextmanager
+def interrupted_at_end(message: bytes) -> Iterator[Callable[[], str | None]]:
+    """As `stop_asked` for Ctrl-C in a Python program, where the end of the block raises KeyboardInterrupt.
+
+    A program that handles SIGINT itself keeps its handler, and in another thread than the main one nothing is handled.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield lambda: None
+        return
+    with stop_asked(message, ("SIGINT",)) as asked:
+        yield asked
+    if asked():
+        raise KeyboardInterrupt

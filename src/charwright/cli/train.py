@@ -35,7 +35,7 @@ from charwright.config import (
 )
 from charwright.errors import CharwrightError, RankError, UsageError, is_out_of_memory
 from charwright.schema import field_names, quoted
-from charwright.signals import stop_asked
+from charwright.signals import STOPPING, stop_asked
 
 if TYPE_CHECKING:
     from charwright.planning.plan import Plan
@@ -47,7 +47,6 @@ PLANNED_ENSEMBLE = (
     "plan: {} teachers, and then a model that learns from them, which is better than one model for a text this short; "
     "--ensemble 0 trains one"
 )
-STOPPING = b"\nstopping after this step; press again to stop at once\n"
 PLANNED_OPTIONS = (
     *("cell", "units", "dropout", "recurrent_dropout", "multiplicative", "ngram_bits", "ngram_order", "ngram_rate"),
     *("ngram_decay", "optimizer", "learning_rate", "schedule", "weight_decay", "output_bias", "patience"),

@@ -25,7 +25,7 @@ from charwright.cli.options import (
 from charwright.config import CorpusConfig, Recipe, RecordsConfig, SplitConfig, VocabularyConfig
 from charwright.errors import MissingExtraError, RunError, UsageError
 from charwright.schema import field_names, flag, quoted
-from charwright.signals import stop_asked
+from charwright.signals import STOPPING, stop_asked
 
 if TYPE_CHECKING:
     from charwright.model.compute import Compute
@@ -192,7 +192,7 @@ def _search(search: Search, task: Task, limits: Limits, progress: _Progress) -> 
     from charwright.tuning.trial import run_trial
 
     finished = 0
-    with stop_asked(b"\nstopping after this step; press again to stop at once\n") as should_stop:
+    with stop_asked(STOPPING) as should_stop:
         progress.begin(search)
 
         def run(recipe: Recipe, should_prune: ShouldPrune) -> Outcome:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from charwright.config import SequenceConfig
 from charwright.data.mapped_ids import MappedIds
 from charwright.data.shuffling import shuffled
-from charwright.errors import CorpusError
+from charwright.errors import ConfigError, CorpusError
 
 Array = npt.NDArray[np.int64]
 Pair = tuple[Array, Array]
@@ -50,7 +50,9 @@ class Windows:
 
         Raises:
             CorpusError: when there are too few pieces for one batch.
+            ConfigError: when a size is less than 1, or the ids are not an array of integers.
         """
+        _check(ids, seq_length, batch)
         self.seq_length, self.batch, self.seed = seq_length, batch, seed
         count = len(ids) // (seq_length + 1)
         if count < batch:
@@ -68,7 +70,13 @@ class Windows:
         return part
 
     def pair(self, index: int) -> Pair:
-        """Return piece `index` of the text as input (T,) and target (T,)."""
+        """Return piece `index` of the text as input (T,) and target (T,).
+
+        Raises:
+            IndexError: when there is no such piece.
+        """
+        if not 0 <= index < self.count:
+            raise IndexError(f"piece {index} of {self.count:,}, which are counted from 0")
         piece = self._pieces(np.array([index]))[:, 0]
         return piece[:-1], piece[1:]
 
@@ -100,7 +108,9 @@ class Streams:
 
         Raises:
             CorpusError: when the text is shorter than one batch.
+            ConfigError: when a size is less than 1, or the ids are not an array of integers.
         """
+        _check(ids, seq_length, batch)
         self.ids, self.seq_length, self.batch, self.seed = ids, seq_length, batch, seed
         self.span = len(ids) // batch
         self.steps_per_epoch = self.span // seq_length
@@ -161,6 +171,14 @@ class Excerpts(Streams):
                 begins = parts + excerpts * self.steps_per_excerpt * self.seq_length
             pieces = self._pieces(begins + within * self.seq_length)
             yield pieces[:-1], pieces[1:]
+
+
+def _check(ids: AnyIds, seq_length: int, batch: int) -> None:
+    if seq_length < 1 or batch < 1:
+        raise ConfigError(f"a batch has at least one row and one position, not {batch} x {seq_length}")
+    if not isinstance(ids, MappedIds) and not (isinstance(ids, np.ndarray) and ids.dtype.kind in "iu"):
+        found = f"one of {ids.dtype}" if isinstance(ids, np.ndarray) else type(ids).__name__
+        raise ConfigError(f"ids must be a NumPy array of integers, as Vocabulary.encode returns, not {found}")
 
 
 def taken(ids: AnyIds, indices: Array) -> Array:

@@ -14,7 +14,7 @@ whose first K numbers (the n-grams' order less one) are those of `ngrams.moved_o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from charwright.generation.native_backend import NativeBackend
 from charwright.generation.repetition import PENALTY_WINDOW
 from charwright.generation.streams import Stream
 from charwright.processes import usable_cores
+from charwright.storage import problem_of
 
 Float32s = npt.NDArray[np.float32]
 Float64s = npt.NDArray[np.float64]
@@ -57,14 +58,15 @@ class Engine:
         the engine runs. `variant` is one of `kernels.VARIANTS`, or `none` for NumPy.
 
         Raises:
-            UsageError: if the precision does not exist, or the variant does not run on this machine.
+            UsageError: if the precision does not exist, the variant does not run on this machine, or the weights do not
+                have the model's names and shapes, are not float32, or not finite.
         """
         if precision not in PRECISIONS:
             raise UsageError(f"--precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
         if threads is not None and threads < 1:
             raise UsageError(f"an engine needs at least one thread, not {threads}")
         self.config, self.precision = config, precision
-        self.vocabulary_size = len(weights["embedding.weight"])
+        self.vocabulary_size = _tokens_of(config, weights)
         self._backend = _backend(config, weights, precision, int(threads or usable_cores()), variant)
         self._state_shape = (config.layers + bool(config.ngram_bits), STATES[config.cell], self._backend.units)
 
@@ -159,7 +161,13 @@ class Engine:
             nats[: len(scores), column] = -scores
         return nats, states
 
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be copied or pickled: the weights are laid out for this processor, outside of Python's memory."""
+        raise UsageError("an engine cannot be copied or pickled; make another from the weights")
+
     def _check_ids(self, ids: npt.NDArray[np.integer]) -> None:
+        if ids.size and ids.dtype.kind not in "iu":
+            raise UsageError(f"ids must be integers, not {ids.dtype}")
         if ids.size and (ids.min() < 0 or ids.max() >= self.vocabulary_size):
             wrong = ids[(ids < 0) | (ids >= self.vocabulary_size)][0]
             raise UsageError(f"id {wrong} is outside the vocabulary of {self.vocabulary_size}")
@@ -205,6 +213,14 @@ class Engine:
             f"this engine's states are {np.dtype(self._backend.state_type)} arrays of shape (streams, "
             f"{', '.join(map(str, self._state_shape))}) with contiguous, writable rows; zero_state() returns one"
         )
+
+
+def _tokens_of(config: ModelConfig, weights: Mapping[str, Float32s]) -> int:
+    """The tokens of the weights' vocabulary, once the weights fit the model: the kernels read where its shapes say."""
+    tokens: int = (*np.shape(weights.get("embedding.weight", ())), 0)[0]
+    if problem := problem_of(dict(weights), config.weight_shapes(tokens)):
+        raise UsageError(f"these are not the weights of the model: {problem}")
+    return tokens
 
 
 def _is_array(

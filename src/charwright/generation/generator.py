@@ -75,7 +75,7 @@ class Generator:
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be copied or pickled: the weights are laid out for this processor, outside of Python's memory."""
-        raise UsageError("a generator cannot be copied to another process; call charwright.load in each process")
+        raise UsageError("a generator cannot be copied or pickled; call charwright.load again, in each process")
 
     def generate(
         self,

@@ -205,6 +205,19 @@ def keep_memory() -> None:
         mallopt(trim_threshold, 2**31 - 1)
 
 
+def refuse_second_derivatives() -> None:
+    """See that a backward pass, in which this is called, is not recorded itself: the gradients would lack a part.
+
+    Raises:
+        RuntimeError: within `backward` or `grad` with `create_graph`.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "this core or loss has no second derivative; use Compute(core='plain') of charwright.model.compute, "
+            "and the cross-entropy of the logits that the model returns"
+        )
+
+
 def describe_machine() -> dict[str, Any]:
     """What this machine offers and what `auto` selects on it."""
     compute = Compute.choose()

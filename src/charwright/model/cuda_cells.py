@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from charwright.model.cells import State, Weights
+from charwright.model.compute import refuse_second_derivatives
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class _GRU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivatives()
         masked, low, factor, *rest = ctx.saved_tensors
         kept, before = rest[: len(masked)], rest[len(masked) :]
         d_recurrent = masked.new_empty(*masked.shape[:2], len(low))
@@ -137,6 +139,7 @@ class _LSTM(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivatives()
         masked, low, factor, *rest = ctx.saved_tensors
         steps = len(masked)
         cells, kept, before = rest[: steps + 1], rest[steps + 1 : 2 * steps + 1], rest[2 * steps + 1 :]

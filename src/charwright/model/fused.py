@@ -19,6 +19,7 @@ from torch import Tensor
 from charwright.config import GRUS
 from charwright.model import cuda_cells
 from charwright.model.cells import State, Weights, as_gru
+from charwright.model.compute import refuse_second_derivatives
 
 
 def fused_layer(
@@ -84,6 +85,7 @@ class _FusedGRU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivatives()
         hidden, rz, n, h_n, low, factor = ctx.saved_tensors
         steps, batch, units = n.shape
         first, last = 3 * units - len(low), len(low) - units
@@ -137,6 +139,7 @@ class _FusedLSTM(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivatives()
         hidden, cells, active, low, factor = ctx.saved_tensors
         steps, batch, units = hidden.shape[0] - 1, hidden.shape[1], hidden.shape[2]
         d_gates = torch.empty_like(active)
@@ -178,6 +181,7 @@ class _FusedRNN(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivatives()
         hidden, low, factor = ctx.saved_tensors
         d_gates = torch.empty_like(hidden[1:])
         d_recurrent = torch.empty(d_gates.shape, dtype=low.dtype, device=low.device)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from charwright import kernels
@@ -75,7 +76,11 @@ class LanguageModel(WeightedModule):
 
         Returns:
             logits (T, B, V) float32, and the state after the last position.
+
+        Raises:
+            ValueError: when the ids are not integers, or the state does not have these shapes.
         """
+        ids = _int64(ids)
         x, after = self._recurrent(ids, state, Dropout(self.config, generator) if self.training else None)
         logits = linear(x, self._head, self.weight("head.bias"), self.compute.precision)
         votes, after = self._votes(ids, state, after)
@@ -95,9 +100,16 @@ class LanguageModel(WeightedModule):
         """The mean cross-entropy of a batch in nats, and the state after it.
 
         Equal to `cross_entropy` of the logits, but faster and without all logits in memory at once, which matters for a
-        large vocabulary; with n-grams their gradients are kept until the backward pass. Arguments as for `forward`;
-        targets: (T, B) int64; masks: those of dropout, drawn already.
+        large vocabulary; with n-grams their gradients are kept until the backward pass. A subclass that overrides
+        `forward` has the loss of its own logits. Arguments as for `forward`; targets: (T, B) int64; masks: those of
+        dropout, drawn already.
         """
+        ids, targets = _int64(ids), _int64(targets)
+        if getattr(self.forward, "__func__", None) is not _OWN_FORWARD:
+            if masks:
+                raise ValueError("a model that overrides forward draws its masks itself")
+            logits, after = self(ids, state, generator=generator)
+            return F.cross_entropy(logits.flatten(0, 1), targets.flatten()), after
         dropout = Dropout(self.config, generator, masks) if self.training else None
         x, mask, after = self._layers(ids, state, dropout)
         votes, after = self._votes(ids, state, after)
@@ -120,6 +132,7 @@ class LanguageModel(WeightedModule):
         autograd, which takes a tenth of a step of 256 units. Hooks of the weights are called; those of the nodes of a
         graph are not, since there is none.
         """
+        ids, targets = _int64(ids), _int64(targets)
         loaded = kernels.load(self.compute.kernel) if self._core(ids.device) == "native" else None
         if loaded is not None and self._is_native_throughout(loaded, ids, state):
             dropout = Dropout(self.config, generator, masks) if self.training else None
@@ -233,7 +246,8 @@ class LanguageModel(WeightedModule):
         self, ids: Tensor, state: State | None, dropout: Dropout | None, run: RunLayer
     ) -> tuple[Tensor, list[Tensor | None], State]:
         """As `_layers`, with the masks of all layers, each of which `run` computes."""
-        state = (self.zero_state(ids.shape[1]) if state is None else state)[: STATES[self.config.cell]]
+        state = self.zero_state(ids.shape[1]) if state is None else self._checked_state(state, ids.shape[1])
+        state = state[: STATES[self.config.cell]]
         x: LayerInput = Tokens(ids, self.weight("embedding.weight"))
         output_masks: list[Tensor | None] = []
         last = []
@@ -254,9 +268,17 @@ class LanguageModel(WeightedModule):
     def zero_state(self, batch: int) -> State:
         """The state before the first character: zeros of the shapes that `forward` has."""
         like = self.weight("head.bias")
-        shapes = [(self.config.layers, batch, self.config.units)] * STATES[self.config.cell]
-        shapes += [(1, batch, self.config.ngram_order - 1)] if self.config.ngram_bits else []
-        return tuple(like.new_zeros(shape) for shape in shapes)
+        return tuple(like.new_zeros(shape) for shape in self._state_shapes(batch))
+
+    def _state_shapes(self, batch: int) -> list[tuple[int, ...]]:
+        shapes: list[tuple[int, ...]] = [(self.config.layers, batch, self.config.units)] * STATES[self.config.cell]
+        return shapes + ([(1, batch, self.config.ngram_order - 1)] if self.config.ngram_bits else [])
+
+    def _checked_state(self, state: State, batch: int) -> State:
+        found, shapes = [tuple(part.shape) for part in state], self._state_shapes(batch)
+        if found != shapes:
+            raise ValueError(f"the state of {batch} rows has the shapes {shapes}, not {found}")
+        return state
 
     @property
     def _head_name(self) -> str:
@@ -278,8 +300,12 @@ class LanguageModel(WeightedModule):
     def from_arrays(
         cls, config: ModelConfig, arrays: Mapping[str, npt.NDArray[np.float32]], compute: Compute | None = None
     ) -> LanguageModel:
-        """A model with the given weights: `LanguageModel.from_arrays(run.model, run.weights())`."""
-        model = cls(config, len(arrays["head.bias"]), compute=compute)
+        """A model with the given weights: `LanguageModel.from_arrays(run.model, run.weights())`.
+
+        Raises:
+            ConfigError: when they are not those of such a model.
+        """
+        model = cls(config, len(arrays.get("head.bias", ())) or 1, compute=compute)
         model.load_arrays(arrays)
         return model
 
@@ -298,4 +324,10 @@ def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else x * mask.to(x.dtype)
 
 
-_OWN_LOSS = LanguageModel.loss
+def _int64(ids: Tensor) -> Tensor:
+    if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise ValueError(f"ids must be a tensor of integers, not {getattr(ids, 'dtype', type(ids).__name__)}")
+    return ids.long()
+
+
+_OWN_LOSS, _OWN_FORWARD = LanguageModel.loss, LanguageModel.forward

@@ -16,6 +16,7 @@ from torch import Tensor
 from charwright import kernels
 from charwright.kernels import UNITS_MULTIPLE, Kernels
 from charwright.model import native_loss
+from charwright.model.compute import refuse_second_derivatives
 from charwright.model.kernel_calls import ids_fit
 from charwright.model.votes import RowGradient, Votes
 
@@ -54,6 +55,9 @@ def head_loss(
     Raises:
         ValueError: if the targets do not have the shape of the positions, or are not ids of the vocabulary.
     """
+    if torch.is_autocast_enabled(x.device.type):  # Its products are in `dtype` already.
+        with torch.autocast(x.device.type, enabled=False):
+            return head_loss(x, weight, bias, targets, dtype, core, kernel, votes, mask)
     loaded = kernels.load(kernel) if core == "native" and bias.dtype == torch.float32 else None
     check_targets(targets, x, len(weight) if loaded else None, loaded)
     array = None if votes is None else votes.array
@@ -234,6 +238,7 @@ class _HeadLoss(torch.autograd.Function):
 
 def _gradients(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
     """Those that the forward pass has computed, `scale` times."""
+    refuse_second_derivatives()
     made: tuple[Tensor | None, ...] = ctx.saved_tensors
     d_votes: list[RowGradient] = ctx.d_votes
     # The gradient of a loss is usually 1; reading it is free on the CPU.

@@ -16,6 +16,7 @@ from torch import Tensor
 from charwright.config import GATES, PRODUCTS
 from charwright.kernels import CELL_CODES, UNITS_MULTIPLE, Kernels, Layer, Linear
 from charwright.model.cells import State, Weights
+from charwright.model.compute import refuse_second_derivatives
 from charwright.model.kernel_calls import address, borrow, give_back, ids_fit, share_threads
 
 # Numbers that the kernels keep of each unit and step.
@@ -69,7 +70,10 @@ def check_layer(
     """See that the kernels can read what they get, which they cannot check."""
     for part in weights:
         if part is not None and part.dtype != torch.float32:
-            raise ValueError(f"the C kernels need float32 weights, not {part.dtype}; use the core plain")
+            raise ValueError(
+                f"the C kernels need float32 weights, not {part.dtype}; "
+                "give the model Compute(core='plain') of charwright.model.compute"
+            )
     units, width = weights.weight_hh.shape[1], x.shape[-1]
     if weights.weight_ih.shape[1] != width:
         raise ValueError(f"the inputs have {width} numbers, and the weights {weights.weight_ih.shape[1]}")
@@ -327,6 +331,7 @@ class _NativeLayer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivatives()
         ctx.saved_tensors  # noqa: B018  (raises if one was changed)
         made: LayerGradients = ctx.forward_pass.backward(grads[0], grads[1:], d_x_wanted=ctx.needs_input_grad[4])
         d_h, *d_c = made.state

@@ -47,15 +47,19 @@ class WeightedModule(nn.Module):
         """Copy the weights from arrays.
 
         Raises:
-            ConfigError: when a name is missing or unknown, or a shape is wrong.
+            ConfigError: when a name is missing or unknown, a shape is wrong, or a weight is parametrized; no weight has
+                changed then.
         """
         if set(arrays) != set(self._shapes):
             odd = sorted(set(arrays) ^ set(self._shapes))[0]
             raise ConfigError(f"the weights do not fit the model: {odd!r} is missing or unknown")
+        for name, shape in self._shapes.items():
+            if arrays[name].shape != shape:
+                raise ConfigError(f"the weight {name!r} has shape {arrays[name].shape}, not {shape}")
+            if not isinstance(self.weight(name), nn.Parameter):
+                raise ConfigError(f"the weight {name!r} has a parametrization; remove that first")
         with torch.no_grad():
-            for name, shape in self._shapes.items():
-                if arrays[name].shape != shape:
-                    raise ConfigError(f"the weight {name!r} has shape {arrays[name].shape}, not {shape}")
+            for name in self._shapes:
                 self.weight(name).copy_(torch.from_numpy(np.ascontiguousarray(arrays[name])))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from charwright.config import TrainingConfig
 from charwright.data.sequences import Pair
+from charwright.errors import UsageError
 from charwright.model.cells import State
 from charwright.model.language_model import LanguageModel
 from charwright.training.sharing import Part, part_of_masks
@@ -31,6 +32,18 @@ class Batch:
     state: State | None
     generator: torch.Generator
     masks: Sequence[Tensor] | None = None
+
+
+def checked_loss(loss: object) -> Tensor:
+    """What a training step returned, detached.
+
+    Raises:
+        UsageError: if it is not a tensor with one number.
+    """
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        found = f"{tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise UsageError(f"a train_step returns the mean loss of the batch, a tensor with one number, not {found}")
+    return loss.detach()
 
 
 TrainStep = Callable[[LanguageModel, Batch, torch.optim.Optimizer], Tensor]

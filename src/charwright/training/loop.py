@@ -14,12 +14,18 @@ from charwright.errors import DivergedError
 from charwright.evaluation.evaluation import Evaluation
 from charwright.model.compute import keep_memory
 from charwright.model.language_model import LanguageModel
-from charwright.training.batch import Batch, TrainStep, make_batch, make_part
+from charwright.training.batch import Batch, TrainStep, checked_loss, make_batch, make_part
 from charwright.training.budget import Budget, remaining_batches, steady
 from charwright.training.capture import initial_state
 from charwright.training.cuda_graph import fastest_step
 from charwright.training.events import End, Event
-from charwright.training.optimizer import clipped_gradients, descends_by_rows, make_optimizer, set_learning_rate
+from charwright.training.optimizer import (
+    clipped_gradients,
+    descends_by_rows,
+    make_optimizer,
+    scheduled_rates,
+    set_learning_rate,
+)
 from charwright.training.ranks import ALONE, Ranks
 from charwright.training.reports import Callbacks, Reporter
 from charwright.training.rollback import KEEP_EVERY, LastGoodState
@@ -66,10 +72,11 @@ def fit(  # noqa: PLR0915  (one loop, in one place)
 
     Args:
         model: trained in place; at the end it holds its last weights, or their EMA. The best ones went to `save`.
+            With an EMA, it holds that at the events of an evaluation too, and its last weights when the loop goes on.
         dataset: the source of the batches.
         config: the budget, and how to spend it.
         train_step: trains on one batch; gradients are clipped whenever it calls `optimizer.step()`.
-        optimizer: a custom optimizer; its learning rates follow the schedule in proportion.
+        optimizer: a custom optimizer; its learning rates follow the schedule in proportion until the end.
         validate: evaluates the model at the end of each epoch, and within long ones.
         sample: generates text at the same times.
         save: stores a snapshot, at the end of each epoch and every `checkpoint_minutes`.
@@ -83,7 +90,8 @@ def fit(  # noqa: PLR0915  (one loop, in one place)
             others are better.
 
     Raises:
-        UsageError: when the configuration has no budget, or a batch has fewer rows than there are ranks.
+        UsageError: when the configuration has no budget, a batch has fewer rows than there are ranks, or `train_step`
+            does not return the loss.
         RankError: when another rank ends, or no longer answers.
         DivergedError: when training diverges at every learning rate.
     """
@@ -109,6 +117,7 @@ def fit(  # noqa: PLR0915  (one loop, in one place)
     with (
         summed_gradients(model, optimizer, ranks, part),
         clipped_gradients(model, optimizer, config.clip_norm),
+        scheduled_rates(optimizer),
         training_threads(config, state.device, clock, ranks) as threads,
     ):
         while reason is None and not position.done:
@@ -131,7 +140,7 @@ def fit(  # noqa: PLR0915  (one loop, in one place)
                     # Step: forward, backward, update.
                     model.train()
                     with threads.timed():
-                        state.unread.append(train_step(model, batch, optimizer).detach())
+                        state.unread.append(checked_loss(train_step(model, batch, optimizer)))
                         carried = batch.state if dataset.carries else None
                         state.hidden = None if carried is None else tuple(part.detach() for part in carried)
 

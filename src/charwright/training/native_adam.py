@@ -21,7 +21,7 @@ from charwright.model.compute import CPU, choose_core
 from charwright.model.kernel_calls import share_threads
 from charwright.model.language_model import LanguageModel
 from charwright.training.cautious import CautiousAdamW
-from charwright.training.without_compiler import Adam, AdamW, WithoutCompiler
+from charwright.training.without_compiler import Adam, AdamW, Descent, WithoutCompiler
 
 # Options of PyTorch's Adam that the kernels do not have.
 UNKNOWN = ("amsgrad", "maximize", "capturable", "differentiable")
@@ -48,13 +48,15 @@ class NativeStep(WithoutCompiler):
     cautious = False
     loaded: Kernels | None = None
     max_norm: float | None = None
-    ngram_descent: Callable[[torch.optim.Optimizer], None] | None = None
-    """Called at the end of a step: PyTorch's way to run a hook takes longer than the descent of a small network."""
 
     def __init__(self, params: Iterable[Any], *, loaded: Kernels, **options: Any) -> None:
         """Arguments as for PyTorch's optimizer, and the kernels that do the step."""
         super().__init__(params, **options)
         self.loaded = loaded
+
+    def end_steps_with(self, descent: Descent) -> None:
+        """Call `descent` after each step; PyTorch's way to run a hook takes longer than that of a small network."""
+        self.ngram_descent = descent
 
     @contextmanager
     def clipping(self, max_norm: float) -> Iterator[None]:

@@ -10,32 +10,32 @@ import torch
 from torch import Tensor
 
 from charwright.config import SequenceConfig, TrainingConfig
+from charwright.errors import UsageError
 from charwright.model import native_loss
 from charwright.model.language_model import LanguageModel
 from charwright.model.votes import RowGradient
 from charwright.training.cautious import CautiousAdamW
 from charwright.training.native_adam import NativeAdam, NativeAdamW, NativeCautiousAdamW, NativeStep, kernels_for
-from charwright.training.without_compiler import Adam, AdamW
+from charwright.training.without_compiler import Adam, AdamW, WithoutCompiler
 
 PREDICTIONS = SequenceConfig.batch * SequenceConfig.seq_length
 DECAY_EVERY = 16
 
 
-def make_optimizer(
-    model: LanguageModel, config: TrainingConfig, predictions: int = PREDICTIONS
-) -> torch.optim.Optimizer:
+def make_optimizer(model: LanguageModel, config: TrainingConfig, predictions: int = PREDICTIONS) -> WithoutCompiler:
     """Adam (Kingma & Ba, 2015), AdamW (Loshchilov & Hutter, 2019) or cautious AdamW (Liang et al., 2024) as configured.
 
     A model that the C kernels compute is updated by them, in the same variant; any other by PyTorch's fused step. The
     array of n-grams is in no parameter group: it moves after each step, as in `NgramDescent`. `predictions` are those
     of a batch, T * B, of which the loss is the mean.
+
+    Raises:
+        UsageError: if the model has parameters beside the weights of a `LanguageModel`.
     """
+    _check_parameters(model)
     optimizer = _make_adam(model, config)
     if model.config.ngram_bits:
-        descent = NgramDescent(model, config.ngram_rate * predictions, config.ngram_decay)
-        optimizer.ngram_descent = descent  # type: ignore[attr-defined]
-        if not isinstance(optimizer, NativeStep):
-            optimizer.register_step_post_hook(descent)
+        optimizer.end_steps_with(NgramDescent(model, config.ngram_rate * predictions, config.ngram_decay))
     return optimizer
 
 
@@ -75,6 +75,21 @@ class NgramDescent:
             self._descend(gradient, rate)
         gradients.clear()
 
+    def forget(self) -> None:
+        """Forget the array's gradient, as an optimizer does with those of its parameters."""
+        self._array.grad = None
+        if self._model.ngram_gradients:
+            self._model.ngram_gradients.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the kernels, which cannot be copied."""
+        return {**self.__dict__, "_loaded": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Find the kernels again."""
+        self.__dict__.update(state)
+        self._loaded = kernels_for(self._model)
+
     def _descend(self, gradient: RowGradient, rate: float | Tensor) -> None:
         if self._loaded is not None:
             native_loss.descend(self._loaded, self._array, gradient, float(rate))
@@ -96,7 +111,17 @@ class NgramDescent:
             self._array.mul_(max(0.0, 1 - float(rate) * self._decay) ** DECAY_EVERY)
 
 
-def _make_adam(model: LanguageModel, config: TrainingConfig) -> torch.optim.Optimizer:
+def _check_parameters(model: LanguageModel) -> None:
+    known = set(map(id, model.named_weights().values()))
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in known:
+            raise UsageError(
+                f"the model's parameter {name} is not a weight of a LanguageModel, and the default optimizer would not "
+                "train it; pass an optimizer of your own"
+            )
+
+
+def _make_adam(model: LanguageModel, config: TrainingConfig) -> WithoutCompiler:
     loaded = kernels_for(model)
     weights = {name: weight for name, weight in model.named_weights().items() if name != "ngrams.weight"}
     options: dict[str, Any] = {
@@ -130,6 +155,20 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
             rate.copy_(group.setdefault("initial_lr", rate.clone()) * factor)
         else:
             group["lr"] = group.setdefault("initial_lr", rate) * factor
+
+
+@contextmanager
+def scheduled_rates(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """In the block, `set_learning_rate` sets the learning rates; after it they are the initial ones again."""
+    try:
+        yield
+    finally:
+        for group in optimizer.param_groups:
+            initial = group.pop("initial_lr", group["lr"])
+            if isinstance(group["lr"], Tensor):
+                group["lr"].copy_(initial)
+            else:
+                group["lr"] = initial
 
 
 def learning_rate_of(optimizer: torch.optim.Optimizer) -> float:

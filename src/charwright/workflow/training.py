@@ -23,6 +23,7 @@ from charwright.model.language_model import LanguageModel
 from charwright.planning.plan import Plan
 from charwright.planning.recipes import PLANNED
 from charwright.run import Run
+from charwright.signals import STOPPING, interrupted_at_end
 from charwright.training.events import End, Event
 from charwright.training.loop import fit
 from charwright.training.progress import TensorBoard
@@ -112,6 +113,7 @@ def train(
 
     Raises:
         StoppedError: when `should_stop` returns a reason while teachers write.
+        KeyboardInterrupt: at Ctrl-C, once the step has ended and the run is saved; at the second one at once.
         CharwrightError: (a subclass) when an option, a text or the folder cannot be used, or training diverges.
     """
     began, recipe = clock() - spent_s, os.fspath(recipe)
@@ -312,7 +314,10 @@ def _fit(
     if not prepared.resume and training.minutes is not None and spent_s >= training.minutes * 60:
         notify(f"the start took {spent_s:.1f} s, the whole budget: the model has learned nothing; raise --minutes")
     training_loop = fit if assembly.train_step is None else partial(fit, train_step=assembly.train_step)
-    try:
+    with ExitStack() as ending:
+        interrupted = ending.enter_context(interrupted_at_end(STOPPING))
+        if board is not None:
+            ending.callback(board.close)
         for event in training_loop(
             assembly.model,
             assembly.dataset,
@@ -321,7 +326,7 @@ def _fit(
             sample=_sampler(prepared, run) if first else None,
             save=(lambda taken: save_checkpoint(run, taken, training.keep_checkpoints)) if first else None,
             resume=snapshot,
-            should_stop=should_stop,
+            should_stop=lambda: should_stop() or interrupted(),
             clock=clock,
             spent_s=spent_s,
             ranks=ranks,
@@ -335,9 +340,6 @@ def _fit(
             done = isinstance(event, End) and event.reason == "done"
             if done and snapshot is not None and snapshot.position.step == event.step:
                 notify("the budget was already spent; to train on, raise it with --epochs, --steps or --minutes")
-    finally:
-        if board is not None:
-            board.close()
 
 
 def _open_run(prepared: Prepared, launch: str | None, held: ExitStack, notify: Notify) -> Run:
