@@ -652,3 +652,28 @@ def test_the_advice_to_a_forced_ensemble_that_is_stopped(text: Path, tmp_path: P
     assert weights(run) == weights_before
     said = stopped([*words, "--force"], after="steps of")  # the last model's summary
     assert said[-1].endswith("continue with the same command, without --force\n")
+
+
+@pytest.mark.parametrize(("budget", "message"), [({"steps": 5}, "--steps 30"), ({"epochs": 1}, "--steps 30")])
+def test_a_teacher_that_was_begun_with_a_larger_budget_is_not_mixed_with_others(
+    text: Path, tmp_path: Path, budget: dict[str, float], message: str
+) -> None:
+    asked = iter([None] * 10 + ["enough"])
+    cw.train_ensemble(text, count=2, out=tmp_path / "run", should_stop=lambda: next(asked), **STUDENT)
+    with pytest.raises(
+        UsageError, match=f"run-teachers/1 was begun with {message}; give the budget that it began with"
+    ):
+        cw.train_ensemble(text, count=2, out=tmp_path / "run", **{**STUDENT, "steps": None, **budget})
+
+
+def test_the_count_of_an_ensemble_is_a_whole_number(text: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"from 1 to 64, .* not 2\.5"):
+        cw.train_ensemble(text, count=2.5, out=tmp_path / "run", **STUDENT)  # type: ignore[arg-type]
+
+
+def test_a_teacher_that_is_missing_is_named_as_it_was_given(
+    charwright: Terminal, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = charwright("train", text, "--teacher", "nowhere", "--out", "new", "--steps", "2")
+    assert "there is no run 'nowhere'" in found.line

@@ -57,6 +57,8 @@ class TestDividing:
             (".", "a.b.c", ["a", "b", "c"], "."),
             ("/^X:.*\n/", "X:1\nabc\nX:2\ncba\nX:1\naaa\n", ["abc\n", "cba\n", "aaa\n"], "X:1\n"),
             ("/", "a/b/", ["a", "b"], "/"),
+            ("/\\n(?=>)/", ">a\nAC\n>b\nGT\n", [">a\nAC", ">b\nGT"], "\n"),
+            ("/\\n(?=>)/", ">a\nAC\n>b\nGT", [">a\nAC", ">b\nGT"], "\n"),
         ],
     )
     def test_records_are_what_ends_leave(self, kind: str, text: str, expected: list[str], end: str) -> None:
@@ -92,7 +94,9 @@ class TestDividing:
             RecordsConfig(records)
 
     def test_a_label_belongs_to_a_record(self) -> None:
-        with pytest.raises(ConfigError, match="--label belongs to --records"):
+        with pytest.raises(
+            ConfigError, match="--label first is a column of records, and --records none has no records"
+        ):
             RecordsConfig(label="first")
         recipe = Recipe().with_options({"records": "line", "label": "last"})
         assert Recipe.from_json(json.loads(json.dumps(recipe.to_json())), "here") == recipe
@@ -402,7 +406,7 @@ class TestTraining:
     @pytest.mark.parametrize(
         ("options", "words"),
         [
-            (["--label", "first"], "--label belongs to --records"),
+            (["--label", "first"], "--label first is a column of records"),
             (["--records", "/(/"], "is not a regular expression"),
             (["--records", "%%"], "only 1 record with --records '%%'"),
             (["--records", "line", "--label", "first"], "record 1 has no tab"),

@@ -88,7 +88,10 @@ class RecordsConfig(Config):
             if empty:
                 raise ConfigError(f"--records {self.records} matches nothing at all, and so ends no record")
         if self.label is not None and self.records == "none":
-            raise ConfigError("--label belongs to --records: line, blank, TEXT or /REGEX/")
+            raise ConfigError(
+                f"--label {self.label} is a column of records, and --records none has no records; choose line, blank, "
+                "TEXT or /REGEX/"
+            )
 
     @property
     def expression(self) -> str | None:

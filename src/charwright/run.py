@@ -234,7 +234,7 @@ class Run:
             arrays = read_arrays(path)
             self.check_weights(arrays, path)
         except DamagedRunError as error:
-            if not self._checkpoint_folders():
+            if not self._checkpoint_folders() or isinstance(error.__cause__, PermissionError):
                 raise
             raise DamagedRunError(f"{error}; charwright train --resume {quoted(self.folder)} restores it") from error
         finally:

@@ -110,7 +110,9 @@ def test_the_prompt_comes_from_a_pipe(charwright: Terminal, trained: Path, optio
 
 def test_windows_newlines_in_a_pipe(charwright: Terminal, letters: Path) -> None:
     words = ["generate", letters, "--length", "20", "--seed", "7"]
-    assert process(*words, stdin=b"ab\r\n\r\ncd\r\n") == charwright(*words, "--prompt", "ab\n\ncd")
+    expected = charwright(*words, "--prompt", "ab\n\ncd")
+    assert process(*words, stdin=b"ab\r\n\r\ncd\r\n") == process(*words, stdin=b"ab\r\rcd\r") == expected
+    assert charwright(*words, "--prompt", "ab\r\n\rcd") == expected
 
 
 def test_windows_newlines_are_kept_if_the_corpus_keeps_them(tmp_path: Path) -> None:
@@ -691,7 +693,7 @@ def test_a_hundred_thousand_characters_take_no_more_memory_than_a_thousand(lette
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--only", ""], "--only: the model knows none of the characters in ''"),
+        (["--only", ""], "--only: must name at least one character"),
         (["--only", "Ж"], "--only: the model knows none of the characters in 'Ж'"),
         (["--ban", LETTERS.characters.replace("\n", r"\n")], "--ban: the model has no character left to generate"),
         (["--only", "ab", "--ban", "ab"], "--only and --ban: the model has no character left to generate"),

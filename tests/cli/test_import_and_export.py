@@ -232,7 +232,8 @@ class TestExport:
         config = ModelConfig(units=12, embedding_size=8, ngram_bits=bits, ngram_order=order)
         weights = weights_of(config, len(LETTERS))
         whole = Engine(config, weights, "f32")
-        plain = Engine(dataclasses.replace(config, ngram_bits=0), weights, "f32")
+        others = {name: array for name, array in weights.items() if name != "ngrams.weight"}
+        plain = Engine(dataclasses.replace(config, ngram_bits=0), others, "f32")
         states, read = (whole.zero_state(), plain.zero_state()), []
         for i in (3, 1, 4, 1, 5, 9, 2, 6, 5, 3):
             read.append(i)
@@ -340,6 +341,13 @@ class TestExport:
             ([run.folder, "--to", "numpy", "--out", tmp_path / "no" / "x.npz"], "does not exist"),
             ([run.folder, "--to", "onnx", "--out", tmp_path / "kept", "--force"], "contains other files"),
             ([run.folder, "--to", "onnx", "--out", run.folder, "--force"], "contains other files"),
+            *(
+                (
+                    [run.folder, "--to", to, "--out", tmp_path / "kept" / "letter.txt", "--force"],
+                    "is not an export of this",
+                )
+                for to in ("numpy", "keras", "html")
+            ),
         ):
             result = charwright("export", *words)
             assert result.code in {1, 2}

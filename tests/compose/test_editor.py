@@ -24,6 +24,7 @@ from charwright.data.vocabulary import Vocabulary
 from charwright.errors import UsageError
 
 TAB, RIGHT, ESC, ENTER = "\t", "\x1b[C", "\x1b", "\r"
+LEFT, BACKSPACE, DELETE = "\x1b[D", "\x7f", "\x1b[3~"
 WORD, UP, END = "\x1bf", "\x1b[A", "\x1b[1;5F"
 NEXT, PREVIOUS, GENERATE, UNDO, REDO, SAVE = "\x0e", "\x10", "\x07", "\x1a", "\x19", "\x13"
 LOWER, RAISE, HELP = "\x1bOQ", "\x1bOR", "\x1bOP"
@@ -260,7 +261,7 @@ def test_a_protected_file_is_replaced_after_confirmation(keyboard: PipeInput, tm
 
     async def script(it: Session) -> None:
         it.type("!" + SAVE)
-        await it.shows("Replace it?")
+        await it.shows("is write-protected. Replace it?")
         it.type("n" + ESC)
         await it.until(lambda: it.editor.state.mode == "writing")
         it.type(CTRL_C)
@@ -278,7 +279,7 @@ def test_after_a_failure_another_name_can_be_given(keyboard: PipeInput, tmp_path
         folder.rmdir()
         it.type("mine" + SAVE)
         await it.shows("cannot write")
-        it.type(SAVE + "\x15" + f"{other}\x11\x01{ENTER}")
+        it.type(SAVE + "\x15" + f"{other}\x1b[200~\x01\x1b[201~{ENTER}")
         await it.shows("no control characters")
         it.type(SAVE + "\x15" + f"{other}{ENTER}")
         await it.shows(f"saved to {other}")
@@ -289,13 +290,47 @@ def test_after_a_failure_another_name_can_be_given(keyboard: PipeInput, tmp_path
     assert sorted(tmp_path.iterdir()) == [other]
 
 
+def test_quitting_while_a_name_is_asked_for(keyboard: PipeInput) -> None:
+    async def script(it: Session) -> None:
+        it.type("mine" + SAVE)
+        await it.until(lambda: it.editor.state.mode == "naming")
+        it.type(CTRL_Q)
+
+    session = Session(keyboard)
+    assert session.run(script) == 0
+    assert session.page.text == "mine"
+    assert not session.file.was_saved
+
+
+FAMILY, ACCENTED = "\U0001f469\u200d\U0001f469\u200d\U0001f467", "e\u0301"
+
+
+def test_a_key_takes_a_visible_character(keyboard: PipeInput) -> None:
+    """Emoji joined by U+200D and letters with combining accents are several code points."""
+
+    async def script(it: Session) -> None:
+        it.type(f"a{FAMILY}{ACCENTED}b" + LEFT * 2)
+        await it.until(lambda: it.editor.buffer.cursor_position == 1 + len(FAMILY))
+        it.type(BACKSPACE)
+        await it.has(f"a{ACCENTED}b")
+        it.type(DELETE)
+        await it.has("ab")
+        it.type(FAMILY + LEFT + RIGHT + "c" + BACKSPACE * 2)
+        await it.has("ab")
+        it.type(LEFT * 5 + BACKSPACE + "d")
+        await it.has("dab")
+        it.type(CTRL_C)
+
+    assert Session(keyboard).run(script) == 130
+
+
 def test_quitting_asks_before_replacing_a_file_and_ctrl_c_saves_nothing(keyboard: PipeInput, tmp_path: Path) -> None:
     path = tmp_path / "story.txt"
 
     async def script(it: Session) -> None:
         path.write_text("theirs", encoding="utf-8")
         it.type("mine" + CTRL_Q)
-        await it.shows("Replace it?")
+        await it.shows("was changed by another program. Replace it?")
         it.type(ESC)
         await it.until(lambda: it.editor.state.mode == "writing")
         it.type(CTRL_C)

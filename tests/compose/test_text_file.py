@@ -27,13 +27,13 @@ def test_a_saved_text_is_read_back(tmp_path: Path) -> None:
 def test_a_file_changed_by_another_program_is_detected(tmp_path: Path) -> None:
     path, other = tmp_path / "story.txt", tmp_path / "other.txt"
     file = TextFile(path)
-    assert not file.would_overwrite(path)
+    assert file.obstacle(path) is None
     file.save("mine", path)
-    assert not file.would_overwrite(path)
+    assert file.obstacle(path) is None
     path.write_text("theirs", encoding="utf-8")
-    assert file.would_overwrite(path)
+    assert file.obstacle(path) == "was changed by another program"
     other.write_text("", encoding="utf-8")
-    assert file.would_overwrite(other)
+    assert file.obstacle(other) == "exists"
 
 
 def test_rescue_uses_a_numbered_name_if_the_name_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

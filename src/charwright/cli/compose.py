@@ -68,7 +68,7 @@ def compose(ctx: click.Context, /, run: Path, prompt: str, out: Path | None, lab
         # Print the text after an error too, so that nothing is lost.
         with suppress(OSError):  # The terminal may be closed.
             _print(manuscript.text)
-            if manuscript.text and file.path is not None and file.is_saved(manuscript.text):
+            if manuscript.text and file.was_saved and file.is_saved(manuscript.text):
                 click.echo(f"saved to {file.path}", err=True)
 
 

@@ -72,6 +72,8 @@ FOLDERS = {
     "saved-model": {"saved_model.pb", "fingerprint.pb", "variables", "assets"},
 }
 """The formats that are folders, and the files in them."""
+BEGINNINGS = {"keras": b"\x89HDF", "html": b"<!doctype html>", "numpy": b"PK\x03\x04"}
+"""The first bytes of the formats that are files."""
 
 FORMATS: Mapping[str, tuple[str, Callable[[_Task], None]]] = {
     "onnx": ("-onnx", _onnx),
@@ -152,6 +154,10 @@ def _check_path(path: Path, to: str, *, force: bool) -> None:
             raise RunError(f"{path} is a part of the run {folder}; {another}")
     if not force:
         raise RunError(f"{path} exists; {another}, or replace it with --force")
+    if to not in FOLDERS and path.stat().st_size:
+        with path.open("rb") as file:
+            if file.read(len(BEGINNINGS[to])).lower() != BEGINNINGS[to].lower():
+                raise RunError(f"{path} is not an export of this format, and is not replaced; {another}")
 
 
 def _size(path: Path) -> int:

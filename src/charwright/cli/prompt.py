@@ -27,7 +27,7 @@ def read_prompt(given_prompt: str | None, run: Run) -> str:
         text = given_prompt or ""
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise UsageError("the prompt is not UTF-8")
-        return text
+        return _with_newlines(text, run)
     at_terminal = sys.stdin is not None and sys.stdin.isatty()
     if sys.stdin is None or (at_terminal and given_prompt is None):
         return ""
@@ -43,10 +43,14 @@ def read_prompt(given_prompt: str | None, run: Run) -> str:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise CharwrightError(f"the prompt on standard input is not UTF-8: byte {error.start} is invalid") from error
-    if run.config.corpus.newlines == "lf":
-        text = text.replace("\r\n", "\n")
+    text = _with_newlines(text, run)
     # The final newline comes from the shell; it is not part of the prompt.
     return re.sub(r"\r?\n\Z", "", text)
+
+
+def _with_newlines(text: str, run: Run) -> str:
+    """The prompt with the newlines that the run's text was given."""
+    return text.replace("\r\n", "\n").replace("\r", "\n") if run.config.corpus.newlines == "lf" else text
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from charwright.compose.rows import move_by_row
 from charwright.compose.screen import STYLE, Screen
 from charwright.compose.state import State
 from charwright.compose.suggestions import suggest
+from charwright.compose.text_buffer import TextBuffer
 from charwright.compose.text_file import TextFile
 from charwright.compose.text_window import width_of
 from charwright.errors import CharwrightError
@@ -65,7 +66,7 @@ class Editor:
         self._thread = ThreadPoolExecutor(1)
         self._suggesting: asyncio.Task[None] | None = None
         self._generating: asyncio.Task[None] | None = None
-        self.buffer = Buffer(
+        self.buffer = TextBuffer(
             document=Document(manuscript.text),
             on_text_changed=self._changed,
             on_cursor_position_changed=self._changed,
@@ -99,6 +100,8 @@ class Editor:
             undo=self._undo,
             redo=self._redo,
             newline=lambda: self.buffer.insert_text("\n"),
+            left=self.buffer.cursor_left,
+            right=self.buffer.cursor_right,
             row_up=lambda: self._move_by_row(-1),
             row_down=lambda: self._move_by_row(1),
             save=self._save,
@@ -303,8 +306,9 @@ class Editor:
         return True
 
     def _save_as(self, path: Path, *, replace: bool = False) -> None:
-        if not replace and self.file.would_overwrite(path):
-            self.state.mode, self.state.file_to_replace = "replacing", path
+        obstacle = None if replace else self.file.obstacle(path)
+        if obstacle is not None:
+            self.state.mode, self.state.file_to_replace, self.state.obstacle = "replacing", path, obstacle
             return
         self._back_to_writing()
         try:

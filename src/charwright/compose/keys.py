@@ -55,6 +55,8 @@ class Actions:
     undo: Action
     redo: Action
     newline: Action
+    left: Action
+    right: Action
     row_up: Action
     row_down: Action
     save: Action
@@ -79,6 +81,8 @@ def make_bindings(state: State, do: Actions) -> KeyBindings:
     suggested = writing & Condition(lambda: bool(state.manuscript.suggestion))
     keys = KeyBindings()
     _bind(keys, [["tab"]], do.accept, writing)
+    _bind(keys, [["left"], ["c-b"]], do.left, writing)
+    _bind(keys, [["right"], ["c-f"]], do.right, writing)
     _bind(keys, [["right"]], do.accept, suggested)
     _bind(keys, [["escape", "f"], ["escape", "right"], ["c-right"]], do.accept_word, suggested)
     _bind(keys, [["c-n"], ["escape", "n"]], do.next_suggestion, writing)
@@ -101,6 +105,7 @@ def make_bindings(state: State, do: Actions) -> KeyBindings:
     _bind(keys, [["c-c"], [Keys.SIGINT]], do.quit_unsaved, writing, eager=True)
 
     _bind(keys, [["escape"], ["c-c"], ["c-g"], [Keys.SIGINT]], do.back_to_writing, naming, eager=True)
+    _bind(keys, [["c-q"]], do.quit, naming, eager=True)
     _bind(keys, [[Keys.Any]], do.ask_other_name, replacing, eager=True)
     _bind(keys, [["escape"], ["c-c"], ["c-g"], [Keys.SIGINT]], do.back_to_writing, replacing, eager=True)
     _bind(keys, [["y"], ["Y"]], do.replace_file, replacing, eager=True)

@@ -170,7 +170,7 @@ class Manuscript:
         """Raise (1) or lower (-1) the temperature to the next multiple of 0.1, and discard the suggestion."""
         tenths = self.temperature * 10
         tenths = math.floor(tenths + 1e-6) + 1 if step > 0 else math.ceil(tenths - 1e-6) - 1
-        self.temperature = min(max(tenths / 10, 0.0), MAX_TEMPERATURE)
+        self.temperature = min(max(tenths / 10, 0.0), max(MAX_TEMPERATURE, self.temperature))
         self._suggestion = ""
 
     # Continuous generation.

@@ -64,7 +64,7 @@ class Screen:
         if self.state.mode == "generating":
             return " generating; press any key to stop"
         if self.state.mode == "replacing":
-            return f" {self.state.file_to_replace} exists. Replace it? (y/n)"
+            return f" {self.state.file_to_replace} {self.state.obstacle}. Replace it? (y/n)"
         if self.state.mode == "help":
             return " press any key to continue"
         return f" {self.state.note}" if self.state.note else ""

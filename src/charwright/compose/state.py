@@ -26,4 +26,5 @@ class State:
     note: str = ""  # A message that the next key press clears.
     unknown: list[str] = field(default_factory=list)  # Characters of the text that are not in the vocabulary.
     file_to_replace: Path = field(default_factory=Path)  # The file that the mode "replacing" asks about.
+    obstacle: str = ""  # What that file is.
     help_offset: int = 0  # The first key on the current page of the help.

@@ -17,13 +17,15 @@ UNSAVED = "charwright-unsaved.txt"
 
 
 class TextFile:
-    """A UTF-8 file that a text is saved to. The caller checks `would_overwrite` before `save`, and asks the user."""
+    """A UTF-8 file that a text is saved to. The caller checks `obstacle` before `save`, and asks the user."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self._text = ""  # The file's content, as last read or written.
         self._newline, self._mark = "\n", ""  # How its lines end, and its byte order mark.
         self._fingerprint: tuple[int, int, int] | None = None
+        self.was_saved = False
+        """Whether the text was saved since it was read."""
 
     def read(self) -> str | None:
         """Return the text of the file, or None if it does not exist. Afterwards, saving may replace the file.
@@ -52,12 +54,16 @@ class TextFile:
         """Whether the file already contains the text. An empty text needs no file."""
         return text == self._text
 
-    def would_overwrite(self, path: Path) -> bool:
-        """Whether the path has content that was neither read nor written here, or that is protected from writing."""
+    def obstacle(self, path: Path) -> str | None:
+        """Why the user has to be asked before the path is written: it has content of others, or is protected."""
         found = _fingerprint(path)
         if found is None:
-            return False
-        return path != self.path or found != self._fingerprint or not os.access(path, os.W_OK)
+            return None
+        if path != self.path:
+            return "exists"
+        if found != self._fingerprint:
+            return "was changed by another program"
+        return None if os.access(path, os.W_OK) else "is write-protected"
 
     def save(self, text: str, path: Path) -> None:
         """Write the text atomically, and make `path` this text's file.
@@ -79,7 +85,7 @@ class TextFile:
         written = self._mark + text.replace("\n", self._newline)
         permissions = None if mode is None else stat.S_IMODE(mode)
         write_file(Path(os.path.realpath(path)), written.encode("utf-8", "surrogateescape"), permissions)
-        self.path, self._text, self._fingerprint = path, text, _fingerprint(path)
+        self.path, self._text, self._fingerprint, self.was_saved = path, text, _fingerprint(path), True
 
     def rescue(self, text: str) -> Path | None:
         """Save without asking, under a numbered name if the name is taken; return the path, or None on failure.
@@ -91,7 +97,7 @@ class TextFile:
             return self.path
         for wanted in chain((self.path,) if self.path else (), (place / UNSAVED for place in _fallbacks())):
             with suppress(CharwrightError, OSError):
-                path = next(path for path in _numbered(wanted) if not self.would_overwrite(path))
+                path = next(path for path in _numbered(wanted) if self.obstacle(path) is None)
                 self.save(text, path)
                 return path
         return None

@@ -202,7 +202,7 @@ def _file_part(kind: str, path: Path, location: str, config: CorpusConfig) -> Pa
 def _folder_parts(folder: Path, config: CorpusConfig) -> Iterator[Part]:
     """Find every file under a folder that may be text and belongs to no run, sorted by path."""
     if _is_run(folder):
-        raise CorpusError(f"{folder} is a run, not a text; continue it with --resume or --from, or name a text")
+        raise CorpusError(f"{folder} is a run, not a text; name a text, or continue it with charwright train --resume")
 
     @cache
     def is_within_run(place: Path) -> bool:

@@ -66,7 +66,8 @@ class Records:
                 one has no label where labels are asked for.
         """
         pattern = pattern_of(config)
-        found = [piece for piece in _pieces(text, pattern, config.records) if piece.strip()]
+        *ended, rest = _pieces(text, pattern, config.records)
+        found = [piece for piece in [*ended, rest] if piece.strip()]
         if end is not None and not found:
             raise CorpusError(f"the text has no record as in training, each of which ends with {config.records!r}")
         if end is None and len(found) < 2:
@@ -75,6 +76,8 @@ class Records:
                 f"{config.records!r}; name what ends each one, or remove --records"
             )
         end = end or ENDS.get(config.records) or _usual_end(text, pattern, config.records)
+        if config.expression is not None and rest.strip():
+            found[-1] = without_end(rest, end)
         if config.label is None:
             return cls.of(found, end)
         columns = [label_and_text(piece, config.label, f"record {number:,}") for number, piece in enumerate(found, 1)]
@@ -185,6 +188,11 @@ def _usual_end(text: str, pattern: re.Pattern[str], kind: str) -> str:
             r"a character there, such as the newline in '/\n(?=Chapter )/'"
         )
     return end
+
+
+def without_end(rest: str, end: str) -> str:
+    """The text after the last match of an expression, which may have missed an end that nothing follows."""
+    return rest.removesuffix(end)
 
 
 def label_and_text(record: str, column: str, where: str) -> tuple[str, str]:

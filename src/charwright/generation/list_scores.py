@@ -16,7 +16,7 @@ import numpy as np
 
 from charwright.config import RecordsConfig
 from charwright.data.labels import label_id
-from charwright.data.records import Records, label_and_text, pattern_of
+from charwright.data.records import Records, label_and_text, pattern_of, without_end
 from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
 from charwright.errors import CorpusError, UsageError
 from charwright.generation.cutter import Cutter, Segment
@@ -94,7 +94,9 @@ class ListScores:
 
     def _divided(self, pieces: Iterable[tuple[str, str]]) -> Iterator[list[Raw]]:
         """Yield records as they end, several at a time."""
-        return (_cut if self.records.expression is None else _matched)(self.records, pieces)
+        if self.records.expression is None:
+            return _cut(self.records, pieces)
+        return _matched(self.records, self.end, pieces)
 
     def _labelled(self, raw: Raw) -> Raw:
         if not self.vocabulary.labels:
@@ -171,7 +173,7 @@ def _bare(raw: Raw, pattern: re.Pattern[str], kind: str) -> Raw:
     return replace(raw.after(text[: len(text) - len(bare)]), text=bare.rstrip(LINE_ENDS))
 
 
-def _matched(records: RecordsConfig, pieces: Iterable[tuple[str, str]]) -> Iterator[list[Raw]]:
+def _matched(records: RecordsConfig, end: str, pieces: Iterable[tuple[str, str]]) -> Iterator[list[Raw]]:
     """The records that a regular expression ends. It may look at what follows, so a file is taken as a whole."""
     pattern = pattern_of(records)
     for file, text in _whole_files(pieces):
@@ -179,7 +181,7 @@ def _matched(records: RecordsConfig, pieces: Iterable[tuple[str, str]]) -> Itera
         for match in pattern.finditer(text):
             found.append(replace(at, text=text[begin : match.start()]))
             at, begin = at.after(text[begin : match.end()]), match.end()
-        yield [*found, replace(at, text=text[begin:])]
+        yield [*found, replace(at, text=without_end(text[begin:], end))]
 
 
 def _whole_files(pieces: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:

@@ -30,6 +30,8 @@ def allowed(vocabulary: Vocabulary, config: GenerationConfig, record_end: str | 
     mask = np.ones(len(vocabulary), dtype=np.bool_)
     mask[label_ids(vocabulary)] = False
     if config.only is not None:
+        if not config.only:
+            raise OptionError("must name at least one character", "only")
         mask[:] = False
         mask[_ids_of(vocabulary, config.only, "only")] = True
         mask[UNKNOWN_ID] = False

@@ -148,6 +148,8 @@ def plot(
             raise UsageError(f"--{name} must be one of {', '.join(known)}, not {value!r}")
     listed = [runs] if isinstance(runs, str | os.PathLike) else runs
     folders = list(dict.fromkeys(os.fspath(run) for run in listed))
+    if not folders:
+        raise UsageError("there are no runs to plot; name at least one")
     curves, notes = [], []
     for folder in folders:
         try:

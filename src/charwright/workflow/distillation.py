@@ -22,12 +22,13 @@ from charwright.data.records import Records
 from charwright.data.split import split_text
 from charwright.data.texts import Text, character_counts, ids_of, plain
 from charwright.data.vocabulary import Ids, Vocabulary
-from charwright.errors import CharwrightError, RunError, StoppedError, UsageError
+from charwright.errors import CharwrightError, RunError, RunNotFoundError, StoppedError, UsageError
 from charwright.model.compute import Compute
 from charwright.model.language_model import LanguageModel
 from charwright.planning.profile import TextProfile
 from charwright.run import Run
 from charwright.run_config import Teacher
+from charwright.run_place import no_run_message
 from charwright.schema import SEEDS
 from charwright.storage import Arrays
 from charwright.training.distillation import Lessons, mean_predictions, taking_turns
@@ -62,6 +63,9 @@ class Teachers:
             UsageError: when a run has another vocabulary than the first, or was trained on records.
         """
         folders = [os.fspath(folder) for folder in folders]
+        for path in map(Path, folders):
+            if not (path / "config.json").is_file():
+                raise RunNotFoundError(no_run_message(path))
         runs = tuple(Run.open(Path(folder).resolve()) for folder in folders)
         for number, (run, folder) in enumerate(zip(runs, folders, strict=True)):
             if run.folder in (earlier.folder for earlier in runs[:number]):

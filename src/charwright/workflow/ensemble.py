@@ -187,6 +187,10 @@ def train_ensemble(
                 f"{folder} has begun to learn from {place}, which {missing}; give the budget that it began with, or "
                 "train all anew with --force"
             )
+        if begun is not None and not other and (larger := _larger_budget(begun, to_teach)):
+            raise UsageError(
+                f"{place} was begun with {larger}; give the budget that it began with, or train all anew with --force"
+            )
         notify(f"teacher {number} of {count}: {place}")
         if begun is not None and not other:
             run = resume(place, **lasting, **to_teach)
@@ -212,7 +216,7 @@ def check_ensemble(
         UsageError: when they are not.
         ConfigError: when an option is out of bounds.
     """
-    if not 1 <= count <= MOST_TEACHERS:
+    if not isinstance(count, int) or not 1 <= count <= MOST_TEACHERS:
         raise UsageError(f"--ensemble takes a number from 1 to {MOST_TEACHERS}, or 0 for one model, not {count}")
     if _reads_stdin(corpus, arguments.get("validation", ())):
         raise UsageError("--ensemble reads the text several times; keep standard input in a file")
@@ -304,6 +308,15 @@ def _finished(run: Run, budget: Mapping[str, float] | None = None) -> bool:
     for event in run.log():
         last = event
     return last is not None and last.get("event") == "end" and last.get("reason") in FINISHED
+
+
+def _larger_budget(run: Run, budget: Mapping[str, float]) -> str | None:
+    """The budget of a run that was begun, if it is larger than this one, or in another unit."""
+    for name in BUDGETS:
+        amount = getattr(run.config.recipe.training, name)
+        if amount is not None and amount > budget.get(name, 0):
+            return f"{flag(name)} {amount:g}"
+    return None
 
 
 def _school(folder: Path, count: int) -> list[Path]:
