@@ -243,7 +243,7 @@ def test_what_the_kernels_cannot_read_is_refused(vocabulary: int) -> None:
     ids, [state] = some_ids(6, 4, vocabulary), make_state("gru", 1, 4, 16, torch.float32)
     for wrong, given in (
         ((ids.int()[:0], None), "at least one step"),
-        ((ids, (state[:, :1],)), r"the state must be float32 \(4, 16\)"),
+        ((ids, (state[:, :1],)), r"the state of 4 rows has the shapes \[\(1, 4, 16\)\], not \[\(1, 1, 16\)\]"),
         ((ids, (state.double(),)), "the state must be float32"),
     ):
         with pytest.raises(ValueError, match=given):

@@ -155,7 +155,7 @@ def test_a_text_obeys_its_options(config: GenerationConfig, prompt: str) -> None
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"only": ""}, "--only: the model knows none of the characters in ''"),
+        ({"only": ""}, "--only: must name at least one character"),
         ({"only": "ЖЩ"}, "--only: the model knows none of the characters in 'ЖЩ'"),
         ({"ban": LETTERS.characters}, "--ban: the model has no character left to generate"),
         ({"only": "ab", "ban": "bac"}, "--only and --ban: the model has no character left to generate"),

@@ -145,6 +145,8 @@ def test_a_seed_out_of_range_is_refused(charwright: Terminal, trained: Path, cor
         (["inspect", "TEXT", "--batch", "0"], "--batch must be at least 1"),
         (["info", "RUN", "--machine"], "--machine shows this machine; leave out"),
         (["info", "--machine", "--plot", "x.png"], "leave out --plot"),
+        (["generate", ""], "the path is empty"),
+        (["train", "TEXT", "--out", ""], "the path is empty"),
     ],
 )
 def test_usage_errors_exit_with_2(

@@ -382,7 +382,7 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(charwri
 def test_a_run_is_no_text(charwright: Terminal, trained: Path, tmp_path: Path) -> None:
     result = charwright("train", trained, "--out", tmp_path / "run", "--steps", "2")
     assert result.code == 1
-    assert f"{trained} is a run, not a text; continue it with --resume or --from" in result.line
+    assert f"{trained} is a run, not a text; name a text, or continue it with charwright train --resume" in result.line
     assert not (tmp_path / "run").exists()
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from charwright.cli.options import SectionedCommand, config_options, fresh_seed, given
+from charwright.cli.options import NamedPath, SectionedCommand, config_options, fresh_seed, given
 from charwright.config import GenerationConfig
 from charwright.errors import MissingExtraError, UsageError
 from charwright.schema import field_names, quoted
@@ -23,11 +23,11 @@ SEEDS = 10_000
 
 
 @click.command(cls=SectionedCommand, short_help="Write a text together with a model, in the terminal.")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=NamedPath())
 @click.option("--prompt", default="", help="The beginning of the text.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=NamedPath(dir_okay=False),
     metavar="FILE",
     help="The file to save to; if it exists, you continue its text.",
 )

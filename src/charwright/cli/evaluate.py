@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from charwright.cli.options import (
+    NamedPath,
     SectionedCommand,
     SectionedOption,
     config_options,
@@ -57,7 +58,7 @@ def machine_options(command: Command) -> Command:
 
 
 @click.command(cls=SectionedCommand, short_help="Evaluate a run on a text.")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=NamedPath())
 @click.argument("corpus", nargs=-1, required=True)
 @click.option(
     "--protocol",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from charwright.cli.options import SectionedCommand, config_options, given, say, seed_option
+from charwright.cli.options import NamedPath, SectionedCommand, config_options, given, say, seed_option
 from charwright.config import CorpusConfig
 from charwright.errors import RunError, UsageError
 from charwright.schema import field_names, flag
@@ -22,17 +22,15 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=SectionedCommand, short_help="Show what a run has learned.")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=NamedPath())
 @click.argument("text", nargs=-1)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="FILE.html",
     help="The page.  [default: the run's name and -explained.html, in the current folder]",
 )
-@click.option(
-    "--png", type=click.Path(path_type=Path), metavar="FILE.png", help="Write a picture, and a page with --out."
-)
+@click.option("--png", type=NamedPath(), metavar="FILE.png", help="Write a picture, and a page with --out.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, and a page with --out.")
 @click.option(
     "--length",

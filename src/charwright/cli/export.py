@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from charwright.cli.options import given, say
+from charwright.cli.options import NamedPath, given, say
 from charwright.errors import RunError, UsageError
 
 if TYPE_CHECKING:
@@ -86,11 +86,11 @@ FORMATS: Mapping[str, tuple[str, Callable[[_Task], None]]] = {
 
 
 @click.command(short_help="Export a run to another format.")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=NamedPath())
 @click.option("--to", "to", required=True, type=click.Choice(list(FORMATS)), help="Export format.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="PATH",
     help="Output file or folder.  [default: the run's name plus a suffix, in the current folder]",
 )

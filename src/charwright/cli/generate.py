@@ -15,6 +15,7 @@ import click
 
 from charwright.cli.generate_output import Output
 from charwright.cli.options import (
+    NamedPath,
     SectionedCommand,
     config_options,
     engine_precision_option,
@@ -57,7 +58,7 @@ SHOWN_LABELS = 20
 
 
 @click.command(cls=SectionedCommand, short_help="Generate text with a trained model.")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=NamedPath())
 @click.option("--prompt", help="Text to continue; - reads it from standard input, as does a pipe without --prompt.")
 @click.option("--no-prompt", "without_prompt", is_flag=True, help="Output only the continuation of the prompt.")
 @engine_precision_option
@@ -79,12 +80,12 @@ SHOWN_LABELS = 20
 @click.option("--logprobs", is_flag=True, help="With --json: add the log-probability of each character.")
 @click.option(
     "--state-out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=NamedPath(dir_okay=False),
     help="Save the state to a file, from which --state-in continues the text.",
 )
 @click.option(
     "--state-in",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=NamedPath(dir_okay=False),
     help="Continue the text saved by --state-out, exactly where it stopped.",
 )
 @click.option("--novelty", is_flag=True, help="Report how much of the text is copied verbatim from the training text.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from charwright.cli.options import SectionedCommand, config_options, given, say
+from charwright.cli.options import NamedPath, SectionedCommand, config_options, given, say
 from charwright.config import CorpusConfig, RecordsConfig
 from charwright.errors import UsageError, VocabularyError
 from charwright.schema import field_names
@@ -32,13 +32,13 @@ CHANCE_FACTOR = 1.05
 
 
 @click.command("import", cls=SectionedCommand, short_help="Import a model from Keras or TensorFlow as a run.")
-@click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="RUN", help="Run folder to create.")
+@click.argument("source", metavar="SRC", type=NamedPath())
+@click.option("--out", required=True, type=NamedPath(), metavar="RUN", help="Run folder to create.")
 @click.option("--corpus", multiple=True, metavar="NAME|FILE", help="The text that the model was trained on.")
 @click.option(
     "--vocabulary",
     "vocabulary_file",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="FILE",
     help="The model's characters: a JSON list in id order, or a run's vocabulary.json.",
 )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from charwright.cli.options import NamedPath
 from charwright.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,12 +24,12 @@ BESIDE_BARS = 26
 
 
 @click.command(short_help="Show layers, weights and history of a run.")
-@click.argument("run", type=click.Path(path_type=Path), required=False)
+@click.argument("run", type=NamedPath(), required=False)
 @click.option("--machine", is_flag=True, help="Show what this machine offers, and what auto selects.")
 @click.option("--measure", is_flag=True, help="With --machine: measure every way in which this machine can compute.")
 @click.option(
     "--plot",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=NamedPath(dir_okay=False),
     metavar="FILE.png|svg|pdf",
     help="Save a figure of the losses, as `charwright plot` does.",
 )

@@ -64,6 +64,19 @@ class RenamedOption(click.Option):
         ctx.set_parameter_source(self.new, ParameterSource.COMMANDLINE)
 
 
+class NamedPath(click.Path):
+    """A path; an empty one, such as that of a variable which is not set, would be the current folder."""
+
+    def __init__(self, *, dir_okay: bool = True) -> None:
+        super().__init__(path_type=Path, dir_okay=dir_okay)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As click's own."""
+        if value == "":
+            self.fail("the path is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class SectionedCommand(click.Command):
     """A command whose help groups its options into sections, and which accepts renamed options."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from charwright.cli.options import say, without_teachers
+from charwright.cli.options import NamedPath, say, without_teachers
 from charwright.errors import UsageError
 
 PIPE_WIDTH = 80
@@ -36,7 +36,7 @@ AROUND = 8
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="FILE",
     help="Save a figure as .png, .svg or .pdf instead of drawing in the terminal.",
 )

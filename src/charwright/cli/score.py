@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from charwright.cli.options import SectionedCommand, config_options, engine_threads_option, given, say, unescaped
+from charwright.cli.options import (
+    NamedPath,
+    SectionedCommand,
+    config_options,
+    engine_threads_option,
+    given,
+    say,
+    unescaped,
+)
 from charwright.cli.score_table import Places, line_of, room_for
 from charwright.config import CorpusConfig
 from charwright.errors import CorpusError, UsageError
@@ -51,7 +59,7 @@ class _Count(click.IntRange):
 
 
 @click.command(cls=SectionedCommand, short_help="Score each line of a text.")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=NamedPath())
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option(
     "--by",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from charwright.cli.options import (
+    NamedPath,
     SectionedCommand,
     SectionedOption,
     config_options,
@@ -71,7 +72,7 @@ class AccessOption(SectionedOption):
 @click.option(
     "--api-key-file",
     cls=AccessOption,
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=NamedPath(dir_okay=False),
     metavar="FILE",
     help="Require an API key of this file, which has one key a line, or sha256: followed by its SHA-256.",
 )

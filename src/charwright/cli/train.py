@@ -15,6 +15,7 @@ import click
 
 from charwright.cli.options import (
     WEIGHT_DROPOUT_ADVICE,
+    NamedPath,
     SectionedCommand,
     config_options,
     core_option,
@@ -75,14 +76,14 @@ ENDS_EARLY = {
 @click.option("--explain-plan", is_flag=True, help="Print the plan for this text with its reasons, and exit.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     help="Run folder.  [default: runs/NAME OF THE CORPUS, or the first of NAME-2, NAME-3, ... that is free]",
 )
-@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Resume a run that was stopped.")
+@click.option("--resume", type=NamedPath(), metavar="RUN", help="Resume a run that was stopped.")
 @click.option(
     "--from",
     "parent",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="RUN",
     help="Continue from the weights and options of a trained run. New characters are added, and a planned learning"
     " rate, dropout and weight decay are planned anew.",
@@ -91,7 +92,7 @@ ENDS_EARLY = {
     "--teacher",
     "teachers",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="RUN",
     help="Learn from the predictions of a trained run; repeat it for several, which is better.",
 )

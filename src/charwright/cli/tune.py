@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from charwright.cli.options import (
+    NamedPath,
     SectionedCommand,
     config_options,
     core_option,
@@ -45,7 +46,7 @@ LONGER = 10  # the proposed training time, in units of the minutes of a trial
 @click.option(
     "--minutes-per-trial", "minutes", type=float, default=2.0, show_default=True, help="Minutes of training per trial."
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Search folder.  [default: tune/NAME OF THE CORPUS]")
+@click.option("--out", type=NamedPath(), help="Search folder.  [default: tune/NAME OF THE CORPUS]")
 @click.option(
     "--validation", multiple=True, metavar="TEXT", help="Validate on this text instead of a part of the corpus."
 )

@@ -21,8 +21,8 @@ from charwright.training.cuda_graph import fastest_step
 from charwright.training.events import End, Event
 from charwright.training.optimizer import (
     clipped_gradients,
+    default_optimizer,
     descends_by_rows,
-    make_optimizer,
     scheduled_rates,
     set_learning_rate,
 )
@@ -90,15 +90,15 @@ def fit(  # noqa: PLR0915  (one loop, in one place)
             others are better.
 
     Raises:
-        UsageError: when the configuration has no budget, a batch has fewer rows than there are ranks, or `train_step`
-            does not return the loss.
+        UsageError: when the configuration has no budget, a batch has fewer rows than there are ranks, `train_step` does
+            not return the loss, or the model has parameters that the default optimizer does not train.
         RankError: when another rank ends, or no longer answers.
         DivergedError: when training diverges at every learning rate.
     """
     keep_memory()
     clock = steady(clock)
     own = optimizer is None and train_step is _OWN_STEP
-    optimizer = optimizer or make_optimizer(model, config, dataset.batch * dataset.seq_length)
+    optimizer = optimizer or default_optimizer(model, config, dataset.batch * dataset.seq_length)
     part = part_of(dataset.batch, ranks)
     rows = rows_of(dataset, part)
     share_weights(model, ranks)

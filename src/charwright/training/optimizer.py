@@ -27,12 +27,9 @@ def make_optimizer(model: LanguageModel, config: TrainingConfig, predictions: in
 
     A model that the C kernels compute is updated by them, in the same variant; any other by PyTorch's fused step. The
     array of n-grams is in no parameter group: it moves after each step, as in `NgramDescent`. `predictions` are those
-    of a batch, T * B, of which the loss is the mean.
-
-    Raises:
-        UsageError: if the model has parameters beside the weights of a `LanguageModel`.
+    of a batch, T * B, of which the loss is the mean. Parameters that a subclass adds need a group of their own:
+    `optimizer.add_param_group`.
     """
-    _check_parameters(model)
     optimizer = _make_adam(model, config)
     if model.config.ngram_bits:
         optimizer.end_steps_with(NgramDescent(model, config.ngram_rate * predictions, config.ngram_decay))
@@ -111,14 +108,20 @@ class NgramDescent:
             self._array.mul_(max(0.0, 1 - float(rate) * self._decay) ** DECAY_EVERY)
 
 
-def _check_parameters(model: LanguageModel) -> None:
+def default_optimizer(model: LanguageModel, config: TrainingConfig, predictions: int) -> torch.optim.Optimizer:
+    """As `make_optimizer`, for a model all of whose parameters it trains.
+
+    Raises:
+        UsageError: if a subclass has further ones.
+    """
     known = set(map(id, model.named_weights().values()))
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and id(parameter) not in known:
             raise UsageError(
                 f"the model's parameter {name} is not a weight of a LanguageModel, and the default optimizer would not "
-                "train it; pass an optimizer of your own"
+                "train it; pass an optimizer that has it"
             )
+    return make_optimizer(model, config, predictions)
 
 
 def _make_adam(model: LanguageModel, config: TrainingConfig) -> WithoutCompiler:
