@@ -518,7 +518,7 @@ def test_a_state_belongs_to_its_run_and_precision(
 
 
 @pytest.mark.parametrize(
-    ("place", "said"), [("", "not a path for a file"), ("gone/state", "no folder"), (".", "is a directory")]
+    ("place", "said"), [("", "the path is empty"), ("gone/state", "no folder"), (".", "is a directory")]
 )
 def test_the_path_of_the_state_is_checked_first(
     charwright: Terminal, letters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, said: str
@@ -708,7 +708,7 @@ def test_a_hundred_thousand_characters_take_no_more_memory_than_a_thousand(lette
         (["--beams", "0"], "--beams"),
         (["--corpus", "x"], "--novelty"),
         (["--state-in", "gone"], "--state-in: there is no file gone"),
-        (["--state-in", ""], "--state-in: there is no file"),
+        (["--state-in", ""], "'--state-in': the path is empty"),
         (["--max-copy", "0"], "--max-copy must be at least 1"),
         (["--max-copy", "1001"], "--max-copy must be at most 1000"),
         (["--min-p", "0"], "--min-p must be above 0"),
