@@ -98,7 +98,7 @@ INLINE ivec scaled(ivec a, ivec b, ivec plus, int shift, int32_t limit) {
 /* --- tanh, with 12 fraction bits in and 15 out: linear interpolation in a table with an entry for every 32 numbers --- */
 
 #if defined(__AVX512F__) && !defined(CW_TILES)
-/* Instead of reading the table, which takes AMD's processors 26 cycles for 16 numbers, compute it: rounded, the
+/* Instead of reading the table, which takes an AMD EPYC 26 cycles for 16 numbers, compute it: rounded, the
  * polynomial of a segment of 64 entries is each of them and the first of the next segment. From entry 704 on, all are
  * 32,767. The coefficients were found by linear programming, for the largest distance from a half: 0.012. */
 static const float table_powers[5][16] = {
