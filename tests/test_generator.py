@@ -194,6 +194,15 @@ def test_logprobs_are_those_of_the_text(precision: str) -> None:
     )
 
 
+def test_prompts_are_a_list_of_texts(writer: Generator) -> None:
+    """One text would be taken for as many prompts as it has characters."""
+    for iterate in (writer.texts, writer.write):
+        with pytest.raises(UsageError, match="prompts are a list of str"):
+            next(iter(iterate("abc", GenerationConfig(length=2))))
+        with pytest.raises(UsageError, match="a prompt is a str, not bytes"):
+            next(iter(iterate([b"abc"], GenerationConfig(length=2))))  # type: ignore[list-item]
+
+
 def test_a_generator_stays_in_its_process(writer: Generator) -> None:
     for copied in (pickle.dumps, copy.deepcopy, copy.copy):
         with pytest.raises(UsageError, match=r"call charwright\.load again, in each process"):

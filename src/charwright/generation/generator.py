@@ -100,7 +100,7 @@ class Generator:
         """
         config = dataclasses.replace(config or GenerationConfig(), **options)
         listed = [prompts] if isinstance(prompts, str | bytes | None) else list(prompts)
-        repeated = [_checked_prompt(prompt) for prompt in listed for _ in range(config.num)]
+        repeated = [prompt for prompt in listed for _ in range(config.num)]
         return Completions(self.texts(repeated, config, label=label, logprobs=logprobs, guard=guard))
 
     def records(
@@ -222,7 +222,7 @@ class Generator:
         config = dataclasses.replace(config or GenerationConfig(), **options)
         if config.num != 1:
             raise UsageError(f"stream generates one text; call it for each of the {config.num}, or use generate")
-        for _, piece in self.write([_checked_prompt(prompt)], config, label=label, with_end=with_end):
+        for _, piece in self.write([prompt], config, label=label, with_end=with_end):
             yield piece
 
     def write(
@@ -243,6 +243,7 @@ class Generator:
         Raises:
             UsageError: if no character is allowed, or there is no such label.
         """
+        _check_prompts(prompts)
         session = Session(self.engine, self.vocabulary)
         openings = [self.opening(config.seed or 0, index, label=label).ids for index in range(len(prompts))]
         numbers = {
@@ -265,6 +266,7 @@ class Generator:
         guard: Guard | None = None,
     ) -> Iterator[Completion]:
         """Complete all prompts in one batch. Yield completions in order, each as soon as those before it are done."""
+        _check_prompts(prompts)
         session, drafts = Session(self.engine, self.vocabulary), []
         for index, prompt in enumerate(prompts):
             opening = self.opening(config.seed or 0, index, label=label)
@@ -384,7 +386,9 @@ class Generator:
         return self.record_end
 
 
-def _checked_prompt(prompt: str) -> str:
-    if not isinstance(prompt, str):
-        raise UsageError(f"a prompt is a str, not {type(prompt).__name__}")
-    return prompt
+def _check_prompts(prompts: Sequence[str]) -> None:
+    if isinstance(prompts, str):
+        raise UsageError("prompts are a list of str; for one prompt, pass a list of it")
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise UsageError(f"a prompt is a str, not {type(prompt).__name__}")
