@@ -39,14 +39,14 @@ def measure_apart(library: Path | None, variant: str, words: list[str]) -> float
     """The same in a process that loads this library, or the installed one."""
     environment = {**os.environ, "CHARWRIGHT_KERNELS": variant}
     environment |= {} if library is None else {"CHARWRIGHT_KERNELS_LIBRARY": str(library.resolve())}
-    command = [sys.executable, __file__, "-", "--measure", *words]
+    command = [sys.executable, __file__, "--measure", *words]
     return float(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
 
 
 def main() -> None:
     """Parse the command line and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("other", type=Path, help="the library of the other build")
+    parser.add_argument("other", type=Path, nargs="?", help="the library of the other build")
     parser.add_argument("--variants", nargs="+", default=kernels.available()[:1], metavar="VARIANT")
     parser.add_argument("--precisions", nargs="+", default=["q8"], metavar="PRECISION")
     parser.add_argument("--units", nargs="+", type=int, default=[512, 1024])
@@ -62,6 +62,8 @@ def main() -> None:
         units, texts, precision, threads, seconds = options.measure
         print(measure(int(units), int(texts), precision, int(threads), float(seconds)))
         return
+    if options.other is None:
+        parser.error("name the library of the other build")
     print(f"{describe_machine()}\n{options.threads} threads\n")
     print("| kernels | precision | units | texts | other build | this build | ratio |\n|---|---|---|---|---|---|---|")
     for shape in product(options.variants, options.precisions, options.units, options.texts):

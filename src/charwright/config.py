@@ -285,7 +285,7 @@ class GenerationConfig(Config):
         maximum=1,
     )
     min_p: float | None = option(
-        None, "Sample from characters with at least this fraction of the highest probability.", above=0, maximum=1
+        None, "Sample from characters with at least this fraction of the highest probability.", minimum=0, maximum=1
     )
     repetition_penalty: float = option(
         1.0,

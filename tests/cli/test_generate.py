@@ -711,7 +711,7 @@ def test_a_hundred_thousand_characters_take_no_more_memory_than_a_thousand(lette
         (["--state-in", ""], "'--state-in': the path is empty"),
         (["--max-copy", "0"], "--max-copy must be at least 1"),
         (["--max-copy", "1001"], "--max-copy must be at most 1000"),
-        (["--min-p", "0"], "--min-p must be above 0"),
+        (["--min-p", "-0.1"], "--min-p must be at least 0"),
         (["--repetition-penalty", "0.9"], "--repetition-penalty must be at least 1"),
         (["--temperature", "-0.1"], "--temperature must be at least 0"),
         (["--temperature", "nan"], "--temperature must be a finite number"),

@@ -48,6 +48,7 @@ def test_text_is_that_of_the_generator(running: Running, model: str, stream: boo
         ({"top_p": 0.5}, {"top_p": 0.5}),
         ({"top_p": 0}, {"top_k": 1}),
         ({"min_p": 0.3}, {"min_p": 0.3}),
+        ({"min_p": 0}, {}),
         ({"repetition_penalty": 3}, {"repetition_penalty": 3.0}),
         ({"only": "ab\n"}, {"only": "ab\n"}),
         ({"ban": "abc"}, {"ban": "abc"}),

@@ -156,7 +156,7 @@ def _check_path(path: Path, to: str, *, force: bool) -> None:
         raise RunError(f"{path} exists; {another}, or replace it with --force")
     if to not in FOLDERS and path.stat().st_size:
         with path.open("rb") as file:
-            if file.read(len(BEGINNINGS[to])).lower() != BEGINNINGS[to].lower():
+            if file.read(len(BEGINNINGS[to])) != BEGINNINGS[to]:
                 raise RunError(f"{path} is not an export of this format, and is not replaced; {another}")
 
 

@@ -305,7 +305,8 @@ class LanguageModel(WeightedModule):
         Raises:
             ConfigError: when they are not those of such a model.
         """
-        model = cls(config, len(arrays.get("head.bias", ())) or 1, compute=compute)
+        tokens = len(arrays["head.bias"]) if "head.bias" in arrays else 1  # load_arrays says what is missing.
+        model = cls(config, tokens, compute=compute)
         model.load_arrays(arrays)
         return model
 

@@ -315,7 +315,7 @@ def _fit(
         notify(f"the start took {spent_s:.1f} s, the whole budget: the model has learned nothing; raise --minutes")
     training_loop = fit if assembly.train_step is None else partial(fit, train_step=assembly.train_step)
     with ExitStack() as ending:
-        interrupted = ending.enter_context(interrupted_at_end(STOPPING))
+        interrupted = ending.enter_context(interrupted_at_end(STOPPING if first else b""))
         if board is not None:
             ending.callback(board.close)
         for event in training_loop(

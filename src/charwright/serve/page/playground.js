@@ -87,7 +87,6 @@ class Pane extends SurpriseText {
 function requestOf() {
   const request = { model: page.model.value, prompt: page.prompt.value };
   for (const name of NUMBERS) if (page[name].value !== "") request[name] = page[name].valueAsNumber;
-  if (request.min_p === 0) delete request.min_p; // no limit, which the service expresses by leaving it out
   const stops = page.stop.value.split("\n").filter((line) => line !== "").map(unescaped);
   if (stops.length) request.stop = stops;
   if (page.until.value.trim()) request.until = page.until.value.trim();
