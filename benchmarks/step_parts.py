@@ -6,11 +6,15 @@
 The steps are those of the training loop, with all that a plan turns on: a multiplicative layer, n-grams, dropout,
 cautious AdamW, clipping, an average of the weights, and streams of which some begin anew. The ids are random. Each
 figure is the median of the steps, in milliseconds; the first steps are left out.
+
+A step has one call for the network. Its parts are those of further steps, in which Python makes the calls that
+`network.c` consists of; the step, the kernels together and the rest are measured without that.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import statistics
 import time
 from collections import defaultdict
@@ -35,13 +39,15 @@ PARTS = ("cw_pack", "cw_linear", "cw_forward", "cw_head", "cw_backward", "cw_wei
 
 
 class Clock:
-    """A library of kernels that notes how long each call takes."""
+    """A library of kernels that notes how long each call takes; `apart`: the parts of a network instead of the whole."""
 
-    def __init__(self, library: Any) -> None:
+    def __init__(self, library: Any, *, apart: bool) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
-        self._library = library
+        self._library, self._apart = library, apart
 
     def __getattr__(self, name: str) -> Any:
+        if name == "cw_differentiate" and self._apart:
+            return self._differentiate
         call = getattr(self._library, name)
 
         def timed(*arguments: Any) -> Any:
@@ -53,13 +59,39 @@ class Clock:
         setattr(self, name, timed)
         return timed
 
+    def _differentiate(self, variant: int, network: Any, total: Any) -> int:
+        """The calls of `network.c` for a network of one layer."""
+        whole = network._obj
+        assert whole.layers == 1
+        part = whole.layer[0]
+        layer, weights, packed = part.layer, ctypes.c_void_p(part.weights), ctypes.c_void_p(part.layer.packed)
+        sizes = (variant, layer.cell, layer.units, layer.bf16)
+        self.cw_linear_forward(variant, ctypes.byref(part.scale))
+        self.cw_linear_forward(variant, ctypes.byref(part.input))
+        self.cw_pack(*sizes, 0, layer.threads, weights, packed)
+        self.cw_forward(variant, ctypes.byref(layer))
+        self.cw_contexts(
+            layer.steps, layer.batch, whole.ngram_order, whole.ngram_bits, ctypes.c_void_p(whole.ids),
+            ctypes.c_void_p(whole.tokens_before), ctypes.c_void_p(whole.ngrams.offsets),
+            ctypes.c_void_p(whole.tokens_after),
+        )  # fmt: skip
+        ctypes.memset(whole.head.d_bias, 0, ctypes.sizeof(ctypes.c_float) * whole.head.vocabulary)
+        total._obj.value = self.cw_head(variant, ctypes.byref(whole.head))
+        self.cw_pack(*sizes, 1, layer.threads, weights, packed)
+        self.cw_backward(variant, ctypes.byref(layer))
+        scratch, gradient = ctypes.c_void_p(part.scratch), ctypes.c_void_p(part.d_weights)
+        self.cw_weight_gradient(variant, ctypes.byref(layer), scratch, gradient)
+        self.cw_linear_backward(variant, ctypes.byref(part.input))
+        self.cw_linear_backward(variant, ctypes.byref(part.scale))
+        return 0
 
-def measure(units: int, vocabulary: int, steps: int) -> list[dict[str, float]]:
+
+def measure(units: int, vocabulary: int, steps: int, *, apart: bool) -> list[dict[str, float]]:
     """Seconds of each step, as a whole and in each kernel."""
     loaded = kernels.load()
     if loaded is None:
         raise SystemExit("the C kernels are not built; reinstall charwright where a C compiler is")
-    clock = Clock(loaded.library)
+    clock = Clock(loaded.library, apart=apart)
     timed = replace(loaded, library=clock)  # type: ignore[arg-type]
     original, kernels.load = kernels.load, lambda variant=None: timed  # noqa: ARG005
     ids = (np.random.Generator(np.random.Philox(1)).zipf(1.3, LENGTH) % vocabulary).astype(np.int32)
@@ -101,13 +133,14 @@ def main() -> None:
     columns = ["units", "step", "kernels", "rest", "of the step", *(part.removeprefix("cw_") for part in PARTS)]
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     for units in options.units:
-        steps = measure(units, options.vocabulary, options.steps)
+        steps = measure(units, options.vocabulary, options.steps, apart=False)
+        parts = measure(units, options.vocabulary, options.steps, apart=True)
         whole, inside = median_ms(steps, "step"), median_ms(steps, "cw_")
         rest = 1e3 * statistics.median(
             step["step"] - sum(seconds for name, seconds in step.items() if name != "step") for step in steps
         )
         times = [f"{whole:.2f}", f"{inside:.2f}", f"{rest:.2f}", f"{100 * rest / whole:.0f} %"]
-        times += [f"{median_ms(steps, part):.2f}" for part in PARTS]
+        times += [f"{median_ms(parts, part):.2f}" for part in PARTS]
         print(f"| {units} | {' | '.join(times)} |", flush=True)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -143,6 +146,89 @@ def test_gradients_are_added_to_those_before() -> None:
     second = everything(directly, model, None)
     for name, _ in model.named_parameters():
         assert torch.equal(second[name], first[name] * 2), name
+
+
+def full_shape() -> ModelConfig:
+    return shape(cell="igru", multiplicative=True, ngram_bits=10, ngram_order=3, dropout=0.2, recurrent_dropout=0.2)
+
+
+@needs_kernels
+def test_steps_share_no_results() -> None:
+    """The working memory of a network is used again, and what a step returns is not part of it."""
+    model = model_of(full_shape())
+    first = everything(directly, model, state_of(model))
+    copies = {name: part.clone() for name, part in first.items()}
+    model.zero_grad()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.1)
+    second = everything(directly, model, None)
+    assert [name for name in first if not torch.equal(first[name], copies[name])] == []
+    assert [name for name in first if torch.equal(first[name], second[name])] == []
+
+
+@needs_kernels
+def test_the_state_that_is_given_is_left_as_it_is() -> None:
+    model = model_of(shape(cell="lstm", layers=2))
+    state = state_of(model)
+    copies = [part.clone() for part in state]
+    transposed = tuple(part.transpose(0, 1).contiguous().transpose(0, 1) for part in state)
+    first, second = directly(model, state, *batch_of()), directly(model, transposed, *batch_of())
+    assert all(torch.equal(part, copy) for part, copy in zip(state, copies, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(first[1], second[1], strict=True))
+
+
+@needs_kernels
+def test_batches_of_several_shapes_and_numbers_of_threads_follow_each_other() -> None:
+    model = model_of(full_shape())
+    before = torch.get_num_threads()
+    ids, targets = batch_of()
+    try:
+        for rows, threads in ((6, 2), (3, 2), (6, 1), (5, 3), (6, 2)):
+            torch.set_num_threads(threads)
+            model.zero_grad()
+            loss, after = directly(model, None, ids[:, :rows], targets[:, :rows])
+            other = model_of(full_shape())
+            expected, expected_after = by_autograd(other, None, ids[:, :rows], targets[:, :rows])
+            assert torch.equal(loss, expected)
+            assert all(torch.equal(one, other) for one, other in zip(after, expected_after, strict=True))
+            assert torch.equal(model.weight("embedding.weight").grad, other.weight("embedding.weight").grad)
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_kernels
+def test_a_model_can_be_copied_and_pickled_after_a_step() -> None:
+    model = model_of(shape(layers=2))
+    wanted, _ = directly(model, None, *batch_of())
+    for other in (deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(directly(other, None, *batch_of())[0], wanted)
+
+
+@needs_kernels
+def test_models_in_several_threads_do_not_disturb_each_other() -> None:
+    def steps(seed: int) -> list[float]:
+        model = LanguageModel(shape(layers=2), VOCABULARY, seed=seed).train()
+        losses = []
+        for _ in range(20):
+            losses.append(float(directly(model, None, *batch_of())[0]))
+            with torch.no_grad():
+                for weight in model.parameters():
+                    assert weight.grad is not None
+                    weight -= 0.1 * weight.grad
+        return losses
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(steps, (1, 2, 1, 2)))
+    assert found[:2] == found[2:] == [steps(1), steps(2)]
+
+
+@needs_kernels
+def test_more_logits_than_one_array_holds_are_left_to_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("charwright.model.language_model.MOST_LOGITS_BYTES", 1000)
+    monkeypatch.setattr("charwright.model.loss.MOST_LOGITS_BYTES", 1000)
+    wanted, found = everything(by_autograd, model_of(shape()), None), everything(directly, model_of(shape()), None)
+    assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
 
 
 @needs_kernels

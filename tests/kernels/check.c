@@ -28,6 +28,8 @@ static void *room(size_t count, size_t size) {
     if (!memory) exit(2);
     return memory;
 }
+/* What a kernel forgets to write is not a number. */
+static void *unwritten(size_t bytes) { return memset(room(bytes, 1), 0xff, bytes); }
 static float *noises(size_t count, double scale) {
     float *values = room(count, sizeof(float));
     for (size_t i = 0; i < count; i++) values[i] = (float)(noise() * scale);
@@ -210,7 +212,8 @@ static void check(int variant, example e) {
     reference_backward(&e, ids, weights, mask, scale, d_out, &ref);
 
     void *packed = room(cw_packed_bytes(variant, e.cell, H, e.bf16), 1);
-    float *d_table = room(tokens * width, 4), *d_bias = room(width, 4), *d_scale = room((size_t)tokens * H, 4);
+    float *d_table = unwritten(tokens * width * 4), *d_bias = unwritten(width * 4);
+    float *d_scale = unwritten((size_t)tokens * H * 4);
     const int slots = cw_slots(e.cell);
     cw_layer layer = {.cell = e.cell, .bf16 = e.bf16, .steps = T, .batch = B, .units = H, .threads = e.threads,
                       .tokens = tokens, .table = e.by_table ? table : NULL, .ids = e.by_table ? ids : NULL,
@@ -275,8 +278,6 @@ static float rounded(double value, int bf16) {
     keep(&half, 1, 0, (float)value);
     return from_bf16(half);
 }
-/* What a kernel forgets to write is not a number. */
-static void *unwritten(size_t bytes) { return memset(room(bytes, 1), 0xff, bytes); }
 
 /* A linear layer and its gradients, in double precision from operands that are rounded as in the kernels. Returns the bits
  * of all results. */
@@ -462,14 +463,16 @@ static uint64_t check_head(int variant, int bf16, int threads, int rows, int bat
         }
         free(row);
     }
-    void *scratch = room(cw_head_bytes(variant, bf16, threads, rows, vocabulary, units, masks), 1);
-    void *less = room(cw_head_bytes(variant, bf16, threads, rows, vocabulary, units, 0), 1);
-    const float *used = masks ? mask : NULL;
-    const cw_ngrams *votes = contexts ? &ngrams : NULL;
-    const double sum = cw_head(variant, bf16, threads, rows, batch, vocabulary, units, x, used, weight, bias, votes, targets,
-                               1 / 7.0f, losses, d_logits, d_x, d_weight, d_bias, scratch);
-    const double alone = cw_head(variant, bf16, threads, rows, batch, vocabulary, units, x, used, weight, bias, votes, targets, 1,
-                                 again, NULL, NULL, NULL, NULL, less);
+    cw_output_layer layer = {.bf16 = bf16, .threads = threads, .rows = rows, .batch = batch, .units = units,
+                             .vocabulary = vocabulary, .scale = 1 / 7.0f, .x = x, .mask = masks ? mask : NULL,
+                             .weight = weight, .bias = bias, .ngrams = contexts ? &ngrams : NULL, .targets = targets,
+                             .losses = losses, .d_logits = d_logits, .d_x = d_x, .d_weight = d_weight, .d_bias = d_bias};
+    void *scratch = layer.scratch = room(cw_head_bytes(variant, &layer), 1);
+    const double sum = cw_head(variant, &layer);
+    layer.losses = again;
+    layer.d_bias = NULL;
+    void *less = layer.scratch = room(cw_head_bytes(variant, &layer), 1);
+    const double alone = cw_head(variant, &layer);
     if (sum != alone || memcmp(losses, again, rows * sizeof *losses)) {
         printf("%s: the losses of the head depend on whether the gradients are wanted\n", name);
         exit(1);
@@ -509,6 +512,143 @@ static int check_heads(int variant, int bf16) {
         }
     }
     return 3 * all;
+}
+
+/* A network of two layers, the first one multiplicative, with masks of states and outputs, and n-grams. */
+enum { N_T = 5, N_B = 3, N_N = N_T * N_B, N_V = 21, N_E = 16, N_H = 48, N_BITS = 6, N_ORDER = 3, N_WEIGHTS = 12 };
+typedef struct {
+    int cell, bf16, threads;
+    float *weights[N_WEIGHTS]; /* the embedding; of each layer W, U and two biases; of the scale; the head, and its bias */
+    float *masks[4], *array;
+    int64_t *ids;
+} whole;
+
+static void weight_sizes(int cell, size_t sizes[N_WEIGHTS]) {
+    const size_t gates = cw_gate_count(cell) * N_H, products = cw_product_count(cell) * N_H;
+    const size_t all[N_WEIGHTS] = {N_V * N_E, gates * N_E, products * N_H, gates, products, gates * N_H, products * N_H,
+                                   gates,     products,    N_H * N_E,      N_V * N_H, N_V};
+    memcpy(sizes, all, sizeof all);
+}
+
+/* The sum of the losses; the gradients go to `d`, and those of the logits to `d_logits`. */
+static double differentiate(int variant, const whole *n, float *const d[N_WEIGHTS], void *d_logits) {
+    const size_t size = n->bf16 ? 2 : 4, width = cw_gate_count(n->cell) * N_H, states = (size_t)(N_T + 1) * N_B * N_H;
+    const int gru = cw_is_gru(n->cell);
+    float *const *w = n->weights;
+    void *made[32];
+    int count = 0;
+#define ROOM(count_, size_) (made[count++] = unwritten((count_) * (size_t)(size_)))
+    void *low = ROOM(N_V * N_E, size), *inputs = ROOM(N_N * width + N_V * width, 4), *gradient = ROOM(N_N * N_H, size);
+    for (int i = 0; i < N_V * N_E; i++) keep(low, n->bf16, i, w[0][i]);
+    cw_network_layer layers[2];
+    for (int l = 0; l < 2; l++) {
+        float *const *own = w + 1 + 4 * l, *const *d_own = d + 1 + 4 * l;
+        cw_network_layer *part = layers + l;
+        *part = (cw_network_layer){
+            .layer = {.cell = n->cell, .bf16 = n->bf16, .steps = N_T, .batch = N_B, .units = N_H, .threads = n->threads,
+                      .tokens = l ? 0 : N_V, .table = l ? NULL : inputs, .ids = l ? NULL : n->ids,
+                      .inputs = l ? inputs : NULL, .bias = gru ? own[3] : NULL, .mask = n->masks[l],
+                      .hidden = ROOM(states, size), .masked = ROOM(states, size), .gates = ROOM(N_N * 4 * N_H, size),
+                      .cells = ROOM(states, size), .state_h = made[count] = room(N_B * N_H, 4), .d_outputs = gradient,
+                      .d_table = l ? NULL : inputs, .d_bias = gru ? d_own[3] : NULL},
+            .input = {.bf16 = n->bf16, .threads = n->threads, .rows = l ? N_N : N_V, .inputs = l ? N_H : N_E,
+                      .outputs = (int)width, .wide = !l, .x = l ? layers[0].masked_outputs : low, .weight = own[0],
+                      .bias = own[2], .y = inputs, .d_y = inputs, .d_x = l ? gradient : d[0], .d_weight = d_own[0],
+                      .d_bias = d_own[2]},
+            .weights = own[1], .d_weights = d_own[1], .output_mask = l ? NULL : n->masks[2]};
+        count++;
+        part->layer.state_c = made[count++] = room(N_B * N_H, 4);
+        part->layer.packed = ROOM(cw_packed_bytes(variant, n->cell, N_H, n->bf16), 1);
+        part->scratch = ROOM(cw_outer_bytes(variant, n->bf16, n->threads, N_N, (int)width, N_H), 1);
+        part->input.scratch = ROOM(cw_linear_bytes(variant, &part->input, 1) + cw_linear_bytes(variant, &part->input, 0), 1);
+        if (l) continue;
+        part->masked_outputs = ROOM(N_N * N_H, size);
+        part->scale = (cw_linear){.bf16 = n->bf16, .threads = n->threads, .rows = N_V, .inputs = N_E, .outputs = N_H,
+                                  .wide = 1, .curved = 1, .adding = 1, .x = low, .weight = w[9], .y = ROOM(N_V * N_H, 4),
+                                  .d_y = ROOM(N_V * N_H, 4), .d_x = d[0], .d_weight = d[9]};
+        part->scale.scratch = ROOM(cw_linear_bytes(variant, &part->scale, 1) + cw_linear_bytes(variant, &part->scale, 0), 1);
+        part->layer.scale = part->scale.y;
+        part->layer.d_scale = (float *)part->scale.d_y;
+    }
+    float before[N_B * (N_ORDER - 1)] = {0, 0, 3, 1}, after[N_B * (N_ORDER - 1)];
+    cw_network network = {
+        .layers = 2, .ngram_order = N_ORDER, .ngram_bits = N_BITS, .layer = layers,
+        .head = {.bf16 = n->bf16, .threads = n->threads, .rows = N_N, .batch = N_B, .units = N_H, .vocabulary = N_V,
+                 .scale = 1, .x = (char *)layers[1].layer.hidden + N_B * N_H * size, .mask = n->masks[3], .weight = w[10],
+                 .bias = w[11], .ngrams = &network.ngrams, .targets = n->ids + N_B, .losses = ROOM(N_N, 4),
+                 .d_logits = d_logits, .d_x = gradient, .d_weight = d[10], .d_bias = d[11]},
+        .ngrams = {n->array, ROOM(N_N * (N_ORDER - 1), 8), (1 << N_BITS) + N_V, N_ORDER - 1},
+        .tokens_before = before, .tokens_after = after, .ids = n->ids};
+    network.head.scratch = ROOM(cw_head_bytes(variant, &network.head), 1);
+#undef ROOM
+    double sum;
+    if (cw_differentiate(variant, &network, &sum)) exit(2);
+    for (int b = 0; b < N_B; b++)
+        if (after[2 * b] != n->ids[(N_T - 1) * N_B + b] + 1 || after[2 * b + 1] != n->ids[(N_T - 2) * N_B + b] + 1) {
+            printf("%s: a network does not keep the last tokens\n", cw_variant_name(variant));
+            exit(1);
+        }
+    while (count) free(made[--count]);
+    return sum;
+}
+
+/* In float32, along a direction in all weights, the loss changes as the gradients say; any number of threads gives the same
+ * bits, in both storages. */
+static void check_network(int variant, int cell, int bf16) {
+    size_t sizes[N_WEIGHTS];
+    weight_sizes(cell, sizes);
+    whole n = {.cell = cell, .bf16 = bf16, .threads = 1, .array = noises((1 << N_BITS) + N_V, 1), .ids = room(N_N + N_B, 8)};
+    for (int i = 0; i < N_N + N_B; i++) n.ids[i] = (i * 7 + i / 4) % N_V;
+    for (int i = 0; i < 4; i++) {
+        n.masks[i] = noises(N_B * N_H, 1);
+        for (int k = 0; k < N_B * N_H; k++) n.masks[i][k] = n.masks[i][k] > -0.5f ? 1.25f : 0;
+    }
+    float *d[2][N_WEIGHTS], *direction[N_WEIGHTS];
+    void *d_logits[2] = {unwritten(N_N * N_V * 4), unwritten(N_N * N_V * 4)};
+    for (int i = 0; i < N_WEIGHTS; i++) {
+        n.weights[i] = noises(sizes[i], 0.3);
+        direction[i] = noises(sizes[i], 1);
+        for (int k = 0; k < 2; k++) d[k][i] = unwritten(sizes[i] * 4);
+    }
+    if (!cw_is_gru(cell)) sizes[4] = sizes[8] = 0; /* they have no second bias */
+    const double sum = differentiate(variant, &n, d[0], d_logits[0]);
+    n.threads = 3;
+    int same = sum == differentiate(variant, &n, d[1], d_logits[1]);
+    for (int i = 0; i < N_WEIGHTS; i++) same &= !memcmp(d[0][i], d[1][i], sizes[i] * 4);
+    same &= !memcmp(d_logits[0], d_logits[1], N_N * N_V * (bf16 ? 2 : 4));
+    if (!same) {
+        printf("%s: the gradients of a network depend on the number of threads\n", cw_variant_name(variant));
+        exit(1);
+    }
+    double expected = 0, found = 0;
+    for (int i = 0; i < N_WEIGHTS; i++)
+        for (size_t k = 0; k < sizes[i]; k++) expected += (double)d[0][i][k] * direction[i][k];
+    for (int side = -1; side <= 1; side += 2) {
+        const float step = 1e-3f * (float)side;
+        for (int i = 0; i < N_WEIGHTS; i++)
+            for (size_t k = 0; k < sizes[i]; k++) n.weights[i][k] += step * direction[i][k];
+        found += side * differentiate(variant, &n, d[1], d_logits[1]) / 2e-3;
+        for (int i = 0; i < N_WEIGHTS; i++)
+            for (size_t k = 0; k < sizes[i]; k++) n.weights[i][k] -= step * direction[i][k];
+    }
+    if (!bf16 && !(fabs(found - expected) <= 5e-3 * fabs(expected))) {
+        printf("%s: along a direction the loss of a network changes by %g, not by %g\n", cw_variant_name(variant), found,
+               expected);
+        exit(1);
+    }
+    for (int i = 0; i < N_WEIGHTS; i++) {
+        free(n.weights[i]), free(direction[i]);
+        for (int k = 0; k < 2; k++) free(d[k][i]);
+        if (i < 4) free(n.masks[i]);
+    }
+    free(n.array), free(n.ids), free(d_logits[0]), free(d_logits[1]);
+}
+
+static int check_networks(int variant) {
+    int count = 0;
+    for (int cell = 0; cell <= CW_IGRU; cell++)
+        for (int bf16 = 0; bf16 < 2; bf16++, count++) check_network(variant, cell, bf16);
+    return count;
 }
 
 /* Adam and AdamW over some steps, with sizes below, at and above a vector and a chunk; and the norm of the gradients.
@@ -1269,6 +1409,7 @@ int main(void) {
             }
         const uint64_t before = random_state;
         for (int bf16 = 0; bf16 <= 1; bf16++) count += check_heads(variant, bf16) + check_linears(variant, bf16);
+        count += check_networks(variant);
         random_state = before;
         count += check_all_adam(variant);
         printf("%s: %d examples agree, the furthest to %.1g\n", cw_variant_name(variant), count, worst);

@@ -95,7 +95,7 @@ fi
 [ "$kind" = amx ] || [ "$kind" = arm ] || add_variant emulated -Wno-psabi -DCW_TILES=2
 compile -ffp-contract=off -c $source/sampling.c -o "$build/sampling.o" &
 compile -ffp-contract=off -D_DEFAULT_SOURCE -c tests/kernels/check.c -o "$build/check.o" &
-for file in dispatch pool writing; do
+for file in dispatch network pool writing; do
     compile ${defines[@]+"${defines[@]}"} -c $source/$file.c -o "$build/$file.o"
 done
 if [ "$kind" = emulated ]; then

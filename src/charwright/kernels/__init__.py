@@ -16,7 +16,19 @@ from functools import cache
 from pathlib import Path
 
 from charwright.errors import UsageError
-from charwright.kernels.structures import Layer, Linear, Matrix, Model, Ngrams, Parameter, Sampler, StreamBuffers
+from charwright.kernels.structures import (
+    Layer,
+    Linear,
+    Matrix,
+    Model,
+    Network,
+    NetworkLayer,
+    Ngrams,
+    OutputLayer,
+    Parameter,
+    Sampler,
+    StreamBuffers,
+)
 
 __all__ = [
     "Kernels",
@@ -25,7 +37,10 @@ __all__ = [
     "Linear",
     "Matrix",
     "Model",
+    "Network",
+    "NetworkLayer",
     "Ngrams",
+    "OutputLayer",
     "Parameter",
     "Sampler",
     "StreamBuffers",
@@ -33,7 +48,7 @@ __all__ = [
     "load",
 ]
 
-ABI = 18
+ABI = 19
 CELL_CODES = {"gru": 0, "lstm": 1, "rnn": 2, "igru": 3}
 UNITS_MULTIPLE = 16
 """The kernels require a number of units that is a multiple of this; callers pad with zeros."""
@@ -149,23 +164,24 @@ class Kernels:
         )  # fmt: skip
         return total
 
-    def head_bytes(self, threads: int, rows: int, vocabulary: int, units: int, *, bf16: bool, masked: bool) -> int:
+    def head_bytes(self, layer: OutputLayer) -> int:
         """The size of the scratch memory of `head` in bytes."""
-        return int(self.library.cw_head_bytes(self.variant, int(bf16), threads, rows, vocabulary, units, int(masked)))
+        return int(self.library.cw_head_bytes(self.variant, ctypes.byref(layer)))
 
-    def head(
-        self, rows: int, batch: int, vocabulary: int, units: int, *, bf16: bool, threads: int, x: int, mask: int | None,
-        weight: int, bias: int, ngrams: Ngrams | None, targets: int, scale: float, losses: int, d_logits: int | None,
-        d_x: int | None, d_weight: int | None, d_bias: int | None, scratch: int,
-    ) -> float:  # fmt: skip
+    def head(self, layer: OutputLayer) -> float:
         """The losses of an output layer, and their sum. With d_bias, also the gradients."""
-        total: float = self.library.cw_head(
-            self.variant, int(bf16), threads, rows, batch, vocabulary, units, ctypes.c_void_p(x), ctypes.c_void_p(mask),
-            ctypes.c_void_p(weight), ctypes.c_void_p(bias), None if ngrams is None else ctypes.byref(ngrams),
-            ctypes.c_void_p(targets), ctypes.c_float(scale), ctypes.c_void_p(losses), ctypes.c_void_p(d_logits),
-            ctypes.c_void_p(d_x), ctypes.c_void_p(d_weight), ctypes.c_void_p(d_bias), ctypes.c_void_p(scratch),
-        )  # fmt: skip
-        return total
+        return float(self.library.cw_head(self.variant, ctypes.byref(layer)))
+
+    def differentiate(self, network: Network) -> float:
+        """The sum of the losses of a batch, and all gradients.
+
+        Raises:
+            MemoryError: if the working memory cannot be allocated.
+        """
+        total = ctypes.c_double()
+        if self.library.cw_differentiate(self.variant, ctypes.byref(network), ctypes.byref(total)):
+            raise MemoryError(f"not enough memory for the gradients of a layer of {network.head.units} units")
+        return total.value
 
     def descend(
         self, rows: int, vocabulary: int, *, bf16: bool, threads: int, ngrams: Ngrams, d_logits: int, rate: float

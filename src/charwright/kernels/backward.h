@@ -157,8 +157,8 @@ static void NAME(through_product)(const cw_layer_job *job, int t, const elem *op
     }
 }
 
-/* Add the gradient of the table, which was summed up in blocks. */
-static void NAME(add_table)(const cw_layer_job *job, int first, int last) {
+/* The gradient of the table, which was summed up in blocks. */
+static void NAME(write_table)(const cw_layer_job *job, int first, int last) {
     const cw_layer *layer = job->layer;
     const int gates = cw_gate_count(layer->cell);
     for (int block = first; block < last; block++)
@@ -167,8 +167,21 @@ static void NAME(add_table)(const cw_layer_job *job, int first, int last) {
                 for (int lane = 0; lane < BLOCK; lane += LANES) {
                     const size_t from = (((size_t)block * layer->tokens + token) * gates + gate) * BLOCK + lane;
                     float *to = layer->d_table + ((size_t)token * gates + gate) * layer->units + block * BLOCK + lane;
-                    store(to, load(to) + load(job->table + from));
+                    store(to, load(job->table + from));
                 }
+}
+
+/* Set the sums of some blocks to zero in each of `rows` rows, if there are any. */
+INLINE void NAME(clear)(float *sums, size_t rows, int units, int first, int last) {
+    if (!sums) return;
+    for (size_t row = 0; row < rows; row++)
+        memset(sums + row * units + first * BLOCK, 0, (last - first) * BLOCK * sizeof(float));
+}
+
+/* The gradient of a final state in blocks, or zeros without one. */
+INLINE void NAME(take_gradient)(float *blocks, const float *rows, int batch, int units, int first, int last) {
+    if (rows) NAME(to_blocks)(blocks, rows, batch, units, first, last);
+    else memset(blocks + (size_t)first * batch * BLOCK, 0, (size_t)(last - first) * batch * BLOCK * sizeof(float));
 }
 
 static void NAME(backward)(int thread, int threads, cw_barrier *barrier, void *argument) {
@@ -177,12 +190,15 @@ static void NAME(backward)(int thread, int threads, cw_barrier *barrier, void *a
     const int units = layer->units, batch = layer->batch, gates = cw_gate_count(layer->cell), blocks = units / BLOCK;
     const int first = blocks * thread / threads, last = blocks * (thread + 1) / threads;
     const size_t size = NAME(padded)(units) + SPACING;
-    NAME(to_blocks)(job.h, layer->d_h, batch, units, first, last);
-    if (layer->cell == CW_LSTM) NAME(to_blocks)(job.c, layer->d_c, batch, units, first, last);
+    NAME(take_gradient)(job.h, layer->d_h, batch, units, first, last);
+    if (layer->cell == CW_LSTM) NAME(take_gradient)(job.c, layer->d_c, batch, units, first, last);
     if (layer->mask) NAME(to_blocks)(job.mask, layer->mask, batch, units, first, last);
     const size_t slice = (size_t)layer->tokens * gates * BLOCK;
     elem *operand = NAME(own_operand)(&job, thread);
     if (job.table) memset(job.table + first * slice, 0, (last - first) * slice * sizeof(float));
+    else NAME(clear)(layer->d_table, (size_t)layer->tokens * gates, units, first, last);
+    NAME(clear)(layer->d_scale, layer->tokens, units, first, last);
+    NAME(clear)(layer->d_bias, cw_product_count(layer->cell), units, first, last);
 #if TILED
     begin_tiles();
 #endif
@@ -205,9 +221,9 @@ static void NAME(backward)(int thread, int threads, cw_barrier *barrier, void *a
 #if TILED
     end_tiles();
 #endif
-    if (job.table) NAME(add_table)(&job, first, last);
-    NAME(from_blocks)(layer->d_h, job.h, batch, units, first, last);
-    if (layer->cell == CW_LSTM) NAME(from_blocks)(layer->d_c, job.c, batch, units, first, last);
+    if (job.table) NAME(write_table)(&job, first, last);
+    if (layer->d_h) NAME(from_blocks)(layer->d_h, job.h, batch, units, first, last);
+    if (layer->cell == CW_LSTM && layer->d_c) NAME(from_blocks)(layer->d_c, job.c, batch, units, first, last);
 }
 
 /* The gradient of the inputs (T, B, G * H), from the gates after backward. */
@@ -229,3 +245,17 @@ static void NAME(spread_inputs)(int thread, int threads, cw_barrier *barrier, vo
 }
 
 #undef PANEL
+
+/* Outputs (rows, H), or their gradients, times a mask, which is rounded to storage first. */
+static void NAME(mask_outputs)(int thread, int threads, cw_barrier *barrier, void *argument) {
+    const cw_mask_job *job = argument;
+    (void)barrier;
+    const int units = job->units;
+    for (int row = (int)((int64_t)job->rows * thread / threads); row < (int)((int64_t)job->rows * (thread + 1) / threads); row++)
+        for (int i = 0; i < units; i += LANES) {
+            const size_t at = (size_t)row * units + i;
+            elem mask[LANES];
+            NAME(put)(mask, load(job->mask + (size_t)(row % job->batch) * units + i));
+            NAME(put)((elem *)job->to + at, NAME(get)((const elem *)job->from + at) * NAME(get)(mask));
+        }
+}

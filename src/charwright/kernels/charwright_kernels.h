@@ -18,7 +18,7 @@
 
 enum { CW_GRU = 0, CW_LSTM = 1, CW_RNN = 2, CW_IGRU = 3 };
 
-#define CW_ABI 18
+#define CW_ABI 19
 
 /* The storage type of weights and activations, and of the products' operands. */
 #define CW_F32 0
@@ -44,11 +44,11 @@ typedef struct {
     float *state_c;         /* (B, H), LSTM only */
     /* Backward only. */
     const void *d_outputs;  /* (T, B, H) storage */
-    float *d_h;             /* (B, H): gradient of the final state in, of the initial state out */
-    float *d_c;             /* (B, H), LSTM only */
-    float *d_table;         /* (tokens, G * H), added to; with a table */
-    float *d_scale;         /* (tokens, H), added to; with a scale */
-    float *d_bias;          /* (P * H), added to; with a bias */
+    float *d_h;             /* (B, H): gradient of the final state in, of the initial state out; or NULL, for zeros */
+    float *d_c;             /* (B, H), LSTM only; or NULL */
+    float *d_table;         /* (tokens, G * H), with a table */
+    float *d_scale;         /* (tokens, H), with a scale */
+    float *d_bias;          /* (P * H), with a bias */
 } cw_layer;
 
 /* The number of slots in `gates` (T, H / 16, B, slots, 16) storage.
@@ -124,22 +124,63 @@ CW_PUBLIC int cw_ids_fit(const int64_t *ids, int64_t count, int64_t vocabulary);
 CW_PUBLIC double cw_cross_entropy(int variant, int bf16, int threads, int rows, int vocabulary, void *logits,
                                   const float *bias, const cw_ngrams *ngrams, const int64_t *targets, float scale,
                                   float *losses, float *d_bias, void *scratch);
-/* The output layer and the loss in one: the losses (rows) of x (rows, units) * mask times the transposed weight (vocabulary,
- * units) + bias + the numbers of n-grams, or NULL, against targets. The mask (batch, units), or NULL, is that of
- * row % batch. With d_bias (vocabulary), which is added to, the gradients of `scale` times the sum of the losses are
- * written to d_logits (rows, vocabulary), d_x and d_weight. x, d_logits and d_x are in storage, all else float32. `units`
- * is a multiple of 16. Scratch: cw_head_bytes, where `masked` is whether there are a mask and gradients. Returns the sum of
- * the losses. */
-CW_PUBLIC size_t cw_head_bytes(int variant, int bf16, int threads, int rows, int vocabulary, int units,
-                               int masked);
-CW_PUBLIC double cw_head(int variant, int bf16, int threads, int rows, int batch, int vocabulary, int units, const void *x,
-                         const float *mask, const float *weight, const float *bias, const cw_ngrams *ngrams,
-                         const int64_t *targets, float scale, float *losses, void *d_logits, void *d_x, float *d_weight,
-                         float *d_bias, void *scratch);
+/* The output layer and the loss in one: the losses of x * mask times the transposed weight, + bias + the numbers of
+ * n-grams, against targets. With d_bias, the gradients of `scale` times the sum of the losses are written too. x, d_logits
+ * and d_x are in storage, all else float32. `units` is a multiple of 16. */
+typedef struct {
+    int32_t bf16, threads, rows, batch, units, vocabulary;
+    float scale;
+    const void *x;           /* (rows, units) */
+    const float *mask;       /* (batch, units), of which row % batch is that of a row; or NULL */
+    const float *weight;     /* (vocabulary, units) */
+    const float *bias;       /* (vocabulary) */
+    const cw_ngrams *ngrams; /* or NULL */
+    const int64_t *targets;  /* (rows) */
+    float *losses;           /* (rows), in nats */
+    /* With gradients only. */
+    void *d_logits;          /* (rows, vocabulary) */
+    void *d_x;
+    float *d_weight;
+    float *d_bias;           /* added to */
+    void *scratch;           /* cw_head_bytes, always */
+} cw_output_layer;
+/* The size of its scratch memory; reads the sizes, and whether there are a mask and d_bias. */
+CW_PUBLIC size_t cw_head_bytes(int variant, const cw_output_layer *layer);
+/* Returns the sum of the losses. */
+CW_PUBLIC double cw_head(int variant, const cw_output_layer *layer);
 /* Gradient descent of the n-grams: subtract `rate` times the gradients of the logits (rows, vocabulary), in storage, from
  * the numbers that added to them. */
 CW_PUBLIC void cw_descend(int variant, int bf16, int threads, int rows, int vocabulary, const cw_ngrams *ngrams,
                           const void *d_logits, float rate);
+
+/* --- The network: everything above in one call --- */
+
+/* A layer of a network, and what computes its inputs. */
+typedef struct {
+    cw_layer layer;
+    cw_linear input;          /* the table, from the embedding; or the inputs at each position, from the outputs before */
+    cw_linear scale;          /* the scale, from the embedding; with layer.scale */
+    const float *weights;     /* (P * H, H): the recurrent ones, which are packed into layer.packed */
+    float *d_weights;
+    const float *output_mask; /* (B, H), multiplies what the next layer reads; or NULL, as in the last layer */
+    void *masked_outputs;     /* (T, B, H) storage, with that mask */
+    void *scratch;            /* cw_outer_bytes, as for cw_weight_gradient */
+} cw_network_layer;
+
+typedef struct {
+    int32_t layers, ngram_order, ngram_bits; /* the order is 0 without n-grams */
+    cw_network_layer *layer;    /* (layers) */
+    cw_output_layer head;       /* its mask multiplies the outputs of the last layer */
+    cw_ngrams ngrams;           /* of the head */
+    const float *tokens_before; /* as in cw_contexts */
+    float *tokens_after;
+    const int64_t *ids;         /* (T, B) */
+} cw_network;
+
+/* The sum of the losses of a batch, and all gradients of `head.scale` times it. What one call above writes and another
+ * reads is at the same address in the description of both; d_bias of the head is written. Returns 0, or 1 if memory
+ * allocation fails. */
+CW_PUBLIC int cw_differentiate(int variant, const cw_network *network, double *sum);
 
 /* --- The optimizer --- */
 

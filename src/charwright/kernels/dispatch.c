@@ -333,35 +333,38 @@ static size_t head_scratch(int bf16, int vocabulary, int units) {
 }
 
 /* Divide the working memory of an output layer; returns its size. */
-static size_t lay_out_head(int variant, int bf16, int threads, int masked, char *scratch, cw_head_job *job) {
-    const int rows = job->loss.rows, vocabulary = job->loss.vocabulary;
-    const size_t size = bf16 ? 2 : 4, units = job->units, columns = (size_t)vocabulary + 31;
+static size_t lay_out_head(int variant, const cw_output_layer *layer, char *scratch, cw_head_job *job) {
+    const int rows = layer->rows, vocabulary = layer->vocabulary, bf16 = layer->bf16, threads = layer->threads;
+    const size_t size = bf16 ? 2 : 4, units = layer->units, columns = (size_t)vocabulary + 31;
     size_t used = 0;
     job->forward = part(scratch, &used, columns * (units + 16) * size);
     job->backward = part(scratch, &used, columns * units * size);
-    job->scratch_bytes = head_scratch(bf16, vocabulary, job->units);
+    job->scratch_bytes = head_scratch(bf16, vocabulary, layer->units);
     job->scratch = part(scratch, &used, threads * job->scratch_bytes);
     if (bf16)
-        job->outer_scratch = part(scratch, &used, cw_outer_bytes(variant, bf16, threads, rows, vocabulary, job->units));
-    if (bf16 && masked) job->masked = part(scratch, &used, rows * units * size);
+        job->outer_scratch = part(scratch, &used, cw_outer_bytes(variant, bf16, threads, rows, vocabulary, layer->units));
+    if (bf16 && layer->mask && layer->d_bias) job->masked = part(scratch, &used, rows * units * size);
     return used;
 }
 
-size_t cw_head_bytes(int variant, int bf16, int threads, int rows, int vocabulary, int units, int masked) {
-    cw_head_job job = {.loss = {.rows = rows, .vocabulary = vocabulary}, .units = units};
-    return lay_out_head(variant, bf16, threads, masked, NULL, &job);
+size_t cw_head_bytes(int variant, const cw_output_layer *layer) {
+    cw_head_job job = {0};
+    return lay_out_head(variant, layer, NULL, &job);
 }
 
-double cw_head(int variant, int bf16, int threads, int rows, int batch, int vocabulary, int units, const void *x,
-               const float *mask, const float *weight, const float *bias, const cw_ngrams *ngrams, const int64_t *targets,
-               float scale, float *losses, void *d_logits, void *d_x, float *d_weight, float *d_bias, void *scratch) {
-    cw_loss_job loss = {rows, vocabulary, d_bias != NULL, d_logits, bias, ngrams, targets, scale, losses, d_bias, NULL};
-    cw_head_job job = {.loss = loss, .units = units, .batch = batch, .x = x, .weight = weight, .mask = mask, .d_x = d_x,
-                       .d_weight = d_weight, .outer_depth = outer_depth(variant, bf16, rows)};
-    lay_out_head(variant, bf16, threads, mask && d_bias, scratch, &job);
-    cw_parallel(threads, variants[variant]->head[bf16], &job);
+double cw_head(int variant, const cw_output_layer *layer) {
+    const int bf16 = layer->bf16, rows = layer->rows;
+    cw_head_job job = {.loss = {.rows = rows, .vocabulary = layer->vocabulary, .wanted = layer->d_bias != NULL,
+                                .logits = layer->d_logits, .bias = layer->bias, .ngrams = layer->ngrams,
+                                .targets = layer->targets, .scale = layer->scale, .losses = layer->losses,
+                                .d_bias = layer->d_bias},
+                       .units = layer->units, .batch = layer->batch, .x = layer->x, .weight = layer->weight,
+                       .mask = layer->mask, .d_x = layer->d_x, .d_weight = layer->d_weight,
+                       .outer_depth = outer_depth(variant, bf16, rows)};
+    lay_out_head(variant, layer, layer->scratch, &job);
+    cw_parallel(layer->threads, variants[variant]->head[bf16], &job);
     double sum = 0;
-    for (int n = 0; n < rows; n++) sum += losses[n];
+    for (int n = 0; n < rows; n++) sum += layer->losses[n];
     return sum;
 }
 

@@ -62,6 +62,7 @@ const cw_variant PASTE(cw_, CW_VARIANT) = {
     {forward_f32, forward_bf16},
     {backward_f32, backward_bf16},
     {spread_inputs_f32, spread_inputs_bf16},
+    {mask_outputs_f32, mask_outputs_bf16},
     {outer_f32, outer_bf16},
     {cross_entropy_f32, cross_entropy_bf16},
     {descend_f32, descend_bf16},

@@ -108,6 +108,44 @@ class Ngrams(ctypes.Structure):
     )
 
 
+class OutputLayer(ctypes.Structure):
+    """`cw_output_layer`, field for field."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("bf16", "threads", "rows", "batch", "units", "vocabulary")),
+        ("scale", ctypes.c_float),
+        *((name, ctypes.c_void_p) for name in ("x", "mask", "weight", "bias")),
+        ("ngrams", ctypes.POINTER(Ngrams)),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("targets", "losses", "d_logits", "d_x", "d_weight", "d_bias", "scratch")
+        ),
+    )
+
+
+class NetworkLayer(ctypes.Structure):
+    """`cw_network_layer`, field for field."""
+
+    _fields_ = (
+        ("layer", Layer),
+        ("input", Linear),
+        ("scale", Linear),
+        *((name, ctypes.c_void_p) for name in ("weights", "d_weights", "output_mask", "masked_outputs", "scratch")),
+    )
+
+
+class Network(ctypes.Structure):
+    """`cw_network`, field for field."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("layers", "ngram_order", "ngram_bits")),
+        ("layer", ctypes.POINTER(NetworkLayer)),
+        ("head", OutputLayer),
+        ("ngrams", Ngrams),
+        *((name, ctypes.c_void_p) for name in ("tokens_before", "tokens_after", "ids")),
+    )
+
+
 class Parameter(ctypes.Structure):
     """`cw_parameter`, field for field."""
 

@@ -30,6 +30,14 @@ typedef struct {
     void *to;
 } cw_spread_job;
 
+/* Row n of `from` is multiplied by row n % batch of the mask. */
+typedef struct {
+    int rows, batch, units;
+    const float *mask; /* (batch, units) */
+    const void *from;  /* (rows, units) storage */
+    void *to;
+} cw_mask_job;
+
 /* A thread's share of the rows and columns of a result; the last of both does not belong to it. */
 typedef struct {
     int row, last_row, column, last_column;
@@ -155,8 +163,8 @@ void PASTE(exponentials_, CW_VARIANT)(double *values, int count, double highest,
 typedef struct {
     const char *name;
     cw_shape shape;
-    cw_job pack[2], forward[2], backward[2], spread_inputs[2], outer[2], cross_entropy[2], descend[2], head[2];
-    cw_job linear[2], linear_backward[2], write[3], norm, adam;
+    cw_job pack[2], forward[2], backward[2], spread_inputs[2], mask_outputs[2], outer[2], cross_entropy[2], descend[2];
+    cw_job head[2], linear[2], linear_backward[2], write[3], norm, adam;
     cw_exponentials exponentials;
 } cw_variant;
 

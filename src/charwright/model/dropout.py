@@ -37,6 +37,26 @@ class Dropout:
         """The mask (B, H) float32 of recurrent dropout, which multiplies the state inside the recurrent product."""
         return self._mask(h.shape, self._config.recurrent_dropout, h.device)
 
+    def all_masks(self, batch: int, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
+        """The masks (B, H) float32 of the states and of the outputs of all layers, in the order of the other methods.
+
+        Raises:
+            ValueError: if a mask of a state that is drawn already has another type or shape.
+        """
+        state_masks, output_masks = [], []
+        shape = (batch, self._config.units)
+        for _ in range(self._config.layers):
+            mask = self._mask(shape, self._config.recurrent_dropout, device)
+            if mask is not None:
+                if mask.dtype != torch.float32 or mask.shape != shape:
+                    found = f"{mask.dtype} {tuple(mask.shape)}"
+                    raise ValueError(f"the mask of the state must be float32 {shape}, not {found}")
+                state_masks.append(mask.contiguous())
+            mask = self._mask((1, *shape), self._config.dropout, device)
+            if mask is not None:
+                output_masks.append(mask.expand(1, *shape)[0].float().contiguous())
+        return state_masks, output_masks
+
     def _mask(self, shape: tuple[int, ...], rate: float, device: torch.device) -> Tensor | None:
         if rate == 0:
             return None

@@ -63,6 +63,16 @@ def ids_fit(kernels: Kernels | None, ids: Tensor, vocabulary: int) -> bool:
     return int(low) >= 0 and int(high) < vocabulary
 
 
+def check_ids(kernels: Kernels | None, ids: Tensor, vocabulary: int) -> None:
+    """See that all ids have a row in the embedding.
+
+    Raises:
+        ValueError: if not.
+    """
+    if not ids_fit(kernels, ids, vocabulary):
+        raise ValueError(f"ids must be from 0 to {vocabulary - 1}, those of the vocabulary")
+
+
 def address(tensor: Tensor | None) -> int | None:
     """Where the numbers of a tensor are, which the caller keeps alive; None without one."""
     return None if tensor is None else tensor.data_ptr()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -19,15 +19,12 @@ from charwright.model.cells import State, Weights
 from charwright.model.compute import Compute, choose_core
 from charwright.model.dropout import Dropout
 from charwright.model.initialization import initialize
-from charwright.model.kernel_calls import share_threads
-from charwright.model.loss import check_targets, has_head, head_loss, native_head
-from charwright.model.native import LayerPass, check_layer
+from charwright.model.kernel_calls import check_ids, share_threads
+from charwright.model.loss import MOST_LOGITS_BYTES, check_targets, has_head, head_loss
+from charwright.model.native_network import NetworkShape, leave_network, take_network
 from charwright.model.recurrent import LayerInput, Tokens, linear, run_layer
 from charwright.model.votes import RowGradient, Votes, contexts_of, offsets_of, summed_votes
 from charwright.model.weights import WeightedModule
-
-RunLayer = Callable[[int, LayerInput, State, Tensor | None], tuple[Tensor, State]]
-"""The number of a layer, its inputs, state and mask -> its outputs and the state after."""
 
 # What observes how autograd makes a gradient. The names are private; with a PyTorch that lacks one, autograd makes all.
 WEIGHT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
@@ -134,18 +131,22 @@ class LanguageModel(WeightedModule):
         """
         ids, targets = _int64(ids), _int64(targets)
         loaded = kernels.load(self.compute.kernel) if self._core(ids.device) == "native" else None
-        if loaded is not None and self._is_native_throughout(loaded, ids, state):
+        weights = self.named_weights()
+        if loaded is not None and self._is_native_throughout(loaded, weights, ids, state):
             dropout = Dropout(self.config, generator, masks) if self.training else None
             with torch.no_grad():
-                return self._differentiate(loaded, ids, targets, state, dropout)
+                return self._differentiate(loaded, weights, ids, targets, state, dropout)
         with torch.enable_grad():
             loss, after = self.loss(ids, targets, state, generator=generator, masks=masks)
             loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach(), tuple(part.detach() for part in after)
 
-    def _is_native_throughout(self, loaded: Kernels, ids: Tensor, state: State | None) -> bool:
+    def _is_native_throughout(
+        self, loaded: Kernels, weights: Mapping[str, Tensor], ids: Tensor, state: State | None
+    ) -> bool:
         """Whether the kernels compute the whole network as it is, and all its gradients are wanted and unobserved."""
-        shape, weights = self.config, self.named_weights().values()
+        shape = self.config
+        logits_bytes = ids.numel() * self.vocabulary_size * self.compute.precision.itemsize
         return (
             type(self) is LanguageModel
             and getattr(self.loss, "__func__", None) is _OWN_LOSS
@@ -153,55 +154,46 @@ class LanguageModel(WeightedModule):
             and shape.units % UNITS_MULTIPLE == shape.embedding_size % UNITS_MULTIPLE == 0
             and self.vocabulary_size <= ids.numel() // 4
             and has_head(loaded, self.vocabulary_size)
+            and logits_bytes <= MOST_LOGITS_BYTES
+            and ids.dim() == 2
             and (not shape.ngram_bits or self.ngram_gradients is not None)
-            and all(map(_is_unobserved_leaf, weights))
-            and not any(part.requires_grad for part in state or ())
+            and all(map(_is_unobserved_leaf, weights.values(), self._shapes.values()))
+            and not any(part.requires_grad or not isinstance(part, torch.FloatTensor) for part in state or ())
         )
 
     def _differentiate(
-        self, loaded: Kernels, ids: Tensor, targets: Tensor, state: State | None, dropout: Dropout | None
+        self,
+        loaded: Kernels,
+        weights: Mapping[str, Tensor],
+        ids: Tensor,
+        targets: Tensor,
+        state: State | None,
+        dropout: Dropout | None,
     ) -> tuple[Tensor, State]:
-        """The forward pass, and all layers backward again."""
-        passes: list[LayerPass] = []
-
-        def run(layer: int, x: LayerInput, before: State, mask: Tensor | None) -> tuple[Tensor, State]:
-            inputs, rows = (x.embedding, x.ids) if isinstance(x, Tokens) else (x, None)
-            weights, cell, precision = self._layer(layer), self.config.cell, self.compute.precision
-            check_layer(loaded, inputs, rows, cell, before, weights, mask)
-            passes.append(LayerPass(loaded, cell, precision, inputs, rows, before, weights, mask, keep=True))
-            return passes[-1].take_results()
-
+        """As `differentiate`, by the kernels alone."""
+        check_ids(loaded, ids, self.vocabulary_size)
+        check_targets(targets, ids, self.vocabulary_size, loaded)
+        if state is not None:
+            state = tuple(part.contiguous() for part in self._checked_state(state, ids.shape[1]))
+        state_masks, output_masks = dropout.all_masks(ids.shape[1], ids.device) if dropout is not None else ([], [])
+        shape = NetworkShape(
+            loaded, self.config, self.vocabulary_size, *ids.shape, self.compute.precision, torch.get_num_threads(),
+            bool(state_masks), bool(output_masks),
+        )  # fmt: skip
+        read = {name: weight.contiguous() for name, weight in weights.items()}
         share_threads(loaded)
-        x, output_masks, after = self._run_layers(ids, state, dropout, run)
-        votes, after = self._votes(ids, state, after)
-        bias, mask = self.weight("head.bias"), output_masks[-1]
-        check_targets(targets, x, self.vocabulary_size, loaded)
-        one_mask = None if mask is None else mask.expand(1, *x.shape[1:])[0]
-        total, made = native_head(loaded, x, self._head, bias, targets, one_mask, votes, wanted=True)
-        assert made is not None
-        if votes is not None and votes.gradients is not None:
-            votes.gradients.extend(made.rows)
-        self._add_gradients({self._head_name: made.weight, "head.bias": made.bias})
-        gradient = made.x
-        for layer in reversed(range(len(passes))):
-            if layer + 1 < self.config.layers:
-                gradient = _masked(gradient, output_masks[layer])
-            gradients = passes.pop().backward(gradient)
-            names = (f"recurrent.{layer}.{name}" for name in gradients.weights._fields)
-            self._add_gradients(dict(zip(names, gradients.weights, strict=True)))
-            assert gradients.x is not None
-            gradient = gradients.x
-        self._add_gradients({"embedding.weight": gradient})
-        return bias.new_tensor(total / targets.numel()), after
-
-    def _add_gradients(self, gradients: Mapping[str, Tensor | None]) -> None:
-        for name, gradient in gradients.items():
-            if gradient is not None:
-                weight = self.weight(name)
-                if weight.grad is None:
-                    weight.grad = gradient
-                else:
-                    weight.grad.add_(gradient)
+        network = take_network(self, shape)
+        made = network.differentiate(read, ids.contiguous(), targets.contiguous(), state, state_masks, output_masks)
+        leave_network(self, network)
+        if made.rows is not None and self.ngram_gradients is not None:
+            self.ngram_gradients.append(made.rows)
+        for name, gradient in made.gradients:
+            weight = weights[name]
+            if weight.grad is None:
+                weight.grad = gradient
+            else:
+                weight.grad.add_(gradient)
+        return torch.scalar_tensor(made.loss / ids.numel(), dtype=torch.float32), made.after
 
     @contextmanager
     def collecting_ngram_gradients(self, collecting: bool = True) -> Iterator[None]:
@@ -239,27 +231,20 @@ class LanguageModel(WeightedModule):
 
     def _layers(self, ids: Tensor, state: State | None, dropout: Dropout | None) -> tuple[Tensor, Tensor | None, State]:
         """As `_recurrent`, with the mask (1, B, H) or None by which dropout has yet to multiply the outputs."""
-        x, output_masks, after = self._run_layers(ids, state, dropout, self._run_layer)
-        return x, output_masks[-1], after
-
-    def _run_layers(
-        self, ids: Tensor, state: State | None, dropout: Dropout | None, run: RunLayer
-    ) -> tuple[Tensor, list[Tensor | None], State]:
-        """As `_layers`, with the masks of all layers, each of which `run` computes."""
         state = self.zero_state(ids.shape[1]) if state is None else self._checked_state(state, ids.shape[1])
         state = state[: STATES[self.config.cell]]
         x: LayerInput = Tokens(ids, self.weight("embedding.weight"))
-        output_masks: list[Tensor | None] = []
+        output_mask: Tensor | None = None
         last = []
         for layer in range(self.config.layers):
             mask = dropout.state_mask(state[0][layer]) if dropout is not None else None
-            x = x if isinstance(x, Tokens) else _masked(x, output_masks[-1])
-            x, after = run(layer, x, tuple(part[layer] for part in state), mask)
-            output_masks.append(dropout.output_mask(x) if dropout is not None else None)
+            x = x if isinstance(x, Tokens) else _masked(x, output_mask)
+            x, after = self._run_layer(layer, x, tuple(part[layer] for part in state), mask)
+            output_mask = dropout.output_mask(x) if dropout is not None else None
             last.append(after)
         assert isinstance(x, Tensor)
         stacked = tuple(parts[0][None] if len(parts) == 1 else torch.stack(parts) for parts in zip(*last, strict=True))
-        return x, output_masks, stacked
+        return x, output_mask, stacked
 
     def _run_layer(self, layer: int, x: LayerInput, before: State, mask: Tensor | None) -> tuple[Tensor, State]:
         core, cell, precision = self._core(self.weight("head.bias").device), self.config.cell, self.compute.precision
@@ -311,10 +296,11 @@ class LanguageModel(WeightedModule):
         return model
 
 
-def _is_unobserved_leaf(weight: Tensor) -> bool:
+def _is_unobserved_leaf(weight: Tensor, shape: tuple[int, ...]) -> bool:
     first, second = WEIGHT_HOOKS
     return (
-        weight.dtype == torch.float32
+        isinstance(weight, torch.FloatTensor)
+        and weight.shape == shape
         and weight.requires_grad
         and weight.is_leaf
         and not (getattr(weight, first, True) or getattr(weight, second, True))
@@ -326,6 +312,8 @@ def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _int64(ids: Tensor) -> Tensor:
+    if isinstance(ids, torch.LongTensor):
+        return ids
     if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise ValueError(f"ids must be a tensor of integers, not {getattr(ids, 'dtype', type(ids).__name__)}")
     return ids.long()

@@ -17,7 +17,7 @@ from charwright.config import GATES, PRODUCTS
 from charwright.kernels import CELL_CODES, UNITS_MULTIPLE, Kernels, Layer, Linear
 from charwright.model.cells import State, Weights
 from charwright.model.compute import refuse_second_derivatives
-from charwright.model.kernel_calls import address, borrow, give_back, ids_fit, share_threads
+from charwright.model.kernel_calls import address, borrow, check_ids, give_back, share_threads
 
 # Numbers that the kernels keep of each unit and step.
 SLOTS = {"gru": 4, "igru": 4, "lstm": 4, "rnn": 1}
@@ -86,8 +86,7 @@ def check_layer(
     if ids is not None:
         if ids.dtype != torch.int64 or x.dtype != torch.float32:
             raise ValueError(f"ids must be int64 and their embedding float32, not {ids.dtype} and {x.dtype}")
-        if not ids_fit(kernels, ids, len(x)):
-            raise ValueError(f"ids must be from 0 to {len(x) - 1}, those of the vocabulary")
+        check_ids(kernels, ids, len(x))
     per_row = (batch, units)
     rows = {"the state": state, "the mask of the state": () if mask is None else (mask,)}
     for name, parts in rows.items():
@@ -264,10 +263,8 @@ class LayerPass:
         results, self._results = self._results, None
         return results
 
-    def backward(
-        self, d_outputs: Tensor, d_last: Sequence[Tensor] | None = None, *, d_x_wanted: bool = True
-    ) -> LayerGradients:
-        """The gradients, from those of the outputs (T, B, H) and of the last state, None for zeros.
+    def backward(self, d_outputs: Tensor, d_last: Sequence[Tensor], *, d_x_wanted: bool = True) -> LayerGradients:
+        """The gradients, from those of the outputs (T, B, H) and of the last state.
 
         Raises:
             RuntimeError: the second time; the kernels overwrite what they need.
@@ -275,15 +272,12 @@ class LayerPass:
         if self._kept is None:
             raise RuntimeError("the native core supports one backward pass per forward pass; run it forward again")
         kept, self._kept = self._kept, None
-        layer, weights, hidden, low, dtype = kept.layer, kept.weights, kept.hidden, kept.inputs.low, kept.hidden.dtype
+        layer, weights, low, dtype = kept.layer, kept.weights, kept.inputs.low, kept.hidden.dtype
         d_outputs = d_outputs.to(dtype).contiguous()
-        if d_last is None:
-            d_state = tuple(torch.zeros(hidden.shape[1:]) for _ in range(1 if kept.cells is None else 2))
-        else:
-            d_state = tuple(part.contiguous().clone() for part in d_last)  # The kernels overwrite it.
-        d_gates = None if kept.ids is None else torch.zeros(len(low), len(weights.weight_ih))
-        d_bias = None if weights.bias_hh is None else torch.zeros_like(weights.bias_hh)
-        d_scale = None if kept.scale is None else torch.zeros_like(kept.scale)
+        d_state = tuple(part.contiguous().clone() for part in d_last)  # The kernels overwrite it.
+        d_gates = None if kept.ids is None else torch.empty(len(low), len(weights.weight_ih))
+        d_bias = None if weights.bias_hh is None else torch.empty_like(weights.bias_hh)
+        d_scale = None if kept.scale is None else torch.empty_like(kept.scale)
         packed = _packed(self._kernels, self._cell, weights.weight_hh, dtype, backward=True)
         layer.threads, layer.packed, layer.d_outputs = torch.get_num_threads(), packed.data_ptr(), d_outputs.data_ptr()
         layer.d_h, layer.d_c = d_state[0].data_ptr(), address(d_state[1] if kept.cells is not None else None)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from charwright.kernels import UNITS_MULTIPLE, Kernels, Ngrams
+from charwright.kernels import UNITS_MULTIPLE, Kernels, Ngrams, OutputLayer
 from charwright.model.kernel_calls import address, borrow, give_back
 from charwright.model.votes import RowGradient, Votes
 
@@ -88,18 +89,20 @@ def head(
     if wanted:
         logits = torch.empty(rows, vocabulary, dtype=x.dtype)
         gradients = HeadGradients(torch.empty_like(x), torch.empty_like(weight), torch.zeros_like(bias), logits)
-    bf16 = x.dtype == torch.bfloat16
-    scratch_bytes = kernels.head_bytes(threads, rows, vocabulary, units, bf16=bf16, masked=wanted and mask is not None)
-    losses, scratch = torch.empty(rows), borrow((scratch_bytes,), torch.uint8)
-    total = kernels.head(
-        rows, batch, vocabulary, units, bf16=bf16, threads=threads, x=x.data_ptr(), mask=address(mask),
-        weight=weight.data_ptr(), bias=bias.data_ptr(),
-        ngrams=None if votes is None else _ngrams(votes.array, votes.offsets),
-        targets=targets.data_ptr(), scale=scale, losses=losses.data_ptr(),
-        d_logits=address(gradients and gradients.logits), d_x=address(gradients and gradients.x),
-        d_weight=address(gradients and gradients.weight), d_bias=address(gradients and gradients.bias),
-        scratch=scratch.data_ptr(),
+    losses = torch.empty(rows)
+    layer = OutputLayer(
+        bf16=int(x.dtype == torch.bfloat16), threads=threads, rows=rows, batch=batch, units=units,
+        vocabulary=vocabulary, scale=scale, x=x.data_ptr(), mask=address(mask), weight=weight.data_ptr(),
+        bias=bias.data_ptr(), targets=targets.data_ptr(), losses=losses.data_ptr(),
     )  # fmt: skip
+    if votes is not None:
+        layer.ngrams = ctypes.pointer(_ngrams(votes.array, votes.offsets))
+    if gradients is not None:
+        layer.d_logits, layer.d_x = gradients.logits.data_ptr(), gradients.x.data_ptr()
+        layer.d_weight, layer.d_bias = gradients.weight.data_ptr(), gradients.bias.data_ptr()
+    scratch = borrow((kernels.head_bytes(layer),), torch.uint8)
+    layer.scratch = scratch.data_ptr()
+    total = kernels.head(layer)
     give_back(scratch)
     return total, gradients
 
