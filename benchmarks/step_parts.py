@@ -39,7 +39,7 @@ PARTS = ("cw_pack", "cw_linear", "cw_forward", "cw_head", "cw_backward", "cw_wei
 
 
 class Clock:
-    """A library of kernels that notes how long each call takes; `apart`: the parts of a network instead of the whole."""
+    """A library of kernels that notes how long each call takes; `apart`: each of those that a network consists of."""
 
     def __init__(self, library: Any, *, apart: bool) -> None:
         self.seconds: dict[str, float] = defaultdict(float)

