@@ -177,8 +177,8 @@ class LanguageModel(WeightedModule):
             state = tuple(part.contiguous() for part in self._checked_state(state, ids.shape[1]))
         state_masks, output_masks = dropout.all_masks(ids.shape[1], ids.device) if dropout is not None else ([], [])
         shape = NetworkShape(
-            loaded, self.config, self.vocabulary_size, *ids.shape, self.compute.precision, torch.get_num_threads(),
-            bool(state_masks), bool(output_masks),
+            loaded, self.config, self.vocabulary_size, ids.shape[0], ids.shape[1], self.compute.precision,
+            torch.get_num_threads(), bool(state_masks), bool(output_masks),
         )  # fmt: skip
         read = {name: weight.contiguous() for name, weight in weights.items()}
         share_threads(loaded)
