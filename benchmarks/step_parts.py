@@ -72,8 +72,7 @@ class Clock:
         self.cw_forward(variant, ctypes.byref(layer))
         self.cw_contexts(
             layer.steps, layer.batch, whole.ngram_order, whole.ngram_bits, ctypes.c_void_p(whole.ids),
-            ctypes.c_void_p(whole.tokens_before), ctypes.c_void_p(whole.ngrams.offsets),
-            ctypes.c_void_p(whole.tokens_after),
+            ctypes.c_void_p(whole.tokens), ctypes.c_void_p(whole.ngrams.offsets), ctypes.c_void_p(whole.tokens),
         )  # fmt: skip
         ctypes.memset(whole.head.d_bias, 0, ctypes.sizeof(ctypes.c_float) * whole.head.vocabulary)
         total._obj.value = self.cw_head(variant, ctypes.byref(whole.head))

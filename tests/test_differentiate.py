@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -13,13 +15,16 @@ import torch
 from torch import Tensor
 
 from charwright import kernels
-from charwright.config import GATES, ModelConfig
+from charwright.config import GATES, ModelConfig, SequenceConfig, TrainingConfig
+from charwright.data.sequences import make_dataset
+from charwright.model import native_network
 from charwright.model.cells import State
 from charwright.model.compute import Compute
 from charwright.model.dropout import draw_masks, empty_masks
 from charwright.model.language_model import LanguageModel
 from charwright.model.native import native_layer
 from charwright.model.recurrent import Tokens, run_layer
+from charwright.training.loop import fit
 
 needs_kernels = pytest.mark.skipif(kernels.load() is None, reason="the kernels are not built")
 
@@ -188,13 +193,69 @@ def test_batches_of_several_shapes_and_numbers_of_threads_follow_each_other() ->
             torch.set_num_threads(threads)
             model.zero_grad()
             loss, after = directly(model, None, ids[:, :rows], targets[:, :rows])
-            other = model_of(full_shape())
-            expected, expected_after = by_autograd(other, None, ids[:, :rows], targets[:, :rows])
+            again = model_of(full_shape())
+            expected, expected_after = by_autograd(again, None, ids[:, :rows], targets[:, :rows])
             assert torch.equal(loss, expected)
             assert all(torch.equal(one, other) for one, other in zip(after, expected_after, strict=True))
-            assert torch.equal(model.weight("embedding.weight").grad, other.weight("embedding.weight").grad)
+            assert torch.equal(model.weight("embedding.weight").grad, again.weight("embedding.weight").grad)
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def wide_numbers() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@needs_kernels
+@pytest.mark.parametrize("way", [by_autograd, directly])
+@pytest.mark.parametrize("default", [wide_numbers, lambda: torch.device("meta")], ids=["float64", "meta"])
+def test_the_default_type_and_device_do_not_matter(way: Callable[..., Any], default: Callable[[], Any]) -> None:
+    config = shape(layers=2, ngram_bits=10, ngram_order=3)
+    models = [model_of(config), model_of(config)]
+    wanted, batch = everything(way, models[0], None), batch_of()
+    with models[1].collecting_ngram_gradients(), default():
+        loss, after = way(models[1], None, *batch)
+    assert torch.equal(loss, wanted["loss"])
+    assert all(torch.equal(part, wanted[f"state {i}"]) for i, part in enumerate(after))
+    for name, weight in models[1].named_parameters():
+        assert name not in wanted or torch.equal(weight.grad, wanted[name]), name
+
+
+@needs_kernels
+@pytest.mark.parametrize("precision", BITS, ids=str)
+def test_a_step_in_inference_mode_does_not_disturb_the_next(precision: torch.dtype) -> None:
+    model = model_of(shape(), precision=precision)
+    with torch.inference_mode():
+        first, _ = model.differentiate(*batch_of())
+    model.zero_grad()
+    second, _ = model.differentiate(*batch_of())
+    assert float(first) == float(second)
+
+
+@needs_kernels
+def test_gradients_of_tied_weights_add_up_as_with_autograd() -> None:
+    models = [model_of(shape(tied=True, units=16)) for _ in range(2)]
+    for _ in range(3):
+        wanted, found = everything(by_autograd, models[0], None), everything(directly, models[1], None)
+    assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
+
+
+@needs_kernels
+def test_training_leaves_no_working_memory_behind() -> None:
+    model = model_of(shape())
+    directly(model, None, *batch_of())
+    assert model in native_network._idle
+    dataset = make_dataset(
+        torch.arange(2000).remainder(VOCABULARY).int().numpy(), SequenceConfig(batch=4, seq_length=20), 1
+    )
+    for _ in fit(model, dataset, TrainingConfig(steps=2)):
+        pass
+    assert model not in native_network._idle
 
 
 @needs_kernels
@@ -363,6 +424,18 @@ def test_so_does_one_of_this_model_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     expected, _ = model.differentiate(*batch_of())
     monkeypatch.setattr(model, "loss", doubled)
     assert float(model.differentiate(*batch_of())[0]) == pytest.approx(2 * float(expected))
+
+
+@needs_kernels
+def test_and_so_do_logits_of_this_model_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, original = model_of(shape()), model_of(shape()).forward
+
+    def flat(*args: Any, **options: Any) -> tuple[Tensor, State]:
+        logits, state = original(*args, **options)
+        return 0 * logits, state
+
+    monkeypatch.setattr(model, "forward", flat)
+    assert float(model.differentiate(*batch_of())[0]) == pytest.approx(math.log(VOCABULARY))
 
 
 @needs_kernels

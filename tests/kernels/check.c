@@ -570,7 +570,7 @@ static double differentiate(int variant, const whole *n, float *const d[N_WEIGHT
         part->layer.scale = part->scale.y;
         part->layer.d_scale = (float *)part->scale.d_y;
     }
-    float before[N_B * (N_ORDER - 1)] = {0, 0, 3, 1}, after[N_B * (N_ORDER - 1)];
+    float tokens[N_B * (N_ORDER - 1)] = {0, 0, 3, 1};
     cw_network network = {
         .layers = 2, .ngram_order = N_ORDER, .ngram_bits = N_BITS, .layer = layers,
         .head = {.bf16 = n->bf16, .threads = n->threads, .rows = N_N, .batch = N_B, .units = N_H, .vocabulary = N_V,
@@ -578,13 +578,13 @@ static double differentiate(int variant, const whole *n, float *const d[N_WEIGHT
                  .bias = w[11], .ngrams = &network.ngrams, .targets = n->ids + N_B, .losses = ROOM(N_N, 4),
                  .d_logits = d_logits, .d_x = gradient, .d_weight = d[10], .d_bias = d[11]},
         .ngrams = {n->array, ROOM(N_N * (N_ORDER - 1), 8), (1 << N_BITS) + N_V, N_ORDER - 1},
-        .tokens_before = before, .tokens_after = after, .ids = n->ids};
+        .tokens = tokens, .ids = n->ids};
     network.head.scratch = ROOM(cw_head_bytes(variant, &network.head), 1);
 #undef ROOM
     double sum;
     if (cw_differentiate(variant, &network, &sum)) exit(2);
     for (int b = 0; b < N_B; b++)
-        if (after[2 * b] != n->ids[(N_T - 1) * N_B + b] + 1 || after[2 * b + 1] != n->ids[(N_T - 2) * N_B + b] + 1) {
+        if (tokens[2 * b] != n->ids[(N_T - 1) * N_B + b] + 1 || tokens[2 * b + 1] != n->ids[(N_T - 2) * N_B + b] + 1) {
             printf("%s: a network does not keep the last tokens\n", cw_variant_name(variant));
             exit(1);
         }

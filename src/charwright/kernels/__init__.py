@@ -180,7 +180,7 @@ class Kernels:
         """
         total = ctypes.c_double()
         if self.library.cw_differentiate(self.variant, ctypes.byref(network), ctypes.byref(total)):
-            raise MemoryError(f"not enough memory for the gradients of a layer of {network.head.units} units")
+            raise MemoryError(f"not enough memory for a layer of {network.head.units} units")
         return total.value
 
     def descend(

@@ -44,7 +44,7 @@ typedef struct {
     float *state_c;         /* (B, H), LSTM only */
     /* Backward only. */
     const void *d_outputs;  /* (T, B, H) storage */
-    float *d_h;             /* (B, H): gradient of the final state in, of the initial state out; or NULL, for zeros */
+    float *d_h;             /* (B, H): gradient of the final state in, of the initial state out; or NULL: zeros in, none out */
     float *d_c;             /* (B, H), LSTM only; or NULL */
     float *d_table;         /* (tokens, G * H), with a table */
     float *d_scale;         /* (tokens, H), with a scale */
@@ -113,7 +113,7 @@ typedef struct {
     int32_t count;
 } cw_ngrams;
 /* The offsets (order - 1, T * B) after each of ids (T, B), as ngrams.h has them. `before` (B, order - 1) are the marks of
- * the tokens before the first one, the latest first, and `after` those before what follows. */
+ * the tokens before the first one, the latest first, and `after` those before what follows; both may be one array. */
 CW_PUBLIC void cw_contexts(int steps, int batch, int order, int bits, const int64_t *ids, const float *before,
                            int64_t *offsets, float *after);
 /* Whether all ids are from 0 to vocabulary - 1. */
@@ -137,12 +137,12 @@ typedef struct {
     const cw_ngrams *ngrams; /* or NULL */
     const int64_t *targets;  /* (rows) */
     float *losses;           /* (rows), in nats */
+    void *scratch;           /* cw_head_bytes */
     /* With gradients only. */
     void *d_logits;          /* (rows, vocabulary) */
     void *d_x;
     float *d_weight;
     float *d_bias;           /* added to */
-    void *scratch;           /* cw_head_bytes, always */
 } cw_output_layer;
 /* The size of its scratch memory; reads the sizes, and whether there are a mask and d_bias. */
 CW_PUBLIC size_t cw_head_bytes(int variant, const cw_output_layer *layer);
@@ -153,7 +153,7 @@ CW_PUBLIC double cw_head(int variant, const cw_output_layer *layer);
 CW_PUBLIC void cw_descend(int variant, int bf16, int threads, int rows, int vocabulary, const cw_ngrams *ngrams,
                           const void *d_logits, float rate);
 
-/* --- The network: everything above in one call --- */
+/* --- The network: its layers, the output layer and all gradients in one call --- */
 
 /* A layer of a network, and what computes its inputs. */
 typedef struct {
@@ -172,8 +172,7 @@ typedef struct {
     cw_network_layer *layer;    /* (layers) */
     cw_output_layer head;       /* its mask multiplies the outputs of the last layer */
     cw_ngrams ngrams;           /* of the head */
-    const float *tokens_before; /* as in cw_contexts */
-    float *tokens_after;
+    float *tokens;              /* (B, order - 1): the marks before the batch in, those after it out; see cw_contexts */
     const int64_t *ids;         /* (T, B) */
 } cw_network;
 

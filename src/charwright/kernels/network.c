@@ -1,4 +1,4 @@
-/* A training step of a whole network in one call: every layer, the output layer with its loss, and every layer backward. */
+/* The loss of a batch and all its gradients: every layer, the output layer, and every layer backward. */
 #include <string.h>
 
 #include "charwright_kernels.h"
@@ -45,7 +45,7 @@ int cw_differentiate(int variant, const cw_network *network, double *sum) {
         if (forward(variant, &network->layer[i])) return 1;
     if (network->ngram_order)
         cw_contexts(first->steps, first->batch, network->ngram_order, network->ngram_bits, network->ids,
-                    network->tokens_before, (int64_t *)network->ngrams.offsets, network->tokens_after);
+                    network->tokens, (int64_t *)network->ngrams.offsets, network->tokens);
     memset(network->head.d_bias, 0, (size_t)network->head.vocabulary * sizeof(float));
     *sum = cw_head(variant, &network->head);
     for (int i = network->layers - 1; i >= 0; i--)

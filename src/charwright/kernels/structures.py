@@ -118,7 +118,7 @@ class OutputLayer(ctypes.Structure):
         ("ngrams", ctypes.POINTER(Ngrams)),
         *(
             (name, ctypes.c_void_p)
-            for name in ("targets", "losses", "d_logits", "d_x", "d_weight", "d_bias", "scratch")
+            for name in ("targets", "losses", "scratch", "d_logits", "d_x", "d_weight", "d_bias")
         ),
     )
 
@@ -142,7 +142,7 @@ class Network(ctypes.Structure):
         ("layer", ctypes.POINTER(NetworkLayer)),
         ("head", OutputLayer),
         ("ngrams", Ngrams),
-        *((name, ctypes.c_void_p) for name in ("tokens_before", "tokens_after", "ids")),
+        *((name, ctypes.c_void_p) for name in ("tokens", "ids")),
     )
 
 

@@ -38,7 +38,7 @@ class Dropout:
         return self._mask(h.shape, self._config.recurrent_dropout, h.device)
 
     def all_masks(self, batch: int, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
-        """The masks (B, H) float32 of the states and of the outputs of all layers, in the order of the other methods.
+        """The masks (B, H) float32 of the states and those of the outputs, of all layers; drawn layer by layer.
 
         Raises:
             ValueError: if a mask of a state that is drawn already has another type or shape.

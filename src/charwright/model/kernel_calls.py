@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from charwright.kernels import Kernels
+from charwright.model.compute import CPU
 
 
 @cache
@@ -32,6 +33,11 @@ def share_threads(kernels: Kernels) -> None:
                 return
 
 
+def fresh(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """An array in the CPU's memory, whatever PyTorch's default type and device are; its contents are undefined."""
+    return torch.empty(shape, dtype=dtype, device=CPU)
+
+
 # Large internal arrays are reused: fresh memory costs a page fault every 4 kB.
 _spare: dict[tuple[tuple[int, ...], torch.dtype], Tensor] = {}
 MOST_SPARE = 12
@@ -42,7 +48,7 @@ def borrow(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """An array whose contents are undefined."""
     with _lending:
         found = _spare.pop((tuple(shape), dtype), None)
-    return torch.empty(shape, dtype=dtype) if found is None else found
+    return fresh(*shape, dtype=dtype) if found is None else found
 
 
 def give_back(*tensors: Tensor | None) -> None:

@@ -103,8 +103,8 @@ def _fits_head(
     return x.dtype == dtype and weight.dtype == bias.dtype == torch.float32
 
 
-class OutputGradients(NamedTuple):
-    """What `native_head` computes beside the losses."""
+class _OutputGradients(NamedTuple):
+    """What `_native_head` computes beside the losses."""
 
     x: Tensor  # (T, B, H), in the type of x
     weight: Tensor  # (V, H)
@@ -112,7 +112,7 @@ class OutputGradients(NamedTuple):
     rows: list[RowGradient]  # of the n-grams, if there are any
 
 
-def native_head(
+def _native_head(
     loaded: Kernels,
     x: Tensor,
     weight: Tensor,
@@ -122,7 +122,7 @@ def native_head(
     votes: Votes | None,
     *,
     wanted: bool,
-) -> tuple[float, OutputGradients | None]:
+) -> tuple[float, _OutputGradients | None]:
     """The sum of the losses of x (T, B, H), and if they are wanted the gradients of the mean loss.
 
     The mask is (B, H) or None. The kernels compute some steps at a time, whose logits have at most `MOST_LOGITS_BYTES`.
@@ -147,7 +147,7 @@ def native_head(
     if sums is None:
         return total, None
     whole = d_x[0] if len(d_x) == 1 else torch.cat(d_x)
-    return total, OutputGradients(whole.view_as(x), *sums, rows)
+    return total, _OutputGradients(whole.view_as(x), *sums, rows)
 
 
 def _parts(steps: int, step_bytes: int) -> list[slice]:
@@ -175,7 +175,7 @@ class _NativeHead(torch.autograd.Function):
     ) -> Tensor:
         wanted = wanted and any(ctx.needs_input_grad)
         one_mask = None if mask is None else mask[0]
-        total, made = native_head(loaded, x, weight, bias, targets, one_mask, votes, wanted=wanted)
+        total, made = _native_head(loaded, x, weight, bias, targets, one_mask, votes, wanted=wanted)
         ctx.votes, ctx.d_votes = votes, []
         if made is not None:
             ctx.save_for_backward(made.x, made.weight, made.bias)

@@ -17,7 +17,7 @@ from charwright.config import GATES, PRODUCTS
 from charwright.kernels import CELL_CODES, UNITS_MULTIPLE, Kernels, Layer, Linear
 from charwright.model.cells import State, Weights
 from charwright.model.compute import refuse_second_derivatives
-from charwright.model.kernel_calls import address, borrow, check_ids, give_back, share_threads
+from charwright.model.kernel_calls import address, borrow, check_ids, fresh, give_back, share_threads
 
 # Numbers that the kernels keep of each unit and step.
 SLOTS = {"gru": 4, "igru": 4, "lstm": 4, "rnn": 1}
@@ -43,7 +43,7 @@ def native_layer(
     """
     share_threads(kernels)
     units = weights.weight_hh.shape[1]
-    check_layer(kernels, x, ids, cell, state, weights, mask)
+    _check_layer(kernels, x, ids, cell, state, weights, mask)
     narrow, spare = -x.shape[-1] % UNITS_MULTIPLE, -units % UNITS_MULTIPLE
     if narrow:
         x = F.pad(x, (0, narrow))
@@ -64,7 +64,7 @@ def native_layer(
     return outputs, tuple(last)
 
 
-def check_layer(
+def _check_layer(
     kernels: Kernels, x: Tensor, ids: Tensor | None, cell: str, state: State, weights: Weights, mask: Tensor | None
 ) -> None:
     """See that the kernels can read what they get, which they cannot check."""
@@ -232,7 +232,7 @@ class LayerPass:
         inputs = _Inputs(kernels, x.to(dtype).contiguous(), wide=ids is not None)
         scale = None if weights.weight_mx is None else inputs.product(weights.weight_mx, None, curved=True)
         gate_inputs = inputs.product(weights.weight_ih, weights.bias_ih)  # the table, or those at each position
-        hidden = torch.empty(steps + 1, batch, units, dtype=dtype)
+        hidden = fresh(steps + 1, batch, units, dtype=dtype)
         masked = None if mask is None and scale is None else borrow(hidden.shape, dtype)
         cells = borrow(hidden.shape, dtype) if cell == "lstm" else None
         gates = borrow((steps, batch, SLOTS[cell] * units), dtype)
@@ -275,7 +275,7 @@ class LayerPass:
         layer, weights, low, dtype = kept.layer, kept.weights, kept.inputs.low, kept.hidden.dtype
         d_outputs = d_outputs.to(dtype).contiguous()
         d_state = tuple(part.contiguous().clone() for part in d_last)  # The kernels overwrite it.
-        d_gates = None if kept.ids is None else torch.empty(len(low), len(weights.weight_ih))
+        d_gates = None if kept.ids is None else fresh(len(low), len(weights.weight_ih))
         d_bias = None if weights.bias_hh is None else torch.empty_like(weights.bias_hh)
         d_scale = None if kept.scale is None else torch.empty_like(kept.scale)
         packed = _packed(self._kernels, self._cell, weights.weight_hh, dtype, backward=True)
@@ -286,7 +286,7 @@ class LayerPass:
         del packed  # before the step's peak of memory
         d_weights = _weight_gradient(self._kernels, layer, weights.weight_hh)
         if d_gates is None:
-            d_gates = torch.empty(*d_outputs.shape[:2], len(weights.weight_ih), dtype=dtype)
+            d_gates = fresh(*d_outputs.shape[:2], len(weights.weight_ih), dtype=dtype)
             self._kernels.input_gradient(layer, d_gates.data_ptr())
         give_back(kept.masked, kept.cells, kept.gates)
         d_x = torch.empty_like(low, dtype=torch.float32 if kept.inputs.wide else None) if d_x_wanted else None
@@ -337,7 +337,7 @@ def _weight_gradient(kernels: Kernels, layer: Layer, weights: Tensor) -> Tensor:
     rows, units = weights.shape
     size = kernels.outer_bytes(layer.steps * layer.batch, rows, units, bf16=bool(layer.bf16), threads=layer.threads)
     scratch = borrow((size,), torch.uint8)
-    result = torch.empty(rows, units)
+    result = fresh(rows, units)
     kernels.weight_gradient(layer, scratch.data_ptr(), result.data_ptr())
     give_back(scratch)
     return result
@@ -349,7 +349,7 @@ def _contiguous(tensor: Tensor | None) -> Any:
 
 def _packed(kernels: Kernels, cell: str, weights: Tensor, dtype: torch.dtype, *, backward: bool) -> Tensor:
     units, bf16 = weights.shape[1], dtype == torch.bfloat16
-    packed = torch.empty(kernels.packed_bytes(cell, units, bf16), dtype=torch.uint8)
+    packed = fresh(kernels.packed_bytes(cell, units, bf16), dtype=torch.uint8)
     kernels.pack(
         cell, units, bf16=bf16, backward=backward, threads=torch.get_num_threads(), weights=weights.data_ptr(),
         to=packed.data_ptr(),

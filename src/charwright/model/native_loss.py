@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from charwright.kernels import UNITS_MULTIPLE, Kernels, Ngrams, OutputLayer
-from charwright.model.kernel_calls import address, borrow, give_back
+from charwright.model.kernel_calls import address, borrow, fresh, give_back
 from charwright.model.votes import RowGradient, Votes
 
 
@@ -21,7 +21,7 @@ def outer(kernels: Kernels, a: Tensor, b: Tensor) -> Tensor:
     (n, m), columns, bf16 = a.shape, b.shape[1], a.dtype == torch.bfloat16
     threads = torch.get_num_threads()
     scratch = borrow((kernels.outer_bytes(n, m, columns, bf16=bf16, threads=threads),), torch.uint8)
-    result = torch.empty(m, columns)
+    result = fresh(m, columns)
     kernels.outer(
         n, m, columns, bf16=bf16, threads=threads, a=a.data_ptr(), a_row=a.stride(0), b=b.data_ptr(),
         b_row=b.stride(0), scratch=scratch.data_ptr(), c=result.data_ptr(),
@@ -45,7 +45,7 @@ def cross_entropy(
     """
     rows, vocabulary = logits.shape
     threads = torch.get_num_threads()
-    losses, scratch = torch.empty(rows), torch.empty(threads, vocabulary + UNITS_MULTIPLE)
+    losses, scratch = fresh(rows), fresh(threads, vocabulary + UNITS_MULTIPLE)
     return kernels.cross_entropy(
         rows, vocabulary, bf16=logits.dtype == torch.bfloat16, threads=threads, logits=logits.data_ptr(),
         bias=bias.data_ptr(), targets=targets.data_ptr(), scale=scale, losses=losses.data_ptr(),
@@ -87,9 +87,9 @@ def head(
     batch = rows if mask is None else len(mask)
     gradients = None
     if wanted:
-        logits = torch.empty(rows, vocabulary, dtype=x.dtype)
+        logits = fresh(rows, vocabulary, dtype=x.dtype)
         gradients = HeadGradients(torch.empty_like(x), torch.empty_like(weight), torch.zeros_like(bias), logits)
-    losses = torch.empty(rows)
+    losses = fresh(rows)
     layer = OutputLayer(
         bf16=int(x.dtype == torch.bfloat16), threads=threads, rows=rows, batch=batch, units=units,
         vocabulary=vocabulary, scale=scale, x=x.data_ptr(), mask=address(mask), weight=weight.data_ptr(),
@@ -114,7 +114,7 @@ def contexts(kernels: Kernels, ids: Tensor, before: Tensor, bits: int) -> tuple[
     """
     (steps, batch), count = ids.shape, before.shape[1]
     ids, before = ids.contiguous(), before.contiguous()
-    offsets, after = torch.empty(count, ids.numel(), dtype=torch.int64), torch.empty_like(before)
+    offsets, after = fresh(count, ids.numel(), dtype=torch.int64), torch.empty_like(before)
     kernels.contexts(
         steps, batch, count + 1, bits, ids=ids.data_ptr(), before=before.data_ptr(), offsets=offsets.data_ptr(),
         after=after.data_ptr(),

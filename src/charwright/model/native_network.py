@@ -1,4 +1,4 @@
-"""A training step of a whole network in one call of the C kernels: forward, the loss, and all gradients.
+"""The loss of a batch and all its gradients in one call of the C kernels, which compute the whole network.
 
 After a batch the caches hold the kernels' arrays, so that a line of Python costs several times what it costs in a loop
 of its own. The descriptions of all layers and their working memory are therefore made once for each shape of batch; a
@@ -8,7 +8,8 @@ step fills in the addresses of what it reads and writes.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -19,6 +20,7 @@ from torch import Tensor
 from charwright.config import GATES, GRUS, PRODUCTS, STATES, ModelConfig
 from charwright.kernels import CELL_CODES, Kernels, Layer, Linear, Network, NetworkLayer, OutputLayer
 from charwright.model.cells import State
+from charwright.model.kernel_calls import fresh
 from charwright.model.native import SLOTS
 from charwright.model.votes import RowGradient
 from charwright.model.weights import WeightedModule
@@ -48,7 +50,7 @@ class NetworkShape:
 
     @property
     def positions(self) -> int:
-        """Those of a batch."""
+        """The number of time steps times rows."""
         return self.steps * self.batch
 
 
@@ -57,16 +59,16 @@ class Made(NamedTuple):
 
     loss: float  # the sum over all positions, in nats
     after: State
-    gradients: list[tuple[str, Tensor]]  # of the mean loss; those of a weight that is read twice are two
+    gradients: list[tuple[str, Tensor]]  # of the mean loss, by the names of the weights
     rows: RowGradient | None  # that of the n-grams
 
 
 class Place(NamedTuple):
-    """Where the description of a network has the address of a weight, if it has it, and that of its gradient."""
+    """Fields of a structure for the addresses of a weight and of its gradient."""
 
     weight: str
     structure: ctypes.Structure
-    field: str | None
+    field: str | None  # None for the embedding, whose address is that of a copy
     gradient_field: str
 
 
@@ -90,7 +92,8 @@ class NativeNetwork:
             self._head.ngrams = ctypes.pointer(self._ngrams)
         # In bfloat16 the kernels read a copy of the embedding.
         low = shape.dtype != torch.float32
-        self._low = torch.empty(shape.vocabulary_size, shape.config.embedding_size, dtype=shape.dtype) if low else None
+        with torch.inference_mode(False):  # Later steps may be outside of it.
+            self._low = fresh(shape.vocabulary_size, shape.config.embedding_size, dtype=shape.dtype) if low else None
         self.memory = self._lay_out(memory)
         self._places = self._find_places()
 
@@ -127,8 +130,7 @@ class NativeNetwork:
         first.layer.ids = network.ids = ids.data_ptr()
         head.targets = targets.data_ptr()
         self._give_masks(state_masks, output_masks)
-        before = self._zero_state() if state is None else state
-        after = tuple(part.clone() for part in before)
+        after = self._zero_state() if state is None else tuple(part.clone() for part in state)
         self._give_state(after)
         rows = None
         if self.shape.config.ngram_bits:
@@ -138,13 +140,17 @@ class NativeNetwork:
                 array.data_ptr(), len(array), rows.offsets.data_ptr(),
             )  # fmt: skip
             head.d_logits = rows.d_logits.data_ptr()
-            network.tokens_before, network.tokens_after = before[-1].data_ptr(), after[-1].data_ptr()
-        return Made(self.shape.kernels.differentiate(network), after, gradients, rows)
+            network.tokens = after[-1].data_ptr()
+        total = self.shape.kernels.differentiate(network)
+        if self.shape.config.tied:
+            gradients[-2][1].add_(gradients.pop()[1])
+        return Made(total, after, gradients, rows)
 
     def _zero_state(self) -> State:
         shape, config = self.shape, self.shape.config
-        state = (torch.zeros(config.layers, shape.batch, config.units),) * STATES[config.cell]
-        return (*state, torch.zeros(1, shape.batch, config.ngram_order - 1)) if config.ngram_bits else state
+        sizes = [(config.layers, shape.batch, config.units)] * STATES[config.cell]
+        sizes += [(1, shape.batch, config.ngram_order - 1)] if config.ngram_bits else []
+        return tuple(fresh(*size).zero_() for size in sizes)
 
     def _give_state(self, state: State) -> None:
         """The state (L, B, H) that the layers overwrite."""
@@ -166,8 +172,8 @@ class NativeNetwork:
     def _row_gradient(self) -> RowGradient:
         """Memory for that of the n-grams, which outlives the step."""
         shape = self.shape
-        offsets = torch.empty(shape.config.ngram_order - 1, shape.positions, dtype=torch.int64)
-        return RowGradient(offsets, torch.empty(shape.positions, shape.vocabulary_size, dtype=shape.dtype))
+        offsets = fresh(shape.config.ngram_order - 1, shape.positions, dtype=torch.int64)
+        return RowGradient(offsets, fresh(shape.positions, shape.vocabulary_size, dtype=shape.dtype))
 
     def _find_places(self) -> list[Place]:
         config, places = self.shape.config, []
@@ -183,7 +189,8 @@ class NativeNetwork:
         if config.multiplicative:
             places.append(Place("recurrent.0.weight_mx", self._parts[0].scale, "weight", "d_weight"))
         matrix = "embedding.weight" if config.tied else "head.weight"
-        places += [Place(matrix, self._head, "weight", "d_weight"), Place("head.bias", self._head, "bias", "d_bias")]
+        places += [Place("head.bias", self._head, "bias", "d_bias"), Place(matrix, self._head, "weight", "d_weight")]
+        # The last two are those of the same weight, if it is tied.
         return [*places, Place("embedding.weight", self._parts[0].input, None, "d_x")]
 
     def _lay_out(self, memory: Tensor | None) -> Tensor:
@@ -192,7 +199,7 @@ class NativeNetwork:
         units, size, table = config.units, shape.size, 4 * shape.vocabulary_size * config.units
         outputs, gates = shape.positions * units * size, GATES[config.cell]
         wanted: list[tuple[int, list[tuple[ctypes.Structure, str]]]] = []  # bytes, and the fields with the address
-        # What only one layer at a time needs: its table or inputs, and later the gradient of them, is one array.
+        # One array for what only one layer needs at a time: its table or inputs, and later the gradient of those.
         inputs = max(gates * table, gates * outputs if config.layers > 1 else 0)
         parts = self._parts
         wanted.append((inputs, [(parts[0].layer, "table"), (parts[0].layer, "d_table")]))
@@ -215,7 +222,7 @@ class NativeNetwork:
         wanted += self._kept(outputs + shape.batch * units * size, outputs)
         needed = sum(-(-count // LINE) * LINE for count, _ in wanted)
         if memory is None or memory.numel() < needed:
-            memory = torch.empty(needed, dtype=torch.uint8)
+            memory = fresh(needed, dtype=torch.uint8)
         at = memory.data_ptr()
         for count, fields in wanted:
             for structure, field in fields:
@@ -246,14 +253,14 @@ class NativeNetwork:
             (self._head if reader is None else reader.input).x = x
 
     def _scratch_bytes(self) -> int:
-        """Those of the working memory that the calls use in turn."""
+        """The size of the working memory that the calls use in turn."""
         shape, kernels = self.shape, self.shape.kernels
         units, rows = shape.config.units, PRODUCTS[shape.config.cell] * shape.config.units
         needed = [kernels.outer_bytes(shape.positions, rows, units, bf16=shape.size == 2, threads=shape.threads)]
         linear = [part.input for part in self._parts] + [self._parts[0].scale] * shape.config.multiplicative
         needed += [kernels.linear_bytes(one, backward=backward) for one in linear for backward in (False, True)]
-        # It asks only whether there are a mask and gradients.
-        self._head.d_bias, self._head.mask = LINE, LINE if shape.output_masks else None
+        # Only whether these two are NULL counts here; a step fills in their addresses.
+        self._head.d_bias, self._head.mask = 1, 1 if shape.output_masks else None
         return max(*needed, kernels.head_bytes(self._head))
 
 
@@ -283,7 +290,7 @@ def _describe_head(head: OutputLayer, shape: NetworkShape) -> None:
     head.vocabulary, head.scale = shape.vocabulary_size, 1 / shape.positions
 
 
-# The network of each model's last step. One that is in use is not here.
+# The network of each model's last step, except while a step uses it.
 _idle: WeakKeyDictionary[WeightedModule, NativeNetwork] = WeakKeyDictionary()
 
 
@@ -298,3 +305,12 @@ def take_network(model: WeightedModule, shape: NetworkShape) -> NativeNetwork:
 def leave_network(model: WeightedModule, network: NativeNetwork) -> None:
     """Keep a network for the next step."""
     _idle[model] = network
+
+
+@contextmanager
+def freeing_memory(model: WeightedModule) -> Iterator[None]:
+    """Free the working memory of a model's steps after the block."""
+    try:
+        yield
+    finally:
+        _idle.pop(model, None)

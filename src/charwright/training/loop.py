@@ -14,6 +14,7 @@ from charwright.errors import DivergedError
 from charwright.evaluation.evaluation import Evaluation
 from charwright.model.compute import keep_memory
 from charwright.model.language_model import LanguageModel
+from charwright.model.native_network import freeing_memory
 from charwright.training.batch import Batch, TrainStep, checked_loss, make_batch, make_part
 from charwright.training.budget import Budget, remaining_batches, steady
 from charwright.training.capture import initial_state
@@ -119,6 +120,7 @@ def fit(  # noqa: PLR0915  (one loop, in one place)
         clipped_gradients(model, optimizer, config.clip_norm),
         scheduled_rates(optimizer),
         training_threads(config, state.device, clock, ranks) as threads,
+        freeing_memory(model),
     ):
         while reason is None and not position.done:
             try:
