@@ -126,8 +126,8 @@ class LanguageModel(WeightedModule):
         """The `loss` and the state after it, both detached; the gradients are added to the `grad` of the weights.
 
         Equal to `loss` and its `backward`. Where the C kernels compute the whole network, it is one call of them,
-        without autograd, which saves a sixth of a step of 256 units. Hooks of the weights are called; those of the nodes
-        of a graph are not, since there is none.
+        without autograd, which saves a sixth of a step of 256 units. Hooks of the weights are called; those of the
+        nodes of a graph are not, since there is none.
         """
         ids, targets = _int64(ids), _int64(targets)
         loaded = kernels.load(self.compute.kernel) if self._core(ids.device) == "native" else None
