@@ -219,8 +219,8 @@ def python_page() -> str:
         "# The Python names",
         NOTICE,
         "All of these names are attributes of `charwright` itself: `charwright.Vocabulary` and so on. A name is\n"
-        "loaded on first use, so `import charwright` is fast. Every deliberate exception is a `CharwrightError`; the\n"
-        "[error classes](#errors) are at the end of this page.",
+        "loaded on first use, so `import charwright` is fast. What users get wrong is a `CharwrightError`, whose\n"
+        "[classes](#errors) are at the end of this page; a tensor of a wrong type or shape is a `ValueError`.",
     ]
     homes: dict[str, list[str]] = {}
     for name, module in charwright._HOMES.items():
@@ -309,7 +309,7 @@ def _method_lines(methods: list[ast.FunctionDef]) -> Iterator[str]:
             continue
         decorators = {ast.unparse(decorator) for decorator in method.decorator_list}
         skip = "staticmethod" not in decorators
-        call = method.name if "property" in decorators else _signature_line(method, skip_first=skip)
+        call = method.name if decorators & {"property", "cached_property"} else _signature_line(method, skip_first=skip)
         yield f"- `{call}`: {words}"
 
 

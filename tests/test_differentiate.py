@@ -237,6 +237,15 @@ def test_a_step_in_inference_mode_does_not_disturb_the_next(precision: torch.dty
     assert float(first) == float(second)
 
 
+@pytest.mark.parametrize("core", ["plain", "fused"])
+def test_nor_does_it_matter_to_autograd(core: str) -> None:
+    model = LanguageModel(shape(), VOCABULARY, seed=3, compute=Compute(core=core))
+    wanted, _ = model.differentiate(*batch_of(), model.zero_state(BATCH))
+    with torch.inference_mode():
+        found, _ = model.differentiate(*batch_of(), model.zero_state(BATCH))
+    assert float(found) == float(wanted)
+
+
 @needs_kernels
 def test_gradients_of_tied_weights_add_up_as_with_autograd() -> None:
     models = [model_of(shape(tied=True, units=16)) for _ in range(2)]

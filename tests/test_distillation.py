@@ -404,6 +404,9 @@ def test_what_an_ensemble_refuses(charwright: Terminal, text: Path, folders: lis
     ):
         assert message in charwright("train", *words, *(out if "--resume" not in words else [])).line
     assert not (tmp_path / "new-teachers").exists()
+    for count, wrong in ((0, "for one model, call"), ("2", "not '2'")):
+        with pytest.raises(UsageError, match=wrong):
+            cw.train_ensemble(text, count=count, out=tmp_path / "three", **STUDENT)
     with pytest.raises(ConfigError, match="--dropout"):
         cw.train_ensemble(text, count=1, out=tmp_path / "three", dropout=3, **STUDENT)
     assert not (tmp_path / "three-teachers").exists()

@@ -563,6 +563,28 @@ def test_target_nats_are_the_scores_of_each_column(variant: str) -> None:
     assert not nats[targets < 0].any()
 
 
+def test_target_nats_are_those_of_texts_read_from_end_to_end() -> None:
+    config = model_config("gru", units=16)
+    engine = Engine(config, ramp_arrays(config, SIZE))
+    text = random_ids(6, 2)
+    inputs, targets = text[:-1], text[1:].copy()
+    other, gap, negative, unknown = inputs.copy(), targets.copy(), targets.copy(), targets.copy()
+    other[2, 0] = (other[2, 0] + 1) % SIZE
+    gap[1, 0] = -1
+    negative[-1, 1] = -5
+    unknown[-1, 1] = SIZE
+    for wrong, match in (
+        ((other, targets), "must be the target before it"),
+        ((inputs, gap), "-1 only at the end"),
+        ((inputs, negative), "-1 only at the end"),
+        ((inputs, unknown), "outside the vocabulary"),
+        ((inputs[:-1], targets), "have one shape"),
+        ((inputs[:, :1], targets), "have one shape"),
+    ):
+        with pytest.raises(UsageError, match=match):
+            engine.target_nats(*wrong)
+
+
 # --- Long texts ---
 
 

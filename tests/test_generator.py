@@ -201,6 +201,16 @@ def test_prompts_are_a_list_of_texts(writer: Generator) -> None:
             next(iter(iterate("abc", GenerationConfig(length=2))))
         with pytest.raises(UsageError, match="a prompt is a str, not bytes"):
             next(iter(iterate([b"abc"], GenerationConfig(length=2))))  # type: ignore[list-item]
+    with pytest.raises(UsageError, match="a prompt is a str, not int"):
+        writer.generate(3, length=2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "options", [{"num": 2}, {"max_copy": 5}, {"repetition_penalty": 1.5}, {"top_k": 1}, {"top_p": 0.5}, {"min_p": 0.1}]
+)
+def test_beam_search_refuses_what_has_no_effect_on_it(writer: Generator, options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"does not sample; leave out {next(iter(options))}"):
+        writer.beam_search("a", GenerationConfig(length=2, **options), 2)
 
 
 def test_a_generator_stays_in_its_process(writer: Generator) -> None:

@@ -68,6 +68,8 @@ def test_a_prompt_begins_each_record(writer: Generator) -> None:
     plain = Generator(RECORD_MODEL, record_weights(AB), AB, threads=1)
     expected = plain.generate("\nab", num=20, stop=("\n",), seed=2)
     found = writer.records(20, prompt="ab", seed=2)
+    with pytest.raises(UsageError, match="give the beginning of one record"):
+        writer.records(2, prompt="a\nb", new=True, known=[])
     assert [record.continuation for record in found] == [text.continuation for text in expected]
     assert all(str(record).startswith("ab") for record in found)
 

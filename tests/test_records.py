@@ -451,3 +451,8 @@ class TestTraining:
         done = [event for event in cw.fit(model, dataset, config) if isinstance(event, Epoch)]
         assert [event.epoch for event in done] == [1, 2]
         assert done[1].train_loss < done[0].train_loss
+
+    @pytest.mark.parametrize("stops", [[], [10, 5, 100], [50], [50, 101]])
+    def test_they_end_where_records_end(self, stops: list[int]) -> None:
+        with pytest.raises(CorpusError, match="must rise to 100"):
+            cw.RecordStreams(np.zeros(100, np.int32), np.array(stops), 8, 4)

@@ -138,6 +138,8 @@ def test_a_parent_and_force(charwright: Terminal, run: Run, tmp_path: Path) -> N
     assert [event["step"] for event in again.epochs()] == [3]
     with pytest.raises(UsageError, match="--force would remove"):
         cw.train(more, out=run.folder, parent=run.folder, steps=3, force=True)
+    with pytest.raises(UsageError, match="change single options by name"):
+        cw.train(more, out=tmp_path / "new", parent=run.folder, recipe="tutorial", steps=2)
 
 
 def test_a_planned_parent_leaves_what_prevents_memorization_to_a_plan_for_the_new_text(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from charwright.data.sequences import AnyIds, Array, Pair, Streams, epoch_generator, taken
+from charwright.errors import CorpusError
 
 
 class RecordStreams(Streams):
@@ -20,9 +21,11 @@ class RecordStreams(Streams):
         """Spread `batch` streams over ids (N,), in which records end before the positions `stops` (R,).
 
         Raises:
-            CorpusError: when the text is shorter than one batch.
+            CorpusError: when the text is shorter than one batch, or these are not the ends of records.
         """
         super().__init__(ids, seq_length, batch, seed)
+        if not len(stops) or stops[-1] != len(ids) or (np.diff(stops, prepend=0) < 0).any():
+            raise CorpusError(f"the ends of records must rise to {len(ids):,}, the end of the text")
         self._lengths = np.diff(stops, prepend=0)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Pair]:

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from charwright.config import GenerationConfig
 from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
+from charwright.errors import UsageError
 from charwright.generation.draft import incomplete
 from charwright.generation.endings import Endings
 from charwright.generation.engine import MOST_STEPS, Engine
@@ -68,6 +70,22 @@ class _Beam:
             path.append(beam)
             beam = beam.before
         return path[::-1]
+
+
+OF_SAMPLING = ("num", "max_copy", "repetition_penalty", "top_k", "top_p", "min_p")
+
+
+def check_options(config: GenerationConfig, beams: int) -> None:
+    """See that a search has a beam, and no options of sampling. Temperature and seed, which samples always have, pass.
+
+    Raises:
+        UsageError: if not.
+    """
+    if beams < 1:
+        raise UsageError(f"a search needs at least one beam, not {beams}")
+    for name in OF_SAMPLING:
+        if getattr(config, name) != getattr(GenerationConfig(), name):
+            raise UsageError(f"beam search finds one text and does not sample; leave out {name}")
 
 
 def beam_search(

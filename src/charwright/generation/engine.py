@@ -138,10 +138,13 @@ class Engine:
         return [stream.scores[1:] for stream in streams if stream.scores is not None]
 
     def target_nats(self, inputs: npt.NDArray[np.integer], targets: npt.NDArray[np.integer]) -> Float64s:
-        """-ln p of each target (T, B), given inputs (T, B), each column from a zero state.
+        """-ln p of each target (T, B), given inputs (T, B), each column from a zero state; 0 for a -1 at its end.
 
-        Targets of -1 at the end of a column cost nothing. Before them, each target is the next input.
+        Raises:
+            UsageError: if an id is outside the vocabulary, or an input but the first is not the target before it.
         """
+        inputs, targets = np.asarray(inputs), np.asarray(targets)
+        _check_reading(inputs, targets)
         nats = np.zeros(targets.shape)
         for begin in range(0, inputs.shape[1], MOST_STREAMS):
             columns = slice(begin, begin + MOST_STREAMS)
@@ -151,7 +154,9 @@ class Engine:
     def continued_nats(
         self, inputs: npt.NDArray[np.integer], targets: npt.NDArray[np.integer], states: npt.NDArray[Any] | None
     ) -> tuple[Float64s, npt.NDArray[Any]]:
-        """As `target_nats`, from `states` (B, L, S, H), by default zeros, which are changed in place and returned."""
+        """As `target_nats`, from `states` (B, L, S, H), which are changed in place and returned; None is zeros."""
+        inputs, targets = np.asarray(inputs), np.asarray(targets)
+        _check_reading(inputs, targets)
         states = self.zero_state(inputs.shape[1]) if states is None else states
         rows = [
             np.concatenate([before[:1], after[after >= 0]]) for before, after in zip(inputs.T, targets.T, strict=True)
@@ -241,3 +246,14 @@ def _backend(
     if precision == "q8":
         return Int8NumpyBackend(config, weights)
     return NumpyBackend(config, weights, narrow=precision == "bf16")
+
+
+def _check_reading(inputs: npt.NDArray[np.integer], targets: npt.NDArray[np.integer]) -> None:
+    """See that inputs and targets are those of texts that are read from one end to the other."""
+    if inputs.ndim != 2 or inputs.shape != targets.shape:
+        raise UsageError(f"inputs and targets have one shape (T, B), not {inputs.shape} and {targets.shape}")
+    given = targets >= 0
+    if (targets < -1).any() or (given[1:] > given[:-1]).any():
+        raise UsageError("targets are ids, and -1 only at the end of a column")
+    if (inputs[1:] != targets[:-1])[given[1:]].any():
+        raise UsageError("each input but the first of a column must be the target before it")

@@ -14,7 +14,7 @@ from charwright.config import GenerationConfig, ModelConfig, RecordsConfig
 from charwright.data.records import Records
 from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
 from charwright.errors import UsageError, VocabularyError
-from charwright.generation.beams import beam_search
+from charwright.generation.beams import beam_search, check_options
 from charwright.generation.completions import Completion, Completions, finished
 from charwright.generation.draft import Guard
 from charwright.generation.engine import Engine
@@ -99,7 +99,8 @@ class Generator:
             UsageError: if no character is allowed, there is no such label, or a prompt is not a `str`.
         """
         config = dataclasses.replace(config or GenerationConfig(), **options)
-        listed = [prompts] if isinstance(prompts, str | bytes | None) else list(prompts)
+        several = isinstance(prompts, Iterable) and not isinstance(prompts, str | bytes)
+        listed = list(prompts) if several else [prompts]
         repeated = [prompt for prompt in listed for _ in range(config.num)]
         return Completions(self.texts(repeated, config, label=label, logprobs=logprobs, guard=guard))
 
@@ -165,14 +166,17 @@ class Generator:
         """Start a search for `num` new records, or for any if none are known; it goes on step by step.
 
         Raises:
-            UsageError: when the model was not trained on records, or there is no such label.
+            UsageError: when the model was not trained on records, there is no such label, or the prompt ends a record.
         """
         self.opening(label=label)
+        end = self._required_record_end()
+        if end in prompt:
+            raise UsageError(f"the prompt has the end of a record, {end!r}; give the beginning of one record")
         return RecordSearch(
             Session(self.engine, self.vocabulary),
             config,
             partial(self.opening, config.seed or 0, label=label),
-            self._required_record_end(),
+            end,
             known,
             prompt=prompt,
             guard=guard,
@@ -292,10 +296,10 @@ class Generator:
         It has this label of the model, and ends before `record_end`, if they are given.
 
         Raises:
-            UsageError: if no character is allowed, there is no such label, or `beams` is less than 1.
+            UsageError: if no character is allowed, there is no such label, `beams` is less than 1, or an option of
+                sampling is set.
         """
-        if beams < 1:
-            raise UsageError(f"a search needs at least one beam, not {beams}")
+        check_options(config, beams)
         opening, record_end = self.opening(label=label), record_end or self._last_end
         found = beam_search(
             self.engine,

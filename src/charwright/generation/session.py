@@ -126,8 +126,9 @@ class Session:
         return draft
 
     def leave(self, draft: Draft) -> None:
-        """Remove a text before its end."""
-        self.drafts.remove(draft)
+        """Remove a text before its end, if it has not left yet."""
+        if draft in self.drafts:
+            self.drafts.remove(draft)
 
     def advance(self, most: int | None = None) -> list[Draft]:
         """Run a few steps, at most `most`, and return the drafts that took part. Drafts that have ended leave.

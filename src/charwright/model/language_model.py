@@ -136,7 +136,9 @@ class LanguageModel(WeightedModule):
             dropout = Dropout(self.config, generator, masks) if self.training else None
             with torch.no_grad():
                 return self._differentiate(loaded, weights, ids, targets, state, dropout)
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            ids, targets = _recordable(ids), _recordable(targets)
+            state = None if state is None else tuple(map(_recordable, state))
             loss, after = self.loss(ids, targets, state, generator=generator, masks=masks)
             loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach(), tuple(part.detach() for part in after)
@@ -306,6 +308,11 @@ def _is_unobserved_leaf(weight: Tensor, shape: tuple[int, ...]) -> bool:
         and weight.is_leaf
         and not (getattr(weight, first, True) or getattr(weight, second, True))
     )
+
+
+def _recordable(tensor: Tensor) -> Tensor:
+    """A copy that autograd may keep, of a tensor from inference mode."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _masked(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -216,8 +216,10 @@ def check_ensemble(
         UsageError: when they are not.
         ConfigError: when an option is out of bounds.
     """
+    if count == 0:
+        raise UsageError("an ensemble has at least one teacher; for one model, call charwright.train")
     if not isinstance(count, int) or not 1 <= count <= MOST_TEACHERS:
-        raise UsageError(f"--ensemble takes a number from 1 to {MOST_TEACHERS}, or 0 for one model, not {count}")
+        raise UsageError(f"--ensemble takes a number from 1 to {MOST_TEACHERS}, or 0 for one model, not {count!r}")
     if _reads_stdin(corpus, arguments.get("validation", ())):
         raise UsageError("--ensemble reads the text several times; keep standard input in a file")
     if ranks.size > 1:

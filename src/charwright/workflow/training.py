@@ -254,6 +254,8 @@ def _origin(
     if parent is not None and teachers:
         raise UsageError("--from continues from weights, and --teacher begins with new ones: choose one")
     teachers = listed(teachers)
+    if parent is not None and recipe != PLANNED:
+        raise UsageError("--from uses the options of its run instead of a recipe; change single options by name")
     if parent is not None:
         return ranks.first(lambda: origin_of_run(Path(parent), options, replaced=replaced))
     return origin_of_recipe(recipe, options, Teachers.of(teachers, replaced) if teachers else None)
