@@ -100,7 +100,7 @@ class Generator:
         """
         config = dataclasses.replace(config or GenerationConfig(), **options)
         several = isinstance(prompts, Iterable) and not isinstance(prompts, str | bytes)
-        listed = list(prompts) if several else [prompts]
+        listed: list[Any] = list(prompts) if several else [prompts]
         repeated = [prompt for prompt in listed for _ in range(config.num)]
         return Completions(self.texts(repeated, config, label=label, logprobs=logprobs, guard=guard))
 
