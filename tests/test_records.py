@@ -443,6 +443,15 @@ class TestTraining:
         assert "Records: 400, each ends with '\\n'" in result.out
         assert f"| {numbers(1)[0]!r}" in result.out
 
+    def test_inspect_shows_labels(self, charwright: Terminal, tmp_path: Path) -> None:
+        path = tmp_path / "labels.tsv"
+        path.write_text(
+            "".join(f"{'xy'[i % 2]}\t{number}\n" for i, number in enumerate(numbers(400))), encoding="utf-8"
+        )
+        result = charwright("inspect", path, "--records", "line", "--label", "first", *SMALL)
+        assert result.code == 0
+        assert result.out.splitlines()[-1].startswith("sample ")
+
     def test_the_order_changes_with_the_epoch(self) -> None:
         records, vocabulary = Records.of(numbers(100), "\n"), Vocabulary("\naeiklmnost")
         dataset = cw.RecordStreams(*records.ids(vocabulary), 8, 4)

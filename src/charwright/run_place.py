@@ -245,4 +245,5 @@ def _clear(place: Path) -> None:
 def _exists_message(path: Path, is_run: bool) -> str:
     if not is_run:
         return f"{path} exists and is not a run; choose another with --out"
-    return f"{path} already holds a run; use --resume {quoted(path)}, replace it with --force, or choose another --out"
+    resume = f"charwright train --resume {quoted(path)}"
+    return f"{path} already holds a run; continue it with `{resume}`, replace it with --force, or choose another --out"

@@ -178,6 +178,14 @@ def test_inspect_a_chinese_text(charwright: Terminal, tmp_path: Path) -> None:
     assert loss == pytest.approx(2.1972, abs=0.02)
 
 
+def test_inspect_shows_control_characters_as_escapes(charwright: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("a\tb\x1b[31mred\x07\n" * 300, encoding="utf-8")
+    result = charwright("inspect", tmp_path / "x.txt", *SMALL)
+    assert result.code == 0
+    assert "  | a       b\\x1b[31mred\\x07\n" in result.out
+    assert not set(result.out) & {"\x1b", "\x07"}
+
+
 def test_inspect_bytes_and_a_text_shorter_than_a_batch(charwright: Terminal, tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("道可道", encoding="utf-8")
     result = charwright("inspect", tmp_path / "x.txt", "--level", "byte", "--units", "8")

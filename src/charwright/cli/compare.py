@@ -55,7 +55,7 @@ class Row:
 @click.argument("words", nargs=-1, required=True, metavar="RUN... [CORPUS...]")
 @click.option(
     "--windows",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 999_999_999),
     default=256,
     show_default=True,
     help="Length of the windows that start from a zero state.",

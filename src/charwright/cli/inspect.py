@@ -15,6 +15,7 @@ from charwright.cli.options import (
     removed_option,
     seed_option,
 )
+from charwright.cli.score_table import safe
 from charwright.config import CorpusConfig, ModelConfig, RecordsConfig, SequenceConfig, VocabularyConfig
 from charwright.schema import field_names
 
@@ -73,7 +74,8 @@ def inspect(ctx: click.Context, /, corpus: tuple[str, ...], recipe_name: str, se
         _show_records(text)
     _show_sequences(vocabulary, ids, dataset.seq_length)
     _show_batch(dataset, word)
-    _show_untrained(vocabulary, dataset, recipe.model, seed, recipe.training.embedding_range)
+    end = text.end if isinstance(text, Records) else None
+    _show_untrained(vocabulary, dataset, recipe.model, seed, recipe.training.embedding_range, end)
 
 
 def _heading(title: str) -> None:
@@ -83,8 +85,9 @@ def _heading(title: str) -> None:
 
 def _show_text(name: str, text: Text, counts: Counter[str]) -> None:
     _heading(f"Text: {name}")
-    click.echo(f"{len(text):,} characters, {counts[chr(10)]:,} lines. The first {min(SHOWN, len(text))}:")
-    click.echo("\n".join("  | " + line for line in text[:SHOWN].splitlines()))
+    lines = counts["\n"]
+    click.echo(f"{len(text):,} characters, {lines:,} line{'s' * (lines != 1)}. The first {min(SHOWN, len(text))}:")
+    click.echo("\n".join("  | " + safe(line.expandtabs()) for line in text[:SHOWN].splitlines()))
 
 
 def _show_vocabulary(vocabulary: Vocabulary, counts: Counter[str]) -> None:
@@ -139,7 +142,12 @@ def _show_batch(dataset: Dataset, word: str | None) -> None:
 
 
 def _show_untrained(
-    vocabulary: Vocabulary, dataset: Dataset, config: ModelConfig, seed: int, embedding_range: float
+    vocabulary: Vocabulary,
+    dataset: Dataset,
+    config: ModelConfig,
+    seed: int,
+    embedding_range: float,
+    record_end: str | None,
 ) -> None:
     import math
 
@@ -159,5 +167,6 @@ def _show_untrained(
         loss = float(F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(targets).flatten()))
     click.echo(f"logits {tuple(logits.shape)}, as (time, batch, vocabulary)")
     click.echo(f"loss {loss:.4f} nats per token; ln V = {math.log(len(vocabulary)):.4f}: close to a uniform guess")
-    written = Generator.of(model, vocabulary).generate(length=100, temperature=1.0, seed=seed)[0].continuation
+    generator = Generator.of(model, vocabulary, record_end=record_end)
+    written = generator.generate(length=100, temperature=1.0, seed=seed)[0].continuation
     click.echo(f"sample {written!r}")

@@ -87,7 +87,8 @@ def tune(
     Run the same command again to continue a search that was stopped. The best options so far are in best-recipe.json in
     the search folder, for `charwright train --recipe`.
 
-    With --storage, several workers on one machine or many search together: run the same command for each.
+    With --storage, several workers on one machine or many search together: run the same command for each. Those on one
+    machine need an --out each.
     """
     if study is not None and storage is None:
         raise UsageError("--study names a study in a --storage")

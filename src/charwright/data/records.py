@@ -69,7 +69,7 @@ class Records:
         *ended, rest = _pieces(text, pattern, config.records)
         found = [piece for piece in [*ended, rest] if piece.strip()]
         if end is not None and not found:
-            raise CorpusError(f"the text has no record as in training, each of which ends with {config.records!r}")
+            raise CorpusError(f"the text has no record as in training, each of which ends with {end!r}")
         if end is None and len(found) < 2:
             raise CorpusError(
                 f"the text has only {len(found)} record{'' if len(found) == 1 else 's'} with --records "
