@@ -333,6 +333,7 @@ class TestExport:
     def test_errors_are_one_line_and_change_nothing(self, charwright: Terminal, run: Run, tmp_path: Path) -> None:
         (tmp_path / "kept").mkdir()
         (tmp_path / "kept" / "letter.txt").write_text("dear", encoding="utf-8")
+        np.savez(tmp_path / "kept" / "mine.npz", mine=np.arange(3))
         for words, complaint in (
             ([tmp_path / "none", "--to", "numpy"], "there is no run"),
             ([run.folder, "--to", "pdf"], "'pdf' is not one of"),
@@ -343,16 +344,22 @@ class TestExport:
             ([run.folder, "--to", "onnx", "--out", run.folder, "--force"], "contains other files"),
             *(
                 (
-                    [run.folder, "--to", to, "--out", tmp_path / "kept" / "letter.txt", "--force"],
+                    [run.folder, "--to", to, "--out", tmp_path / "kept" / name, "--force"],
                     "is not an export of this",
                 )
-                for to in ("numpy", "keras", "html")
+                for to, name in (
+                    ("numpy", "letter.txt"),
+                    ("keras", "letter.txt"),
+                    ("html", "letter.txt"),
+                    ("numpy", "mine.npz"),
+                )
             ),
         ):
             result = charwright("export", *words)
             assert result.code in {1, 2}
             assert complaint in result.line
         assert (tmp_path / "kept" / "letter.txt").read_text(encoding="utf-8") == "dear"
+        assert np.load(tmp_path / "kept" / "mine.npz")["mine"].tolist() == [0, 1, 2]
         assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "run"]
 
     def test_a_card_names_the_text_and_not_where_it_lies(self, run: Run) -> None:

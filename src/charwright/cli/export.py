@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile, ZipFile
 
 import click
 
@@ -154,10 +155,22 @@ def _check_path(path: Path, to: str, *, force: bool) -> None:
             raise RunError(f"{path} is a part of the run {folder}; {another}")
     if not force:
         raise RunError(f"{path} exists; {another}, or replace it with --force")
-    if to not in FOLDERS and path.stat().st_size:
-        with path.open("rb") as file:
-            if file.read(len(BEGINNINGS[to])) != BEGINNINGS[to]:
-                raise RunError(f"{path} is not an export of this format, and is not replaced; {another}")
+    if to not in FOLDERS and path.stat().st_size and not _is_export(path, to):
+        raise RunError(f"{path} is not an export of this format, and is not replaced; {another}")
+
+
+def _is_export(path: Path, to: str) -> bool:
+    """Whether a file looks like an older export: by its first bytes, and an archive of arrays by its model card."""
+    with path.open("rb") as file:
+        if file.read(len(BEGINNINGS[to])) != BEGINNINGS[to]:
+            return False
+    if to != "numpy":
+        return True
+    try:
+        with ZipFile(path) as archive:
+            return "card.npy" in archive.namelist()
+    except BadZipFile:
+        return False
 
 
 def _size(path: Path) -> int:
