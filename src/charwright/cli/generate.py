@@ -135,6 +135,7 @@ def generate(
 
     In --stop, --ban and --only, \n is a newline, \t a tab and \\ a backslash.
     """
+    from charwright.generation.endings import check_beginning
     from charwright.run import Run
 
     config = GenerationConfig(**_unescaped(given(ctx, field_names(GenerationConfig))))
@@ -151,8 +152,8 @@ def generate(
     work = _Work(opened, precision, threads, corpus, state_in, label, explicit="precision" in given(ctx, ["precision"]))
     text = read_prompt(prompt, opened)
     end = work.generator.record_end
-    if end is not None and end in text:
-        raise UsageError(f"the prompt has the end of a record, {end!r}; give the beginning of one record")
+    if end is not None:
+        check_beginning(text, end)
     if adapt and not text:
         raise UsageError("--adapt learns from the prompt, and there is none; give one with --prompt")
     if adapt:

@@ -274,8 +274,6 @@ def _check_combination(ctx: click.Context) -> None:
         raise UsageError("--corpus belongs to --resume; name the text without it")
     if ctx.params["teachers"] and resume:
         raise UsageError("--teacher belongs to the run and cannot change on --resume; start a new run for that")
-    if parent and given(ctx, ("recipe_name",)):
-        raise UsageError("--from uses the options of its run instead of a recipe; change single options by name")
     if ctx.params["explain_plan"] and ctx.params["recipe_name"] != "default":
         raise UsageError("--explain-plan explains the default recipe; here the options are given")
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from charwright.errors import UsageError
 from charwright.passages import parse_until
 
 # The marks that end a sentence, and those that may follow them. In scripts with spaces, a space must come next.
@@ -18,6 +19,16 @@ _SENTENCE_END = re.compile(
 )
 _UNIT_ENDS = {"line": re.compile("\n"), "paragraph": re.compile("\n[ \t]*+\n"), "sentence": _SENTENCE_END}
 _OPEN_PARAGRAPH = re.compile(r"\n[ \t]*+\Z")
+
+
+def check_beginning(prompt: str, record_end: str) -> None:
+    """See that a prompt is the beginning of one record.
+
+    Raises:
+        UsageError: if not.
+    """
+    if record_end in prompt:
+        raise UsageError(f"the prompt has the end of a record, {record_end!r}; give the beginning of one record")
 
 
 class Found(NamedTuple):

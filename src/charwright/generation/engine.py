@@ -148,7 +148,8 @@ class Engine:
         nats = np.zeros(targets.shape)
         for begin in range(0, inputs.shape[1], MOST_STREAMS):
             columns = slice(begin, begin + MOST_STREAMS)
-            nats[:, columns], _ = self.continued_nats(inputs[:, columns], targets[:, columns], None)
+            states = self.zero_state(inputs[:, columns].shape[1])
+            nats[:, columns] = self._nats(inputs[:, columns], targets[:, columns], states)
         return nats
 
     def continued_nats(
@@ -158,13 +159,18 @@ class Engine:
         inputs, targets = np.asarray(inputs), np.asarray(targets)
         _check_reading(inputs, targets)
         states = self.zero_state(inputs.shape[1]) if states is None else states
+        return self._nats(inputs, targets, states), states
+
+    def _nats(
+        self, inputs: npt.NDArray[np.integer], targets: npt.NDArray[np.integer], states: npt.NDArray[Any]
+    ) -> Float64s:
         rows = [
             np.concatenate([before[:1], after[after >= 0]]) for before, after in zip(inputs.T, targets.T, strict=True)
         ]
         nats = np.zeros(targets.shape)
         for column, scores in enumerate(self.scores(rows, states)):
             nats[: len(scores), column] = -scores
-        return nats, states
+        return nats
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be copied or pickled: the weights are laid out for this processor, outside of Python's memory."""

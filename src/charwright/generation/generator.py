@@ -17,6 +17,7 @@ from charwright.errors import UsageError, VocabularyError
 from charwright.generation.beams import beam_search, check_options
 from charwright.generation.completions import Completion, Completions, finished
 from charwright.generation.draft import Guard
+from charwright.generation.endings import check_beginning
 from charwright.generation.engine import Engine
 from charwright.generation.known_records import KnownRecords
 from charwright.generation.masks import allowed
@@ -170,8 +171,7 @@ class Generator:
         """
         self.opening(label=label)
         end = self._required_record_end()
-        if end in prompt:
-            raise UsageError(f"the prompt has the end of a record, {end!r}; give the beginning of one record")
+        check_beginning(prompt, end)
         return RecordSearch(
             Session(self.engine, self.vocabulary),
             config,

@@ -176,17 +176,21 @@ class LanguageModel(WeightedModule):
         """As `differentiate`, by the kernels alone."""
         check_ids(loaded, ids, self.vocabulary_size)
         check_targets(targets, ids, self.vocabulary_size, loaded)
-        if state is not None:
-            state = tuple(part.contiguous() for part in self._checked_state(state, ids.shape[1]))
-        state_masks, output_masks = dropout.all_masks(ids.shape[1], ids.device) if dropout is not None else ([], [])
+        batch = ids.shape[1]
+        if state is None:
+            after = self.zero_state(batch)
+        else:
+            before = self._checked_state(state, batch)
+            after = tuple(part.clone(memory_format=torch.contiguous_format) for part in before)
+        state_masks, output_masks = dropout.all_masks(batch, ids.device) if dropout is not None else ([], [])
         shape = NetworkShape(
-            loaded, self.config, self.vocabulary_size, ids.shape[0], ids.shape[1], self.compute.precision,
+            loaded, self.config, self.vocabulary_size, len(ids), batch, self.compute.precision,
             torch.get_num_threads(), bool(state_masks), bool(output_masks),
         )  # fmt: skip
         read = {name: weight.contiguous() for name, weight in weights.items()}
         share_threads(loaded)
         network = take_network(self, shape)
-        made = network.differentiate(read, ids.contiguous(), targets.contiguous(), state, state_masks, output_masks)
+        made = network.differentiate(read, ids.contiguous(), targets.contiguous(), after, state_masks, output_masks)
         leave_network(self, network)
         if made.rows is not None and self.ngram_gradients is not None:
             self.ngram_gradients.append(made.rows)
@@ -196,7 +200,7 @@ class LanguageModel(WeightedModule):
                 weight.grad = gradient
             else:
                 weight.grad.add_(gradient)
-        return torch.scalar_tensor(made.loss / ids.numel(), dtype=torch.float32, device=ids.device), made.after
+        return torch.scalar_tensor(made.loss / ids.numel(), dtype=torch.float32, device=ids.device), after
 
     @contextmanager
     def collecting_ngram_gradients(self, collecting: bool = True) -> Iterator[None]:

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from charwright.config import GATES, GRUS, PRODUCTS, STATES, ModelConfig
+from charwright.config import GATES, GRUS, PRODUCTS, ModelConfig
 from charwright.kernels import CELL_CODES, Kernels, Layer, Linear, Network, NetworkLayer, OutputLayer
 from charwright.model.cells import State
 from charwright.model.kernel_calls import fresh
@@ -58,7 +58,6 @@ class Made(NamedTuple):
     """What a step computes."""
 
     loss: float  # the sum over all positions, in nats
-    after: State
     gradients: list[tuple[str, Tensor]]  # of the mean loss, by the names of the weights
     rows: RowGradient | None  # that of the n-grams
 
@@ -102,15 +101,15 @@ class NativeNetwork:
         weights: Mapping[str, Tensor],
         ids: Tensor,
         targets: Tensor,
-        state: State | None,
+        state: State,
         state_masks: Sequence[Tensor],
         output_masks: Sequence[Tensor],
     ) -> Made:
-        """The loss of a batch, the state after it, and the gradients of the mean loss.
+        """The loss of a batch and the gradients of the mean loss; the state is overwritten with that after the batch.
 
         All tensors are contiguous. `weights` has all of them by name, float32, in the shapes of the configuration; ids
-        and targets (T, B) int64 are ids of the vocabulary; the state is that of `LanguageModel.forward`, float32, or
-        None for zeros; the masks are (B, H) float32, one for each layer, or none.
+        and targets (T, B) int64 are ids of the vocabulary; the state is that of `LanguageModel.forward`, float32; the
+        masks are (B, H) float32, one for each layer, or none.
 
         Raises:
             MemoryError: if the working memory cannot be allocated.
@@ -130,8 +129,7 @@ class NativeNetwork:
         first.layer.ids = network.ids = ids.data_ptr()
         head.targets = targets.data_ptr()
         self._give_masks(state_masks, output_masks)
-        after = self._zero_state() if state is None else tuple(part.clone() for part in state)
-        self._give_state(after)
+        self._give_state(state)
         rows = None
         if self.shape.config.ngram_bits:
             array = weights["ngrams.weight"]
@@ -140,17 +138,11 @@ class NativeNetwork:
                 array.data_ptr(), len(array), rows.offsets.data_ptr(),
             )  # fmt: skip
             head.d_logits = rows.d_logits.data_ptr()
-            network.tokens = after[-1].data_ptr()
+            network.tokens = state[-1].data_ptr()
         total = self.shape.kernels.differentiate(network)
         if self.shape.config.tied:
             gradients[-2][1].add_(gradients.pop()[1])
-        return Made(total, after, gradients, rows)
-
-    def _zero_state(self) -> State:
-        shape, config = self.shape, self.shape.config
-        sizes = [(config.layers, shape.batch, config.units)] * STATES[config.cell]
-        sizes += [(1, shape.batch, config.ngram_order - 1)] if config.ngram_bits else []
-        return tuple(fresh(*size).zero_() for size in sizes)
+        return Made(total, gradients, rows)
 
     def _give_state(self, state: State) -> None:
         """The state (L, B, H) that the layers overwrite."""
