@@ -51,7 +51,7 @@ typedef struct {
     float *d_bias;          /* (P * H), with a bias */
 } cw_layer;
 
-/* The number of slots in `gates` (T, H / 16, B, slots, 16) storage.
+/* The number of slots in `gates`: T * B * H / 16 of (slots, 16) in storage, in the order of layers.h.
  * GRU: r, z, n, U_n h + c_n; after backward: d(n) * r, d(r), d(z), d(n), so that the first three are the gradient
  * of the recurrent product and the last three that of the input. Input-reset GRU: the same; after backward: d(n) * r,
  * d(z), d(n), d(r), of which the first two are that of the product. LSTM: i, f, g, o and their gradients. RNN: its

@@ -147,7 +147,6 @@ int cw_variants(void) {
 }
 
 const char *cw_variant_name(int variant) { return variant >= 0 && variant < COUNT ? variants[variant]->name : NULL; }
-
 const cw_variant *cw_chosen(int variant) { return variants[variant]; }
 
 /* The values of k that a variant multiplies at once, to which it pads. */
@@ -172,37 +171,39 @@ static void *take(char **memory, size_t bytes) {
     return taken;
 }
 
-/* Run a job of a layer with working memory, for an operand with `parts` times the units. */
-static int run_layer(int variant, const cw_layer *layer, const cw_job *jobs, int parts, int has_table) {
-    const size_t units = layer->units, size = layer->bf16 ? 2 : 4, rows = ((size_t)layer->batch + 15) / 16 * 16;
-    const size_t state = (size_t)layer->batch * units * sizeof(float);
-    const size_t k = parts * (padded(variants[variant], layer->units, layer->bf16) + 64 / size);
-    const size_t table = has_table && layer->tokens <= CW_SMALL_TABLE
-                             ? layer->tokens * cw_gate_count(layer->cell) * units * sizeof(float) : 0;
-    const size_t operand = (rows * k * size + 63) / 64 * 64 + 64, operands = layer->threads * operand;
-    const size_t all = 3 * (state + 64) + operands + table + 256;
+/* Run the forward or the backward pass of a layer with working memory. */
+static int run_layer(int variant, const cw_layer *layer, int backward) {
+    const cw_variant *chosen = variants[variant];
+    const int products = cw_product_count(layer->cell), rows = cw_group_rows(layer, chosen->shape.tiles && layer->bf16);
+    const size_t units = layer->units, size = layer->bf16 ? 2 : 4, filled = ((size_t)layer->batch + 15) / 16 * 16;
+    const size_t state = layer->batch * units * 4, scale = layer->tokens * units * 4, bias = products * units * 4;
+    const size_t k = (backward ? products : 1) * (padded(chosen, layer->units, layer->bf16) + 64 / size);
+    const float *given = backward ? layer->d_table : layer->table;
+    const size_t table = given && layer->tokens <= CW_SMALL_TABLE ? cw_gate_count(layer->cell) * scale : 0;
+    const size_t operand = (filled * k * size + 63) / 64 * 64 + 64, operands = layer->threads * operand;
+    const size_t later = rows < layer->batch ? (CW_GROUPS - 1) * (table + scale + bias + 192) : 0;
+    const size_t all = 3 * (state + 64) + operands + table + later + 256;
     char *memory = malloc(all), *free_memory = memory;
     if (!memory) return 1;
     free_memory += 64 - (size_t)(uintptr_t)memory % 64;
-    cw_layer_job job = {.layer = layer};
-    job.h = take(&free_memory, state);
-    job.c = take(&free_memory, state);
-    job.mask = take(&free_memory, state);
-    job.operands = take(&free_memory, operands);
-    job.operand_bytes = operand;
-    if (table) job.table = take(&free_memory, table);
-    cw_parallel(layer->threads, jobs[layer->bf16], &job);
+    cw_meeting meetings[CW_GROUPS] = {0};
+    cw_layer_job job = {.layer = layer, .groups = layer->batch / rows, .rows = rows, .meetings = meetings};
+    job.h = take(&free_memory, state), job.c = take(&free_memory, state), job.mask = take(&free_memory, state);
+    job.operands = take(&free_memory, operands), job.operand_bytes = operand;
+    if (table && !backward) job.table = take(&free_memory, table);
+    for (int group = 0; backward && group < job.groups; group++) {
+        cw_sums *sums = &job.sums[group];
+        if (table) sums->table = take(&free_memory, table);
+        if (layer->d_scale) sums->scale = group ? take(&free_memory, scale) : layer->d_scale;
+        if (layer->d_bias) sums->bias = group ? take(&free_memory, bias) : layer->d_bias;
+    }
+    cw_parallel(layer->threads, (backward ? chosen->backward : chosen->forward)[layer->bf16], &job);
     free(memory);
     return 0;
 }
 
-int cw_forward(int variant, const cw_layer *layer) {
-    return run_layer(variant, layer, variants[variant]->forward, 1, layer->table != NULL);
-}
-
-int cw_backward(int variant, const cw_layer *layer) {
-    return run_layer(variant, layer, variants[variant]->backward, cw_product_count(layer->cell), layer->d_table != NULL);
-}
+int cw_forward(int variant, const cw_layer *layer) { return run_layer(variant, layer, 0); }
+int cw_backward(int variant, const cw_layer *layer) { return run_layer(variant, layer, 1); }
 
 void cw_input_gradient(int variant, const cw_layer *layer, void *d_inputs) {
     cw_spread_job job = {layer, d_inputs};

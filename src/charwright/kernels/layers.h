@@ -2,7 +2,10 @@
  * weights, and the recurrent product, on products.h or tiles.h.
  *
  * Each thread owns a range of units. At each step it multiplies the whole state by its own columns of the weights,
- * computes its own gates and writes its own part of the next state; a barrier ends the step.
+ * computes its own gates and writes its own part of the next state; a barrier ends the step. Where the
+ * weights fit into the cache of a core, the rows of a batch are in two groups, each of which belongs to half of the
+ * threads: a thread that has one to itself reads all weights, but neither waits for others nor fetches what they have
+ * written until the last step.
  *
  * Units are in blocks of 16. What the gates of a block use together lies together, in arrays that start with the number
  * of the block: rows of a batch that are a power of two apart would compete for the same few lines of a cache.
@@ -127,27 +130,57 @@ static void NAME(pack)(int thread, int threads, cw_barrier *barrier, void *argum
     }
 }
 
+/* --- Groups of rows --- */
+
+/* The rows and the blocks of units of a thread in each step. */
+static cw_area NAME(own_area)(const cw_layer_job *job, int thread, int threads) {
+    const int blocks = job->layer->units / BLOCK, groups = threads % job->groups ? 1 : job->groups;
+    const int members = threads / groups, group = thread / members, member = thread % members;
+    return (cw_area){job->layer->batch * group / groups, job->layer->batch * (group + 1) / groups,
+                     blocks * member / members, blocks * (member + 1) / members};
+}
+/* The barrier of those that have the same rows; to be asked for before the first `cw_meet` of all. */
+static cw_barrier *NAME(meeting_of)(const cw_layer_job *job, int thread, int threads, cw_barrier *all) {
+    if (job->groups == 1 || threads % job->groups) return all;
+    const int members = threads / job->groups;
+    cw_barrier *meeting = &job->meetings[thread / members].barrier;
+    if (thread % members == 0) atomic_store_explicit(&meeting->threads, members, memory_order_relaxed);
+    return meeting;
+}
+/* The group of row b. */
+INLINE int NAME(group_of)(const cw_layer_job *job, int b) { return b >= job->rows; }
+
 /* --- Blocks of units --- */
 
-/* Copy between an array (B, H) and blocks (B, 16), for the units of blocks `first` to `last`. */
-static void NAME(to_blocks)(float *blocks, const float *rows, int batch, int units, int first, int last) {
-    for (int block = first; block < last; block++)
-        for (int b = 0; b < batch; b++)
-            memcpy(blocks + ((size_t)block * batch + b) * BLOCK, rows + (size_t)b * units + block * BLOCK,
-                   BLOCK * sizeof(float));
+/* Where a block of row b is in an array of `steps` steps: (groups, steps, H / 16, rows of a group, 16). What the threads
+ * of a group write lies together: a processor reads ahead, and would take lines from the cache of another core. */
+INLINE size_t NAME(block_at)(const cw_layer *layer, int rows, int steps, int t, int block, int b) {
+    const int group = b >= rows;
+    return ((size_t)(group * steps + t) * (layer->units / BLOCK) + block) * rows + b - group * rows;
 }
-static void NAME(from_blocks)(float *rows, const float *blocks, int batch, int units, int first, int last) {
-    for (int block = first; block < last; block++)
-        for (int b = 0; b < batch; b++)
-            memcpy(rows + (size_t)b * units + block * BLOCK, blocks + ((size_t)block * batch + b) * BLOCK,
-                   BLOCK * sizeof(float));
+INLINE size_t NAME(state_at)(const cw_layer_job *job, int block, int b) {
+    return NAME(block_at)(job->layer, job->rows, 1, 0, block, b) * BLOCK;
+}
+
+/* Copy between an array (B, H) and blocks of states, for the rows and blocks of an area. */
+static void NAME(to_blocks)(const cw_layer_job *job, float *blocks, const float *rows, cw_area area) {
+    const size_t units = job->layer->units;
+    for (int block = area.column; block < area.last_column; block++)
+        for (int b = area.row; b < area.last_row; b++)
+            memcpy(blocks + NAME(state_at)(job, block, b), rows + b * units + block * BLOCK, BLOCK * sizeof(float));
+}
+static void NAME(from_blocks)(const cw_layer_job *job, float *rows, float *blocks, cw_area area) {
+    const size_t units = job->layer->units;
+    for (int block = area.column; block < area.last_column; block++)
+        for (int b = area.row; b < area.last_row; b++)
+            memcpy(rows + b * units + block * BLOCK, blocks + NAME(state_at)(job, block, b), BLOCK * sizeof(float));
 }
 /* The gates of a block in row b of a step: (slots, 16). */
-INLINE elem *NAME(gates_at)(const cw_layer *layer, int t, int block, int b) {
-    const size_t at = ((size_t)t * (layer->units / BLOCK) + block) * layer->batch + b;
-    return (elem *)layer->gates + at * cw_slots(layer->cell) * BLOCK;
+INLINE elem *NAME(gates_at)(const cw_layer *layer, int rows, int t, int block, int b) {
+    return (elem *)layer->gates +
+           NAME(block_at)(layer, rows, layer->steps, t, block, b) * cw_slots(layer->cell) * BLOCK;
 }
 /* The cell of a block in row b before step t. */
-INLINE elem *NAME(cell_at)(const cw_layer *layer, int t, int block, int b) {
-    return (elem *)layer->cells + (((size_t)t * (layer->units / BLOCK) + block) * layer->batch + b) * BLOCK;
+INLINE elem *NAME(cell_at)(const cw_layer *layer, int rows, int t, int block, int b) {
+    return (elem *)layer->cells + NAME(block_at)(layer, rows, layer->steps + 1, t, block, b) * BLOCK;
 }

@@ -3,29 +3,37 @@
 
 #define GROUP 16 /* columns that are packed together; a multiple of every ROWS and LANES, and a block of units */
 
-/* Reads a group of columns of a, row by row. */
+/* Reads a group of columns, row by row. */
 typedef struct {
     const elem *row;
-    size_t stride, jump; /* between rows; additionally, after the last row of a step */
-    int batch, at;       /* rows of a step; the number of the row in it */
+    ptrdiff_t stride;      /* between rows */
+    ptrdiff_t group, step; /* additionally, to the next group of rows; and from the last group to the next step */
+    int rows, at;          /* of a group; the number of the row in it */
+    int groups, current;   /* of a step; the number of the group in it */
 } NAME(reader);
 
+INLINE NAME(reader) NAME(read_rows)(const elem *from, size_t stride) {
+    return (NAME(reader)){from, (ptrdiff_t)stride, 0, 0, INT32_MAX, 0, 1, 0};
+}
 INLINE NAME(reader) NAME(read_a)(const cw_outer_job *job, int column, int row) {
     const cw_layer *layer = job->layer;
-    if (!layer) return (NAME(reader)){(const elem *)job->a + row * job->a_row + column, job->a_row, 0, INT32_MAX, 0};
-    const int batch = layer->batch, slots = cw_slots(layer->cell), blocks = layer->units / GROUP;
-    const int t = row / batch, b = row % batch, slot = column / layer->units, block = column % layer->units / GROUP;
-    const size_t row_of_block = ((size_t)t * blocks + block) * batch + b, stride = (size_t)slots * GROUP;
-    return (NAME(reader)){(const elem *)layer->gates + row_of_block * stride + slot * GROUP, stride,
-                          (blocks - 1) * (size_t)batch * stride, batch, b};
+    if (!layer) return NAME(read_rows)((const elem *)job->a + row * job->a_row + column, job->a_row);
+    const int rows = cw_group_rows(layer, TILED), groups = layer->batch / rows, b = row % layer->batch;
+    const elem *from = NAME(gates_at)(layer, rows, row / layer->batch, column % layer->units / GROUP, b);
+    const ptrdiff_t stride = cw_slots(layer->cell) * GROUP, read = rows * stride, step = layer->units / GROUP * read;
+    const ptrdiff_t group = layer->steps * step;
+    return (NAME(reader)){from + column / layer->units * GROUP, stride, group - read, step - (groups - 1) * group - read,
+                          rows, b % rows, groups, b / rows};
 }
 INLINE const elem *NAME(next_row)(NAME(reader) * reader) {
     const elem *row = reader->row;
     __builtin_prefetch(row + 16 * reader->stride); /* too far apart for the processor to foresee */
     reader->row += reader->stride;
-    if (++reader->at == reader->batch) {
+    if (++reader->at == reader->rows) {
         reader->at = 0;
-        reader->row += reader->jump;
+        const int is_last = ++reader->current == reader->groups;
+        reader->row += is_last ? reader->step : reader->group;
+        if (is_last) reader->current = 0;
     }
     return row;
 }
@@ -60,7 +68,7 @@ static void NAME(pack_b)(const cw_outer_job *job, int begin, int k, int steps, i
     elem pairs[GROUP * DEPTH] __attribute__((aligned(64)));
     for (int at = first; at < last; at += GROUP) {
         const elem *b = (const elem *)job->b + (size_t)begin * job->b_row + at;
-        NAME(reader) reader = {b, job->b_row, 0, INT32_MAX, 0};
+        NAME(reader) reader = NAME(read_rows)(b, job->b_row);
         for (int s = 0; s < steps; s++) {
             NAME(next_pair)(&reader, k - s * DEPTH, job->columns - at, pairs);
             for (int v = 0; v < GROUP / LANES; v++)

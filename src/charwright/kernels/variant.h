@@ -12,18 +12,52 @@ typedef struct {
     void *packed;
 } cw_packing;
 
+/* A thread's share of the rows and columns of a result; the last of both does not belong to it. */
+typedef struct {
+    int row, last_row, column, last_column;
+} cw_area;
+
+/* What a backward pass adds up over the rows of a batch, or over a group of them. */
+typedef struct {
+    float *table; /* (H / 16, tokens, G, 16): the gradient of the table, if it is small; or NULL */
+    float *scale; /* (tokens, H), or NULL */
+    float *bias;  /* (G of the recurrent product, H), or NULL */
+} cw_sums;
+
+/* A barrier in a cache line of its own. */
+typedef struct {
+    _Alignas(64) cw_barrier barrier;
+} cw_meeting;
+
+/* The most groups of rows of a batch. */
+#define CW_GROUPS 2
+/* A larger table is used as it is: its blocks would not stay in the cache. */
+#define CW_SMALL_TABLE 512
+
+/* At most so many bytes of recurrent weights fit into the cache of a core, beside all else. */
+#define CW_FEW_WEIGHTS 655360
+
+/* The rows of a group. The bits of what is added up over all rows depend on it, so it is a matter of the layer's sizes,
+ * not of the threads. Groups of fewer rows take longer: the weights are read for each. So would tiles, which multiply 32
+ * rows as fast as 16; and with a large table each group would need another one. */
+static inline int cw_group_rows(const cw_layer *layer, int tiles) {
+    const size_t weights = (size_t)cw_product_count(layer->cell) * layer->units * layer->units * (layer->bf16 ? 2 : 4);
+    const int fits = weights <= CW_FEW_WEIGHTS && layer->tokens <= CW_SMALL_TABLE;
+    return fits && !tiles && layer->batch % 2 == 0 && layer->batch >= 32 ? layer->batch / CW_GROUPS : layer->batch;
+}
+
 /* The working memory of a layer during a call; units are in blocks of 16. See layers.h. */
 typedef struct {
     const cw_layer *layer;
-    float *table;       /* (H / 16, tokens, G, 16): the table or its gradient, if it is small; or NULL */
-    float *h, *c;       /* (H / 16, B, 16): the state or its gradient */
+    int groups, rows;        /* of rows of the batch; the rows of a group */
+    cw_meeting *meetings;    /* of the threads of each group */
+    cw_sums sums[CW_GROUPS]; /* of each group, in a backward pass */
+    float *table;            /* (H / 16, tokens, G, 16): the table in a forward pass, if it is small; or NULL */
+    float *h, *c;            /* (groups, H / 16, rows, 16): the state or its gradient */
     float *mask;        /* the same shape */
     void *operands;     /* a thread's own operand of the recurrent product, for each */
     size_t operand_bytes;
 } cw_layer_job;
-
-/* A larger table is used as it is: its blocks would not stay in the cache. */
-#define CW_SMALL_TABLE 512
 
 typedef struct {
     const cw_layer *layer;
@@ -37,11 +71,6 @@ typedef struct {
     const void *from;  /* (rows, units) storage */
     void *to;
 } cw_mask_job;
-
-/* A thread's share of the rows and columns of a result; the last of both does not belong to it. */
-typedef struct {
-    int row, last_row, column, last_column;
-} cw_area;
 
 /* c (m, columns) float32 = a (n, m) transposed times b (n, columns), both in storage, `depth` values of n at a time.
  * Column i of a gives row (i + first_row) % m of c. With a layer, a is its gates: (T * B, slots * H). */
