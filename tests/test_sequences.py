@@ -19,7 +19,7 @@ from charwright.data.short_texts import shrink_to_fit
 from charwright.data.split import split_corpus
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import ConfigError, CorpusError
-from charwright.training.budget import Budget, remaining_batches
+from charwright.training.budget import AT_ONCE, Budget, remaining_batches
 from charwright.training.snapshot import Position
 
 KINDS = {"windows": Windows, "streams": Streams, "excerpts": Excerpts}
@@ -269,6 +269,16 @@ class TestPrefetch:
         budget = Budget(config, Position(), dataset.steps_per_epoch, lambda: 0.0, 0.0)
         assert len(list(remaining_batches(dataset, budget, torch.device(device)))) == dataset.steps_per_epoch
         assert dataset.threads == {thread}
+
+    @pytest.mark.parametrize("start", [0, 3])
+    def test_batches_cut_in_a_row_are_those_of_the_dataset(self, start):
+        dataset = Streams(ramp(400), 5, 2)
+        position = Position(step=start, step_in_epoch=start)
+        budget = Budget(TrainingConfig(epochs=1), position, dataset.steps_per_epoch, lambda: 0.0, 0.0)
+        found = list(remaining_batches(dataset, budget, torch.device("cpu")))
+        assert len(found) == dataset.steps_per_epoch - start > 2 * AT_ONCE
+        for pair, wanted in zip(found, dataset.batches(position.epoch, start), strict=True):
+            assert np.array_equal(pair, wanted)
 
     @pytest.mark.parametrize("depth", [1, 2, 5])
     def test_the_same_items_in_the_same_order(self, depth):

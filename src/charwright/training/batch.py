@@ -73,6 +73,8 @@ def make_part(
 
 def _to_device(array: npt.NDArray[np.int64], device: torch.device) -> Tensor:
     tensor = torch.from_numpy(array)
+    if device.type == "cpu":
+        return tensor
     if device.type == "cuda":
         # A copy from pinned memory does not wait for the steps before it.
         tensor = tensor.contiguous().pin_memory()
@@ -88,9 +90,10 @@ def reset_streams(
     """
     if hidden is None or probability == 0:
         return hidden
-    kept = torch.rand(total, generator=generator, device=generator.device)[rows] >= probability
-    if kept.device.type == "cpu" and kept.all():  # as in most steps; a GPU would have to be waited for
-        return hidden
+    drawn = torch.rand(total, generator=generator, device=generator.device)[rows]
+    if drawn.device.type == "cpu" and min(drawn.tolist()) > probability:
+        return hidden  # as in most steps; a GPU would have to be waited for
+    kept = drawn >= probability
     return tuple(part * kept[None, :, None] for part in hidden)
 
 
