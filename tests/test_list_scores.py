@@ -93,7 +93,7 @@ def test_mistakes_about_labels() -> None:
     _, generator = pair(LABELS, RecordsConfig("line", "first"), "\n")
     with pytest.raises(CorpusError, match=r"^line 2 has no tab.*name one with --label"):
         list(generator.score("x\ta\nb\n"))
-    with pytest.raises(UsageError, match="no label 'z'; the model has x, yy"):
+    with pytest.raises(UsageError, match=r"^line 2: there is no label 'z'; the model has x, yy"):
         list(generator.score("x\ta\nz\tb\n"))
     with pytest.raises(UsageError, match="no label 'z'"):
         generator.score("a", label="z")

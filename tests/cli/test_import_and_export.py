@@ -334,6 +334,7 @@ class TestExport:
         (tmp_path / "kept").mkdir()
         (tmp_path / "kept" / "letter.txt").write_text("dear", encoding="utf-8")
         np.savez(tmp_path / "kept" / "mine.npz", mine=np.arange(3))
+        (tmp_path / "kept" / "mine.html").write_text("<!doctype html>\n<p>dear", encoding="utf-8")
         for words, complaint in (
             ([tmp_path / "none", "--to", "numpy"], "there is no run"),
             ([run.folder, "--to", "pdf"], "'pdf' is not one of"),
@@ -352,6 +353,7 @@ class TestExport:
                     ("keras", "letter.txt"),
                     ("html", "letter.txt"),
                     ("numpy", "mine.npz"),
+                    ("html", "mine.html"),
                 )
             ),
         ):

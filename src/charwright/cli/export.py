@@ -76,6 +76,8 @@ FOLDERS = {
 BEGINNINGS = {"keras": b"\x89HDF", "html": b"<!doctype html>", "numpy": b"PK\x03\x04"}
 """The first bytes of the formats that are files."""
 
+PAGE_MADE_BY = b'<meta name="generator" content="charwright '
+
 FORMATS: Mapping[str, tuple[str, Callable[[_Task], None]]] = {
     "onnx": ("-onnx", _onnx),
     "saved-model": ("-saved-model", _saved_model),
@@ -160,10 +162,13 @@ def _check_path(path: Path, to: str, *, force: bool) -> None:
 
 
 def _is_export(path: Path, to: str) -> bool:
-    """Whether a file looks like an older export: by its first bytes, and an archive of arrays by its model card."""
+    """Whether a file looks like an older export: by its beginning, and an archive of arrays by its model card."""
     with path.open("rb") as file:
-        if file.read(len(BEGINNINGS[to])) != BEGINNINGS[to]:
-            return False
+        beginning = file.read(1000)
+    if not beginning.startswith(BEGINNINGS[to]):
+        return False
+    if to == "html":
+        return PAGE_MADE_BY in beginning
     if to != "numpy":
         return True
     try:

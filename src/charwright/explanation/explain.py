@@ -65,7 +65,10 @@ def explain(
         raise UsageError(f"an explanation shows {FEWEST} to {MOST_LENGTH:,} characters, not {length:,}")
     opened = run if isinstance(run, Run) else Run.open(run)
     if opened.vocabulary.labels:
-        raise UsageError(f"{opened.folder} was trained with labels, which a text to explain does not have")
+        raise UsageError(
+            f"{opened.folder} was trained with labels, which a text to explain does not have; charwright score shows"
+            " the bits of each of its records"
+        )
     weights = opened.weights()
     held_out, complaint = _held_out(opened, moved, places)
     notes: list[str] = []

@@ -49,6 +49,11 @@ class Raw:
         column = len(text) - text.rfind("\n") if lines else self.column + len(text)
         return replace(self, line=self.line + lines, column=column)
 
+    @property
+    def place(self) -> str:
+        """Its line, for a message."""
+        return f"line {self.line:,}" + (f" of {self.file}" if self.file else "")
+
 
 @dataclass(frozen=True)
 class ListScores:
@@ -103,9 +108,8 @@ class ListScores:
             return raw
         if self.label is not None:
             return replace(raw, text=self._without_label(raw.text), label=self.label)
-        where = f"line {raw.line:,}" + (f" of {raw.file}" if raw.file else "")
         try:
-            label, text = label_and_text(raw.text, self.records.label or "first", where)
+            label, text = label_and_text(raw.text, self.records.label or "first", raw.place)
         except CorpusError as error:
             raise CorpusError(f"{error}; if the text has no column of labels, name one with --label") from error
         return replace(raw, text=text, label=label)
@@ -118,15 +122,18 @@ class ListScores:
             return text
         return rest if label in self.vocabulary.labels else text
 
-    def _id_of(self, label: str) -> int:
+    def _id_of(self, label: str, raw: Raw) -> int:
         if label not in self._known:
-            self._known[label] = label_id(self.vocabulary, label)
+            try:
+                self._known[label] = label_id(self.vocabulary, label)
+            except UsageError as error:
+                raise UsageError(f"{raw.place}: {error}") from error
         return self._known[label]
 
     def _ids(self, raw: Raw) -> Ids:
         """The ids of a record and its end, after that of its label if it has one."""
         ids = self.vocabulary.encode(raw.text + self.end)
-        return ids if raw.label is None else np.insert(ids, 0, self._id_of(raw.label))
+        return ids if raw.label is None else np.insert(ids, 0, self._id_of(raw.label, raw))
 
     def _scores(self, reading: RecordByRecord, found: Sequence[Raw]) -> Iterator[Score]:
         parts = [self._ids(raw) for raw in found]
