@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import charwright as cw
+from charwright import kernels
 from charwright.data.sequences import Dataset, make_dataset
 from charwright.errors import DivergedError, UsageError
 from charwright.evaluation.evaluation import Evaluation
+from charwright.model.compute import Compute
 from charwright.planning.recipes import find_recipe
 from charwright.training import events
 from charwright.training.batch import Batch
@@ -981,3 +983,26 @@ def test_a_second_training_begins_with_the_rate_that_was_set() -> None:
 def test_a_training_step_returns_the_loss(returned: Any, message: str) -> None:
     with pytest.raises(UsageError, match=f"a train_step returns the mean loss .* {message}"):
         list(cw.fit(make_model(), make_data(), settings_for(steps=2), train_step=lambda *_: returned))
+
+
+@pytest.mark.skipif(not kernels.available(), reason="the C kernels were not built here")
+def test_a_seed_gives_the_same_model_with_any_number_of_threads() -> None:
+    """The kernels add up in one order, and initial weights are made on one thread."""
+    kept = torch.get_num_threads()
+
+    def trained(threads: int) -> dict[str, Any]:
+        torch.set_num_threads(threads)
+        config = cw.ModelConfig(units=256, embedding_size=32, multiplicative=True, ngram_bits=8, recurrent_dropout=0.1)
+        model = cw.LanguageModel(config, VOCABULARY, compute=Compute.choose("cpu", "native", "f32"))
+        ids = np.random.default_rng(0).integers(0, VOCABULARY, 1200)
+        data = make_dataset(ids, cw.SequenceConfig(batch=32, seq_length=8), seed=1)
+        list(cw.fit(model, data, settings_for(epochs=None, steps=3, ema=0.5, clip_norm=0.5)))
+        return {"threads": torch.get_num_threads(), **model.arrays()}
+
+    try:
+        first, *others = [trained(threads) for threads in (1, 2, 3)]
+    finally:
+        torch.set_num_threads(kept)
+    for number, other in enumerate(others, 2):
+        assert other.pop("threads") == number
+        assert all(np.array_equal(first[name], array) for name, array in other.items())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from charwright.config import ModelConfig
+from charwright.model.compute import keeping_threads
 
 
 @torch.no_grad()
@@ -25,7 +26,7 @@ def initialize(
         if name == "embedding.weight":
             weight.uniform_(-embedding_range, embedding_range, generator=generator)
         elif name.endswith("weight_hh"):
-            nn.init.orthogonal_(weight, generator=generator)
+            _make_orthogonal(weight, generator)
         elif name.endswith("weight_ih") or name == "head.weight":
             limit = math.sqrt(6 / sum(weight.shape))  # Glorot & Bengio, 2010, equation 16
             weight.uniform_(-limit, limit, generator=generator)
@@ -33,6 +34,13 @@ def initialize(
             weight.zero_()
         if config.cell == "lstm" and name.endswith("bias_ih"):
             weight[config.units : 2 * config.units] = 1  # the forget gate (Jozefowicz et al., 2015)
+
+
+def _make_orthogonal(weight: Tensor, generator: torch.Generator) -> None:
+    """As PyTorch does, on one thread: on several the bits depend on their number, and a busy core makes them wait."""
+    with keeping_threads():
+        torch.set_num_threads(1)
+        nn.init.orthogonal_(weight, generator=generator)
 
 
 @torch.no_grad()
