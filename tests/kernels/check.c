@@ -592,7 +592,7 @@ static double differentiate(int variant, const whole *n, float *const d[N_WEIGHT
     return sum;
 }
 
-/* Along a direction in all weights, the loss changes as the gradients say; any number of threads gives the same bits. */
+/* Along a direction in all weights, the loss changes as the gradients say; several threads give the bits of one. */
 static void check_network(int variant, int cell, int bf16) {
     size_t sizes[N_WEIGHTS];
     weight_sizes(cell, sizes);
@@ -635,8 +635,7 @@ static void check_network(int variant, int cell, int bf16) {
         for (int i = 0; i < N_WEIGHTS; i++)
             for (size_t k = 0; k < sizes[i]; k++) n.weights[i][k] -= step * direction[i][k];
     }
-if (getenv("SHOW")) printf("%g %g %d\n", found/expected-1, expected, bf16);
-    if (!bf16 && !(fabs(found - expected) <= 5e-3 * fabs(expected))) {
+    if (!(fabs(found - expected) <= (bf16 ? 5e-2 : 5e-4) * fabs(expected))) {
         printf("%s: along a direction the loss of a network changes by %g, not by %g\n", cw_variant_name(variant), found,
                expected);
         exit(1);
@@ -1380,7 +1379,7 @@ static int check_all_writing(int variant) {
 }
 
 int main(void) {
-    const int sizes[][3] = {{1, 1, 16}, {3, 9, 48}, {5, 3, 16}, {2, 70, 32}, {7, 8, 112}, {3, 33, 80}, {4, 32, 64}};
+    const int sizes[][3] = {{1, 1, 16}, {3, 9, 48}, {5, 3, 16}, {2, 70, 32}, {7, 8, 112}, {3, 33, 80}, {4, 32, 64}, {2, 130, 32}};
     for (int i = 0; i < 1026; i++) tanh_table[i] = (int16_t)fmin(rint(tanh(i / 128.0) * 32768), 32767);
     printf("draws: %d agree\n", check_draws());
     for (int variant = 0; cw_variant_name(variant); variant++) {

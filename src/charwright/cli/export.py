@@ -76,7 +76,8 @@ FOLDERS = {
 BEGINNINGS = {"keras": b"\x89HDF", "html": b"<!doctype html>", "numpy": b"PK\x03\x04"}
 """The first bytes of the formats that are files."""
 
-PAGE_MADE_BY = b'<meta name="generator" content="charwright '
+PAGE_OF_A_MODEL = b'<script type="application/octet-stream" id="weights">'
+"""What no other page of charwright has, and hardly any page of others."""
 
 FORMATS: Mapping[str, tuple[str, Callable[[_Task], None]]] = {
     "onnx": ("-onnx", _onnx),
@@ -162,13 +163,12 @@ def _check_path(path: Path, to: str, *, force: bool) -> None:
 
 
 def _is_export(path: Path, to: str) -> bool:
-    """Whether a file looks like an older export: by its beginning, and an archive of arrays by its model card."""
+    """Whether a file looks like an older export: by its first bytes; pages and archives by their content."""
     with path.open("rb") as file:
-        beginning = file.read(1000)
-    if not beginning.startswith(BEGINNINGS[to]):
-        return False
+        if file.read(len(BEGINNINGS[to])) != BEGINNINGS[to]:
+            return False
     if to == "html":
-        return PAGE_MADE_BY in beginning
+        return PAGE_OF_A_MODEL in path.read_bytes()
     if to != "numpy":
         return True
     try:

@@ -56,7 +56,7 @@ INLINE void NAME(backward_block)(int cell, const cw_layer_job *job, int t, int b
     const cw_layer *layer = job->layer;
     const int units = layer->units, batch = layer->batch, gates = cw_gate_count(cell);
     const int first = gates - cw_product_count(cell); /* the first gate that reads the state */
-    const cw_sums *sums = job->sums + NAME(group_of)(job, first_row);
+    const cw_sums *sums = job->sums + cw_group_of(job, first_row);
     const size_t state = NAME(state_at)(job, block, first_row), slots = cw_slots(cell) * BLOCK;
     elem *saved = NAME(gates_at)(layer, job->rows, t, block, first_row);
     const elem *cells = NAME(cell_at)(layer, job->rows, t, block, first_row);
@@ -154,9 +154,9 @@ static void NAME(through_product)(const cw_layer_job *job, int t, const elem *op
                                                       end - panel, depth / DEPTH));
             }
         }
+        float *d_scale = job->sums[cw_group_of(job, panel)].scale;
         for (int v = 0; v < vectors; v++) {
             const int unit = (vector + v) * LANES;
-            float *d_scale = job->sums[NAME(group_of)(job, panel)].scale;
             size_t at = NAME(state_at)(job, unit / BLOCK, panel) + unit % BLOCK;
             for (int b = panel; b < end; b++, at += BLOCK) {
                 vec through = load(c + (b - panel) * c_row + v * LANES);
@@ -187,7 +187,8 @@ static void NAME(write_table)(const cw_layer_job *job, int first, int last) {
 
 /* Add the sums of the later groups to those of the first, for blocks `first` to `last` in each of `rows` rows. */
 INLINE void NAME(add_sums)(float *to, const float *from, size_t rows, int units, int first, int last) {
-    for (size_t row = 0; row < rows && to; row++)
+    if (!to) return;
+    for (size_t row = 0; row < rows; row++)
         for (int unit = first * BLOCK; unit < last * BLOCK; unit += LANES)
             store(to + row * units + unit, load(to + row * units + unit) + load(from + row * units + unit));
 }
@@ -213,7 +214,7 @@ static void NAME(clear_sums)(const cw_layer_job *job, cw_area area) {
     const cw_layer *layer = job->layer;
     const int gates = cw_gate_count(layer->cell), first = area.column, last = area.last_column;
     const size_t slice = (size_t)layer->tokens * gates * BLOCK;
-    for (int group = NAME(group_of)(job, area.row); group <= NAME(group_of)(job, area.last_row - 1); group++) {
+    for (int group = cw_group_of(job, area.row); group <= cw_group_of(job, area.last_row - 1); group++) {
         const cw_sums *sums = job->sums + group;
         if (sums->table) memset(sums->table + first * slice, 0, (last - first) * slice * sizeof(float));
         else NAME(clear)(layer->d_table, (size_t)layer->tokens * gates, layer->units, first, last);
@@ -264,14 +265,14 @@ static void NAME(backward)(int thread, int threads, cw_barrier *barrier, void *a
     const cw_layer_job job = *(const cw_layer_job *)argument;
     const cw_layer *layer = job.layer;
     const int blocks = layer->units / BLOCK;
-    const cw_area area = NAME(own_area)(&job, thread, threads);
-    cw_barrier *meeting = NAME(meeting_of)(&job, thread, threads, barrier);
+    const cw_area area = cw_own_area(&job, thread, threads);
+    cw_barrier *meeting = cw_prepare_meeting(&job, thread, threads, barrier);
     elem *operand = NAME(own_operand)(&job, thread);
     NAME(take_gradient)(&job, job.h, layer->d_h, area);
     if (layer->cell == CW_LSTM) NAME(take_gradient)(&job, job.c, layer->d_c, area);
     if (layer->mask) NAME(to_blocks)(&job, job.mask, layer->mask, area);
     NAME(clear_sums)(&job, area);
-    if (meeting != barrier) cw_meet(barrier); /* the barriers of the groups are ready */
+    if (meeting != barrier) cw_meet(barrier); /* the barriers of all groups are prepared */
 #if TILED
     begin_tiles();
 #endif

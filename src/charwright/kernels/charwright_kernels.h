@@ -27,7 +27,7 @@ enum { CW_GRU = 0, CW_LSTM = 1, CW_RNN = 2, CW_IGRU = 3 };
 
 typedef struct {
     int32_t cell, bf16, steps, batch, units, threads;
-    int32_t tokens;         /* the rows of the table */
+    int32_t tokens;         /* the rows of the table; 0 without ids. The same in all calls for a layer */
     /* Input: rows of a table selected by ids, or one row per position. */
     const float *table;     /* (tokens, G * H), or NULL */
     const int64_t *ids;     /* (T, B) with the table */
@@ -39,7 +39,7 @@ typedef struct {
     void *hidden;           /* (T + 1, B, H) storage; [t] is the state before step t */
     void *masked;           /* (T + 1, B, H) storage: `hidden` times mask and scale, but for the last; with one */
     void *gates;            /* written by forward, overwritten with gradients by backward; see `cw_slots` */
-    void *cells;            /* (T + 1, H / 16, B, 16) storage; LSTM only */
+    void *cells;            /* (T + 1) * B * H numbers in storage, in the order of layers.h; LSTM only */
     float *state_h;         /* (B, H): the initial state in, the final state out */
     float *state_c;         /* (B, H), LSTM only */
     /* Backward only. */

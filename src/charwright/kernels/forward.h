@@ -129,7 +129,7 @@ static void NAME(begin_forward)(const cw_layer_job *job, cw_area area) {
             }
 }
 
-/* The step of a block in rows of one group; `next` is the block whose weights are needed after it, or the same one. */
+/* The step of a block in rows of one group; `next` is the block whose weights the thread needs next, or the same one. */
 INLINE void NAME(forward_block)(int cell, const cw_layer_job *job, int t, int block, int next, const elem *operand,
                                 int first_row, int last_row) {
     const cw_layer *layer = job->layer;
@@ -183,15 +183,15 @@ static void NAME(forward)(int thread, int threads, cw_barrier *barrier, void *ar
     const cw_layer_job job = *(const cw_layer_job *)argument;
     const cw_layer *layer = job.layer;
     const int units = layer->units, batch = layer->batch, blocks = units / BLOCK;
-    const cw_area area = NAME(own_area)(&job, thread, threads);
-    cw_barrier *meeting = NAME(meeting_of)(&job, thread, threads, barrier);
+    const cw_area area = cw_own_area(&job, thread, threads);
+    cw_barrier *meeting = cw_prepare_meeting(&job, thread, threads, barrier);
     const size_t size = NAME(padded)(units) + SPACING;
 #if TILED
     begin_tiles();
 #endif
     NAME(take_table)(&job, blocks * thread / threads, blocks * (thread + 1) / threads);
     NAME(begin_forward)(&job, area);
-    if (meeting != barrier) cw_meet(barrier); /* the whole table is copied */
+    if (meeting != barrier) cw_meet(barrier); /* the whole table is copied, and the barriers of all groups are prepared */
     const elem *states = layer->masked ? layer->masked : layer->hidden;
     elem *operand = NAME(own_operand)(&job, thread);
     for (int t = 0; t < layer->steps; t++) {

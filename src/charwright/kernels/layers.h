@@ -2,13 +2,13 @@
  * weights, and the recurrent product, on products.h or tiles.h.
  *
  * Each thread owns a range of units. At each step it multiplies the whole state by its own columns of the weights,
- * computes its own gates and writes its own part of the next state; a barrier ends the step. Where the
- * weights fit into the cache of a core, the rows of a batch are in two groups, each of which belongs to half of the
- * threads: a thread that has one to itself reads all weights, but neither waits for others nor fetches what they have
- * written until the last step.
+ * computes its own gates and writes its own part of the next state; a barrier ends the step. Where the weights fit into
+ * the cache of a core, the rows of a batch are in two groups, and of an even number of threads half have each: one that
+ * has a group to itself reads all weights, but neither waits for others nor fetches what they have written until the last
+ * step. See `cw_group_rows`.
  *
- * Units are in blocks of 16. What the gates of a block use together lies together, in arrays that start with the number
- * of the block: rows of a batch that are a power of two apart would compete for the same few lines of a cache.
+ * Units are in blocks of 16. What the gates of a block use together lies together: rows of a batch that are a power of two
+ * apart would compete for the same few lines of a cache.
  */
 #define BLOCK 16
 #define VECTORS (BLOCK / LANES)
@@ -130,26 +130,6 @@ static void NAME(pack)(int thread, int threads, cw_barrier *barrier, void *argum
     }
 }
 
-/* --- Groups of rows --- */
-
-/* The rows and the blocks of units of a thread in each step. */
-static cw_area NAME(own_area)(const cw_layer_job *job, int thread, int threads) {
-    const int blocks = job->layer->units / BLOCK, groups = threads % job->groups ? 1 : job->groups;
-    const int members = threads / groups, group = thread / members, member = thread % members;
-    return (cw_area){job->layer->batch * group / groups, job->layer->batch * (group + 1) / groups,
-                     blocks * member / members, blocks * (member + 1) / members};
-}
-/* The barrier of those that have the same rows; to be asked for before the first `cw_meet` of all. */
-static cw_barrier *NAME(meeting_of)(const cw_layer_job *job, int thread, int threads, cw_barrier *all) {
-    if (job->groups == 1 || threads % job->groups) return all;
-    const int members = threads / job->groups;
-    cw_barrier *meeting = &job->meetings[thread / members].barrier;
-    if (thread % members == 0) atomic_store_explicit(&meeting->threads, members, memory_order_relaxed);
-    return meeting;
-}
-/* The group of row b. */
-INLINE int NAME(group_of)(const cw_layer_job *job, int b) { return b >= job->rows; }
-
 /* --- Blocks of units --- */
 
 /* Where a block of row b is in an array of `steps` steps: (groups, steps, H / 16, rows of a group, 16). What the threads
@@ -169,7 +149,7 @@ static void NAME(to_blocks)(const cw_layer_job *job, float *blocks, const float 
         for (int b = area.row; b < area.last_row; b++)
             memcpy(blocks + NAME(state_at)(job, block, b), rows + b * units + block * BLOCK, BLOCK * sizeof(float));
 }
-static void NAME(from_blocks)(const cw_layer_job *job, float *rows, float *blocks, cw_area area) {
+static void NAME(from_blocks)(const cw_layer_job *job, float *rows, const float *blocks, cw_area area) {
     const size_t units = job->layer->units;
     for (int block = area.column; block < area.last_column; block++)
         for (int b = area.row; b < area.last_row; b++)

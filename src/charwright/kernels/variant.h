@@ -29,17 +29,18 @@ typedef struct {
     _Alignas(64) cw_barrier barrier;
 } cw_meeting;
 
-/* The most groups of rows of a batch. */
-#define CW_GROUPS 2
 /* A larger table is used as it is: its blocks would not stay in the cache. */
 #define CW_SMALL_TABLE 512
 
-/* At most so many bytes of recurrent weights fit into the cache of a core, beside all else. */
+/* Up to so many bytes of recurrent weights are taken to fit into the cache of a core, beside all else. */
 #define CW_FEW_WEIGHTS 655360
 
-/* The rows of a group. The bits of what is added up over all rows depend on it, so it is a matter of the layer's sizes,
- * not of the threads. Groups of fewer rows take longer: the weights are read for each. So would tiles, which multiply 32
- * rows as fast as 16; and with a large table each group would need another one. */
+/* The most groups of rows. The rows from `cw_group_rows` on are the second one. */
+#define CW_GROUPS 2
+
+/* The rows of the first group. The order of what a layer keeps and the bits of what is added up over all rows depend on
+ * it, so it is a matter of the layer's sizes, not of the threads. Groups of fewer rows take longer: the weights are read
+ * for each. So would tiles, which multiply 32 rows as fast as 16; and with a large table each group would need another. */
 static inline int cw_group_rows(const cw_layer *layer, int tiles) {
     const size_t weights = (size_t)cw_product_count(layer->cell) * layer->units * layer->units * (layer->bf16 ? 2 : 4);
     const int fits = weights <= CW_FEW_WEIGHTS && layer->tokens <= CW_SMALL_TABLE;
@@ -54,10 +55,32 @@ typedef struct {
     cw_sums sums[CW_GROUPS]; /* of each group, in a backward pass */
     float *table;            /* (H / 16, tokens, G, 16): the table in a forward pass, if it is small; or NULL */
     float *h, *c;            /* (groups, H / 16, rows, 16): the state or its gradient */
-    float *mask;        /* the same shape */
-    void *operands;     /* a thread's own operand of the recurrent product, for each */
+    float *mask;             /* the same shape */
+    void *operands;          /* a thread's own operand of the recurrent product, for each */
     size_t operand_bytes;
 } cw_layer_job;
+
+/* The group of row b. */
+static inline int cw_group_of(const cw_layer_job *job, int b) { return b >= job->rows; }
+
+/* The rows and the blocks of units of a thread in each step: of one group, if the threads can be divided among them. */
+static inline cw_area cw_own_area(const cw_layer_job *job, int thread, int threads) {
+    const int blocks = job->layer->units / 16, batch = job->layer->batch;
+    const int groups = threads % job->groups ? 1 : job->groups;
+    const int members = threads / groups, group = thread / members, member = thread % members;
+    return (cw_area){batch * group / groups, batch * (group + 1) / groups, blocks * member / members,
+                     blocks * (member + 1) / members};
+}
+
+/* The barrier of the threads that have the same rows. If it is another one than that of all, these have to meet before it
+ * is used, since its first thread prepares it here. */
+static inline cw_barrier *cw_prepare_meeting(const cw_layer_job *job, int thread, int threads, cw_barrier *all) {
+    if (job->groups == 1 || threads % job->groups) return all;
+    const int members = threads / job->groups;
+    cw_barrier *meeting = &job->meetings[thread / members].barrier;
+    if (thread % members == 0) atomic_store_explicit(&meeting->threads, members, memory_order_relaxed);
+    return meeting;
+}
 
 typedef struct {
     const cw_layer *layer;

@@ -91,7 +91,7 @@ def reset_streams(
     if hidden is None or probability == 0:
         return hidden
     drawn = torch.rand(total, generator=generator, device=generator.device)[rows]
-    if drawn.device.type == "cpu" and min(drawn.tolist()) > probability:
+    if drawn.device.type == "cpu" and all(one > probability for one in drawn.tolist()):
         return hidden  # as in most steps; a GPU would have to be waited for
     kept = drawn >= probability
     return tuple(part * kept[None, :, None] for part in hidden)

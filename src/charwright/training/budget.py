@@ -20,7 +20,7 @@ VALIDATION_PASSES = 10  # after so many passes over the text a validation cannot
 VALIDATION_GROWTH = 0.15  # or, later on, after this share of the steps so far
 VALIDATION_COST = 0.05  # the largest fraction of the time spent on these validations
 REPORT_COST = 0.03  # the largest fraction of the time spent on reports; on a short budget they would take a tenth
-AT_ONCE = 8  # batches that are cut in a row
+AT_ONCE = 8  # batches that are cut in a row; so many may be cut before one of them is needed
 EXIT_S = 0.5  # for the process to exit after everything is saved
 
 
