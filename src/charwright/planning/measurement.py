@@ -95,9 +95,12 @@ def _seconds_per_step(step: Callable[[], Tensor], count: int, clock: Callable[[]
 def training_step(workload: Workload, compute: Compute) -> Callable[[], Tensor]:
     """A step as `fit` does it, on the same batch each time; returns the loss, which is still on the device."""
     keep_memory()  # As training does; without it the steps are half as fast.
-    model = LanguageModel(workload.model, workload.vocabulary, compute=compute)
-    optimizer = make_optimizer(model, TrainingConfig())
     generator = torch.Generator(compute.device).manual_seed(1)
+    model = LanguageModel(workload.model, workload.vocabulary, seed=None, compute=compute)
+    with torch.no_grad():  # Any weights will do, and those of a new model take as long as some steps.
+        for weight in model.named_weights().values():
+            weight.uniform_(-0.05, 0.05, generator=generator)
+    optimizer = make_optimizer(model, TrainingConfig())
     shape = (workload.sequences.seq_length, workload.sequences.batch)
     ids = torch.randint(workload.vocabulary, shape, generator=generator, device=compute.device)
     batch = Batch(ids, ids, None, generator)

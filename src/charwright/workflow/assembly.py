@@ -61,8 +61,9 @@ def assemble(
         lessons = teachers.lessons(training_text, compute, training, should_stop)
         step = lessons.step
         dataset, notice = lessons.dataset(recipe.sequences, training.seed)
+    seed = training.seed if weights is None else None
     model = LanguageModel(
-        recipe.model, len(vocabulary), seed=training.seed, embedding_range=training.embedding_range, compute=compute
+        recipe.model, len(vocabulary), seed=seed, embedding_range=training.embedding_range, compute=compute
     )
     if weights is not None:
         model.load_arrays(weights)
