@@ -301,8 +301,11 @@ class LanguageModel(WeightedModule):
         """
         tokens = len(arrays["head.bias"]) if "head.bias" in arrays else 1  # load_arrays says what is missing.
         # With 1024 units initial weights take a fifth of a second. A subclass may not know that it can be without.
-        seed = {"seed": None} if cls is LanguageModel else {}
-        model = cls(config, tokens, compute=compute, **seed)
+        model = (
+            LanguageModel(config, tokens, seed=None, compute=compute)
+            if cls is LanguageModel
+            else cls(config, tokens, compute=compute)
+        )
         model.load_arrays(arrays)
         return model
 
