@@ -271,8 +271,9 @@ class TestPrefetch:
         assert dataset.threads == {thread}
 
     @pytest.mark.parametrize("start", [0, 3])
-    def test_batches_cut_in_a_row_are_those_of_the_dataset(self, start):
-        dataset = Streams(ramp(400), 5, 2)
+    @pytest.mark.parametrize("kind", [Windows, Streams, Excerpts])
+    def test_batches_cut_in_a_row_are_those_of_the_dataset(self, kind, start):
+        dataset = kind(ramp(600), 5, 2)
         position = Position(step=start, step_in_epoch=start)
         budget = Budget(TrainingConfig(epochs=1), position, dataset.steps_per_epoch, lambda: 0.0, 0.0)
         found = list(remaining_batches(dataset, budget, torch.device("cpu")))

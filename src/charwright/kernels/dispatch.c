@@ -181,7 +181,7 @@ static int run_layer(int variant, const cw_layer *layer, int backward) {
     const float *given = backward ? layer->d_table : layer->table;
     const size_t table = given && layer->tokens <= CW_SMALL_TABLE ? cw_gate_count(layer->cell) * scale : 0;
     const size_t operand = (filled * k * size + 63) / 64 * 64 + 64, operands = layer->threads * operand;
-    const size_t later = rows < layer->batch ? (CW_GROUPS - 1) * (table + scale + bias + 192) : 0;
+    const size_t later = backward && rows < layer->batch ? (CW_GROUPS - 1) * (table + scale + bias + 192) : 0;
     const size_t all = 3 * (state + 64) + operands + table + later + 256;
     char *memory = malloc(all), *free_memory = memory;
     if (!memory) return 1;
