@@ -119,6 +119,7 @@ class Open(Opened):
         """Start a text that does not end, and wait for its first characters."""
         self.fill(max_tokens=ENDLESS, **({"model": "slow"} | values))
         self.press("Generate")
+        self.status("Generating")  # Until the service has accepted the request, the texts before stay on the page.
         text = self.page.locator(".generated").first
         playwright.expect(text).to_have_text(re.compile(".{40}", re.DOTALL), timeout=30_000)
 
