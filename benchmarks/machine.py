@@ -18,12 +18,13 @@ FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "
 
 def describe_machine() -> str:
     """The processor, its cores, the system and today's date, in one line."""
-    name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        name = names[0] if names else name
-    flags = set(cpuinfo.read_text().split()) if cpuinfo.is_file() else set()
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    # A virtual machine often has a name that several generations of processors share.
+    name += f", family {facts['cpu family']}, model {facts['model']}" if "cpu family" in facts else ""
+    flags = facts.get("flags", "").split()
     has = ", ".join(flag for flag in FLAGS if flag in flags)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{name} ({has or platform.machine()}), {cores} cores, {platform.system()}, {date.today().isoformat()}"
