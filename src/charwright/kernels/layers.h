@@ -88,12 +88,23 @@ INLINE void NAME(pack_rows)(const float *rows, size_t stride, int count, elem *o
         for (int lane = 0; lane < LANES; lane++) memcpy(out + lane * DEPTH, narrow[lane] + i, DEPTH * sizeof(elem));
 }
 
+/* `count` columns of DEPTH rows, the rows of each column side by side; at most 16. */
+INLINE void NAME(interleave)(const elem *first, const elem *last, int count, elem *out) {
+#if STORAGE == CW_BF16
+    uint32_t pairs[16];
+    for (int i = 0; i < count; i++) pairs[i] = first[i] | (uint32_t)last[i] << 16;
+    memcpy(out, pairs, count * sizeof(uint32_t));
+#else
+    (void)last;
+    memcpy(out, first, count * sizeof(elem));
+#endif
+}
+
 /* LANES columns of DEPTH rows, `stride` apart, of which `count` exist. */
 INLINE void NAME(pack_columns)(const float *rows, size_t stride, int count, elem *out) {
     elem narrow[DEPTH][LANES];
     for (int d = 0; d < DEPTH; d++) NAME(put)(narrow[d], d < count ? load(rows + d * stride) : (vec){0});
-    for (int lane = 0; lane < LANES; lane++)
-        for (int d = 0; d < DEPTH; d++) out[lane * DEPTH + d] = narrow[d][lane];
+    NAME(interleave)(narrow[0], narrow[DEPTH - 1], LANES, out);
 }
 
 static void NAME(pack)(int thread, int threads, cw_barrier *barrier, void *argument) {

@@ -105,11 +105,16 @@ static void NAME(sum_columns)(const cw_loss_job *job, int thread, int threads) {
     for (int stripe = begin; stripe < end; stripe += COLUMNS) {
         const int width = end - stripe < COLUMNS ? end - stripe : COLUMNS;
         memset(totals, 0, sizeof totals);
-        for (int n = 0; n < job->rows; n++)
+        for (int n = 0, some; n < job->rows; n += some) {
+            some = job->rows - n < 4 ? 1 : 4; /* rows whose memory is read side by side */
             for (int i = 0; i < width; i += LANES) {
                 const elem *from = (const elem *)job->logits + (size_t)n * vocabulary + stripe + i;
-                store(totals + i, load(totals + i) + NAME(get_some)(from, vocabulary - stripe - i));
+                vec total = load(totals + i);
+                for (int row = 0; row < some; row++, from += vocabulary)
+                    total += NAME(get_some)(from, vocabulary - stripe - i);
+                store(totals + i, total);
             }
+        }
         for (int i = 0; i < width && stripe + i < vocabulary; i++) job->d_bias[stripe + i] += totals[i];
     }
 }

@@ -40,19 +40,10 @@ INLINE const elem *NAME(next_row)(NAME(reader) * reader) {
 
 /* DEPTH rows of a group, side by side: `width` columns of them exist; a row may be NULL, for zeros. */
 INLINE void NAME(pair_up)(const elem *const rows[DEPTH], int width, elem *pairs) {
-#if STORAGE == CW_BF16
-    if (width >= GROUP && rows[0] && rows[1]) {
-        uint32_t both[GROUP];
-        for (int i = 0; i < GROUP; i++) both[i] = rows[0][i] | (uint32_t)rows[1][i] << 16;
-        memcpy(pairs, both, sizeof both);
+    if (width >= GROUP && rows[0] && rows[DEPTH - 1]) {
+        NAME(interleave)(rows[0], rows[DEPTH - 1], GROUP, pairs);
         return;
     }
-#else
-    if (width >= GROUP && rows[0]) {
-        memcpy(pairs, rows[0], GROUP * sizeof(elem));
-        return;
-    }
-#endif
     for (int i = 0; i < GROUP; i++)
         for (int d = 0; d < DEPTH; d++) pairs[i * DEPTH + d] = rows[d] && i < width ? rows[d][i] : 0;
 }
