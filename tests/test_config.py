@@ -243,7 +243,9 @@ def test_the_previous_names_of_options_are_read():
 
 
 def test_a_slip_that_is_the_old_name_of_another_option_is_named_as_given():
-    with pytest.raises(ConfigError, match=r"--level must be text, not 16 \(--unit is the old name of --level\)"):
+    with pytest.raises(
+        ConfigError, match=r"--level must be text, not 16 \(--unit is the old name of --level; did you mean --units\?\)"
+    ):
         Recipe().with_options({"unit": 16})
 
 

@@ -20,6 +20,7 @@ from charwright import locks
 from charwright.config import ModelConfig, Recipe
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import RunError, RunNotFoundError, UsageError
+from charwright.plotting import terminal
 from charwright.plotting.colors import COLORS, ON_ANY_BACKGROUND
 from charwright.plotting.curves import read_curve
 from charwright.plotting.figure import DASHES, MARKERS
@@ -229,6 +230,41 @@ def test_the_terminal_needs_neither_colour_nor_width(whole: Path) -> None:
         assert inside.count("*") == 1
     assert "\x1b[" not in curves.text()
     assert "\x1b[" in curves.text(color=True)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "most", "labels"),
+    [
+        (0.18, 1.9, 4, ["0.5", "1.0", "1.5"]),
+        (0.025, 0.058, 4, ["0.03", "0.04", "0.05"]),
+        (-10.0, 1_000_010.0, 3, ["0", "500,000", "1,000,000"]),
+        (1.0, 1e13, 2, ["5e+12", "1e+13"]),
+        (1.9999, 2.0001, 2, ["1.9999", "2.0000", "2.0001"]),
+    ],
+)
+def test_a_tick_is_the_number_that_is_written(low: float, high: float, most: int, labels: list[str]) -> None:
+    found = terminal.ticks(low, high, most)
+    assert [label for _, label in found] == labels
+    for value, label in found:
+        assert float(label.replace(",", "")) == pytest.approx(value)
+
+
+def test_labels_stand_in_the_rows_and_columns_of_their_values(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [START, *(epoch(step, step / 50, None) for step in range(10, 91))])
+    text = cw.plot(run, x="steps").text(80, 20)
+    rows = [line for line in text.splitlines() if line.startswith("│")]
+    width, found = rows[0].rindex("│") - 1, {}
+    for row in rows:
+        inside, label = row[1 : width + 1].rstrip(), row[width + 2 :].strip()
+        found |= {label: len(inside) / width} if label else {}
+    # The curve is a straight line from corner to corner.
+    assert list(found) == ["1.5", "1.0", "0.5"]
+    for label, along in found.items():
+        assert along == pytest.approx((float(label) - 0.2) / 1.6, abs=0.08)
+    below = next(line for line in text.splitlines()[len(rows) :] if line.split()[:1] == ["20"])
+    for label in ("20", "40", "60", "80"):
+        middle = below.index(label) + len(label) / 2 - 1
+        assert middle / width == pytest.approx((float(label) - 10) / 80, abs=0.03)
 
 
 def luminance(color: str) -> float:

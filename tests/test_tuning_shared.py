@@ -209,6 +209,13 @@ def test_refusals(worker: Callable[..., SharedSearch], tmp_path: Path) -> None:
         worker("alone")
 
 
+def test_a_search_that_cannot_begin_leaves_no_folder(tmp_path: Path) -> None:
+    spec = str(tmp_path / "none" / "journal.log")
+    with pytest.raises(RunError), shared_search(tmp_path / "new", spec, "novel", lambda: START, {}):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [

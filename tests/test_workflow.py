@@ -255,6 +255,8 @@ def test_a_resume_finds_a_text_that_has_moved(text: Path, run: Run, tmp_path: Pa
 
 def test_a_resume_changes_nothing_but_the_budget(run: Run) -> None:
     before = (run.folder / "config.json").read_bytes()
+    with pytest.raises(ConfigError, match="there is no option --step; did you mean --steps"):
+        cw.resume(run, step=3)
     with pytest.raises(UsageError, match="--units belongs to the run"):
         cw.resume(run, units=24)
     assert (run.folder / "config.json").read_bytes() == before

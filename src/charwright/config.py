@@ -14,7 +14,17 @@ from typing import Any, Self
 
 from charwright.errors import ConfigError
 from charwright.passages import parse_until
-from charwright.schema import LARGEST, Config, flag, option, option_types, random_seed, with_old_name
+from charwright.schema import (
+    LARGEST,
+    Config,
+    field_names,
+    flag,
+    option,
+    option_types,
+    random_seed,
+    refuse_unknown,
+    with_old_name,
+)
 
 
 @dataclass(frozen=True)
@@ -362,15 +372,17 @@ class Recipe(Config):
         parts = {}
         for item in fields(self):
             part = getattr(self, item.name)
-            names = {inner.name for inner in fields(part)}
+            own = set(field_names(type(part)))
             try:
-                parts[item.name] = dataclasses.replace(part, **{k: changes.pop(k) for k in names & set(changes)})
+                parts[item.name] = dataclasses.replace(part, **{k: changes.pop(k) for k in own & set(changes)})
             except ConfigError as error:
-                raise ConfigError(with_old_name(str(error), options, RENAMED)) from error
-        if changes:
-            raise ConfigError(f"there is no option {flag(next(iter(changes)))}")
+                raise ConfigError(with_old_name(str(error), options, RENAMED, RECIPE_OPTIONS)) from error
+        refuse_unknown(changes, RECIPE_OPTIONS)
         return type(self)(**parts)
 
+
+RECIPE_OPTIONS = tuple(field_names(*(kind for kind, _ in option_types(Recipe).values())))
+"""The names of all options of a recipe."""
 
 RENAMED: Mapping[str, str] = {
     old: new for config in (VocabularyConfig, ModelConfig, TrainingConfig) for old, new in config.RENAMED.items()

@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field, fields
+from difflib import get_close_matches
 from typing import Any, ClassVar, Self
 
 from charwright.errors import ConfigError
@@ -56,12 +57,35 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def with_old_name(message: str, given: Iterable[str], renamed: Mapping[str, str]) -> str:
-    """A complaint about an option, with its old name if it was given by that, which may be a slip of another name."""
+def with_old_name(message: str, given: Iterable[str], renamed: Mapping[str, str], names: Iterable[str]) -> str:
+    """A complaint about an option, with its old name if it was given by that, which may be a slip of one of `names`."""
     for old in given:
         if old in renamed and message.startswith(f"{flag(renamed[old])} "):
-            return f"{message} ({flag(old)} is the old name of {flag(renamed[old])})"
+            return f"{message} ({old_name(old, renamed[old], names)})"
     return message
+
+
+def old_name(old: str, new: str, names: Iterable[str]) -> str:
+    """What an option is called now, and which of `names` may be meant instead."""
+    others = set(names) - {old, new}
+    return f"{flag(old)} is the old name of {flag(new)}{did_you_mean(old, others)}"
+
+
+def refuse_unknown(names: Iterable[str], known: Iterable[str]) -> None:
+    """See that options exist.
+
+    Raises:
+        ConfigError: naming the first that does not, and the one that is spelled like it.
+    """
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"there is no option {flag(name)}{did_you_mean(name, known)}")
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The option among `names` that is spelled like `name`, as the end of a sentence; empty if there is none."""
+    close = get_close_matches(name, sorted(names), 1, cutoff=0.75)
+    return f"; did you mean {flag(close[0])}?" if close else ""
 
 
 def quoted(path: str | os.PathLike[str]) -> str:

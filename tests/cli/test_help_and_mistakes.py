@@ -110,7 +110,11 @@ def test_a_seed_out_of_range_is_refused(charwright: Terminal, trained: Path, cor
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["gen"], "No such command 'gen'"),
+        (["gen"], "No such command 'gen'; did you mean generate?"),
+        (["exprot"], "No such command 'exprot'; did you mean export?"),
+        (["qqq"], "No such command 'qqq'; see"),
+        (["evaluate", "RUN", "TEXT", "--precision", "q8", "--device", "cuda"], "leave out --device cuda"),
+        (["compare", "RUN", "RUN", "TEXT", "--precision", "q8", "--device", "cuda"], "leave out --device cuda"),
         (["generate"], "'RUN'"),
         (["generate", "RUN", "--length", "0"], "--length must be at least 1, not 0"),
         (["generate", "RUN", "--length", "many"], "'many' is not a valid integer"),
@@ -137,7 +141,7 @@ def test_a_seed_out_of_range_is_refused(charwright: Terminal, trained: Path, cor
         (["evaluate", "RUN", "TEXT", "--protocol", "record"], "or records for a text in records, not 'record'"),
         (["train", "TEXT", "--minutes", "inf"], "--minutes must be a finite number, not inf"),
         (["train", "TEXT", "--patience", "NONE"], "'NONE' is neither a valid integer nor 'none'"),
-        (["train", "TEXT", "--unit", "64"], "(--unit is the old name of --level)"),
+        (["train", "TEXT", "--unit", "64"], "(--unit is the old name of --level; did you mean --units?)"),
         (["train", "TEXT", "--dropouts", "1"], "Did you mean '--dropout'?"),
         (["train", "TEXT", "--min-count", "99999"], "--min-count 99,999: no character of the text occurs so often"),
         (["export", "RUN"], "Choose from: onnx, saved-model"),

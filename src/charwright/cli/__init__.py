@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, NoReturn, TextIO
 
 import click
@@ -94,6 +95,18 @@ class _Commands(click.Group):
         if not any("--debug" in parameter.opts for parameter in command.params):
             command.params.append(_debug_option(hidden=True))
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; a wrong name gets the one that is spelled like it."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            begun = [name for name in COMMANDS if name.startswith(args[0])]
+            if close := begun or get_close_matches(args[0], COMMANDS, 1):
+                error.message = f"{error.message.rstrip('.')}; did you mean {close[0]}?"
+            raise
 
 
 @click.group(

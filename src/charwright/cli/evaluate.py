@@ -162,6 +162,8 @@ def evaluator_of(run: Run, wanted: Wanted) -> Evaluate:
     from charwright.evaluation.records import evaluate_records
 
     if wanted.precision == "q8":
+        if wanted.device not in ("auto", "cpu"):
+            raise UsageError(f"--precision q8 computes on the CPU; leave out --device {wanted.device}")
         from charwright.generation.engine import Engine
 
         engine = Engine(run.model, run.weights(), threads=wanted.threads)

@@ -95,7 +95,7 @@ def _print_speeds(*, as_json: bool) -> None:
         found.append(one)
         if not as_json:
             shown = f"{one.speed:>12,.0f}" if one.speed is not None else f"failed: {one.why}"
-            click.echo(f"  {one.label:45} {shown}")
+            click.echo(f"  {one.label:52} {shown}")
     best = best_of(found)
     if as_json:
         click.echo(json.dumps({"best": best and best.label, "candidates": [_candidate(one) for one in found]}))

@@ -14,7 +14,7 @@ import click
 from click.core import ParameterSource
 
 from charwright.errors import UsageError
-from charwright.schema import SEEDS, flag, option_types
+from charwright.schema import SEEDS, flag, old_name, option_types
 
 END_OF_INPUT = "Ctrl-Z and Enter" if os.name == "nt" else "Ctrl-D"
 """What ends the text that is typed."""
@@ -44,7 +44,9 @@ class RenamedOption(click.Option):
         try:
             return super().type_cast_value(ctx, value)
         except click.BadParameter as error:
-            said = f"{error.message.rstrip('.')} ({self.opts[0]} is the old name of {flag(self.new)})"
+            names = [item.name or "" for item in ctx.command.params if not getattr(item, "hidden", False)]
+            old = self.opts[0].removeprefix("--").replace("-", "_")
+            said = f"{error.message.rstrip('.')} ({old_name(old, self.new, names)})"
             raise click.BadParameter(said, ctx, self) from error
 
     def apply(self, ctx: click.Context) -> None:

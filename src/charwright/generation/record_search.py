@@ -91,7 +91,11 @@ class RecordSearch:
         if self.complete:
             return None
         [(reason, _)] = self.thrown_away.most_common(1) or [("", 0)]
-        advice = "raise --length" if reason.startswith("without") else "raise --temperature, or train on more records"
+        advice = "raise --temperature, or train on more records"
+        if reason.startswith("without"):
+            advice = "raise --length"
+        elif reason.startswith("within"):
+            advice = "lower --distance, or " + advice
         return f"found {self.found:,} of {self._config.num:,} new records in {self.tries:,} tries; {advice}"
 
     def _join(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from string import ascii_lowercase, ascii_uppercase
 
 import numpy as np
@@ -15,6 +17,11 @@ BEST, RANGE = "*", "."
 AXIS_WIDTH = 14
 """Columns for the labels of the vertical axis and for the frame."""
 NARROWEST, LOWEST = 20, 5
+MARGIN = 0.01
+"""The part of an axis that is free at either end."""
+COLUMNS_PER_TICK, ROWS_PER_TICK = 15, 5
+HUGE = 1e9
+"""Numbers from here on are written as powers of ten."""
 
 
 def drawn(curves: View, width: int, height: int, *, color: bool) -> str:
@@ -40,6 +47,8 @@ def drawn(curves: View, width: int, height: int, *, color: bool) -> str:
     # The best points are drawn last, above all lines.
     layers.sort(key=lambda layer: (layer[3] == BEST, layer[3] != RANGE))
     xs, ys, joined, symbols_of, hues = (list(column) for column in zip(*layers, strict=True))
+    (left, right), (low, high) = _limits(xs), _limits(ys)
+    columns, rows = max(NARROWEST, width - AXIS_WIDTH), max(LOWEST, height)
     plot = plot_to_string(
         ys,
         xs,
@@ -47,12 +56,49 @@ def drawn(curves: View, width: int, height: int, *, color: bool) -> str:
         character_set="ascii",
         force_ascii_characters=symbols_of,
         color=hues if color else False,
-        width=max(NARROWEST, width - AXIS_WIDTH),
-        height=max(LOWEST, height),
+        width=columns,
+        height=rows,
+        x_min=left,
+        x_max=right,
+        y_min=low,
+        y_max=high,
         x_gridlines=[],
         y_gridlines=[],
+        x_labels=False,
+        y_labels=False,
     )
+    lines = [line.rstrip() for line in str(plot).splitlines()]
+    for value, label in ticks(low, high, rows // ROWS_PER_TICK):
+        lines[rows - _place(value, low, high, rows)] += f" {label}"
+    below = ""
+    for value, label in ticks(left, right, columns // COLUMNS_PER_TICK):
+        begin = 1 + _place(value, left, right, columns) - len(label) // 2
+        if begin > len(below) and begin + len(label) <= columns + AXIS_WIDTH:
+            below = below.ljust(begin) + label
     several = any(len(group.curves) > 1 for group in curves.groups)
     keys = f"A validation, a training, {BEST} best" + (f", {RANGE} lowest and highest of the seeds" if several else "")
-    lines = [line.rstrip() for line in str(plot).splitlines()]
-    return "\n".join([curves.y_label, *lines, f"{curves.x_label}   ({keys})", *legend])
+    return "\n".join([curves.y_label, *lines, below, f"{curves.x_label}   ({keys})", *legend])
+
+
+def ticks(low: float, high: float, most: int) -> list[tuple[float, str]]:
+    """At most about `most` round numbers in a range, and how they are written: all with the decimals that they need."""
+    least = 0.75 * (high - low) / max(most, 2)
+    power = math.floor(math.log10(least))
+    step = next(scale * 10.0**power for scale in (1, 2, 5, 10) if scale * 10.0**power >= least)
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    numbers = range(math.ceil(low / step), math.floor(high / step) + 1)
+    style = f",.{decimals}f" if max(abs(low), abs(high)) < HUGE else ".6g"
+    return [(number * step, format(number * step, style)) for number in numbers]
+
+
+def _limits(curves: Sequence[Floats]) -> tuple[float, float]:
+    """The range of an axis."""
+    values = np.concatenate(curves)
+    values = values[np.isfinite(values)]
+    low, high = float(values.min()), float(values.max())
+    margin = MARGIN * (high - low) or 1.0
+    return low - margin, high + margin
+
+
+def _place(value: float, low: float, high: float, places: int) -> int:
+    return min(int((value - low) / (high - low) * places), places - 1)

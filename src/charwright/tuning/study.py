@@ -59,10 +59,14 @@ def searching_alone(folder: Path, *, shared: bool = False) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot create the folder {folder}: {error.strerror}; choose another with --out") from error
-    with locked(folder / LOCK) as alone:
-        if not alone:
-            raise RunError(f"another process is searching in {folder}; wait for it, or choose another --out")
-        yield
+    try:
+        with locked(folder / LOCK) as alone:
+            if not alone:
+                raise RunError(f"another process is searching in {folder}; wait for it, or choose another --out")
+            yield
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # It is empty if the search could not begin.
 
 
 def check_place(folder: Path, *, shared: bool = False) -> None:

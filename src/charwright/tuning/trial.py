@@ -51,7 +51,9 @@ class Task:
         """
         shrink_to_fit(len(ids_of(self.training_text, self.vocabulary)), Recipe().sequences)
         if not self.validation_text:
-            raise UsageError("a search needs validation text: a --val-fraction above 0, or --validation TEXT")
+            raise UsageError(
+                "a search needs validation text: a longer text, a --val-fraction above 0, or --validation TEXT"
+            )
         if len(self.validation_text) < 2:
             raise CorpusError("the validation text has fewer than two characters")
 

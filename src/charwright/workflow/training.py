@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from charwright import kernels
-from charwright.config import CorpusConfig
+from charwright.config import RECIPE_OPTIONS, RENAMED, CorpusConfig
 from charwright.data.parts import Places
 from charwright.errors import UsageError
 from charwright.evaluation.evaluation import Evaluation
@@ -23,6 +23,7 @@ from charwright.model.language_model import LanguageModel
 from charwright.planning.plan import Plan
 from charwright.planning.recipes import PLANNED
 from charwright.run import Run
+from charwright.schema import refuse_unknown
 from charwright.signals import STOPPING, interrupted_at_end
 from charwright.training.events import End, Event
 from charwright.training.loop import fit
@@ -185,6 +186,7 @@ def resume(
         CharwrightError: (a subclass) when the run or its texts cannot be used, or training diverges.
     """
     began = clock() - spent_s
+    refuse_unknown(options, {*RECIPE_OPTIONS, *RENAMED})
     check_resume_options(options)
     if tensorboard:
         TensorBoard.require()
