@@ -55,6 +55,7 @@ def searching_alone(folder: Path, *, shared: bool = False) -> Iterator[None]:
         RunError: when the folder holds something else, or another process searches in it.
     """
     check_place(folder, shared=shared)
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -64,9 +65,18 @@ def searching_alone(folder: Path, *, shared: bool = False) -> Iterator[None]:
             if not alone:
                 raise RunError(f"another process is searching in {folder}; wait for it, or choose another --out")
             yield
-    finally:
-        with suppress(OSError):
-            folder.rmdir()  # It is empty if the search could not begin.
+    except BaseException:
+        if is_new:
+            _remove_unused(folder)
+        raise
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove a folder of a search that could not begin: nothing but its lock is in it."""
+    with suppress(OSError):
+        if [path.name for path in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()
+            folder.rmdir()
 
 
 def check_place(folder: Path, *, shared: bool = False) -> None:
