@@ -104,9 +104,11 @@ class _Commands(click.Group):
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
             begun = [name for name in COMMANDS if name.startswith(args[0])]
-            if close := begun or get_close_matches(args[0], COMMANDS, 1):
-                error.message = f"{error.message.rstrip('.')}; did you mean {close[0]}?"
-            raise
+            close = begun or get_close_matches(args[0], COMMANDS, 1)
+            if not close:
+                raise
+            said = f"{error.message.rstrip('.')}; did you mean {close[0]}?"
+            raise click.UsageError(said, error.ctx) from error
 
 
 @click.group(

@@ -60,15 +60,15 @@ def searching_alone(folder: Path, *, shared: bool = False) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot create the folder {folder}: {error.strerror}; choose another with --out") from error
-    try:
-        with locked(folder / LOCK) as alone:
-            if not alone:
-                raise RunError(f"another process is searching in {folder}; wait for it, or choose another --out")
+    with locked(folder / LOCK) as alone:
+        if not alone:
+            raise RunError(f"another process is searching in {folder}; wait for it, or choose another --out")
+        try:
             yield
-    except BaseException:
-        if is_new:
-            _remove_unused(folder)
-        raise
+        except BaseException:
+            if is_new:
+                _remove_unused(folder)
+            raise
 
 
 def _remove_unused(folder: Path) -> None:
