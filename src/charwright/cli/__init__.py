@@ -105,7 +105,7 @@ class _Commands(click.Group):
         except click.UsageError as error:
             begun = [name for name in COMMANDS if name.startswith(args[0])]
             close = begun or get_close_matches(args[0], COMMANDS, 1)
-            if not close:
+            if not (args[0] and close):
                 raise
             said = f"{error.message.rstrip('.')}; did you mean {close[0]}?"
             raise click.UsageError(said, error.ctx) from error

@@ -19,6 +19,7 @@ from charwright.cli.options import (
     config_options,
     device_option,
     given,
+    say,
     threads_option,
 )
 from charwright.config import CorpusConfig, RecordsConfig
@@ -122,12 +123,15 @@ def evaluate(
     wanted = Wanted(device, precision=precision, threads=threads)
     evaluate_text = evaluator_of(opened, wanted)
     reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
-    text: Text = read_one(corpus, reading).text
+    read = read_one(corpus, reading)
+    text: Text = read.text
     if records is not None:
         text = divided(text, records, opened.config.records.end if opened.config.records else None)
 
     static = evaluate_text(text, protocol)
     adapted = _evaluated_dynamically(opened, wanted, text, dynamic_rate, dynamic_decay) if dynamic else None
+    if read.sha256 == opened.config.sha256:
+        say(f"{run} was trained on this text: its figure says nothing about new text")
     if as_json:
         values = static.to_json()
         if adapted is not None:
