@@ -286,3 +286,11 @@ def test_every_error_is_a_charwright_error():
     assert issubclass(ConfigError, CharwrightError)
     assert UsageError.exit_code == ConfigError.exit_code == 2
     assert CharwrightError.exit_code == 1
+
+
+@pytest.mark.parametrize("stop", ["end", ["end"], ("end",)])
+def test_one_text_or_several_are_given_as_they_are(stop):
+    assert GenerationConfig(stop=stop).stop == ("end",)
+    for wrong in ("", ["end", ""], ["end", 3], 3):
+        with pytest.raises(ConfigError, match="--stop must be a text that is not empty, or several, not"):
+            GenerationConfig(stop=wrong)

@@ -126,7 +126,7 @@ def _complaint(value: Any, kind: type, metadata: Mapping[str, Any]) -> str | Non
         value = float(value) if abs(value) < 2**1000 else math.inf
     if kind is tuple:
         right = isinstance(value, tuple) and all(isinstance(item, str) and item for item in value)
-        return None if right else "must be a tuple of non-empty strings"
+        return None if right else "must be a text that is not empty, or several"
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
         return f"must be {words.get(kind, kind.__name__)}"
@@ -178,9 +178,11 @@ class Config:
             kind, optional = kinds[item.name]
             if value is None and optional:
                 continue
+            if kind is tuple and isinstance(value, str | list):
+                value = (value,) if isinstance(value, str) else tuple(value)
             if complaint := _complaint(value, kind, item.metadata):
                 raise ConfigError(f"{flag(item.name)} {complaint}, not {value!r}")
-            if kind in (int, float):
+            if kind in (int, float, tuple):
                 object.__setattr__(self, item.name, kind(value))
 
     def to_json(self) -> dict[str, Any]:
