@@ -81,7 +81,7 @@ def drawn(curves: View, width: int, height: int, *, color: bool) -> str:
 
 
 def ticks(low: float, high: float, most: int) -> list[tuple[float, str]]:
-    """At most about `most` round numbers in a range, and how they are written: all with the decimals that they need."""
+    """About `most` round numbers in a range, and how they are written: all with the decimals that they need."""
     least = 0.75 * (high - low) / max(most, 2)
     power = math.floor(math.log10(least))
     step = next(scale * 10.0**power for scale in (1, 2, 5, 10) if scale * 10.0**power >= least)
