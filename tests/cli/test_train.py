@@ -97,6 +97,17 @@ def test_a_resume_of_a_finished_run_is_reported(charwright: Terminal, copy: Path
     assert (copy / "model.safetensors").read_bytes() == before
 
 
+def test_a_model_that_is_worse_than_chance_is_no_quiet_success(
+    charwright: Terminal, corpus: Path, tmp_path: Path
+) -> None:
+    words = ["--steps", "5", "--learning-rate", "1000", *SMALL]
+    result = charwright("train", corpus, "--out", tmp_path / "wild", *words)
+    assert result.code == 0
+    assert "the model is worse than chance: " in result.err
+    assert "or with a lower --learning-rate" in result.err
+    assert "chance" not in charwright("train", corpus, "--out", tmp_path / "tame", "--steps", "5", *SMALL).err
+
+
 def test_a_resume_removes_the_leftovers_of_a_kill(charwright: Terminal, copy: Path) -> None:
     (copy / "corpus").mkdir()
     replaced = copy.with_name(f".{copy.name}.replaced-99999999")

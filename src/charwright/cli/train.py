@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -204,8 +205,23 @@ def train(
     elif progress.reason != "done":
         progress.say(f"stopped and saved; {_how_to_go_on(run, ensemble or 0, force=force)}")
         return 128 + int(signal.Signals[progress.reason])
+    if note := _worse_than_chance(run):
+        progress.say(note)
     progress.say(f"saved {run.folder}; generate with: charwright generate {quoted(run.folder)}")
     return 0
+
+
+def _worse_than_chance(run: Run) -> str | None:
+    """A note if the model predicts clearly worse than one for which all characters are equally likely."""
+    losses = [event.get("validation_loss") or event.get("train_loss") for event in run.history()]
+    best = min((loss for loss in losses if loss is not None), default=0.0)
+    chance = math.log(len(run.vocabulary))
+    if best < 1.1 * chance:
+        return None
+    return (
+        f"the model is worse than chance: {best:,.4f} nats per character, where equal probabilities have {chance:.4f}; "
+        "train longer, or with a lower --learning-rate"
+    )
 
 
 def _how_to_go_on(run: Run, teachers: int, *, force: bool) -> str:
