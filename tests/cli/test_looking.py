@@ -23,7 +23,7 @@ from writers import LETTERS, weights_of
 
 def test_evaluate(charwright: Terminal, trained: Path, corpus: Path) -> None:
     result = charwright("evaluate", trained, corpus)
-    note = f"{trained} was trained on this text: its figure says nothing about new text\n"
+    note = f"{trained} was trained on this text: its figure says nothing about new text.\n"
     assert (result.code, result.err) == (0, note)
     assert re.match(r"\d\.\d{4} nats per character \(\d\.\d{4} bits\), carried\n[\d,]+ characters", result.out)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from charwright.cli.evaluate import difference_shown, evaluator_of, machine_options
+from charwright.cli.evaluate import TRAINED_ON_IT, difference_shown, evaluator_of, machine_options
 from charwright.cli.options import SectionedCommand, config_options, given, say, without_teachers
 from charwright.config import CorpusConfig
 from charwright.errors import CorpusError, UsageError
@@ -302,4 +302,4 @@ def _notes(rows: Sequence[Row], name: str, sha256: str, windows: int) -> Iterato
                 "each costs what it takes to identify it."
             )
         if row.run.config.sha256 == sha256:
-            yield f"{shown} was trained on this text: its figure says nothing about new text."
+            yield TRAINED_ON_IT.format(shown)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 RECORDS = "records"
+TRAINED_ON_IT = "{} was trained on this text: its figure says nothing about new text."
 
 Evaluate = Callable[["Text", str], "Evaluation"]
 """Evaluates a text with a protocol."""
@@ -131,7 +132,7 @@ def evaluate(
     static = evaluate_text(text, protocol)
     adapted = _evaluated_dynamically(opened, wanted, text, dynamic_rate, dynamic_decay) if dynamic else None
     if read.sha256 == opened.config.sha256:
-        say(f"{run} was trained on this text: its figure says nothing about new text")
+        say(TRAINED_ON_IT.format(run))
     if as_json:
         values = static.to_json()
         if adapted is not None:
