@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from charwright.config import SequenceConfig
 from charwright.model.compute import Compute, Wanted
 from charwright.planning import calibration
-from charwright.planning.calibration import measure_speeds
+from charwright.planning.calibration import Calibration
 from charwright.planning.measurement import Workload
 from charwright.planning.profile import TextProfile
 
@@ -24,13 +25,18 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def measured_speeds(budget_s: float, clock: Callable[[], float] = time.perf_counter) -> dict[int, float]:
+    sequences = SequenceConfig(batch=2, seq_length=4)
+    with Calibration([Compute()], 9, sequences, budget_s, clock).running() as calibration:
+        return calibration.speeds()
+
+
 def test_speeds_are_measured_within_the_time_limit() -> None:
     """Narrow widths first; with a clock that jumps, only the first is measured."""
     ticks = iter(range(10_000))
-    sequences = SequenceConfig(batch=2, seq_length=4)
-    slow = measure_speeds(9, sequences, 60.0, Compute(), clock=lambda: float(next(ticks)))
+    slow = measured_speeds(60.0, lambda: float(next(ticks)))
     assert list(slow) == [256]
-    measured = measure_speeds(9, sequences, 1e9, Compute())
+    measured = measured_speeds(1e9)
     assert list(measured)[:2] == [256, 512]
     assert all(speed > 0 for speed in measured.values())
     assert torch.get_num_threads() == 2

@@ -57,26 +57,26 @@ def test_option_names_are_unique():
 @pytest.mark.parametrize(
     ("part", "name", "value", "message"),
     [
-        (ModelConfig, "layers", 0, "--layers must be at least 1, not 0"),
-        (ModelConfig, "layers", 33, "--layers must be at most 32, not 33"),
-        (ModelConfig, "dropout", 1.0, "--dropout must be below 1, not 1.0"),
-        (ModelConfig, "dropout", -0.1, "--dropout must be at least 0"),
-        (ModelConfig, "cell", "transformer", "--cell must be one of gru, igru, lstm, rnn"),
-        (ModelConfig, "units", 2.0, "--units must be a whole number"),
-        (ModelConfig, "units", True, "--units must be a whole number"),
-        (ModelConfig, "units", None, "--units must be a whole number"),
-        (ModelConfig, "tied", 1, "--tied must be true or false"),
-        (TrainingConfig, "learning_rate", 0, "--learning-rate must be above 0, not 0"),
-        (TrainingConfig, "learning_rate", math.nan, "--learning-rate must be a finite number"),
-        (TrainingConfig, "learning_rate", math.inf, "--learning-rate must be a finite number"),
-        (TrainingConfig, "checkpoint_minutes", 10**400, "--checkpoint-minutes must be a finite number"),
-        (TrainingConfig, "seed", -1, "--seed must be at least 0"),
-        (TrainingConfig, "seed", 2**63, "--seed must be at most 9223372036854775807, not 9223372036854775808"),
-        (SplitConfig, "val_limit", 2**53 + 1, "--val-limit must be at most 9007199254740992, not 9007199254740993"),
-        (TrainingConfig, "epochs", "3", "--epochs must be a whole number, not '3'"),
-        (SplitConfig, "val_fraction", 0.6, "--val-fraction must be at most 0.5"),
-        (VocabularyConfig, "level", "word", "--level must be one of character, byte"),
-        (CorpusConfig, "encoding", 8, "--encoding must be text"),
+        (ModelConfig, "layers", 0, "`layers` must be at least 1, not 0"),
+        (ModelConfig, "layers", 33, "`layers` must be at most 32, not 33"),
+        (ModelConfig, "dropout", 1.0, "`dropout` must be below 1, not 1.0"),
+        (ModelConfig, "dropout", -0.1, "`dropout` must be at least 0"),
+        (ModelConfig, "cell", "transformer", "`cell` must be one of gru, igru, lstm, rnn"),
+        (ModelConfig, "units", 2.0, "`units` must be a whole number"),
+        (ModelConfig, "units", True, "`units` must be a whole number"),
+        (ModelConfig, "units", None, "`units` must be a whole number"),
+        (ModelConfig, "tied", 1, "`tied` must be true or false"),
+        (TrainingConfig, "learning_rate", 0, "`learning_rate` must be above 0, not 0"),
+        (TrainingConfig, "learning_rate", math.nan, "`learning_rate` must be a finite number"),
+        (TrainingConfig, "learning_rate", math.inf, "`learning_rate` must be a finite number"),
+        (TrainingConfig, "checkpoint_minutes", 10**400, "`checkpoint_minutes` must be a finite number"),
+        (TrainingConfig, "seed", -1, "`seed` must be at least 0"),
+        (TrainingConfig, "seed", 2**63, "`seed` must be at most 9223372036854775807, not 9223372036854775808"),
+        (SplitConfig, "val_limit", 2**53 + 1, "`val_limit` must be at most 9007199254740992, not 9007199254740993"),
+        (TrainingConfig, "epochs", "3", "`epochs` must be a whole number, not '3'"),
+        (SplitConfig, "val_fraction", 0.6, "`val_fraction` must be at most 0.5"),
+        (VocabularyConfig, "level", "word", "`level` must be one of character, byte"),
+        (CorpusConfig, "encoding", 8, "`encoding` must be text"),
     ],
 )
 def test_a_value_out_of_bounds_is_named(part, name, value, message):
@@ -112,7 +112,7 @@ def test_a_tied_embedding_is_as_wide_as_the_layer():
 
 @pytest.mark.parametrize("pair", [{"epochs": 1, "steps": 2}, {"steps": 1, "minutes": 1.0}])
 def test_only_one_budget_is_allowed(pair):
-    with pytest.raises(ConfigError, match="one budget at a time: --"):
+    with pytest.raises(ConfigError, match="one budget at a time: `"):
         TrainingConfig(**pair)
 
 
@@ -171,7 +171,7 @@ def test_recipes_round_trip_through_json(model, training):
         ([], "config.json: recipe must be an object, not list"),
         ({"modl": {}}, "unknown key 'modl'"),
         ({"model": {"unit": 3}}, "config.json: recipe: model has the unknown key 'unit'"),
-        ({"model": {"units": "3"}}, "config.json: recipe: model: --units must be a whole number"),
+        ({"model": {"units": "3"}}, "config.json: recipe: model: `units` must be a whole number"),
         ({"model": None}, "must be an object, not NoneType"),
     ],
 )
@@ -216,7 +216,7 @@ def test_two_new_budgets_are_refused():
 
 
 def test_an_unknown_option_is_named():
-    with pytest.raises(ConfigError, match="there is no option --hidden-size"):
+    with pytest.raises(ConfigError, match="there is no option `hidden_size`"):
         Recipe().with_options({"hidden_size": 3})
 
 
@@ -244,7 +244,7 @@ def test_the_previous_names_of_options_are_read():
 
 def test_a_slip_that_is_the_old_name_of_another_option_is_named_as_given():
     with pytest.raises(
-        ConfigError, match=r"--level must be text, not 16 \(--unit is the old name of --level; did you mean --units\?\)"
+        ConfigError, match=r"`level` must be text, not 16 \(`unit` is the old name of `level`; did you mean `units`\?\)"
     ):
         Recipe().with_options({"unit": 16})
 
@@ -261,7 +261,7 @@ def test_numbers_of_numpy_are_numbers():
     assert (recipe.model.units, recipe.model.dropout, recipe.training.learning_rate) == (16, 0.5, 1.0)
     assert {type(recipe.model.units), type(recipe.model.dropout)} == {int, float}
     for wrong in (np.float64(16.5), np.bool_(True), True, 16.0):
-        with pytest.raises(ConfigError, match="--units must be a whole number"):
+        with pytest.raises(ConfigError, match="`units` must be a whole number"):
             Recipe().with_options({"units": wrong})
 
 
@@ -292,5 +292,5 @@ def test_every_error_is_a_charwright_error():
 def test_one_text_or_several_are_given_as_they_are(stop):
     assert GenerationConfig(stop=stop).stop == ("end",)
     for wrong in ("", ["end", ""], ["end", 3], 3):
-        with pytest.raises(ConfigError, match="--stop must be a text that is not empty, or several, not"):
+        with pytest.raises(ConfigError, match="`stop` must be a text that is not empty, or several, not"):
             GenerationConfig(stop=wrong)

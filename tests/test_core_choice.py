@@ -60,7 +60,7 @@ def test_auto_without_kernels_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHARWRIGHT_KERNELS", "none")
     assert choose_core("auto", CPU) == "fused"
     assert describe_machine()["kernels"].startswith("none: ")
-    with pytest.raises(UsageError, match="--core native: the C kernels"):
+    with pytest.raises(UsageError, match="`core` native: the C kernels"):
         choose_core("native", CPU)
 
 
@@ -112,7 +112,7 @@ def test_the_variable_replaces_auto_only(core: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_unknown_names_are_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match=r"^--core \(or CHARWRIGHT_CORE\) must be one of auto, .*, not 'fastest'$"):
+    with pytest.raises(UsageError, match=r"^`core` \(or CHARWRIGHT_CORE\) must be one of auto, .*, not 'fastest'$"):
         choose_core("fastest", CPU)
     monkeypatch.setenv("CHARWRIGHT_CORE", "quickest")
     with pytest.raises(UsageError, match=r"not 'quickest'$"):

@@ -195,7 +195,7 @@ class TestFolders:
         write("book/deep/3.md", "three\n")
         assert read_corpus(tmp_path / "book", CorpusConfig(glob="*.txt"), places).text == "one\ntwo\n"
         message = complaint(CorpusError, tmp_path / "book", CorpusConfig(glob="*.rst"), places)
-        assert message == f"there is no text file under {tmp_path / 'book'} that matches --glob '*.rst'"
+        assert message == f"there is no text file under {tmp_path / 'book'} that matches `glob` '*.rst'"
 
     @pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "cp1251"])
     def test_binary_files_are_skipped_with_a_note(self, write, places, tmp_path, encoding):
@@ -278,7 +278,7 @@ class TestDecoding:
         path = write("text.txt", data)
         message = complaint(DecodingError, path, places=places)
         assert message.startswith(f"{path} is not ")
-        advised = message.partition("try ")[2].partition(", or read on")[0].replace("--encoding ", "").split(" or ")
+        advised = message.partition("try ")[2].partition(", or read on")[0].replace("`encoding` ", "").split(" or ")
         assert encoding in advised
         assert len(advised) <= 4
         assert read_corpus(path, CorpusConfig(encoding=encoding), places).text == text
@@ -289,7 +289,7 @@ class TestDecoding:
 
     def test_western_encodings_are_suggested_first_for_western_text(self, write, places):
         path = write("text.txt", GERMAN.encode("latin-1"))
-        assert complaint(DecodingError, path, places=places).partition("; ")[2].startswith("try --encoding cp1252")
+        assert complaint(DecodingError, path, places=places).partition("; ")[2].startswith("try `encoding` cp1252")
 
     def test_no_other_encoding_is_suggested_for_damaged_utf8(self, write, places):
         data = RUSSIAN.encode()
@@ -302,12 +302,12 @@ class TestDecoding:
         path = write("text.txt", CHINESE)
         message = complaint(DecodingError, path, CorpusConfig(encoding="ascii"), places)
         assert "is not ascii: byte 0" in message
-        assert "try --encoding utf-8" in message
+        assert "try `encoding` utf-8" in message
 
     @pytest.mark.parametrize("encoding", ["klingon", "hex", "rot13", "zlib", "undefined", "no\0ne", ""])
     def test_unknown_encodings_are_rejected(self, write, places, encoding):
         message = complaint(DecodingError, write("a.txt", "abc"), CorpusConfig(encoding=encoding), places)
-        assert message == f"--encoding {encoding!r} is not a text encoding known to Python"
+        assert message == f"`encoding` {encoding!r} is not a text encoding known to Python"
 
     def test_binary_files(self, write, places):
         for data in (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"words\0words", b"\xff" * 9000 + b"\0"):
@@ -589,14 +589,14 @@ class TestReadingAgain:
         path = write("novel.txt", "Call me Ishmael.\n")
         sources = read_corpus(path, places=places).sources
         write("novel.txt", "Call me Ahab.\n")
-        with pytest.raises(CorpusError, match=f"{path} has changed since this run started; .*--corpus"):
+        with pytest.raises(CorpusError, match=f"{path} has changed since this run started; .*`corpus`"):
             reread_corpus(sources, CorpusConfig(), places)
         Path(path).unlink()
-        with pytest.raises(CorpusError, match=f"{path} is gone; give its new location with --corpus"):
+        with pytest.raises(CorpusError, match=f"{path} is gone; give its new location with `corpus`"):
             reread_corpus(sources, CorpusConfig(), places)
         with pytest.raises(CorpusError, match="passed in memory"):
             reread_corpus(Corpus.from_text("some text").sources, CorpusConfig(), places)
-        with pytest.raises(CorpusError, match="--corpus"):
+        with pytest.raises(CorpusError, match="`corpus`"):
             reread_corpus((), CorpusConfig(), places)
 
     def test_the_hash_does_not_depend_on_the_location(self, write, places):

@@ -407,7 +407,7 @@ def test_what_an_ensemble_refuses(charwright: Terminal, text: Path, folders: lis
     for count, wrong in ((0, "for one model, call"), ("2", "not '2'")):
         with pytest.raises(UsageError, match=wrong):
             cw.train_ensemble(text, count=count, out=tmp_path / "three", **STUDENT)
-    with pytest.raises(ConfigError, match="--dropout"):
+    with pytest.raises(ConfigError, match="`dropout`"):
         cw.train_ensemble(text, count=1, out=tmp_path / "three", dropout=3, **STUDENT)
     assert not (tmp_path / "three-teachers").exists()
 
@@ -446,7 +446,7 @@ def test_force_replaces_teachers_of_another_text_or_options(text: Path, tmp_path
     other.write_text("another text, for other teachers\n" * 60, encoding="utf-8")
     asked = iter([None] * 40 + ["enough"])
     cw.train_ensemble(text, count=2, out=out, should_stop=lambda: next(asked), **STUDENT)  # in the second teacher
-    with pytest.raises(UsageError, match="is a teacher of another text; choose another --out, or train it anew with"):
+    with pytest.raises(UsageError, match="is a teacher of another text; choose another `out`, or train it anew with"):
         cw.train_ensemble(other, count=2, out=out, **STUDENT)
     for options, message in (
         ({"units": 24}, "--units 16, not 24"),
@@ -456,7 +456,7 @@ def test_force_replaces_teachers_of_another_text_or_options(text: Path, tmp_path
     ):
         with pytest.raises(UsageError, match=message):
             cw.train_ensemble(text, count=2, out=out, **{**STUDENT, **options})
-    with pytest.raises(UsageError, match="--units 16, which is not given now"):
+    with pytest.raises(UsageError, match="`units` 16, which is not given now"):
         cw.train_ensemble(text, count=2, out=out, **{name: STUDENT[name] for name in STUDENT if name != "units"})
     checked = tmp_path / "checked"
     cw.train_ensemble(text, count=1, out=checked, validation=[other], **STUDENT)

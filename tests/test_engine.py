@@ -718,7 +718,7 @@ def test_engines_may_be_used_from_several_python_threads(variant: str) -> None:
 
 def test_an_unknown_precision_is_refused() -> None:
     config = model_config("gru")
-    with pytest.raises(UsageError, match="--precision must be one of q8, bf16, f32, not 'f64'"):
+    with pytest.raises(UsageError, match="`precision` must be one of q8, bf16, f32, not 'f64'"):
         Engine(config, ramp_arrays(config, SIZE), "f64")
 
 

@@ -17,6 +17,7 @@ PACKAGE = Path(charwright.__file__).parent
 
 RANKS = {
     "errors": 0,
+    "arguments": 0,
     "notebook": 0,
     "schema": 0,
     "passages": 0,
@@ -53,7 +54,9 @@ RANKS = {
 }
 # Packages of one rank do not import each other, with these exceptions.
 SIBLINGS = {
+    ("arguments", "errors"),
     ("schema", "errors"),
+    ("schema", "arguments"),
     ("config", "errors"),
     ("config", "schema"),
     ("config", "passages"),
@@ -75,7 +78,7 @@ MAY_OPEN |= {"storage.py", "locks.py", "processes.py", "compose/text_file.py", "
 MAY_OPEN |= {"webpage/template.py", "training/sums.py"}
 MAY_OPEN |= {f"interop/{name}.py" for name in ("keras_files", "tensorflow_import", "numpy_export")}
 OPENS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "fdopen", "load_file", "save_file", "fromfile"}
-OPENS |= {"tofile", "memmap", "loadtxt", "savez", "mkstemp", "NamedTemporaryFile"}
+OPENS |= {"tofile", "memmap", "loadtxt", "savez", "mkstemp", "NamedTemporaryFile", "safe_open", "mmap"}
 
 HEAVY = {"torch", "numpy", "safetensors", "pooch", "matplotlib", "rich", "tensorboard", "prompt_toolkit", "optuna"}
 HEAVY |= {"IPython"}

@@ -179,7 +179,7 @@ def test_errors_in_pieces_are_those_of_the_whole(
 def test_the_position_of_an_error_beyond_what_is_looked_at_again() -> None:
     data = b"a\n" * 40 + b"\xff"
     stream = TextStream(io.BytesIO(data), "x.txt", lambda: io.BytesIO(data), 7, sampled_bytes=20)
-    with pytest.raises(DecodingError, match=r"^x.txt is not utf-8: byte 80 \(0xff\) is invalid; try --encoding"):
+    with pytest.raises(DecodingError, match=r"^x.txt is not utf-8: byte 80 \(0xff\) is invalid; try `encoding`"):
         list(stream.pieces(CorpusConfig()))
 
 
@@ -219,7 +219,7 @@ def test_what_is_no_text_is_replaced_and_counted(tmp_path: Path, places: Places)
         assert corpus.notes == ("3 U+FFFD in the text: what is not utf-8 is replaced by it",)
         assert reopen_corpus(corpus.sources, corpus.sha256, config, there).sha256 == corpus.sha256
     path.write_bytes(b"one\xff two\n")
-    with pytest.raises(DecodingError, match="or read on with --errors replace"):
+    with pytest.raises(DecodingError, match="or read on with `errors` replace"):
         open_corpus(path, CorpusConfig(), places)
 
 
@@ -727,7 +727,7 @@ def test_ids_that_no_character_has_are_an_error(places: Places, mixed: Path) -> 
     assert isinstance(text, MappedText)
     vocabulary = make_vocabulary(text, VocabularyConfig())
     for use in (lambda: text[:5], lambda: ids_of(text, vocabulary)[:5], lambda: text.part([(0, 9)]).counts()):
-        with pytest.raises(CharwrightError, match="damaged; remove it with: charwright cache --clear"):
+        with pytest.raises(CharwrightError, match="damaged; remove it with: charwright cache `clear`"):
             use()
 
 

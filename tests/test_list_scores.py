@@ -91,15 +91,15 @@ def test_labels_are_read_from_their_column(column: str) -> None:
 
 def test_mistakes_about_labels() -> None:
     _, generator = pair(LABELS, RecordsConfig("line", "first"), "\n")
-    with pytest.raises(CorpusError, match=r"^line 2 has no tab.*name one with --label"):
+    with pytest.raises(CorpusError, match=r"^line 2 has no tab.*name one with `label`"):
         list(generator.score("x\ta\nb\n"))
     with pytest.raises(UsageError, match=r"^line 2: there is no label 'z'; the model has x, yy"):
         list(generator.score("x\ta\nz\tb\n"))
     with pytest.raises(UsageError, match="no label 'z'"):
         generator.score("a", label="z")
-    with pytest.raises(UsageError, match="remove --by"):
+    with pytest.raises(UsageError, match="remove `by`"):
         generator.score("a", by="line")
-    with pytest.raises(UsageError, match="remove --by and --separator"):
+    with pytest.raises(UsageError, match="remove `by` and `separator`"):
         generator.score("a", separator=";")
 
 
@@ -112,7 +112,7 @@ def test_a_model_of_records_can_read_along() -> None:
     assert list(generator.score(text, by="character")) == list(plain.score(text, by="character"))
     with pytest.raises(UsageError, match="not trained on records"):
         plain.score(text, by="record")
-    with pytest.raises(UsageError, match="--warm-up belongs to"):
+    with pytest.raises(UsageError, match="`warm_up` belongs to"):
         generator.score(text, warm_up=3)
     with pytest.raises(UsageError, match="choose one"):
         generator.score(text, by="record", separator=";")

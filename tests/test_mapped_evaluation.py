@@ -98,7 +98,7 @@ def test_an_engine_evaluates_a_text_on_disk(tmp_path: Path, precision: str) -> N
 def test_a_protocol_that_does_not_exist(tmp_path: Path) -> None:
     vocabulary = make_vocabulary(TEXT, VocabularyConfig())
     model = cw.LanguageModel(cw.ModelConfig(units=6, embedding_size=4), len(vocabulary))
-    with pytest.raises(UsageError, match="--protocol must be"):
+    with pytest.raises(UsageError, match="`protocol` must be"):
         evaluate_text(model, vocabulary, mapped(TEXT, tmp_path), "backwards")
 
 

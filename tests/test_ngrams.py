@@ -68,7 +68,7 @@ def test_the_multipliers_are_odd_and_as_many_as_tokens() -> None:
     assert all(multiplier % 2 and multiplier < 2**32 for row in ngrams.MULTIPLIERS for multiplier in row)
     limits = cw.ModelConfig(ngram_order=2), cw.ModelConfig(ngram_order=ngrams.HIGHEST_ORDER)
     assert [config.ngram_order for config in limits] == [2, 8]
-    with pytest.raises(ConfigError, match="--ngram-order must be at most 8"):
+    with pytest.raises(ConfigError, match="`ngram_order` must be at most 8"):
         cw.ModelConfig(ngram_order=ngrams.HIGHEST_ORDER + 1)
 
 

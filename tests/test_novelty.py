@@ -268,7 +268,7 @@ def test_the_training_text_is_found_again(source: Path, tmp_path: Path, split: S
 def test_a_corpus_that_has_moved(source: Path, tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", read_corpus(source))
     moved = source.rename(tmp_path / "moved.txt")
-    with pytest.raises(CorpusError, match=r"wind\.txt is gone; give its new location with --corpus$"):
+    with pytest.raises(CorpusError, match=r"wind\.txt is gone; give its new location with `corpus`$"):
         training_text(run, ())
     assert training_text(run, [str(moved)]) == split_corpus(PROSE, run.config.recipe.split)[0]
 
@@ -276,7 +276,7 @@ def test_a_corpus_that_has_moved(source: Path, tmp_path: Path) -> None:
 def test_a_corpus_that_has_changed(source: Path, tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", read_corpus(source))
     source.write_text(PROSE + "!", encoding="utf-8")
-    with pytest.raises(CorpusError, match=r"wind\.txt has changed .* with --corpus"):
+    with pytest.raises(CorpusError, match=r"wind\.txt has changed .* with `corpus`"):
         training_text(run, ())
     with pytest.raises(RunError, match=r"wind\.txt is not the text that .*run was trained on \(SHA-256 differs\)$"):
         training_text(run, [str(source)])
@@ -293,7 +293,9 @@ def test_a_moved_corpus_is_read_as_it_was(tmp_path: Path) -> None:
 def test_a_corpus_that_came_through_standard_input(tmp_path: Path) -> None:
     through = Source("stdin", STDIN_PATH, sha256_of(PROSE), len(PROSE))
     run = run_of(tmp_path / "run", Corpus(PROSE, (through,), "stdin"))
-    run.keep_text(STDIN_PATH, PROSE)
+    kept = run.folder / STDIN_PATH
+    kept.parent.mkdir()
+    kept.write_text(PROSE, encoding="utf-8")
     assert "".join(texts_again(run, ())) != ""
     assert training_text(run, ()) == split_corpus(PROSE, run.config.recipe.split)[0]
 

@@ -149,7 +149,7 @@ def complaint(path: Path, of: Generator | None = None, model: bytes = MODEL) -> 
 
 def test_another_model_or_precision_is_refused(state: Path) -> None:
     assert "another model" in complaint(state, model=b"x" * 32)
-    assert "--precision q8" in complaint(state, writer("f32"))
+    assert "`precision` q8" in complaint(state, writer("f32"))
     assert paused_precision(state) == "q8"
 
 
@@ -217,7 +217,7 @@ def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_other_arrays_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"head.bias": np.zeros(3, np.float32)}, path)
-    assert complaint(path) == f"{path} does not contain a paused text; --state-out writes one"
+    assert complaint(path) == f"{path} does not contain a paused text; `state_out` writes one"
 
 
 def test_a_file_that_is_gone(tmp_path: Path) -> None:

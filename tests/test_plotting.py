@@ -186,7 +186,7 @@ def test_broken_runs_are_left_out_with_a_line(whole: Path, tmp_path: Path) -> No
         cw.plot([silent, odd])
     with pytest.raises(RunNotFoundError):
         cw.plot(tmp_path / "none")
-    with pytest.raises(UsageError, match="--y must be one of nats, bits, perplexity"):
+    with pytest.raises(UsageError, match="`y` must be one of nats, bits, perplexity"):
         cw.plot(whole, y="watts")
 
 
@@ -313,7 +313,7 @@ def test_a_file_is_replaced_only_with_force(whole: Path, tmp_path: Path) -> None
     pytest.importorskip("matplotlib")
     curves = cw.plot(whole)
     assert curves.save(tmp_path / "x") == tmp_path / "x.png"
-    with pytest.raises(RunError, match="exists; choose another file, or replace it with --force"):
+    with pytest.raises(RunError, match="exists; choose another file, or replace it with `force=True`"):
         curves.save(tmp_path / "x.png")
     assert curves.save(tmp_path / "x.png", force=True).read_bytes().startswith(b"\x89PNG")
     assert curves.save(tmp_path / "x.pdf").read_bytes().startswith(b"%PDF")

@@ -65,9 +65,9 @@ def test_without_a_budget_a_recipe_gets_that_of_the_default_recipe(file: Path) -
         ({"format": 1, "recipe": []}, "recipe must be an object"),
         ({"format": 1, "recipe": {"modell": {}}}, "'modell'"),
         ({"format": 1, "recipe": {"model": {"unit": 64}}}, "recipe: model has the unknown key 'unit'"),
-        ({"format": 1, "recipe": {"model": {"units": "64"}}}, "--units must be a whole number"),
-        ({"format": 1, "recipe": {"model": {"units": True}}}, "--units must be a whole number"),
-        ({"format": 1, "recipe": {"training": {"learning_rate": -1}}}, "--learning-rate must be above 0"),
+        ({"format": 1, "recipe": {"model": {"units": "64"}}}, "`units` must be a whole number"),
+        ({"format": 1, "recipe": {"model": {"units": True}}}, "`units` must be a whole number"),
+        ({"format": 1, "recipe": {"training": {"learning_rate": -1}}}, "`learning_rate` must be above 0"),
         ({"format": 1, "recipe": {"training": {"steps": 3, "epochs": 3}}}, "one budget at a time"),
     ],
 )

@@ -90,12 +90,12 @@ class TestDividing:
 
     @pytest.mark.parametrize("records", ["", "/(/", "/a*/", "/a{99999999999999999999}/", f"/{'(' * 5000}{')' * 5000}/"])
     def test_what_ends_nothing_is_refused(self, records: str) -> None:
-        with pytest.raises(ConfigError, match="--records"):
+        with pytest.raises(ConfigError, match="`records`"):
             RecordsConfig(records)
 
     def test_a_label_belongs_to_a_record(self) -> None:
         with pytest.raises(
-            ConfigError, match="--label first is a column of records, and --records none has no records"
+            ConfigError, match="`label` first is a column of records, and `records` none has no records"
         ):
             RecordsConfig(label="first")
         recipe = Recipe().with_options({"records": "line", "label": "last"})
@@ -149,7 +149,7 @@ class TestLabels:
             with pytest.raises(VocabularyError, match="'labels' must be a list"):
                 vocabulary_from_json({"format": 1, "unit": "character", "characters": "a", "labels": values})
         labelled = Records.of(["a", "b"], "\n", ["x", "y"])
-        with pytest.raises(UsageError, match="remove --level byte"):
+        with pytest.raises(UsageError, match="remove `level` byte"):
             make_vocabulary(labelled, Recipe().with_options({"level": "byte"}).vocabulary)
 
 

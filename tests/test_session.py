@@ -155,10 +155,10 @@ def test_a_text_obeys_its_options(config: GenerationConfig, prompt: str) -> None
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"only": ""}, "--only: must name at least one character"),
-        ({"only": "ЖЩ"}, "--only: the model knows none of the characters in 'ЖЩ'"),
-        ({"ban": LETTERS.characters}, "--ban: the model has no character left to generate"),
-        ({"only": "ab", "ban": "bac"}, "--only and --ban: the model has no character left to generate"),
+        ({"only": ""}, "`only`: must name at least one character"),
+        ({"only": "ЖЩ"}, "`only`: the model knows none of the characters in 'ЖЩ'"),
+        ({"ban": LETTERS.characters}, "`ban`: the model has no character left to generate"),
+        ({"only": "ab", "ban": "bac"}, "`only` and `ban`: the model has no character left to generate"),
     ],
 )
 def test_no_character_allowed(options: dict[str, str], said: str) -> None:
@@ -170,7 +170,7 @@ def test_no_character_allowed(options: dict[str, str], said: str) -> None:
 
 def test_only_and_ban_are_characters_that_a_model_of_bytes_writes_in_one() -> None:
     vocabulary = ByteVocabulary()
-    with pytest.raises(UsageError, match="--ban: this model generates bytes"):
+    with pytest.raises(UsageError, match="`ban`: this model generates bytes"):
         allowed(vocabulary, GenerationConfig(ban="中"))
     assert np.flatnonzero(allowed(vocabulary, GenerationConfig(only="ab\n"))).tolist() == [11, 98, 99]
 
@@ -471,7 +471,7 @@ def test_a_guard_sees_as_far_back_as_the_longest_copy() -> None:
 
     longest = 1000
     GenerationConfig(max_copy=longest)
-    with pytest.raises(ConfigError, match="--max-copy must be at most 1000"):
+    with pytest.raises(ConfigError, match="`max_copy` must be at most 1000"):
         GenerationConfig(max_copy=longest + 1)
     texts = session()
     draft = texts.join("a" * longest, GenerationConfig(length=6000, seed=1), guard=guard)

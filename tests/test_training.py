@@ -354,7 +354,7 @@ def test_one_step_is_trained_even_if_the_preparation_took_the_whole_budget() -> 
 
 
 def test_a_budget_is_required() -> None:
-    with pytest.raises(UsageError, match="--epochs"):
+    with pytest.raises(UsageError, match="`epochs`"):
         list(cw.fit(make_model(), make_data(), settings_for()))
 
 

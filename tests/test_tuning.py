@@ -209,7 +209,7 @@ def test_a_search_of_an_earlier_version_goes_on_with_its_core(folder: Path, monk
         with search_in(folder, lambda: START, PROTOCOL | {"--core": core}) as search:
             assert Start(task(), {}, Wanted("cpu", core)).task_of(search).compute == Compute.choose("cpu", "torch")
     with (
-        pytest.raises(UsageError, match="with --core torch, not fused"),
+        pytest.raises(UsageError, match="with `core` torch, not fused"),
         search_in(folder, lambda: START, PROTOCOL | {"--core": "fused"}),
     ):
         pass
@@ -412,9 +412,9 @@ def test_another_text_or_protocol_is_refused(folder: Path) -> None:
     searched(folder, 1)
     with pytest.raises(UsageError, match="is a search for another text"):
         searched(folder, 2, text="other")
-    with pytest.raises(UsageError, match="with --minutes-per-trial 2, not 5"):
+    with pytest.raises(UsageError, match="with `minutes_per_trial` 2, not 5"):
         searched(folder, 2, **{"--minutes-per-trial": 5.0})
-    with pytest.raises(UsageError, match="with --threads 1, not 2"):
+    with pytest.raises(UsageError, match="with `threads` 1, not 2"):
         searched(folder, 2, **{"--threads": 2})
 
 
@@ -623,7 +623,7 @@ def test_a_task_with_too_little_text_is_refused() -> None:
     task().check()
     with pytest.raises(CorpusError, match="at least two"):
         dataclasses.replace(task(), training_text="a").check()
-    with pytest.raises(UsageError, match="--val-fraction"):
+    with pytest.raises(UsageError, match="`val_fraction`"):
         dataclasses.replace(task(), validation_text="").check()
     with pytest.raises(CorpusError, match="fewer than two"):
         dataclasses.replace(task(), validation_text="a").check()

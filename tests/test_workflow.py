@@ -136,7 +136,7 @@ def test_a_parent_and_force(charwright: Terminal, run: Run, tmp_path: Path) -> N
     assert weights(child) == weights(tmp_path / "shell")
     again = cw.train(more, out=tmp_path / "child", parent=run.folder, steps=3, force=True)
     assert [event["step"] for event in again.epochs()] == [3]
-    with pytest.raises(UsageError, match="--force would remove"):
+    with pytest.raises(UsageError, match="`force=True` would remove"):
         cw.train(more, out=run.folder, parent=run.folder, steps=3, force=True)
     with pytest.raises(UsageError, match="change single options by name"):
         cw.train(more, out=tmp_path / "new", parent=run.folder, recipe="tutorial", steps=2)
@@ -255,9 +255,9 @@ def test_a_resume_finds_a_text_that_has_moved(text: Path, run: Run, tmp_path: Pa
 
 def test_a_resume_changes_nothing_but_the_budget(run: Run) -> None:
     before = (run.folder / "config.json").read_bytes()
-    with pytest.raises(ConfigError, match="there is no option --step; did you mean --steps"):
+    with pytest.raises(ConfigError, match="there is no option `step`; did you mean `steps`"):
         cw.resume(run, step=3)
-    with pytest.raises(UsageError, match="--units belongs to the run"):
+    with pytest.raises(UsageError, match="`units` belongs to the run"):
         cw.resume(run, units=24)
     assert (run.folder / "config.json").read_bytes() == before
 

@@ -99,8 +99,8 @@ class RecordsConfig(Config):
                 raise ConfigError(f"--records {self.records} matches nothing at all, and so ends no record")
         if self.label is not None and self.records == "none":
             raise ConfigError(
-                f"--label {self.label} is a column of records, and --records none has no records; choose line, blank, "
-                "TEXT or /REGEX/"
+                f"--label {self.label} is a column of records, and running text has none; add --records line, or "
+                "--records with what else ends a record"
             )
 
     @property
@@ -376,7 +376,7 @@ class Recipe(Config):
             try:
                 parts[item.name] = dataclasses.replace(part, **{k: changes.pop(k) for k in own & set(changes)})
             except ConfigError as error:
-                raise ConfigError(with_old_name(str(error), options, RENAMED, RECIPE_OPTIONS)) from error
+                raise ConfigError(with_old_name(error.for_shell, options, RENAMED, RECIPE_OPTIONS)) from error
         refuse_unknown(changes, RECIPE_OPTIONS)
         return type(self)(**parts)
 

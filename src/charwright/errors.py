@@ -17,15 +17,21 @@
     ├── ForeignModelError       a model of another library that cannot be read or written
     ├── DivergedError           training diverges
     ├── StoppedError            a training is asked to stop before its first step
-    ├── RankError               a process of a training on several is out of reach, or failed
+    ├── RankError               a process of a distributed training failed, or is unreachable
     └── MissingExtraError       an optional package is not installed
 
-Each message is one line for the user: what is wrong, where, and what to do.
+Each message is one line for the user: what is wrong, where, and what to do. It is written once, with options as the
+shell has them (`--val-fraction`); `str()` names them as Python does.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+_OPTION = re.compile(r"`charwright [^`]*`|\bcharwright [a-z]+ .*|(?<![\w-])--([a-z][a-z0-9-]*)")
+"""An option in a message; commands for the shell, which stay as they are, match without the group."""
+_IN_PYTHON = {"from": "parent", "teacher": "teachers", "ensemble": "count", "force": "force=True"}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -40,6 +46,22 @@ class CharwrightError(Exception):
     """The base class: a problem that the user can do something about."""
 
     exit_code = 1
+
+    @property
+    def for_shell(self) -> str:
+        """The message with options as the command line has them: `--val-fraction`."""
+        return super().__str__()
+
+    def __str__(self) -> str:
+        """The message with options as Python has them: `val_fraction`."""
+        return _OPTION.sub(lambda found: _in_python(found[1]) if found[1] else found[0], self.for_shell)
+
+
+def _in_python(option: str) -> str:
+    """What is `--option` on the command line, as an argument of a call."""
+    if option.startswith("no-"):
+        option = f"{option[3:]}=False"
+    return f"`{_IN_PYTHON.get(option, option.replace('-', '_'))}`"
 
 
 class UsageError(CharwrightError):
@@ -133,7 +155,7 @@ class StoppedError(CharwrightError):
 
 
 class RankError(CharwrightError):
-    """A process of a training on several has failed, or no longer reaches the others."""
+    """A process of a distributed training failed, or is unreachable."""
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)

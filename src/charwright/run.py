@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from charwright.arguments import require
 from charwright.config import CorpusConfig, ModelConfig, Recipe, RecordsConfig
 from charwright.data.large_texts import AnyCorpus
 from charwright.data.mapped_text import MappedText
@@ -95,6 +96,7 @@ class Run:
             RunNotFoundError: when there is no run in the folder.
             DamagedRunError: when a file is damaged.
         """
+        require(folder, (str, os.PathLike), "a run is named by its folder")
         path = Path(folder)
         if for_writing and not path.exists():
             remove_leftovers(resolved(path))
@@ -107,7 +109,7 @@ class Run:
         try:
             vocabulary = vocabulary_from_json(read_json(path / "vocabulary.json", BACKUP))
         except VocabularyError as error:
-            raise DamagedRunError(f"{path / 'vocabulary.json'}: {error}") from error
+            raise DamagedRunError(f"{path / 'vocabulary.json'}: {error.for_shell}") from error
         if file_identity(path / "config.json") != identity:  # Its vocabulary may be that of another run.
             return Run.open(path, for_writing=for_writing)
         if for_writing and is_free(path):  # What a process writes that trains there is no leftover.
@@ -193,6 +195,8 @@ class Run:
 
         `records` is how the text is divided into records, and what is known of them, for a model of records.
         """
+        require(weights, Mapping, "the weights of a model are arrays by name", "pass model.arrays()")
+        require(vocabulary, Vocabulary, "a run is saved with its Vocabulary")
         config = RunConfig(
             recipe=Recipe(model=model, records=records[0]) if records else Recipe(model=model),
             recipe_name=recipe_name,
@@ -236,7 +240,9 @@ class Run:
         except DamagedRunError as error:
             if not self._checkpoint_folders() or isinstance(error.__cause__, PermissionError):
                 raise
-            raise DamagedRunError(f"{error}; charwright train --resume {quoted(self.folder)} restores it") from error
+            raise DamagedRunError(
+                f"{error.for_shell}; charwright train --resume {quoted(self.folder)} restores it"
+            ) from error
         finally:
             self._check_not_replaced()
         return arrays
@@ -271,16 +277,6 @@ class Run:
     def write_weights(self, weights: Arrays) -> None:
         """Write the weights to use."""
         write_arrays(self.folder / "model.safetensors", weights)
-
-    def keep_text(self, location: str, text: str) -> None:
-        """Keep a text that cannot be read again, as UTF-8 at a path within the run folder.
-
-        Raises:
-            RunError: when the path is outside.
-        """
-        if not (self.folder / location).resolve().is_relative_to(self.folder.resolve()):
-            raise RunError(f"{location} is outside of the run {self.folder}")
-        _keep_text(self.folder / location, text)
 
     def write_checkpoint(
         self, step: int, arrays: Mapping[str, Arrays], position: Mapping[str, Any], keep: int | None

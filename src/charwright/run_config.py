@@ -160,9 +160,8 @@ class RunConfig:
 
     `corpus` is how files were decoded; `sources`, `characters` and `sha256` identify the text, and are empty for a
     model that was saved without one. `parent` is the run whose weights this one started from, `teachers` are those
-    whose predictions it learns from. `plan` is what the
-    recipe was derived from, if it was planned; `compute` is how the run computes, if that is known. `records` are what
-    the text is divided into, if it is.
+    whose predictions it learns from. `plan` is what the recipe was derived from, if it was planned; `compute` is how
+    the run computes, if that is known. `records` are what the text is divided into, if it is.
     """
 
     recipe: Recipe
@@ -233,7 +232,7 @@ class RunConfig:
                 removed=_removed(top["recipe"]),
             )
         except ConfigError as error:
-            raise DamagedRunError(str(error)) from error
+            raise DamagedRunError(error.for_shell) from error
 
 
 def _removed(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from dataclasses import field, fields
 from difflib import get_close_matches
 from typing import Any, ClassVar, Self
 
+from charwright.arguments import require
 from charwright.errors import ConfigError
 
 LARGEST = 2**53
@@ -71,14 +72,14 @@ def old_name(old: str, new: str, names: Iterable[str]) -> str:
     return f"{flag(old)} is the old name of {flag(new)}{did_you_mean(old, others)}"
 
 
-def refuse_unknown(names: Iterable[str], known: Iterable[str]) -> None:
-    """See that options exist.
+def refuse_unknown(names: Iterable[str], known: Iterable[str], old: Iterable[str] = ()) -> None:
+    """Check that options exist, by their names or by `old` ones, which are never suggested.
 
     Raises:
         ConfigError: naming the first that does not, and the one that is spelled like it.
     """
     for name in names:
-        if name not in known:
+        if name not in known and name not in old:
             raise ConfigError(f"there is no option {flag(name)}{did_you_mean(name, known)}")
 
 
@@ -145,6 +146,16 @@ def _complaint(value: Any, kind: type, metadata: Mapping[str, Any]) -> str | Non
     return None
 
 
+def checked_number(name: str, value: Any, *, minimum: int, maximum: int = LARGEST) -> None:
+    """Check an argument that is a whole number, as a field of a config class is checked.
+
+    Raises:
+        ConfigError: when it is none, or out of bounds.
+    """
+    if complaint := _complaint(value, int, {"minimum": minimum, "maximum": maximum}):
+        raise ConfigError(f"{flag(name)} {complaint}, not {value!r}")
+
+
 def _plain(value: Any) -> Any:
     """A number of NumPy, say, as one of Python."""
     if isinstance(value, int | float):
@@ -170,7 +181,7 @@ class Config:
         """Check every field against its type and bounds.
 
         Raises:
-            ConfigError: naming the flag, the problem and the value.
+            ConfigError: naming the option, the problem and the value.
         """
         kinds = option_types(type(self))
         for item in fields(self):  # type: ignore[arg-type]
@@ -190,6 +201,18 @@ class Config:
         return dataclasses.asdict(self)  # type: ignore[call-overload,no-any-return]
 
     @classmethod
+    def of(cls, config: Self | None, options: Mapping[str, Any]) -> Self:
+        """`config`, or the default one, with some options changed.
+
+        Raises:
+            ConfigError: when there is no such option, or a value is out of bounds.
+            UsageError: when `config` is something else.
+        """
+        require(config, (cls, types.NoneType), f"options are those of a {cls.__name__}", "pass each by its name")
+        refuse_unknown(options, field_names(cls))
+        return dataclasses.replace(config or cls(), **options)  # type: ignore[type-var]
+
+    @classmethod
     def from_json(cls, values: Any, where: str) -> Self:
         """Read what `to_json` wrote; `where` names the place in messages.
 
@@ -207,4 +230,4 @@ class Config:
         try:
             return cls(**values)
         except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from error
+            raise ConfigError(f"{where}: {error.for_shell}") from error

@@ -170,7 +170,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
             click.echo("stopped before the first step; the same command begins again", err=True)
         return 128 + int(signal.Signals[error.reason])
     except CharwrightError as error:
-        return _failed(settings, error, str(error), error.exit_code)
+        return _failed(settings, error, error.for_shell, error.exit_code)
     except MemoryError as error:
         return _failed(settings, error, f"not enough memory{f': {error}' if str(error) else ''}", 1)
     except RuntimeError as error:

@@ -162,7 +162,7 @@ def _validation_text(runs: Sequence[Run], reading: dict[str, Any]) -> tuple[str,
         try:
             _, text = texts_again(run, ())
         except CorpusError as error:
-            complaint = complaint or str(error).partition(";")[0]
+            complaint = complaint or error.for_shell.partition(";")[0]
             continue
         if not text:
             raise UsageError("the runs have no validation text; name a CORPUS after them")

@@ -217,7 +217,7 @@ def _evaluated_dynamically(run: Run, wanted: Wanted, text: Text, rate: float, de
         trained_on = training_text(run, ())
     except CorpusError as error:
         trained_on, source = "", "this text"
-        click.echo(f"the training text is not available ({str(error).partition(';')[0]})", err=True)
+        click.echo(f"the training text is not available ({error.for_shell.partition(';')[0]})", err=True)
     with _progress() as progress:
         result = evaluate_dynamically(
             model, run.vocabulary, text, trained_on, rate=rate, decay=decay, progress=progress

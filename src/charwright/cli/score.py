@@ -35,12 +35,25 @@ if TYPE_CHECKING:
     from charwright.generation.record_scores import Score
 
 ALL = 0
-DIGITS = 6
-"""Of the figures: a millionth of a bit is precise enough, and what differs by less is equal."""
 
 FIELDS = ("file", "line", "column", "chars", "unknown_chars", "bits", "bits_per_char", "cold", "text")
 LABEL = "label"
 """One more field, for a model with labels."""
+
+Figure = Callable[["Score"], float]
+
+
+def _bits(score: Score) -> float:
+    return score.to_json()["bits"] if score.chars else -1.0
+
+
+def _bits_per_char(score: Score) -> float:
+    per_char: float | None = score.to_json()["bits_per_char"]
+    return -1.0 if per_char is None else per_char
+
+
+RANKS: dict[str, Figure] = {"bits-per-char": _bits_per_char, "bits": _bits}
+"""The figures that order records, rounded as they are shown; -1 for a record without a predicted character."""
 
 NAMES = {"line": "line", "blank": "paragraph", "file": "file", "character": "character", "record": "record"}
 
@@ -54,7 +67,8 @@ class _Count(click.IntRange):
         try:
             int(value)
         except ValueError:
-            raise UsageError("--worst takes a number; write it after the files, or --worst=20") from None
+            name = param.opts[0] if param is not None else ""
+            raise UsageError(f"{name} takes a number; write it after the files, or {name}=20") from None
         return super().convert(value, param, ctx)
 
 
@@ -77,6 +91,26 @@ class _Count(click.IntRange):
     type=_Count(min=1),
     metavar="[N]",
     help="Most bits per character first: the first N, or all, which are kept in memory.",
+)
+@click.option(
+    "--best",
+    is_flag=False,
+    flag_value=ALL,
+    type=_Count(min=1),
+    metavar="[N]",
+    help="Fewest bits per character first: the first N, or all, which are kept in memory.",
+)
+@click.option(
+    "--rank",
+    type=click.Choice(list(RANKS)),
+    help="What --worst, --best and --above compare: bits per character, or all bits of a record, which are its -log2 p."
+    "  [default: bits-per-char]",
+)
+@click.option(
+    "--above",
+    type=float,
+    metavar="BITS",
+    help="Only records of more bits per character (or bits, as --rank says), as they are read.",
 )
 @click.option(
     "--min-chars",
@@ -122,6 +156,9 @@ def score(
     by: str | None,
     separator: str | None,
     worst: int | None,
+    best: int | None,
+    rank: str | None,
+    above: float | None,
     min_chars: int,
     independent: bool,
     warm_up: int,
@@ -146,6 +183,13 @@ def score(
 
     if as_json and as_csv:
         raise UsageError("--json and --csv are two formats; choose one")
+    if worst is not None and best is not None:
+        raise UsageError("--worst and --best are two orders; choose one")
+    if rank is not None and worst is best is above is None:
+        raise UsageError("--rank says what --worst, --best and --above compare; add one of them")
+    if above is not None and not math.isfinite(above):
+        raise UsageError(f"--above must be finite, not {above}")
+    figure = RANKS[rank or "bits-per-char"]
     if separator is not None and by is not None:
         raise UsageError("--separator says where records end, and so does --by; choose one")
     separator = None if separator is None else unescaped(separator)
@@ -166,14 +210,14 @@ def score(
         if by == "file" and separator is None and len(streamed.parts) > 1:
             found = _with_empty_files(found, streamed)
         scores = totals.counted(found)
-        listed = (one for one in scores if one.chars >= min_chars)
+        listed = (one for one in scores if one.chars >= min_chars and (above is None or figure(one) > above))
         in_lines = by != RECORD or generator.text_scores.records_are_lines
         whole_lines = separator is None and by != "character" and in_lines
         labelled = bool(generator.vocabulary.labels)
         printer = _Printer(streamed, whole_lines=whole_lines, labelled=labelled, as_json=as_json, as_csv=as_csv)
         # Whoever watches a growing file sees each line at once.
-        watched = (independent or by == RECORD) and "-" in files and worst is None
-        for one in listed if worst is None else worst_first(listed, worst):
+        watched = (independent or by == RECORD) and "-" in files and worst is best is None
+        for one in _in_order(listed, figure, worst, best):
             printer.write(one)
             if watched:
                 sys.stdout.flush()
@@ -187,16 +231,14 @@ def score(
         say(note)
 
 
-def worst_first(scores: Iterable[Score], count: int) -> list[Score]:
-    """The `count` scores with the most bits per character, or all for 0; of equals, the first."""
-
-    def key(score: Score) -> float:
-        per_char = score.bits_per_char
-        return -1.0 if per_char is None else round(per_char, DIGITS)
-
-    if count == ALL:
-        return sorted(scores, key=key, reverse=True)
-    return heapq.nlargest(count, scores, key=key)
+def _in_order(scores: Iterable[Score], figure: Figure, worst: int | None, best: int | None) -> Iterable[Score]:
+    """The scores as they come, or those with the highest or the lowest figures first; of equals, the first."""
+    if best is not None:
+        predicted = (score for score in scores if score.chars)
+        return sorted(predicted, key=figure) if best == ALL else heapq.nsmallest(best, predicted, key=figure)
+    if worst is not None:
+        return sorted(scores, key=figure, reverse=True) if worst == ALL else heapq.nlargest(worst, scores, key=figure)
+    return scores
 
 
 def _with_empty_files(scores: Iterable[Score], streamed: Streamed) -> Iterator[Score]:
@@ -296,19 +338,8 @@ class _Printer:
 
     def _values(self, score: Score) -> dict[str, Any]:
         """The fields of a score."""
-        per_char = score.bits_per_char
-        return {
-            "file": self._names.get(score.file, score.file),
-            "line": score.line,
-            "column": score.column,
-            "chars": score.chars,
-            "unknown_chars": score.unknown_chars,
-            "bits": round(score.bits, DIGITS),
-            "bits_per_char": None if per_char is None else round(per_char, DIGITS),
-            "cold": score.cold,
-            "text": score.text,
-            **({LABEL: score.label} if self._labelled else {}),
-        }
+        label = {LABEL: score.label} if self._labelled else {}
+        return score.to_json() | {"file": self._names.get(score.file, score.file)} | label
 
 
 def _file_names(streamed: Streamed) -> dict[str, str]:

@@ -315,7 +315,7 @@ class Editor:
             self.file.save(self.manuscript.text, path)
         except CharwrightError as error:
             self._save_failed = True  # The next attempt may name another file.
-            self._notify(str(error))
+            self._notify(error.for_shell)
         else:
             self._save_failed = False
             self._notify(f"saved to {path}")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from charwright.arguments import require
 from charwright.data.mapped_text import MappedText
 
 UNICODE_SIZE = 1_114_112
@@ -39,6 +40,7 @@ class IdTable:
 
 def code_points(text: str) -> npt.NDArray[Any]:
     """Return the code points of a text in the narrowest type that holds them: uint8, uint16 or uint32."""
+    require(text, str, "a text is a str", "several are encoded by encode_batch")
     try:
         return np.frombuffer(text.encode("latin-1"), dtype=np.uint8)
     except UnicodeEncodeError:
@@ -51,6 +53,7 @@ def code_points(text: str) -> npt.NDArray[Any]:
 
 def frequent_characters(text: str | MappedText, min_count: int) -> str:
     """Return the characters that occur at least `min_count` times, sorted by code point, without lone surrogates."""
+    require(text, (str, MappedText), "a text is a str", "pass its text" if hasattr(text, "text") else "")
     counts = _count(text) if isinstance(text, str) else text.alphabet.by_code_point()
     codes = np.flatnonzero(counts >= max(1, min_count))
     return "".join(chr(code) for code in codes if not 0xD800 <= code <= 0xDFFF)

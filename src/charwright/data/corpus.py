@@ -8,19 +8,22 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from charwright import notebook
+from charwright.arguments import require
 from charwright.config import CorpusConfig
 from charwright.data.byte_streams import COMPRESSED
 from charwright.data.decoding import REPLACEMENT, decode, looks_binary
 from charwright.data.parts import Part, Places, Tally, expanded, find_parts, part_of
 from charwright.data.portable_names import portable_name
-from charwright.errors import CorpusError, CorpusNotFoundError
+from charwright.errors import CorpusError, CorpusNotFoundError, UsageError
+
+_CORPUS = "a corpus is a path, an address or a name, or several of them"
 
 
 def sha256_of(text: str) -> str:
@@ -101,13 +104,21 @@ def checked_specs(specs: str | os.PathLike[str] | Sequence[str | os.PathLike[str
     """Return the arguments of `read_corpus` as a list of strings.
 
     Raises:
+        UsageError: when one is no path, or is a text itself.
         CorpusError: when there are none, or standard input is there twice.
     """
+    require(specs, (str, os.PathLike, Iterable), _CORPUS)
     listed = [specs] if isinstance(specs, str | os.PathLike) else list(specs)
     if not listed:
         raise CorpusError("no corpus given; pass a file, a folder, - (standard input), a URL or a named corpus")
     if listed.count("-") > 1:
         raise CorpusError("standard input can be read only once; pass - once")
+    for spec in listed:
+        require(spec, (str, os.PathLike), _CORPUS)
+        if isinstance(spec, str) and "\n" in spec.strip() and not os.path.lexists(spec):
+            raise UsageError(
+                f"a text of {len(spec):,} characters is no name of a file: save it in one, or pass it to fit"
+            )
     return [os.fspath(spec) for spec in listed]
 
 

@@ -31,6 +31,13 @@ _SAMPLE_BYTES = 1 << 16
 # With this many UTF-8 continuation bytes before the first invalid byte, the file is damaged UTF-8.
 _MIN_CONTINUATION_BYTES = 6
 
+_COMPRESSIONS = {
+    b"\x1f\x8b\x08": ("gzip", ".gz", "gzip"),
+    b"BZh": ("bzip2", ".bz2", "bzip2"),
+    b"\xfd7zXZ\0": ("xz", ".xz", "xz"),
+    b"\x28\xb5\x2f\xfd": ("Zstandard", ".zst", "zstd"),
+}
+"""The first bytes of compressed files: their format, the ending of their names, and what decompresses them."""
 _READ_ON = "read on with --errors replace"
 
 REPLACEMENT = "\ufffd"
@@ -122,6 +129,8 @@ def binary_message(data: bytes, where: str, offset: int = 0) -> str:
 
     `data` starts at byte `offset` of the file.
     """
+    if not offset and (message := _compressed_message(data, where)):
+        return message
     wide = [name for name in ("utf-16-le", "utf-16-be") if _decodes(data, name)]
     if data.count(0) * 4 < len(data) and _decodes(data.replace(b"\0", b""), "utf-8"):
         advice = f"remove the NUL bytes, or {_READ_ON}"  # In UTF-16, what lies between them is no text.
@@ -131,6 +140,14 @@ def binary_message(data: bytes, where: str, offset: int = 0) -> str:
     return f"{where} is not a text file: byte {offset + data.find(0):,} is NUL; {advice}"
 
 
+def _compressed_message(data: bytes, where: str) -> str | None:
+    """Describe a compressed file whose name does not say so; None for any other."""
+    for mark, (name, ending, program) in _COMPRESSIONS.items():
+        if data.startswith(mark):
+            return f"{where} is {name} data: give its name the ending {ending}, or decompress it with {program} -dc"
+    return None
+
+
 def surrogate_message(where: str, at: int) -> str:
     """Describe a text that cannot be written as UTF-8 because of its character `at`."""
     return f"{where} has half of a surrogate pair at character {at:,}; remove it"
@@ -138,6 +155,8 @@ def surrogate_message(where: str, at: int) -> str:
 
 def undecodable_message(data: bytes, encoding: str, error: UnicodeDecodeError, where: str, offset: int = 0) -> str:
     """Describe an invalid byte, with advice; `data` starts at byte `offset` of the file."""
+    if not offset and (message := _compressed_message(data, where)):
+        return message
     byte, at = data[error.start], offset + error.start
     return f"{where} is not {encoding}: byte {at:,} (0x{byte:02x}) is invalid; {_advice(data, error)}"
 

@@ -56,7 +56,7 @@ def find_published(
                 offline=offline,
             )
         except DownloadError as error:
-            reasons.append(str(error))
+            reasons.append(error.for_shell)
     raise DownloadError(
         f"{reasons[0]} ({len(published.mirrors)} mirrors tried), or put the file, under any name, in a folder "
         f"and set CHARWRIGHT_DATA to that folder"

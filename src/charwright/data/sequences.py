@@ -19,6 +19,7 @@ from charwright.config import SequenceConfig
 from charwright.data.mapped_ids import MappedIds
 from charwright.data.shuffling import shuffled
 from charwright.errors import ConfigError, CorpusError
+from charwright.schema import SEEDS, checked_number
 
 Array = npt.NDArray[np.int64]
 Pair = tuple[Array, Array]
@@ -50,9 +51,9 @@ class Windows:
 
         Raises:
             CorpusError: when there are too few pieces for one batch.
-            ConfigError: when a size is less than 1, or the ids are not an array of integers.
+            ConfigError: when a size is no whole number above 0, or the ids are not an array of integers.
         """
-        _check(ids, seq_length, batch)
+        _check(ids, seq_length, batch, seed)
         self.seq_length, self.batch, self.seed = seq_length, batch, seed
         count = len(ids) // (seq_length + 1)
         if count < batch:
@@ -62,6 +63,9 @@ class Windows:
         self.ids, self.count = ids, count
         self.steps_per_epoch = count // batch
         self._rows = slice(batch)
+
+    def __repr__(self) -> str:
+        return _described(self)
 
     def part(self, rows: slice) -> Windows:
         """Return a dataset of these rows of each batch; the others are not read."""
@@ -108,15 +112,18 @@ class Streams:
 
         Raises:
             CorpusError: when the text is shorter than one batch.
-            ConfigError: when a size is less than 1, or the ids are not an array of integers.
+            ConfigError: when a size is no whole number above 0, or the ids are not an array of integers.
         """
-        _check(ids, seq_length, batch)
+        _check(ids, seq_length, batch, seed)
         self.ids, self.seq_length, self.batch, self.seed = ids, seq_length, batch, seed
         self.span = len(ids) // batch
         self.steps_per_epoch = self.span // seq_length
         if len(ids) < 2 or self.steps_per_epoch < 1:
             raise CorpusError(f"{len(ids):,} ids are too few for a batch of {batch} x {seq_length}")
         self._rows = slice(batch)
+
+    def __repr__(self) -> str:
+        return _described(self)
 
     def part(self, rows: slice) -> Streams:
         """Return a dataset of these rows of each batch; the others are not read."""
@@ -173,9 +180,16 @@ class Excerpts(Streams):
             yield pieces[:-1], pieces[1:]
 
 
-def _check(ids: AnyIds, seq_length: int, batch: int) -> None:
-    if seq_length < 1 or batch < 1:
-        raise ConfigError(f"a batch has at least one row and one position, not {batch} x {seq_length}")
+def _described(dataset: Windows | Streams) -> str:
+    sizes = f"seq_length={dataset.seq_length}, batch={dataset.batch}, seed={dataset.seed}"
+    steps = f"{dataset.steps_per_epoch:,} steps per epoch"
+    return f"<{type(dataset).__name__} of {len(dataset.ids):,} ids, {sizes}: {steps}>"
+
+
+def _check(ids: AnyIds, seq_length: int, batch: int, seed: int) -> None:
+    checked_number("seq_length", seq_length, minimum=1)
+    checked_number("batch", batch, minimum=1)
+    checked_number("seed", seed, minimum=0, maximum=SEEDS - 1)
     if not isinstance(ids, MappedIds) and not (isinstance(ids, np.ndarray) and ids.dtype.kind in "iu"):
         found = f"one of {ids.dtype}" if isinstance(ids, np.ndarray) else type(ids).__name__
         raise ConfigError(f"ids must be a NumPy array of integers, as Vocabulary.encode returns, not {found}")

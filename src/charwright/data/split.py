@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import overload
 
+from charwright.arguments import require
 from charwright.config import SplitConfig
 from charwright.data.mapped_ids import Range
 from charwright.data.records import Records, split_records
@@ -15,15 +16,23 @@ READ_UP_TO = 1 << 22
 
 
 @overload
-def split_corpus(text: str, config: SplitConfig) -> tuple[str, str]: ...
+def split_corpus(text: str, config: SplitConfig | None = None) -> tuple[str, str]: ...
 
 
 @overload
-def split_corpus(text: Records, config: SplitConfig) -> tuple[Records, Records | str]: ...
+def split_corpus(text: Records, config: SplitConfig | None = None) -> tuple[Records, Records | str]: ...
 
 
-def split_corpus(text: str | Records, config: SplitConfig) -> tuple[Text, Text]:
-    """Return the training text and the validation text ("" when there is none); of records, both as records."""
+def split_corpus(text: str | Records, config: SplitConfig | None = None) -> tuple[Text, Text]:
+    """Return the training text and the validation text ("" when there is none); of records, both as records.
+
+    Raises:
+        UsageError: when the text or the configuration is something else.
+    """
+    require(
+        text, (str, Records), "a text to split is a str or Records", "pass its text" if hasattr(text, "text") else ""
+    )
+    config = SplitConfig.of(config, {})
     training, validation = split_text(text, config)
     return (training, validation) if isinstance(text, Records) else (in_memory(training), in_memory(validation))
 

@@ -353,7 +353,7 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except RunError as error:
-        raise CorpusError(f"{error}; {ADVICE}") from error
+        raise CorpusError(f"{error.for_shell}; {ADVICE}") from error
     except OSError as error:
         advice = (
             "set CHARWRIGHT_CACHE to a folder that can be written" if isinstance(error, PermissionError) else ADVICE

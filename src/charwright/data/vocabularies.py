@@ -12,7 +12,7 @@ from charwright.data.vocabulary import Vocabulary
 from charwright.errors import UsageError, VocabularyError
 
 
-def make_vocabulary(text: Text, config: VocabularyConfig) -> Vocabulary:
+def make_vocabulary(text: Text, config: VocabularyConfig | None = None) -> Vocabulary:
     """Build the vocabulary that a configuration describes, with the labels of a text of records.
 
     Raises:
@@ -21,6 +21,7 @@ def make_vocabulary(text: Text, config: VocabularyConfig) -> Vocabulary:
     >>> make_vocabulary("banana", VocabularyConfig(level="byte"))
     ByteVocabulary(257 tokens)
     """
+    config = VocabularyConfig.of(config, {})
     kind = ByteVocabulary if config.level == "byte" else Vocabulary
     vocabulary = kind.from_text(plain(text), config)
     names = label_names(text)

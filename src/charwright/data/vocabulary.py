@@ -131,6 +131,10 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def __contains__(self, text: object) -> bool:
+        """Whether all characters of a text are known."""
+        return isinstance(text, str) and bool(self.encode(text).all())
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Vocabulary) and (
             (self.level, self.characters, self.labels) == (other.level, other.characters, other.labels)

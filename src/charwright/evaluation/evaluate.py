@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from charwright.arguments import require
 from charwright.data.carried import MOST_STREAMS, SHORTEST_STREAM, stream_bounds
 from charwright.data.records import Records
 from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
@@ -26,6 +28,7 @@ CHUNK = 128  # time steps per call, fewer if their logits exceed 16 MB; does not
 MOST_LOGITS = 2**22
 FEWEST_BLOCKS = 16
 SHORTEST_BLOCK = 16
+MOST_NAME = 200
 
 
 def evaluate(
@@ -41,11 +44,21 @@ def evaluate(
         UsageError: when there is no such protocol, or the text is something else.
     """
     check_fit(model, vocabulary)
-    if not isinstance(text, str | Records):
-        raise UsageError(f"a text to evaluate is a str or Records, not {type(text).__name__}: pass its text")
+    require(text, (str, Records), "a text to evaluate is a str or Records", "pass its text")
+    if isinstance(text, str) and _names_a_file(text):
+        raise UsageError(f"{text} is the name of a file: read it first, as read_corpus({text!r}).text")
     if isinstance(text, Records):
+        if protocol not in ("carried", "records"):
+            raise UsageError(f"--protocol {protocol} is for running text; records are evaluated record by record")
         return evaluate_records(partial(target_nats, model), vocabulary, text)
     return evaluate_with(partial(target_nats, model), vocabulary, text, protocol)
+
+
+def _names_a_file(text: str) -> bool:
+    try:
+        return len(text) <= MOST_NAME and Path(text).is_file()
+    except OSError:  # It is too long for the system.
+        return False
 
 
 def check_fit(model: LanguageModel, vocabulary: Vocabulary) -> None:

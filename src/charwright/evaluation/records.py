@@ -29,10 +29,12 @@ def evaluate_records(target_nats: TargetNats, vocabulary: Vocabulary, records: R
     equal in records to within one.
 
     Raises:
-        CorpusError: when the model has labels, and the records have none.
+        CorpusError: when there are no records, or the model has labels and the records have none.
     """
     if vocabulary.labels and records.labels is None:
         raise CorpusError("the model has labels, and the records have none: divide the text with a column of labels")
+    if not records.count:
+        raise CorpusError("there are no records to evaluate")
     ids, stops = records.ids(vocabulary)
     begins = np.concatenate([[0], stops[:-1]])
     before = vocabulary.encode(records.end)

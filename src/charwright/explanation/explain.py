@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from charwright.explanation.surprise import last_steps, surprise_of
 from charwright.run import Run
 from charwright.run_view import layers_in_words
 from charwright.webpage.sentence import Sentence
-from charwright.workflow.texts import texts_of_run
+from charwright.workflow.texts import Specs, texts_of_run
 
 LENGTH = 5000
 MOST_HELD_OUT = 2_000_000
@@ -36,7 +36,7 @@ def explain(
     *,
     source: str | None = None,
     length: int = LENGTH,
-    moved: Sequence[str] = (),
+    moved: Specs = (),
     seed: int = 0,
     places: Places | None = None,
     progress: Callable[[str], None] = lambda _: None,
@@ -138,7 +138,7 @@ def explain(
     )
 
 
-def _held_out(run: Run, moved: Sequence[str], places: Places | None) -> tuple[str, str]:
+def _held_out(run: Run, moved: Specs, places: Places | None) -> tuple[str, str]:
     """The validation text of a run, or why there is none."""
     if not run.config.sources:
         return "", Sentence("{run} has no record of its corpus", run=run.folder)
@@ -147,7 +147,7 @@ def _held_out(run: Run, moved: Sequence[str], places: Places | None) -> tuple[st
     except (CorpusError, RunError) as error:
         if moved:
             raise
-        reason = str(error).partition(";")[0]
+        reason = error.for_shell.partition(";")[0]
         return "", Sentence("the validation text of {run} is not available ({reason})", run=run.folder, reason=reason)
     read = held_out[:MOST_HELD_OUT]
     return read, "" if read else Sentence("{run} has no validation text", run=run.folder)

@@ -41,7 +41,7 @@ class Completion:
 
 
 class Completions(list[Completion]):
-    """A list of generated texts; a notebook shows the texts themselves."""
+    """A list of generated texts; `str()` and a notebook show the texts themselves."""
 
     note: str = ""
     """What was thrown away, and what is missing, if new records were requested."""
@@ -50,8 +50,11 @@ class Completions(list[Completion]):
         passages = "".join(completion._repr_html_() for completion in self)
         return passages + (f"<div><small>{html.escape(self.note)}</small></div>" if self.note else "")
 
+    def __str__(self) -> str:
+        return "\n\n".join([*map(str, self), *([self.note] if self.note else [])])
+
     def _repr_pretty_(self, printer: Any, _: bool) -> None:
-        printer.text("\n\n".join([*map(str, self), *([self.note] if self.note else [])]))
+        printer.text(str(self))
 
 
 def finished(draft: Draft, *, logprobs: bool = False, label: str | None = None) -> Completion:

@@ -12,7 +12,7 @@ from charwright.passages import parse_until
 # The marks that end a sentence, and those that may follow them. In scripts with spaces, a space must come next.
 _STOPS, _WIDE_STOPS, _CLOSERS = ".!?…؟।۔", "。！？｡", "\"'”’»›)]}」』】）》〉"
 _CLOSING = re.escape(_CLOSERS)
-# Runs of marks are matched from their beginning and as a whole, or a long one would take time without end.
+# Runs of marks are matched from their beginning and as a whole, or a long one would take quadratic time.
 _SENTENCE_END = re.compile(
     f"(?<![{_STOPS}])[{_STOPS}]++[{_CLOSING}]*+(?=\\s)"
     f"|(?<![{_WIDE_STOPS}])[{_WIDE_STOPS}]++[{_CLOSING}]*+(?=[^{_WIDE_STOPS}{_CLOSING}])"
@@ -135,7 +135,7 @@ class Endings:
     def _marks_go_on(self, text: str) -> bool:
         """Whether the new part of the text only adds marks to a run that may end a sentence, and cannot end it.
 
-        Reading the whole run again for each piece would take time without end.
+        Reading the whole run again for each piece would take quadratic time.
         """
         if self._unit != "sentence" or not self._undecided:
             return False

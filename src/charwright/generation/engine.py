@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from charwright import kernels
+from charwright.arguments import thread_count
 from charwright.config import STATES, ModelConfig
 from charwright.errors import UsageError
 from charwright.generation.backend import Backend
@@ -63,11 +64,10 @@ class Engine:
         """
         if precision not in PRECISIONS:
             raise UsageError(f"--precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
-        if threads is not None and threads < 1:
-            raise UsageError(f"an engine needs at least one thread, not {threads}")
+        threads = thread_count(threads)
         self.config, self.precision = config, precision
         self.vocabulary_size = _tokens_of(config, weights)
-        self._backend = _backend(config, weights, precision, int(threads or usable_cores()), variant)
+        self._backend = _backend(config, weights, precision, threads or usable_cores(), variant)
         self._state_shape = (config.layers + bool(config.ngram_bits), STATES[config.cell], self._backend.units)
 
     def zero_state(self, streams: int = 1) -> npt.NDArray[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, NoReturn, Protocol
@@ -10,6 +9,7 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from charwright.arguments import require
 from charwright.config import GenerationConfig, ModelConfig, RecordsConfig
 from charwright.data.records import Records
 from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
@@ -72,6 +72,7 @@ class Generator:
     @classmethod
     def of(cls, model: Trained, vocabulary: Vocabulary, precision: str = "q8", **options: Any) -> Generator:
         """Create a generator with a model's current weights; the options are those of the constructor."""
+        require(vocabulary, Vocabulary, "a generator is of a model and its Vocabulary")
         return cls(model.config, model.arrays(), vocabulary, precision, **options)
 
     def __reduce__(self) -> NoReturn:
@@ -99,7 +100,7 @@ class Generator:
         Raises:
             UsageError: if no character is allowed, there is no such label, or a prompt is not a `str`.
         """
-        config = dataclasses.replace(config or GenerationConfig(), **options)
+        config = GenerationConfig.of(config, options)
         several = isinstance(prompts, Iterable) and not isinstance(prompts, str | bytes)
         listed: list[Any] = list(prompts) if several else [prompts]
         repeated = [prompt for prompt in listed for _ in range(config.num)]
@@ -142,7 +143,7 @@ class Generator:
             MissingExtraError: when `distance` is given and RapidFuzz is not installed.
             CorpusError: when the text of the run is gone or has changed.
         """
-        config = dataclasses.replace(config or GenerationConfig(), **options, num=num)
+        config = GenerationConfig.of(config, {**options, "num": num})
         self._required_record_end()
         if not new and (distance is not None or known is not None):
             raise UsageError("distance and known belong to new=True")
@@ -223,7 +224,7 @@ class Generator:
         Raises:
             UsageError: as for `generate`, or if `num` is not 1.
         """
-        config = dataclasses.replace(config or GenerationConfig(), **options)
+        config = GenerationConfig.of(config, options)
         if config.num != 1:
             raise UsageError(f"stream generates one text; call it for each of the {config.num}, or use generate")
         for _, piece in self.write([prompt], config, label=label, with_end=with_end):

@@ -111,7 +111,9 @@ class ListScores:
         try:
             label, text = label_and_text(raw.text, self.records.label or "first", raw.place)
         except CorpusError as error:
-            raise CorpusError(f"{error}; if the text has no column of labels, name one with --label") from error
+            raise CorpusError(
+                f"{error.for_shell}; if the text has no column of labels, name one with --label"
+            ) from error
         return replace(raw, text=text, label=label)
 
     def _without_label(self, text: str) -> str:
@@ -127,7 +129,7 @@ class ListScores:
             try:
                 self._known[label] = label_id(self.vocabulary, label)
             except UsageError as error:
-                raise UsageError(f"{raw.place}: {error}") from error
+                raise UsageError(f"{raw.place}: {error.for_shell}") from error
         return self._known[label]
 
     def _ids(self, raw: Raw) -> Ids:

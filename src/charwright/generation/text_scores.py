@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from charwright.arguments import require
 from charwright.config import RecordsConfig
 from charwright.data.labels import label_id
 from charwright.data.records import Records
@@ -42,11 +43,12 @@ class TextScores:
         """The scores of a text, of pieces of it, or of records; options and errors as for `Generator.score`."""
         if isinstance(text, Records):
             return self._of_records(text, **options)
+        require(text, Iterable, "a text to score is a str, pieces of one, or Records")
         listed = [text] if isinstance(text, str) else text
         if isinstance(listed, list | tuple) and len(listed) > 1 and self._are_records(listed, options):
+            advice = "pass Records.of(records, end)" if self.records else "let each end with a newline"
             raise UsageError(
-                "these are pieces of one text, in which nothing ends a record; for a list of records, pass"
-                " Records.of(records, end)"
+                f"these are pieces of one text, in which nothing ends a record; for a list of records, {advice}"
             )
         return self.of_pieces((("", _checked(piece)) for piece in listed if piece != ""), **options)
 
@@ -103,9 +105,13 @@ class TextScores:
             raise UsageError("--warm-up belongs to a text that is read along; add --by line")
 
     def _are_records(self, listed: list[str] | tuple[str, ...], options: dict[str, Any]) -> bool:
-        """Whether the pieces are meant as records, since none of them has what ends one."""
-        by = options.get("by") or self.usual(options.get("separator"))
-        return by == RECORD and not any(self.record_end and self.record_end in _checked(piece) for piece in listed)
+        """Whether the pieces are meant as records, each on its own, since none of them has what ends one."""
+        separator = options.get("separator")
+        by = options.get("by") or self.usual(separator)
+        if by != RECORD and not (by == "line" and options.get("independent")):
+            return False
+        end = self.record_end if by == RECORD else separator or "\n"
+        return not any(end and end in _checked(piece) for piece in listed)
 
 
 def _checked(piece: str) -> str:

@@ -104,12 +104,12 @@ def read_vocabulary(path: Path) -> Vocabulary | list[str]:
     try:
         values = read_json(path)
     except DamagedRunError as error:
-        raise VocabularyError(f"{error}; a vocabulary is a JSON list of characters") from error
+        raise VocabularyError(f"{error.for_shell}; a vocabulary is a JSON list of characters") from error
     if isinstance(values, dict):
         try:
             return vocabulary_from_json(values)
         except VocabularyError as error:
-            raise VocabularyError(f"{path}: {error}") from error
+            raise VocabularyError(f"{path}: {error.for_shell}") from error
     if not isinstance(values, list) or not all(isinstance(token, str) for token in values):
         raise VocabularyError(f"{path} is not a vocabulary: give a JSON list of characters or a run's vocabulary.json")
     for token in values:

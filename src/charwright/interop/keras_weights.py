@@ -106,7 +106,7 @@ def from_keras(layers: Sequence[KerasLayer], where: str) -> tuple[ModelConfig, A
             multiplicative=recurrent[0].multiplicative,
         )
     except ConfigError as error:
-        raise ForeignModelError(f"{where}: {error}") from error
+        raise ForeignModelError(f"{where}: {error.for_shell}") from error
     weights: Arrays = {"embedding.weight": table}
     for index, layer in enumerate(recurrent):
         weights |= _recurrent_weights(config, index, layer, where)

@@ -47,7 +47,7 @@ static int has_avx512(void) { /* F, DQ, BW, VL, and FMA */
 extern const cw_variant cw_amx;
 /* The processor has the tiles of AMX for bfloat16 and 8 bits, and the system lets this process use them. */
 static int has_amx(void) {
-    static int answer = -1;
+    static _Atomic int answer = -1;
 #if defined(CW_TRAPPED_TILES) /* tests/kernels/trap.c */
     syscall(SYS_arch_prctl, 0x1023, 18);
     answer = 1;

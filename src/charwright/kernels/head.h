@@ -9,12 +9,12 @@ static NAME(operand) NAME(masked_inputs)(const cw_head_job *job, int begin, int 
     const size_t size = NAME(padded)(units) + SPACING;
     for (int n = 0; n < rows; n++, from += units) {
         const float *mask = job->mask + (size_t)((begin + n) % job->batch) * units;
-        elem *masked = (elem *)job->masked + (size_t)(begin + n) * units;
+        elem *masked = job->masked ? (elem *)job->masked + (size_t)(begin + n) * units : NULL;
         for (int k = 0; k < units; k += BLOCK) {
             elem *to = NAME(operand_at)(room, size, n, k);
             for (int lane = 0; lane < BLOCK; lane += LANES)
                 NAME(put)(to + lane, NAME(get)(from + k + lane) * load(mask + k + lane));
-            if (job->masked) memcpy(masked + k, to, BLOCK * sizeof(elem));
+            if (masked) memcpy(masked + k, to, BLOCK * sizeof(elem));
         }
     }
     return (NAME(operand)){room, size};

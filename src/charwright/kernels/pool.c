@@ -98,7 +98,7 @@ void cw_watch_forks(void) {
 #endif
 
 void cw_use_openmp(void *parallel, void *thread_number, void *thread_count) {
-    if (forked) return;
+    if (forked || atomic_load_explicit(&openmp_parallel, memory_order_acquire) == (run_parallel)parallel) return;
     openmp_thread = (int (*)(void))thread_number;
     openmp_threads = (int (*)(void))thread_count;
     atomic_store_explicit(&openmp_parallel, (run_parallel)parallel, memory_order_release);

@@ -22,7 +22,7 @@ class Weights(NamedTuple):
     weight_ih: Tensor  # (G * H, E): input to gates
     weight_hh: Tensor  # (P * H, H): hidden state to gates
     bias_ih: Tensor  # (G * H,)
-    bias_hh: Tensor | None = None  # (P * H,): inside the reset gate's product
+    bias_hh: Tensor | None = None  # (P * H,): added to weight_hh h; r multiplies the candidate's part
     weight_mx: Tensor | None = None  # P (H, E): input to the scale of the state, in a multiplicative layer
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import numbers
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from charwright import kernels
+from charwright.arguments import thread_count
 from charwright.errors import UsageError
 from charwright.model.features import by_features, features_of
 
@@ -23,7 +23,7 @@ NO_KERNELS = (
     "the C kernels were not built, so training on the CPU takes about twice as long; "
     "reinstall charwright with a C compiler available"
 )
-
+SWITCHED_OFF = "CHARWRIGHT_KERNELS=none switches the C kernels off, so training on the CPU takes about twice as long"
 
 CPU = torch.device("cpu")
 
@@ -56,8 +56,7 @@ class Compute:
         """
         place = choose_device(device)
         core = asked_core(core)
-        if core not in CORES:
-            choose_core(core, place)
+        _check_core_name(core)
         core, named, kernel = by_features(features_of(place), core, precision)
         compute = cls(place, core, PRECISIONS[named], threads, kernel)
         choose_core(core, place, compute.precision)
@@ -108,10 +107,6 @@ def keeping_threads() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-MOST_THREADS = 1024
-"""More than this, and the system may refuse them in the middle of a computation."""
-
-
 @dataclass(frozen=True)
 class Wanted:
     """What the user asks for, by the names that options use; `auto` and None leave it to the machine.
@@ -127,13 +122,7 @@ class Wanted:
 
     def __post_init__(self) -> None:
         """Check the number of threads, which PyTorch does not."""
-        given: Any = self.threads
-        if given is None:
-            return
-        whole = isinstance(given, numbers.Integral) and not isinstance(given, bool)
-        if not whole or not 1 <= given <= MOST_THREADS:
-            raise UsageError(f"--threads must be a whole number from 1 to {MOST_THREADS}, not {given!r}")
-        object.__setattr__(self, "threads", int(given))
+        object.__setattr__(self, "threads", thread_count(self.threads))
 
     def by_rule(self) -> Compute:
         """What the features of this machine decide, without a measurement."""
@@ -177,8 +166,7 @@ def choose_core(name: str, device: torch.device, dtype: torch.dtype = torch.floa
         UsageError: when there is no such core, or it does not work here.
     """
     name = asked_core(name)
-    if name not in CORES:
-        raise UsageError(f"--core (or CHARWRIGHT_CORE) must be one of {', '.join(CORES)}, not {name!r}")
+    _check_core_name(name)
     fits_native = device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
     if name == "auto":
         if device.type != "cpu":
@@ -187,8 +175,18 @@ def choose_core(name: str, device: torch.device, dtype: torch.dtype = torch.floa
     if name == "native" and not fits_native:
         raise UsageError(f"--core native works on the cpu in f32 and bf16, not on {device.type} in {dtype}")
     if name == "native" and kernels.load(kernel) is None:
-        raise UsageError("--core native: the C kernels were not built; install charwright where a C compiler is")
+        raise UsageError(f"--core native: {why_no_kernels()}")
     return name
+
+
+def _check_core_name(name: str) -> None:
+    if name not in CORES:
+        raise UsageError(f"--core (or CHARWRIGHT_CORE) must be one of {', '.join(CORES)}, not {name!r}")
+
+
+def why_no_kernels() -> str:
+    """Why the C kernels are not there, and what to do."""
+    return SWITCHED_OFF if kernels.available() else NO_KERNELS
 
 
 @cache
@@ -228,7 +226,7 @@ def describe_machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "precision": compute.precision_name,
         "core": compute.core,
-        "kernels": loaded.name if loaded else f"none: {NO_KERNELS}",
+        "kernels": loaded.name if loaded else f"none: {why_no_kernels()}",
         "kernels_here": kernels.available(),
         "torch": torch.__version__,
     }

@@ -20,6 +20,7 @@ def initialize(
 ) -> None:
     """Keras's defaults: uniform embedding, Glorot input and output weights, orthogonal recurrence, zero biases.
 
+    The scale of a multiplicative layer begins as 1 everywhere, and the array of n-grams as zeros.
     `weights` are filled in place, in the order of `ModelConfig.weight_shapes`.
     """
     for name, weight in weights.items():

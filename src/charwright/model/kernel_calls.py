@@ -61,6 +61,12 @@ def give_back(*tensors: Tensor | None) -> None:
             del _spare[next(iter(_spare))]
 
 
+def free_borrowed() -> None:
+    """Free the arrays that are kept for the next ones of their shapes."""
+    with _lending:
+        _spare.clear()
+
+
 def ids_fit(kernels: Kernels | None, ids: Tensor, vocabulary: int) -> bool:
     """Whether all ids, int64, are from 0 to `vocabulary` - 1."""
     if kernels is not None and ids.is_contiguous() and ids.device.type == "cpu":

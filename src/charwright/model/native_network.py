@@ -20,7 +20,7 @@ from torch import Tensor
 from charwright.config import GATES, GRUS, PRODUCTS, ModelConfig
 from charwright.kernels import CELL_CODES, Kernels, Layer, Linear, Network, NetworkLayer, OutputLayer
 from charwright.model.cells import State
-from charwright.model.kernel_calls import fresh
+from charwright.model.kernel_calls import free_borrowed, fresh
 from charwright.model.native import SLOTS
 from charwright.model.votes import RowGradient
 from charwright.model.weights import WeightedModule
@@ -306,3 +306,4 @@ def freeing_memory(model: WeightedModule) -> Iterator[None]:
         yield
     finally:
         _idle.pop(model, None)
+        free_borrowed()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping
 from functools import cache
 
@@ -10,8 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from charwright.arguments import require
 from charwright.config import ModelConfig
-from charwright.errors import ConfigError
+from charwright.errors import ConfigError, UsageError
 from charwright.storage import Arrays
 
 
@@ -19,8 +21,16 @@ class WeightedModule(nn.Module):
     """A module whose weights have the names of `ModelConfig.weight_shapes`, and convert to and from arrays."""
 
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
-        """Allocate the weights, uninitialized."""
+        """Allocate the weights, uninitialized.
+
+        Raises:
+            UsageError: when the configuration is something else, or the size is no whole number above 0.
+        """
         super().__init__()
+        require(config, ModelConfig, "the configuration of a model is a ModelConfig", "ModelConfig(units=...)")
+        require(vocabulary_size, numbers.Integral, "the size of a vocabulary is a whole number", "pass its len()")
+        if vocabulary_size < 1:
+            raise UsageError(f"a vocabulary has at least one token, not {vocabulary_size}")
         self.config, self.vocabulary_size = config, vocabulary_size
         self._shapes = config.weight_shapes(vocabulary_size)
         self.weights = nn.ParameterDict({_key(name): torch.empty(shape) for name, shape in self._shapes.items()})

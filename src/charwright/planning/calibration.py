@@ -98,22 +98,6 @@ def choose_here(recipe: Recipe, vocabulary_size: int, wanted: Wanted, *, clock: 
     return calibration.choice()
 
 
-def measure_speeds(
-    vocabulary_size: int,
-    sequences: SequenceConfig,
-    budget_s: float,
-    compute: Compute,
-    *,
-    clock: Clock = time.perf_counter,
-) -> dict[int, float]:
-    """Characters per second of one GRU layer by width, from the narrowest up as far as the time allows.
-
-    The narrowest is always measured. The measurement takes at most three seconds, and a twentieth of `budget_s`.
-    """
-    with Calibration([compute], vocabulary_size, sequences, budget_s, clock).running() as calibration:
-        return calibration.speeds()
-
-
 @contextmanager
 def _calibrated(
     pool: Sequence[Compute], vocabulary_size: int, recipe: Recipe, clock: Clock, *, masked: bool

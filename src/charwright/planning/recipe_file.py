@@ -77,7 +77,7 @@ def _read_object(path: Path) -> dict[str, Any]:
         check_format(values, str(path))
     except DamagedRunError as error:
         # People edit these files: a syntax error is not damage.
-        raise ConfigError(f"{path} is not JSON: {error.__cause__}" if error.__cause__ else str(error)) from error
+        raise ConfigError(f"{path} is not JSON: {error.__cause__}" if error.__cause__ else error.for_shell) from error
     if not isinstance(values, dict):
         raise ConfigError(f'{path} must hold an object like {{"format": {FORMAT}, "recipe": {{...}}}}')
     return values

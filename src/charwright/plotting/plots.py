@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from charwright.arguments import require
 from charwright.errors import CharwrightError, MissingExtraError, RunError, UsageError
 from charwright.plotting.curves import AXES, Curve, read_curve
 from charwright.plotting.groups import grouped
@@ -146,6 +147,7 @@ def plot(
     for name, value, known in (("x", x, AXES), ("y", y, UNITS)):
         if value not in known:
             raise UsageError(f"--{name} must be one of {', '.join(known)}, not {value!r}")
+    require(runs, (str, os.PathLike, Iterable), "a run is named by its folder")
     listed = [runs] if isinstance(runs, str | os.PathLike) else runs
     folders = list(dict.fromkeys(os.fspath(run) for run in listed))
     if not folders:
@@ -157,7 +159,7 @@ def plot(
         except CharwrightError as error:
             if len(folders) == 1:
                 raise
-            notes.append(f"left out: {error}")
+            notes.append(f"left out: {error.for_shell}")
             continue
         curves.append(curve)
         notes += curve.notes

@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from charwright.arguments import require
 from charwright.config import TrainingConfig
 from charwright.data.sequences import Dataset, Pair
-from charwright.errors import DivergedError
+from charwright.errors import DivergedError, UsageError
 from charwright.evaluation.evaluation import Evaluation
 from charwright.model.compute import keep_memory
 from charwright.model.language_model import LanguageModel
 from charwright.model.native_network import freeing_memory
+from charwright.model.weights import WeightedModule
 from charwright.training.batch import Batch, TrainStep, checked_loss, make_batch, make_part
 from charwright.training.budget import Budget, remaining_batches, steady
 from charwright.training.capture import initial_state
@@ -48,6 +50,13 @@ def train_step(model: LanguageModel, batch: Batch, optimizer: torch.optim.Optimi
 
 
 _OWN_STEP = train_step
+
+
+def _check_arguments(model: LanguageModel, dataset: Dataset, config: TrainingConfig) -> None:
+    require(model, WeightedModule, "fit trains a LanguageModel")
+    require(config, TrainingConfig, "the configuration of training is a TrainingConfig", "TrainingConfig(...)")
+    if not hasattr(dataset, "batches"):
+        raise UsageError(f"fit reads Windows, Streams, Excerpts or RecordStreams, not {type(dataset).__name__}")
 
 
 def fit(  # noqa: PLR0915  (one loop, in one place)
@@ -91,11 +100,13 @@ def fit(  # noqa: PLR0915  (one loop, in one place)
             others are better.
 
     Raises:
-        UsageError: when the configuration has no budget, a batch has fewer rows than there are ranks, `train_step` does
-            not return the loss, or the model has parameters that the default optimizer does not train.
+        UsageError: when an argument is something else, the configuration has no budget, a batch has fewer rows than
+            there are ranks, `train_step` does not return the loss, or the model has parameters that the default
+            optimizer does not train.
         RankError: when another rank ends, or no longer answers.
         DivergedError: when training diverges at every learning rate.
     """
+    _check_arguments(model, dataset, config)
     keep_memory()
     clock = steady(clock)
     own = optimizer is None and train_step is _OWN_STEP

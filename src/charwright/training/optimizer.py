@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from charwright.arguments import require
 from charwright.config import SequenceConfig, TrainingConfig
 from charwright.errors import UsageError
 from charwright.model import native_loss
@@ -29,7 +30,11 @@ def make_optimizer(model: LanguageModel, config: TrainingConfig, predictions: in
     array of n-grams is in no parameter group: it moves after each step, as in `NgramDescent`. `predictions` are those
     of a batch, T * B, of which the loss is the mean. Parameters that a subclass adds need a group of their own:
     `optimizer.add_param_group`.
+
+    Raises:
+        UsageError: when the configuration is something else.
     """
+    require(config, TrainingConfig, "the configuration of training is a TrainingConfig", "TrainingConfig(...)")
     optimizer = _make_adam(model, config)
     if model.config.ngram_bits:
         optimizer.end_steps_with(NgramDescent(model, config.ngram_rate * predictions, config.ngram_decay))

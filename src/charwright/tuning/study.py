@@ -112,7 +112,7 @@ def _opened(folder: Path, start: Callable[[], Recipe], protocol: Mapping[str, An
         AttributeError,
         RecursionError,
     ) as error:
-        reason = str(error) if isinstance(error, DamagedRunError) else repr(error)
+        reason = error.for_shell if isinstance(error, DamagedRunError) else repr(error)
         raise DamagedRunError(f"{path} is damaged: {reason[:200]}; start a new search with another --out") from error
     if "protocol" not in attributes:
         study.set_user_attr("start", start().to_json())

@@ -51,7 +51,7 @@ def load_checkpoint(run: Run, notify: Callable[[str], None] = lambda _: None) ->
     try:
         read = Position.from_json(position, f"{run.folder}: position.json of step {position.get('step')}")
     except ConfigError as error:
-        raise DamagedRunError(str(error)) from error
+        raise DamagedRunError(error.for_shell) from error
     return Snapshot(
         position=read,
         weights=arrays["weights"],

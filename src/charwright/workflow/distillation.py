@@ -93,7 +93,9 @@ class Teachers:
         try:
             found = cls.of([entry.folder for entry in entries])
         except CharwrightError as error:
-            raise RunError(f"{run.folder} learns from {_listed(entries)}, which it needs to resume: {error}") from error
+            raise RunError(
+                f"{run.folder} learns from {_listed(entries)}, which it needs to resume: {error.for_shell}"
+            ) from error
         for entry, now in zip(entries, found.entries, strict=True):
             if entry != now:
                 raise RunError(f"{entry.folder} has other weights than when {run.folder} began to learn from it")

@@ -148,12 +148,13 @@ def train_ensemble(
         CharwrightError: (a subclass) as for `train`.
     """
     check_corpus_given(corpus)
+    corpus, arguments["validation"] = listed(corpus), listed(arguments.get("validation", ()))
     options = {name: arguments[name] for name in OPTIONS & arguments.keys()}
     check_ensemble(corpus, count, arguments, {**options, "seed": seed}, ranks)
     reading, places = reading or CorpusConfig(), places or Places.of_this_user()
     text = open_corpus(corpus, reading, places)
     _check_running_text(text, options)
-    validation = listed(arguments.get("validation", ()))
+    validation = arguments["validation"]
     measured_on = [source.sha256 for source in open_corpus(validation, reading, places).sources] if validation else []
     differs = partial(_difference, sha256=text.sha256, options={**options, "seed": seed}, validation=measured_on)
     folder = _given_folder(Path(out)) if out is not None else _default_folder(text.name, count, differs, force=force)

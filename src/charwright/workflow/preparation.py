@@ -279,7 +279,7 @@ def check_resume_options(options: Mapping[str, Any]) -> None:
 
 def prepare_resume(
     run: Run,
-    moved: Sequence[str],
+    moved: Specs,
     options: Mapping[str, Any],
     wanted: Wanted,
     *,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from charwright.arguments import require
 from charwright.config import CorpusConfig, RecordsConfig, SplitConfig
 from charwright.data.corpus import Corpus, Source
 from charwright.data.large_texts import AnyCorpus, MappedCorpus, open_corpus, reopen_corpus
-from charwright.data.lists import is_list
+from charwright.data.lists import READ, is_list
 from charwright.data.parts import Places
 from charwright.data.records import Records
 from charwright.data.split import split_text
@@ -58,10 +59,11 @@ def listed(specs: Specs) -> Sequence[str | os.PathLike[str]]:
     """One or several as several, which can be read more than once.
 
     Raises:
-        UsageError: when it is a text that was read already.
+        UsageError: when it is a text that was read already, or no path at all.
     """
     if isinstance(specs, Corpus | MappedCorpus):
         raise UsageError("name the files of the text; a corpus that was read already is for fit, see the tutorial")
+    require(specs, (str, os.PathLike, Iterable), "a corpus is a path, an address or a name, or several of them")
     return (specs,) if isinstance(specs, str | os.PathLike) else tuple(specs)
 
 
@@ -90,6 +92,7 @@ def read_texts(
     records = records or RecordsConfig()
     if detect and is_list(text.text):
         records = dataclasses.replace(records, records="line")
+        _note_columns(text.text, notify)
     whole = divided(text.text, records)
     if isinstance(whole, Records) and whole.labels is not None:
         _note_labels(whole.count, len(set(whole.labels)), notify)
@@ -111,6 +114,20 @@ def _note_labels(records: int, kinds: int, notify: Notify) -> None:
         notify(
             f"note: the {records:,} records have {kinds:,} different labels, too many to learn from a few records each"
         )
+
+
+def _note_columns(text: Text, notify: Notify) -> None:
+    """Say so if a list has two columns, of which one may be a label, or an identifier from which nothing is learned."""
+    rows = [line.split("\t") for line in text[:READ].splitlines() if line]
+    if any(len(row) != 2 for row in rows):
+        return
+    for number, column, side in ((1, "first", 0), (2, "last", 1)):
+        kinds = len({row[side] for row in rows})
+        if 1 < kinds <= MANY_LABELS and kinds * FEW_RECORDS <= len(rows):
+            notify(f"note: column {number} has {kinds} different values; --records line --label {column} learns them")
+            return
+    if len({row[1] for row in rows}) == len(rows):
+        notify("note: column 2 differs in all lines; if it is an identifier, leave it out, with cut -f1 for example")
 
 
 def _part_of_training(text: AnyCorpus, validation: AnyCorpus) -> str:
@@ -136,7 +153,7 @@ def divided(text: Text, records: RecordsConfig, end: str | None = None) -> Text:
     return text if records.records == "none" else Records.parse(in_memory(text), records, end)
 
 
-def texts_of_run(run: Run, moved: Sequence[str], places: Places) -> tuple[Text, Text]:
+def texts_of_run(run: Run, moved: Specs, places: Places) -> tuple[Text, Text]:
     """The training text and the validation text of a run, unchanged since it was trained.
 
     `moved` says where the corpus is now, if it has moved.
@@ -155,20 +172,22 @@ def texts_of_run(run: Run, moved: Sequence[str], places: Places) -> tuple[Text, 
     return training, divided(text, recipe.records, run.config.records.end if run.config.records else None)
 
 
-def training_text_of_run(run: Run, moved: Sequence[str], places: Places) -> Text:
+def training_text_of_run(run: Run, moved: Specs, places: Places) -> Text:
     """The training text of a run; arguments and errors as for `texts_of_run`."""
     recipe = run.config.recipe
     return split_text(divided(_corpus_of_run(run, moved, places), recipe.records), recipe.split)[0]
 
 
-def _corpus_of_run(run: Run, moved: Sequence[str], places: Places) -> Text:
+def _corpus_of_run(run: Run, moved: Specs, places: Places) -> Text:
     """The whole corpus, before the split."""
     config = run.config
+    moved = listed(moved)
     if not moved:
         return reopen_corpus(_located(run, config.sources), config.sha256, config.corpus, places).text
     text = open_corpus(moved, config.corpus, places)
     if text.sha256 != config.sha256:
-        raise RunError(f"{', '.join(moved)} is not the text that {run.folder} was trained on (SHA-256 differs)")
+        given = ", ".join(str(part) for part in moved)
+        raise RunError(f"{given} is not the text that {run.folder} was trained on (SHA-256 differs)")
     return text.text
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -18,7 +18,7 @@ from charwright.errors import UsageError
 from charwright.evaluation.evaluation import Evaluation
 from charwright.generation.generator import Generator
 from charwright.locks import alone_in
-from charwright.model.compute import NO_KERNELS, Wanted, keeping_threads
+from charwright.model.compute import Wanted, keeping_threads, why_no_kernels
 from charwright.model.language_model import LanguageModel
 from charwright.planning.plan import Plan
 from charwright.planning.recipes import PLANNED
@@ -160,7 +160,7 @@ def train(
 def resume(
     run: Run | str | os.PathLike[str],
     *,
-    corpus: Sequence[str] = (),
+    corpus: Specs = (),
     device: str = "auto",
     core: str = "auto",
     threads: int | None = None,
@@ -186,7 +186,7 @@ def resume(
         CharwrightError: (a subclass) when the run or its texts cannot be used, or training diverges.
     """
     began = clock() - spent_s
-    refuse_unknown(options, {*RECIPE_OPTIONS, *RENAMED})
+    refuse_unknown(options, RECIPE_OPTIONS, RENAMED)
     check_resume_options(options)
     if tensorboard:
         TensorBoard.require()
@@ -202,7 +202,7 @@ def resume(
         opened = ranks.first(open_alone)
         precision = options.get("precision", opened.config.recipe.training.precision)
         wanted = Wanted(device, core, precision, threads)
-        prepared = prepare_resume(opened, corpus, options, wanted, places=places, notify=notify, ranks=ranks)
+        prepared = prepare_resume(opened, listed(corpus), options, wanted, places=places, notify=notify, ranks=ranks)
         prepared.choice.compute.start()
         return _run(prepared, began, clock, on_event, notify, should_stop, ranks, tensorboard=tensorboard)
 
@@ -228,6 +228,7 @@ def plan(
     Raises:
         CharwrightError: (a subclass) when an option or a text cannot be used, or the parent run has no plan.
     """
+    corpus, validation = listed(corpus), listed(validation)
     check_corpus_given(corpus)
     check_split_options(validation, options)
     origin = replace(_origin(PLANNED, parent, teachers, options), teaches=teaches)
@@ -288,7 +289,7 @@ def _run(
     if assembly.notice:
         notify(assembly.notice)
     if compute.device.type == "cpu" and kernels.load() is None:
-        notify(f"note: {NO_KERNELS}")
+        notify(f"note: {why_no_kernels()}")
     if (part := part_of(assembly.dataset.batch, ranks)) is not None:
         notify(f"{ranks.size} ranks share each batch of {part.total} rows")
     with ExitStack() as held:

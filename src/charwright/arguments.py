@@ -1,0 +1,35 @@
+"""Checks of what Python callers pass: a slip is named here, where NumPy or PyTorch would speak of its own insides."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+from charwright.errors import UsageError
+
+MOST_THREADS = 256
+"""As many as the C kernels use."""
+
+
+def require(value: object, kind: type | tuple[type, ...], wanted: str, advice: str = "") -> None:
+    """Check that an argument is of its kind: `require(text, str, "a text is a str", "pass its text")`.
+
+    Raises:
+        UsageError: with what is wanted, the type of the value, and the advice.
+    """
+    if not isinstance(value, kind):
+        raise UsageError(f"{wanted}, not {type(value).__name__}{advice and f': {advice}'}")
+
+
+def thread_count(given: Any) -> int | None:
+    """The number of threads that a caller asks for; None leaves it to the machine.
+
+    Raises:
+        UsageError: when it is not a whole number from 1 to `MOST_THREADS`.
+    """
+    if given is None:
+        return None
+    whole = isinstance(given, numbers.Integral) and not isinstance(given, bool)
+    if not whole or not 1 <= given <= MOST_THREADS:
+        raise UsageError(f"--threads must be a whole number from 1 to {MOST_THREADS}, not {given!r}")
+    return int(given)
