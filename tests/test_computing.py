@@ -264,7 +264,7 @@ def test_a_resume_in_minutes_measures_when_it_chooses_anew(run: Run, monkeypatch
 
 @pytest.mark.parametrize("threads", [0, -1, 10**6, 1.5, True, "2"])
 def test_a_number_of_threads_that_is_none_is_refused(threads: Any) -> None:
-    with pytest.raises(UsageError, match="`threads` must be a whole number from 1 to 1024"):
+    with pytest.raises(UsageError, match="`threads` must be a whole number from 1 to 256"):
         Wanted(threads=threads)
 
 

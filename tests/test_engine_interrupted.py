@@ -119,7 +119,7 @@ def test_too_few_ids_to_read_are_refused(writer: Generator) -> None:
 
 
 def test_no_threads_are_refused() -> None:
-    with pytest.raises(UsageError, match="at least one thread, not -1"):
+    with pytest.raises(UsageError, match="must be a whole number from 1 to 256, not -1"):
         Engine(CONFIG, weights(), threads=-1)
 
 

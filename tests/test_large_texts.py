@@ -727,7 +727,7 @@ def test_ids_that_no_character_has_are_an_error(places: Places, mixed: Path) -> 
     assert isinstance(text, MappedText)
     vocabulary = make_vocabulary(text, VocabularyConfig())
     for use in (lambda: text[:5], lambda: ids_of(text, vocabulary)[:5], lambda: text.part([(0, 9)]).counts()):
-        with pytest.raises(CharwrightError, match="damaged; remove it with: charwright cache `clear`"):
+        with pytest.raises(CharwrightError, match="damaged; remove it with: charwright cache --clear"):
             use()
 
 

@@ -204,7 +204,7 @@ def test_the_other_bytes_of_the_first_character_are_in_the_bits_as_in_evaluate()
     [
         ({"by": "lines"}, "must be one of line, blank, file, character"),
         ({"separator": ""}, "at least one character"),
-        ({"independent": True, "warm_up": 5}, "--warm-up belongs to"),
+        ({"independent": True, "warm_up": 5}, "`warm_up` belongs to"),
         ({"independent": True, "by": "character"}, "several characters"),
         ({"warm_up": -1}, "at least 0"),
     ],

@@ -76,7 +76,7 @@ class TestDividing:
     @pytest.mark.parametrize(
         ("text", "config", "message"),
         [
-            ("one line only\n", RecordsConfig("line"), "only 1 record with --records 'line'"),
+            ("one line only\n", RecordsConfig("line"), "only 1 record with `records` 'line'"),
             ("a--b", RecordsConfig("%%"), "only 1 record"),
             (" \n\n", RecordsConfig("line"), "only 0 records"),
             ("fr\tMarie\nHans\n", RecordsConfig("line", "first"), "record 2 has no tab.*'Hans'"),
@@ -95,7 +95,7 @@ class TestDividing:
 
     def test_a_label_belongs_to_a_record(self) -> None:
         with pytest.raises(
-            ConfigError, match="`label` first is a column of records, and `records` none has no records"
+            ConfigError, match="`label` first is a column of records, and running text has none; add `records` line"
         ):
             RecordsConfig(label="first")
         recipe = Recipe().with_options({"records": "line", "label": "last"})

@@ -336,8 +336,8 @@ class TestPrefetch:
 
 @pytest.mark.parametrize("kind", KINDS.values())
 def test_sizes_and_ids_are_checked(kind: type[Streams] | type[Windows]) -> None:
-    for seq_length, batch in ((0, 2), (-1, 2), (4, 0)):
-        with pytest.raises(ConfigError, match=f"not {batch} x {seq_length}"):
+    for seq_length, batch, wrong in ((0, 2, "`seq_length`"), (-1, 2, "`seq_length`"), (4, 0, "`batch`")):
+        with pytest.raises(ConfigError, match=f"{wrong} must be at least 1"):
             kind(ramp(50), seq_length, batch)
     for ids, name in (
         (ramp(50).astype(float), "one of float64"),

@@ -45,7 +45,7 @@ class TextScores:
             return self._of_records(text, **options)
         require(text, Iterable, "a text to score is a str, pieces of one, or Records")
         listed = [text] if isinstance(text, str) else text
-        if isinstance(listed, list | tuple) and len(listed) > 1 and self._are_records(listed, options):
+        if isinstance(listed, list | tuple) and self._are_records(listed, options):
             advice = "pass Records.of(records, end)" if self.records else "let each end with a newline"
             raise UsageError(
                 f"these are pieces of one text, in which nothing ends a record; for a list of records, {advice}"
@@ -111,7 +111,7 @@ class TextScores:
         if by != RECORD and not (by == "line" and options.get("independent")):
             return False
         end = self.record_end if by == RECORD else separator or "\n"
-        return not any(end and end in _checked(piece) for piece in listed)
+        return sum(piece != "" for piece in listed) > 1 and not any(end and end in _checked(piece) for piece in listed)
 
 
 def _checked(piece: str) -> str:
