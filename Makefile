@@ -56,15 +56,13 @@ tensorflow-test: $(READY) $(TENSORFLOW_READY)  ## test import from and export to
 	CHARWRIGHT_TENSORFLOW=$(TENSORFLOW) $(BIN)/pytest tests/test_tensorflow.py tests/test_docs.py::test_importing_page_runs tests/test_docs.py::test_exporting_page_runs
 
 kernels:  ## test the C kernels against plain equations, without Python
-	tests/kernels/run.sh native
-	tests/kernels/run.sh amx
+	tests/kernels/run.sh native amx
 
 tiles-test: $(READY)  ## test the package with kernels whose tiles are emulated
 	PYTEST="$(BIN)/pytest --numprocesses auto --dist loadfile" tests/kernels/run.sh emulated
 
 sanitize:  ## test the C kernels under the address, undefined-behaviour and thread sanitizers (minutes)
-	tests/kernels/run.sh address
-	tests/kernels/run.sh thread
+	tests/kernels/run.sh address thread undefined
 
 notebooks-test: $(READY)  ## execute the notebooks, and compare their outputs
 	$(BIN)/python notebooks/assemble.py --check

@@ -6,6 +6,7 @@ import bz2
 import dataclasses
 import gzip
 import hashlib
+import importlib
 import io
 import lzma
 import os
@@ -308,6 +309,12 @@ class TestDecoding:
     def test_unknown_encodings_are_rejected(self, write, places, encoding):
         message = complaint(DecodingError, write("a.txt", "abc"), CorpusConfig(encoding=encoding), places)
         assert message == f"`encoding` {encoding!r} is not a text encoding known to Python"
+
+    @pytest.mark.parametrize(("module", "name"), [("gzip", "gzip"), ("bz2", "bzip2"), ("lzma", "xz")])
+    def test_compressed_data_without_its_ending_is_recognised(self, write, places, module, name):
+        path = write("text.txt", importlib.import_module(module).compress(RUSSIAN.encode() * 9))
+        message = complaint(DecodingError, path, places=places)
+        assert message.startswith(f"{path} is {name} data: give its name the ending .")
 
     def test_binary_files(self, write, places):
         for data in (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"words\0words", b"\xff" * 9000 + b"\0"):

@@ -212,7 +212,7 @@ def test_an_unreadable_run_is_left_out_with_a_line(
 def test_a_run_that_was_not_trained_has_nothing_to_plot(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [])
     for _ in range(2):
-        with pytest.raises(RunError, match="has no log of a training, so there is nothing to plot"):
+        with pytest.raises(RunError, match="has no log of its training, so there is nothing to plot"):
             cw.plot(run)
         (run / "log.jsonl").unlink(missing_ok=True)
 

@@ -51,6 +51,19 @@ def distance(a: str, b: str) -> int:
 # Records.
 
 
+def test_the_end_of_a_record_has_a_probability(writer: Generator) -> None:
+    """With that of its characters it is the probability of the record, as `score` has it."""
+    plain = Generator(RECORD_MODEL, record_weights(AB), AB, threads=1)
+    for record in writer.records(20, seed=5, logprobs=True):
+        assert record.logprobs is not None
+        assert record.end_logprob is not None
+        scores = plain.logprobs(f"\n{record.continuation}\n")
+        np.testing.assert_allclose([*record.logprobs, record.end_logprob], scores, rtol=1e-9)
+    assert writer.records(1, seed=5)[0].end_logprob is None
+    [cut] = writer.generate("a", length=1, seed=5, logprobs=True)
+    assert (cut.ended, cut.end_logprob) == ("length", None)
+
+
 def test_a_record_begins_behind_the_end_of_another_and_ends_before_its_own(writer: Generator) -> None:
     records = writer.records(100, seed=5)
     assert [record.continuation for record in records] == plain_texts(writer, 100, seed=5)

@@ -331,6 +331,26 @@ class TestTraining:
         assert "records" not in json.loads(carried.out)
         assert charwright("evaluate", tmp_path / "run", file, "--dynamic").code == 2
 
+    @pytest.mark.parametrize(
+        ("row", "note"),
+        [
+            ("{word}\t{kind}", "column 2 has 2 different values; --records line --label last learns them"),
+            ("{kind}\t{word}", "column 1 has 2 different values; --records line --label first learns them"),
+            ("{word}\tM{number}", "column 2 differs in all lines; if it is an identifier, leave it out"),
+            ("{word}\t{kind}\tM{number}", None),
+            ("{word}", None),
+        ],
+    )
+    def test_what_columns_may_be_is_said(
+        self, charwright: Terminal, tmp_path: Path, row: str, note: str | None
+    ) -> None:
+        rows = [row.format(word=word, kind="ab"[i % 2], number=i) for i, word in enumerate(numbers(200))]
+        (tmp_path / "list.txt").write_text("\n".join(rows), encoding="utf-8")
+        result = charwright("train", tmp_path / "list.txt", "--out", tmp_path / "run", "--steps", "2", *SMALL)
+        assert result.code == 0
+        assert (note or "note: column") in result.err or note is None
+        assert note is not None or "note: column" not in result.err
+
     def test_records_of_a_validation_text_that_are_known_are_counted(
         self, charwright: Terminal, file: Path, tmp_path: Path
     ) -> None:

@@ -16,7 +16,7 @@
     │   └── DamagedRunError         a file of the run is damaged
     ├── ForeignModelError       a model of another library that cannot be read or written
     ├── DivergedError           training diverges
-    ├── StoppedError            a training is asked to stop before its first step
+    ├── StoppedError            training is asked to stop before its first step
     ├── RankError               a process of a distributed training failed, or is unreachable
     └── MissingExtraError       an optional package is not installed
 
@@ -143,7 +143,7 @@ class DivergedError(CharwrightError):
 
 
 class StoppedError(CharwrightError):
-    """A training is asked to stop before its first step; `reason` is what `should_stop` returned."""
+    """Training is asked to stop before its first step; `reason` is what `should_stop` returned."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"stopped before the first step ({reason}); the same call begins again")

@@ -75,7 +75,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def check_free(folder: Path) -> None:
-    """See that no process holds the lock of a folder; nothing is written.
+    """Check that no process holds the lock of a folder; nothing is written.
 
     Raises:
         RunLockedError: when one does.

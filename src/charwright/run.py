@@ -117,7 +117,7 @@ class Run:
         return cls(path, config, vocabulary)
 
     def check_resumable(self) -> None:
-        """See that this version can continue the training of the run.
+        """Check that this version can continue the training of the run.
 
         Raises:
             RunError: when it was trained with an option that no longer exists.
@@ -163,7 +163,7 @@ class Run:
 
     @staticmethod
     def check_place(folder: str | os.PathLike[str], *, force: bool = False) -> None:
-        """See that `create` would not overwrite anything.
+        """Check that `create` would not overwrite anything.
 
         Raises:
             RunExistsError: when the folder exists and is not a run, or `force` is not given.
@@ -248,7 +248,7 @@ class Run:
         return arrays
 
     def _check_not_replaced(self) -> None:
-        """See that the folder still holds the run that was opened: a vocabulary never changes within a run.
+        """Check that the folder still holds the run that was opened: a vocabulary never changes within a run.
 
         Raises:
             RunError: when `--force` has replaced it meanwhile.
@@ -266,7 +266,7 @@ class Run:
         return saved if best is None else best
 
     def check_weights(self, arrays: Arrays, path: Path) -> None:
-        """See that arrays are weights of this run's model; `path` names them in messages.
+        """Check that arrays are weights of this run's model; `path` names them in messages.
 
         Raises:
             DamagedRunError: naming the file and the damaged weight.

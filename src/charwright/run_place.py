@@ -70,7 +70,7 @@ def no_run_message(path: Path) -> str:
 
 
 def check_place(folder: str | os.PathLike[str], *, force: bool = False) -> None:
-    """See that a new run would not overwrite anything.
+    """Check that a new run would not overwrite anything.
 
     Raises:
         RunExistsError: when the folder exists and is not a run, or `force` is not given.
@@ -90,7 +90,7 @@ def check_place(folder: str | os.PathLike[str], *, force: bool = False) -> None:
 
 
 def _check_replaceable(path: Path) -> None:
-    """See that nothing but a run is lost where a run is replaced.
+    """Check that nothing but a run is lost where a run is replaced.
 
     Raises:
         RunError: when the folder holds something else, or this process works in it.
@@ -168,7 +168,7 @@ def _within(path: Path, place: Path) -> Iterator[Path]:
 
 
 def _check_inside(path: Path, place: Path) -> None:
-    """See that a folder whose lock this process holds is still free.
+    """Check that a folder whose lock this process holds is still free.
 
     Raises:
         RunExistsError: when another process has created a run in it.

@@ -126,7 +126,7 @@ def test_info_of_a_run_without_an_epoch(charwright: Terminal, copy: Path) -> Non
     (copy / "log.jsonl").write_bytes(b'{"event": "start", "st\xff')
     shutil.rmtree(copy / "checkpoints")
     assert "No epochs yet" in charwright("info", copy).out
-    assert "no log of a training" in charwright("info", copy, "--plot", copy / "x.png").line
+    assert "no log of its training" in charwright("info", copy, "--plot", copy / "x.png").line
 
 
 def test_info_of_a_folder_whose_name_looks_like_markup(charwright: Terminal, copy: Path) -> None:

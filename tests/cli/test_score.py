@@ -84,6 +84,51 @@ def test_worst_first(charwright: Terminal, trained: Path, tmp_path: Path) -> Non
     assert "122 lines" in longer.err
 
 
+def test_best_first_above_a_figure_and_by_all_bits(charwright: Terminal, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("to\nzzqq\nto be or not to be\nq\n", encoding="utf-8")
+
+    def shown(*options: object) -> list[str]:
+        result = charwright("score", trained, tmp_path / "x.txt", "--independent", "--json", *options)
+        assert result.code == 0, result.err
+        return [one["text"] for one in records(result.out)]
+
+    by_char = {
+        one["text"]: one
+        for one in records(charwright("score", trained, tmp_path / "x.txt", "--independent", "--json").out)
+    }
+    rising = sorted(by_char, key=lambda text: by_char[text]["bits_per_char"])
+    bits = sorted(by_char, key=lambda text: by_char[text]["bits"])
+    assert rising != bits
+    assert shown("--best") == rising
+    assert shown("--best", 2) == rising[:2]
+    assert shown("--best", "--rank", "bits") == bits
+    assert shown("--worst", 2, "--rank", "bits") == bits[:1:-1]
+    limit = by_char[rising[1]]["bits_per_char"]
+    assert set(shown("--above", limit)) == set(rising[2:])
+    assert set(shown("--above", by_char[bits[2]]["bits"], "--rank", "bits")) == set(bits[3:])
+
+
+def test_a_record_without_a_predicted_character_is_not_the_best(
+    charwright: Terminal, trained: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "x.txt").write_text("\nto be\n", encoding="utf-8")
+    found = charwright("score", trained, tmp_path / "x.txt", "--best", "--json")
+    assert [one["text"] for one in records(found.out)] == ["to be"]
+
+
+def test_orders_that_contradict_each_other(charwright: Terminal, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text(TEXT, encoding="utf-8")
+    for options, message in (
+        (("--worst", "--best"), "--worst and --best are two orders"),
+        (("--rank", "bits"), "--rank says what --worst, --best and --above compare"),
+        (("--above", "nan"), "--above must be finite"),
+        (("--best", "x.txt"), "--best takes a number"),
+    ):
+        result = charwright("score", trained, tmp_path / "x.txt", *options)
+        assert result.code == 2
+        assert message in result.err
+
+
 def test_the_table(charwright: Terminal, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "b.txt").write_text("not\nto", encoding="utf-8")
     (tmp_path / "a.txt").write_text("be", encoding="utf-8")

@@ -530,6 +530,9 @@ static void weight_sizes(int cell, size_t sizes[N_WEIGHTS]) {
     memcpy(sizes, all, sizeof all);
 }
 
+/* An array that is freed with others. */
+static void *remembered(void **made, int *count, void *array) { return made[(*count)++] = array; }
+
 /* The sum of the losses; the gradients go to `d`, and those of the logits to `d_logits`. */
 static double differentiate(int variant, const whole *n, float *const d[N_WEIGHTS], void *d_logits) {
     const size_t size = n->bf16 ? 2 : 4, width = cw_gate_count(n->cell) * N_H, states = (size_t)(N_T + 1) * N_B * N_H;
@@ -537,7 +540,7 @@ static double differentiate(int variant, const whole *n, float *const d[N_WEIGHT
     float *const *w = n->weights;
     void *made[32];
     int count = 0;
-#define ROOM(count_, size_) (made[count++] = unwritten((count_) * (size_t)(size_)))
+#define ROOM(count_, size_) remembered(made, &count, unwritten((count_) * (size_t)(size_)))
     void *low = ROOM(N_V * N_E, size), *inputs = ROOM(N_N * width + N_V * width, 4), *gradient = ROOM(N_N * N_H, size);
     for (int i = 0; i < N_V * N_E; i++) keep(low, n->bf16, i, w[0][i]);
     cw_network_layer layers[2];

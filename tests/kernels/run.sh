@@ -2,13 +2,31 @@
 # Build check.c with the kernels and run it: natively, under the sanitizers, as an Arm program under qemu, or as a Windows
 # program under Wine.
 #
-#   tests/kernels/run.sh native | address | thread | arm | windows | amx | emulated
+#   tests/kernels/run.sh [native | address | thread | undefined | arm | windows | amx | emulated] ...
 #
+# Several kinds run side by side, since each waits for its threads now and then, and their output follows one by one.
+# `undefined` is Clang's sanitizer, which reports additions to null pointers; gcc's, a part of `address`, does not.
 # `emulated` builds a library with emulated tiles and runs tests of the package on it, by the pytest that PYTEST names.
 # `amx` runs the machine code for tiles, with AVX-512 BF16; where the processor has no tiles, trap.c does their work.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
+if [ $# -gt 1 ]; then
+    outputs=$(mktemp -d)
+    trap 'rm -rf "$outputs"' EXIT
+    processes=()
+    for kind; do
+        "$0" "$kind" >"$outputs/$kind" 2>&1 &
+        processes+=($!)
+    done
+    failed=0
+    for process in "${processes[@]}"; do
+        wait "$process" || failed=1
+        cat "$outputs/$1"
+        shift
+    done
+    exit $failed
+fi
 kind=${1:-native}
 CC=${CC:-cc}
 runner=()
@@ -18,6 +36,10 @@ case $kind in
     native) ;;
     address) flags=(-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all) ;;
     thread) flags=(-O1 -g -fsanitize=thread) ;;
+    undefined)
+        CC=clang
+        flags=(-O1 -g -fsanitize=undefined -fno-sanitize-recover=all)
+        ;;
     arm)
         CC=aarch64-linux-gnu-gcc
         flags=(-O2 -static)
@@ -37,7 +59,7 @@ case $kind in
         flags=(-O2 -DCW_TRAPPED_TILES)
         ;;
     emulated) flags=(-O2 -fPIC -fvisibility=hidden) ;;
-    *) echo "usage: $0 native|address|thread|arm|windows|amx|emulated" >&2; exit 2 ;;
+    *) echo "usage: $0 native|address|thread|undefined|arm|windows|amx|emulated" >&2; exit 2 ;;
 esac
 for needed in "$CC" ${runner[0]+"${runner[0]}"}; do
     command -v "$needed" >/dev/null || { echo "kernels ($kind): skipped, there is no $needed"; exit 0; }
@@ -77,7 +99,10 @@ add_variant() {
 avx512=(-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefer-vector-width=512)
 # 1: the tiles of the processor (CW_HARDWARE in tiles.h), which the assembler has to know; 2: emulated.
 tiles=("${avx512[@]}" -mavx512bf16 -mavx512vnni -DCW_TILES=1)
-if [ "$kind" != arm ] && [ "$kind" != emulated ] && [ "$(uname -m)" = x86_64 ]; then
+# Clang takes minutes for each variant with its sanitizer, and the portable one has the same source.
+portable_alone=
+case $kind in arm | emulated | undefined) portable_alone=yes ;; esac
+if [ -z "$portable_alone" ] && [ "$(uname -m)" = x86_64 ]; then
     add_variant avx2 -mavx2 -mfma
     add_variant avx2vnni -mavx2 -mfma -mavxvnni
     add_variant avx512 "${avx512[@]}"
@@ -92,7 +117,7 @@ if [ "$kind" != arm ] && [ "$kind" != emulated ] && [ "$(uname -m)" = x86_64 ]; 
 fi
 [ "$kind" != amx ] || compile -c tests/kernels/trap.c -o "$build/trap.o" &
 # Under qemu, tiles in plain C would take minutes and show nothing about Arm.
-[ "$kind" = amx ] || [ "$kind" = arm ] || add_variant emulated -Wno-psabi -DCW_TILES=2
+case $kind in amx | arm | undefined) ;; *) add_variant emulated -Wno-psabi -DCW_TILES=2 ;; esac
 compile -ffp-contract=off -c $source/sampling.c -o "$build/sampling.o" &
 compile -ffp-contract=off -D_DEFAULT_SOURCE -c tests/kernels/check.c -o "$build/check.o" &
 for file in dispatch network pool writing; do

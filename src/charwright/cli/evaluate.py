@@ -194,7 +194,7 @@ def _model_of(run: Run, wanted: Wanted) -> LanguageModel:
 
 
 def _check_dynamic(ctx: click.Context, dynamic: bool, protocol: str, precision: str) -> None:
-    """See that the options are compatible."""
+    """Check that the options are compatible."""
     stray = given(ctx, ["dynamic_rate", "dynamic_decay"])
     if stray and not dynamic:
         raise UsageError(f"{flag(next(iter(stray)))} belongs to dynamic evaluation; add --dynamic")

@@ -216,7 +216,7 @@ class _Work:
         if state_in is not None and not explicit:
             precision = paused_precision(state_in)
         self._precision, self._threads = precision, threads
-        self._weights = run.weights()  # Once: a training may write others at any time.
+        self._weights = run.weights()  # Once: a training run may write others at any time.
         self.generator: Generator = generator_of(run, precision, threads=threads, weights=self._weights)
         self.generator.opening(label=label)  # An unknown label is refused before a prompt is read.
         self._text: Text | None = None
@@ -306,7 +306,7 @@ def _interruptions() -> Iterator[list[int]]:
 
 
 def _refuse_contradictions(ctx: click.Context) -> None:
-    """See that no option needs another one that is missing, or makes no sense with one that is there."""
+    """Check that no option needs another one that is missing, or makes no sense with one that is there."""
     params, has = ctx.params, given(ctx, ctx.params)
     if params["logprobs"] and not params["as_json"]:
         raise UsageError("--logprobs requires --json")

@@ -95,7 +95,9 @@ class Output:
         if completion.stop is not None:
             values["stop"] = completion.stop
         if self._logprobs:
-            values["logprobs"] = [None if math.isnan(value) else round(value, 6) for value in completion.logprobs or ()]
+            values["logprobs"] = [_rounded(value) for value in completion.logprobs or ()]
+        if completion.end_logprob is not None:
+            values["end_logprob"] = _rounded(completion.end_logprob)
         if self.corpus is not None:
             from charwright.generation.novelty import measure_novelty
 
@@ -123,6 +125,10 @@ def _pieces(session: Session, draft: Draft, stopped: Sequence[int]) -> Iterator[
     yield draft.pop()
     while draft.ended is None and not stopped and session.advance():
         yield draft.pop()
+
+
+def _rounded(logprob: float) -> float | None:
+    return None if math.isnan(logprob) else round(logprob, 6)
 
 
 def _heading(index: int, count: int) -> None:

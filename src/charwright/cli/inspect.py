@@ -76,6 +76,8 @@ def inspect(ctx: click.Context, /, corpus: tuple[str, ...], recipe_name: str, se
     _show_batch(dataset, word)
     end = text.end if isinstance(text, Records) else None
     _show_untrained(vocabulary, dataset, recipe.model, seed, recipe.training.embedding_range, end)
+    if recipe_name == "tutorial" and not options.keys() & set(field_names(ModelConfig)):
+        click.echo("(the size of the tutorial's model; train plans one for the text and the time, see --explain-plan)")
 
 
 def _heading(title: str) -> None:

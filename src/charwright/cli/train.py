@@ -225,7 +225,7 @@ def _worse_than_chance(run: Run) -> str | None:
 
 
 def _how_to_go_on(run: Run, teachers: int, *, force: bool) -> str:
-    """What continues a training that was stopped in a run."""
+    """What continues the stopped training of a run."""
     if not teachers:
         return f"resume with: charwright train --resume {quoted(run.folder)}"
     replaced = force and run.config.teachers  # The run that --force replaces is gone now.
@@ -267,7 +267,7 @@ def _failing_once(ranks: Ranks) -> Iterator[_Failure]:
 
 
 def _check_combination(ctx: click.Context) -> None:
-    """See that the options go together."""
+    """Check that the options go together."""
     from charwright.run_place import holds_teachers, teachers_folder
 
     corpus, resume, parent = (ctx.params[name] for name in ("corpus", "resume", "parent"))
@@ -276,7 +276,7 @@ def _check_combination(ctx: click.Context) -> None:
     if resume and not resume.exists() and holds_teachers(teachers_folder(resume)):
         raise UsageError(f"{resume} has only teachers so far; to go on, repeat the command that began them")
     if ctx.params["ensemble"] is not None and resume:
-        raise UsageError("--ensemble begins a training, and the same command continues it; leave out --resume")
+        raise UsageError("--ensemble begins a training run, and the same command continues it; leave out --resume")
     taught = ctx.params["teachers"] or ctx.params["ensemble"]
     if not taught and not resume and given(ctx, ("written",)):
         raise UsageError("--written belongs to --teacher and --ensemble; add --ensemble 4")

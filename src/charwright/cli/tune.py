@@ -137,7 +137,7 @@ def tune(
 
 
 def _check(corpus: tuple[str, ...], hours: float | None, trials: int | None, minutes: float) -> None:
-    """See that the limits allow a search."""
+    """Check that the limits allow a search."""
     if not corpus:
         raise UsageError(
             "name a text to search for: a file, a folder, -, an address, shakespeare, python-docs or python-code"

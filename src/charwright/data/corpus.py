@@ -123,7 +123,7 @@ def checked_specs(specs: str | os.PathLike[str] | Sequence[str | os.PathLike[str
 
 
 def check_length(characters: int, specs: Sequence[str]) -> None:
-    """See that a text has a character to learn from and one to predict.
+    """Check that a text has a character to learn from and one to predict.
 
     Raises:
         CorpusError: when it has fewer than two characters.
@@ -158,7 +158,7 @@ def reread_corpus(sources: Sequence[Source], config: CorpusConfig, places: Place
 
 
 def check_recorded(sources: Sequence[Source]) -> None:
-    """See that a run knows its text.
+    """Check that a run knows its text.
 
     Raises:
         CorpusError: when it does not.

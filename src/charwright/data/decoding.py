@@ -32,12 +32,12 @@ _SAMPLE_BYTES = 1 << 16
 _MIN_CONTINUATION_BYTES = 6
 
 _COMPRESSIONS = {
-    b"\x1f\x8b\x08": ("gzip", ".gz", "gzip"),
-    b"BZh": ("bzip2", ".bz2", "bzip2"),
-    b"\xfd7zXZ\0": ("xz", ".xz", "xz"),
-    b"\x28\xb5\x2f\xfd": ("Zstandard", ".zst", "zstd"),
+    rb"\x1f\x8b\x08": ("gzip", ".gz", "gzip"),
+    rb"BZh[1-9]1AY&SY": ("bzip2", ".bz2", "bzip2"),
+    rb"\xfd7zXZ\x00": ("xz", ".xz", "xz"),
+    rb"\x28\xb5\x2f\xfd": ("Zstandard", ".zst", "zstd"),
 }
-"""The first bytes of compressed files: their format, the ending of their names, and what decompresses them."""
+"""What compressed files begin with: their format, the ending of their names, and what decompresses them."""
 _READ_ON = "read on with --errors replace"
 
 REPLACEMENT = "\ufffd"
@@ -143,7 +143,7 @@ def binary_message(data: bytes, where: str, offset: int = 0) -> str:
 def _compressed_message(data: bytes, where: str) -> str | None:
     """Describe a compressed file whose name does not say so; None for any other."""
     for mark, (name, ending, program) in _COMPRESSIONS.items():
-        if data.startswith(mark):
+        if re.match(mark, data):
             return f"{where} is {name} data: give its name the ending {ending}, or decompress it with {program} -dc"
     return None
 

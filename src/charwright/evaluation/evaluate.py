@@ -62,7 +62,7 @@ def _names_a_file(text: str) -> bool:
 
 
 def check_fit(model: LanguageModel, vocabulary: Vocabulary) -> None:
-    """See that a vocabulary has as many tokens as a model.
+    """Check that a vocabulary has as many tokens as a model.
 
     Raises:
         VocabularyError: when it has not.

@@ -76,7 +76,7 @@ OF_SAMPLING = ("num", "max_copy", "repetition_penalty", "top_k", "top_p", "min_p
 
 
 def check_options(config: GenerationConfig, beams: int) -> None:
-    """See that a search has a beam, and no options of sampling. Temperature and seed, which samples always have, pass.
+    """Check that a search has a beam, and no options of sampling but temperature and seed, which have defaults.
 
     Raises:
         UsageError: if not.

@@ -26,6 +26,11 @@ class Completion:
     """ln p of each character of the continuation under the model, if requested."""
     label: str | None = None
     """The label that the model was given, if it has labels."""
+    end_logprob: float | None = None
+    """ln p of the end of the record, if the text ended with it and `logprobs` were requested.
+
+    The sum of `logprobs` and this is ln p of the whole record behind its prompt, as `score` has it.
+    """
 
     def __str__(self) -> str:
         return self.prompt + self.continuation
@@ -63,4 +68,5 @@ def finished(draft: Draft, *, logprobs: bool = False, label: str | None = None) 
     scores = tuple(draft.logprobs[: draft.shown]) if logprobs else None
     ended = draft.ended or "interrupted"
     stop = draft.endings.stop
-    return Completion(draft.prompt, draft.pop(), sampler.seed, sampler.stream, ended, stop, scores, label)
+    end = draft.end_logprob if logprobs else None
+    return Completion(draft.prompt, draft.pop(), sampler.seed, sampler.stream, ended, stop, scores, label, end)

@@ -71,6 +71,8 @@ class Draft:
 
     `[UNK]` is one of the tokens. Empty where `logprobs` is NaN.
     """
+    end_logprob: float | None = None
+    """ln p of the end of the record, if the text ended with it and the scores were requested."""
     prompt_logprobs: list[float] = field(default_factory=list)
     """ln p of each character of the prompt given those before it, if requested, as soon as all are known.
 
@@ -196,6 +198,8 @@ class Draft:
             self._read_one_by_one(ids, scores, choices)
         if self.ended:
             kept = self._shown - self._taken
+            if self.ended == "record" and self.endings.record_end:
+                self.end_logprob = sum(self.logprobs[kept : kept + len(self.endings.record_end)])
             del self.logprobs[kept:], self.alternatives[kept:]
 
     def paused(self) -> Paused:

@@ -22,7 +22,7 @@ _OPEN_PARAGRAPH = re.compile(r"\n[ \t]*+\Z")
 
 
 def check_beginning(prompt: str, record_end: str) -> None:
-    """See that a prompt is the beginning of one record.
+    """Check that a prompt is the beginning of one record.
 
     Raises:
         UsageError: if not.

@@ -255,7 +255,7 @@ def _backend(
 
 
 def _check_reading(inputs: npt.NDArray[np.integer], targets: npt.NDArray[np.integer]) -> None:
-    """See that inputs and targets are those of texts that are read from one end to the other."""
+    """Check that inputs and targets are those of texts that are read from one end to the other."""
     if inputs.ndim != 2 or inputs.shape != targets.shape:
         raise UsageError(f"inputs and targets have one shape (T, B), not {inputs.shape} and {targets.shape}")
     given = targets >= 0

@@ -204,7 +204,7 @@ def keep_memory() -> None:
 
 
 def refuse_second_derivatives() -> None:
-    """See that a backward pass, in which this is called, is not recorded itself: the gradients would lack a part.
+    """Check that a backward pass, in which this is called, is not recorded itself: the gradients would lack a part.
 
     Raises:
         RuntimeError: within `backward` or `grad` with `create_graph`.

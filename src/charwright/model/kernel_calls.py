@@ -76,7 +76,7 @@ def ids_fit(kernels: Kernels | None, ids: Tensor, vocabulary: int) -> bool:
 
 
 def check_ids(kernels: Kernels | None, ids: Tensor, vocabulary: int) -> None:
-    """See that all ids have a row in the embedding.
+    """Check that all ids have a row in the embedding.
 
     Raises:
         ValueError: if not.

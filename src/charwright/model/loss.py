@@ -72,7 +72,7 @@ def head_loss(
 
 
 def check_targets(targets: Tensor, x: Tensor, vocabulary: int | None, loaded: Kernels | None = None) -> None:
-    """See that targets have the shape of the positions of x (T, B, H), and with `vocabulary` are ids of it.
+    """Check that targets have the shape of the positions of x (T, B, H), and with `vocabulary` are ids of it.
 
     Raises:
         ValueError: if not.

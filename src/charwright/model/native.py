@@ -67,7 +67,7 @@ def native_layer(
 def _check_layer(
     kernels: Kernels, x: Tensor, ids: Tensor | None, cell: str, state: State, weights: Weights, mask: Tensor | None
 ) -> None:
-    """See that the kernels can read what they get, which they cannot check."""
+    """Check that the kernels can read what they get, which they cannot check."""
     for part in weights:
         if part is not None and part.dtype != torch.float32:
             raise ValueError(

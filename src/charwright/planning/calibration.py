@@ -1,4 +1,4 @@
-"""Measures this machine for a training in minutes: how to compute, and how fast, in three seconds at most.
+"""Measures this machine for a training run of some minutes: how to compute, and how fast, in three seconds at most.
 
 First all candidates are ranked on one width. On CUDA the batch is chosen next. Then the best candidate is timed at
 several widths, which the plan needs, and at the end the best few are compared on the model as planned.

@@ -18,7 +18,7 @@ class TextProfile:
 
     A byte-level vocabulary has more token ids than characters. `records` is their number, if it is a list of records.
     `beside` are the tokens that are read with it: what teachers write, and the text again among that. The predictions
-    of the teachers take as long as a training on `once` tokens. `repetition` is the share of its passages that occur in
+    of the teachers take as long as training on `once` tokens. `repetition` is the share of its passages that occur in
     it again, of a list that of any text. `teaches` says that the model will be one of several that teach another.
     """
 

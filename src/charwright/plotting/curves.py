@@ -24,7 +24,7 @@ AXES = {"minutes": "minutes of training", "characters": "characters read", "epoc
 
 @dataclass(frozen=True)
 class Line:
-    """The losses (N,) at N points of a training, in nats per character, over each of the axes (N,)."""
+    """The losses (N,) at N points of a training run, in nats per character, over each of the axes (N,)."""
 
     at: Mapping[str, Floats]
     nats: Floats
@@ -70,7 +70,7 @@ def read_curve(folder: str | os.PathLike[str]) -> Curve:
         if _is_training(run):
             raise RunError(f"{name} is training and has no losses yet")
         if not any(True for _ in run.log()):
-            raise RunError(f"{name} has no log of a training, so there is nothing to plot")
+            raise RunError(f"{name} has no log of its training, so there is nothing to plot")
         raise RunError(f"{name} has no losses yet")
     if resumed:
         steps = f"step{'s' * (len(resumed) > 1)} {', '.join(f'{step:,}' for step in resumed)}"

@@ -162,7 +162,7 @@ def is_loopback(host: str) -> bool:
 
 
 def check_exposure(host: str, *, keys: bool, no_auth: bool) -> None:
-    """See that a service which others can reach asks for keys, unless the user wants none.
+    """Check that a service which others can reach asks for keys, unless the user wants none.
 
     Raises:
         UsageError: if it does not.
@@ -177,7 +177,7 @@ def check_exposure(host: str, *, keys: bool, no_auth: bool) -> None:
 
 
 def check_names(hosts: Iterable[str], origins: Iterable[str], proxies: Iterable[str]) -> None:
-    """See that the names which the user allows have the form in which clients send them.
+    """Check that the names which the user allows have the form in which clients send them.
 
     Raises:
         UsageError: if one of them could never match.

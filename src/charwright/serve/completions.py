@@ -203,7 +203,7 @@ def _check_label(request: CompletionRequest, vocabulary: Vocabulary) -> None:
 
 
 def _check_record(request: CompletionRequest, end: str | None) -> None:
-    """See that each prompt is the beginning of one record; a prompt that is only scored may have its end too."""
+    """Check that each prompt is the beginning of one record; a prompt that is only scored may have its end too."""
     if end is None:
         return
     only_read = request.echo and request.length == 0

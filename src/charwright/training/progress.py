@@ -206,7 +206,7 @@ class TensorBoard:
 
     @staticmethod
     def require() -> None:
-        """See that the package is installed.
+        """Check that the package is installed.
 
         Raises:
             MissingExtraError: with the command that installs it.

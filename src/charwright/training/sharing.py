@@ -1,4 +1,4 @@
-"""What the ranks of a training share: rows and masks, gradients, the clock, the wish to stop, and validations."""
+"""What the ranks of a training run share: rows and masks, gradients, the clock, the wish to stop, and validations."""
 
 from __future__ import annotations
 

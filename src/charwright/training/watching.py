@@ -1,4 +1,4 @@
-"""Shows a training while it runs: in a notebook, on a terminal, or as plain lines."""
+"""Shows a training run while it goes on: in a notebook, on a terminal, or as plain lines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COLUMNS = ("epoch", "step", "loss", "validation", "bits/char", "chars/s", "time"
 
 
 def watch(events: Iterable[Event], stream: TextIO | None = None) -> Iterator[Event]:
-    """Show the progress of a training, and pass its events on.
+    """Show the progress of a training run, and pass its events on.
 
     >>> for event in charwright.watch(charwright.fit(model, dataset, config)): ...     # doctest: +SKIP
 
@@ -124,7 +124,7 @@ class NotebookProgress:
         self._draw()
 
     def close(self) -> None:
-        """Show the end; a training that did not reach it was interrupted."""
+        """Show the end; a run that did not reach it was interrupted."""
         self.status = self.status or "interrupted"
         self._draw()
 

@@ -235,7 +235,7 @@ class Search:
             self.study.enqueue_trial(nearest_point(self.start), user_attrs={"first": True})
 
     def _check_whole(self) -> None:
-        """See that the journal has all trials that were written to the results.
+        """Check that the journal has all trials that were written to the results.
 
         Raises:
             DamagedRunError: when it was cut.

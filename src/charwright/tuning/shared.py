@@ -252,7 +252,7 @@ def shared_search(
 
 
 def _settle(study: optuna.Study, settings: Callable[[], tuple[Recipe, dict[str, Any]]]) -> None:
-    """See that the study has settings, the same for all workers even if several of them begin it at once."""
+    """Check that the study has settings, the same for all workers even if several of them begin it at once."""
     if "start" in study.user_attrs:
         return
     if _first_settings(study) is None:

@@ -80,7 +80,7 @@ def _remove_unused(folder: Path) -> None:
 
 
 def check_place(folder: Path, *, shared: bool = False) -> None:
-    """See that a folder is free or holds a search; `shared` if its study is in a storage.
+    """Check that a folder is free or holds a search; `shared` if its study is in a storage.
 
     Raises:
         RunError: when it holds something else.
@@ -133,7 +133,7 @@ def new_study(storage: optuna.storages.BaseStorage, name: str) -> optuna.Study:
 
 
 def refuse_other_protocol(named: str, stored: Mapping[str, Any], given: Mapping[str, Any], option: str) -> None:
-    """See that new trials can be compared with those of a search; `option` chooses another place.
+    """Check that new trials can be compared with those of a search; `option` chooses another place.
 
     Raises:
         UsageError: naming what differs.

@@ -43,7 +43,7 @@ class Task:
     compute: Compute
 
     def check(self) -> None:
-        """See that there is enough text to train and validate on.
+        """Check that there is enough text to train and validate on.
 
         Raises:
             UsageError: when there is no validation text.

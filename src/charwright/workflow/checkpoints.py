@@ -63,7 +63,7 @@ def load_checkpoint(run: Run, notify: Callable[[str], None] = lambda _: None) ->
 
 
 def _check_can_start_over(run: Run) -> None:
-    """See that a run without a checkpoint can start from the beginning."""
+    """Check that a run without a checkpoint can start from the beginning."""
     kinds = {event.get("event") for event in run.log()}
     lost = run.has_weights and "checkpoint" in kinds
     if run.config.parent is not None and not lost:  # It was stopped before its initial checkpoint.

@@ -118,7 +118,7 @@ class Teachers:
         return self.runs[0].vocabulary
 
     def check(self, texts: Texts) -> None:
-        """See that the teachers know the characters of the texts, and how they are read.
+        """Check that the teachers know the characters of the texts, and how they are read.
 
         Raises:
             UsageError: naming what they do not know.
@@ -134,7 +134,7 @@ class Teachers:
             )
 
     def _check_known(self, counts: Counter[str]) -> None:
-        """See that the characters are known, or almost all where the teachers left out rare ones."""
+        """Check that the characters are known, or almost all where the teachers left out rare ones."""
         unknown = sorted(set(counts) - set(self.vocabulary.characters))
         share = sum(counts[character] for character in unknown) / max(1, counts.total())
         if unknown and (self.vocabulary_options.min_count == 1 or share > MOST_UNKNOWN):

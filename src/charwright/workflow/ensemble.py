@@ -1,6 +1,6 @@
 """Several models of one text and one that learns from them, as one training.
 
-The teachers are runs of their own, beside the run that learns from them. So a training that was stopped goes on when
+The teachers are runs of their own, beside the run that learns from them. So a stopped training run goes on when
 the same call is made again: what is done is not done twice.
 """
 
@@ -36,7 +36,7 @@ TEACHING = 0.6
 TEACHERS = 4
 MOST_TEACHERS = 64
 FEWEST_MINUTES = 4.0
-"""Of a training for which an ensemble is planned: in two, one model is as good."""
+"""Of a training run for which an ensemble is planned: in two, one model is as good."""
 SHORTEST = 10_000
 """Characters of a text for which an ensemble is planned, at least."""
 MOST_BYTES = 4
@@ -61,7 +61,7 @@ def planned_teachers(
     places: Places | None = None,
     ranks: Ranks = ALONE,
 ) -> int:
-    """How many teachers a training should have: `TEACHERS` for a short text and a long time, otherwise none.
+    """How many teachers a training run should have: `TEACHERS` for a short text and a long time, otherwise none.
 
     The rule has no clock, only the budget and the text, of `SHORTEST` to `longest_for` characters. Only a planned
     training from initial weights, in one process, of running text that can be read several times, has any.
@@ -124,7 +124,7 @@ def train_ensemble(
 
     Of a budget in minutes the teachers have 0.6 together; any other is for each of them, and for the last model too.
     The teachers are the runs 1, 2, ... in a folder beside `out`, whose name ends with `-teachers`. The same call goes
-    on with a training that was stopped; `force` replaces the run in `out`, and teachers of another text or options.
+    on with a training run that was stopped; `force` replaces the run in `out`, and teachers of another text or options.
 
     Args:
         corpus: as for `train`, except that it is read several times, so standard input is refused.
@@ -211,7 +211,7 @@ def train_ensemble(
 def check_ensemble(
     corpus: Specs, count: int, arguments: Mapping[str, Any], options: Mapping[str, Any], ranks: Ranks = ALONE
 ) -> None:
-    """See that the arguments are those of an ensemble, and the options valid.
+    """Check that the arguments are those of an ensemble, and the options valid.
 
     Raises:
         UsageError: when they are not.
@@ -231,7 +231,7 @@ def check_ensemble(
 
 
 def _check_running_text(text: Corpus | MappedCorpus, options: Mapping[str, Any]) -> None:
-    """See that a text is read as running text.
+    """Check that a text is read as running text.
 
     Raises:
         UsageError: when it is not.
@@ -242,7 +242,7 @@ def _check_running_text(text: Corpus | MappedCorpus, options: Mapping[str, Any])
 
 
 def _check_folder(folder: Path, *, goes_on: bool, force: bool) -> None:
-    """See that the last model can be trained in a folder.
+    """Check that the last model can be trained in a folder.
 
     Raises:
         RunExistsError: when it has been trained there, or the folder has something else.

@@ -266,7 +266,7 @@ def prepare_new(
 
 
 def check_resume_options(options: Mapping[str, Any]) -> None:
-    """See that a resume changes nothing that belongs to the run.
+    """Check that a resume changes nothing that belongs to the run.
 
     Raises:
         UsageError: naming the option.
@@ -314,7 +314,7 @@ def prepare_resume(
 
 
 def check_split_options(validation: Specs, options: Mapping[str, Any]) -> None:
-    """See that no option says how to hold out a part of the text if there is a text to validate on.
+    """Check that no option says how to hold out a part of the text if there is a text to validate on.
 
     Raises:
         UsageError: naming the option.
@@ -324,7 +324,7 @@ def check_split_options(validation: Specs, options: Mapping[str, Any]) -> None:
 
 
 def check_corpus_given(corpus: Specs) -> None:
-    """See that a corpus is named.
+    """Check that a corpus is named.
 
     Raises:
         UsageError: when it is not.
@@ -336,20 +336,20 @@ def check_corpus_given(corpus: Specs) -> None:
 
 
 def _check_readable_by_all(specs: Sequence[str | os.PathLike[str]], ranks: Ranks) -> None:
-    """See that several ranks do not share one standard input."""
+    """Check that several ranks do not share one standard input."""
     if ranks.size > 1 and "-" in map(str, specs):
         raise UsageError("several ranks cannot read one standard input; keep the text in a file")
 
 
 def _check_same(texts: Texts, ranks: Ranks) -> None:
-    """See that all ranks have read the same texts."""
+    """Check that all ranks have read the same texts."""
     separate = texts.validation_corpus
     if len(set(ranks.gather((texts.corpus.sha256, separate.sha256 if separate else None)))) > 1:
         raise CorpusError("the ranks have read different texts (SHA-256 differs); every machine needs the same files")
 
 
 def _check_kept(place: Path, corpora: Iterable[AnyCorpus]) -> None:
-    """See that replacing a run does not remove a text of the new one."""
+    """Check that replacing a run does not remove a text of the new one."""
     files = (source.location for corpus in corpora for source in corpus.sources if source.kind == "file")
     for file in files:
         if Path(file).resolve().is_relative_to(place.resolve()):
@@ -357,7 +357,7 @@ def _check_kept(place: Path, corpora: Iterable[AnyCorpus]) -> None:
 
 
 def _check_unvalidated(asked: TrainingConfig, advice: str, notify: Notify) -> None:
-    """See that a run without validation text has no option that needs one."""
+    """Check that a run without validation text has no option that needs one."""
     if asked.target_loss is not None:
         raise UsageError(f"--target-loss needs validation text, and there is none: {advice}")
     if asked.patience is not None:
