@@ -231,7 +231,7 @@ def test_teachers_that_cannot_be_used(text: Path, folders: list[Path], tmp_path:
         with pytest.raises((UsageError, RunError), match=message):
             cw.train(text, out=tmp_path / "new", teachers=teachers, **STUDENT)
     for options, message in (
-        ({"records": "line"}, "leave out --records"),
+        ({"records": "line"}, "leave out `records`"),
         ({"parent": folders[0]}, "choose one"),
         ({"out": tmp_path, "force": True}, "--force would remove"),
     ):
@@ -449,7 +449,7 @@ def test_force_replaces_teachers_of_another_text_or_options(text: Path, tmp_path
     with pytest.raises(UsageError, match="is a teacher of another text; choose another `out`, or train it anew with"):
         cw.train_ensemble(other, count=2, out=out, **STUDENT)
     for options, message in (
-        ({"units": 24}, "--units 16, not 24"),
+        ({"units": 24}, "`units` 16, not 24"),
         ({"seed": 7}, "another --seed"),
         ({"level": "byte"}, "--level character, not byte"),
         ({"validation": [other]}, "was validated on another text"),
@@ -657,7 +657,7 @@ def test_the_advice_to_a_forced_ensemble_that_is_stopped(text: Path, tmp_path: P
     assert said[-1].endswith("continue with the same command, without --force\n")
 
 
-@pytest.mark.parametrize(("budget", "message"), [({"steps": 5}, "--steps 30"), ({"epochs": 1}, "--steps 30")])
+@pytest.mark.parametrize(("budget", "message"), [({"steps": 5}, "`steps` 30"), ({"epochs": 1}, "`steps` 30")])
 def test_a_teacher_that_was_begun_with_a_larger_budget_is_not_mixed_with_others(
     text: Path, tmp_path: Path, budget: dict[str, float], message: str
 ) -> None:

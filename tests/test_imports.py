@@ -86,6 +86,7 @@ HEAVY |= {"uniplot", "h5py", "tensorflow", "onnx", "onnxruntime", "google"}
 HEAVY |= {"uvicorn", "starlette", "pydantic", "prometheus_client", "httptools"}
 WITHOUT_TORCH = (
     "errors",
+    "arguments",
     "schema",
     "config",
     "threads",

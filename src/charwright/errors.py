@@ -57,6 +57,11 @@ class CharwrightError(Exception):
         return _OPTION.sub(lambda found: _in_python(found[1]) if found[1] else found[0], self.for_shell)
 
 
+def for_shell(error: BaseException) -> str:
+    """The message of any error, with options as the command line has them."""
+    return error.for_shell if isinstance(error, CharwrightError) else str(error)
+
+
 def _in_python(option: str) -> str:
     """What is `--option` on the command line, as an argument of a call."""
     if option.startswith("no-"):

@@ -60,7 +60,7 @@ class Score:
         return self.bits / self.chars if self.chars else None
 
     def to_json(self) -> dict[str, Any]:
-        """The fields of `charwright score --json`; figures are rounded to a millionth of a bit."""
+        """What `charwright score RUN FILE --json` prints of it; figures are rounded to a millionth of a bit."""
         per_char = self.bits_per_char
         return {
             "file": self.file,

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from charwright.errors import RankError, UsageError
+from charwright.errors import RankError, UsageError, for_shell
 from charwright.processes import started_at, usable_cores
 
 Made = TypeVar("Made")
@@ -85,8 +85,8 @@ class Ranks:
         return True
 
     def described(self, error: Exception) -> str:
-        """The message of an error, with the rank that has failed."""
-        return str(error)
+        """The message of an error, for the command line, with the rank that has failed."""
+        return for_shell(error)
 
     def leave(self) -> None:
         """End the connections to the other ranks."""
@@ -231,8 +231,8 @@ class Group(Ranks):
             return True
 
     def described(self, error: Exception) -> str:
-        """The message of an error, with the rank that has failed."""
-        return str(error) if isinstance(error, RankError) else f"{self.name}: {error}"
+        """The message of an error, for the command line, with the rank that has failed."""
+        return for_shell(error) if isinstance(error, RankError) else f"{self.name}: {for_shell(error)}"
 
     def leave(self) -> None:
         """End the connections to the other ranks."""
