@@ -233,7 +233,7 @@ def test_teachers_that_cannot_be_used(text: Path, folders: list[Path], tmp_path:
     for options, message in (
         ({"records": "line"}, "leave out `records`"),
         ({"parent": folders[0]}, "choose one"),
-        ({"out": tmp_path, "force": True}, "--force would remove"),
+        ({"out": tmp_path, "force": True}, "`force=True` would remove"),
     ):
         with pytest.raises(UsageError, match=message):
             cw.train(text, **{"out": tmp_path / "new", "teachers": folders, **STUDENT, **options})
@@ -450,8 +450,8 @@ def test_force_replaces_teachers_of_another_text_or_options(text: Path, tmp_path
         cw.train_ensemble(other, count=2, out=out, **STUDENT)
     for options, message in (
         ({"units": 24}, "`units` 16, not 24"),
-        ({"seed": 7}, "another --seed"),
-        ({"level": "byte"}, "--level character, not byte"),
+        ({"seed": 7}, "another `seed`"),
+        ({"level": "byte"}, "`level` character, not byte"),
         ({"validation": [other]}, "was validated on another text"),
     ):
         with pytest.raises(UsageError, match=message):
