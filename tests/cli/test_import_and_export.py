@@ -266,7 +266,7 @@ class TestExport:
     def test_a_multiplicative_layer_is_carried(self, charwright: Terminal, tmp_path: Path, to: str, cell: str) -> None:
         config = ModelConfig(cell=cell, units=12, embedding_size=8, multiplicative=True)
         run = Run.save(tmp_path / "run", config, weights_of(config, len(LETTERS)), LETTERS)
-        result = charwright("export", run.folder, "--to", to, "--out", tmp_path / "x")
+        result = charwright("export", run.folder, "--to", to, "--out", tmp_path / "x.weights.h5")
         assert result.code == 0, result.err
         if to == "numpy":
             with np.load(tmp_path / "x") as file:
@@ -333,6 +333,7 @@ class TestExport:
     def test_errors_are_one_line_and_change_nothing(self, charwright: Terminal, run: Run, tmp_path: Path) -> None:
         (tmp_path / "kept").mkdir()
         (tmp_path / "kept" / "letter.txt").write_text("dear", encoding="utf-8")
+        (tmp_path / "kept" / "letter.weights.h5").write_text("dear", encoding="utf-8")
         np.savez(tmp_path / "kept" / "mine.npz", mine=np.arange(3))
         (tmp_path / "kept" / "mine.html").write_text("<!doctype html>\n<p>dear", encoding="utf-8")
         for words, complaint in (
@@ -341,6 +342,7 @@ class TestExport:
             ([run.folder], "Missing option '--to'"),
             ([run.folder, "--to", "numpy", "--temperature", "2"], "--temperature requires --to saved-model"),
             ([run.folder, "--to", "numpy", "--out", tmp_path / "no" / "x.npz"], "does not exist"),
+            ([run.folder, "--to", "keras", "--out", tmp_path / "x.keras"], "name ends with .weights.h5, unlike"),
             ([run.folder, "--to", "onnx", "--out", tmp_path / "kept", "--force"], "contains other files"),
             ([run.folder, "--to", "onnx", "--out", run.folder, "--force"], "contains other files"),
             *(
@@ -350,7 +352,7 @@ class TestExport:
                 )
                 for to, name in (
                     ("numpy", "letter.txt"),
-                    ("keras", "letter.txt"),
+                    ("keras", "letter.weights.h5"),
                     ("html", "letter.txt"),
                     ("numpy", "mine.npz"),
                     ("html", "mine.html"),

@@ -188,7 +188,7 @@ def test_killed_service_starts_again_on_its_port(start: Start, run: Path) -> Non
         (["RUN", "--host", "0.0.0.0"], "give --api-key-file FILE, or --no-auth"),
         (["RUN", "--host", "no.such.name.invalid"], "--api-key-file FILE"),
         (["RUN", "--host", "no.such.name.invalid", "--no-auth"], "is no address of this machine"),
-        (["RUN", "--host", "192..168.0.1", "--no-auth"], "(it is no host name)"),
+        (["RUN", "--host", "192..168.0.1", "--no-auth"], ": it is no host name"),
         (["RUN", "--allow-host", "\udcff"], "--allow-host takes a name"),
         (["RUN", "--api-key-file", "nowhere"], "cannot read nowhere"),
         (["RUN", "--api-key-file", "EMPTY"], "has no key"),

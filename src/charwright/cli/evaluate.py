@@ -54,7 +54,7 @@ def machine_options(command: Command) -> Command:
         type=click.Choice(["f32", "bf16", "q8"]),
         default="f32",
         show_default=True,
-        help="Precision of the matrix products; q8 is the 8-bit integer engine of `generate`, on the CPU.",
+        help="Arithmetic: floating point, or the 8-bit integers of `generate` (q8), on the CPU.",
     )
     return device_option(precision(threads_option(command)))
 

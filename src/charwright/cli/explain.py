@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="Characters of TEXT to show, from its beginning.",
 )
-@click.option("--corpus", multiple=True, metavar="PATH", help="Where the run's text is now, if it has moved.")
+@click.option("--corpus", multiple=True, metavar="TEXT", help="The training text, if it has moved.")
 @seed_option(0, "Seed of everything drawn.")
-@click.option("--force", is_flag=True, help="Overwrite existing files.")
+@click.option("--force", is_flag=True, help="Replace existing files.")
 @config_options(CorpusConfig(), "Reading the text")
 @click.pass_context
 def explain(

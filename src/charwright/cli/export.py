@@ -105,7 +105,7 @@ FORMATS: Mapping[str, tuple[str, Callable[[_Task], None]]] = {
     show_default=True,
     help="Initial sampling temperature of a SavedModel; it can be changed after loading.",
 )
-@click.option("--force", is_flag=True, help="Overwrite an existing export.")
+@click.option("--force", is_flag=True, help="Replace an existing export.")
 @click.pass_context
 def export(ctx: click.Context, /, run: Path, to: str, out: Path | None, temperature: float, force: bool) -> None:
     """Export RUN to another format.
@@ -137,7 +137,7 @@ def _check_path(path: Path, to: str, *, force: bool) -> None:
     """Check that nothing but an older export would be overwritten, and that the parent folder exists.
 
     Raises:
-        UsageError: when the path is standard output.
+        UsageError: when the path is standard output, or Keras does not load a file of that name.
         RunError: when the parent folder is missing, or the path exists and must not be replaced.
     """
     from charwright.run_place import OF_A_RUN
@@ -145,6 +145,8 @@ def _check_path(path: Path, to: str, *, force: bool) -> None:
     another = "choose another path with --out"
     if str(path) == "-":
         raise UsageError("an export cannot be written to standard output; name a file with --out")
+    if to == "keras" and not path.name.endswith(".weights.h5"):
+        raise UsageError(f"Keras loads weights from a file whose name ends with .weights.h5, unlike {path}")
     if not path.parent.is_dir():
         raise RunError(f"cannot write {path}: the folder {path.parent} does not exist")
     if not (path.exists() or path.is_symlink()):

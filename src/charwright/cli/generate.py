@@ -131,7 +131,8 @@ def generate(
 ) -> int:
     r"""Generate text with the model of RUN. Prints the prompt and its continuation.
 
-    If RUN was trained on records, each text is one record, printed with its end.
+    If RUN was trained on records, each text is one record, printed with its end. Otherwise a line on standard error
+    announces each of several texts.
 
     In --stop, --ban and --only, \n is a newline, \t a tab and \\ a backslash.
     """

@@ -42,7 +42,7 @@ CHANCE_FACTOR = 1.05
     metavar="FILE",
     help="The model's characters: a JSON list in id order, or a run's vocabulary.json.",
 )
-@click.option("--force", is_flag=True, help="Overwrite an existing run.")
+@click.option("--force", is_flag=True, help="Replace an existing run.")
 @config_options(CorpusConfig(), "Reading the corpus")
 @config_options(RecordsConfig(), "Records")
 @click.pass_context

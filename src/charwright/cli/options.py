@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from charwright.arguments import MOST_THREADS
 from charwright.errors import UsageError
 from charwright.schema import SEEDS, flag, old_name, option_types
 
@@ -200,9 +201,8 @@ device_option = click.option("--device", default="auto", show_default=True, help
 core_option = click.option(
     "--core", default="auto", show_default=True, help="Recurrent core: auto, native, fused, torch or plain."
 )
-threads_option = click.option(
-    "--threads", type=click.IntRange(min=1), help="Number of CPU threads.  [default: all cores]"
-)
+_threads = click.IntRange(min=1, max=MOST_THREADS)
+threads_option = click.option("--threads", type=_threads, help="Number of CPU threads.  [default: all cores]")
 
 engine_precision_option = click.option(
     "--precision",
@@ -212,7 +212,7 @@ engine_precision_option = click.option(
     help="Arithmetic: 8-bit integers, which give the same text on every machine, or floating point.",
 )
 engine_threads_option = click.option(
-    "--threads", type=click.IntRange(min=1), help="Maximum number of threads.  [default: all cores]"
+    "--threads", type=_threads, help="Maximum number of CPU threads.  [default: all cores]"
 )
 
 

@@ -143,7 +143,7 @@ class _Count(click.IntRange):
     type=click.Choice(["f32", "bf16", "q8"]),
     default="f32",
     show_default=True,
-    help="Arithmetic: floating point, or 8-bit integers, which are faster.",
+    help="Arithmetic: floating point, or the 8-bit integers of `generate`, which are faster.",
 )
 @engine_threads_option
 @config_options(CorpusConfig(), "Reading the files")

@@ -100,7 +100,7 @@ def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     except DamagedRunError as error:
         if not path.is_file():
             raise
-        raise DamagedRunError(f"{path} is no whole file from --state-out, which --state-in reads: {error}") from error
+        raise DamagedRunError(f"{path} is damaged, or was not written by --state-out") from error
     head = arrays.get("format", np.zeros(0))
     if head.shape != (3,) or head.dtype != np.int64 or head[0] < 1:
         raise DamagedRunError(f"{path} does not contain a paused text; --state-out writes one")

@@ -104,7 +104,9 @@ def read_vocabulary(path: Path) -> Vocabulary | list[str]:
     try:
         values = read_json(path)
     except DamagedRunError as error:
-        raise VocabularyError(f"{error.for_shell}; a vocabulary is a JSON list of characters") from error
+        if not path.is_file():
+            raise
+        raise VocabularyError(f"{path} is not JSON, and a vocabulary is a JSON list of characters") from error
     if isinstance(values, dict):
         try:
             return vocabulary_from_json(values)

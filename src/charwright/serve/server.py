@@ -50,7 +50,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no host name"
-        raise UsageError(f"--host: {host} is no address of this machine ({reason})") from error
+        raise UsageError(f"--host {host} is no address of this machine: {reason}") from error
     try:
         if sys.platform == "win32":  # Otherwise another program could listen on the port too.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
