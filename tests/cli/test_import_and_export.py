@@ -266,7 +266,7 @@ class TestExport:
     def test_a_multiplicative_layer_is_carried(self, charwright: Terminal, tmp_path: Path, to: str, cell: str) -> None:
         config = ModelConfig(cell=cell, units=12, embedding_size=8, multiplicative=True)
         run = Run.save(tmp_path / "run", config, weights_of(config, len(LETTERS)), LETTERS)
-        result = charwright("export", run.folder, "--to", to, "--out", tmp_path / "x.weights.h5")
+        result = charwright("export", run.folder, "--to", to, "--out", tmp_path / "x")
         assert result.code == 0, result.err
         if to == "numpy":
             with np.load(tmp_path / "x") as file:
@@ -429,7 +429,7 @@ class TestExport:
         extra: str,
     ) -> None:
         monkeypatch.setitem(sys.modules, package, None)
-        result = charwright("export", run.folder, "--to", to, "--out", tmp_path / "x")
+        result = charwright("export", run.folder, "--to", to, "--out", tmp_path / "x.weights.h5")
         assert f"pip install 'charwright[{extra}]'" in result.line
         assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
