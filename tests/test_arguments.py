@@ -90,6 +90,27 @@ def test_a_slip_is_named(
     assert message in str(caught.value)
 
 
+def test_texts_are_one_path_several_or_an_iterator(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    small: dict[str, Any] = {
+        "units": 16,
+        "embedding_size": 8,
+        "batch": 2,
+        "seq_length": 8,
+        "ngram_bits": 0,
+        "threads": 1,
+    }
+    run = cw.train(iter([path]), validation=iter([path]), out=tmp_path / "run", steps=1, **small)
+    for steps, corpus in enumerate((str(path), path, [path], iter([path])), 2):
+        cw.resume(run, corpus=corpus, steps=steps)
+    with pytest.raises(ConfigError, match=r"there is no option `unitz`; did you mean `units`\?"):
+        cw.resume(run, unitz=3)
+    assert cw.plan(iter([path]), validation=iter([path]), steps=1).recipe.training.steps == 1
+    taught = cw.train_ensemble(iter([path]), validation=iter([path]), count=1, out=tmp_path / "all", steps=1, **small)
+    assert len(taught.config.teachers) == 1
+
+
 def test_the_name_of_a_file_is_not_evaluated_as_a_text(model: cw.LanguageModel, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(TEXT, encoding="utf-8")
     with pytest.raises(UsageError, match="is the name of a file: read it first"):
