@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import charwright as cw
 from charwright.errors import CharwrightError, ConfigError, OptionError, RunError, UsageError
+from charwright.model import kernel_calls
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 20
 VOCABULARY = cw.Vocabulary.from_text(TEXT)
@@ -54,7 +56,7 @@ ANY: Any = None
         (lambda m, g: g.generate("a", temprature=1), "there is no option `temprature`; did you mean `temperature`?"),
         (lambda m, g: g.generate("a", length=0), "`length` must be at least 1, not 0"),
         (lambda m, g: g.score(None), "a text to score is a str, pieces of one, or Records, not NoneType"),
-        (lambda m, g: g.score(["abc", "def"], independent=True), "let each end with a newline"),
+        (lambda m, g: g.score(["abc", "def"], independent=True), "let each end with '\\n'"),
         (lambda m, g: cw.split_corpus(TEXT, 0.1), "those of a SplitConfig, not float"),
         (lambda m, g: cw.split_corpus(CORPUS), "a str or Records, not Corpus: pass its text"),
         (lambda m, g: cw.read_corpus(3), "a corpus is a path, an address or a name, or several of them, not int"),
@@ -78,8 +80,13 @@ ANY: Any = None
         (lambda m, g: cw.evaluate(m, VOCABULARY, cw.Records.of([], "\n")), "there are no records to evaluate"),
         (
             lambda m, g: cw.evaluate(m, VOCABULARY, cw.Records.of(["a"], "\n"), "windows-9"),
-            "`protocol` windows-9 is for",
+            "one by one; for windows-9",
         ),
+        (lambda m, g: cw.evaluate(m, VOCABULARY, cw.Records.of(["a"], "\n"), "record"), "`protocol` must be carried"),
+        (lambda m, g: cw.evaluate(VOCABULARY, m, TEXT), "a model and its Vocabulary, not Vocabulary first"),
+        (lambda m, g: cw.read_corpus(b"text.txt"), "several of them, not bytes"),
+        (lambda m, g: cw.read_corpus("once upon " * 200), "a text of 2,000 characters is no name of a file"),
+        (lambda m, g: cw.LanguageModel(CONFIG, True), "a vocabulary has at least one token, not True"),
     ],
 )
 def test_a_slip_is_named(
@@ -119,7 +126,8 @@ def test_the_name_of_a_file_is_not_evaluated_as_a_text(model: cw.LanguageModel, 
 
 
 def test_whole_numbers_of_numpy_are_whole_numbers() -> None:
-    assert windows(seq_length=np.int64(10), batch=np.int32(4)).steps_per_epoch > 0
+    dataset = windows(seq_length=np.int8(10), batch=np.int8(4))
+    assert (type(dataset.seq_length), type(dataset.batch), dataset.steps_per_epoch) == (int, int, 20)
     assert cw.LanguageModel(CONFIG, np.int64(5)).vocabulary_size == 5
 
 
@@ -135,6 +143,29 @@ def test_commands_in_messages_stay_as_they_are() -> None:
     assert str(RunError(command)) == "continue it with `charwright train --resume x`, or choose another `out`"
     assert str(RunError("free some: charwright cache --clear")) == "free some: charwright cache --clear"
     assert str(RunError("a -- b, x--y and --")) == "a -- b, x--y and --"
+
+
+def test_what_python_has_no_option_for_stays_as_it_is() -> None:
+    for message in ("look with --novelty", "there is no label '--units'", "--state-out writes one", "/--seed/ is odd"):
+        assert str(UsageError(message)) == message
+
+
+def test_a_compiled_model_is_trained(model: cw.LanguageModel) -> None:
+    compiled: Any = torch.compile(cw.LanguageModel(CONFIG, len(VOCABULARY)), backend="eager")
+    assert [event.name for event in cw.fit(compiled, windows(), TRAINING)][-1] == "end"
+
+
+def by_autograd(model: cw.LanguageModel, batch: cw.Batch, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+    loss, batch.state = model.loss(batch.inputs, batch.targets, batch.state)
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return loss
+
+
+def test_the_working_memory_is_free_after_training() -> None:
+    list(cw.fit(cw.LanguageModel(CONFIG, len(VOCABULARY)), windows(), TRAINING, train_step=by_autograd))
+    assert not kernel_calls._spare
 
 
 def test_a_vocabulary_says_what_it_knows() -> None:

@@ -59,6 +59,12 @@ def test_the_end_of_a_record_has_a_probability(writer: Generator) -> None:
         assert record.end_logprob is not None
         scores = plain.logprobs(f"\n{record.continuation}\n")
         np.testing.assert_allclose([*record.logprobs, record.end_logprob], scores, rtol=1e-9)
+    found = writer.beam_search("", GenerationConfig(), 3, record_end="\n")
+    assert found.logprobs is not None
+    assert found.ended == "record"
+    assert found.end_logprob is not None
+    scores = plain.logprobs(f"\n{found.continuation}\n")
+    np.testing.assert_allclose([*found.logprobs, found.end_logprob], scores, rtol=1e-6)
     assert writer.records(1, seed=5)[0].end_logprob is None
     [cut] = writer.generate("a", length=1, seed=5, logprobs=True)
     assert (cut.ended, cut.end_logprob) == ("length", None)

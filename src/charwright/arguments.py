@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import numbers
+import os
+from collections.abc import Iterable
 from typing import Any
 
 from charwright.errors import UsageError
+
+PATHS = "a corpus is a path, an address or a name, or several of them"
 
 MOST_THREADS = 256
 """As many as the C kernels use."""
@@ -19,6 +23,17 @@ def require(value: object, kind: type | tuple[type, ...], wanted: str, advice: s
     """
     if not isinstance(value, kind):
         raise UsageError(f"{wanted}, not {type(value).__name__}{advice and f': {advice}'}")
+
+
+def require_paths(value: object) -> None:
+    """Check that an argument names a corpus, or several.
+
+    Raises:
+        UsageError: when it is no path, and nothing that could hold some.
+    """
+    require(value, (str, os.PathLike, Iterable), PATHS)
+    if isinstance(value, bytes):
+        raise UsageError(f"{PATHS}, not bytes")
 
 
 def thread_count(given: Any) -> int | None:

@@ -99,8 +99,8 @@ class RecordsConfig(Config):
                 raise ConfigError(f"--records {self.records} matches nothing at all, and so ends no record")
         if self.label is not None and self.records == "none":
             raise ConfigError(
-                f"--label {self.label} is a column of records, and running text has none; add --records line, or "
-                "--records with what else ends a record"
+                f"--label {self.label} is a column of records, and running text has none; add --records line (or "
+                "blank, TEXT, /REGEX/)"
             )
 
     @property

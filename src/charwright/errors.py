@@ -27,11 +27,22 @@ shell has them (`--val-fraction`); `str()` names them as Python does.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
-_OPTION = re.compile(r"`charwright [^`]*`|\bcharwright [a-z]+ .*|(?<![\w-])--([a-z][a-z0-9-]*)")
-"""An option in a message; commands for the shell, which stay as they are, match without the group."""
+_OPTION = re.compile(r"`charwright [^`]*`|: charwright [a-z]+ .*|(?<![\w'\"/-])--([a-z][a-z0-9-]*)")
+"""An option in a message, unless it is quoted. Commands for the shell match without the group and stay as they are."""
 _IN_PYTHON = {"from": "parent", "teacher": "teachers", "ensemble": "count", "force": "force=True"}
+_ARGUMENTS = {
+    "out", "force", "device", "core", "threads", "precision", "recipe", "parent", "teachers", "count", "validation",
+    "corpus", "by", "separator", "independent", "warm_up", "protocol", "x", "y",
+}  # fmt: skip
+"""What Python's calls have beside the options of the config classes, which `register` adds."""
+
+
+def register(names: Iterable[str]) -> None:
+    """Let messages name these options as Python has them."""
+    _ARGUMENTS.update(names)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -54,7 +65,7 @@ class CharwrightError(Exception):
 
     def __str__(self) -> str:
         """The message with options as Python has them: `val_fraction`."""
-        return _OPTION.sub(lambda found: _in_python(found[1]) if found[1] else found[0], self.for_shell)
+        return _OPTION.sub(lambda found: _in_python(found[1] or "") or found[0], self.for_shell)
 
 
 def for_shell(error: BaseException) -> str:
@@ -63,10 +74,11 @@ def for_shell(error: BaseException) -> str:
 
 
 def _in_python(option: str) -> str:
-    """What is `--option` on the command line, as an argument of a call."""
-    if option.startswith("no-"):
-        option = f"{option[3:]}=False"
-    return f"`{_IN_PYTHON.get(option, option.replace('-', '_'))}`"
+    """What is `--option` on the command line, as an argument of a call; empty if Python has none."""
+    name = _IN_PYTHON.get(option, option.replace("-", "_"))
+    if name.removeprefix("no_") in _ARGUMENTS and name not in _ARGUMENTS:
+        return f"`{name.removeprefix('no_')}=False`"
+    return f"`{name}`" if name.partition("=")[0] in _ARGUMENTS else ""
 
 
 class UsageError(CharwrightError):

@@ -34,6 +34,7 @@ from charwright.errors import (
     RunNotFoundError,
     UsageError,
     VocabularyError,
+    for_shell,
 )
 from charwright.locks import is_free
 from charwright.run_config import RunConfig, RunRecords
@@ -298,7 +299,7 @@ class Run:
             sync_folder(parent)
         except (OSError, RunError) as error:
             shutil.rmtree(new, ignore_errors=True)
-            reason = error.strerror if isinstance(error, OSError) else error
+            reason = error.strerror if isinstance(error, OSError) else for_shell(error)
             raise RunError(f"cannot save the checkpoint {place}: {reason}") from error
         # A later step is from before a rollback or an older resume.
         kept = [path for path in self._checkpoint_folders() if path.suffix == "" and _step_of(path) <= step][:keep]

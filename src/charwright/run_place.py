@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from charwright.errors import RunError, RunExistsError, RunLockedError
+from charwright.errors import RunError, RunExistsError, RunLockedError, for_shell
 from charwright.locks import LOCK, alone_in, check_free
 from charwright.processes import is_running
 from charwright.schema import quoted
@@ -138,8 +138,9 @@ def new_place(path: Path, *, force: bool) -> Iterator[Path]:
     except (RunExistsError, RunLockedError):
         raise
     except (OSError, RunError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise RunError(f"cannot create the run folder {path}: {reason}; choose another with --out") from error
+        reason = error.strerror if isinstance(error, OSError) else for_shell(error)
+        advice = "" if "--out" in str(reason) else "; choose another with --out"
+        raise RunError(f"cannot create the run folder {path}: {reason}{advice}") from error
 
 
 @contextmanager

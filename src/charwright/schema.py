@@ -17,7 +17,7 @@ from difflib import get_close_matches
 from typing import Any, ClassVar, Self
 
 from charwright.arguments import require
-from charwright.errors import ConfigError
+from charwright.errors import ConfigError, register
 
 LARGEST = 2**53
 """The maximum of a count that nothing else limits, which a float holds exactly."""
@@ -80,7 +80,7 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str], old: Iterable[str
     """
     for name in names:
         if name not in known and name not in old:
-            raise ConfigError(f"there is no option {flag(name)}{did_you_mean(name, known)}")
+            raise ConfigError(f"there is no option `{name}`{did_you_mean(name, known)}")
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
@@ -146,14 +146,15 @@ def _complaint(value: Any, kind: type, metadata: Mapping[str, Any]) -> str | Non
     return None
 
 
-def checked_number(name: str, value: Any, *, minimum: int, maximum: int = LARGEST) -> None:
-    """Check an argument that is a whole number, as a field of a config class is checked.
+def checked_number(name: str, value: Any, *, minimum: int, maximum: int = LARGEST) -> int:
+    """An argument that is a whole number, checked as a field of a config class is.
 
     Raises:
         ConfigError: when it is none, or out of bounds.
     """
     if complaint := _complaint(value, int, {"minimum": minimum, "maximum": maximum}):
         raise ConfigError(f"{flag(name)} {complaint}, not {value!r}")
+    return int(value)
 
 
 def _plain(value: Any) -> Any:
@@ -176,6 +177,10 @@ class Config:
     """Keys of the previous version and their present names: files with them stay readable."""
     REMOVED: ClassVar[frozenset[str]] = frozenset()
     """Keys of the previous version that no longer exist and are ignored in files."""
+
+    def __init_subclass__(cls) -> None:
+        """Let messages name the options of the class."""
+        register({*cls.__annotations__, *cls.RENAMED})
 
     def __post_init__(self) -> None:
         """Check every field against its type and bounds.

@@ -111,9 +111,20 @@ def test_best_first_above_a_figure_and_by_all_bits(charwright: Terminal, trained
 def test_a_record_without_a_predicted_character_is_not_the_best(
     charwright: Terminal, trained: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "x.txt").write_text("\nto be\n", encoding="utf-8")
-    found = charwright("score", trained, tmp_path / "x.txt", "--best", "--json")
-    assert [one["text"] for one in records(found.out)] == ["to be"]
+    (tmp_path / "x.txt").write_text("to be", encoding="utf-8")
+    (tmp_path / "empty.txt").write_bytes(b"")
+    files = (tmp_path / "empty.txt", tmp_path / "x.txt", "--by", "file", "--json")
+    for options in ((), ("--worst",)):
+        assert len(records(charwright("score", trained, *files, *options).out)) == 2
+    for options in (
+        ("--best",),
+        ("--above", "-5"),
+        ("--above", "-5", "--rank", "bits"),
+        ("--min-chars", "3", "--best"),
+    ):
+        found = charwright("score", trained, *files, *options)
+        assert [one["chars"] for one in records(found.out)] == [4]
+    assert len(charwright("score", trained, *files[:-1], "--best", "1", "--csv").out.splitlines()) == 2
 
 
 def test_orders_that_contradict_each_other(charwright: Terminal, trained: Path, tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ cd "$(dirname "$0")/../.."
 
 if [ $# -gt 1 ]; then
     outputs=$(mktemp -d)
-    trap 'rm -rf "$outputs"' EXIT
     processes=()
+    trap 'kill "${processes[@]}" 2>/dev/null; rm -rf "$outputs"' EXIT
+    trap 'exit 130' INT TERM
     for kind; do
         "$0" "$kind" >"$outputs/$kind" 2>&1 &
         processes+=($!)

@@ -132,7 +132,7 @@ def generate(
     r"""Generate text with the model of RUN. Prints the prompt and its continuation.
 
     If RUN was trained on records, each text is one record, printed with its end. Otherwise a line on standard error
-    announces each of several texts.
+    announces each of several texts (not with --json).
 
     In --stop, --ban and --only, \n is a newline, \t a tab and \\ a backslash.
     """

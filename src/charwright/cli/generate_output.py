@@ -96,8 +96,8 @@ class Output:
             values["stop"] = completion.stop
         if self._logprobs:
             values["logprobs"] = [_rounded(value) for value in completion.logprobs or ()]
-        if completion.end_logprob is not None:
-            values["end_logprob"] = _rounded(completion.end_logprob)
+            if completion.end_logprob is not None:
+                values["end_logprob"] = _rounded(completion.end_logprob)
         if self.corpus is not None:
             from charwright.generation.novelty import measure_novelty
 

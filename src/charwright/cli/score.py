@@ -98,19 +98,19 @@ class _Count(click.IntRange):
     flag_value=ALL,
     type=_Count(min=1),
     metavar="[N]",
-    help="Fewest bits per character first: the first N, or all, which are kept in memory.",
+    help="Fewest bits per character first: the first N, or all; without records of which nothing is predicted.",
 )
 @click.option(
     "--rank",
     type=click.Choice(list(RANKS)),
-    help="What --worst, --best and --above compare: bits per character, or all bits of a record, which are its -log2 p."
-    "  [default: bits-per-char]",
+    help="What --worst, --best and --above compare: bits per character, or the bits of the whole record (-log2 of its "
+    "probability).  [default: bits-per-char]",
 )
 @click.option(
     "--above",
     type=float,
     metavar="BITS",
-    help="Only records of more bits per character (or bits, as --rank says), as they are read.",
+    help="Only records of more bits per character than this; with --rank bits, of more bits in all.",
 )
 @click.option(
     "--min-chars",
@@ -143,7 +143,7 @@ class _Count(click.IntRange):
     type=click.Choice(["f32", "bf16", "q8"]),
     default="f32",
     show_default=True,
-    help="Arithmetic: floating point, or the 8-bit integers of `generate`, which are faster.",
+    help="Arithmetic: floating point, or the 8-bit integers of `generate` (q8), which are faster.",
 )
 @engine_threads_option
 @config_options(CorpusConfig(), "Reading the files")
@@ -210,7 +210,11 @@ def score(
         if by == "file" and separator is None and len(streamed.parts) > 1:
             found = _with_empty_files(found, streamed)
         scores = totals.counted(found)
-        listed = (one for one in scores if one.chars >= min_chars and (above is None or figure(one) > above))
+        listed = (
+            one
+            for one in scores
+            if one.chars >= min_chars and (above is None or (one.chars > 0 and figure(one) > above))
+        )
         in_lines = by != RECORD or generator.text_scores.records_are_lines
         whole_lines = separator is None and by != "character" and in_lines
         labelled = bool(generator.vocabulary.labels)

@@ -8,14 +8,14 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from charwright import notebook
-from charwright.arguments import require
+from charwright.arguments import PATHS, require, require_paths
 from charwright.config import CorpusConfig
 from charwright.data.byte_streams import COMPRESSED
 from charwright.data.decoding import REPLACEMENT, decode, looks_binary
@@ -23,7 +23,8 @@ from charwright.data.parts import Part, Places, Tally, expanded, find_parts, par
 from charwright.data.portable_names import portable_name
 from charwright.errors import CorpusError, CorpusNotFoundError, UsageError
 
-_CORPUS = "a corpus is a path, an address or a name, or several of them"
+MOST_PATH = 1000
+"""Characters of a path or an address; what is longer, and no path, is taken for a text."""
 
 
 def sha256_of(text: str) -> str:
@@ -107,18 +108,16 @@ def checked_specs(specs: str | os.PathLike[str] | Sequence[str | os.PathLike[str
         UsageError: when one is no path, or is a text itself.
         CorpusError: when there are none, or standard input is there twice.
     """
-    require(specs, (str, os.PathLike, Iterable), _CORPUS)
+    require_paths(specs)
     listed = [specs] if isinstance(specs, str | os.PathLike) else list(specs)
     if not listed:
         raise CorpusError("no corpus given; pass a file, a folder, - (standard input), a URL or a named corpus")
     if listed.count("-") > 1:
         raise CorpusError("standard input can be read only once; pass - once")
     for spec in listed:
-        require(spec, (str, os.PathLike), _CORPUS)
-        if isinstance(spec, str) and "\n" in spec.strip() and not os.path.lexists(spec):
-            raise UsageError(
-                f"a text of {len(spec):,} characters is no name of a file: save it in one, or pass it to fit"
-            )
+        require(spec, (str, os.PathLike), PATHS)
+        if isinstance(spec, str) and ("\n" in spec.strip() or len(spec) > MOST_PATH) and not os.path.lexists(spec):
+            raise UsageError(f"a text of {len(spec):,} characters is no name of a file: save it in one")
     return [os.fspath(spec) for spec in listed]
 
 

@@ -144,7 +144,8 @@ def _compressed_message(data: bytes, where: str) -> str | None:
     """Describe a compressed file whose name does not say so; None for any other."""
     for mark, (name, ending, program) in _COMPRESSIONS.items():
         if re.match(mark, data):
-            return f"{where} is {name} data: give its name the ending {ending}, or decompress it with {program} -dc"
+            named = "" if where == "standard input" else f"give its name the ending {ending}, or "
+            return f"{where} is {name} data: {named}decompress it with {program} -dc"
     return None
 
 

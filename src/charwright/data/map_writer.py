@@ -74,7 +74,7 @@ class MapWriter:
         _write_all(self._file, ids.astype(WIDTHS[self.width], copy=False))
 
     def flush(self) -> None:
-        """Check that all ids so far are on disk; another thread may do it while this one goes on.
+        """Write all ids so far to the disk; another thread may do it while this one goes on.
 
         Raises:
             OSError: when the system refuses.

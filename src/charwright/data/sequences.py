@@ -53,7 +53,7 @@ class Windows:
             CorpusError: when there are too few pieces for one batch.
             ConfigError: when a size is no whole number above 0, or the ids are not an array of integers.
         """
-        _check(ids, seq_length, batch, seed)
+        seq_length, batch, seed = _checked(ids, seq_length, batch, seed)
         self.seq_length, self.batch, self.seed = seq_length, batch, seed
         count = len(ids) // (seq_length + 1)
         if count < batch:
@@ -114,7 +114,7 @@ class Streams:
             CorpusError: when the text is shorter than one batch.
             ConfigError: when a size is no whole number above 0, or the ids are not an array of integers.
         """
-        _check(ids, seq_length, batch, seed)
+        seq_length, batch, seed = _checked(ids, seq_length, batch, seed)
         self.ids, self.seq_length, self.batch, self.seed = ids, seq_length, batch, seed
         self.span = len(ids) // batch
         self.steps_per_epoch = self.span // seq_length
@@ -186,13 +186,16 @@ def _described(dataset: Windows | Streams) -> str:
     return f"<{type(dataset).__name__} of {len(dataset.ids):,} ids, {sizes}: {steps}>"
 
 
-def _check(ids: AnyIds, seq_length: int, batch: int, seed: int) -> None:
-    checked_number("seq_length", seq_length, minimum=1)
-    checked_number("batch", batch, minimum=1)
-    checked_number("seed", seed, minimum=0, maximum=SEEDS - 1)
+def _checked(ids: AnyIds, seq_length: int, batch: int, seed: int) -> tuple[int, int, int]:
+    """The three numbers, as Python's own."""
     if not isinstance(ids, MappedIds) and not (isinstance(ids, np.ndarray) and ids.dtype.kind in "iu"):
         found = f"one of {ids.dtype}" if isinstance(ids, np.ndarray) else type(ids).__name__
         raise ConfigError(f"ids must be a NumPy array of integers, as Vocabulary.encode returns, not {found}")
+    return (
+        checked_number("seq_length", seq_length, minimum=1),
+        checked_number("batch", batch, minimum=1),
+        checked_number("seed", seed, minimum=0, maximum=SEEDS - 1),
+    )
 
 
 def taken(ids: AnyIds, indices: Array) -> Array:

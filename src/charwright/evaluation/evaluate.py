@@ -43,13 +43,23 @@ def evaluate(
         CorpusError: when the model has labels and the text has none, or as for `evaluate_with`.
         UsageError: when there is no such protocol, or the text is something else.
     """
-    check_fit(model, vocabulary)
+    if not hasattr(model, "named_weights"):
+        raise UsageError(f"evaluate takes a model and its Vocabulary, not {type(model).__name__} first")
     require(text, (str, Records), "a text to evaluate is a str or Records", "pass its text")
     if isinstance(text, str) and _names_a_file(text):
         raise UsageError(f"{text} is the name of a file: read it first, as read_corpus({text!r}).text")
+    return evaluate_in_memory(model, vocabulary, text, protocol)
+
+
+def evaluate_in_memory(
+    model: LanguageModel, vocabulary: Vocabulary, text: str | Records, protocol: str = "carried"
+) -> Evaluation:
+    """As `evaluate`, for a text that has been read: it may be the name of a file all the same."""
+    check_fit(model, vocabulary)
     if isinstance(text, Records):
         if protocol not in ("carried", "records"):
-            raise UsageError(f"--protocol {protocol} is for running text; records are evaluated record by record")
+            parse_protocol(protocol)
+            raise UsageError(f"records are evaluated one by one; for {protocol}, evaluate the text itself")
         return evaluate_records(partial(target_nats, model), vocabulary, text)
     return evaluate_with(partial(target_nats, model), vocabulary, text, protocol)
 

@@ -17,7 +17,7 @@ from charwright.data.sequences import taken
 from charwright.data.texts import Text, ids_of
 from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
 from charwright.errors import CorpusError
-from charwright.evaluation.evaluate import CHUNK, block_cuts, continued_nats, evaluate, parse_protocol
+from charwright.evaluation.evaluate import CHUNK, block_cuts, continued_nats, evaluate_in_memory, parse_protocol
 from charwright.evaluation.evaluation import Evaluation
 from charwright.model.language_model import LanguageModel
 
@@ -62,7 +62,7 @@ def evaluate_mapped(score: Score, vocabulary: Vocabulary, text: MappedText, prot
 def evaluate_text(model: LanguageModel, vocabulary: Vocabulary, text: Text, protocol: str = "carried") -> Evaluation:
     """The loss of `model` on a text in memory or on disk, as `evaluate`; that on records by their own protocol."""
     if not isinstance(text, MappedText):
-        return evaluate(model, vocabulary, text, protocol)
+        return evaluate_in_memory(model, vocabulary, text, protocol)
     return evaluate_mapped(partial(continued_nats, model), vocabulary, text, protocol)
 
 

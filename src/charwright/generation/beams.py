@@ -26,7 +26,7 @@ class Found:
     """The result of a search: the text up to its end, why it ended, and ln p of each character.
 
     `mean` is ln p per character of everything generated, including the stop string: texts of different lengths are
-    compared by it.
+    compared by it. `end_logprob` is ln p of the end of the record, if the text ended with it.
     """
 
     text: str
@@ -34,6 +34,7 @@ class Found:
     stop: str | None
     logprobs: list[float]
     mean: float
+    end_logprob: float | None = None
 
 
 def _no_ids() -> Ids:
@@ -154,7 +155,11 @@ def _found(vocabulary: Vocabulary, beam: _Beam, length: int, endings: Endings) -
             logprobs += [logprob, *([0.0] * (len(piece) - 1))]
             logprob = 0.0
     text = endings.feed(written[:length]) + endings.flush()
-    return Found(text, endings.ended or "length", endings.stop, logprobs[: len(text)], beam.total / beam.characters)
+    ended, mean = endings.ended or "length", beam.total / beam.characters
+    end = None
+    if ended == "record" and endings.record_end:
+        end = sum(logprobs[len(text) : len(text) + len(endings.record_end)])
+    return Found(text, ended, endings.stop, logprobs[: len(text)], mean, end)
 
 
 def _log_softmax(logits: Float64s) -> Float64s:

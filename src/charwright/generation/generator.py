@@ -314,7 +314,8 @@ class Generator:
             record_end=record_end,
         )
         scores = tuple(found.logprobs)
-        return Completion(prompt, found.text, 0, 0, found.ended, found.stop, scores, opening.label)
+        end = found.end_logprob
+        return Completion(prompt, found.text, 0, 0, found.ended, found.stop, scores, opening.label, end)
 
     def logprobs(self, text: str) -> list[float]:
         """Return ln p of each character of `text` after the first, given those before it, from a zero state.

@@ -46,7 +46,8 @@ class TextScores:
         require(text, Iterable, "a text to score is a str, pieces of one, or Records")
         listed = [text] if isinstance(text, str) else text
         if isinstance(listed, list | tuple) and self._are_records(listed, options):
-            advice = "pass Records.of(records, end)" if self.records else "let each end with a newline"
+            separator = options.get("separator") or "\n"
+            advice = "pass Records.of(records, end)" if self.records else f"let each end with {separator!r}"
             raise UsageError(
                 f"these are pieces of one text, in which nothing ends a record; for a list of records, {advice}"
             )

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from charwright.config import RecordsConfig
 from charwright.data.corpus import Source
 from charwright.data.labels import label_ids
-from charwright.errors import ConfigError, ForeignModelError
+from charwright.errors import ConfigError, ForeignModelError, for_shell
 from charwright.run import Run
 
 MADE_BY = "charwright "
@@ -109,7 +109,7 @@ def records_of(card: Mapping[str, Any]) -> tuple[RecordsConfig, str] | None:
     try:
         return RecordsConfig(card["records"], card.get("label")), end
     except (KeyError, ConfigError, TypeError) as error:
-        raise ForeignModelError(f"the model card is damaged: {error}") from error
+        raise ForeignModelError(f"the model card is damaged: {for_shell(error)}") from error
 
 
 def as_json(values: Any) -> str:

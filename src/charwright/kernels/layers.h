@@ -166,8 +166,8 @@ static void NAME(from_blocks)(const cw_layer_job *job, float *rows, const float 
         for (int b = area.row; b < area.last_row; b++)
             memcpy(rows + b * units + block * BLOCK, blocks + NAME(state_at)(job, block, b), BLOCK * sizeof(float));
 }
-/* The gates of a block in row b of a step: (slots, 16). What a layer does not have is neither read nor written, and its
- * address is one in the hidden states: null pointers cannot be added to. */
+/* The gates of a block in row b of a step: (slots, 16). What a layer does not have is neither read nor written; its
+ * address is one in the hidden states, since nothing may be added to a null pointer (layers without gates have 0 slots). */
 INLINE elem *NAME(gates_at)(const cw_layer *layer, int rows, int t, int block, int b) {
     return (elem *)(layer->gates ? layer->gates : layer->hidden) +
            NAME(block_at)(layer, rows, layer->steps, t, block, b) * cw_slots(layer->cell) * BLOCK;

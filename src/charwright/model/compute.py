@@ -19,11 +19,8 @@ from charwright.model.features import by_features, features_of
 
 CORES = ("auto", "plain", "native", "fused", "torch")
 
-NO_KERNELS = (
-    "the C kernels were not built, so training on the CPU takes about twice as long; "
-    "reinstall charwright with a C compiler available"
-)
-SWITCHED_OFF = "CHARWRIGHT_KERNELS=none switches the C kernels off, so training on the CPU takes about twice as long"
+NO_KERNELS = "the C kernels were not built; reinstall charwright with a C compiler available"
+SWITCHED_OFF = "CHARWRIGHT_KERNELS=none switches the C kernels off; unset it"
 
 CPU = torch.device("cpu")
 
@@ -204,7 +201,7 @@ def keep_memory() -> None:
 
 
 def refuse_second_derivatives() -> None:
-    """Check that a backward pass, in which this is called, is not recorded itself: the gradients would lack a part.
+    """Refuse a backward pass, in which this is called, that is recorded itself: the gradients would lack a part.
 
     Raises:
         RuntimeError: within `backward` or `grad` with `create_graph`.

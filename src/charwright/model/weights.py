@@ -29,7 +29,7 @@ class WeightedModule(nn.Module):
         super().__init__()
         require(config, ModelConfig, "the configuration of a model is a ModelConfig", "ModelConfig(units=...)")
         require(vocabulary_size, numbers.Integral, "the size of a vocabulary is a whole number", "pass its len()")
-        if vocabulary_size < 1:
+        if vocabulary_size < 1 or isinstance(vocabulary_size, bool):
             raise UsageError(f"a vocabulary has at least one token, not {vocabulary_size}")
         self.config, self.vocabulary_size = config, vocabulary_size
         self._shapes = config.weight_shapes(vocabulary_size)

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from charwright.config import GenerationConfig
 from charwright.data.labels import label_id, listed_labels
 from charwright.data.vocabulary import Vocabulary
-from charwright.errors import CharwrightError, OptionError, UsageError
+from charwright.errors import CharwrightError, OptionError, UsageError, for_shell
 from charwright.generation.draft import Guard
 from charwright.generation.masks import allowed
 from charwright.serve.answers import Answer, Collected
@@ -219,5 +219,5 @@ async def _guard(job: Job) -> Guard:
         return await job.served.guards.get(job.request.max_copy)
     except (CharwrightError, ImportError) as error:
         # The message names a path of this machine, which is nobody's business.
-        logger.warning("max_copy: %s", error)
+        logger.warning("max_copy: %s", for_shell(error))
         raise bad("max_copy", "the training text of this model is not at hand") from error

@@ -16,7 +16,6 @@ from charwright.evaluation.evaluation import Evaluation
 from charwright.model.compute import keep_memory
 from charwright.model.language_model import LanguageModel
 from charwright.model.native_network import freeing_memory
-from charwright.model.weights import WeightedModule
 from charwright.training.batch import Batch, TrainStep, checked_loss, make_batch, make_part
 from charwright.training.budget import Budget, remaining_batches, steady
 from charwright.training.capture import initial_state
@@ -53,7 +52,8 @@ _OWN_STEP = train_step
 
 
 def _check_arguments(model: LanguageModel, dataset: Dataset, config: TrainingConfig) -> None:
-    require(model, WeightedModule, "fit trains a LanguageModel")
+    if not hasattr(model, "named_weights"):  # A compiled one has them too.
+        raise UsageError(f"fit trains a LanguageModel, not {type(model).__name__}")
     require(config, TrainingConfig, "the configuration of training is a TrainingConfig", "TrainingConfig(...)")
     if not hasattr(dataset, "batches"):
         raise UsageError(f"fit reads Windows, Streams, Excerpts or RecordStreams, not {type(dataset).__name__}")

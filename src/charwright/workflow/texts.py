@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from charwright.arguments import require
+from charwright.arguments import require_paths
 from charwright.config import CorpusConfig, RecordsConfig, SplitConfig
 from charwright.data.corpus import Corpus, Source
 from charwright.data.large_texts import AnyCorpus, MappedCorpus, open_corpus, reopen_corpus
@@ -63,7 +64,7 @@ def listed(specs: Specs) -> Sequence[str | os.PathLike[str]]:
     """
     if isinstance(specs, Corpus | MappedCorpus):
         raise UsageError("name the files of the text; a corpus that was read already is for fit, see the tutorial")
-    require(specs, (str, os.PathLike, Iterable), "a corpus is a path, an address or a name, or several of them")
+    require_paths(specs)
     return (specs,) if isinstance(specs, str | os.PathLike) else tuple(specs)
 
 
@@ -92,6 +93,7 @@ def read_texts(
     records = records or RecordsConfig()
     if detect and is_list(text.text):
         records = dataclasses.replace(records, records="line")
+    if records.records == "line" and records.label is None:
         _note_columns(text.text, notify)
     whole = divided(text.text, records)
     if isinstance(whole, Records) and whole.labels is not None:
@@ -118,16 +120,29 @@ def _note_labels(records: int, kinds: int, notify: Notify) -> None:
 
 def _note_columns(text: Text, notify: Notify) -> None:
     """Say so if a list has two columns, of which one may be a label, or an identifier from which nothing is learned."""
-    rows = [line.split("\t") for line in text[:READ].splitlines() if line]
-    if any(len(row) != 2 for row in rows):
+    lines = text[:READ].split("\n")
+    rows = [line.split("\t") for line in (lines[:-1] if len(text) > READ else lines) if line]
+    if not rows or any(len(row) != 2 for row in rows):
         return
-    for number, column, side in ((1, "first", 0), (2, "last", 1)):
-        kinds = len({row[side] for row in rows})
-        if 1 < kinds <= MANY_LABELS and kinds * FEW_RECORDS <= len(rows):
-            notify(f"note: column {number} has {kinds} different values; --records line --label {column} learns them")
+    kinds = [len({row[side] for row in rows}) for side in (0, 1)]
+    for column, name, found in ((1, "first", kinds[0]), (2, "last", kinds[1])):
+        if 1 < found <= MANY_LABELS and found * FEW_RECORDS <= len(rows):
+            notify(
+                f"note: column {column} has {found} different values; with --records line --label {name} they are the "
+                "labels of the other column"
+            )
             return
-    if len({row[1] for row in rows}) == len(rows):
-        notify("note: column 2 differs in all lines; if it is an identifier, leave it out, with cut -f1 for example")
+    for column, other, found in ((1, 2, kinds[0]), (2, 1, kinds[1])):
+        if found == len(rows) and _are_identifiers(row[column - 1] for row in rows):
+            notify(
+                f"note: column {column} looks like identifiers; cut -f{other}, for example, leaves column {other} alone"
+            )
+            return
+
+
+def _are_identifiers(values: Iterable[str]) -> bool:
+    """Whether all values are one prefix and a number, such as 17 or CHEMBL17."""
+    return len({re.sub(r"\d+", "0", value) for value in values}) == 1
 
 
 def _part_of_training(text: AnyCorpus, validation: AnyCorpus) -> str:
