@@ -90,6 +90,8 @@ def _unreadable(path: Path) -> str:
     formats = "give a .weights.h5, .h5 or .keras file, a TensorFlow checkpoint or a SavedModel folder"
     if not path.exists():
         return f"{path} does not exist; {formats}"
+    if path.suffix in (".onnx", ".npz", ".html") or (path / "step.onnx").is_file():
+        return f"{path} cannot be imported; if it is an export of charwright, its run folder has the model: copy that"
     if path.is_dir():
         return f"{path} is not a SavedModel and contains no checkpoint; {formats}"
     return f"{path} is not a model that can be imported; {formats}"
