@@ -185,7 +185,7 @@ def test_progress_ends_at_1() -> None:
 
 
 def test_divergence_is_an_error() -> None:
-    with pytest.raises(DivergedError, match="`dynamic_rate`"):
+    with pytest.raises(DivergedError, match="--dynamic-rate"):
         evaluate_dynamically(make_model(), VOCABULARY, make_text(2000), make_text(3000), rate=1e38)
 
 

@@ -647,7 +647,7 @@ class TestRows:
             ('"abc"', "is not a vocabulary"),
             ("[1, 2]", "is not a vocabulary"),
             ('["ab"]', 'the token "ab" is not a single character'),
-            ("[", "is damaged"),
+            ("[", "is not JSON"),
         ],
     )
     def test_files_that_are_not_a_vocabulary(self, tmp_path: Path, text: str, complaint: str) -> None:

@@ -217,7 +217,7 @@ def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_other_arrays_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"head.bias": np.zeros(3, np.float32)}, path)
-    assert complaint(path) == f"{path} does not contain a paused text; `state_out` writes one"
+    assert complaint(path) == f"{path} does not contain a paused text; --state-out writes one"
 
 
 def test_a_file_that_is_gone(tmp_path: Path) -> None:

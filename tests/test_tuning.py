@@ -412,7 +412,7 @@ def test_another_text_or_protocol_is_refused(folder: Path) -> None:
     searched(folder, 1)
     with pytest.raises(UsageError, match="is a search for another text"):
         searched(folder, 2, text="other")
-    with pytest.raises(UsageError, match="with `minutes_per_trial` 2, not 5"):
+    with pytest.raises(UsageError, match="with --minutes-per-trial 2, not 5"):
         searched(folder, 2, **{"--minutes-per-trial": 5.0})
     with pytest.raises(UsageError, match="with `threads` 1, not 2"):
         searched(folder, 2, **{"--threads": 2})

@@ -196,16 +196,16 @@ def test_the_settings_of_the_first_are_those_of_all(worker: Callable[..., Shared
 
 def test_refusals(worker: Callable[..., SharedSearch], tmp_path: Path) -> None:
     worker("a")
-    with pytest.raises(UsageError, match=r"study 'novel' in .*journal.log is a search for another text; .* `study`"):
+    with pytest.raises(UsageError, match=r"study 'novel' in .*journal.log is a search for another text; .* --study"):
         worker("b", text="other")
     assert worker("c", study="other", text="other").results() == []
     with pytest.raises(RunError, match="another process is searching"):
         worker("a")
-    with pytest.raises(RunError, match="has its study in a `storage`"), search_in(tmp_path / "a", lambda: START, {}):
+    with pytest.raises(RunError, match="has its study in a --storage"), search_in(tmp_path / "a", lambda: START, {}):
         pass
     with search_in(tmp_path / "alone", lambda: START, PROTOCOL):
         pass
-    with pytest.raises(RunError, match="leave `storage` out"):
+    with pytest.raises(RunError, match="leave --storage out"):
         worker("alone")
 
 

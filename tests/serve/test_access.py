@@ -159,7 +159,7 @@ def test_exposed_service_needs_keys() -> None:
     for host in ("127.0.0.1", "::1", "localhost", "127.5.5.5"):
         check_exposure(host, keys=False, no_auth=False)
     for host in ("0.0.0.0", "::", "192.168.1.5", "machine.example"):
-        with pytest.raises(UsageError, match="`api_key_file` FILE, or `auth=False`"):
+        with pytest.raises(UsageError, match="--api-key-file FILE, or --no-auth"):
             check_exposure(host, keys=False, no_auth=False)
         check_exposure(host, keys=True, no_auth=False)
         check_exposure(host, keys=False, no_auth=True)

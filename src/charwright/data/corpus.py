@@ -21,7 +21,7 @@ from charwright.data.byte_streams import COMPRESSED
 from charwright.data.decoding import REPLACEMENT, decode, looks_binary
 from charwright.data.parts import Part, Places, Tally, expanded, find_parts, part_of
 from charwright.data.portable_names import portable_name
-from charwright.errors import CorpusError, CorpusNotFoundError, UsageError
+from charwright.errors import CorpusError, CorpusNotFoundError
 
 MOST_PATH = 1000
 """Characters of a path or an address; what is longer, and no path, is taken for a text."""
@@ -105,8 +105,8 @@ def checked_specs(specs: str | os.PathLike[str] | Sequence[str | os.PathLike[str
     """Return the arguments of `read_corpus` as a list of strings.
 
     Raises:
-        UsageError: when one is no path, or is a text itself.
-        CorpusError: when there are none, or standard input is there twice.
+        UsageError: when one is no path.
+        CorpusError: when there are none, one is a text itself, or standard input is there twice.
     """
     require_paths(specs)
     listed = [specs] if isinstance(specs, str | os.PathLike) else list(specs)
@@ -117,7 +117,7 @@ def checked_specs(specs: str | os.PathLike[str] | Sequence[str | os.PathLike[str
     for spec in listed:
         require(spec, (str, os.PathLike), PATHS)
         if isinstance(spec, str) and ("\n" in spec.strip() or len(spec) > MOST_PATH) and not os.path.lexists(spec):
-            raise UsageError(f"a text of {len(spec):,} characters is no name of a file: save it in one")
+            raise CorpusError(f"a text of {len(spec):,} characters is no name of a file: save it in one")
     return [os.fspath(spec) for spec in listed]
 
 
