@@ -342,7 +342,7 @@ class TestExport:
             ([run.folder], "Missing option '--to'"),
             ([run.folder, "--to", "numpy", "--temperature", "2"], "--temperature requires --to saved-model"),
             ([run.folder, "--to", "numpy", "--out", tmp_path / "no" / "x.npz"], "does not exist"),
-            ([run.folder, "--to", "keras", "--out", tmp_path / "x.keras"], "a name that ends with .weights.h5, unlike"),
+            ([run.folder, "--to", "keras", "--out", tmp_path / "x.keras"], "files named *.weights.h5, unlike"),
             ([run.folder, "--to", "onnx", "--out", tmp_path / "kept", "--force"], "contains other files"),
             ([run.folder, "--to", "onnx", "--out", run.folder, "--force"], "contains other files"),
             *(

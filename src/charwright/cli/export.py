@@ -147,7 +147,7 @@ def _check_path(path: Path, to: str, *, force: bool) -> None:
         raise UsageError("an export cannot be written to standard output; name a file with --out")
     if to == "keras" and not path.name.endswith(".weights.h5"):
         raise UsageError(
-            f"Keras loads weights from a name that ends with .weights.h5, unlike {path}; choose another with --out"
+            f"Keras loads weights from files named *.weights.h5, unlike {path}; choose another with --out"
         )
     if not path.parent.is_dir():
         raise RunError(f"cannot write {path}: the folder {path.parent} does not exist")
