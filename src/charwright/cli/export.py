@@ -146,9 +146,7 @@ def _check_path(path: Path, to: str, *, force: bool) -> None:
     if str(path) == "-":
         raise UsageError("an export cannot be written to standard output; name a file with --out")
     if to == "keras" and not path.name.endswith(".weights.h5"):
-        raise UsageError(
-            f"Keras loads weights from files named *.weights.h5, unlike {path}; choose another with --out"
-        )
+        raise UsageError(f"Keras loads weights from files named *.weights.h5, unlike {path}; choose another with --out")
     if not path.parent.is_dir():
         raise RunError(f"cannot write {path}: the folder {path.parent} does not exist")
     if not (path.exists() or path.is_symlink()):
