@@ -19,8 +19,8 @@ from charwright.model.features import by_features, features_of
 
 CORES = ("auto", "plain", "native", "fused", "torch")
 
-NO_KERNELS = "the C kernels were not built; reinstall charwright with a C compiler available"
-SWITCHED_OFF = "CHARWRIGHT_KERNELS=none switches the C kernels off; unset it"
+NOT_BUILT = "the C kernels were not built", "reinstall charwright with a C compiler available"
+SWITCHED_OFF = "CHARWRIGHT_KERNELS=none switches the C kernels off", "unset it"
 
 CPU = torch.device("cpu")
 
@@ -181,9 +181,10 @@ def _check_core_name(name: str) -> None:
         raise UsageError(f"--core (or CHARWRIGHT_CORE) must be one of {', '.join(CORES)}, not {name!r}")
 
 
-def why_no_kernels() -> str:
-    """Why the C kernels are not there, and what to do."""
-    return SWITCHED_OFF if kernels.available() else NO_KERNELS
+def why_no_kernels(*, cost: bool = False) -> str:
+    """Why the C kernels are not there, what that costs if `cost`, and what to do."""
+    cause, advice = SWITCHED_OFF if kernels.available() else NOT_BUILT
+    return f"{cause}{', so training on the CPU takes about twice as long' if cost else ''}; {advice}"
 
 
 @cache
@@ -223,7 +224,7 @@ def describe_machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "precision": compute.precision_name,
         "core": compute.core,
-        "kernels": loaded.name if loaded else f"none: {why_no_kernels()}",
+        "kernels": loaded.name if loaded else f"none: {why_no_kernels(cost=True)}",
         "kernels_here": kernels.available(),
         "torch": torch.__version__,
     }

@@ -289,7 +289,7 @@ def _run(
     if assembly.notice:
         notify(assembly.notice)
     if compute.device.type == "cpu" and kernels.load() is None:
-        notify(f"note: training on the CPU takes about twice as long, since {why_no_kernels()}")
+        notify(f"note: {why_no_kernels(cost=True)}")
     if (part := part_of(assembly.dataset.batch, ranks)) is not None:
         notify(f"{ranks.size} ranks share each batch of {part.total} rows")
     with ExitStack() as held:
