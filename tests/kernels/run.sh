@@ -14,7 +14,8 @@ cd "$(dirname "$0")/../.."
 if [ $# -gt 1 ]; then
     outputs=$(mktemp -d)
     processes=()
-    trap 'kill "${processes[@]}" 2>/dev/null; rm -rf "$outputs"' EXIT
+    set -m # Each has a process group, with its compilers.
+    trap 'kill -- ${processes[@]+"${processes[@]/#/-}"} 2>/dev/null || true; rm -rf "$outputs"' EXIT
     trap 'exit 130' INT TERM
     for kind; do
         "$0" "$kind" >"$outputs/$kind" 2>&1 &
@@ -26,6 +27,7 @@ if [ $# -gt 1 ]; then
         cat "$outputs/$1"
         shift
     done
+    processes=() # Their numbers may be those of others soon.
     exit $failed
 fi
 kind=${1:-native}
