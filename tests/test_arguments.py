@@ -76,7 +76,7 @@ ANY: Any = None
         (lambda m, g: windows(seq_length=100.0), "`seq_length` must be a whole number, not 100.0"),
         (lambda m, g: windows(batch="64"), "`batch` must be a whole number, not '64'"),
         (lambda m, g: windows(seed=-1), "`seed` must be at least 0, not -1"),
-        (lambda m, g: cw.Generator.of(m, VOCABULARY, threads=1.5), "`threads` must be a whole number from 1 to 256"),
+        (lambda m, g: cw.Generator.of(m, VOCABULARY, threads=1.5), "`threads` must be a whole number, not 1.5"),
         (lambda m, g: cw.evaluate(m, VOCABULARY, cw.Records.of([], "\n")), "there are no records to evaluate"),
         (
             lambda m, g: cw.evaluate(m, VOCABULARY, cw.Records.of(["a"], "\n"), "windows-9"),

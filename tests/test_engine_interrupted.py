@@ -12,7 +12,7 @@ import pytest
 
 from charwright.config import GenerationConfig, ModelConfig
 from charwright.data.vocabulary import Vocabulary
-from charwright.errors import UsageError
+from charwright.errors import ConfigError, UsageError
 from charwright.generation.engine import Engine
 from charwright.generation.generator import Generator
 from charwright.generation.session import Session
@@ -119,7 +119,7 @@ def test_too_few_ids_to_read_are_refused(writer: Generator) -> None:
 
 
 def test_no_threads_are_refused() -> None:
-    with pytest.raises(UsageError, match="must be a whole number from 1 to 256, not -1"):
+    with pytest.raises(ConfigError, match="`threads` must be at least 1, not -1"):
         Engine(CONFIG, weights(), threads=-1)
 
 

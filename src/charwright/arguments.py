@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import numbers
 import os
 from collections.abc import Iterable
-from typing import Any
 
 from charwright.errors import UsageError
 
@@ -34,17 +32,3 @@ def require_paths(value: object) -> None:
     require(value, (str, os.PathLike, Iterable), PATHS)
     if isinstance(value, bytes):
         raise UsageError(f"{PATHS}, not bytes")
-
-
-def thread_count(given: Any) -> int | None:
-    """The number of threads that a caller asks for; None leaves it to the machine.
-
-    Raises:
-        UsageError: when it is not a whole number from 1 to `MOST_THREADS`.
-    """
-    if given is None:
-        return None
-    whole = isinstance(given, numbers.Integral) and not isinstance(given, bool)
-    if not whole or not 1 <= given <= MOST_THREADS:
-        raise UsageError(f"--threads must be a whole number from 1 to {MOST_THREADS}, not {given!r}")
-    return int(given)

@@ -16,7 +16,7 @@ from dataclasses import field, fields
 from difflib import get_close_matches
 from typing import Any, ClassVar, Self
 
-from charwright.arguments import require
+from charwright.arguments import MOST_THREADS, require
 from charwright.errors import ConfigError, register
 
 LARGEST = 2**53
@@ -155,6 +155,15 @@ def checked_number(name: str, value: Any, *, minimum: int, maximum: int = LARGES
     if complaint := _complaint(value, int, {"minimum": minimum, "maximum": maximum}):
         raise ConfigError(f"{flag(name)} {complaint}, not {value!r}")
     return int(value)
+
+
+def thread_count(given: Any) -> int | None:
+    """The number of threads that a caller asks for; None leaves it to the machine.
+
+    Raises:
+        ConfigError: when it is not a whole number from 1 to `MOST_THREADS`.
+    """
+    return None if given is None else checked_number("threads", given, minimum=1, maximum=MOST_THREADS)
 
 
 def _plain(value: Any) -> Any:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from charwright import kernels
-from charwright.arguments import thread_count
 from charwright.errors import UsageError
 from charwright.model.features import by_features, features_of
+from charwright.schema import thread_count
 
 CORES = ("auto", "plain", "native", "fused", "torch")
 
@@ -109,7 +109,7 @@ class Wanted:
     """What the user asks for, by the names that options use; `auto` and None leave it to the machine.
 
     Raises:
-        UsageError: when the number of threads is none.
+        ConfigError: when the number of threads is none.
     """
 
     device: str = "auto"
