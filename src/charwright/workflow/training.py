@@ -7,38 +7,27 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from charwright import kernels
 from charwright.config import RECIPE_OPTIONS, RENAMED, CorpusConfig
 from charwright.data.parts import Places
 from charwright.errors import UsageError
-from charwright.evaluation.evaluation import Evaluation
-from charwright.generation.generator import Generator
 from charwright.locks import alone_in
-from charwright.model.compute import Wanted, keeping_threads, why_no_kernels
-from charwright.model.language_model import LanguageModel
+from charwright.model.compute import Wanted, keeping_threads
 from charwright.planning.plan import Plan
 from charwright.planning.recipes import PLANNED
 from charwright.run import Run
 from charwright.schema import refuse_unknown
-from charwright.signals import STOPPING, interrupted_at_end
-from charwright.training.events import End, Event
-from charwright.training.loop import fit
 from charwright.training.progress import TensorBoard
 from charwright.training.ranks import ALONE, Ranks
-from charwright.training.sharing import evaluate_together, part_of
 from charwright.training.watching import shown
-from charwright.workflow.assembly import Assembly, assemble
-from charwright.workflow.checkpoints import restore_weights, save_checkpoint, save_initial_checkpoint
 from charwright.workflow.distillation import Teachers
-from charwright.workflow.launches import record_launch, run_of_launch
+from charwright.workflow.execution import Environment, OnEvent, execute
+from charwright.workflow.launches import run_of_launch
 from charwright.workflow.preparation import (
     RESUMABLE,
     Origin,
-    Prepared,
     check_corpus_given,
     check_resume_options,
     check_split_options,
@@ -48,11 +37,6 @@ from charwright.workflow.preparation import (
     prepare_resume,
 )
 from charwright.workflow.texts import Notify, Specs, listed, read_texts
-
-SAMPLE_LENGTH = 160
-SAMPLE_RECORDS = 8
-
-OnEvent = Callable[[Event], None]
 
 
 @keeping_threads()
@@ -153,7 +137,7 @@ def train(
             notify=notify,
             ranks=ranks,
         )
-        return _run(prepared, began, clock, on_event, notify, should_stop, ranks, tensorboard=tensorboard)
+        return execute(prepared, Environment(began, clock, on_event, notify, should_stop, ranks, tensorboard))
 
 
 @keeping_threads()
@@ -204,7 +188,7 @@ def resume(
         wanted = Wanted(device, core, precision, threads)
         prepared = prepare_resume(opened, listed(corpus), options, wanted, places=places, notify=notify, ranks=ranks)
         prepared.choice.compute.start()
-        return _run(prepared, began, clock, on_event, notify, should_stop, ranks, tensorboard=tensorboard)
+        return execute(prepared, Environment(began, clock, on_event, notify, should_stop, ranks, tensorboard))
 
 
 @keeping_threads()
@@ -262,120 +246,3 @@ def _origin(
     if parent is not None:
         return ranks.first(lambda: origin_of_run(Path(parent), options, replaced=replaced))
     return origin_of_recipe(recipe, options, Teachers.of(teachers, replaced) if teachers else None)
-
-
-def _run(
-    prepared: Prepared,
-    began: float,
-    clock: Callable[[], float],
-    on_event: OnEvent,
-    notify: Notify,
-    should_stop: Callable[[], str | None],
-    ranks: Ranks,
-    *,
-    tensorboard: bool,
-) -> Run:
-    """Assemble the model and the dataset, open the run, and train."""
-    compute = prepared.choice.compute
-    if prepared.teachers is not None:
-        notify(f"learns from {prepared.teachers.summary(prepared.recipe.training)}")
-    assembling = clock()
-    assembly = assemble(
-        prepared.recipe, prepared.vocabulary, prepared.training_text, compute, prepared.weights, prepared.teachers,
-        should_stop,
-    )  # fmt: skip
-    if prepared.resume:  # The budget already has the time of the teachers' predictions.
-        began += clock() - assembling
-    if assembly.notice:
-        notify(assembly.notice)
-    if compute.device.type == "cpu" and kernels.load() is None:
-        notify(f"note: {why_no_kernels(cost=True)}")
-    if (part := part_of(assembly.dataset.batch, ranks)) is not None:
-        notify(f"{ranks.size} ranks share each batch of {part.total} rows")
-    with ExitStack() as held:
-        run = ranks.first(lambda: _open_run(prepared, ranks.launch, held, notify))
-        _fit(prepared, assembly, run, began, clock, on_event, notify, should_stop, ranks, tensorboard=tensorboard)
-    return run
-
-
-def _fit(
-    prepared: Prepared,
-    assembly: Assembly,
-    run: Run,
-    began: float,
-    clock: Callable[[], float],
-    on_event: OnEvent,
-    notify: Notify,
-    should_stop: Callable[[], str | None],
-    ranks: Ranks,
-    *,
-    tensorboard: bool,
-) -> None:
-    """Train in a run folder whose lock the first rank holds, and write the events to its log."""
-    training, first = prepared.recipe.training, ranks.rank == 0
-    snapshot = prepared.snapshot
-    board = TensorBoard(run.folder / "tensorboard") if tensorboard and first else None
-    spent_s = max(0.0, ranks.first(lambda: clock() - began))
-    if not prepared.resume and training.minutes is not None and spent_s >= training.minutes * 60:
-        notify(f"the start took {spent_s:.1f} s, the whole budget: the model has learned nothing; raise --minutes")
-    training_loop = fit if assembly.train_step is None else partial(fit, train_step=assembly.train_step)
-    with ExitStack() as ending:
-        interrupted = ending.enter_context(interrupted_at_end(STOPPING if first else b""))
-        if board is not None:
-            ending.callback(board.close)
-        for event in training_loop(
-            assembly.model,
-            assembly.dataset,
-            training,
-            validate=_validator(prepared, ranks) if prepared.validation_text else None,
-            sample=_sampler(prepared, run) if first else None,
-            save=(lambda taken: save_checkpoint(run, taken, training.keep_checkpoints)) if first else None,
-            resume=snapshot,
-            should_stop=lambda: should_stop() or interrupted(),
-            clock=clock,
-            spent_s=spent_s,
-            ranks=ranks,
-            pretrained=run.config.parent is not None,
-        ):
-            if first:
-                run.append_log(event.to_json())
-            on_event(event)
-            if board is not None:
-                board.write(event)
-            done = isinstance(event, End) and event.reason == "done"
-            if done and snapshot is not None and snapshot.position.step == event.step:
-                notify("the budget was already spent; to train on, raise it with --epochs, --steps or --minutes")
-
-
-def _open_run(prepared: Prepared, launch: str | None, held: ExitStack, notify: Notify) -> Run:
-    """Create or open the run folder, with the weights of a parent as its first checkpoint; `held` gets its lock."""
-    run = prepared.open_run()
-    if not prepared.resume:  # A resume has held the lock since before it read the folder.
-        held.enter_context(alone_in(run.folder))
-    if prepared.snapshot is not None and restore_weights(run, prepared.snapshot):
-        notify(f"model.safetensors is written again from the checkpoint of step {prepared.snapshot.position.step:,}")
-    if launch is not None:
-        record_launch(run, launch)
-    if prepared.weights is not None:
-        save_initial_checkpoint(run, prepared.weights, prepared.recipe.training.keep_checkpoints)
-    return run
-
-
-def _validator(prepared: Prepared, ranks: Ranks) -> Callable[[LanguageModel], Evaluation]:
-    return lambda model: evaluate_together(model, prepared.vocabulary, prepared.validation_text, ranks)
-
-
-def _sampler(prepared: Prepared, run: Run) -> Callable[[LanguageModel], str]:
-    """What the model generates without a prompt, with the same seed each time."""
-    vocabulary, records = prepared.vocabulary, run.config.records
-    options: dict[str, Any] = {"length": SAMPLE_LENGTH, "temperature": 0.8, "seed": prepared.recipe.training.seed}
-
-    def sample(model: LanguageModel) -> str:
-        if records and vocabulary.labels:  # Each record begins with a label.
-            generator = Generator(model.config, model.arrays(), vocabulary, "q8", record_end=records.end)
-            found = generator.records(SAMPLE_RECORDS, **options)
-            return "".join(record.continuation + records.end for record in found)[:SAMPLE_LENGTH]
-        [text] = Generator.of(model, vocabulary).generate(**options)
-        return text.continuation
-
-    return sample
