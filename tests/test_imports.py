@@ -28,6 +28,7 @@ RANKS = {
     "locks": 0,
     "processes": 0,
     "storage": 0,
+    "arrays": 0,
     "terminal_bar": 0,
     "webpage": 0,
     "data": 1,
@@ -62,6 +63,8 @@ SIBLINGS = {
     ("config", "passages"),
     ("storage", "errors"),
     ("storage", "processes"),
+    ("arrays", "errors"),
+    ("arrays", "storage"),
     ("locks", "errors"),
     ("model", "kernels"),
     ("run", "run_config"),
@@ -74,7 +77,7 @@ SIBLINGS = {
 FORBIDDEN = {("training", "run"), ("training", "run_config"), ("data", "kernels"), ("planning", "run")}
 
 MAY_OPEN = {f"data/{name}.py" for name in ("parts", "byte_streams", "named", "map_writer", "mapped_ids", "text_cache")}
-MAY_OPEN |= {"storage.py", "locks.py", "processes.py", "compose/text_file.py", "model/features.py"}
+MAY_OPEN |= {"storage.py", "arrays.py", "locks.py", "processes.py", "compose/text_file.py", "model/features.py"}
 MAY_OPEN |= {"webpage/template.py", "training/sums.py"}
 MAY_OPEN |= {f"interop/{name}.py" for name in ("keras_files", "tensorflow_import", "numpy_export")}
 OPENS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "fdopen", "load_file", "save_file", "fromfile"}
@@ -92,6 +95,7 @@ WITHOUT_TORCH = (
     "threads",
     "data",
     "storage",
+    "arrays",
     "terminal_bar",
     "webpage",
     "locks",

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 import charwright as cw
+from charwright.arrays import read_arrays
 from charwright.errors import RankError, UsageError
 from charwright.evaluation.evaluate import evaluate
-from charwright.storage import read_arrays
 from charwright.training.batch import make_batch, make_part
 from charwright.training.ranks import ALONE, TIMEOUT, Ranks, join
 from charwright.training.sharing import Agreement, Part, evaluate_together, part_of

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from charwright import locks
+from charwright.arrays import KINDS, read_arrays, read_with_metadata, write_arrays
 from charwright.config import CorpusConfig, ModelConfig, Recipe, SequenceConfig
 from charwright.data.corpus import Corpus, Source
 from charwright.data.vocabulary import Vocabulary
@@ -40,7 +41,7 @@ from charwright.errors import (
 from charwright.locks import alone_in, holder, is_free
 from charwright.run import Run
 from charwright.run_config import Parent, RunConfig
-from charwright.storage import KINDS, read_arrays, whole_folder, write_arrays, write_file, write_json
+from charwright.storage import whole_folder, write_file, write_json
 from charwright.workflow.training import resume
 
 MODEL = ModelConfig(cell="gru", layers=1, units=3, embedding_size=2)
@@ -169,7 +170,7 @@ def test_golden_bytes(run: Run) -> None:
 
 
 GOLDEN_CONFIG_SHA256 = "35a3fe6ac5c2be7230a2886b9f1b1ff22e2f74c99b2b4d8d5bd7df4bc01aab3d"
-GOLDEN_WEIGHTS_SHA256 = "5d1d41a712d0635ecb453bbb0b3657929e00db22653ef30feb1880d2f767430d"
+GOLDEN_WEIGHTS_SHA256 = "be0071c6cba8c86ba83dcf7a979a5b1c2a6d8ec39bff246a471342a3679bbaef"
 
 
 def test_a_file_name_that_is_not_unicode_round_trip(tmp_path: Path) -> None:
@@ -407,6 +408,33 @@ def test_truncated_safetensors(tmp_path_factory: pytest.TempPathFactory, data: s
     path = tmp_path_factory.mktemp("cut") / "model.safetensors"
     path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
     assert str(path) in error_of(lambda: read_arrays(path))
+
+
+@given(st.data())
+def test_a_changed_bit_of_the_weights_is_noticed(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    path = tmp_path_factory.mktemp("bit") / "model.safetensors"
+    write_arrays(path, weights())
+    content = bytearray(path.read_bytes())
+    first = 8 + int.from_bytes(content[:8], "little")
+    content[data.draw(st.integers(first, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(content)
+    assert "its content has changed since it was written" in error_of(lambda: read_arrays(path))
+
+
+def test_weights_belong_to_one_vocabulary(run: Run) -> None:
+    file = run.folder / "vocabulary.json"
+    whole = file.read_text(encoding="utf-8")
+    file.write_text(json.dumps(json.loads(whole)) + "\r\n", encoding="utf-8")  # The same values, laid out otherwise.
+    Run.open(run.folder).weights()
+    file.write_text(whole.replace("ab", "ba"), encoding="utf-8")
+    message = error_of(Run.open(run.folder).weights, RunError)
+    assert "vocabulary.json has changed since the weights were saved; copy it from a backup" in message
+
+
+def test_weights_without_a_checksum_are_read(run: Run) -> None:
+    """Those of version 0.1.0."""
+    (run.folder / "model.safetensors").write_bytes(save(weights()))
+    assert Run.open(run.folder).weights().keys() == weights().keys()
 
 
 def test_arrays_that_are_not_contiguous_are_written_correctly(tmp_path: Path) -> None:
@@ -998,7 +1026,8 @@ def test_arrays_are_written_as_the_library_would(tmp_path: Path) -> None:
     }
     for some in (arrays, {}):
         write_arrays(tmp_path / "arrays.safetensors", some)
-        expected = save({name: np.asarray(array, order="C") for name, array in some.items()})
+        metadata = read_with_metadata(tmp_path / "arrays.safetensors", set(KINDS.values()))[1]
+        expected = save({name: np.asarray(array, order="C") for name, array in some.items()}, metadata)
         assert (tmp_path / "arrays.safetensors").read_bytes() == expected
 
 

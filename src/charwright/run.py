@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from charwright.arguments import require
+from charwright.arrays import Arrays, problem_of, read_arrays, read_with_metadata, write_arrays
 from charwright.config import CorpusConfig, ModelConfig, Recipe, RecordsConfig
 from charwright.data.large_texts import AnyCorpus
 from charwright.data.mapped_text import MappedText
@@ -42,19 +43,16 @@ from charwright.run_place import check_place, new_place, no_run_message, remove_
 from charwright.run_view import as_html, network
 from charwright.schema import flag, quoted
 from charwright.storage import (
-    Arrays,
     append_json_line,
     check_format,
     check_manifest,
     checked,
     file_identity,
+    json_sha256,
     move,
-    problem_of,
-    read_arrays,
     read_json,
     read_json_lines,
     sync_folder,
-    write_arrays,
     write_file,
     write_json,
     write_manifest,
@@ -158,7 +156,7 @@ class Run:
             for location, text in (texts or {}).items():
                 _keep_text(place / location, text)
             if weights is not None:
-                write_arrays(place / "model.safetensors", weights)
+                write_arrays(place / "model.safetensors", weights, {VOCABULARY: _vocabulary_sha256(place)})
             write_json(place / "config.json", config.to_json())
         return cls(path, config, vocabulary)
 
@@ -236,8 +234,10 @@ class Run:
                 f"charwright train --resume {quoted(self.folder)}"
             )
         try:
-            arrays = read_arrays(path)
+            arrays, metadata = read_with_metadata(path, {"F32"})
             self.check_weights(arrays, path)
+            if metadata.get(VOCABULARY, own := _vocabulary_sha256(self.folder)) != own:
+                raise RunError(f"{self.folder / 'vocabulary.json'} has changed since the weights were saved{BACKUP}")
         except DamagedRunError as error:
             if not self._checkpoint_folders() or isinstance(error.__cause__, PermissionError):
                 raise
@@ -249,7 +249,7 @@ class Run:
         return arrays
 
     def _check_not_replaced(self) -> None:
-        """Check that the folder still holds the run that was opened: a vocabulary never changes within a run.
+        """Check that the folder still holds the run that was opened, whose vocabulary never changes.
 
         Raises:
             RunError: when `--force` has replaced it meanwhile.
@@ -277,7 +277,7 @@ class Run:
 
     def write_weights(self, weights: Arrays) -> None:
         """Write the weights to use."""
-        write_arrays(self.folder / "model.safetensors", weights)
+        write_arrays(self.folder / "model.safetensors", weights, {VOCABULARY: _vocabulary_sha256(self.folder)})
 
     def write_checkpoint(
         self, step: int, arrays: Mapping[str, Arrays], position: Mapping[str, Any], keep: int | None
@@ -365,8 +365,13 @@ class Run:
         return sorted(whole, key=lambda path: (_step_of(path), path.suffix == ""), reverse=True)
 
 
+VOCABULARY = "vocabulary_sha256"  # in the metadata of the weights: they are for this vocabulary alone
 BACKUP = "; copy it from a backup of the run, or train anew"  # Without these files a run is of no use.
 _CHECKPOINT = re.compile(r"step-(\d+)(\.old)?")
+
+
+def _vocabulary_sha256(folder: Path) -> str:
+    return json_sha256(folder / "vocabulary.json")
 
 
 def _step_of(folder: Path) -> int:

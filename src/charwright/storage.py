@@ -1,4 +1,4 @@
-"""Plain data on disk, safetensors and JSON: written atomically, read strictly.
+"""Plain data on disk: files and folders that are written atomically, and JSON that is read strictly.
 
 A file is written to a temporary file in the same folder, flushed to disk and moved into place, so that it is complete
 or unchanged. A file that is read has exactly the expected keys and types, or the error names the file and the key.
@@ -15,14 +15,10 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
-
-import numpy as np
-import numpy.typing as npt
 
 from charwright.errors import DamagedRunError, RunError
 from charwright.processes import is_running
@@ -31,7 +27,6 @@ FORMAT = 1
 PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 UNSYNCED = {errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
 """The errors of a file system, or a folder, whose entries cannot be flushed; the files are there nevertheless."""
-Arrays = dict[str, npt.NDArray[np.float32]]
 Checked = TypeVar("Checked", str, int, dict[str, Any], list[Any])
 
 
@@ -151,89 +146,6 @@ def sync_folder(folder: Path) -> None:
             raise
 
 
-# Arrays.
-
-
-KINDS = {
-    "uint64": "U64", "int64": "I64", "float64": "F64", "float32": "F32", "uint32": "U32", "int32": "I32",
-    "float16": "F16", "uint16": "U16", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
-}  # fmt: skip
-"""The format's names of the types that are written, in the order of their arrays in a file."""
-
-
-def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Write a safetensors file atomically, with the bytes of the library's `save`, which copies all arrays in memory.
-
-    The format: the length of the header in 8 bytes, the header in JSON padded to a multiple of 8 bytes, the arrays.
-    """
-    whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    ranks = {kind: rank for rank, kind in enumerate(KINDS)}
-    order = sorted(whole, key=lambda name: (ranks[whole[name].dtype.name], name))
-    header: dict[str, Any] = {}
-    end = 0
-    for name in order:
-        begin, end = end, end + whole[name].nbytes
-        kind, shape = KINDS[whole[name].dtype.name], list(whole[name].shape)
-        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-    write_file(path, chain([len(text).to_bytes(8, "little"), text], (_bytes_of(whole[name]) for name in order)))
-
-
-def _bytes_of(array: npt.NDArray[Any]) -> memoryview:
-    return array.reshape(-1).view(np.uint8).data
-
-
-def problem_of(arrays: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """What keeps arrays from being weights of these names and shapes; None if they are."""
-    for name in sorted(set(arrays) ^ set(shapes)):
-        return f"the weight {name!r} is {'unknown' if name in arrays else 'missing'}"
-    for name, shape in shapes.items():
-        array = arrays[name]
-        if array.shape != shape:
-            return f"the weight {name!r} has shape {array.shape}, not {shape}"
-        if array.dtype != np.float32:
-            return f"the weight {name!r} is {array.dtype}, not float32"
-        if not np.isfinite(array).all():
-            return f"the weight {name!r} has a value that is not finite"
-    return None
-
-
-def read_arrays(path: Path) -> Arrays:
-    """Read a safetensors file of float32 arrays.
-
-    Raises:
-        DamagedRunError: when it is truncated, not safetensors, or of another type.
-    """
-    return read_mixed_arrays(path, {"F32"})
-
-
-def read_mixed_arrays(path: Path, kinds: Set[str]) -> dict[str, npt.NDArray[Any]]:
-    """Read a safetensors file of arrays with types among `kinds`, by the names of the format.
-
-    Raises:
-        DamagedRunError: when it is truncated, not safetensors, or of another type.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    try:
-        path.open("rb").close()  # The library calls what it may not read missing.
-        with safe_open(path, framework="numpy") as file:
-            for name in file.keys():  # noqa: SIM118  (not a dictionary)
-                # Checked before reading: numpy lacks some of the format's types.
-                if (kind := file.get_slice(name).get_dtype()) not in kinds:
-                    raise DamagedRunError(f"{path}: {name!r} is {kind}, not {' or '.join(sorted(kinds))}")
-                arrays[name] = file.get_tensor(name)
-    except FileNotFoundError as error:
-        raise DamagedRunError(f"{path} is missing") from error
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    except (SafetensorError, ValueError) as error:
-        raise DamagedRunError(f"{path} is damaged: {error}") from error
-    return arrays
-
-
 # JSON.
 
 
@@ -259,12 +171,17 @@ def read_json(path: Path, advice: str = "") -> Any:
     except FileNotFoundError as error:
         raise DamagedRunError(f"{path} is missing{advice}") from error
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     except (ValueError, RecursionError) as error:
         raise DamagedRunError(f"{path} is damaged: {error}{advice}") from error
 
 
-def _unreadable(path: Path, error: OSError) -> DamagedRunError:
+def json_sha256(path: Path) -> str:
+    """The SHA-256 of the values of a JSON file, however they are laid out."""
+    return hashlib.sha256(json.dumps(read_json(path), sort_keys=True).encode("ascii")).hexdigest()
+
+
+def unreadable(path: Path, error: OSError) -> DamagedRunError:
     """A file that is there and cannot be read, for which an older one serves as it does for a damaged one."""
     return DamagedRunError(f"cannot read {path}: {error.strerror or error}")
 
@@ -273,7 +190,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def append_json_line(path: Path, values: Mapping[str, Any]) -> None:
@@ -391,4 +308,4 @@ def _size_and_hash(path: Path) -> dict[str, Any]:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             return {"bytes": file.tell(), "sha256": sha256}
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error

@@ -22,7 +22,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import charwright as cw
-from charwright import storage
+from charwright.arrays import write_arrays
 from charwright.data.sequences import Dataset, make_dataset
 from charwright.errors import DivergedError
 from charwright.run import Run
@@ -224,11 +224,11 @@ def test_weights_that_are_no_numbers_are_never_written(
 ) -> None:
     """At whichever step, and with a checkpoint after each."""
     written: list[bool] = []
-    write = storage.write_arrays
+    write = write_arrays
 
-    def recorded(path: Path, arrays: Any) -> None:
+    def recorded(path: Path, arrays: Any, *metadata: Any) -> None:
         written.append(all(np.isfinite(array).all() for array in arrays.values()))
-        write(path, arrays)
+        write(path, arrays, *metadata)
 
     monkeypatch.setattr("charwright.run.write_arrays", recorded)
     with Poison(math.nan, lambda step: step % 3 == 2), pytest.raises(DivergedError):

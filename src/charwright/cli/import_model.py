@@ -16,6 +16,7 @@ from charwright.errors import UsageError, VocabularyError
 from charwright.schema import field_names
 
 if TYPE_CHECKING:
+    from charwright.arrays import Arrays
     from charwright.config import ModelConfig
     from charwright.data.large_texts import AnyCorpus
     from charwright.data.records import Records
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from charwright.interop.foreign_model import ForeignModel
     from charwright.run import Run
     from charwright.run_config import RunRecords
-    from charwright.storage import Arrays
 
 CHECKED_CHARACTERS = 2000
 CHANCE_FACTOR = 1.05

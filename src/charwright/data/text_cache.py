@@ -26,15 +26,7 @@ from charwright.data.mapped_text import PIECE, Alphabet, MappedText
 from charwright.data.unfinished import remove_abandoned, unfinished_name
 from charwright.errors import CorpusError, DamagedRunError, RunError
 from charwright.locks import locked
-from charwright.storage import (
-    check_format,
-    checked,
-    exact_object,
-    move,
-    read_json,
-    sync_folder,
-    write_json,
-)
+from charwright.storage import check_format, checked, exact_object, move, read_json, sync_folder, write_json
 
 IDS, UTF8, OFFSETS, MANIFEST = "ids.bin", "utf8.bin", "utf8.json", "manifest.json"
 ADVICE = "free some space, remove prepared texts with: charwright cache --clear, or set CHARWRIGHT_CACHE"

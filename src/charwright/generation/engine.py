@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from charwright import kernels
+from charwright.arrays import problem_of
 from charwright.config import STATES, ModelConfig
 from charwright.errors import UsageError
 from charwright.generation.backend import Backend
@@ -28,7 +29,6 @@ from charwright.generation.repetition import PENALTY_WINDOW
 from charwright.generation.streams import Stream
 from charwright.processes import usable_cores
 from charwright.schema import thread_count
-from charwright.storage import problem_of
 
 Float32s = npt.NDArray[np.float32]
 Float64s = npt.NDArray[np.float64]

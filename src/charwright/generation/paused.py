@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from charwright.arrays import read_mixed_arrays, write_arrays
 from charwright.errors import DamagedRunError, UsageError
 from charwright.generation.draft import Paused
 from charwright.generation.engine import PRECISIONS, Engine
 from charwright.generation.repetition import PENALTY_WINDOW
 from charwright.generation.sampling import Sampler
 from charwright.generation.streams import Stream
-from charwright.storage import read_mixed_arrays, write_arrays
 
 FORMAT = 1
 KINDS = {"F32", "I32", "I64", "U64", "U8"}

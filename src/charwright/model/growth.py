@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from charwright.storage import Arrays
+from charwright.arrays import Arrays
 
 
 def grow_arrays(

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from charwright.arguments import require
+from charwright.arrays import Arrays
 from charwright.config import ModelConfig
 from charwright.errors import ConfigError, UsageError
-from charwright.storage import Arrays
 
 
 class WeightedModule(nn.Module):

@@ -10,11 +10,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from charwright.arrays import Arrays
 from charwright.config import TrainingConfig
 from charwright.errors import DamagedRunError
 from charwright.model.cells import State
 from charwright.model.language_model import LanguageModel
-from charwright.storage import Arrays
 from charwright.training.divergence import diverged_error
 from charwright.training.ema import EMA
 from charwright.training.optimizer import learning_rate_of

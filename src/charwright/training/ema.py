@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from charwright.arrays import Arrays
 from charwright.model.language_model import LanguageModel
-from charwright.storage import Arrays
 
 EVERY = 8
 """Steps between updates: often enough for the mean, and rare enough to cost nothing."""

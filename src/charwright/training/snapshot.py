@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from charwright.arrays import Arrays
 from charwright.schema import Config
-from charwright.storage import Arrays
 
 
 @dataclass

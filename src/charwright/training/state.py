@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from charwright.arrays import Arrays
 from charwright.model.cells import State
 from charwright.model.language_model import LanguageModel
-from charwright.storage import Arrays
 from charwright.training.divergence import DivergenceDetector, diverged_error
 from charwright.training.ema import EMA
 from charwright.training.optimizer import learning_rate_of

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from charwright.arrays import Arrays
 from charwright.config import Recipe
 from charwright.data.record_streams import RecordStreams
 from charwright.data.records import Records
@@ -18,7 +19,6 @@ from charwright.model.compute import Compute
 from charwright.model.growth import grow_arrays
 from charwright.model.initialization import start_from_frequencies
 from charwright.model.language_model import LanguageModel
-from charwright.storage import Arrays
 from charwright.training.batch import TrainStep
 from charwright.workflow.distillation import Teachers
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from charwright.arrays import Arrays
 from charwright.errors import ConfigError, DamagedRunError, RunError
 from charwright.run import Run
 from charwright.schema import quoted
-from charwright.storage import Arrays
 from charwright.training.snapshot import Position, Snapshot
 
 

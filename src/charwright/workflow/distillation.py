@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from charwright.arrays import Arrays
 from charwright.config import TrainingConfig, VocabularyConfig
 from charwright.data.records import Records
 from charwright.data.split import split_text
@@ -30,7 +31,6 @@ from charwright.run import Run
 from charwright.run_config import Teacher
 from charwright.run_place import no_run_message
 from charwright.schema import SEEDS
-from charwright.storage import Arrays
 from charwright.training.distillation import Lessons, mean_predictions, taking_turns
 from charwright.workflow.loading import generator_of
 from charwright.workflow.texts import Texts

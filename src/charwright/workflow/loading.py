@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
+from charwright.arrays import Arrays
 from charwright.data.parts import Places
 from charwright.data.records import Records
 from charwright.generation.generator import Generator
 from charwright.run import Run
-from charwright.storage import Arrays
 from charwright.workflow.texts import texts_of_run, training_text_of_run
 
 

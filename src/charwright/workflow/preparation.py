@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from charwright import __version__
+from charwright.arrays import Arrays
 from charwright.config import BUDGETS, CorpusConfig, Recipe, SplitConfig, TrainingConfig, VocabularyConfig
 from charwright.data.labels import listed_labels
 from charwright.data.large_texts import AnyCorpus
@@ -34,7 +35,6 @@ from charwright.run import Run
 from charwright.run_config import Parent, RunConfig
 from charwright.run_place import numbered, teachers_folder
 from charwright.schema import field_names, flag
-from charwright.storage import Arrays
 from charwright.training.ranks import ALONE, Ranks
 from charwright.training.snapshot import Snapshot
 from charwright.workflow.assembly import grow_weights
