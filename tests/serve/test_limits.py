@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import threading
@@ -11,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from charwright.errors import CorpusError
 from charwright.generation.engine import MOST_STREAMS
 from charwright.generation.generator import Generator
 from charwright.serve.app import Access
+from charwright.serve.guards import Guards
 from charwright.serve.journal import RequestLog
 from charwright.serve.keys import Keys
 from services import Raw, Reply, Running, eventually, hosted
@@ -295,15 +298,13 @@ def test_one_guard_is_made_at_a_time(serve: Any) -> None:
     model = hosted("letters", random_writer())
     model.training_text = slow_text
     running = serve({"letters": model}, wait_s=0.5)
-    thread, replies = in_thread(running.complete, max_copy=5)
-    assert eventually(lambda: running.service.held == 1)
-    reply = running.complete(max_copy=6)
-    assert (reply.status, reply.headers["retry-after"]) == (503, "1")
-    assert "another value of max_copy" in reply.error["message"]
+    asked = [in_thread(running.complete, max_copy=most) for most in (5, 6)]
+    assert eventually(lambda: running.service.held == 2)
     assert running.complete().status == 200
-    thread.join()
-    assert replies[0].status == 503
-    assert "reading the training text for max_copy" in replies[0].error["message"]
+    for thread, replies in asked:
+        thread.join()
+        assert (replies[0].status, replies[0].headers["retry-after"]) == (503, "1")
+        assert "reading the training text for max_copy" in replies[0].error["message"]
     release.set()
     assert eventually(lambda: running.complete(max_copy=5).status == 200)
     assert running.complete(max_copy=6).status == 200
@@ -383,3 +384,48 @@ def test_draining_service_is_not_ready_and_takes_no_work(serve: Any) -> None:
     assert running.get("/readyz").status == 503
     reply = running.complete()
     assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+
+
+def test_callers_take_turns_with_guards() -> None:
+    """However many values of `max_copy` one caller asks for, another waits for two guards at most."""
+    made: list[int] = []
+    release = threading.Semaphore(0)
+
+    class Model:
+        def guard(self, max_copy: int) -> Any:
+            release.acquire()
+            made.append(max_copy)
+            return max_copy
+
+    async def ask() -> list[Any]:
+        guards = Guards(Model())  # type: ignore[arg-type]
+        greedy = [asyncio.create_task(guards.get(value, "greedy")) for value in range(10, 20)]
+        await asyncio.sleep(0)
+        modest = asyncio.create_task(guards.get(5, "modest"))
+        gone = asyncio.create_task(guards.get(6, "gone"))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.sleep(0)
+        release.release(100)
+        return [await one for one in (modest, *greedy)]
+
+    assert asyncio.run(ask()) == [5, *range(10, 20)]
+    assert made[:2] == [10, 5]
+    assert sorted(made) == [5, *range(10, 20)]
+
+
+def test_a_guard_that_cannot_be_made_fails_for_all_that_wait_for_it_and_is_tried_again() -> None:
+    tries: list[int] = []
+
+    class Model:
+        def guard(self, max_copy: int) -> Any:
+            tries.append(max_copy)
+            raise CorpusError("the text is gone")
+
+    async def ask() -> list[Any]:
+        guards = Guards(Model())  # type: ignore[arg-type]
+        both = await asyncio.gather(*(guards.get(5, name) for name in "ab"), return_exceptions=True)
+        return [*both, *await asyncio.gather(guards.get(5, "a"), return_exceptions=True)]
+
+    assert [str(error) for error in asyncio.run(ask())] == ["the text is gone"] * 3
+    assert len(tries) == 2

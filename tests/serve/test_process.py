@@ -184,7 +184,7 @@ def test_killed_service_starts_again_on_its_port(start: Start, run: Path) -> Non
     [
         (["nowhere"], "nowhere"),
         (["RUN", "RUN"], "two runs have the name 'letters'; name one of them: NAME="),
-        (["a b=RUN"], "NAME=RUN needs a name without spaces"),
+        (["a/b=RUN"], "NAME=RUN needs a name without slashes"),
         (["RUN", "--host", "0.0.0.0"], "give --api-key-file FILE, or --no-auth"),
         (["RUN", "--host", "no.such.name.invalid"], "--api-key-file FILE"),
         (["RUN", "--host", "no.such.name.invalid", "--no-auth"], "is no address of this machine"),

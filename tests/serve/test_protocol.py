@@ -327,3 +327,59 @@ def test_client_that_leaves_in_an_offer(running: Running) -> None:
         client.send(HEAD + OFFER + SIZED[:30])
         client.socket.shutdown(socket.SHUT_WR)
         assert client.read_all() == b""
+
+
+@pytest.mark.parametrize("begin", [b"", b"GET /heal"], ids=["silent", "in its head"])
+def test_a_client_that_sends_no_request_gives_way_when_there_are_too_many(
+    serve: Any, monkeypatch: pytest.MonkeyPatch, begin: bytes
+) -> None:
+    monkeypatch.setattr(protocol, "EXCESS_S", 0.3)
+    running = serve(max_connections=3)
+    with ExitStack() as held:
+        for _ in range(3):
+            held.enter_context(Raw(running)).send(begin)
+        assert running.complete().status == 503
+        assert eventually(lambda: running.complete().status == 200)
+
+
+def test_a_client_that_sends_its_head_slowly_is_answered_where_there_is_room(
+    serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "EXCESS_S", 0.05)
+    with Raw(serve(max_connections=3)) as client:
+        for _ in range(2):
+            for part in (HEALTH[:5], HEALTH[5:20], HEALTH[20:]):
+                time.sleep(0.2)
+                client.send(part)
+            assert statuses(client, 1) == [b"200"]
+
+
+def test_a_stream_in_http_1_0_has_no_chunks(running: Running) -> None:
+    body = BODY.replace(b"}", b', "stream": true}')
+    request = HEAD.replace(b"1.1", b"1.0") + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    with Raw(running) as client:
+        client.send(request)
+        head, _, events = client.read_all().partition(b"\r\n\r\n")
+    assert b"connection: close" in head
+    assert b"chunked" not in head
+    assert events.startswith(b"data: {")
+    assert events.endswith(b"data: [DONE]\n\n")
+    with Raw(running) as client:
+        client.send(request.replace(b"true", b"null"))
+        head, _, answer = client.read_all().partition(b"\r\n\r\n")
+    assert b"content-length: %d" % len(answer) in head
+
+
+def test_tls_is_told_that_this_is_plain_http(running: Running) -> None:
+    with Raw(running) as client:
+        client.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(40))
+        assert b"this port speaks plain HTTP" in client.read_all()
+
+
+def test_a_client_that_leaves_while_it_sends_is_counted(serve: Any, log: io.StringIO) -> None:
+    running = serve(log=RequestLog(as_json=True, prompts=False, stream=log))
+    with Raw(running) as client:
+        client.send(HEAD + b"Content-Length: 2000\r\n\r\n{")
+        time.sleep(0.1)
+    assert eventually(lambda: running.metric("charwright_abandoned_requests_total") == 1)
+    assert eventually(lambda: [(line["status"], line["abandoned"]) for line in log_lines(log)] == [(499, True)])

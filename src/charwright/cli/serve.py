@@ -125,6 +125,7 @@ def serve(
 
     SIGTERM, SIGHUP and Ctrl-C end the service after the requests in progress; a second Ctrl-C ends it at once.
     """
+    host = host.removeprefix("[").removesuffix("]")  # As in the address of a page.
     limits = ServiceConfig(**given(ctx, field_names(ServiceConfig)))
     if log_prompts and log == "off":
         raise UsageError("--log-prompts requires a log; remove --log off")
@@ -213,8 +214,8 @@ def _named(run: str) -> tuple[str | None, Path]:
     name, equals, folder = run.partition("=")
     if not equals or _exists(run):
         return None, Path(run)
-    if not re.fullmatch(r"[^/\\\s]+", name) or not folder:
-        raise UsageError(f"NAME=RUN needs a name without spaces and slashes, and a folder, not {run!r}")
+    if not re.fullmatch(r"[^/\\]*[^/\\\s][^/\\]*", name) or not folder:
+        raise UsageError(f"NAME=RUN needs a name without slashes, and a folder, not {run!r}")
     return name, Path(folder)
 
 

@@ -47,6 +47,8 @@ class HostCheck:
         hosts = [value for name, value in scope["headers"] if name == b"host"]
         if scope["path"] not in OPEN and not (len(hosts) == 1 and self._allowed(host_name(hosts[0]))):
             message = "this host name is not allowed; the service's --allow-host names those that are"
+            if not hosts:
+                message = "the request has no Host header"
             raise Refusal(403, message, code="host_not_allowed", reason="host")
         await self._app(scope, receive, send)
 
@@ -169,6 +171,8 @@ def check_exposure(host: str, *, keys: bool, no_auth: bool) -> None:
     """
     if keys and no_auth:
         raise UsageError("--api-key-file and --no-auth contradict each other; remove one")
+    if not host:
+        raise UsageError("--host needs an address, such as 127.0.0.1")
     if not (is_loopback(host) or keys or no_auth):
         raise UsageError(
             f"--host {host} can be reached from other machines: give --api-key-file FILE, or --no-auth if anyone may"

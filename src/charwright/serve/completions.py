@@ -48,22 +48,25 @@ class Completions:
         Raises:
             Refusal: if it cannot be carried out. Nothing has been sent then.
         """
+        try:
+            await self._answer(scope, receive, send)
+        except ClientGoneError:
+            self._service.metrics.abandoned.inc()
+            scope["state"]["abandoned"] = True
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read the request, and carry it out if there is room."""
         began = asyncio.get_running_loop().time()
         service = self._service
-        body = await read_body(scope, receive, service.limits)
-        request = parse(body, service.limits)
+        request = parse(await read_body(scope, receive, service.limits), service.limits)
         if service.draining:
             raise busy(503, "the service is ending", 1, "drain")
         served = service.model(request.model)
         job = Job(service, served, request, _checked(request, served), caller=scope["state"]["caller"], began=began)
         scope["state"]["job"] = job
-        try:
-            with job.admitted():
-                async with _watched(receive):
-                    await self._carry_out(job, scope, receive, send, began + service.limits.total_s)
-        except ClientGoneError:
-            service.metrics.abandoned.inc()
-            scope["state"]["abandoned"] = True
+        with job.admitted():
+            async with _watched(receive):
+                await self._carry_out(job, scope, receive, send, began + service.limits.total_s)
 
     async def _carry_out(self, job: Job, scope: Scope, receive: Receive, send: Send, deadline: float) -> None:
         """Wait for the turn of the job, and send its text."""
@@ -216,7 +219,7 @@ def _check_record(request: CompletionRequest, end: str | None) -> None:
 async def _guard(job: Job) -> Guard:
     assert job.request.max_copy is not None
     try:
-        return await job.served.guards.get(job.request.max_copy)
+        return await job.served.guards.get(job.request.max_copy, job.caller)
     except (CharwrightError, ImportError) as error:
         # The message names a path of this machine, which is nobody's business.
         logger.warning("max_copy: %s", for_shell(error))

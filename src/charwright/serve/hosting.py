@@ -89,7 +89,8 @@ def load_all(
     """
     models: dict[str, HostedModel] = {}
     for given, folder in named:
-        name = given or folder.resolve().name
+        # A link, such as one to the current model, has a name of its own.
+        name = given or (folder if folder.name not in ("", "..") else folder.resolve()).name
         if any("\ud800" <= character <= "\udfff" for character in name):
             raise UsageError(f"the name of a model must be Unicode: give it one: NAME={folder}")
         if len(name) > LONGEST_NAME:

@@ -44,9 +44,10 @@ class Job:
         self.request, self.config, self.served = request, config, served
         self.prompts = [prompt for prompt in request.prompt for _ in range(request.n or 1)]
         """The prompt of each text."""
+        self.caller = caller
         self.generated = 0
         """Characters generated so far."""
-        self._service, self._caller, self._began = service, caller, began
+        self._service, self._began = service, began
         self._loop = asyncio.get_running_loop()
         self._news: deque[tuple[int, Delivery]] = deque()
         self._wake = asyncio.Event()
@@ -64,7 +65,7 @@ class Job:
         Raises:
             Refusal: if there is no room.
         """
-        self.served.admission.admit(self._caller, len(self.prompts))
+        self.served.admission.admit(self.caller, len(self.prompts))
         self._service.jobs.add(self)
         try:
             yield
@@ -72,7 +73,7 @@ class Job:
             self._service.jobs.discard(self)
             if not self._texts:
                 for _ in self.prompts:
-                    self.served.admission.end(self._caller, None)
+                    self.served.admission.end(self.caller, None)
             elif rest := [text for index, text in enumerate(self._texts) if index not in self._ended]:
                 self.served.scheduler.cancel(rest)
 
@@ -85,7 +86,7 @@ class Job:
                 self.config,
                 index,
                 request.length,
-                self._caller,
+                self.caller,
                 logprobs=request.logprobs is not None,
                 alternatives=request.logprobs or 0,
                 echo=bool(request.echo),
@@ -168,7 +169,7 @@ class Job:
         if delivery.ended is not None:
             self._ended.add(index)
             started = self._started.get(index)
-            admission.end(self._caller, None if started is None else now - started)
+            admission.end(self.caller, None if started is None else now - started)
         elif index not in self._started:
             self._started[index] = now
             admission.start()

@@ -10,6 +10,7 @@ import contextlib
 import sys
 from asyncio import TimerHandle
 from collections.abc import Callable
+from typing import Any
 
 from httptools import HttpParserError, HttpParserUpgrade
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -19,10 +20,12 @@ from charwright.serve.refusals import Refusal, busy
 
 MOST_HEAD_BYTES = 64 << 10
 """The first line of a request and its headers together."""
+TLS_HELLO = b"\x16\x03"
 EXCESS = 64
 """Connections beyond the limit that may probe: a watchdog must not take a busy service for a dead one."""
 EXCESS_S = 2.0
-"""Longest wait for the head of a request on one of them: there are few, and a probe is sent at once."""
+"""Longest wait for the head of a request on one of them: there are few, and a probe is sent at once. When there are too
+many connections, a head on any other that takes longer makes room too."""
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -33,7 +36,8 @@ class LimitedProtocol(HttpToolsProtocol):
     most_connections = 1000
     """Connections that may ask for everything. `EXCESS` more are answered one probe each."""
     idle: dict[LimitedProtocol, None]
-    """The connections between two requests, the longest idle first; all connections of a service share it."""
+    """The connections between two requests, and those whose client is slow to send one, the longest idle first; all
+    connections of a service share it."""
     abandoned: Callable[[], None] = staticmethod(lambda: None)
     """Counts answers that were complete for the application, and that the client did not read to their end."""
 
@@ -42,6 +46,8 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)  # However little the client has not read, the wait for it has an end.
         self._reading: TimerHandle | None = None
+        self._hesitating: TimerHandle | None = None
+        self._slow = False  # whether the head of a request takes longer than `EXCESS_S`
         self._writing: TimerHandle | None = None
         self._head_bytes = 0  # of the head that is read, or since the last part of the body
         self._body_read = False  # whether there was a part of a body in the part that is read
@@ -50,6 +56,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._completed = False  # whether a request was complete in the part that is read
         self._problem: Refusal | None = None  # what is wrong with the head that is read
         self._refused = False  # whether what follows is ignored
+        self._tls = False  # whether the client began with TLS
         while self._crowded and self._close_longest_idle():
             pass
         self._excess = self._crowded  # whether only a probe is answered
@@ -65,6 +72,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self.idle.pop(self, None)
         before, self._completed, self._body_read = self._head_bytes, False, False
+        self._tls = self._in_head and not self._begun and data.startswith(TLS_HELLO)
         try:
             self._parse(memoryview(data))
         except HttpParserError:
@@ -105,6 +113,8 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if self._excess:
             self.cycle.keep_alive = False
+        if self.parser.get_http_version() == "1.0":
+            end_by_closing(self.cycle)
         self._in_head, self._head_bytes = False, 0
         self._stop_reading()
 
@@ -178,8 +188,9 @@ class LimitedProtocol(HttpToolsProtocol):
         return self.cycle is None or self.cycle.response_complete
 
     def _note_idle(self) -> None:
-        """Take a place among the idle connections, if this one is between two requests."""
-        if self._idle and self._in_head and not self._begun and not self.transport.is_closing():
+        """Take a place among the idle connections, if this one waits for its client."""
+        waits = self._in_head and (self._slow or not self._begun)
+        if self._idle and waits and not self.transport.is_closing():
             self.idle[self] = None
 
     def _close_longest_idle(self) -> bool:
@@ -197,16 +208,23 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._reading is None and not self.transport.is_closing():
             wait_s = min(self.idle_s, EXCESS_S) if self._excess else self.idle_s
             self._reading = self.loop.call_later(wait_s, self._give_up)
+            self._hesitating = self.loop.call_later(min(self.idle_s, EXCESS_S), self._note_slow)
 
     def _give_up(self) -> None:
         self._reading = None
         if self._idle:
             self.transport.abort()
 
+    def _note_slow(self) -> None:
+        self._slow = True
+        self._note_idle()
+
     def _stop_reading(self) -> None:
-        if self._reading is not None:
-            self._reading.cancel()
-            self._reading = None
+        for timer in (self._reading, self._hesitating):
+            if timer is not None:
+                timer.cancel()
+        self._reading = self._hesitating = None
+        self._slow = False
 
     def _wait_for_reader(self) -> None:
         self._stop_writing()
@@ -229,6 +247,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def _refuse_invalid(self) -> None:
         """Answer what is not HTTP. What follows cannot be told apart, and is ignored."""
         refusal = self._problem or Refusal(400, "invalid http request received", reason="http")
+        if self._tls:
+            refusal = Refusal(400, "this port speaks plain HTTP, not HTTPS: use http://", reason="http")
         if self._in_head:
             self._refuse(refusal)
             return
@@ -271,6 +291,23 @@ class LimitedProtocol(HttpToolsProtocol):
             keep_alive=False,
             on_response=self.on_response_complete,
         )
+
+
+def end_by_closing(cycle: RequestResponseCycle) -> None:
+    """Let the end of the connection be that of an answer of unknown length: HTTP/1.0 has no chunks (RFC 9112, 6.1)."""
+    framed, chunked = cycle.send, False
+
+    async def send(message: Any) -> None:
+        nonlocal chunked
+        if message["type"] == "http.response.start":
+            chunked = all(name != b"content-length" for name, _ in message.get("headers", ()))
+            if chunked:
+                cycle.chunked_encoding, cycle.keep_alive = False, False
+        elif chunked:
+            cycle.expected_content_length = len(message.get("body", b""))
+        await framed(message)
+
+    cycle.send = send  # type: ignore[method-assign]
 
 
 def _large_head() -> Refusal:
