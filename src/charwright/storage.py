@@ -303,9 +303,18 @@ def check_manifest(folder: Path) -> list[str]:
 
 
 def _size_and_hash(path: Path) -> dict[str, Any]:
+    sha256 = file_sha256(path)
+    return {"bytes": path.stat().st_size, "sha256": sha256}
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file.
+
+    Raises:
+        DamagedRunError: when it cannot be read.
+    """
     try:
         with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            return {"bytes": file.tell(), "sha256": sha256}
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise unreadable(path, error) from error

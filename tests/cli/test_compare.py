@@ -132,6 +132,14 @@ def test_without_a_corpus_the_validation_text_is_used(charwright: Terminal, trai
     assert "on the validation text of the runs" in charwright("compare", trained, worse).out
 
 
+def test_json_says_which_runs_were_trained_on_the_text(
+    charwright: Terminal, trained: Path, elsewhere: Path, corpus: Path
+) -> None:
+    rows = json.loads(charwright("compare", trained, elsewhere, corpus, "--json").out)["runs"]
+    assert {row["run"]: row["trained_on_text"] for row in rows} == {str(trained): True, str(elsewhere): False}
+    assert json.loads(charwright("evaluate", trained, corpus, "--json").out)["trained_on_text"] is True
+
+
 def test_a_text_that_a_run_was_trained_on_is_noted(charwright: Terminal, trained: Path, elsewhere: Path) -> None:
     out = charwright("compare", trained, elsewhere, trained.parent / "hamlet.txt").out
     assert out.count("was trained on this text") == 1

@@ -81,6 +81,15 @@ def has_seed(name: str) -> bool:
     return any("--seed" in parameter.opts for parameter in command.params)
 
 
+@pytest.mark.parametrize("command", ["evaluate", "explain"])
+def test_a_command_that_needs_torch_says_so(trained: Path, corpus: Path, command: str) -> None:
+    result = process(command, trained, corpus, prelude="sys.modules['torch'] = None")
+    assert result.code == 1
+    assert result.err.splitlines()[-1] == (
+        "charwright: this needs PyTorch, which is not installed: python -m pip install torch"
+    )
+
+
 def test_every_command_with_a_seed_is_listed() -> None:
     assert {name for name in COMMANDS if has_seed(name)} == WITH_SEED.keys()
 

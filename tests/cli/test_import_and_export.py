@@ -109,6 +109,12 @@ class TestImport:
         assert "already holds a run" in result.line
         assert (run.folder / "model.safetensors").read_bytes() == before
 
+    def test_the_name_of_another_format_is_refused(self, charwright: Terminal, run: Run, tmp_path: Path) -> None:
+        for to, name in (("numpy", "a.html"), ("html", "a.npz"), ("html", "a.weights.h5")):
+            result = charwright("export", run.folder, "--to", to, "--out", tmp_path / name)
+            assert (result.code, list(tmp_path.glob("a.*"))) == (2, [])
+            assert f"{name} has the name of an export --to " in result.line
+
     @pytest.mark.parametrize(("package", "extra"), [("h5py", "keras"), ("tensorflow", "tensorflow")])
     def test_missing_extra(
         self,

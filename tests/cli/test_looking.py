@@ -34,7 +34,7 @@ def test_evaluate_json(charwright: Terminal, trained: Path, tmp_path: Path, prot
     result = charwright("evaluate", trained, tmp_path / "new.txt", "--json", "--protocol", protocol)
     values = json.loads(result.out)
     assert result.err == ""
-    assert values.keys() == {"nats_per_char", "bits_per_char", "chars", "unknown_chars", "protocol"}
+    assert values.keys() == {"nats_per_char", "bits_per_char", "chars", "unknown_chars", "protocol", "trained_on_text"}
     assert values["protocol"] == protocol
     assert values["unknown_chars"] in (19, 20)
     assert values["bits_per_char"] == pytest.approx(values["nats_per_char"] / 0.6931471805599453)
@@ -79,6 +79,21 @@ def test_info_json(charwright: Terminal, trained: Path) -> None:
     assert sum(layer["parameters"] for layer in values["layers"]) == values["parameters"]
     assert values["history"] == run.epochs()
     assert values["corpus"]["sha256"] == hashlib.sha256(TEXT.encode()).hexdigest()
+
+
+def test_info_says_what_is_wrong_with_the_weights(charwright: Terminal, copy: Path) -> None:
+    weights = copy / "model.safetensors"
+    assert json.loads(charwright("info", copy, "--json").out)["weights"] == "intact"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert json.loads(charwright("info", copy, "--json").out)["weights"] == "damaged"
+    result = charwright("info", copy)
+    assert result.code == 0
+    assert "model.safetensors is damaged: its content has changed" in result.err
+    weights.unlink()
+    assert json.loads(charwright("info", copy, "--json").out)["weights"] == "missing"
+    assert "has no trained weights yet" in charwright("info", copy).err
 
 
 def test_info_of_a_run_with_n_grams(charwright: Terminal, corpus: Path, tmp_path: Path) -> None:

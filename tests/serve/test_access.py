@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from charwright import __version__
 from charwright.errors import UsageError
 from charwright.serve.access import check_exposure
 from charwright.serve.app import Access
@@ -246,6 +247,8 @@ def test_metrics(serve: Any) -> None:
         'charwright_waiting_texts{model="letters"} 0.0',
         'charwright_active_texts{model="letters"} 0.0',
         "charwright_streams 0.0",
+        "charwright_ready 1.0",
+        f'charwright_build_info{{version="{__version__}"}} 1.0',
     ):
         assert line in text
     for path in ("/a", "/b", "/c"):

@@ -33,7 +33,7 @@ def request(app: ASGIApp, seen: Callable[[Message], None]) -> None:
 
 @pytest.mark.parametrize(("app", "status", "reason"), [(refused, 503, "full"), (broken, 500, "failed")])
 def test_refusal_is_counted_once_before_the_client_has_the_answer(app: ASGIApp, status: int, reason: str) -> None:
-    metrics, entries, counted = Metrics([]), list[Entry](), list[float]()
+    metrics, entries, counted = Metrics({}), list[Entry](), list[float]()
 
     def seen(message: Message) -> None:
         assert message.get("status", status) == status

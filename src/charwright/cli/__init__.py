@@ -47,6 +47,8 @@ FILES = {"import": "import_model"}
 NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 """What the system answers when there is no room to write."""
 
+WITHOUT_TORCH = "this needs PyTorch, which is not installed: python -m pip install torch"
+
 HELP = """Train a small recurrent network to write like any text, one character at a time.
 
 \b
@@ -171,12 +173,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 128 + int(signal.Signals[error.reason])
     except CharwrightError as error:
         return _failed(settings, error, error.for_shell, error.exit_code)
-    except MemoryError as error:
-        return _failed(settings, error, f"not enough memory{f': {error}' if str(error) else ''}", 1)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
+    except (ModuleNotFoundError, MemoryError, RuntimeError) as error:
+        lack = _lack(error)
+        if lack is None:
             raise
-        return _failed(settings, error, "not enough memory", 1)
+        return _failed(settings, error, lack, 1)
     except OSError as error:
         if os.name == "nt" and error.errno == errno.EINVAL and error.filename is None:
             return 0  # How Windows reports a closed pipe.
@@ -184,6 +185,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _failed(settings, error, _system_line(error), 1)
     finally:
         _flush_stdout()
+
+
+def _lack(error: Exception) -> str | None:
+    """What is missing on this machine, PyTorch or memory, if that is the error."""
+    if isinstance(error, ModuleNotFoundError):
+        return WITHOUT_TORCH if error.name == "torch" else None
+    if isinstance(error, MemoryError):
+        return f"not enough memory{f': {error}' if str(error) else ''}"
+    return "not enough memory" if is_out_of_memory(error) else None
 
 
 def _unwritable() -> TextIO:

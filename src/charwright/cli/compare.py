@@ -93,7 +93,7 @@ def compare(
     wanted = Wanted(device, precision=precision, threads=threads)
     rows = sorted((_row(run, text, windows, wanted) for run in runs), key=lambda row: row.loss.nats_per_char)
     if as_json:
-        click.echo(json.dumps(_facts(rows, windows), ensure_ascii=False))
+        click.echo(json.dumps(_facts(rows, sha256, windows), ensure_ascii=False))
         return
     _print_table(rows, windows)
     click.echo()
@@ -220,7 +220,7 @@ def _error(row: Row, best: Row) -> float | None:
     return error if math.isfinite(error) else None
 
 
-def _facts(rows: Sequence[Row], windows: int) -> dict[str, Any]:
+def _facts(rows: Sequence[Row], sha256: str, windows: int) -> dict[str, Any]:
     best = rows[0]
     return {
         "chars": best.loss.chars,
@@ -231,6 +231,7 @@ def _facts(rows: Sequence[Row], windows: int) -> dict[str, Any]:
                 "nats_per_char": row.loss.nats_per_char,
                 "bits_per_char": row.loss.bits_per_char,
                 "unknown_chars": row.loss.unknown_chars,
+                "trained_on_text": row.run.config.sha256 == sha256,
                 "difference": row.loss.nats_per_char - best.loss.nats_per_char,
                 "standard_error": _error(row, best),
                 "windows_nats_per_char": row.windows.nats_per_char if row.windows else None,

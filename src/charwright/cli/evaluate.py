@@ -134,7 +134,7 @@ def evaluate(
     if read.sha256 == opened.config.sha256:
         say(TRAINED_ON_IT.format(run))
     if as_json:
-        values = static.to_json()
+        values = static.to_json() | {"trained_on_text": read.sha256 == opened.config.sha256}
         if adapted is not None:
             values["dynamic"] = adapted[0].to_json() | {
                 "rate": dynamic_rate,

@@ -137,7 +137,7 @@ def _check_path(path: Path, to: str, *, force: bool) -> None:
     """Check that nothing but an older export would be overwritten, and that the parent folder exists.
 
     Raises:
-        UsageError: when the path is standard output, or Keras does not load a file of that name.
+        UsageError: when the path is standard output or the name of another format, or Keras does not load such a name.
         RunError: when the parent folder is missing, or the path exists and must not be replaced.
     """
     from charwright.run_place import OF_A_RUN
@@ -147,6 +147,9 @@ def _check_path(path: Path, to: str, *, force: bool) -> None:
         raise UsageError("an export cannot be written to standard output; name a file with --out")
     if to == "keras" and not path.name.endswith(".weights.h5"):
         raise UsageError(f"Keras loads weights from files named *.weights.h5, unlike {path}; choose another with --out")
+    for other, (ending, _) in FORMATS.items():
+        if other != to and not {to, other} & set(FOLDERS) and path.name.endswith(ending):
+            raise UsageError(f"{path} has the name of an export --to {other}; {another}")
     if not path.parent.is_dir():
         raise RunError(f"cannot write {path}: the folder {path.parent} does not exist")
     if not (path.exists() or path.is_symlink()):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from charwright.cli.options import NamedPath
-from charwright.errors import UsageError
+from charwright.cli.options import NamedPath, say
+from charwright.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from charwright.planning.survey import Surveyed
@@ -66,6 +66,9 @@ def info(run: Path | None, machine: bool, measure: bool, plot: Path | None, forc
     console.print(_summary_table(opened))
     _print_corpus(opened)
     _print_history(opened)
+    _, problem = _state_of_weights(opened)
+    if problem:
+        say(problem)
 
 
 def _print_machine(*, as_json: bool) -> None:
@@ -138,6 +141,15 @@ def _layers(run: Run) -> list[dict[str, Any]]:
     ]
 
 
+def _state_of_weights(run: Run) -> tuple[str, str]:
+    """Whether the weights are intact, missing or damaged, and what is wrong."""
+    try:
+        run.weights()
+    except RunError as error:
+        return ("damaged" if run.has_weights else "missing"), error.for_shell
+    return "intact", ""
+
+
 def _facts(run: Run) -> dict[str, Any]:
     layers = _layers(run)
     return {
@@ -146,6 +158,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "vocabulary": len(run.vocabulary),
         "unit": run.vocabulary.level,
         "labels": list(run.vocabulary.labels),
+        "weights": _state_of_weights(run)[0],
         "history": run.history(),
         **run.config.to_json(),
     }

@@ -13,6 +13,7 @@ from charwright.generation.draft import Guard
 from charwright.generation.generator import Generator
 from charwright.generation.novelty import CopyGuard
 from charwright.run import Run
+from charwright.storage import file_sha256
 from charwright.workflow.loading import generator_of
 
 LONGEST_NAME = 256
@@ -32,6 +33,8 @@ class HostedModel:
     generator: Generator = field(repr=False)
     run: Run = field(repr=False)
     training_text: ReadText = field(repr=False)
+    sha256: str = ""
+    """That of the file of weights."""
     _ids: AnyIds | None = field(default=None, repr=False)
 
     @classmethod
@@ -45,7 +48,8 @@ class HostedModel:
         """
         run = Run.open(folder)
         generator = generator_of(run, precision, threads=threads)
-        return cls(name, int((folder / "config.json").stat().st_mtime), generator, run, training_text)
+        sha256 = file_sha256(run.folder / "model.safetensors")
+        return cls(name, int((folder / "config.json").stat().st_mtime), generator, run, training_text, sha256)
 
     def read_text(self) -> None:
         """Read the training text now rather than for the first guard.
@@ -62,6 +66,11 @@ class HostedModel:
             CharwrightError: if the training text cannot be read.
         """
         return CopyGuard(self._text_ids(), len(self.vocabulary), max_copy).forbidden
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What tells the model from another of its name."""
+        return {"created": str(self.created), "sha256": self.sha256}
 
     @property
     def vocabulary(self) -> Vocabulary:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 from prometheus_client.process_collector import ProcessCollector
+
+from charwright import __version__
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 FIRST_CHARACTER_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -15,8 +17,8 @@ REQUEST_S = (0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 300)
 class Metrics:
     """The counters of one service, in a registry of their own."""
 
-    def __init__(self, models: Iterable[str]) -> None:
-        """Start at zero for each model."""
+    def __init__(self, models: Mapping[str, Mapping[str, str]]) -> None:
+        """Start at zero for each model, of which the facts are shown."""
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.requests = Counter(
@@ -51,7 +53,11 @@ class Metrics:
         self.abandoned = Counter(
             "charwright_abandoned_requests", "Requests whose client left before the end.", registry=self.registry
         )
-        for model in models:
+        self.ready = Gauge("charwright_ready", "1 if requests are carried out, otherwise 0.", registry=self.registry)
+        Info("charwright_build", "The version of charwright.", registry=self.registry).info({"version": __version__})
+        served = Info("charwright_model", "The models: when and with which weights.", ["model"], registry=self.registry)
+        for model, facts in models.items():
+            served.labels(model).info(dict(facts))
             self.waiting.labels(model)
             self.active.labels(model)
             self.first_character_s.labels(model)

@@ -58,7 +58,7 @@ class Service:
         self.limits = limits
         callers: Counter[str] = Counter()
         self.models = {name: ServedModel(model, limits, callers) for name, model in hosted.items()}
-        self.metrics = Metrics(self.models)
+        self.metrics = Metrics({name: model.facts for name, model in hosted.items()})
         self.jobs: set[InProgress] = set()
         """The requests in progress."""
         self.draining = False
@@ -104,4 +104,5 @@ class Service:
         for name, model in self.models.items():
             self.metrics.waiting.labels(name).set(model.admission.waiting)
             self.metrics.active.labels(name).set(model.admission.started)
+        self.metrics.ready.set(self.ready)
         return self.metrics.text()
