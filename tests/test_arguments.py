@@ -34,6 +34,10 @@ def windows(**changes: Any) -> cw.Windows:
     return cw.Windows(IDS, **{"seq_length": 10, "batch": 4, **changes})
 
 
+def other_optimizer() -> torch.optim.Optimizer:
+    return torch.optim.Adam(cw.LanguageModel(CONFIG, 9).parameters())
+
+
 CORPUS = cw.Corpus.from_text(TEXT)
 TRAINING = cw.TrainingConfig(steps=1)
 ANY: Any = None
@@ -86,13 +90,24 @@ ANY: Any = None
         (lambda m, g: cw.evaluate(VOCABULARY, m, TEXT), "a model and its Vocabulary, not Vocabulary first"),
         (lambda m, g: cw.read_corpus(b"text.txt"), "several of them, not bytes"),
         (lambda m, g: cw.read_corpus("once upon " * 200), "a text of 2,000 characters is no name of a file"),
+        (lambda m, g: m(torch.zeros(4).long()), "ids must be (T, B), time first, not of shape (4,)"),
+        (lambda m, g: m(torch.zeros(2, 2, 3).long()), "ids must be (T, B), time first, not of shape (2, 2, 3)"),
+        (lambda m, g: cw.Generator(m, m.arrays(), VOCABULARY), "not LanguageModel: pass model.config"),
+        (lambda m, g: cw.Generator(CONFIG, m.named_weights(), VOCABULARY), "is no array of NumPy: pass model.arrays()"),
+        (lambda m, g: cw.Run.save("x", m, m.arrays(), VOCABULARY), "not LanguageModel: pass model.config"),
+        (lambda m, g: next(cw.fit(m, windows(), TRAINING, optimizer=other_optimizer())), "no parameter of this model"),
+        (lambda m, g: next(cw.fit(m, windows(), TRAINING, optimizer="adam")), "make_optimizer, not str"),
+        (lambda m, g: list(cw.fit(m, windows(), TRAINING, validate=lambda m: 0.5)), "an Evaluation, as charwright"),
+        (lambda m, g: cw.plan("x", lr=0.1), "there is no option `lr`; did you mean `learning_rate`?"),
+        (lambda m, g: g.generate(max_new_tokens=3), "there is no option `max_new_tokens`; did you mean `length`?"),
+        (lambda m, g: cw.LanguageModel.from_arrays(CONFIG, {}), "'embedding.weight' is missing"),
         (lambda m, g: cw.LanguageModel(CONFIG, True), "a vocabulary has at least one token, not True"),
     ],
 )
 def test_a_slip_is_named(
     call: Callable[[Any, Any], object], message: str, model: cw.LanguageModel, generator: cw.Generator
 ) -> None:
-    with pytest.raises(CharwrightError) as caught:
+    with pytest.raises((CharwrightError, ValueError)) as caught:
         call(model, generator)
     assert message in str(caught.value)
 

@@ -252,6 +252,34 @@ def test_gradients_are_clipped_during_training_only() -> None:
     assert float(next(iter(model.parameters())).grad.max()) == 1.0, "no longer clipped"
 
 
+def test_gradients_of_all_parameters_of_the_optimizer_are_clipped_together_and_no_others() -> None:
+    class Scaled(cw.LanguageModel):
+        """With a parameter of its own, whose gradient is much larger than all others."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.extra = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, *arguments: Any, **options: Any) -> Any:
+            logits, state = super().forward(*arguments, **options)
+            return logits * (1 + 1000 * (self.extra - 1)), state
+
+    config = settings_for(steps=1, clip_norm=1e-3, schedule="constant")
+    model = Scaled(make_model().config, make_model().vocabulary_size)
+    before = [weight.detach().clone() for weight in model.parameters()]
+    list(cw.fit(model, make_data(), config, optimizer=torch.optim.SGD(model.parameters(), lr=1.0)))
+    moved = [now.detach() - then for now, then in zip(model.parameters(), before, strict=True)]
+    assert math.sqrt(sum(float((part**2).sum()) for part in moved)) == pytest.approx(1e-3, rel=1e-3)
+
+    model = make_model()
+    head = model.weight("head.weight")
+    for weight in model.parameters():  # As after steps whose optimizer has not reset these.
+        weight.grad = torch.full_like(weight, 1e3)
+    then = head.detach().clone()
+    list(cw.fit(model, make_data(), config, optimizer=torch.optim.SGD([head], lr=1.0)))
+    assert float((head.detach() - then).norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
 def test_an_abandoned_fit_removes_its_hook_from_the_optimizer() -> None:
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)

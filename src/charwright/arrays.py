@@ -61,12 +61,14 @@ def _bytes_of(array: npt.NDArray[Any]) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
-def problem_of(arrays: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+def problem_of(arrays: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     """What keeps arrays from being weights of these names and shapes; None if they are."""
     for name in sorted(set(arrays) ^ set(shapes)):
         return f"the weight {name!r} is {'unknown' if name in arrays else 'missing'}"
     for name, shape in shapes.items():
         array = arrays[name]
+        if not isinstance(array, np.ndarray):
+            return f"the weight {name!r} is no array of NumPy: pass model.arrays()"
         if array.shape != shape:
             return f"the weight {name!r} has shape {array.shape}, not {shape}"
         if array.dtype != np.float32:

@@ -194,6 +194,7 @@ class Run:
 
         `records` is how the text is divided into records, and what is known of them, for a model of records.
         """
+        require(model, ModelConfig, "a run is saved with its ModelConfig", "pass model.config")
         require(weights, Mapping, "the weights of a model are arrays by name", "pass model.arrays()")
         require(vocabulary, Vocabulary, "a run is saved with its Vocabulary")
         config = RunConfig(
@@ -224,7 +225,7 @@ class Run:
         """The weights to generate with, checked against the model: names, shapes and finite values.
 
         Raises:
-            RunError: when there are none yet.
+            RunError: when there are none yet, or the vocabulary is not theirs.
             DamagedRunError: naming the file and the damaged weight.
         """
         path = self.folder / "model.safetensors"
@@ -241,9 +242,8 @@ class Run:
         except DamagedRunError as error:
             if not self._checkpoint_folders() or isinstance(error.__cause__, PermissionError):
                 raise
-            raise DamagedRunError(
-                f"{error.for_shell}; charwright train --resume {quoted(self.folder)} restores it"
-            ) from error
+            restored = f"charwright train --resume {quoted(self.folder)} restores it"
+            raise DamagedRunError(f"{error.for_shell}; {restored}") from error
         finally:
             self._check_not_replaced()
         return arrays

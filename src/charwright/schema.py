@@ -83,9 +83,20 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str], old: Iterable[str
             raise ConfigError(f"there is no option `{name}`{did_you_mean(name, known)}")
 
 
+ELSEWHERE = {
+    "lr": "learning_rate", "hidden_size": "units", "hidden_dim": "units", "num_layers": "layers", "rnn": "cell",
+    "embedding_dim": "embedding_size", "embed_dim": "embedding_size", "batch_size": "batch", "seq_len": "seq_length",
+    "sequence_length": "seq_length", "bptt": "seq_length", "max_steps": "steps", "num_epochs": "epochs",
+    "max_new_tokens": "length", "max_tokens": "length", "max_length": "length", "temp": "temperature", "n": "num",
+    "num_return_sequences": "num", "grad_clip": "clip_norm", "max_grad_norm": "clip_norm",
+}  # fmt: skip
+"""What other libraries call an option."""
+
+
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """The option among `names` that is spelled like `name`, as the end of a sentence; empty if there is none."""
-    close = get_close_matches(name, sorted(names), 1, cutoff=0.75)
+    """The option among `names` that is meant by `name`, as the end of a sentence; empty if there is none."""
+    known = sorted(names)
+    close = [ELSEWHERE[name]] if ELSEWHERE.get(name, "") in known else get_close_matches(name, known, 1, cutoff=0.75)
     return f"; did you mean {flag(close[0])}?" if close else ""
 
 

@@ -62,6 +62,7 @@ class Generator:
         `records` is how a text is divided into them, by default by `record_end`; `score` does so.
         `known_records` returns the records of the text, which are not new; it is called when they are needed.
         """
+        require(model, ModelConfig, "a generator is of a model's config", "pass model.config, or use Generator.of")
         self.vocabulary, self.record_end, self._known_records = vocabulary, record_end, known_records
         self._division = records or (RecordsConfig(record_end) if record_end else None)
         self.engine = Engine(model, weights, precision, threads=threads)
@@ -92,7 +93,7 @@ class Generator:
         """Generate `num` completions of each prompt in one batch.
 
         Options are the fields of `GenerationConfig`. Completion i of the result is stream i: its random numbers depend
-        only on the seed (0 by default) and on i. `guard` forbids ids at each step (`novelty.CopyGuard`).
+        only on the seed (0 by default) and on i. `guard` forbids ids at each step (a `CopyGuard`).
 
         A model of records begins each text as a record, and goes on with others behind its end; `records` ends there.
         With a model that has labels, each text is one record with this `label`, or with one that is drawn.
@@ -314,8 +315,7 @@ class Generator:
             record_end=record_end,
         )
         scores = tuple(found.logprobs)
-        end = found.end_logprob
-        return Completion(prompt, found.text, 0, 0, found.ended, found.stop, scores, opening.label, end)
+        return Completion(prompt, found.text, 0, 0, found.ended, found.stop, scores, opening.label, found.end_logprob)
 
     def logprobs(self, text: str) -> list[float]:
         """Return ln p of each character of `text` after the first, given those before it, from a zero state.

@@ -93,7 +93,7 @@ class Session:
                 and alternatives are requested, a continued text has a context, or its prompt is to be scored.
         """
         if config.max_copy is not None and guard is None:
-            raise UsageError("max_copy requires a guard with the training text: create one with novelty.CopyGuard")
+            raise UsageError("max_copy requires a guard with the training text: create one with charwright.CopyGuard")
         limit = getattr(getattr(guard, "__self__", guard), "limit", None)
         if config.max_copy is not None and limit not in (None, config.max_copy):
             raise UsageError(f"max_copy is {config.max_copy}, and its guard allows {limit}")

@@ -71,7 +71,7 @@ INLINE void NAME(backward_block)(int cell, const cw_layer_job *job, int t, int b
             .cells = cells + n * BLOCK, .last = later_cells + n * BLOCK,
             .d_output = (const elem *)layer->d_outputs + at, .d_h = job->h + state + n * BLOCK,
             .d_c = job->c + state + n * BLOCK};
-        /* The rows are far apart: expect those of the next block. */
+        /* The rows are far apart: prefetch those of the next block. */
         __builtin_prefetch(place.before + BLOCK);
         __builtin_prefetch(place.d_output + BLOCK);
         float *d_table = NULL;
@@ -239,8 +239,8 @@ INLINE void NAME(backward_blocks)(int cell, const cw_layer_job *job, int t, cw_a
             NAME(backward_block)(cell, job, t, block, row, row + job->rows);
 }
 
-/* All steps of an area; `meeting` is of the threads that have the same rows. */
-static void NAME(backward_steps)(const cw_layer_job *job, cw_area area, cw_barrier *meeting, elem *operand) {
+/* All steps of an area; `own_barrier` is of the threads that have the same rows. */
+static void NAME(backward_steps)(const cw_layer_job *job, cw_area area, cw_barrier *own_barrier, elem *operand) {
     const cw_layer *layer = job->layer;
     const size_t size = NAME(padded)(layer->units) + SPACING;
     for (int t = layer->steps - 1; t >= 0; t--) {
@@ -248,7 +248,7 @@ static void NAME(backward_steps)(const cw_layer_job *job, cw_area area, cw_barri
         else if (layer->cell == CW_IGRU) NAME(backward_blocks)(CW_IGRU, job, t, area);
         else if (layer->cell == CW_LSTM) NAME(backward_blocks)(CW_LSTM, job, t, area);
         else NAME(backward_blocks)(CW_RNN, job, t, area);
-        cw_meet(meeting); /* every part of this step's gradients is written */
+        cw_barrier_wait(own_barrier); /* every part of this step's gradients is written */
         NAME(stage_gradients)(operand, size, job, t, cw_product_count(layer->cell), area);
         int left = (area.last_column - area.column) * VECTORS;
         for (int done = 0, vectors; left; left -= vectors, done += vectors) {
@@ -266,13 +266,13 @@ static void NAME(backward)(int thread, int threads, cw_barrier *barrier, void *a
     const cw_layer *layer = job.layer;
     const int blocks = layer->units / BLOCK;
     const cw_area area = cw_own_area(&job, thread, threads);
-    cw_barrier *meeting = cw_prepare_meeting(&job, thread, threads, barrier);
+    cw_barrier *own_barrier = cw_group_barrier(&job, thread, threads, barrier);
     elem *operand = NAME(own_operand)(&job, thread);
     NAME(take_gradient)(&job, job.h, layer->d_h, area);
     if (layer->cell == CW_LSTM) NAME(take_gradient)(&job, job.c, layer->d_c, area);
     if (layer->mask) NAME(to_blocks)(&job, job.mask, layer->mask, area);
     NAME(clear_sums)(&job, area);
-    if (meeting != barrier) cw_meet(barrier); /* the barriers of all groups are prepared */
+    if (own_barrier != barrier) cw_barrier_wait(barrier); /* the barriers of all groups are prepared */
 #if TILED
     begin_tiles();
 #endif
@@ -280,14 +280,14 @@ static void NAME(backward)(int thread, int threads, cw_barrier *barrier, void *a
     const int rows = threads == 1 ? job.rows : area.last_row - area.row;
     for (cw_area some = area; some.row < area.last_row; some.row += rows) {
         some.last_row = some.row + rows;
-        NAME(backward_steps)(&job, some, meeting, operand);
+        NAME(backward_steps)(&job, some, own_barrier, operand);
     }
 #if TILED
     end_tiles();
 #endif
     if (layer->d_h) NAME(from_blocks)(&job, layer->d_h, job.h, area);
     if (layer->cell == CW_LSTM && layer->d_c) NAME(from_blocks)(&job, layer->d_c, job.c, area);
-    if (meeting != barrier) cw_meet(barrier); /* the sums of all groups are complete */
+    if (own_barrier != barrier) cw_barrier_wait(barrier); /* the sums of all groups are complete */
     NAME(join_sums)(&job, blocks * thread / threads, blocks * (thread + 1) / threads);
 }
 

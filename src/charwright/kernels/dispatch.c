@@ -165,7 +165,7 @@ void cw_pack(int variant, int cell, int units, int bf16, int backward, int threa
 }
 
 /* Take `bytes` of memory, from and to a cache line. */
-static void *take(char **memory, size_t bytes) {
+static void *carve(char **memory, size_t bytes) {
     char *taken = *memory;
     *memory += (bytes + 63) / 64 * 64;
     return taken;
@@ -186,16 +186,16 @@ static int run_layer(int variant, const cw_layer *layer, int backward) {
     char *memory = malloc(all), *free_memory = memory;
     if (!memory) return 1;
     free_memory += 64 - (size_t)(uintptr_t)memory % 64;
-    cw_meeting meetings[CW_GROUPS] = {0};
-    cw_layer_job job = {.layer = layer, .groups = layer->batch / rows, .rows = rows, .meetings = meetings};
-    job.h = take(&free_memory, state), job.c = take(&free_memory, state), job.mask = take(&free_memory, state);
-    job.operands = take(&free_memory, operands), job.operand_bytes = operand;
-    if (table && !backward) job.table = take(&free_memory, table);
+    cw_padded_barrier group_barriers[CW_GROUPS] = {0};
+    cw_layer_job job = {.layer = layer, .groups = layer->batch / rows, .rows = rows, .group_barriers = group_barriers};
+    job.h = carve(&free_memory, state), job.c = carve(&free_memory, state), job.mask = carve(&free_memory, state);
+    job.operands = carve(&free_memory, operands), job.operand_bytes = operand;
+    if (table && !backward) job.table = carve(&free_memory, table);
     for (int group = 0; backward && group < job.groups; group++) {
         cw_sums *sums = &job.sums[group];
-        if (table) sums->table = take(&free_memory, table);
-        if (layer->d_scale) sums->scale = group ? take(&free_memory, scale) : layer->d_scale;
-        if (layer->d_bias) sums->bias = group ? take(&free_memory, bias) : layer->d_bias;
+        if (table) sums->table = carve(&free_memory, table);
+        if (layer->d_scale) sums->scale = group ? carve(&free_memory, scale) : layer->d_scale;
+        if (layer->d_bias) sums->bias = group ? carve(&free_memory, bias) : layer->d_bias;
     }
     cw_parallel(layer->threads, (backward ? chosen->backward : chosen->forward)[layer->bf16], &job);
     free(memory);
@@ -266,8 +266,8 @@ static size_t lay_out_linear(int variant, int backward, char *scratch, cw_linear
     const size_t k = padded(variants[variant], backward ? layer->outputs : layer->inputs, bf16), size = bf16 ? 2 : 4;
     size_t used = 0;
     job->packed = part(scratch, &used, columns * k * size);
-    if (variants[variant]->shape.tiles && bf16) job->room_bytes = CW_ROWS_AT_ONCE * k * size; /* others read rows in place */
-    job->rooms = part(scratch, &used, layer->threads * job->room_bytes);
+    if (variants[variant]->shape.tiles && bf16) job->operand_bytes = CW_ROWS_AT_ONCE * k * size; /* else in place */
+    job->operands = part(scratch, &used, layer->threads * job->operand_bytes);
     if (!backward) return used;
     job->gradient = layer->d_y;
     if (layer->curved || (bf16 && layer->wide))

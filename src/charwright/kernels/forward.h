@@ -13,26 +13,26 @@ typedef struct {
     const float *floats;
     const elem *stored;
     size_t stride;
-} NAME(feed);
+} NAME(gate_input);
 
-INLINE NAME(feed) NAME(feed_of)(const cw_layer_job *job, int gates, size_t row, int block) {
+INLINE NAME(gate_input) NAME(input_of)(const cw_layer_job *job, int gates, size_t row, int block) {
     const cw_layer *layer = job->layer;
     const size_t units = layer->units, width = gates * units;
     if (job->table) {
         const size_t at = (size_t)block * layer->tokens + layer->ids[row];
-        return (NAME(feed)){job->table + at * gates * BLOCK, NULL, BLOCK};
+        return (NAME(gate_input)){job->table + at * gates * BLOCK, NULL, BLOCK};
     }
-    if (layer->table) return (NAME(feed)){layer->table + layer->ids[row] * width + block * BLOCK, NULL, units};
-    return (NAME(feed)){NULL, (const elem *)layer->inputs + row * width + block * BLOCK, units};
+    if (layer->table) return (NAME(gate_input)){layer->table + layer->ids[row] * width + block * BLOCK, NULL, units};
+    return (NAME(gate_input)){NULL, (const elem *)layer->inputs + row * width + block * BLOCK, units};
 }
-INLINE vec NAME(fed)(const NAME(feed) * feed, int gate, int lane) {
-    const size_t at = gate * feed->stride + lane;
-    return feed->floats ? load(feed->floats + at) : NAME(get)(feed->stored + at);
+INLINE vec NAME(input_at)(const NAME(gate_input) * gate_input, int gate, int lane) {
+    const size_t at = gate * gate_input->stride + lane;
+    return gate_input->floats ? load(gate_input->floats + at) : NAME(get)(gate_input->stored + at);
 }
 
 /* The gates of LANES units from `lane` of a block. `sums` has the recurrent products, a vector for each. */
 typedef struct {
-    NAME(feed) feed;
+    NAME(gate_input) gate_input;
     const float *sums, *bias; /* bias: of the block, `units` apart, or NULL */
     float *h, *c;             /* the state of the block */
     elem *saved;              /* (slots, 16) */
@@ -42,16 +42,16 @@ typedef struct {
 INLINE vec NAME(gates_forward)(int cell, const NAME(gate_place) * p, size_t units, int lane) {
     vec pre[4];
     const int first = cw_gate_count(cell) - cw_product_count(cell); /* the first gate that reads the state */
-    for (int gate = 0; gate < first; gate++) pre[gate] = NAME(fed)(&p->feed, gate, lane);
+    for (int gate = 0; gate < first; gate++) pre[gate] = NAME(input_at)(&p->gate_input, gate, lane);
     for (int gate = first; gate < cw_gate_count(cell); gate++) {
         pre[gate] = load(p->sums + (gate - first) * LANES);
         if (p->bias) pre[gate] += load(p->bias + (gate - first) * units + lane);
-        if (!cw_is_gru(cell) || gate < 2) pre[gate] += NAME(fed)(&p->feed, gate, lane);
+        if (!cw_is_gru(cell) || gate < 2) pre[gate] += NAME(input_at)(&p->gate_input, gate, lane);
     }
     vec saved[4], h;
     if (cw_is_gru(cell)) {
         const vec r = NAME(sigmoid)(pre[0]), z = NAME(sigmoid)(pre[1]);
-        const vec n = NAME(tanh)(NAME(fed)(&p->feed, 2, lane) + r * pre[2]);
+        const vec n = NAME(tanh)(NAME(input_at)(&p->gate_input, 2, lane) + r * pre[2]);
         h = n + z * (load(p->h + lane) - n);
         saved[0] = r, saved[1] = z, saved[2] = n, saved[3] = pre[2];
     } else if (cell == CW_LSTM) {
@@ -83,7 +83,7 @@ INLINE void NAME(keep)(const cw_layer_job *job, size_t row, const float *mask, i
 }
 
 /* Prefetch what the gates of a block in one row read and write, to arrive while the product runs. */
-INLINE void NAME(expect)(const cw_layer *layer, int gates, int t, int block, int b, const char *saved, elem *cell) {
+INLINE void NAME(prefetch_block)(const cw_layer *layer, int gates, int t, int block, int b, const char *saved, elem *cell) {
     const size_t row = (size_t)t * layer->batch + b, after = (row + layer->batch) * layer->units + block * BLOCK;
     const size_t bytes = cw_slots(layer->cell) * BLOCK * sizeof(elem);
     if (!layer->table || layer->tokens > CW_SMALL_TABLE) {
@@ -145,7 +145,7 @@ INLINE void NAME(forward_block)(int cell, const cw_layer_job *job, int t, int bl
     for (int b = first_row, rows; b < last_row; b += rows) {
         rows = NAME(rows_of)(last_row - b, products);
         for (int r = 0, n = b - first_row; r < rows; r++, n++)
-            NAME(expect)(layer, gates, t, block, b + r, (char *)(saved + n * slots), cells + n * BLOCK);
+            NAME(prefetch_block)(layer, gates, t, block, b + r, (char *)(saved + n * slots), cells + n * BLOCK);
         for (int v = 0; v < VECTORS; v++)
             NAME(multiply_operand)(operand, size, b, rows, depth, w + (size_t)v * LANES * depth * products,
                                     (size_t)products * LANES * DEPTH, LANES * DEPTH, products, c + v * products * LANES,
@@ -156,7 +156,8 @@ INLINE void NAME(forward_block)(int cell, const cw_layer_job *job, int t, int bl
         for (int r = 0; r < rows; r++) {
             const size_t row = (size_t)t * batch + b + r, n = b + r - first_row, at = state + n * BLOCK;
             NAME(gate_place) place = {
-                .feed = NAME(feed_of)(job, gates, row, block), .bias = layer->bias ? layer->bias + block * BLOCK : NULL,
+                .gate_input = NAME(input_of)(job, gates, row, block),
+                .bias = layer->bias ? layer->bias + block * BLOCK : NULL,
                 .h = job->h + at, .c = job->c + at, .saved = saved + n * slots, .cell = cells + n * BLOCK};
             for (int v = 0; v < VECTORS; v++) {
                 place.sums = c + ((size_t)r * VECTORS + v) * products * LANES;
@@ -184,18 +185,19 @@ static void NAME(forward)(int thread, int threads, cw_barrier *barrier, void *ar
     const cw_layer *layer = job.layer;
     const int units = layer->units, batch = layer->batch, blocks = units / BLOCK;
     const cw_area area = cw_own_area(&job, thread, threads);
-    cw_barrier *meeting = cw_prepare_meeting(&job, thread, threads, barrier);
+    cw_barrier *own_barrier = cw_group_barrier(&job, thread, threads, barrier);
     const size_t size = NAME(padded)(units) + SPACING;
 #if TILED
     begin_tiles();
 #endif
     NAME(take_table)(&job, blocks * thread / threads, blocks * (thread + 1) / threads);
     NAME(begin_forward)(&job, area);
-    if (meeting != barrier) cw_meet(barrier); /* the whole table is copied, and the barriers of all groups are prepared */
+    /* The whole table is copied, and the barriers of all groups are prepared. */
+    if (own_barrier != barrier) cw_barrier_wait(barrier);
     const elem *states = layer->masked ? layer->masked : layer->hidden;
     elem *operand = NAME(own_operand)(&job, thread);
     for (int t = 0; t < layer->steps; t++) {
-        cw_meet(meeting); /* every part of the state before this step is written */
+        cw_barrier_wait(own_barrier); /* every part of the state before this step is written */
         NAME(stage_states)(operand, size, states + (size_t)t * batch * units, units, area);
         if (layer->cell == CW_GRU) NAME(forward_blocks)(CW_GRU, &job, t, operand, area);
         else if (layer->cell == CW_IGRU) NAME(forward_blocks)(CW_IGRU, &job, t, operand, area);

@@ -2,22 +2,22 @@
  * while they are in the cache. */
 
 /* Rows of the inputs times the mask, from row `begin`; with bfloat16 also as rows, for the gradient of the weights. */
-static NAME(operand) NAME(masked_inputs)(const cw_head_job *job, int begin, int rows, elem *room) {
+static NAME(operand) NAME(masked_inputs)(const cw_head_job *job, int begin, int rows, elem *buffer) {
     const int units = job->units;
     const elem *from = (const elem *)job->x + (size_t)begin * units;
-    if (!job->mask) return NAME(operand_of)(from, rows, units, room);
+    if (!job->mask) return NAME(operand_of)(from, rows, units, buffer);
     const size_t size = NAME(padded)(units) + SPACING;
     for (int n = 0; n < rows; n++, from += units) {
         const float *mask = job->mask + (size_t)((begin + n) % job->batch) * units;
         elem *masked = job->masked ? (elem *)job->masked + (size_t)(begin + n) * units : NULL;
         for (int k = 0; k < units; k += BLOCK) {
-            elem *to = NAME(operand_at)(room, size, n, k);
+            elem *to = NAME(operand_at)(buffer, size, n, k);
             for (int lane = 0; lane < BLOCK; lane += LANES)
                 NAME(put)(to + lane, NAME(get)(from + k + lane) * load(mask + k + lane));
             if (masked) memcpy(masked + k, to, BLOCK * sizeof(elem));
         }
     }
-    return (NAME(operand)){room, size};
+    return (NAME(operand)){buffer, size};
 }
 
 /* The gradient of rows of the inputs, from row `begin`, from that of their logits. */
@@ -101,7 +101,7 @@ static void NAME(head)(int thread, int threads, cw_barrier *barrier, void *argum
     if (loss->wanted)
         NAME(pack_for_inputs)(job->weight, units, vocabulary, blocks * thread / threads, blocks * (thread + 1) / threads,
                               job->backward);
-    cw_meet(barrier);
+    cw_barrier_wait(barrier);
 
 #if TILED
     begin_tiles();
@@ -123,7 +123,7 @@ static void NAME(head)(int thread, int threads, cw_barrier *barrier, void *argum
     end_tiles();
 #endif
     if (!loss->wanted) return;
-    cw_meet(barrier);
+    cw_barrier_wait(barrier);
     NAME(sum_columns)(loss, thread, threads);
     NAME(head_weights)(thread, threads, barrier, job, inputs);
 }

@@ -33,14 +33,14 @@ typedef struct {
     size_t size;
 } NAME(operand);
 
-/* The rows as they lie in memory, if the product can read them so; otherwise a copy in `room`. */
-static NAME(operand) NAME(operand_of)(const elem *from, int rows, int values, elem *room) {
+/* The rows as they lie in memory, if the product can read them so; otherwise a copy in `buffer`. */
+static NAME(operand) NAME(operand_of)(const elem *from, int rows, int values, elem *buffer) {
     if (!TILED && values % DEPTH == 0) return (NAME(operand)){from, values};
     const size_t size = NAME(padded)(values) + SPACING;
     for (int n = 0; n < rows; n++, from += values)
         for (int k = 0; k < values; k += BLOCK)
-            memcpy(NAME(operand_at)(room, size, n, k), from + k, (values - k < BLOCK ? values - k : BLOCK) * sizeof(elem));
-    return (NAME(operand)){room, size};
+            memcpy(NAME(operand_at)(buffer, size, n, k), from + k, (values - k < BLOCK ? values - k : BLOCK) * sizeof(elem));
+    return (NAME(operand)){buffer, size};
 }
 
 /* c (rows, vectors * LANES) = an operand of `k` values in a row times packed weights. */
@@ -83,14 +83,14 @@ INLINE void NAME(store_sums)(const NAME(target) * target, const float *sums, int
         }
 }
 
-/* An area of rows (of `k` values) times packed weights; `room` is for an operand. */
-static void NAME(multiply_area)(cw_area area, const elem *rows_of_k, int k, const elem *packed, elem *room,
+/* An area of rows (of `k` values) times packed weights; `buffer` is for an operand. */
+static void NAME(multiply_area)(cw_area area, const elem *rows_of_k, int k, const elem *packed, elem *buffer,
                                 const NAME(target) * target) {
     const size_t column = (size_t)NAME(padded)(k) * LANES;
     float sums[CW_ROWS_AT_ONCE * 3 * LANES] __attribute__((aligned(64)));
     for (int row = area.row; row < area.last_row; row += CW_ROWS_AT_ONCE) {
         const int rows = area.last_row - row < CW_ROWS_AT_ONCE ? area.last_row - row : CW_ROWS_AT_ONCE;
-        const NAME(operand) operand = NAME(operand_of)(rows_of_k + (size_t)row * k, rows, k, room);
+        const NAME(operand) operand = NAME(operand_of)(rows_of_k + (size_t)row * k, rows, k, buffer);
         for (int v = area.column, some; v < area.last_column; v += some) {
             some = share(area.last_column - v, 3);
             NAME(multiply_rows)(operand, rows, NAME(padded)(k), packed + v * column, some, sums, some * LANES);
@@ -99,11 +99,11 @@ static void NAME(multiply_area)(cw_area area, const elem *rows_of_k, int k, cons
     }
 }
 
-/* A thread's own room for an operand. What fills up a tile is zero. */
-INLINE elem *NAME(own_room)(const cw_linear_job *job, int thread) {
-    char *room = job->rooms + job->room_bytes * thread;
-    if (TILED) memset(room, 0, job->room_bytes);
-    return (elem *)room;
+/* A thread's own buffer for an operand. What fills up a tile is zero. */
+INLINE elem *NAME(own_input_operand)(const cw_linear_job *job, int thread) {
+    char *buffer = job->operands + job->operand_bytes * thread;
+    if (TILED) memset(buffer, 0, job->operand_bytes);
+    return (elem *)buffer;
 }
 
 static void NAME(linear)(int thread, int threads, cw_barrier *barrier, void *argument) {
@@ -112,14 +112,14 @@ static void NAME(linear)(int thread, int threads, cw_barrier *barrier, void *arg
     const int vectors = layer->outputs / LANES;
     NAME(pack_for_outputs)(layer->weight, layer->inputs, layer->outputs, vectors * thread / threads,
                            vectors * (thread + 1) / threads, job->packed);
-    cw_meet(barrier);
+    cw_barrier_wait(barrier);
     const NAME(target) y = {.to = layer->y, .columns = layer->outputs, .wide = layer->wide, .curved = layer->curved,
                             .bias = layer->bias};
 #if TILED
     begin_tiles();
 #endif
     NAME(multiply_area)(NAME(area_of)(layer->rows, vectors, thread, threads), layer->x, layer->inputs, job->packed,
-                        NAME(own_room)(job, thread), &y);
+                        NAME(own_input_operand)(job, thread), &y);
 #if TILED
     end_tiles();
 #endif
@@ -160,14 +160,14 @@ static void NAME(linear_backward)(int thread, int threads, cw_barrier *barrier, 
     if (layer->d_x)
         NAME(pack_for_inputs)(layer->weight, inputs, outputs, vectors * thread / threads, vectors * (thread + 1) / threads,
                               job->packed);
-    cw_meet(barrier);
+    cw_barrier_wait(barrier);
     const NAME(target) d_x = {.to = layer->d_x, .columns = inputs, .wide = layer->wide, .adding = layer->adding};
 #if TILED
     begin_tiles();
 #endif
     if (layer->d_x)
         NAME(multiply_area)(NAME(area_of)(layer->rows, vectors, thread, threads), job->gradient, outputs, job->packed,
-                            NAME(own_room)(job, thread), &d_x);
+                            NAME(own_input_operand)(job, thread), &d_x);
 #if TILED
     end_tiles();
 #endif

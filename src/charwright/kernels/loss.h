@@ -61,10 +61,10 @@ static void NAME(descend)(int thread, int threads, cw_barrier *barrier, void *ar
 }
 
 /* Row `n`: its loss from logits that include neither bias nor n-grams, of floats, or NULL and in storage; and, if it is
- * wanted, the gradient of the logits to `row`. `powers` has room for the vocabulary and a vector; the logits may be there,
+ * wanted, the gradient of the logits to `row`. `exponentials` is of the vocabulary and a vector; the logits may be there,
  * or in `row`. */
 INLINE void NAME(row_loss)(const cw_loss_job *job, int n, const float *floats, const elem *stored, elem *row,
-                           float *powers) {
+                           float *exponentials) {
     const int vocabulary = job->vocabulary, padded = (vocabulary + LANES - 1) / LANES * LANES;
     const int target = (int)job->targets[n];
     if (job->ngrams) NAME(fetch_ngrams)(job->ngrams, job->rows, n + AHEAD, vocabulary, 0, job->ngrams->size);
@@ -74,25 +74,25 @@ INLINE void NAME(row_loss)(const cw_loss_job *job, int n, const float *floats, c
         if (job->ngrams) x += NAME(ngrams_at)(job, n, at);
         ivec higher = x > highest;
         highest = (vec)((higher & (ivec)x) | (~higher & (ivec)highest));
-        store(powers + at, x);
+        store(exponentials + at, x);
     }
     float most = highest[0];
     for (int i = 1; i < LANES; i++) most = highest[i] > most ? highest[i] : most;
-    const float wanted = powers[target];
+    const float wanted = exponentials[target];
     vec sums = {0};
     for (int at = 0; at < padded; at += LANES) {
-        vec power = exponential(load(powers + at) - most);
+        vec power = exponential(load(exponentials + at) - most);
         sums += power;
-        store(powers + at, power);
+        store(exponentials + at, power);
     }
     float sum = 0;
     for (int i = 0; i < LANES; i++) sum += sums[i];
     job->losses[n] = logf(sum) + most - wanted;
     if (!job->wanted) return;
     const float share = job->scale / sum;
-    powers[target] -= sum;
+    exponentials[target] -= sum;
     for (int at = 0; at < vocabulary; at += LANES)
-        NAME(put_some)(row + at, load(powers + at) * share, vocabulary - at);
+        NAME(put_some)(row + at, load(exponentials + at) * share, vocabulary - at);
 }
 
 #define COLUMNS 512
@@ -124,12 +124,12 @@ static void NAME(cross_entropy)(int thread, int threads, cw_barrier *barrier, vo
     const size_t vocabulary = job->vocabulary, padded = (vocabulary + LANES - 1) / LANES * LANES;
     const int first = (int)((int64_t)job->rows * thread / threads);
     const int last = (int)((int64_t)job->rows * (thread + 1) / threads);
-    float *powers = (float *)job->scratch + padded * thread;
+    float *exponentials = (float *)job->scratch + padded * thread;
     for (int n = first; n < last; n++) {
         elem *row = (elem *)job->logits + n * vocabulary;
-        NAME(row_loss)(job, n, NULL, row, row, powers);
+        NAME(row_loss)(job, n, NULL, row, row, exponentials);
     }
     if (!job->wanted) return;
-    cw_meet(barrier);
+    cw_barrier_wait(barrier);
     NAME(sum_columns)(job, thread, threads);
 }

@@ -39,7 +39,7 @@ static double squares(const float *values, int count) {
 
 /* What is the same for all numbers of a parameter. */
 typedef struct {
-    float scale, added_decay, kept, beta1, rest1, beta2, rest2, step_size, correction, epsilon;
+    float scale, added_decay, decay_factor, beta1, one_minus_beta1, beta2, one_minus_beta2, step_size, correction, epsilon;
 } adam_terms;
 
 static adam_terms adam_terms_of(const cw_parameter *p, float scale) {
@@ -47,11 +47,11 @@ static adam_terms adam_terms_of(const cw_parameter *p, float scale) {
     return (adam_terms){
         .scale = scale,
         .added_decay = p->decoupled ? 0 : (float)p->decay,
-        .kept = p->decoupled ? (float)(1 - p->rate * p->decay) : 1,
+        .decay_factor = p->decoupled ? (float)(1 - p->rate * p->decay) : 1,
         .beta1 = (float)p->beta1,
-        .rest1 = (float)(1 - p->beta1),
+        .one_minus_beta1 = (float)(1 - p->beta1),
         .beta2 = (float)p->beta2,
-        .rest2 = (float)(1 - p->beta2),
+        .one_minus_beta2 = (float)(1 - p->beta2),
         .step_size = (float)(p->rate / corrected1),
         .correction = (float)(1 / sqrt(corrected2)),
         .epsilon = (float)p->epsilon,
@@ -59,7 +59,7 @@ static adam_terms adam_terms_of(const cw_parameter *p, float scale) {
 }
 
 /* What is done to the numbers of a chunk. */
-enum { SQUARES, WHOLE_UPDATE, MOMENTS, MOVE };
+enum { SQUARES, WHOLE_UPDATE, MOMENTS, CAUTIOUS_UPDATE };
 
 /* The moments and the weights of a vector, or one of both. Returns 1 where they move: where the mean gradient agrees
  * with this one. */
@@ -67,16 +67,16 @@ INLINE ivec adam_vector(const adam_terms *terms, int work, float *weight, const 
                         float *square) {
     const vec w = load(weight), g = load(gradient) * terms->scale + w * terms->added_decay;
     vec m = load(mean), v = load(square);
-    if (work != MOVE) {
-        m = m * terms->beta1 + g * terms->rest1;
-        v = v * terms->beta2 + g * g * terms->rest2;
+    if (work != CAUTIOUS_UPDATE) {
+        m = m * terms->beta1 + g * terms->one_minus_beta1;
+        v = v * terms->beta2 + g * g * terms->one_minus_beta2;
         store(mean, m);
         store(square, v);
     }
     const ivec agree = ~(ivec)(m * g <= 0); /* also where that is not a number, which makes the weight one that is not */
     if (work != MOMENTS) {
         const vec moved = m * terms->step_size / (root(v) * terms->correction + terms->epsilon);
-        store(weight, w * terms->kept - (work == MOVE ? (vec)((ivec)moved & agree) : moved));
+        store(weight, w * terms->decay_factor - (work == CAUTIOUS_UPDATE ? (vec)((ivec)moved & agree) : moved));
     }
     return -agree;
 }
@@ -109,7 +109,7 @@ INLINE int adam_chunk(const adam_terms *terms, int work, const cw_parameter *p, 
 
 /* The terms of a cautious parameter: its numbers move further, as few as they are, so that the mean step stays as long
  * as if all of them moved; `moving` (chunks) has how many do. */
-static adam_terms further(adam_terms terms, const cw_parameter *p, const double *moving) {
+static adam_terms rescaled(adam_terms terms, const cw_parameter *p, const double *moving) {
     double total = 0;
     for (int64_t i = 0; i < cw_chunks(p->count); i++) total += moving[i];
     const double share = total / (double)p->count;
@@ -124,14 +124,14 @@ INLINE void own_chunks(const cw_adam_job *job, int thread, int threads, int work
     for (int i = 0; i < job->count && begin < last; i++) {
         const cw_parameter *p = job->parameters + i;
         const int64_t end = begin + cw_chunks(p->count);
-        if (end > first && !(work == MOVE && !p->cautious)) {
+        if (end > first && !(work == CAUTIOUS_UPDATE && !p->cautious)) {
             adam_terms terms = work == SQUARES ? (adam_terms){0} : adam_terms_of(p, job->scale);
-            if (work == MOVE) terms = further(terms, p, job->partial + begin);
+            if (work == CAUTIOUS_UPDATE) terms = rescaled(terms, p, job->partial + begin);
             for (int64_t chunk = first > begin ? first : begin; chunk < end && chunk < last; chunk++) {
                 const int64_t at = (chunk - begin) * CW_CHUNK, left = p->count - at;
                 const int count = left < CW_CHUNK ? (int)left : CW_CHUNK;
                 if (work == SQUARES) job->partial[chunk] = squares(p->gradient + at, count);
-                else if (work == MOVE) adam_chunk(&terms, MOVE, p, at, count);
+                else if (work == CAUTIOUS_UPDATE) adam_chunk(&terms, CAUTIOUS_UPDATE, p, at, count);
                 else if (p->cautious) job->partial[chunk] = adam_chunk(&terms, MOMENTS, p, at, count);
                 else adam_chunk(&terms, WHOLE_UPDATE, p, at, count);
             }
@@ -147,6 +147,6 @@ static void adam(int thread, int threads, cw_barrier *barrier, void *argument) {
     const cw_adam_job *job = argument;
     own_chunks(job, thread, threads, WHOLE_UPDATE);
     if (!job->partial) return;
-    cw_meet(barrier); /* how many numbers move is written */
-    own_chunks(job, thread, threads, MOVE);
+    cw_barrier_wait(barrier); /* how many numbers move is written */
+    own_chunks(job, thread, threads, CAUTIOUS_UPDATE);
 }

@@ -104,7 +104,7 @@ static void NAME(outer)(int thread, int threads, cw_barrier *barrier, void *argu
                            ROWS * DEPTH * sizeof(elem));
             }
         }
-        cw_meet(barrier);
+        cw_barrier_wait(barrier);
         for (int vector = part.column * (GROUP / LANES), vectors; vector < vectors_end; vector += vectors) {
             vectors = share(vectors_end - vector, 3);
             for (int i = part.row * GROUP; i < last_row; i += ROWS) {
@@ -119,7 +119,7 @@ static void NAME(outer)(int thread, int threads, cw_barrier *barrier, void *argu
                 NAME(multiply)(last_row - i < ROWS ? last_row - i : ROWS, vectors, &product);
             }
         }
-        cw_meet(barrier); /* before any thread overwrites what another still reads */
+        cw_barrier_wait(barrier); /* before any thread overwrites what another still reads */
     }
 }
 #endif

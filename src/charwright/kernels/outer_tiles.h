@@ -116,12 +116,12 @@ static void NAME(outer)(int thread, int threads, cw_barrier *barrier, void *argu
     begin_tiles();
     for (int begin = 0; begin < job->n; begin += together) {
         const int end = job->n - begin < together ? job->n : begin + together;
-        if (begin) cw_meet(barrier); /* before any thread overwrites what another still reads */
+        if (begin) cw_barrier_wait(barrier); /* before any thread overwrites what another still reads */
         for (int at = begin; at < end; at += job->depth) {
             const int k = end - at < job->depth ? end - at : job->depth;
             NAME(pack_b)(job, at, k, (k + 31) / 32 * 16, first, last, packed_b + (size_t)(at - begin) * job->columns);
         }
-        cw_meet(barrier);
+        cw_barrier_wait(barrier);
         for (int i = 0; i < NAME(block_count)(part); i++) {
             const cw_area block = NAME(block_of)(part, i);
             for (int at = begin; at < end; at += job->depth) {

@@ -41,17 +41,17 @@ INLINE int NAME(panel_of_tiles)(const value *activations, size_t stride, int row
  * denormal numbers are zero. */
 INLINE void one_as_tiles(int vectors, const value *activations, const elem *packed, int width, int steps, sum *sums) {
     vec total[8];
-#pragma GCC unroll 8
+    UNROLL_FULLY
     for (int v = 0; v < vectors; v++) total[v] = (vec){0};
     for (int step = 0; step < steps; step++) {
         vec even[8], odd[8];
-#pragma GCC unroll 8
+        UNROLL_FULLY
         for (int v = 0; v < vectors; v++) even[v] = odd[v] = (vec){0};
         for (int pair = 0; pair < TILE_ROWS; pair++, activations += DEPTH, packed += (size_t)width * LANES * DEPTH) {
             uint32_t both;
             memcpy(&both, activations, sizeof both);
             const uvec a = both - (uvec){0};
-#pragma GCC unroll 8
+            UNROLL_FULLY
             for (int v = 0; v < vectors; v++) {
                 uvec w;
                 memcpy(&w, packed + v * LANES * DEPTH, sizeof w);
@@ -59,10 +59,10 @@ INLINE void one_as_tiles(int vectors, const value *activations, const elem *pack
                 odd[v] = flushed(odd[v] + flushed((vec)(a & 0xffff0000u)) * flushed((vec)(w & 0xffff0000u)));
             }
         }
-#pragma GCC unroll 8
+        UNROLL_FULLY
         for (int v = 0; v < vectors; v++) total[v] = flushed(total[v] + flushed(even[v] + odd[v]));
     }
-#pragma GCC unroll 8
+    UNROLL_FULLY
     for (int v = 0; v < vectors; v++) store(sums + v * LANES, total[v]);
 }
 #define ONE_CASE(vectors)                                               \

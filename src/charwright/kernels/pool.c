@@ -13,11 +13,11 @@ typedef SRWLOCK lock_t;
 typedef CONDITION_VARIABLE signal_t;
 #define LOCK_READY SRWLOCK_INIT
 #define SIGNAL_READY CONDITION_VARIABLE_INIT
-#define take(lock) AcquireSRWLockExclusive(lock)
-#define give(lock) ReleaseSRWLockExclusive(lock)
+#define acquire(lock) AcquireSRWLockExclusive(lock)
+#define release(lock) ReleaseSRWLockExclusive(lock)
 #define wait_for(signal, lock) SleepConditionVariableSRW(signal, lock, INFINITE, 0)
 #define wake_all(signal) WakeAllConditionVariable(signal)
-#define stand_aside() SwitchToThread()
+#define yield_cpu() SwitchToThread()
 #else
 #include <pthread.h>
 #include <sched.h>
@@ -25,20 +25,20 @@ typedef pthread_mutex_t lock_t;
 typedef pthread_cond_t signal_t;
 #define LOCK_READY PTHREAD_MUTEX_INITIALIZER
 #define SIGNAL_READY PTHREAD_COND_INITIALIZER
-#define take(lock) pthread_mutex_lock(lock)
-#define give(lock) pthread_mutex_unlock(lock)
+#define acquire(lock) pthread_mutex_lock(lock)
+#define release(lock) pthread_mutex_unlock(lock)
 #define wait_for(signal, lock) pthread_cond_wait(signal, lock)
 #define wake_all(signal) pthread_cond_broadcast(signal)
-#define stand_aside() sched_yield()
+#define yield_cpu() sched_yield()
 #endif
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
-#define breathe() _mm_pause()
+#define cpu_relax() _mm_pause()
 #elif defined(__aarch64__)
-#define breathe() __asm__ volatile("yield")
+#define cpu_relax() __asm__ volatile("yield")
 #else
-#define breathe() ((void)0)
+#define cpu_relax() ((void)0)
 #endif
 
 #define MOST_THREADS 256
@@ -48,26 +48,26 @@ typedef pthread_cond_t signal_t;
 static lock_t one_job = LOCK_READY; /* held during a job */
 static lock_t lock = LOCK_READY;    /* guards the variables below */
 static signal_t begin = SIGNAL_READY, end = SIGNAL_READY;
-static int started;        /* number of threads created */
-static atomic_int ticket;  /* the number of the current job */
-static atomic_int busy;    /* workers that have not finished it */
-static int wanted;         /* workers that take part in it */
-static cw_job present_job;
-static void *present_argument;
+static int started;           /* number of threads created */
+static atomic_int job_number; /* the number of the current job */
+static atomic_int busy;       /* workers that have not finished it */
+static int wanted;            /* workers that take part in it */
+static cw_job current_job;
+static void *current_argument;
 static cw_barrier barrier;
 
-void cw_meet(cw_barrier *meeting) {
-    const int threads = atomic_load_explicit(&meeting->threads, memory_order_relaxed);
+void cw_barrier_wait(cw_barrier *at) {
+    const int threads = atomic_load_explicit(&at->threads, memory_order_relaxed);
     if (threads == 1) return;
-    const unsigned round = atomic_load_explicit(&meeting->round, memory_order_relaxed);
-    if (atomic_fetch_add_explicit(&meeting->arrived, 1, memory_order_acq_rel) == threads - 1) {
-        atomic_store_explicit(&meeting->arrived, 0, memory_order_relaxed);
-        atomic_store_explicit(&meeting->round, round + 1, memory_order_release);
+    const unsigned generation = atomic_load_explicit(&at->generation, memory_order_relaxed);
+    if (atomic_fetch_add_explicit(&at->arrived, 1, memory_order_acq_rel) == threads - 1) {
+        atomic_store_explicit(&at->arrived, 0, memory_order_relaxed);
+        atomic_store_explicit(&at->generation, generation + 1, memory_order_release);
         return;
     }
-    for (int spins = 0; atomic_load_explicit(&meeting->round, memory_order_acquire) == round; spins++) {
-        if (spins < SPINS) breathe();
-        else stand_aside(); /* let another thread use the processor */
+    for (int spins = 0; atomic_load_explicit(&at->generation, memory_order_acquire) == generation; spins++) {
+        if (spins < SPINS) cpu_relax();
+        else yield_cpu(); /* let another thread use the processor */
     }
 }
 
@@ -82,7 +82,7 @@ static atomic_int forked; /* whether this process has none of the runtime's thre
 void cw_watch_forks(void) {}
 #else
 /* A forked process has none of the threads, neither ours nor the runtime's; its locks are copied in any state. */
-static void begin_anew(void) {
+static void reset_after_fork(void) {
     const lock_t free_lock = LOCK_READY;
     const signal_t quiet = SIGNAL_READY;
     one_job = lock = free_lock;
@@ -93,7 +93,7 @@ static void begin_anew(void) {
 }
 void cw_watch_forks(void) {
     static atomic_int watching;
-    if (!atomic_exchange(&watching, 1)) pthread_atfork(NULL, NULL, begin_anew);
+    if (!atomic_exchange(&watching, 1)) pthread_atfork(NULL, NULL, reset_after_fork);
 }
 #endif
 
@@ -110,7 +110,7 @@ typedef struct {
     cw_barrier barrier;
 } team_job;
 
-static void enter_team(void *argument) {
+static void run_in_team(void *argument) {
     team_job *team = argument;
     /* The runtime may provide fewer threads than requested; all of them write the same number here. */
     const int threads = openmp_threads();
@@ -120,45 +120,45 @@ static void enter_team(void *argument) {
 
 /* --- Our own threads --- */
 
-static void help(int index) {
+static void work(int index) {
     int seen = 0;
     for (;;) {
-        for (int spins = 0; spins < SPINS && atomic_load_explicit(&ticket, memory_order_acquire) == seen; spins++)
-            breathe();
-        take(&lock);
-        while (atomic_load(&ticket) == seen) wait_for(&begin, &lock);
-        seen = atomic_load(&ticket);
+        for (int spins = 0; spins < SPINS && atomic_load_explicit(&job_number, memory_order_acquire) == seen; spins++)
+            cpu_relax();
+        acquire(&lock);
+        while (atomic_load(&job_number) == seen) wait_for(&begin, &lock);
+        seen = atomic_load(&job_number);
         int takes_part = index <= wanted;
-        give(&lock);
+        release(&lock);
         if (!takes_part) continue;
-        present_job(index, wanted + 1, &barrier, present_argument);
+        current_job(index, wanted + 1, &barrier, current_argument);
         if (atomic_fetch_sub_explicit(&busy, 1, memory_order_acq_rel) == 1) {
-            take(&lock);
+            acquire(&lock);
             wake_all(&end);
-            give(&lock);
+            release(&lock);
         }
     }
 }
 
 #if defined(_WIN32)
-static DWORD WINAPI enter(void *index) {
-    help((int)(intptr_t)index);
+static DWORD WINAPI thread_main(void *index) {
+    work((int)(intptr_t)index);
     return 0;
 }
 static int start_thread(int index) {
-    HANDLE handle = CreateThread(NULL, 0, enter, (void *)(intptr_t)index, 0, NULL);
+    HANDLE handle = CreateThread(NULL, 0, thread_main, (void *)(intptr_t)index, 0, NULL);
     if (handle == NULL) return 0;
     CloseHandle(handle);
     return 1;
 }
 #else
-static void *enter(void *index) {
-    help((int)(long)index);
+static void *thread_main(void *index) {
+    work((int)(long)index);
     return NULL;
 }
 static int start_thread(int index) {
     pthread_t thread;
-    if (pthread_create(&thread, NULL, enter, (void *)(long)index) != 0) return 0;
+    if (pthread_create(&thread, NULL, thread_main, (void *)(long)index) != 0) return 0;
     pthread_detach(thread);
     return 1;
 }
@@ -175,7 +175,7 @@ void cw_parallel(int threads, cw_job job, void *argument) {
     const run_parallel run = threads > 1 ? atomic_load_explicit(&openmp_parallel, memory_order_acquire) : NULL;
     if (run) {
         team_job team = {.job = job, .argument = argument};
-        run(enter_team, &team, threads, 0);
+        run(run_in_team, &team, threads, 0);
         return;
     }
     if (threads <= 1) { /* without a lock, so that single-threaded callers do not wait for each other */
@@ -183,26 +183,26 @@ void cw_parallel(int threads, cw_job job, void *argument) {
         job(0, 1, &alone, argument);
         return;
     }
-    take(&one_job);
-    take(&lock);
+    acquire(&one_job);
+    acquire(&lock);
     int helpers = ensure(threads - 1);
     atomic_store(&barrier.threads, helpers + 1);
     atomic_store(&barrier.arrived, 0);
     if (helpers) {
-        present_job = job;
-        present_argument = argument;
+        current_job = job;
+        current_argument = argument;
         wanted = helpers;
         atomic_store(&busy, helpers);
-        atomic_fetch_add_explicit(&ticket, 1, memory_order_release);
+        atomic_fetch_add_explicit(&job_number, 1, memory_order_release);
         wake_all(&begin);
     }
-    give(&lock);
+    release(&lock);
     job(0, helpers + 1, &barrier, argument);
     if (helpers) {
-        for (int spins = 0; spins < SPINS && atomic_load_explicit(&busy, memory_order_acquire); spins++) breathe();
-        take(&lock);
+        for (int spins = 0; spins < SPINS && atomic_load_explicit(&busy, memory_order_acquire); spins++) cpu_relax();
+        acquire(&lock);
         while (atomic_load(&busy)) wait_for(&end, &lock);
-        give(&lock);
+        release(&lock);
     }
-    give(&one_job);
+    release(&one_job);
 }

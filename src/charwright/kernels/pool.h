@@ -6,7 +6,7 @@
 
 typedef struct {
     atomic_int arrived, threads;
-    atomic_uint round; /* begins again at 0 after the largest */
+    atomic_uint generation; /* begins again at 0 after the largest */
 } cw_barrier;
 
 typedef void (*cw_job)(int thread, int threads, cw_barrier *barrier, void *argument);
@@ -15,6 +15,6 @@ typedef void (*cw_job)(int thread, int threads, cw_barrier *barrier, void *argum
 void cw_watch_forks(void);
 /* Run `job` on `threads` threads, including the caller's, and return when all are done. */
 void cw_parallel(int threads, cw_job job, void *argument);
-void cw_meet(cw_barrier *barrier);
+void cw_barrier_wait(cw_barrier *barrier);
 
 #endif

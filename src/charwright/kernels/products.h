@@ -78,7 +78,7 @@ INLINE vec NAME(tanh)(vec x) { return hyperbolic_tangent(x); }
 #if STORAGE == CW_BF16 && defined(__AVX512BF16__)
 typedef __m512bh NAME(wide);
 INLINE NAME(wide) NAME(weights_at)(const elem *w) { return (__m512bh)_mm512_loadu_si512(w); }
-INLINE NAME(wide) NAME(everywhere)(const elem *a) {
+INLINE NAME(wide) NAME(broadcast)(const elem *a) {
     int32_t pair;
     memcpy(&pair, a, 4);
     return (__m512bh)_mm512_set1_epi32(pair);
@@ -91,26 +91,26 @@ INLINE NAME(wide) NAME(weights_at)(const elem *w) {
     memcpy(&v, w, sizeof v);
     return v;
 }
-INLINE NAME(wide) NAME(everywhere)(const elem *a) {
+INLINE NAME(wide) NAME(broadcast)(const elem *a) {
     uint32_t pair;
     memcpy(&pair, a, 4);
     return pair - (uvec){0};
 }
 INLINE vec NAME(dot)(vec sum, NAME(wide) a, NAME(wide) w) {
-    sum = fused((vec)(a << 16), (vec)(w << 16), sum);
-    return fused((vec)(a & 0xffff0000u), (vec)(w & 0xffff0000u), sum);
+    sum = multiply_add((vec)(a << 16), (vec)(w << 16), sum);
+    return multiply_add((vec)(a & 0xffff0000u), (vec)(w & 0xffff0000u), sum);
 }
 #elif STORAGE == CW_F32
 typedef vec NAME(wide);
 INLINE NAME(wide) NAME(weights_at)(const elem *w) { return load(w); }
-INLINE NAME(wide) NAME(everywhere)(const elem *a) { return same(*a); }
-INLINE vec NAME(dot)(vec sum, NAME(wide) a, NAME(wide) w) { return fused(a, w, sum); }
+INLINE NAME(wide) NAME(broadcast)(const elem *a) { return same(*a); }
+INLINE vec NAME(dot)(vec sum, NAME(wide) a, NAME(wide) w) { return multiply_add(a, w, sum); }
 #elif Q8_UNSIGNED && defined(__AVX512VNNI__)
 /* Values from 1 to 255: 128 is added to each, and subtracted from the sums later. */
 typedef uint8_t NAME(value_t);
 typedef __m512i NAME(wide), NAME(wide_value);
 INLINE NAME(wide) NAME(weights_at)(const elem *w) { return _mm512_loadu_si512(w); }
-INLINE NAME(wide_value) NAME(everywhere)(const NAME(value_t) * a) {
+INLINE NAME(wide_value) NAME(broadcast)(const NAME(value_t) * a) {
     int32_t four;
     memcpy(&four, a, 4);
     return _mm512_set1_epi32(four);
@@ -122,7 +122,7 @@ INLINE ivec NAME(dot)(ivec sum, NAME(wide_value) a, NAME(wide) w) {
 typedef uint8_t NAME(value_t);
 typedef __m256i NAME(wide), NAME(wide_value);
 INLINE NAME(wide) NAME(weights_at)(const elem *w) { return _mm256_loadu_si256((const __m256i *)w); }
-INLINE NAME(wide_value) NAME(everywhere)(const NAME(value_t) * a) {
+INLINE NAME(wide_value) NAME(broadcast)(const NAME(value_t) * a) {
     int32_t four;
     memcpy(&four, a, 4);
     return _mm256_set1_epi32(four);
@@ -143,7 +143,7 @@ INLINE NAME(wide) NAME(weights_at)(const elem *w) {
     memcpy(&all, w, sizeof all);
     return all;
 }
-INLINE NAME(wide_value) NAME(everywhere)(const NAME(value_t) * a) {
+INLINE NAME(wide_value) NAME(broadcast)(const NAME(value_t) * a) {
     NAME(wide_value) four;
     memcpy(&four, a, sizeof four);
     return four;
@@ -156,7 +156,7 @@ INLINE ivec NAME(dot)(ivec sum, NAME(wide_value) a, NAME(wide) w) {
 typedef int8_t NAME(value_t);
 typedef int8x16_t NAME(wide), NAME(wide_value);
 INLINE NAME(wide) NAME(weights_at)(const elem *w) { return vld1q_s8(w); }
-INLINE NAME(wide_value) NAME(everywhere)(const NAME(value_t) * a) {
+INLINE NAME(wide_value) NAME(broadcast)(const NAME(value_t) * a) {
     int32_t four;
     memcpy(&four, a, 4);
     return vreinterpretq_s8_s32(vdupq_n_s32(four));
@@ -174,7 +174,7 @@ INLINE NAME(wide) NAME(weights_at)(const elem *w) {
     memcpy(&all, w, sizeof all);
     return (NAME(wide)){(ivec)((swide)((uswide)all << 8) >> 8), (ivec)(all >> 8)};
 }
-INLINE NAME(wide_value) NAME(everywhere)(const NAME(value_t) * a) {
+INLINE NAME(wide_value) NAME(broadcast)(const NAME(value_t) * a) {
     int32_t pairs[2];
     memcpy(pairs, a, sizeof pairs);
     return (NAME(wide_value)){pairs[0] - (ivec){0}, pairs[1] - (ivec){0}};
@@ -212,44 +212,44 @@ typedef struct {
 INLINE void NAME(tile)(int rows, int vectors, const NAME(product) * product) {
     const NAME(product) p = *product;
     NAME(sums_t) sums[ROWS > ROWS_OF_2 ? ROWS : ROWS_OF_2][8];
-#pragma GCC unroll 8
+    UNROLL_FULLY
     for (int r = 0; r < rows; r++) {
         if (p.adding) __builtin_prefetch(p.c + r * p.c_row, 1, 3);
-#pragma GCC unroll 8
+        UNROLL_FULLY
         for (int v = 0; v < vectors; v++) sums[r][v] = (NAME(sums_t)){0};
     }
     const NAME(value_t) *a = p.a;
     const elem *w = p.w;
     const char *next = p.next.from ? p.next.from : (const char *)w;
-#pragma GCC unroll 2
+    UNROLL_TWICE
     for (int k = 0; k < p.k; k += DEPTH, a += p.a_step, w += p.w_step, next += p.next.step) {
         if (STORAGE != CW_Q8) __builtin_prefetch(next, 0, 2); /* weights of 8 bits are small */
         /* The fewer of both operands stay in registers, beside the sums. */
         if (rows < vectors) {
             NAME(wide_value) values[ROWS];
-#pragma GCC unroll 8
-            for (int r = 0; r < rows; r++) values[r] = NAME(everywhere)(a + r * p.a_row);
-#pragma GCC unroll 8
+            UNROLL_FULLY
+            for (int r = 0; r < rows; r++) values[r] = NAME(broadcast)(a + r * p.a_row);
+            UNROLL_FULLY
             for (int v = 0; v < vectors; v++) {
                 const NAME(wide) column = NAME(weights_at)(w + v * p.w_vector);
-#pragma GCC unroll 8
+                UNROLL_FULLY
                 for (int r = 0; r < rows; r++) sums[r][v] = NAME(dot)(sums[r][v], values[r], column);
             }
         } else {
             NAME(wide) columns[8];
-#pragma GCC unroll 8
+            UNROLL_FULLY
             for (int v = 0; v < vectors; v++) columns[v] = NAME(weights_at)(w + v * p.w_vector);
-#pragma GCC unroll 8
+            UNROLL_FULLY
             for (int r = 0; r < rows; r++) {
-                const NAME(wide_value) value = NAME(everywhere)(a + r * p.a_row);
-#pragma GCC unroll 8
+                const NAME(wide_value) value = NAME(broadcast)(a + r * p.a_row);
+                UNROLL_FULLY
                 for (int v = 0; v < vectors; v++) sums[r][v] = NAME(dot)(sums[r][v], value, columns[v]);
             }
         }
     }
-#pragma GCC unroll 8
+    UNROLL_FULLY
     for (int r = 0; r < rows; r++)
-#pragma GCC unroll 8
+        UNROLL_FULLY
         for (int v = 0; v < vectors; v++) {
             NAME(sum_t) *at = p.c + r * p.c_row + v * LANES;
             NAME(sums_t) sum = sums[r][v], before;

@@ -27,7 +27,7 @@ typedef struct {
 /* A barrier in a cache line of its own. */
 typedef struct {
     _Alignas(64) cw_barrier barrier;
-} cw_meeting;
+} cw_padded_barrier;
 
 /* A larger table is used as it is: its blocks would not stay in the cache. */
 #define CW_SMALL_TABLE 512
@@ -51,7 +51,7 @@ static inline int cw_group_rows(const cw_layer *layer, int tiles) {
 typedef struct {
     const cw_layer *layer;
     int groups, rows;        /* of rows of the batch; the rows of a group */
-    cw_meeting *meetings;    /* of the threads of each group */
+    cw_padded_barrier *group_barriers;    /* of the threads of each group */
     cw_sums sums[CW_GROUPS]; /* of each group, in a backward pass */
     float *table;            /* (H / 16, tokens, G, 16): the table in a forward pass, if it is small; or NULL */
     float *h, *c;            /* (groups, H / 16, rows, 16): the state or its gradient */
@@ -74,12 +74,12 @@ static inline cw_area cw_own_area(const cw_layer_job *job, int thread, int threa
 
 /* The barrier of the threads that have the same rows. If it is another one than that of all, these have to meet before it
  * is used, since its first thread prepares it here. */
-static inline cw_barrier *cw_prepare_meeting(const cw_layer_job *job, int thread, int threads, cw_barrier *all) {
+static inline cw_barrier *cw_group_barrier(const cw_layer_job *job, int thread, int threads, cw_barrier *all) {
     if (job->groups == 1 || threads % job->groups) return all;
     const int members = threads / job->groups;
-    cw_barrier *meeting = &job->meetings[thread / members].barrier;
-    if (thread % members == 0) atomic_store_explicit(&meeting->threads, members, memory_order_relaxed);
-    return meeting;
+    cw_barrier *barrier = &job->group_barriers[thread / members].barrier;
+    if (thread % members == 0) atomic_store_explicit(&barrier->threads, members, memory_order_relaxed);
+    return barrier;
 }
 
 typedef struct {
@@ -151,8 +151,8 @@ typedef struct {
     const cw_linear *layer;
     void *packed;         /* the weight */
     const void *gradient; /* (rows, outputs) storage: of the sums; d_y itself, if that is the same */
-    char *rooms;          /* for an operand of each thread */
-    size_t room_bytes;
+    char *operands;          /* for an operand of each thread */
+    size_t operand_bytes;
     void *outer_scratch;  /* of the weight's gradient, as in cw_outer_job */
     int outer_depth;
 } cw_linear_job;

@@ -40,6 +40,16 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+/* For the loops over a tile's sums, which are in registers only if these loops are unrolled. Clang 14 accepts gcc's pragma
+ * and leaves them as they are. */
+#if defined(__clang__)
+#define UNROLL_FULLY _Pragma("clang loop unroll(full)")
+#define UNROLL_TWICE _Pragma("clang loop unroll_count(2)")
+#else
+#define UNROLL_FULLY _Pragma("GCC unroll 8")
+#define UNROLL_TWICE _Pragma("GCC unroll 2")
+#endif
+
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
@@ -80,7 +90,7 @@ INLINE void store(float *to, vec v) { memcpy(to, &v, sizeof v); }
 INLINE vec same(float x) { return x - (vec){0}; }
 /* a * b + c with one rounding, where the processor can. Compilers may split such an expression in one place and not in
  * another; but the numbers of a text must not depend on how many others are written with it. */
-INLINE vec fused(vec a, vec b, vec c) {
+INLINE vec multiply_add(vec a, vec b, vec c) {
 #if defined(__AVX512F__)
     return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__AVX2__) && LANES == 8
@@ -94,17 +104,22 @@ INLINE vec fused(vec a, vec b, vec c) {
 
 /* bfloat16 is the upper half of a float32. */
 INLINE vec load_bf16(const uint16_t *from) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from)), 16);
+#else
     hvec h;
     memcpy(&h, from, sizeof h);
     return (vec)(__builtin_convertvector(h, uvec) << 16);
+#endif
 }
+/* To the nearest, ties to even; a NaN stays one, with the bit of a quiet one, as the processor's instruction does. */
 INLINE void store_bf16(uint16_t *to, vec v) {
 #if defined(__AVX512BF16__)
     __m256bh h = _mm512_cvtneps_pbh((__m512)v);
     memcpy(to, &h, sizeof h);
 #else
-    uvec bits = (uvec)v;
-    bits += 0x7fff + ((bits >> 16) & 1); /* round to nearest, ties to even; what arithmetic makes of NaN stays one */
+    const uvec exact = (uvec)v, nan = (uvec)(v != v);
+    const uvec bits = (nan & (exact | 0x400000)) | (~nan & (exact + 0x7fff + ((exact >> 16) & 1)));
     hvec h = __builtin_convertvector(bits >> 16, hvec);
     memcpy(to, &h, sizeof h);
 #endif

@@ -45,7 +45,7 @@ INLINE void NAME(activate_scaled)(value *to, const state_t *from, const float *s
 /* --- Gates, in two halves ---
  *
  * The first replaces `sums`, the recurrent product, a vector per gate that has one, by what the second needs: the argument
- * of the last tanh, and the gate z or o. `fed` is the input, a vector per gate. Each half is applied to all rows of a
+ * of the last tanh, and the gate z or o. `x` is the input, a vector per gate. Each half is applied to all rows of a
  * product in turn. Both at once are a chain of operations that wait for each other, too long for the processor to begin
  * with the next row meanwhile.
  */
@@ -56,15 +56,15 @@ INLINE ivec NAME(product_of)(const cw_matrix *matrix, const sum *sums, size_t ro
     return scaled(load_whole(sums) + load_whole(matrix->corrections + row), load_whole(matrix->multipliers + row),
                   (ivec){0}, 20, INT32_MAX / 2);
 }
-INLINE ivec NAME(fed_by_table)(const cw_model *model, size_t at) {
+INLINE ivec NAME(input_of_table)(const cw_model *model, size_t at) {
     return load_short((const int16_t *)model->table + at);
 }
-INLINE ivec NAME(fed_by_layer)(const cw_matrix *matrix, const sum *sums, size_t row) {
+INLINE ivec NAME(input_of_layer)(const cw_matrix *matrix, const sum *sums, size_t row) {
     const ivec bias = load_whole((const int32_t *)matrix->bias + row);
     return within(NAME(product_of)(matrix, sums, row) + bias, PRE_LIMIT);
 }
 INLINE void NAME(first_gates)(const int cell, const cw_model *model, const cw_matrix *matrix, state_t *c, size_t unit,
-                              sum *sums, const ivec *fed) {
+                              sum *sums, const ivec *x) {
     const int16_t *table = model->tanh_table;
     const size_t units = model->units;
     ivec pre[4];
@@ -72,22 +72,22 @@ INLINE void NAME(first_gates)(const int cell, const cw_model *model, const cw_ma
         pre[g] = NAME(product_of)(matrix, sums + g * LANES, g * units + unit);
     if (cw_is_gru(cell)) {
         const int of_z = cw_product_count(cell) - 2, of_n = of_z + 1; /* an input-reset GRU has none of r */
-        const ivec r = sigmoid_of(table, of_z ? within(fed[0] + pre[0], PRE_LIMIT) : fed[0]);
-        const ivec z = sigmoid_of(table, within(fed[1] + pre[of_z], PRE_LIMIT));
+        const ivec r = sigmoid_of(table, of_z ? within(x[0] + pre[0], PRE_LIMIT) : x[0]);
+        const ivec z = sigmoid_of(table, within(x[1] + pre[of_z], PRE_LIMIT));
         const ivec u = within(pre[of_n] + load_whole((const int32_t *)matrix->bias + of_n * units + unit), PRE_LIMIT);
-        store_whole(sums, within(fed[2] + ((r * u + (1 << 14)) >> 15), PRE_LIMIT) * 2);
+        store_whole(sums, within(x[2] + ((r * u + (1 << 14)) >> 15), PRE_LIMIT) * 2);
         store_whole(sums + LANES, z);
     } else if (cell == CW_LSTM) {
-        const ivec i = sigmoid_of(table, within(fed[0] + pre[0], PRE_LIMIT));
-        const ivec f = sigmoid_of(table, within(fed[1] + pre[1], PRE_LIMIT));
-        const ivec g = tanh_of(table, within(fed[2] + pre[2], PRE_LIMIT) * 2);
-        const ivec o = sigmoid_of(table, within(fed[3] + pre[3], PRE_LIMIT));
+        const ivec i = sigmoid_of(table, within(x[0] + pre[0], PRE_LIMIT));
+        const ivec f = sigmoid_of(table, within(x[1] + pre[1], PRE_LIMIT));
+        const ivec g = tanh_of(table, within(x[2] + pre[2], PRE_LIMIT) * 2);
+        const ivec o = sigmoid_of(table, within(x[3] + pre[3], PRE_LIMIT));
         const ivec after_c = scaled(f, load_whole(c + unit), i * g, 15, (1 << 21) - 1);
         store_whole(c + unit, after_c);
         store_whole(sums, (after_c + 4) >> 3);
         store_whole(sums + LANES, o);
     } else {
-        store_whole(sums, within(fed[0] + pre[0], PRE_LIMIT) * 2);
+        store_whole(sums, within(x[0] + pre[0], PRE_LIMIT) * 2);
     }
 }
 INLINE void NAME(last_gates)(const int cell, const cw_model *model, state_t *h, const sum *kept) {
@@ -105,28 +105,28 @@ INLINE void NAME(logits)(const cw_matrix *head, const sum *sums, size_t row, int
     for (int i = 0; i < count; i++) to[i] = whole[i] * (1.0 / 65536.0);
 }
 #else
-INLINE vec NAME(fed_by_table)(const cw_model *model, size_t at) { return NAME(get)((const elem *)model->table + at); }
-INLINE vec NAME(fed_by_layer)(const cw_matrix *matrix, const sum *sums, size_t row) {
+INLINE vec NAME(input_of_table)(const cw_model *model, size_t at) { return NAME(get)((const elem *)model->table + at); }
+INLINE vec NAME(input_of_layer)(const cw_matrix *matrix, const sum *sums, size_t row) {
     return load(sums) + load((const float *)matrix->bias + row);
 }
 INLINE void NAME(first_gates)(const int cell, const cw_model *model, const cw_matrix *matrix, state_t *c, size_t unit,
-                              sum *sums, const vec *fed) {
+                              sum *sums, const vec *x) {
     const size_t units = model->units;
     if (cw_is_gru(cell)) {
         const int of_z = cw_product_count(cell) - 2, of_n = of_z + 1; /* an input-reset GRU has none of r */
-        const vec r = sigmoid(of_z ? fed[0] + load(sums) : fed[0]), z = sigmoid(fed[1] + load(sums + of_z * LANES));
+        const vec r = sigmoid(of_z ? x[0] + load(sums) : x[0]), z = sigmoid(x[1] + load(sums + of_z * LANES));
         const vec u = load(sums + of_n * LANES) + load((const float *)matrix->bias + of_n * units + unit);
-        store(sums, fed[2] + r * u);
+        store(sums, x[2] + r * u);
         store(sums + LANES, z);
     } else if (cell == CW_LSTM) {
-        const vec i = sigmoid(fed[0] + load(sums)), f = sigmoid(fed[1] + load(sums + LANES));
-        const vec g = hyperbolic_tangent(fed[2] + load(sums + 2 * LANES)), o = sigmoid(fed[3] + load(sums + 3 * LANES));
+        const vec i = sigmoid(x[0] + load(sums)), f = sigmoid(x[1] + load(sums + LANES));
+        const vec g = hyperbolic_tangent(x[2] + load(sums + 2 * LANES)), o = sigmoid(x[3] + load(sums + 3 * LANES));
         const vec after_c = f * load(c + unit) + i * g;
         store(c + unit, after_c);
         store(sums, after_c);
         store(sums + LANES, o);
     } else {
-        store(sums, fed[0] + load(sums));
+        store(sums, x[0] + load(sums));
     }
 }
 INLINE void NAME(last_gates)(const int cell, const cw_model *model, state_t *h, const sum *kept) {
@@ -198,7 +198,7 @@ INLINE void NAME(write_cells)(const int cell, const cw_writing *w, int layer, in
     const value *below = layer ? NAME(activations)(w, layer - 1, 1) : NULL;
     value *after = NAME(activations)(w, layer, 1);
     sum sums[WRITER_ROWS * MOST_VECTORS * LANES] __attribute__((aligned(64)));
-    sum fed_sums[WRITER_ROWS * MOST_VECTORS * LANES] __attribute__((aligned(64)));
+    sum input_sums[WRITER_ROWS * MOST_VECTORS * LANES] __attribute__((aligned(64)));
     NAME(share_values)(before, w->count, units, threads);
     if (layer) NAME(share_values)(below, w->count, units, threads);
     const int begin = panels * thread / threads, end = panels * (thread + 1) / threads;
@@ -212,7 +212,7 @@ INLINE void NAME(write_cells)(const int cell, const cw_writing *w, int layer, in
                 rows = NAME(rows_at_once)(w->count - text, w->count, most_rows);
                 const size_t row = (size_t)text * units;
                 NAME(multiply_blocks)(w, before + row, rows, recurrent, products, at, sums);
-                if (layer) NAME(multiply_blocks)(w, below + row, rows, inputs, gates, at, fed_sums);
+                if (layer) NAME(multiply_blocks)(w, below + row, rows, inputs, gates, at, input_sums);
                 for (int r = 0; r < rows; r++) {
                     const cw_text *one = w->texts + text + r;
                     next = NAME(prefetch_weights)(w, recurrent, products, at, text + r, next);
@@ -220,14 +220,14 @@ INLINE void NAME(write_cells)(const int cell, const cw_writing *w, int layer, in
                     for (int b = 0; b < at.together; b++) {
                         const size_t unit = (size_t)(at.first + at.block + b) * LANES;
                         const size_t part = (size_t)r * at.together + b;
-                        NAME(sums_t) fed[4];
+                        NAME(sums_t) x[4];
                         for (int g = 0; g < gates; g++)
-                            fed[g] = layer ? NAME(fed_by_layer)(inputs, fed_sums + (part * gates + g) * LANES,
+                            x[g] = layer ? NAME(input_of_layer)(inputs, input_sums + (part * gates + g) * LANES,
                                                                 (size_t)g * units + unit)
-                                           : NAME(fed_by_table)(model, ((size_t)one->ids[one->at] * gates + g) * units +
+                                           : NAME(input_of_table)(model, ((size_t)one->ids[one->at] * gates + g) * units +
                                                                            unit);
                         NAME(first_gates)(cell, model, recurrent, NAME(state_of)(w, text + r, layer, 1), unit,
-                                          sums + part * products * LANES, fed);
+                                          sums + part * products * LANES, x);
                     }
                 }
                 for (int r = 0; r < rows; r++)
@@ -251,17 +251,17 @@ static void NAME(write_layer)(const cw_writing *w, int layer, int thread, int th
 }
 
 #if STORAGE == CW_Q8
-typedef int16_t NAME(vote_t); /* 11 fraction bits */
-typedef int32_t NAME(votes_t);
-#define VOTE_UNIT (1.0 / 2048.0)
-#define VOTES_AT load_short
-#define KEEP_VOTES store_whole
+typedef int16_t NAME(ngram_logit_t); /* 11 fraction bits */
+typedef int32_t NAME(ngram_sum_t);
+#define NGRAM_UNIT (1.0 / 2048.0)
+#define LOAD_NGRAMS load_short
+#define STORE_NGRAMS store_whole
 #else
-typedef float NAME(vote_t);
-typedef float NAME(votes_t);
-#define VOTE_UNIT 1.0
-#define VOTES_AT load
-#define KEEP_VOTES store
+typedef float NAME(ngram_logit_t);
+typedef float NAME(ngram_sum_t);
+#define NGRAM_UNIT 1.0
+#define LOAD_NGRAMS load
+#define STORE_NGRAMS store
 #endif
 
 /* The panels of the head, whose rows are padded to a multiple of 16. */
@@ -275,27 +275,27 @@ INLINE int NAME(head_row)(int vocabulary, int thread, int threads) {
 }
 
 /* Add the n-grams' numbers to the logits of all texts, in the rows of a thread. */
-static void NAME(vote)(const cw_writing *w, int thread, int threads) {
+static void NAME(add_ngram_logits)(const cw_writing *w, int thread, int threads) {
     const int count = w->model->ngram_order - 1;
     const int first = NAME(head_row)(w->model->vocabulary, thread, threads);
     const int end = NAME(head_row)(w->model->vocabulary, thread + 1, threads);
     for (int text = 0; text < w->count; text++) {
-        const NAME(vote_t) *rows[CW_ORDER - 1] = {NULL};
+        const NAME(ngram_logit_t) *rows[CW_ORDER - 1] = {NULL};
         for (int n = 0; n < count; n++)
-            rows[n] = (const NAME(vote_t) *)w->model->ngrams + w->offsets[(size_t)text * count + n];
+            rows[n] = (const NAME(ngram_logit_t) *)w->model->ngrams + w->offsets[(size_t)text * count + n];
         double *logits = w->logits + (size_t)text * w->model->vocabulary;
         int i = first;
         for (; i + LANES <= end; i += LANES) {
-            NAME(sums_t) all = VOTES_AT(rows[0] + i);
-            for (int n = 1; n < count; n++) all += VOTES_AT(rows[n] + i);
-            NAME(votes_t) each[LANES];
-            KEEP_VOTES(each, all);
-            for (int lane = 0; lane < LANES; lane++) logits[i + lane] += VOTE_UNIT * each[lane];
+            NAME(sums_t) all = LOAD_NGRAMS(rows[0] + i);
+            for (int n = 1; n < count; n++) all += LOAD_NGRAMS(rows[n] + i);
+            NAME(ngram_sum_t) each[LANES];
+            STORE_NGRAMS(each, all);
+            for (int lane = 0; lane < LANES; lane++) logits[i + lane] += NGRAM_UNIT * each[lane];
         }
         for (; i < end; i++) { /* The array may end with the last row. */
-            NAME(votes_t) all = rows[0][i];
+            NAME(ngram_sum_t) all = rows[0][i];
             for (int n = 1; n < count; n++) all += rows[n][i];
-            logits[i] += VOTE_UNIT * all;
+            logits[i] += NGRAM_UNIT * all;
         }
     }
 }
@@ -324,7 +324,7 @@ static void NAME(write_head)(const cw_writing *w, int thread, int threads) {
                 }
         }
     }
-    if (model->ngrams) NAME(vote)(w, thread, threads);
+    if (model->ngrams) NAME(add_ngram_logits)(w, thread, threads);
 }
 
 static void NAME(write)(int thread, int threads, cw_barrier *barrier, void *argument) {
@@ -337,14 +337,14 @@ static void NAME(write)(int thread, int threads, cw_barrier *barrier, void *argu
     for (int64_t step = 0; step < w->steps; step++, mine.turn ^= 1) {
         int head_needed = 0;
         for (int layer = 0; layer < w->model->layers; layer++) {
-            cw_meet(barrier); /* the ids and the input of this layer are written */
+            cw_barrier_wait(barrier); /* the ids and the input of this layer are written */
             if (layer == 0) head_needed = cw_head_needed(w); /* no text advances before the next barrier */
             NAME(write_layer)(&mine, layer, thread, threads);
         }
-        cw_meet(barrier);
+        cw_barrier_wait(barrier);
         if (head_needed) {
             NAME(write_head)(&mine, thread, threads);
-            cw_meet(barrier);
+            cw_barrier_wait(barrier);
         }
         for (int text = w->count * thread / threads; text < w->count * (thread + 1) / threads; text++) {
             cw_read_on(w, text, thread);
@@ -356,9 +356,9 @@ static void NAME(write)(int thread, int threads, cw_barrier *barrier, void *argu
 #endif
 }
 
-#undef KEEP_VOTES
-#undef VOTES_AT
-#undef VOTE_UNIT
+#undef STORE_NGRAMS
+#undef LOAD_NGRAMS
+#undef NGRAM_UNIT
 #undef MOST_VECTORS
 #undef WRITER_ROWS
 #undef PRE_LIMIT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -77,7 +78,7 @@ class LanguageModel(WeightedModule):
             logits (T, B, V) float32, and the state after the last position.
 
         Raises:
-            ValueError: when the ids are not integers, or the state does not have these shapes.
+            ValueError: when the ids are not integers (T, B), or the state does not have these shapes.
         """
         ids = _int64(ids)
         x, after = self._recurrent(ids, state, Dropout(self.config, generator) if self.training else None)
@@ -293,7 +294,7 @@ class LanguageModel(WeightedModule):
     @classmethod
     def from_arrays(
         cls, config: ModelConfig, arrays: Mapping[str, npt.NDArray[np.float32]], compute: Compute | None = None
-    ) -> LanguageModel:
+    ) -> Self:
         """A model with the given weights: `LanguageModel.from_arrays(run.model, run.weights())`.
 
         Raises:
@@ -302,7 +303,7 @@ class LanguageModel(WeightedModule):
         tokens = len(arrays["head.bias"]) if "head.bias" in arrays else 1  # load_arrays says what is missing.
         # With 1024 units initial weights take a fifth of a second. A subclass may not know that it can be without.
         model = (
-            LanguageModel(config, tokens, seed=None, compute=compute)
+            cls(config, tokens, seed=None, compute=compute)
             if cls is LanguageModel
             else cls(config, tokens, compute=compute)
         )
@@ -331,6 +332,8 @@ def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _int64(ids: Tensor) -> Tensor:
+    if isinstance(ids, Tensor) and ids.dim() != 2:
+        raise ValueError(f"ids must be (T, B), time first, not of shape {tuple(ids.shape)}")
     if isinstance(ids, torch.LongTensor):
         return ids
     if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:

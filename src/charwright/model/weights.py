@@ -62,7 +62,8 @@ class WeightedModule(nn.Module):
         """
         if set(arrays) != set(self._shapes):
             odd = sorted(set(arrays) ^ set(self._shapes))[0]
-            raise ConfigError(f"the weights do not fit the model: {odd!r} is missing or unknown")
+            problem = "unknown" if odd in arrays else "missing"
+            raise ConfigError(f"the weights do not fit the model: {odd!r} is {problem}")
         for name, shape in self._shapes.items():
             if arrays[name].shape != shape:
                 raise ConfigError(f"the weight {name!r} has shape {arrays[name].shape}, not {shape}")

@@ -23,8 +23,8 @@ from charwright.training.cuda_graph import fastest_step
 from charwright.training.events import End, Event
 from charwright.training.optimizer import (
     clipped_gradients,
-    default_optimizer,
     descends_by_rows,
+    optimizer_for,
     scheduled_rates,
     set_learning_rate,
 )
@@ -101,8 +101,8 @@ def fit(  # noqa: PLR0915  (one loop, in one place)
 
     Raises:
         UsageError: when an argument is something else, the configuration has no budget, a batch has fewer rows than
-            there are ranks, `train_step` does not return the loss, or the model has parameters that the default
-            optimizer does not train.
+            there are ranks, `train_step` does not return the loss, `validate` no Evaluation, or the optimizer does not
+            train the model.
         RankError: when another rank ends, or no longer answers.
         DivergedError: when training diverges at every learning rate.
     """
@@ -110,7 +110,7 @@ def fit(  # noqa: PLR0915  (one loop, in one place)
     keep_memory()
     clock = steady(clock)
     own = optimizer is None and train_step is _OWN_STEP
-    optimizer = optimizer or default_optimizer(model, config, dataset.batch * dataset.seq_length)
+    optimizer = optimizer_for(model, config, dataset.batch * dataset.seq_length, optimizer)
     part = part_of(dataset.batch, ranks)
     rows = rows_of(dataset, part)
     share_weights(model, ranks)

@@ -113,12 +113,17 @@ class NgramDescent:
             self._array.mul_(max(0.0, 1 - float(rate) * self._decay) ** DECAY_EVERY)
 
 
-def default_optimizer(model: LanguageModel, config: TrainingConfig, predictions: int) -> torch.optim.Optimizer:
-    """As `make_optimizer`, for a model all of whose parameters it trains.
+def optimizer_for(
+    model: LanguageModel, config: TrainingConfig, predictions: int, given: torch.optim.Optimizer | None
+) -> torch.optim.Optimizer:
+    """The optimizer that is given, or that of `make_optimizer` for a model all of whose parameters it trains.
 
     Raises:
-        UsageError: if a subclass has further ones.
+        UsageError: if a subclass has further ones, or what is given does not train the model.
     """
+    if given is not None:
+        _check_optimizer(model, given)
+        return given
     known = set(map(id, model.named_weights().values()))
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and id(parameter) not in known:
@@ -127,6 +132,18 @@ def default_optimizer(model: LanguageModel, config: TrainingConfig, predictions:
                 "train it; pass an optimizer that has it"
             )
     return make_optimizer(model, config, predictions)
+
+
+def _check_optimizer(model: LanguageModel, optimizer: torch.optim.Optimizer) -> None:
+    """Check that an optimizer trains the model, or a part of it.
+
+    Raises:
+        UsageError: if it is none, or has the parameters of another model.
+    """
+    require(optimizer, torch.optim.Optimizer, "an optimizer is of torch.optim or of make_optimizer")
+    own = set(map(id, model.parameters()))
+    if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+        raise UsageError("the optimizer has no parameter of this model: make it with model.parameters()")
 
 
 def _make_adam(model: LanguageModel, config: TrainingConfig) -> WithoutCompiler:
@@ -188,7 +205,7 @@ def learning_rate_of(optimizer: torch.optim.Optimizer) -> float:
 def clipped_gradients(model: LanguageModel, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Iterator[None]:
     """Clip the gradients to `max_norm` before each optimizer step (Pascanu et al., 2013); None clips nothing.
 
-    That of an array of n-grams is not clipped.
+    The norm is that of all parameters of the optimizer together, but for an array of n-grams, which is not clipped.
     """
     if max_norm is None:
         yield
@@ -199,8 +216,9 @@ def clipped_gradients(model: LanguageModel, optimizer: torch.optim.Optimizer, ma
         return
 
     def clip(*_: object) -> None:
-        clipped = [weight for name, weight in model.named_weights().items() if name != "ngrams.weight"]
-        torch.nn.utils.clip_grad_norm_(clipped, max_norm)
+        array = model.named_weights().get("ngrams.weight")
+        moved = [weight for group in optimizer.param_groups for weight in group["params"] if weight is not array]
+        torch.nn.utils.clip_grad_norm_(moved, max_norm)
 
     hook = optimizer.register_step_pre_hook(clip)
     try:

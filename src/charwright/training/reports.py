@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from charwright.arguments import require
 from charwright.data.sequences import Dataset
 from charwright.evaluation.evaluation import Evaluation
 from charwright.model.compute import choose_core
@@ -165,6 +166,8 @@ class Reporter:
         state = self.state
         result = self.callbacks.validate(state.model) if validate and self.callbacks.validate else None
         self.agreement.tick()
+        if result is not None:
+            require(result, Evaluation, "validate returns an Evaluation, as charwright.evaluate does")
         if result is not None and not math.isfinite(result.nats_per_char):
             raise diverged_error(state.position.step, learning_rate_of(state.optimizer))
         best = result is not None and record_validation(state.position, result)
