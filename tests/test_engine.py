@@ -30,7 +30,7 @@ from charwright.config import STATES, ModelConfig
 from charwright.errors import UsageError
 from charwright.generation import native_backend as native
 from charwright.generation.engine import PRECISIONS, Engine
-from charwright.generation.layout import as_gru
+from charwright.generation.layout import as_gru, to_bf16_and_back
 from charwright.generation.repetition import PENALTY_WINDOW
 from charwright.generation.sampling import Sampler
 from charwright.generation.streams import Alternatives, Stream
@@ -820,3 +820,10 @@ def test_ids_are_whole_numbers() -> None:
     engine = Engine(config, ramp_arrays(config, SIZE))
     with pytest.raises(UsageError, match="ids must be integers, not float64"):
         engine.step(np.array([0.7]), engine.zero_state())
+
+
+def test_nan_is_one_in_bfloat16_too() -> None:
+    """The bits of some would be rounded to those of zero."""
+    values = np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0x7FC00000], np.uint32).view(np.float32)
+    assert np.isnan(to_bf16_and_back(values)).all()
+    np.testing.assert_array_equal(to_bf16_and_back(np.array([np.inf, -np.inf, 1.0], np.float32)), [np.inf, -np.inf, 1])

@@ -67,9 +67,11 @@ def as_gru(config: ModelConfig, weights: Mapping[str, Float32s]) -> tuple[ModelC
 
 
 def bf16_bits(values: Float32s) -> npt.NDArray[np.uint16]:
-    """float32 rounded to the nearest bfloat16, ties to even: its bits, the upper half of a float32."""
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    """float32 rounded to the nearest bfloat16, ties to even: its bits, the upper half of a float32. NaN stays NaN."""
+    exact = np.ascontiguousarray(values, dtype=np.float32)
+    bits = exact.view(np.uint32)
+    rounded = np.where(np.isnan(exact), bits | 0x400000, bits + 0x7FFF + ((bits >> 16) & 1))
+    return (rounded >> 16).astype(np.uint16)
 
 
 def to_bf16_and_back(values: Float32s) -> Float32s:

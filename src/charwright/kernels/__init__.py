@@ -289,9 +289,13 @@ def _library() -> ctypes.CDLL | None:
             f"the C kernels in {path} cannot be loaded and are not used: {error}", RuntimeWarning, stacklevel=2
         )
         return None
-    # A different number means a library left over from another version; reinstalling builds the right one. This check
-    # comes first: another version may lack the functions below.
+    # This check comes first: another version may lack the functions below.
     if not hasattr(library, "cw_abi") or library.cw_abi() != ABI:
+        warnings.warn(
+            f"{path} holds no C kernels of this version and is not used; installing charwright again builds them",
+            RuntimeWarning,
+            stacklevel=2,
+        )
         return None
     library.cw_variant_name.restype = ctypes.c_char_p
     library.cw_packed_bytes.restype = ctypes.c_size_t
