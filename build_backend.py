@@ -33,7 +33,7 @@ Settings = dict[str, Any]
 NOTE = """
 ******************************************************************************
 charwright is installed without its C kernels: {reason}.
-Everything works, but training on the CPU takes about twice as long.
+Everything works, but training on the CPU takes two to four times as long.
 To install them, fix this and reinstall charwright; `pip install -v` shows
 the full build output. docs/how-to/build-wheels.md names a compiler from pip.
 ******************************************************************************

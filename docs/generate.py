@@ -219,8 +219,9 @@ def python_page() -> str:
         "# The Python names",
         NOTICE,
         "All of these names are attributes of `charwright` itself: `charwright.Vocabulary` and so on. A name is\n"
-        "loaded on first use, so `import charwright` is fast. What users get wrong is a `CharwrightError`, whose\n"
-        "[classes](#errors) are at the end of this page; a tensor of a wrong type or shape is a `ValueError`.",
+        "loaded on first use, so `import charwright` is fast. What users get wrong raises a `CharwrightError`,\n"
+        "whose subclasses, [below](#errors), are in `charwright.errors`; a tensor of a wrong type or shape raises a\n"
+        "`ValueError`.",
     ]
     homes: dict[str, list[str]] = {}
     for name, module in charwright._HOMES.items():
@@ -339,10 +340,20 @@ def _field_table(value: Any) -> str:
 def _bounds(metadata: Mapping[str, Any]) -> str:
     """The bounds in words; the limits of 64-bit integers are left out."""
     bounds = {key: metadata.get(key) for key in _BOUND_WORDS}
-    words = [f"{_BOUND_WORDS[key]} {bound:g}" for key, bound in bounds.items() if bound is not None and bound < 2**62]
+    words = [
+        f"{_BOUND_WORDS[key]} {_number(bound)}" for key, bound in bounds.items() if bound is not None and bound < 2**62
+    ]
     if metadata.get("choices"):
         words.append(", ".join(metadata["choices"]))
     return f" ({'; '.join(words)})" if words else ""
+
+
+def _number(bound: float) -> str:
+    """A bound as it is, the largest by their powers of two."""
+    for bits in (31, 32, 53):
+        if bound in (2**bits, 2**bits - 1):
+            return f"2^{bits}" + (" - 1" if bound < 2**bits else "")
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
 
 
 _BOUND_WORDS = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}
@@ -470,7 +481,7 @@ _LABELS = {
         "parameters": "參數數量",
         "bytes": "`model.safetensors` 的大小",
         "minutes": "訓練時間",
-        "validation": "驗證損失（狀態一路帶著走）",
+        "validation": "驗證損失（隱藏狀態連續傳遞）",
         "train": "訓練損失（最後一個 epoch）",
         "novelty": "產生的一萬個字元中照抄原文的部分",
         "machine": "訓練用的機器",

@@ -310,7 +310,10 @@ class GenerationConfig(Config):
         None, "Stop at the end of a line, paragraph or sentence, or of several: line, paragraph, '3 sentences'."
     )
     max_copy: int | None = option(
-        None, "Never copy more than this many consecutive characters from the training text.", minimum=1, maximum=1000
+        None,
+        "Most consecutive characters to copy from the training text, as long as others are possible.",
+        minimum=1,
+        maximum=1000,
     )
     num: int = option(1, "Number of texts to generate from the prompt.", minimum=1, maximum=65536)
     seed: int | None = random_seed(None, "Random seed; the same seed gives the same text.")

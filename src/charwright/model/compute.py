@@ -184,7 +184,7 @@ def _check_core_name(name: str) -> None:
 def why_no_kernels(*, cost: bool = False) -> str:
     """Why the C kernels are not there, what that costs if `cost`, and what to do."""
     cause, advice = SWITCHED_OFF if kernels.available() else NOT_BUILT
-    return f"{cause}{', so training on the CPU takes about twice as long' if cost else ''}; {advice}"
+    return f"{cause}{', so training on the CPU takes two to four times as long' if cost else ''}; {advice}"
 
 
 @cache

@@ -79,7 +79,7 @@ def train(
         force: replace the run in `out`.
         device: auto, cpu, cuda or mps.
         core: the recurrent core: auto, native, fused, torch or plain.
-        threads: the number of CPU threads; by default all cores. With another number the same seed gives other weights.
+        threads: the number of CPU threads; by default all cores. Where the C kernels compute it changes no weight.
         tensorboard: also write TensorBoard files into the run folder.
         progress: show the progress of the training; by default in a notebook only.
         on_event: called with each event of `charwright.training.events`.
