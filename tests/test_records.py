@@ -16,7 +16,7 @@ import charwright as cw
 from charwright.config import ModelConfig, Recipe, RecordsConfig, SplitConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
 from charwright.data.labels import LabelledVocabulary, label_id, label_ids
-from charwright.data.lists import is_list
+from charwright.data.lists import divider_in_words, is_list, settled
 from charwright.data.record_streams import RecordStreams
 from charwright.data.records import Records, split_records
 from charwright.data.vocabularies import make_vocabulary, vocabulary_from_json
@@ -29,6 +29,7 @@ from charwright.generation.engine import Engine
 from charwright.run import Run
 from charwright.training.events import Epoch
 from charwright.tuning.trial import probe
+from charwright.workflow.notes import notes_on
 from commands import SMALL, Terminal
 from ramps import fill_with_ramps
 
@@ -489,3 +490,52 @@ class TestTraining:
     def test_they_end_where_records_end(self, stops: list[int]) -> None:
         with pytest.raises(CorpusError, match="must rise to 100"):
             cw.RecordStreams(np.zeros(100, np.int32), np.array(stops), 8, 4)
+
+
+# What divides a list.
+
+PARTS = ["one\ntwo\n", "three --- four\n", "five\n"] * 10
+
+
+@pytest.mark.parametrize("divider", ["---", "%%", "* * *", "(end)"])
+def test_a_text_that_always_fills_a_line_divides_by_lines(divider: str) -> None:
+    parts = [part.replace("---", "--") for part in PARTS]
+    for ended in ("", divider, divider + "\n"):
+        text = f"{divider}\n".join(parts) + ended
+        found = settled(text, RecordsConfig(divider))
+        records = Records.parse(text, found)
+        assert (list(records), records.end) == (parts, divider + "\n")
+        assert divider_in_words(found.records) == f"lines {divider}"
+
+
+def test_a_text_that_is_part_of_a_line_divides_where_it_stands() -> None:
+    text = "---\n".join(PARTS)
+    assert settled(text, RecordsConfig("---")).records == "---"
+    assert settled("a;b;c", RecordsConfig(";")).records == ";"
+    assert settled(text, RecordsConfig("/^---/")).records == "/^---/"
+    assert settled(text, RecordsConfig("line")).records == "line"
+
+
+def test_a_newline_is_written_as_in_other_options() -> None:
+    assert settled("a---\nb---\n", RecordsConfig(r"---\n")).records == "---\n"
+    assert settled(r"a---\nb---\n", RecordsConfig(r"---\n")).records == r"---\n", "as it stands in the text"
+
+
+@pytest.mark.parametrize("given", ["lines", "Line", "blanks"])
+def test_a_misspelled_kind_is_named(given: str) -> None:
+    with pytest.raises(CorpusError) as caught:
+        Records.parse("a\nb\n", RecordsConfig(given))
+    assert f"did you mean --records {given.lower().rstrip('s')}? Otherwise" in caught.value.for_shell
+
+
+def test_what_divides_a_list_is_noted() -> None:
+    def notes(text: str) -> list[str]:
+        return list(notes_on(text, text, RecordsConfig(), detect=True))
+
+    assert notes("---\n".join(PARTS)) == [
+        "note: the line --- occurs 29 times; with --records '---' each part is a record"
+    ]
+    tunes = "\n".join(f"X:{number}\nT:Tune\nCDEF|\n" for number in range(30))
+    assert notes(tunes) == ["note: the blocks between blank lines begin with X:; with --records blank each is a record"]
+    assert not notes("A paragraph of a novel.\n\n" * 100)
+    assert not notes(("A chapter of a novel, which is long. " * 100 + "\n***\n") * 30)

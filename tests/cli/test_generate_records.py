@@ -309,3 +309,15 @@ def test_new_records_with_a_label(charwright: Terminal, labelled: Path) -> None:
     assert len(set(texts)) == 40
     assert not set(texts) & {line.split("\t")[0] for line in words_in(labelled)}
     assert {each["label"] for each in found} == {"others"}
+
+
+def test_novelty_of_records_is_of_whole_records(charwright: Terminal, names: Path) -> None:
+    """A passage of 20 characters is longer than most."""
+    result = charwright("generate", names, "--num", "60", "--seed", "2", "--novelty")
+    training = a_list(400)
+    written = result.out.split("\n")[:-1]
+    copied, repeated = sum(word in training for word in written), len(written) - len(set(written))
+    assert len(written) == 60
+    assert result.err.splitlines()[-1].startswith(f"{copied} of 60 records are in the text")
+    assert (f"and {repeated} repeat another one" in result.err) == (repeated > 0)
+    assert "copied verbatim" not in result.err

@@ -164,6 +164,7 @@ def generate(
         from charwright.data.texts import plain
 
         output.corpus = plain(work.training_text())
+        output.known = None if end is None else set(work.generator.known_records())
     report = partial(_report_oddities, text, work.generator, config, ctx)
     if beams is not None:
         report()

@@ -24,6 +24,9 @@ class Output:
     def __init__(self, prompt: str, record_end: str | None = None, *, as_json: bool, logprobs: bool) -> None:
         self.corpus: str | MappedText | None = None
         """The training text, if novelty is to be reported."""
+        self.known: set[str] | None = None
+        """The records of the text, if it has some: then these are compared, and not passages of them."""
+        self._records: list[str] = []
         self._prompt, self._record_end, self._json, self._logprobs = prompt, record_end, as_json, logprobs
 
     def follow(
@@ -50,8 +53,9 @@ class Output:
                 if self.corpus is not None:
                     pieces.append(piece)
             _write("\n" if self._record_end is None or draft.ended is None else self._record_end)
-            self._report_novelty("".join(pieces))
+            self._note_novelty(draft, "".join(pieces))
         self._end_line()
+        self._report_records()
 
     def follow_search(self, search: RecordSearch, stopped: Sequence[int]) -> None:
         """Go on with a search until it is done, or a signal arrives; print the records that it finds."""
@@ -105,6 +109,22 @@ class Output:
         # If the output's encoding lacks characters, JSON can escape them.
         unicode = (sys.stdout.encoding or "").lower().startswith("utf")
         _write(json.dumps(values, ensure_ascii=not unicode) + "\n")
+
+    def _note_novelty(self, draft: Draft, written: str) -> None:
+        if self.known is None:
+            self._report_novelty(written)
+        elif draft.ended is not None:
+            self._records.append(draft.prompt + written)
+
+    def _report_records(self) -> None:
+        """How many of the records are also in the text, and how many were written before."""
+        if self.known is None or not self._records:
+            return
+        count, copied = len(self._records), sum(record in self.known for record in self._records)
+        repeated = count - len(set(self._records))
+        again = f", and {repeated:,} repeat another one" if repeated else ""
+        sys.stdout.flush()
+        click.echo(f"{copied:,} of {count:,} records are in the text{again}; --new writes others", err=True)
 
     def _report_novelty(self, written: str) -> None:
         if self.corpus is None:

@@ -49,6 +49,7 @@ def inspect(ctx: click.Context, /, corpus: tuple[str, ...], recipe_name: str, se
     Batches and model are those of a recipe. `charwright train CORPUS --explain-plan` shows what is planned for CORPUS.
     """
     from charwright.cli.corpora import read_one
+    from charwright.data.lists import is_list, settled
     from charwright.data.records import Records
     from charwright.data.texts import character_counts, ids_of
     from charwright.data.vocabularies import vocabulary_to_train
@@ -62,7 +63,7 @@ def inspect(ctx: click.Context, /, corpus: tuple[str, ...], recipe_name: str, se
     recipe = recipe_of(recipe_name).with_options({**options, "seed": seed})
     reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
     corpus_read = read_one(corpus, reading)
-    text = divided(corpus_read.text, recipe.records)
+    text = divided(corpus_read.text, settled(corpus_read.text, recipe.records))
     vocabulary = vocabulary_to_train(text, recipe.vocabulary)
     ids = ids_of(text, vocabulary)
     dataset, word = dataset_of(recipe, vocabulary, text)
@@ -76,6 +77,8 @@ def inspect(ctx: click.Context, /, corpus: tuple[str, ...], recipe_name: str, se
     _show_batch(dataset, word)
     end = text.end if isinstance(text, Records) else None
     _show_untrained(vocabulary, dataset, recipe.model, seed, recipe.training.embedding_range, end)
+    if "records" not in options and is_list(corpus_read.text):
+        click.echo("(train takes this list as records, one for each line: see inspect --records line)")
     if recipe_name == "tutorial" and not options.keys() & set(field_names(ModelConfig)):
         click.echo("(the size of the tutorial's model; train plans one for the text and the time, see --explain-plan)")
 

@@ -58,6 +58,8 @@ PLANNED_OPTIONS = (
 
 RECIPE_CONFIGS = (VocabularyConfig, RecordsConfig, SplitConfig, SequenceConfig, ModelConfig, TrainingConfig)
 
+BEST_AT_THE_END = 0.8
+"""Of the steps: weights that were the best before are worth a line."""
 ENDS_EARLY = {
     "target": "the target loss is reached",
     "early_stopping": "early stopping: the validation loss no longer improves; the best weights are kept",
@@ -205,7 +207,7 @@ def train(
     elif progress.reason != "done":
         progress.say(f"stopped and saved; {_how_to_go_on(run, ensemble or 0, force=force)}")
         return 128 + int(signal.Signals[progress.reason])
-    if note := _worse_than_chance(run):
+    if note := _worse_than_chance(run) or _earlier_weights(run):
         progress.say(note)
     progress.say(f"saved {run.folder}; generate with: charwright generate {quoted(run.folder)}")
     return 0
@@ -221,6 +223,18 @@ def _worse_than_chance(run: Run) -> str | None:
     return (
         f"the model is worse than chance: {best:,.4f} nats per character, where equal probabilities have {chance:.4f}; "
         "train longer, or with a lower --learning-rate"
+    )
+
+
+def _earlier_weights(run: Run) -> str | None:
+    """A note if the weights that are kept were the best long before the end."""
+    validated = [event for event in run.history() if event.get("validation_loss") is not None]
+    best = next((event for event in reversed(validated) if event.get("best") is True), None)
+    if best is None or best["step"] > BEST_AT_THE_END * validated[-1]["step"]:
+        return None
+    return (
+        f"the weights are those of epoch {best['epoch']:,}, with the lowest validation loss, "
+        f"{best['validation_loss']:.4f}; at the end it was {validated[-1]['validation_loss']:.4f}"
     )
 
 

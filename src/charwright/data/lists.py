@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from dataclasses import replace
 
 import numpy as np
 
-from charwright.data.texts import Text
+from charwright.config import RecordsConfig
+from charwright.data.records import ENDS
+from charwright.data.texts import Text, in_memory
 
 FEWEST = 100
 LONGEST = 300
@@ -35,6 +39,31 @@ def is_list(text: Text) -> bool:
         and usual < len(lines) / 2
         and text[:READ].count("\n\n") <= len(lines) / 100
     )
+
+
+def settled(text: Text, config: RecordsConfig) -> RecordsConfig:
+    r"""How a text is divided where a TEXT ends its records.
+
+    A TEXT that always fills a line of its own ends the records with that line, and \n in a TEXT that does not occur as
+    it stands is a newline.
+    """
+    end = config.records
+    if end in ("none", *ENDS) or config.expression is not None:
+        return config
+    whole = in_memory(text)
+    if end not in whole and (meant := end.replace(r"\n", "\n").replace(r"\t", "\t")) in whole:
+        return replace(config, records=meant)
+    line = re.sub(r"([][.^$*+?{}\\|()])", r"\\\1", end)
+    expression = rf"^{line}$\n?"
+    if len(re.findall(expression, whole, re.MULTILINE)) != whole.count(end) or "\n" in end or end not in whole:
+        return config
+    return replace(config, records=f"/{expression}/")
+
+
+def divider_in_words(records: str) -> str:
+    """What ends each record: a line that always is one, as `settled` has it, or anything else."""
+    line = re.fullmatch(r"/\^(.+)\$\\n\?/", records)
+    return "lines " + re.sub(r"\\(.)", r"\1", line[1]) if line else repr(records)
 
 
 def _is_entry(line: str) -> bool:

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from itertools import pairwise
 
 import numpy as np
@@ -73,7 +74,7 @@ class Records:
         if end is None and len(found) < 2:
             raise CorpusError(
                 f"the text has only {len(found)} record{'' if len(found) == 1 else 's'} with --records "
-                f"{config.records!r}; name what ends each one, or remove --records"
+                f"{config.records!r}; {_keyword_like(config.records)}name what ends each one, or remove --records"
             )
         end = end or ENDS.get(config.records) or _usual_end(text, pattern, config.records)
         if config.expression is not None and rest.strip():
@@ -128,6 +129,12 @@ class Records:
         marks = np.array([known[label] for label in self.labels], dtype=np.int32)
         begins = np.concatenate([[0], stops[:-1]])
         return np.insert(ids, begins, marks), stops + np.arange(1, len(stops) + 1)
+
+
+def _keyword_like(given: str) -> str:
+    """The advice to name a kind of end that is spelled like a given one."""
+    close = get_close_matches(given.lower(), ENDS, 1, cutoff=0.75)
+    return f"did you mean --records {close[0]}? Otherwise " if close else ""
 
 
 def split_records(records: Records, config: SplitConfig) -> tuple[Records, Records | None]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from charwright import notebook
 from charwright.config import BUDGETS, Recipe, RecordsConfig
+from charwright.data.lists import divider_in_words
 from charwright.data.short_texts import shrink_to_fit
 from charwright.planning.batches import SMALLEST, batch_for, rate_factor, steps_needed
 from charwright.planning.profile import TextProfile
@@ -119,7 +120,8 @@ class Plan:
         if not self.text.records:
             return []
         kind = self.recipe.records.records
-        ends = {"line": "one per line", "blank": "divided by blank lines"}.get(kind, f"divided by {kind!r}")
+        other = f"divided by {divider_in_words(kind)}"
+        ends = {"line": "one per line", "blank": "divided by blank lines"}.get(kind, other)
         found = "; --records none takes them as running text" if "records" in self.reasons else ""
         return [f"plan: they are {self.text.records:,} records, {ends}, in a new order each time{found}"]
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from charwright.arguments import require_paths
 from charwright.config import CorpusConfig, RecordsConfig, SplitConfig
 from charwright.data.corpus import Corpus, Source
 from charwright.data.large_texts import AnyCorpus, MappedCorpus, open_corpus, reopen_corpus
-from charwright.data.lists import READ, is_list
+from charwright.data.lists import is_list, settled
 from charwright.data.parts import Places
 from charwright.data.records import Records
 from charwright.data.split import split_text
@@ -20,16 +19,13 @@ from charwright.data.texts import Text, in_memory
 from charwright.errors import RunError, UsageError
 from charwright.run import Run
 from charwright.run_config import RunRecords
+from charwright.workflow.notes import notes_on
 
 Specs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """Corpora as a user names them: files, folders, `-`, addresses and names; one or several."""
 
 Notify = Callable[[str], None]
 """Called with a line for the user about something unexpected."""
-
-MANY_LABELS = 20
-FEW_RECORDS = 4
-"""Of a label on average: from fewer, little can be learned about it."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +89,10 @@ def read_texts(
     records = records or RecordsConfig()
     if detect and is_list(text.text):
         records = dataclasses.replace(records, records="line")
-    if records.records == "line" and records.label is None:
-        _note_columns(text.text, notify)
+    records = settled(text.text, records)
     whole = divided(text.text, records)
-    if isinstance(whole, Records) and whole.labels is not None:
-        _note_labels(whole.count, len(set(whole.labels)), notify)
+    for note in notes_on(text.text, whole, records, detect=detect):
+        notify(note)
     if separate is not None:
         held_out = divided(separate.text, records, whole.end if isinstance(whole, Records) else None)
         if isinstance(whole, Records) and isinstance(held_out, Records) and (shared := held_out.shared_with(whole)):
@@ -108,41 +103,6 @@ def read_texts(
             notify(f"note: the validation text is {part}, so its loss says nothing about new text")
         return Texts(text, whole, whole, held_out, records, separate)
     return Texts(text, whole, *split_text(whole, split), records)
-
-
-def _note_labels(records: int, kinds: int, notify: Notify) -> None:
-    """Say so if a column of labels hardly says of which kind a record is: of numbers, each is another label."""
-    if kinds > MANY_LABELS and kinds * FEW_RECORDS > records:
-        notify(
-            f"note: the {records:,} records have {kinds:,} different labels, too many to learn from a few records each"
-        )
-
-
-def _note_columns(text: Text, notify: Notify) -> None:
-    """Say so if a list has two columns, of which one may be a label, or an identifier from which nothing is learned."""
-    lines = text[:READ].split("\n")
-    rows = [line.split("\t") for line in (lines[:-1] if len(text) > READ else lines) if line]
-    if not rows or any(len(row) != 2 for row in rows):
-        return
-    kinds = [len({row[side] for row in rows}) for side in (0, 1)]
-    for column, name, found in ((1, "first", kinds[0]), (2, "last", kinds[1])):
-        if 1 < found <= MANY_LABELS and found * FEW_RECORDS <= len(rows):
-            notify(
-                f"note: column {column} has {found} different values; with --records line --label {name} they are the "
-                "labels of the other column"
-            )
-            return
-    for column, other, found in ((1, 2, kinds[0]), (2, 1, kinds[1])):
-        if found == len(rows) and _are_identifiers(row[column - 1] for row in rows):
-            notify(
-                f"note: column {column} looks like identifiers; cut -f{other}, for example, leaves column {other} alone"
-            )
-            return
-
-
-def _are_identifiers(values: Iterable[str]) -> bool:
-    """Whether all values are one prefix and a number, such as 17 or CHEMBL17."""
-    return len({re.sub(r"\d+", "0", value) for value in values}) == 1
 
 
 def _part_of_training(text: AnyCorpus, validation: AnyCorpus) -> str:
