@@ -56,12 +56,15 @@ def holds_teachers(folder: Path) -> bool:
 def no_run_message(path: Path) -> str:
     """What is wrong with a path that is no run folder, and which runs are near it."""
     if path.is_file():
-        return f"{path} is a file, not a run folder"
+        trained = Path("runs") / path.stem
+        hint = f"; a run is in {trained}" if (trained / "config.json").is_file() else ""
+        return f"{path} is a file, not a run folder{hint}"
     if path.exists():
         return f"{path} is not a run folder: it has no config.json"
     places = [path.parent] if path.parent != Path() else [Path(), Path("runs")]
     runs = sorted(item.parent for place in places if place.is_dir() for item in place.glob("*/config.json"))
-    like = difflib.get_close_matches(path.name.lower(), [run.name.lower() for run in runs], n=2)
+    exact = [run.name.lower() for run in runs if run.name.lower() == path.name.lower()]
+    like = exact or difflib.get_close_matches(path.name.lower(), [run.name.lower() for run in runs], n=2)
     if close := [str(run) for run in runs if run.name.lower() in like]:
         return f"there is no run {str(path)!r}; did you mean {' or '.join(close)}?"
     more = f" and {len(runs) - LISTED:,} more" if len(runs) > LISTED else ""

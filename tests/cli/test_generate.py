@@ -27,7 +27,7 @@ from charwright.generation.generator import Generator
 from charwright.generation.novelty import measure_novelty
 from charwright.run import Run
 from charwright.run_config import RunConfig
-from commands import TEXT, Result, Terminal, process
+from commands import SMALL, TEXT, Result, Terminal, process
 from writers import LETTERS, weights_of
 
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals and shells")
@@ -788,3 +788,14 @@ def test_a_pipe_that_nobody_writes_to_is_announced(
     done = charwright("generate", letters, "--length", "3")
     assert done.err.splitlines()[0] == "reading the prompt from standard input; --prompt= begins without one"
     assert done.out.startswith("ab")
+
+
+def test_a_prompt_in_another_form_is_noted(charwright: Terminal, tmp_path: Path) -> None:
+    path = tmp_path / "café.txt"
+    path.write_text("un cafe\u0301 noir\n" * 200, encoding="utf-8")
+    assert charwright("train", path, "--out", tmp_path / "run", "--steps", "1", *SMALL).code == 0
+    noted = charwright("generate", tmp_path / "run", "--prompt", "caf\u00e9", "--length", "5").err
+    assert "(it knows their form NFD: train with --normalize nfc for texts that mix both)" in noted
+    noted = charwright("generate", tmp_path / "run", "--prompt", r"un\nnoir", "--length", "5").err
+    assert "(for a newline, a shell such as Bash has --prompt $'first line" in noted
+    assert "(" not in charwright("generate", tmp_path / "run", "--prompt", "Z", "--length", "5").err

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import normalize
 
 import click
 
@@ -34,6 +35,7 @@ from charwright.signals import handling
 
 if TYPE_CHECKING:
     from charwright.data.texts import Text
+    from charwright.data.vocabulary import Vocabulary
     from charwright.generation.draft import Draft, Guard
     from charwright.generation.generator import Generator
     from charwright.generation.record_search import RecordSearch
@@ -356,6 +358,17 @@ def _unescaped(options: dict[str, Any]) -> dict[str, Any]:
     return options | changed
 
 
+def _written_otherwise(prompt: str, unknown: Sequence[str], vocabulary: Vocabulary) -> str:
+    """The hint that the model knows the unknown characters in another form; empty if it does not."""
+    if r"\n" in prompt and "\\" in unknown:
+        return r" (for a newline, a shell such as Bash has --prompt $'first line\nsecond line')"
+    known = set(vocabulary.characters) if vocabulary.level == "character" else set()
+    for form in ("NFC", "NFD"):
+        if all(known.issuperset(normalize(form, character)) for character in unknown):
+            return f" (it knows their form {form}: train with --normalize nfc for texts that mix both)"
+    return ""
+
+
 def _report_oddities(prompt: str, generator: Generator, config: GenerationConfig, ctx: click.Context) -> None:
     """Report what works, but perhaps not as intended."""
     vocabulary, end = generator.vocabulary, generator.record_end
@@ -369,7 +382,7 @@ def _report_oddities(prompt: str, generator: Generator, config: GenerationConfig
         shown = " ".join(repr(character) for character in unknown[:5]) + (" ..." if len(unknown) > 5 else "")
         none_known = len(unknown) == len(set(prompt))
         which = "any of the prompt's characters" if none_known else shown
-        say(f"the model has never seen {which}; continuing anyway")
+        say(f"the model has never seen {which}{_written_otherwise(prompt, unknown, vocabulary)}; continuing anyway")
     for text in (*config.stop, *([end] if end else [])):
         if unknown := vocabulary.unknown_in(text):
             say(f"the model never generates {unknown[0]!r}: no text will end at {text!r}")
