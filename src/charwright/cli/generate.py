@@ -383,6 +383,8 @@ def _report_oddities(prompt: str, generator: Generator, config: GenerationConfig
         none_known = len(unknown) == len(set(prompt))
         which = "any of the prompt's characters" if none_known else shown
         say(f"the model has never seen {which}{_written_otherwise(prompt, unknown, vocabulary)}; continuing anyway")
+    if config.temperature == 0 and config.num > 1 and not vocabulary.labels:
+        say("at temperature 0 all texts are equal")
     for text in (*config.stop, *([end] if end else [])):
         if unknown := vocabulary.unknown_in(text):
             say(f"the model never generates {unknown[0]!r}: no text will end at {text!r}")

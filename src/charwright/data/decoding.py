@@ -115,7 +115,8 @@ def canonical_encoding(encoding: str) -> str:
     except UnicodeDecodeError:
         pass  # One byte is not a complete character in UTF-16.
     except (LookupError, ValueError) as error:
-        raise DecodingError(f"--encoding {encoding!r} is not a text encoding known to Python") from error
+        windows = "; what Windows calls ANSI is a code page such as cp1252" if encoding.lower() == "ansi" else ""
+        raise DecodingError(f"--encoding {encoding!r} is not a text encoding known to Python{windows}") from error
     return codecs.lookup(encoding).name
 
 

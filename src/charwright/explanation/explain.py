@@ -114,8 +114,8 @@ def explain(
         last = Sentence(f"{{number}} {unit}s", number=opened.model.ngram_order)
         notes.append(
             Sentence(
-                "surprise, memory and temperatures include the n-grams, which see the last {last}; neurons, gates and "
-                "embeddings are those of the network alone",
+                "Surprise, memory and temperatures include the n-grams, which see the last {last}; neurons, gates and "
+                "embeddings are those of the network alone.",
                 last=last,
             )
         )
