@@ -802,6 +802,6 @@ def test_a_prompt_in_another_form_is_noted(charwright: Terminal, tmp_path: Path)
 
 
 def test_texts_that_cannot_differ_are_noted(charwright: Terminal, letters: Path) -> None:
-    words = ["generate", letters, "--length", "5", "--temperature"]
+    words = ["generate", letters, "--prompt", "a", "--length", "5", "--temperature"]
     assert "at temperature 0 all texts are equal" in charwright(*words, "0", "--num", "2").err
     assert "equal" not in charwright(*words, "0").err + charwright(*words, "1", "--num", "2").err
