@@ -516,6 +516,11 @@ def test_a_text_that_is_part_of_a_line_divides_where_it_stands() -> None:
     assert settled(text, RecordsConfig("line")).records == "line"
 
 
+def test_expressions_are_shown_as_they_are() -> None:
+    for expression in (r"/^\d+$\n?/", r"/^(a|b)$\n?/", "/^---/"):
+        assert divider_in_words(expression) == repr(expression)
+
+
 def test_a_newline_is_written_as_in_other_options() -> None:
     assert settled("a---\nb---\n", RecordsConfig(r"---\n")).records == "---\n"
     assert settled(r"a---\nb---\n", RecordsConfig(r"---\n")).records == r"---\n", "as it stands in the text"
@@ -538,4 +543,6 @@ def test_what_divides_a_list_is_noted() -> None:
     tunes = "\n".join(f"X:{number}\nT:Tune\nCDEF|\n" for number in range(30))
     assert notes(tunes) == ["note: the blocks between blank lines begin with X:; with --records blank each is a record"]
     assert not notes("A paragraph of a novel.\n\n" * 100)
+    for line in ("```", "//", "##", '"""', "{{"):  # of source code and its documentation
+        assert not notes(f"one\n{line}\ntwo\n" * 100)
     assert not notes(("A chapter of a novel, which is long. " * 100 + "\n***\n") * 30)

@@ -22,8 +22,8 @@ KINDS = {
     "float16": "F16", "uint16": "U16", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
 }  # fmt: skip
 """The format's names of the types that are written, in the order of their arrays in a file."""
-CHECKSUM = "sha256"
-"""The entry of the metadata with the SHA-256 of all that follows the header. Other programs ignore it."""
+CHECKSUM = "charwright_sha256"
+"""The entry of the metadata with the SHA-256 of all that follows the header."""
 
 
 def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str] | None = None) -> None:
@@ -43,6 +43,17 @@ def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]], metadata: M
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % 8)
     write_file(path, chain([len(text).to_bytes(8, "little"), text], (_bytes_of(whole[name]) for name in order)))
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file; none where it cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError, ValueError):
+        return {}
 
 
 def _in_file_order(arrays: Mapping[str, npt.NDArray[Any]]) -> list[str]:
@@ -111,7 +122,10 @@ def read_with_metadata(path: Path, kinds: Set[str]) -> tuple[dict[str, npt.NDArr
                 arrays[name] = file.get_tensor(name)
             metadata: dict[str, str] = file.metadata() or {}
         if CHECKSUM in metadata and _checksum(arrays) != metadata[CHECKSUM]:
-            raise DamagedRunError(f"{path} is damaged: its content has changed since it was written")
+            raise DamagedRunError(
+                f"{path} is damaged: its content has changed since it was written (a program that edits weights leaves "
+                f"out {CHECKSUM} of the metadata)"
+            )
     except FileNotFoundError as error:
         raise DamagedRunError(f"{path} is missing") from error
     except OSError as error:

@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from charwright.arguments import require
-from charwright.arrays import Arrays, problem_of, read_arrays, read_with_metadata, write_arrays
+from charwright.arrays import Arrays, problem_of, read_arrays, read_metadata, read_with_metadata, write_arrays
 from charwright.config import CorpusConfig, ModelConfig, Recipe, RecordsConfig
 from charwright.data.large_texts import AnyCorpus
-from charwright.data.mapped_text import MappedText
 from charwright.data.parts import STDIN_PATH
 from charwright.data.texts import Text
 from charwright.data.vocabularies import vocabulary_from_json
@@ -39,7 +38,7 @@ from charwright.errors import (
 )
 from charwright.locks import is_free
 from charwright.run_config import RunConfig, RunRecords
-from charwright.run_place import check_place, new_place, no_run_message, remove_leftovers, resolved
+from charwright.run_place import check_place, keep_text, new_place, no_run_message, remove_leftovers, resolved
 from charwright.run_view import as_html, network
 from charwright.schema import flag, quoted
 from charwright.storage import (
@@ -53,7 +52,6 @@ from charwright.storage import (
     read_json,
     read_json_lines,
     sync_folder,
-    write_file,
     write_json,
     write_manifest,
 )
@@ -119,8 +117,9 @@ class Run:
         """Check that this version can continue the training of the run.
 
         Raises:
-            RunError: when it was trained with an option that no longer exists.
+            RunError: when it was trained with an option that no longer exists, or its vocabulary has changed.
         """
+        self._check_vocabulary(read_metadata(self.folder / "model.safetensors"))
         for name, value in self.config.removed.items():
             raise RunError(
                 f"{self.folder} was trained with {flag(name)} {value:g}, which no longer exists, so it cannot "
@@ -154,7 +153,7 @@ class Run:
         with new_place(path, force=force) as place:
             write_json(place / "vocabulary.json", vocabulary.to_json())
             for location, text in (texts or {}).items():
-                _keep_text(place / location, text)
+                keep_text(place / location, text)
             if weights is not None:
                 write_arrays(place / "model.safetensors", weights, {VOCABULARY: _vocabulary_sha256(place)})
             write_json(place / "config.json", config.to_json())
@@ -237,8 +236,7 @@ class Run:
         try:
             arrays, metadata = read_with_metadata(path, {"F32"})
             self.check_weights(arrays, path)
-            if metadata.get(VOCABULARY, own := _vocabulary_sha256(self.folder)) != own:
-                raise RunError(f"{self.folder / 'vocabulary.json'} has changed since the weights were saved{BACKUP}")
+            self._check_vocabulary(metadata)
         except DamagedRunError as error:
             if not self._checkpoint_folders() or isinstance(error.__cause__, PermissionError):
                 raise
@@ -247,6 +245,10 @@ class Run:
         finally:
             self._check_not_replaced()
         return arrays
+
+    def _check_vocabulary(self, metadata: Mapping[str, str]) -> None:
+        if metadata.get(VOCABULARY, own := _vocabulary_sha256(self.folder)) != own:
+            raise RunError(f"{self.folder / 'vocabulary.json'} has changed since the weights were saved{BACKUP}")
 
     def _check_not_replaced(self) -> None:
         """Check that the folder still holds the run that was opened, whose vocabulary never changes.
@@ -384,12 +386,6 @@ def _fill_checkpoint(folder: Path, step: int, arrays: Mapping[str, Arrays], posi
         write_arrays(folder / f"{name}.safetensors", group)
     write_json(folder / "position.json", dict(position))
     write_manifest(folder, step)
-
-
-def _keep_text(path: Path, text: Text) -> None:
-    path.parent.mkdir(exist_ok=True)
-    pieces = text.pieces() if isinstance(text, MappedText) else [text[:]]
-    write_file(path, (piece.encode("utf-8") for piece in pieces))
 
 
 def _is_measured(event: Mapping[str, Any]) -> bool:

@@ -20,11 +20,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from charwright.data.mapped_text import MappedText
+from charwright.data.texts import Text
 from charwright.errors import RunError, RunExistsError, RunLockedError, for_shell
 from charwright.locks import LOCK, alone_in, check_free
 from charwright.processes import is_running
 from charwright.schema import quoted
-from charwright.storage import move, remove_temporary_files, sync_folder
+from charwright.storage import move, remove_temporary_files, sync_folder, write_file
 
 OF_A_CREATION = {LOCK, "vocabulary.json", "model.safetensors", "corpus"}
 """What a creation has written before it writes config.json, which makes the folder a run."""
@@ -251,3 +253,10 @@ def _exists_message(path: Path, is_run: bool) -> str:
         return f"{path} exists and is not a run; choose another with --out"
     resume = f"charwright train --resume {quoted(path)}"
     return f"{path} already holds a run; continue it with `{resume}`, replace it with --force, or choose another --out"
+
+
+def keep_text(path: Path, text: Text) -> None:
+    """Write a text that cannot be read again into a run, as UTF-8."""
+    path.parent.mkdir(exist_ok=True)
+    pieces = text.pieces() if isinstance(text, MappedText) else [text[:]]
+    write_file(path, (piece.encode("utf-8") for piece in pieces))

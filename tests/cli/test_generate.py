@@ -796,6 +796,10 @@ def test_a_prompt_in_another_form_is_noted(charwright: Terminal, tmp_path: Path)
     assert charwright("train", path, "--out", tmp_path / "run", "--steps", "1", *SMALL).code == 0
     noted = charwright("generate", tmp_path / "run", "--prompt", "caf\u00e9", "--length", "5").err
     assert "(it knows their form NFD: train with --normalize nfc for texts that mix both)" in noted
+    path.write_text("un caf\u00e9 noir\n" * 200, encoding="utf-8")
+    assert charwright("train", path, "--out", tmp_path / "other", "--steps", "1", *SMALL).code == 0
+    decomposed = charwright("generate", tmp_path / "other", "--prompt", "cafe\u0301", "--length", "5").err
+    assert "(it knows their form NFC" in decomposed
     noted = charwright("generate", tmp_path / "run", "--prompt", r"un\nnoir", "--length", "5").err
     assert "(for a newline, a shell such as Bash has --prompt $'first line" in noted
     assert "(" not in charwright("generate", tmp_path / "run", "--prompt", "Z", "--length", "5").err

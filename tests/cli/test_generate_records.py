@@ -321,3 +321,7 @@ def test_novelty_of_records_is_of_whole_records(charwright: Terminal, names: Pat
     assert result.err.splitlines()[-1].startswith(f"{copied} of 60 records are in the text")
     assert (f"and {repeated} repeat another one" in result.err) == (repeated > 0)
     assert "copied verbatim" not in result.err
+    short = charwright("generate", names, "--num", "20", "--length", "1", "--seed", "2", "--novelty").err.splitlines()[
+        -1
+    ]
+    assert "did not end and do not count" in short

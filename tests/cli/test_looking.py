@@ -91,6 +91,12 @@ def test_info_says_what_is_wrong_with_the_weights(charwright: Terminal, copy: Pa
     result = charwright("info", copy)
     assert result.code == 0
     assert "model.safetensors is damaged: its content has changed" in result.err
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    vocabulary = copy / "vocabulary.json"
+    values = json.loads(vocabulary.read_text(encoding="utf-8"))
+    vocabulary.write_text(json.dumps(values | {"characters": values["characters"][::-1]}), encoding="utf-8")
+    assert json.loads(charwright("info", copy, "--json").out)["weights"] == "unusable"
     weights.unlink()
     assert json.loads(charwright("info", copy, "--json").out)["weights"] == "missing"
     assert "has no trained weights yet" in charwright("info", copy).err

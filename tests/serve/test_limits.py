@@ -414,6 +414,25 @@ def test_callers_take_turns_with_guards() -> None:
     assert sorted(made) == [5, *range(10, 20)]
 
 
+def test_a_thread_that_cannot_start_fails_one_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Model:
+        def guard(self, max_copy: int) -> Any:
+            return max_copy
+
+    def broken(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def ask() -> Any:
+        guards = Guards(Model())  # type: ignore[arg-type]
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", broken)
+            with pytest.raises(RuntimeError, match="can't start"):
+                await guards.get(5, "a")
+        return await asyncio.wait_for(guards.get(5, "a"), 10)
+
+    assert asyncio.run(ask()) == 5
+
+
 def test_a_guard_that_cannot_be_made_fails_for_all_that_wait_for_it_and_is_tried_again() -> None:
     tries: list[int] = []
 

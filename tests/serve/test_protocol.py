@@ -354,6 +354,18 @@ def test_a_client_that_sends_its_head_slowly_is_answered_where_there_is_room(
             assert statuses(client, 1) == [b"200"]
 
 
+def test_a_head_that_has_just_begun_does_not_give_way(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "EXCESS_S", 1.0)
+    running = serve(max_connections=1)
+    with Raw(running) as client:
+        time.sleep(1.2)
+        client.send(HEALTH[:20])
+        time.sleep(0.1)
+        assert running.complete().status == 503
+        client.send(HEALTH[20:])
+        assert statuses(client, 1) == [b"200"]
+
+
 def test_a_stream_in_http_1_0_has_no_chunks(running: Running) -> None:
     body = BODY.replace(b"}", b', "stream": true}')
     request = HEAD.replace(b"1.1", b"1.0") + b"Content-Length: %d\r\n\r\n" % len(body) + body

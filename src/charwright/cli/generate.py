@@ -90,7 +90,11 @@ SHOWN_LABELS = 20
     type=NamedPath(dir_okay=False),
     help="Continue the text saved by --state-out, exactly where it stopped.",
 )
-@click.option("--novelty", is_flag=True, help="Report how much of the text is copied verbatim from the training text.")
+@click.option(
+    "--novelty",
+    is_flag=True,
+    help="Report how much of the text is copied verbatim from the training text, or how many records are in it.",
+)
 @click.option(
     "--corpus",
     multiple=True,
@@ -166,7 +170,7 @@ def generate(
         from charwright.data.texts import plain
 
         output.corpus = plain(work.training_text())
-        output.known = None if end is None else set(work.generator.known_records())
+        output.known = None if end is None or as_json else set(work.generator.known_records())
     report = partial(_report_oddities, text, work.generator, config, ctx)
     if beams is not None:
         report()
@@ -364,7 +368,7 @@ def _written_otherwise(prompt: str, unknown: Sequence[str], vocabulary: Vocabula
         return r" (for a newline, a shell such as Bash has --prompt $'first line\nsecond line')"
     known = set(vocabulary.characters) if vocabulary.level == "character" else set()
     for form in ("NFC", "NFD"):
-        if all(known.issuperset(normalize(form, character)) for character in unknown):
+        if known.issuperset(normalize(form, prompt)):
             return f" (it knows their form {form}: train with --normalize nfc for texts that mix both)"
     return ""
 
@@ -383,7 +387,7 @@ def _report_oddities(prompt: str, generator: Generator, config: GenerationConfig
         none_known = len(unknown) == len(set(prompt))
         which = "any of the prompt's characters" if none_known else shown
         say(f"the model has never seen {which}{_written_otherwise(prompt, unknown, vocabulary)}; continuing anyway")
-    if config.temperature == 0 and config.num > 1 and not vocabulary.labels:
+    if config.temperature == 0 and config.num > 1 and end is None:
         say("at temperature 0 all texts are equal")
     for text in (*config.stop, *([end] if end else [])):
         if unknown := vocabulary.unknown_in(text):

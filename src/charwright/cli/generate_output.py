@@ -27,6 +27,7 @@ class Output:
         self.known: set[str] | None = None
         """The records of the text, if it has some: then these are compared, and not passages of them."""
         self._records: list[str] = []
+        self._unended = 0
         self._prompt, self._record_end, self._json, self._logprobs = prompt, record_end, as_json, logprobs
 
     def follow(
@@ -113,16 +114,20 @@ class Output:
     def _note_novelty(self, draft: Draft, written: str) -> None:
         if self.known is None:
             self._report_novelty(written)
-        elif draft.ended is not None:
+        elif draft.ended == "record":
             self._records.append(draft.prompt + written)
+        else:
+            self._unended += 1
 
     def _report_records(self) -> None:
         """How many of the records are also in the text, and how many were written before."""
-        if self.known is None or not self._records:
+        if self.known is None:
             return
         count, copied = len(self._records), sum(record in self.known for record in self._records)
         repeated = count - len(set(self._records))
         again = f", and {repeated:,} repeat another one" if repeated else ""
+        if self._unended:
+            again += f"; {self._unended:,} did not end and do not count"
         sys.stdout.flush()
         click.echo(f"{copied:,} of {count:,} records are in the text{again}; --new writes others", err=True)
 

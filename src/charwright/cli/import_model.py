@@ -119,6 +119,7 @@ class _Division:
     @classmethod
     def of(cls, model: ForeignModel, options: Mapping[str, Any], text: AnyCorpus | None) -> _Division | None:
         """What the options say, and otherwise the model; None for running text."""
+        from charwright.data.lists import settled
         from charwright.data.records import ENDS, Records
         from charwright.data.texts import in_memory
 
@@ -127,6 +128,8 @@ class _Division:
             config = RecordsConfig(**{**config.to_json(), **options})
         if config.records == "none":
             return None
+        if text is not None:
+            config = settled(text.text, config)
         records = Records.parse(in_memory(text.text), config) if text else None
         if "records" in options:
             if records is None and config.expression is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from charwright.cli.options import NamedPath, say
-from charwright.errors import RunError, UsageError
+from charwright.errors import DamagedRunError, RunError, UsageError
 
 if TYPE_CHECKING:
     from charwright.planning.survey import Surveyed
@@ -142,11 +142,13 @@ def _layers(run: Run) -> list[dict[str, Any]]:
 
 
 def _state_of_weights(run: Run) -> tuple[str, str]:
-    """Whether the weights are intact, missing or damaged, and what is wrong."""
+    """Whether the weights are intact, missing, damaged or unusable, and what is wrong."""
     try:
         run.weights()
-    except RunError as error:
-        return ("damaged" if run.has_weights else "missing"), error.for_shell
+    except DamagedRunError as error:
+        return "damaged", error.for_shell
+    except RunError as error:  # Among others, weights of another vocabulary.
+        return ("unusable" if run.has_weights else "missing"), error.for_shell
     return "intact", ""
 
 

@@ -214,7 +214,7 @@ def _named(run: str) -> tuple[str | None, Path]:
     name, equals, folder = run.partition("=")
     if not equals or _exists(run):
         return None, Path(run)
-    if not re.fullmatch(r"[^/\\]*[^/\\\s][^/\\]*", name) or not folder:
+    if not re.fullmatch(r"[^/\\]*[^/\\\s][^/\\]*", name) or not name.isprintable() or not folder:
         raise UsageError(f"NAME=RUN needs a name without slashes, and a folder, not {run!r}")
     return name, Path(folder)
 

@@ -53,8 +53,7 @@ def settled(text: Text, config: RecordsConfig) -> RecordsConfig:
     whole = in_memory(text)
     if end not in whole and (meant := end.replace(r"\n", "\n").replace(r"\t", "\t")) in whole:
         return replace(config, records=meant)
-    line = re.sub(r"([][.^$*+?{}\\|()])", r"\\\1", end)
-    expression = rf"^{line}$\n?"
+    expression = _whole_line(end)
     if len(re.findall(expression, whole, re.MULTILINE)) != whole.count(end) or "\n" in end or end not in whole:
         return config
     return replace(config, records=f"/{expression}/")
@@ -62,8 +61,13 @@ def settled(text: Text, config: RecordsConfig) -> RecordsConfig:
 
 def divider_in_words(records: str) -> str:
     """What ends each record: a line that always is one, as `settled` has it, or anything else."""
-    line = re.fullmatch(r"/\^(.+)\$\\n\?/", records)
-    return "lines " + re.sub(r"\\(.)", r"\1", line[1]) if line else repr(records)
+    match = re.fullmatch(r"/\^(.+)\$\\n\?/", records)
+    line = re.sub(r"\\(.)", r"\1", match[1]) if match else ""
+    return f"lines {line}" if records == f"/{_whole_line(line)}/" else repr(records)
+
+
+def _whole_line(text: str) -> str:
+    return "^" + re.sub(r"([][.^$*+?{}\\|()])", r"\\\1", text) + r"$\n?"
 
 
 def _is_entry(line: str) -> bool:

@@ -48,8 +48,8 @@ class Guards:
         if max_copy not in self._coming:
             self._coming[max_copy] = asyncio.get_running_loop().create_future()
         self._wanted.setdefault(caller, []).append(max_copy)
-        self._make_next()
         try:
+            self._make_next()
             yield
         finally:
             self._wanted[caller].remove(max_copy)
@@ -67,9 +67,10 @@ class Guards:
         for caller, values in self._wanted.items():
             value = next((value for value in values if value in self._coming), None)
             if value is not None:
-                self._making, self._turn = value, caller
+                self._turn = caller
                 # It reads and indexes a whole text. Unlike the loop's own threads, a daemon does not delay the end.
                 threading.Thread(target=self._make, args=(asyncio.get_running_loop(), value), daemon=True).start()
+                self._making = value
                 return
 
     def _make(self, loop: asyncio.AbstractEventLoop, max_copy: int) -> None:

@@ -89,7 +89,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Begin with the head of a request."""
-        self._begun = True
+        self._begun, self._slow = True, False
+        self._wait_for_slow()
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -208,12 +209,17 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._reading is None and not self.transport.is_closing():
             wait_s = min(self.idle_s, EXCESS_S) if self._excess else self.idle_s
             self._reading = self.loop.call_later(wait_s, self._give_up)
-            self._hesitating = self.loop.call_later(min(self.idle_s, EXCESS_S), self._note_slow)
+            self._wait_for_slow()
 
     def _give_up(self) -> None:
         self._reading = None
         if self._idle:
             self.transport.abort()
+
+    def _wait_for_slow(self) -> None:
+        if self._hesitating is not None:
+            self._hesitating.cancel()
+        self._hesitating = self.loop.call_later(min(self.idle_s, EXCESS_S), self._note_slow)
 
     def _note_slow(self) -> None:
         self._slow = True

@@ -101,8 +101,8 @@ def fit(  # noqa: PLR0915  (one loop, in one place)
 
     Raises:
         UsageError: when an argument is something else, the configuration has no budget, a batch has fewer rows than
-            there are ranks, `train_step` does not return the loss, `validate` no Evaluation, or the optimizer does not
-            train the model.
+            there are ranks, `train_step` does not return the loss, `validate` no Evaluation, or the optimizer trains
+            no part of the model.
         RankError: when another rank ends, or no longer answers.
         DivergedError: when training diverges at every learning rate.
     """

@@ -17,7 +17,7 @@ FEW_RECORDS = 4
 FEWEST_PARTS = 20
 LONGEST_PART = 2000
 """So many parts of a text may be records, of so many characters on average: the chapters of a novel are longer."""
-DIVIDER = re.compile(r"^([^\w\s])\1{1,9}$", re.MULTILINE)
+DIVIDER = re.compile(r"^([-=*%~+@$&])\1{1,9}$", re.MULTILINE)
 """A line of one repeated sign, such as --- or %%."""
 
 
