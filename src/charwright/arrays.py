@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from charwright.errors import DamagedRunError
-from charwright.storage import unreadable, write_file
+from charwright.storage import reading, write_file
 
 Arrays = dict[str, npt.NDArray[np.float32]]
 
@@ -112,7 +112,7 @@ def read_with_metadata(path: Path, kinds: Set[str]) -> tuple[dict[str, npt.NDArr
     from safetensors import SafetensorError, safe_open
 
     arrays: dict[str, npt.NDArray[Any]] = {}
-    try:
+    with reading(path, SafetensorError, ValueError):
         path.open("rb").close()  # The library calls what it may not read missing.
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118  (not a dictionary)
@@ -121,15 +121,9 @@ def read_with_metadata(path: Path, kinds: Set[str]) -> tuple[dict[str, npt.NDArr
                     raise DamagedRunError(f"{path}: {name!r} is {kind}, not {' or '.join(sorted(kinds))}")
                 arrays[name] = file.get_tensor(name)
             metadata: dict[str, str] = file.metadata() or {}
-        if CHECKSUM in metadata and _checksum(arrays) != metadata[CHECKSUM]:
-            raise DamagedRunError(
-                f"{path} is damaged: its content has changed since it was written (a program that edits weights leaves "
-                f"out {CHECKSUM} of the metadata)"
-            )
-    except FileNotFoundError as error:
-        raise DamagedRunError(f"{path} is missing") from error
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except (SafetensorError, ValueError) as error:
-        raise DamagedRunError(f"{path} is damaged: {error}") from error
+    if CHECKSUM in metadata and _checksum(arrays) != metadata[CHECKSUM]:
+        raise DamagedRunError(
+            f"{path} is damaged: its content has changed since it was written (a program that edits weights leaves "
+            f"out {CHECKSUM} of the metadata)"
+        )
     return arrays, metadata

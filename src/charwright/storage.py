@@ -166,13 +166,24 @@ def read_json(path: Path, advice: str = "") -> Any:
     Raises:
         DamagedRunError: when it is missing or not JSON, with advice after the message.
     """
-    try:
+    with reading(path, ValueError, RecursionError, advice=advice):
         return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def reading(path: Path, *damages: type[Exception], advice: str = "") -> Iterator[None]:
+    """In the block, a file is read; `damages` are the errors of content that is none of its format.
+
+    Raises:
+        DamagedRunError: when the file is missing, cannot be read or is damaged, with advice after the message.
+    """
+    try:
+        yield
     except FileNotFoundError as error:
         raise DamagedRunError(f"{path} is missing{advice}") from error
     except OSError as error:
         raise unreadable(path, error) from error
-    except (ValueError, RecursionError) as error:
+    except damages as error:
         raise DamagedRunError(f"{path} is damaged: {error}{advice}") from error
 
 
@@ -303,8 +314,12 @@ def check_manifest(folder: Path) -> list[str]:
 
 
 def _size_and_hash(path: Path) -> dict[str, Any]:
-    sha256 = file_sha256(path)
-    return {"bytes": path.stat().st_size, "sha256": sha256}
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            return {"bytes": file.tell(), "sha256": sha256}
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def file_sha256(path: Path) -> str:
@@ -313,8 +328,4 @@ def file_sha256(path: Path) -> str:
     Raises:
         DamagedRunError: when it cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise unreadable(path, error) from error
+    return str(_size_and_hash(path)["sha256"])

@@ -51,7 +51,7 @@ static inline int cw_group_rows(const cw_layer *layer, int tiles) {
 typedef struct {
     const cw_layer *layer;
     int groups, rows;        /* of rows of the batch; the rows of a group */
-    cw_padded_barrier *group_barriers;    /* of the threads of each group */
+    cw_padded_barrier *group_barriers; /* of the threads of each group */
     cw_sums sums[CW_GROUPS]; /* of each group, in a backward pass */
     float *table;            /* (H / 16, tokens, G, 16): the table in a forward pass, if it is small; or NULL */
     float *h, *c;            /* (groups, H / 16, rows, 16): the state or its gradient */
@@ -151,7 +151,7 @@ typedef struct {
     const cw_linear *layer;
     void *packed;         /* the weight */
     const void *gradient; /* (rows, outputs) storage: of the sums; d_y itself, if that is the same */
-    char *operands;          /* for an operand of each thread */
+    char *operands;       /* for an operand of each thread */
     size_t operand_bytes;
     void *outer_scratch;  /* of the weight's gradient, as in cw_outer_job */
     int outer_depth;
