@@ -22,6 +22,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from python_names import reference
+
 if TYPE_CHECKING:
     import click
 
@@ -35,7 +37,7 @@ PICTURE = "docs/images/explained.png"
 PICTURE_BYTES = 200_000
 SAMPLE_LENGTH = 400
 NOVELTY_LENGTH = 10_000
-RECIPES = "docs/explanation/recipes.md"
+TRIALS = "docs/explanation/trials.md"
 WIDTH = 100
 SUFFIXES = (".py", ".c", ".h")
 PACKAGES: tuple[str, ...] = (
@@ -98,8 +100,8 @@ def generated_pages() -> Page:
     return {
         "docs/reference/cli.md": cli_page(),
         "docs/reference/python.md": python_page(),
-        RECIPES: with_blocks(
-            read(RECIPES),
+        TRIALS: with_blocks(
+            read(TRIALS),
             {"untried": untried(), "trials": trials("ledger"), "early": trials("early_trials")},
         ),
         ARCHITECTURE: with_blocks(read(ARCHITECTURE), {"tree": fenced(tree()), "learner": learners_path()}),
@@ -212,151 +214,21 @@ def _context(command: click.Command, name: str) -> click.Context:
 
 
 def python_page() -> str:
-    """Every public name, by module, with its signature and the first paragraph of its docstring."""
-    import charwright
-
+    """Every public name, by subject, with its signature and its documentation."""
     parts = [
         "# The Python names",
         NOTICE,
-        "All of these names are attributes of `charwright` itself: `charwright.Vocabulary` and so on. A name is\n"
-        "loaded on first use, so `import charwright` is fast. What users get wrong raises a `CharwrightError`,\n"
-        "whose subclasses, [below](#errors), are in `charwright.errors`; a tensor of a wrong type or shape raises a\n"
-        "`ValueError`.",
+        "These names are attributes of `charwright` itself: `charwright.Vocabulary` and so on. A name is loaded on\n"
+        "first use, so `import charwright` is fast. What users get wrong raises a `CharwrightError`, whose\n"
+        "subclasses, [below](#errors), are in `charwright.errors`; a tensor of a wrong type or shape raises a\n"
+        "`ValueError`. In shapes, T is steps, B rows of a batch, V tokens of the vocabulary, L layers, S states of a\n"
+        "layer and H hidden units.",
+        *reference(),
+        "## Errors",
+        fenced(_error_tree()),
+        "`CharwrightError.for_shell` is the message with options as the command line has them: `--val-fraction`.",
     ]
-    homes: dict[str, list[str]] = {}
-    for name, module in charwright._HOMES.items():
-        homes.setdefault(module, []).append(name)
-    for module, names in homes.items():
-        path = PACKAGE / (module.replace(".", "/") + ".py")
-        parsed = ast.parse(path.read_text(encoding="utf-8"))
-        parts += [f"## From `charwright.{module}`", first_words(ast.get_docstring(parsed))]
-        found = {definition: node for node in parsed.body for definition in _defined(node)}
-        for name in names:
-            parts += list(_described(name, found[name]))
-    parts += ["## Errors", fenced(_error_tree())]
     return "\n\n".join(parts) + "\n"
-
-
-def first_words(docstring: str | None) -> str:
-    """The first paragraph of a docstring, on one line."""
-    return " ".join((docstring or "").split("\n\n")[0].split())
-
-
-def _defined(node: ast.stmt) -> list[str]:
-    match node:
-        case ast.FunctionDef() | ast.ClassDef():
-            return [node.name]
-        case ast.Assign():
-            return [target.id for target in node.targets if isinstance(target, ast.Name)]
-        case ast.AnnAssign(target=ast.Name(id=name)):
-            return [name]
-        case _:
-            return []
-
-
-def _described(name: str, node: ast.stmt) -> Iterator[str]:
-    import charwright
-
-    yield f"### `{name}`"
-    if isinstance(node, ast.FunctionDef):
-        yield fenced(_signature(node.name, node.args, node.returns), "text")
-        yield first_words(ast.get_docstring(node))
-    elif isinstance(node, ast.ClassDef):
-        methods = [item for item in node.body if isinstance(item, ast.FunctionDef)]
-        init = next((item for item in methods if item.name == "__init__"), None)
-        if init is not None:
-            yield fenced(_signature(node.name, init.args, None, skip_first=True), "text")
-        yield first_words(ast.get_docstring(node))
-        value = getattr(charwright, name)
-        if dataclasses.is_dataclass(value):
-            yield _field_table(value)
-        if listed := "\n".join(_method_lines(methods)):
-            yield listed
-    else:
-        value = getattr(charwright, name)
-        yield f"Holds {', '.join(f'`{key}`' for key in value)}." if isinstance(value, dict) else f"`{value!r}`"
-
-
-def _signature(name: str, arguments: ast.arguments, returns: ast.expr | None, *, skip_first: bool = False) -> str:
-    parts = list(_parameters(arguments, skip_first=skip_first))
-    result = f" -> {ast.unparse(returns)}" if returns is not None else ""
-    line = f"{name}({', '.join(parts)}){result}"
-    if len(line) <= WIDTH:
-        return line
-    return f"{name}(\n" + "".join(f"    {part},\n" for part in parts) + f"){result}"
-
-
-def _parameters(arguments: ast.arguments, *, skip_first: bool) -> Iterator[str]:
-    """Each parameter with its type and default."""
-    plain = arguments.args
-    defaults: list[ast.expr | None] = [None] * (len(plain) - len(arguments.defaults)) + list(arguments.defaults)
-    yield from [_parameter(*pair) for pair in zip(plain, defaults, strict=True)][skip_first:]
-    if arguments.kwonlyargs:
-        yield "*"
-    yield from (_parameter(*pair) for pair in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True))
-    if arguments.kwarg:
-        yield f"**{_parameter(arguments.kwarg, None)}"
-
-
-def _parameter(argument: ast.arg, default: ast.expr | None) -> str:
-    typed = f"{argument.arg}: {ast.unparse(argument.annotation)}" if argument.annotation else argument.arg
-    return typed if default is None else f"{typed} = {ast.unparse(default)}"
-
-
-def _method_lines(methods: list[ast.FunctionDef]) -> Iterator[str]:
-    for method in methods:
-        words = first_words(ast.get_docstring(method))
-        if method.name.startswith("_") or not words:
-            continue
-        decorators = {ast.unparse(decorator) for decorator in method.decorator_list}
-        skip = "staticmethod" not in decorators
-        call = method.name if decorators & {"property", "cached_property"} else _signature_line(method, skip_first=skip)
-        yield f"- `{call}`: {words}"
-
-
-def _signature_line(method: ast.FunctionDef, *, skip_first: bool) -> str:
-    arguments = method.args
-    names = [argument.arg for argument in arguments.args[skip_first:]]
-    names += ["*"] if arguments.kwonlyargs else []
-    names += [argument.arg for argument in arguments.kwonlyargs]
-    names += [f"**{arguments.kwarg.arg}"] if arguments.kwarg else []
-    return f"{method.name}({', '.join(names)})"
-
-
-def _field_table(value: Any) -> str:
-    rows = ["| Field | Type | Default | Meaning |", "|---|---|---|---|"]
-    for item in dataclasses.fields(value):
-        meaning = item.metadata.get("help", "")
-        default = "" if item.default is dataclasses.MISSING else f"`{item.default!r}`"
-        kind = str(item.type).replace("|", "\\|")
-        rows.append(f"| `{item.name}` | `{kind}` | {default} | {meaning}{_bounds(item.metadata)} |")
-    described = any(item.metadata.get("help") for item in dataclasses.fields(value))
-    if described:
-        return "\n".join(rows)
-    public = [item.name for item in dataclasses.fields(value) if not item.name.startswith("_")]
-    return "Fields: " + ", ".join(f"`{name}`" for name in public) + "."
-
-
-def _bounds(metadata: Mapping[str, Any]) -> str:
-    """The bounds in words; the limits of 64-bit integers are left out."""
-    bounds = {key: metadata.get(key) for key in _BOUND_WORDS}
-    words = [
-        f"{_BOUND_WORDS[key]} {_number(bound)}" for key, bound in bounds.items() if bound is not None and bound < 2**62
-    ]
-    if metadata.get("choices"):
-        words.append(", ".join(metadata["choices"]))
-    return f" ({'; '.join(words)})" if words else ""
-
-
-def _number(bound: float) -> str:
-    """A bound as it is, the largest by their powers of two."""
-    for bits in (31, 32, 53):
-        if bound in (2**bits, 2**bits - 1):
-            return f"2^{bits}" + (" - 1" if bound < 2**bits else "")
-    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
-
-
-_BOUND_WORDS = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}
 
 
 def _error_tree() -> str:

@@ -34,13 +34,17 @@ MOST_NAME = 200
 def evaluate(
     model: LanguageModel, vocabulary: Vocabulary, text: str | Records, protocol: str = "carried"
 ) -> Evaluation:
-    """The loss of `model` on `text`, in the precision of its products; protocols as for `evaluate_with`.
+    """The loss of `model` on `text`, in the precision of its products.
 
-    Records are evaluated by their own protocol, as in `evaluate_records`.
+    Protocols: `carried` is one pass with the state carried, in at most 64 contiguous streams of 1,000 ids or more;
+    `windows-N` takes the complete windows of N ids, each from a zero state. Records are evaluated one by one: each
+    costs its characters and its end, but not its label.
+
+    A character outside the vocabulary costs -ln p([UNK]) + ln(1,114,112 - V), the cost of identifying it.
 
     Raises:
         VocabularyError: when the vocabulary is not that of the model.
-        CorpusError: when the model has labels and the text has none, or as for `evaluate_with`.
+        CorpusError: when the text is too short for the protocol, or the model has labels and the text has none.
         UsageError: when there is no such protocol, or the text is something else.
     """
     if not hasattr(model, "named_weights"):
@@ -83,12 +87,7 @@ def check_fit(model: LanguageModel, vocabulary: Vocabulary) -> None:
 
 
 def evaluate_with(target_nats: TargetNats, vocabulary: Vocabulary, text: str, protocol: str = "carried") -> Evaluation:
-    """The loss on `text` of a model or an engine (`Engine.target_nats`).
-
-    Protocols: `carried` is one pass with the state carried, in at most 64 contiguous streams of 1,000 ids or more;
-    `windows-N` takes the complete windows of N ids, each from a zero state.
-
-    A character outside the vocabulary costs -ln p([UNK]) + ln(1,114,112 - V), the cost of identifying it.
+    """The loss on `text` of a model or an engine (`Engine.target_nats`), by a protocol of `evaluate`.
 
     Raises:
         UsageError: when there is no such protocol.

@@ -1,6 +1,6 @@
 """A plan: the recipe for one text, one machine and one budget, and the reasons behind it.
 
-The rule is fitted to trials: `experiments/` has them, docs/explanation/recipes.md explains them.
+The rule is fitted to trials: `experiments/` has them, docs/explanation/trials.md explains them.
 """
 
 from __future__ import annotations
