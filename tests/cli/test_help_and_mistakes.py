@@ -145,7 +145,7 @@ def test_a_seed_out_of_range_is_refused(charwright: Terminal, trained: Path, cor
         (["train", "--force", "--resume", "RUN"], "--force"),
         (["train", "--resume", "RUN", "--units", "3"], "--units belongs to the run"),
         (["train", "--resume", "RUN", "--recipe", "tutorial"], "--recipe belongs to the run"),
-        (["evaluate", "RUN"], "CORPUS"),
+        (["evaluate", "RUN", "--encoding", "latin-1"], "--encoding applies to a CORPUS; name one after the run"),
         (["evaluate", "RUN", "TEXT", "--protocol", "windows-0"], "--protocol"),
         (["evaluate", "RUN", "TEXT", "--protocol", "record"], "or records for a text in records, not 'record'"),
         (["train", "TEXT", "--minutes", "inf"], "--minutes must be a finite number, not inf"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -61,7 +61,7 @@ def machine_options(command: Command) -> Command:
 
 @click.command(cls=SectionedCommand, short_help="Evaluate a run on a text.")
 @click.argument("run", type=NamedPath())
-@click.argument("corpus", nargs=-1, required=True)
+@click.argument("corpus", nargs=-1)
 @click.option(
     "--protocol",
     help="carried, windows-N (windows of N tokens, each from a zero state), or records, each from a zero state.  "
@@ -108,12 +108,13 @@ def evaluate(
     dynamic_decay: float,
     **_: Any,
 ) -> None:
-    """Evaluate RUN on CORPUS, in nats and bits per character: lower is better."""
-    from charwright.cli.corpora import read_one
+    """Evaluate RUN on CORPUS, in nats and bits per character: lower is better.
+
+    Without a CORPUS, RUN is evaluated on the validation text of its own.
+    """
     from charwright.evaluation.evaluate import parse_protocol
     from charwright.model.compute import Wanted
     from charwright.run import Run
-    from charwright.workflow.texts import divided
 
     opened = Run.open(run)
     records = _records_of(opened, protocol)
@@ -123,18 +124,15 @@ def evaluate(
     _check_dynamic(ctx, dynamic, protocol if records is None else RECORDS, precision)
     wanted = Wanted(device, precision=precision, threads=threads)
     evaluate_text = evaluator_of(opened, wanted)
-    reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
-    read = read_one(corpus, reading)
-    text: Text = read.text
-    if records is not None:
-        text = divided(text, records, opened.config.records.end if opened.config.records else None)
+    reading = given(ctx, field_names(CorpusConfig))
+    text, sha256 = _given_text(opened, corpus, reading, records) if corpus else _own_text(opened, reading, records)
 
     static = evaluate_text(text, protocol)
     adapted = _evaluated_dynamically(opened, wanted, text, dynamic_rate, dynamic_decay) if dynamic else None
-    if read.sha256 == opened.config.sha256:
+    if sha256 == opened.config.sha256:
         say(TRAINED_ON_IT.format(run))
     if as_json:
-        values = static.to_json() | {"trained_on_text": read.sha256 == opened.config.sha256}
+        values = static.to_json() | {"trained_on_text": sha256 == opened.config.sha256, "validation_text": not corpus}
         if adapted is not None:
             values["dynamic"] = adapted[0].to_json() | {
                 "rate": dynamic_rate,
@@ -144,6 +142,46 @@ def evaluate(
         click.echo(json.dumps(values))
         return
     _show(static, adapted)
+
+
+def _given_text(
+    run: Run, corpus: Sequence[str], reading: Mapping[str, Any], records: RecordsConfig | None
+) -> tuple[Text, str]:
+    """A corpus, divided into records if it is to be, and its SHA-256."""
+    from charwright.cli.corpora import read_one
+    from charwright.workflow.texts import divided
+
+    read = read_one(corpus, CorpusConfig(**reading))
+    if records is None:
+        return read.text, read.sha256
+    return divided(read.text, records, run.config.records.end if run.config.records else None), read.sha256
+
+
+def _own_text(run: Run, reading: Mapping[str, Any], records: RecordsConfig | None) -> tuple[Text, None]:
+    """The validation text of a run; it has no SHA-256, as the run was not trained on it.
+
+    Raises:
+        UsageError: when the run has none, or reading options are given.
+        CorpusError: when the text of the run is gone or has changed.
+    """
+    from charwright.cli.corpora import texts_again
+    from charwright.data.records import Records
+    from charwright.workflow.texts import divided
+
+    if reading:
+        raise UsageError(f"{flag(next(iter(reading)))} applies to a CORPUS; name one after the run")
+    if not run.config.sha256:
+        raise UsageError(f"{run.folder} has no text of its own; name a CORPUS after it")
+    try:
+        _, text = texts_again(run, ())
+    except CorpusError as error:
+        raise CorpusError(f"{error.for_shell.partition(';')[0]}; name a CORPUS after the run") from None
+    if not text:
+        raise UsageError(f"{run.folder} has no validation text; name a CORPUS after it")
+    say(f"on the validation text of {run.folder}")
+    if records is None:
+        return text.text if isinstance(text, Records) else text, None
+    return text if isinstance(text, Records) else divided(text, records), None
 
 
 def _records_of(run: Run, protocol: str | None) -> RecordsConfig | None:
