@@ -24,7 +24,8 @@ import numpy.typing as npt
 import torch
 
 import charwright as cw
-from charwright.evaluation.evaluate import evaluate_with, target_nats
+from charwright.evaluation.in_memory import evaluate_string
+from charwright.evaluation.readers import ModelReader
 from charwright.training.batch import make_batch
 from charwright.training.distillation import Lessons, mean_predictions, taking_turns
 from charwright.training.optimizer import clipped_gradients, set_learning_rate
@@ -88,11 +89,13 @@ def ensemble_loss(teachers: Sequence[Trial]) -> float:
     """The loss of the mean prediction."""
 
     def nats(inputs: Array, targets: Array) -> Array:
-        each = [np.exp(-target_nats(teacher.model, inputs, targets).astype(np.float64)) for teacher in teachers]
+        each = [
+            np.exp(-ModelReader(teacher.model).target_nats(inputs, targets).astype(np.float64)) for teacher in teachers
+        ]
         return -np.log(np.mean(each, axis=0))
 
     first = teachers[0]
-    return round(evaluate_with(nats, first.vocabulary, first.held_out).nats_per_char, 4)
+    return round(evaluate_string(nats, first.vocabulary, first.held_out).nats_per_char, 4)
 
 
 def lessons_of(teachers: Sequence[Trial], written: int) -> Lessons:

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 import charwright as cw
-from charwright.evaluation.evaluate import evaluate_with, target_nats
+from charwright.evaluation.in_memory import evaluate_string
+from charwright.evaluation.readers import ModelReader
 from charwright.model.cells import State
 from charwright.training.batch import Batch, TrainStep
 from sweep import Trained, run_trial, value_of
@@ -68,11 +69,11 @@ def ensemble_loss(trained: Sequence[Trained]) -> float:
     """The carried loss of the mean prediction of several models."""
 
     def nats(inputs: Array, targets: Array) -> Array:
-        each = [np.exp(-target_nats(one.model, inputs, targets).astype(np.float64)) for one in trained]
+        each = [np.exp(-ModelReader(one.model).target_nats(inputs, targets).astype(np.float64)) for one in trained]
         return -np.log(np.mean(each, axis=0))
 
     first = trained[0]
-    return evaluate_with(nats, first.vocabulary, first.held_out).nats_per_char
+    return evaluate_string(nats, first.vocabulary, first.held_out).nats_per_char
 
 
 def noisy(rate: float) -> TrainStep:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from charwright.evaluation import dynamic
-from charwright.evaluation.evaluate import continued_nats
+from charwright.evaluation.readers import ModelReader
 from charwright.model.compute import keep_memory
 from untried import Data, Training, characters_of, planned
 from untried_features import Feature, Net
@@ -34,7 +34,7 @@ FOLLOWING = 1000
 def mean_nats(model: Net, prompt: dynamic.Ids, following: dynamic.Ids) -> float:
     """The loss of what follows a prompt, in nats per character."""
     ids = np.concatenate([prompt, following]).astype(np.int64)[:, None]
-    nats, _ = continued_nats(model, ids[:-1], ids[1:], None)
+    nats, _ = ModelReader(model).continued_nats(ids[:-1], ids[1:], None)
     return float(nats[len(prompt) - 1 :].mean())
 
 

@@ -15,8 +15,8 @@ from charwright.data.carried import MOST_STREAMS, SHORTEST_STREAM
 from charwright.data.labels import LabelledVocabulary
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import CorpusError, UsageError, VocabularyError
-from charwright.evaluation.evaluate import parse_protocol
 from charwright.evaluation.evaluation import standard_error_of_difference
+from charwright.evaluation.protocols import parse_protocol
 from ramps import fill_with_ramps
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -22,12 +22,14 @@ from charwright.data.texts import Text
 from charwright.data.vocabularies import make_vocabulary
 from charwright.errors import CorpusError, UsageError
 from charwright.evaluation.dynamic import evaluate_dynamically
-from charwright.evaluation.evaluate import evaluate, evaluate_with
+from charwright.evaluation.evaluate import evaluate, evaluate_text
 from charwright.evaluation.evaluation import Evaluation
-from charwright.evaluation.mapped import evaluate_mapped, evaluate_text
+from charwright.evaluation.in_memory import evaluate_string
+from charwright.evaluation.mapped import evaluate_mapped
+from charwright.evaluation.readers import ModelReader
 from charwright.generation.engine import Engine
 from charwright.training.ranks import Ranks
-from charwright.training.sharing import evaluate_together
+from charwright.training.sharing import reader_of
 from commands import TEXT, Terminal
 from ramps import fill_with_ramps
 
@@ -70,15 +72,15 @@ def test_on_disk_as_in_memory(tmp_path: Path, level: str, protocol: str, length:
         expected = evaluate(model, vocabulary, text, protocol)
     except CorpusError as error:
         with pytest.raises(CorpusError, match=str(error)):
-            evaluate_text(model, vocabulary, there, protocol)
+            evaluate_text(ModelReader(model), vocabulary, there, protocol)
         return
-    same(evaluate_text(model, vocabulary, there, protocol), expected)
-    assert evaluate_text(model, vocabulary, text, protocol) == expected
+    same(evaluate_text(ModelReader(model), vocabulary, there, protocol), expected)
+    assert evaluate_text(ModelReader(model), vocabulary, text, protocol) == expected
     if level == "character" and length > 400:
         assert expected.unknown_chars > 0
         part = there.part([(100, 300), (310, length)])
         same(
-            evaluate_text(model, vocabulary, part, protocol),
+            evaluate_text(ModelReader(model), vocabulary, part, protocol),
             evaluate(model, vocabulary, text[100:300] + text[310:], protocol),
         )
 
@@ -91,7 +93,7 @@ def test_an_engine_evaluates_a_text_on_disk(tmp_path: Path, precision: str) -> N
     for protocol in ("carried", "windows-50"):
         same(
             evaluate_mapped(engine.continued_nats, vocabulary, mapped(TEXT * 2, tmp_path), protocol),
-            evaluate_with(engine.target_nats, vocabulary, TEXT * 2, protocol),
+            evaluate_string(engine.target_nats, vocabulary, TEXT * 2, protocol),
         )
 
 
@@ -99,7 +101,7 @@ def test_a_protocol_that_does_not_exist(tmp_path: Path) -> None:
     vocabulary = make_vocabulary(TEXT, VocabularyConfig())
     model = cw.LanguageModel(cw.ModelConfig(units=6, embedding_size=4), len(vocabulary))
     with pytest.raises(UsageError, match="`protocol` must be"):
-        evaluate_text(model, vocabulary, mapped(TEXT, tmp_path), "backwards")
+        evaluate_text(ModelReader(model), vocabulary, mapped(TEXT, tmp_path), "backwards")
 
 
 class Half(Ranks):
@@ -127,9 +129,9 @@ def test_ranks_divide_a_text_on_disk(tmp_path: Path) -> None:
     vocabulary = make_vocabulary(TEXT, VocabularyConfig())
     model = fill_with_ramps(cw.LanguageModel(cw.ModelConfig(units=6, embedding_size=4), len(vocabulary)))
     there, recording = mapped(TEXT * 3, tmp_path), Recording(1)
-    alone = evaluate_together(model, vocabulary, there, recording)
+    alone = evaluate_text(reader_of(model, recording), vocabulary, there)
     assert 0 < alone.nats_per_char < evaluate(model, vocabulary, TEXT * 3).nats_per_char, "half of the columns"
-    whole = evaluate_together(model, vocabulary, there, Half(0, recording.found))
+    whole = evaluate_text(reader_of(model, Half(0, recording.found)), vocabulary, there)
     same(whole, evaluate(model, vocabulary, TEXT * 3))
 
 

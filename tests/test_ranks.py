@@ -17,10 +17,10 @@ import torch
 import charwright as cw
 from charwright.arrays import read_arrays
 from charwright.errors import RankError, UsageError
-from charwright.evaluation.evaluate import evaluate
+from charwright.evaluation.evaluate import evaluate, evaluate_text
 from charwright.training.batch import make_batch, make_part
 from charwright.training.ranks import ALONE, TIMEOUT, Ranks, join
-from charwright.training.sharing import Agreement, Part, evaluate_together, part_of
+from charwright.training.sharing import Agreement, Part, part_of, reader_of
 from torchrun import finish, log, losses, our_lines, start, torchrun, train, wait_until, workers
 
 SMALL = [
@@ -285,7 +285,7 @@ def test_a_validation_is_divided_by_streams() -> None:
     model = cw.LanguageModel(cw.ModelConfig(units=8, embedding_size=6), 5, seed=1)
     vocabulary, text = cw.Vocabulary("abcd"), "abacadbbcd" * 500
     whole = evaluate(model, vocabulary, text)
-    found = [evaluate_together(model, vocabulary, text, Fixed(rank, 2)).nats_per_char for rank in range(2)]
+    found = [evaluate_text(reader_of(model, Fixed(rank, 2)), vocabulary, text).nats_per_char for rank in range(2)]
     assert sum(found) == pytest.approx(whole.nats_per_char), "each rank has left the streams of the other at zero"
     assert min(found) > 0.3 * whole.nats_per_char
 

@@ -22,8 +22,9 @@ from charwright.data.records import Records, split_records
 from charwright.data.vocabularies import make_vocabulary, vocabulary_from_json
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import ConfigError, CorpusError, UsageError, VocabularyError
+from charwright.evaluation.evaluate import evaluate_text
 from charwright.evaluation.evaluation import standard_error_of_difference
-from charwright.evaluation.mapped import evaluate_text
+from charwright.evaluation.readers import ModelReader
 from charwright.evaluation.records import evaluate_records
 from charwright.generation.engine import Engine
 from charwright.run import Run
@@ -250,7 +251,7 @@ class TestEvaluating:
             before, ids = [*vocabulary.encode(end), *mark], vocabulary.encode(record + end)
             scores = engine.scores([np.array([*before, *ids], dtype=np.int32)])[0]
             nats -= float(scores[len(before) - 1 :].sum())
-        found = evaluate_text(model, vocabulary, records)
+        found = evaluate_text(ModelReader(model), vocabulary, records)
         assert found.unknown_chars == 2
         expected = nats + 2 * vocabulary.unknown_nats
         assert found.chars == len(records)
@@ -273,7 +274,7 @@ class TestEvaluating:
         losses = []
         for seed in (1, 2):
             model = cw.LanguageModel(ModelConfig(units=6, embedding_size=4), len(vocabulary), seed=seed)
-            losses.append(evaluate_text(model, vocabulary, records))
+            losses.append(evaluate_text(ModelReader(model), vocabulary, records))
         lengths = np.diff([0, *(sum(len(r) + 1 for r in numbers(300)[: 300 * i // 64]) for i in range(1, 65))])
         mean = np.average(losses[0].blocks, weights=lengths)
         assert mean == pytest.approx(losses[0].nats_per_char)

@@ -157,6 +157,30 @@ def test_step_losses_are_means_since_the_previous_step_event() -> None:
     assert [event.train_loss for event in seen if isinstance(event, events.Epoch)] == [3.0, 8.0]
 
 
+def test_losses_of_validations_are_means_since_the_previous_report() -> None:
+    """Also within epochs, where a loss of all steps so far would look like a jump."""
+    clock, losses = Clock(), iter(range(100, 0, -1))
+
+    def falling(model: cw.LanguageModel, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
+        clock.now += 1.0
+        return torch.tensor(float(next(losses)))
+
+    config = settings_for(minutes=0.25, log_every=1)
+    seen = list(cw.fit(make_model(), make_data(), config, train_step=falling, clock=clock, validate=real_loss))
+    since_epoch, since_report, within = [], [], 0
+    for event in seen:
+        if isinstance(event, events.Step):
+            since_epoch.append(event.loss)
+            since_report.append(event.loss)
+        elif isinstance(event, events.Epoch):
+            assert event.train_loss == pytest.approx(np.mean(since_epoch))
+            since_epoch, since_report = [], []
+        elif isinstance(event, events.Validation):
+            assert event.train_loss == pytest.approx(np.mean(since_report))
+            since_report, within = [], within + 1
+    assert within >= 3
+
+
 @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 @pytest.mark.parametrize("order", ["windows", "streams"])
 def test_training_lowers_the_loss(cell: str, order: str) -> None:

@@ -517,10 +517,10 @@ def test_a_trial_is_judged_by_its_best_weights(monkeypatch: pytest.MonkeyPatch) 
     """They are chosen by a part of the validation text and evaluated on all of it."""
     evaluated: list[tuple[int, float]] = []
 
-    def rising(model: Any, vocabulary: Vocabulary, text: str, protocol: str = "carried") -> Any:
-        evaluated.append((len(text), float(model.arrays()["head.weight"].sum())))
+    def rising(reader: Any, vocabulary: Vocabulary, text: str, protocol: str = "carried") -> Any:
+        evaluated.append((len(text), float(reader._model.arrays()["head.weight"].sum())))
         return dataclasses.replace(
-            evaluate(model, vocabulary, text), nats_per_char=3.0 + abs(len(evaluated) - 3), blocks=()
+            evaluate(reader._model, vocabulary, text), nats_per_char=3.0 + abs(len(evaluated) - 3), blocks=()
         )
 
     monkeypatch.setattr(trial_module, "evaluate_text", rising)

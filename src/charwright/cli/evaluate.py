@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -112,7 +113,7 @@ def evaluate(
 
     Without a CORPUS, RUN is evaluated on the validation text of its own.
     """
-    from charwright.evaluation.evaluate import parse_protocol
+    from charwright.evaluation.protocols import parse_protocol
     from charwright.model.compute import Wanted
     from charwright.run import Run
 
@@ -199,28 +200,18 @@ def evaluator_of(run: Run, wanted: Wanted) -> Evaluate:
         UsageError: when there is no such device on this machine.
         RunError: when the run has no intact weights.
     """
-    from charwright.data.records import Records
-    from charwright.evaluation.evaluate import evaluate_with
-    from charwright.evaluation.mapped import evaluate_mapped, evaluate_text
-    from charwright.evaluation.records import evaluate_records
+    from charwright.evaluation.evaluate import evaluate_text
+    from charwright.evaluation.readers import ModelReader, Reader
 
     if wanted.precision == "q8":
         if wanted.device not in ("auto", "cpu"):
             raise UsageError(f"--precision q8 computes on the CPU; leave out --device {wanted.device}")
         from charwright.generation.engine import Engine
 
-        engine = Engine(run.model, run.weights(), threads=wanted.threads)
-
-        def by_engine(text: Text, protocol: str) -> Evaluation:
-            if isinstance(text, Records):
-                return evaluate_records(engine.target_nats, run.vocabulary, text)
-            if isinstance(text, str):
-                return evaluate_with(engine.target_nats, run.vocabulary, text, protocol)
-            return evaluate_mapped(engine.continued_nats, run.vocabulary, text, protocol)
-
-        return by_engine
-    model = _model_of(run, wanted)
-    return lambda text, protocol: evaluate_text(model, run.vocabulary, text, protocol)
+        reader: Reader = Engine(run.model, run.weights(), threads=wanted.threads)
+    else:
+        reader = ModelReader(_model_of(run, wanted))
+    return partial(evaluate_text, reader, run.vocabulary)
 
 
 def _model_of(run: Run, wanted: Wanted) -> LanguageModel:

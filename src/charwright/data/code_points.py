@@ -51,6 +51,12 @@ def code_points(text: str) -> npt.NDArray[Any]:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 
+def utf8_sizes(text: str) -> npt.NDArray[np.int64]:
+    """Return how many bytes each character (N,) of a text has in UTF-8."""
+    codes = code_points(text)
+    return 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000)
+
+
 def frequent_characters(text: str | MappedText, min_count: int) -> str:
     """Return the characters that occur at least `min_count` times, sorted by code point, without lone surrogates."""
     require(text, (str, MappedText), "a text is a str", "pass its text" if hasattr(text, "text") else "")

@@ -19,8 +19,8 @@ from charwright.data.mapped_ids import MappedIds
 from charwright.data.texts import Text, ids_of, in_memory
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import CorpusError, DivergedError
-from charwright.evaluation.evaluate import evaluation_of
 from charwright.evaluation.evaluation import Evaluation
+from charwright.evaluation.in_memory import evaluation_of
 from charwright.model.cells import State
 from charwright.model.language_model import LanguageModel
 
@@ -79,7 +79,7 @@ def evaluate_dynamically(
         nats[done : done + len(losses)] = losses
         done += len(losses)
         progress(done / len(nats))
-    return evaluation_of(nats, vocabulary, text, "dynamic")
+    return evaluation_of(nats, ids, vocabulary, text, "dynamic")
 
 
 def adapted_to(

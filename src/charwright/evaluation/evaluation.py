@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from charwright import notebook
-
-TargetNats = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], npt.NDArray[np.floating[Any]]]
-"""-ln p of each nonnegative target (T, B), given inputs (T, B), with a zero state at the start of each column."""
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -14,23 +13,20 @@ import numpy.typing as npt
 from charwright.data.carried import MOST_STREAMS, stream_bounds
 from charwright.data.mapped_text import MappedText
 from charwright.data.sequences import taken
-from charwright.data.texts import Text, ids_of
+from charwright.data.texts import ids_of
 from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
 from charwright.errors import CorpusError
-from charwright.evaluation.evaluate import CHUNK, block_cuts, continued_nats, evaluate_in_memory, parse_protocol
 from charwright.evaluation.evaluation import Evaluation
-from charwright.model.language_model import LanguageModel
+from charwright.evaluation.protocols import block_cuts, parse_protocol
+from charwright.evaluation.readers import CHUNK, ContinuedNats
 
 Array = npt.NDArray[np.int64]
-Score = Callable[[Array, Array, Any], tuple[npt.NDArray[np.floating[Any]], Any]]
-"""-ln p of targets (T, B), 0 for negative ones, given inputs (T, B) and the state after what came before them.
-
-Also returns the state after them. A state of None is zero. B is at most 64.
-"""
 
 
-def evaluate_mapped(score: Score, vocabulary: Vocabulary, text: MappedText, protocol: str = "carried") -> Evaluation:
-    """The loss on a text on disk; protocols, costs and errors as for `evaluate_with`, up to the rounding of sums."""
+def evaluate_mapped(
+    continued_nats: ContinuedNats, vocabulary: Vocabulary, text: MappedText, protocol: str = "carried"
+) -> Evaluation:
+    """The loss on a text on disk by a protocol of `evaluate`; `continued_nats` is that of a `Reader`."""
     if len(text) < 2:
         raise CorpusError("the text to evaluate has fewer than two characters")
     ids = ids_of(text, vocabulary)
@@ -47,7 +43,7 @@ def evaluate_mapped(score: Score, vocabulary: Vocabulary, text: MappedText, prot
         for positions in _pieces(begins[columns], ends[columns]):  # (T + 1, B)
             found = taken(ids, positions)
             targets = np.where(positions[1:] <= ends[columns], found[1:], -1)
-            nats, state = score(found[:-1], targets, state)
+            nats, state = continued_nats(found[:-1], targets, state)
             missed = targets == UNKNOWN_ID
             costs = nats.astype(np.float64) + missed * vocabulary.unknown_nats
             blocks = np.searchsorted(last, positions[:-1].ravel(), side="right").clip(max=len(last) - 1)
@@ -57,13 +53,6 @@ def evaluate_mapped(score: Score, vocabulary: Vocabulary, text: MappedText, prot
     lengths[0] -= 1
     mean = math.fsum(sums) / chars
     return Evaluation(mean, mean / math.log(2), chars, unknown, protocol, tuple((sums / lengths).tolist()))
-
-
-def evaluate_text(model: LanguageModel, vocabulary: Vocabulary, text: Text, protocol: str = "carried") -> Evaluation:
-    """The loss of `model` on a text in memory or on disk, as `evaluate`; that on records by their own protocol."""
-    if not isinstance(text, MappedText):
-        return evaluate_in_memory(model, vocabulary, text, protocol)
-    return evaluate_mapped(partial(continued_nats, model), vocabulary, text, protocol)
 
 
 def _columns(ids: int, protocol: str) -> tuple[Array, Array]:

@@ -12,7 +12,8 @@ from charwright.data.carried import MOST_STREAMS
 from charwright.data.records import Records
 from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
 from charwright.errors import CorpusError
-from charwright.evaluation.evaluation import Evaluation, TargetNats
+from charwright.evaluation.evaluation import Evaluation
+from charwright.evaluation.readers import TargetNats
 
 Array = npt.NDArray[np.int64]
 
@@ -25,8 +26,8 @@ MOST_POSITIONS = 2**22
 def evaluate_records(target_nats: TargetNats, vocabulary: Vocabulary, records: Records) -> Evaluation:
     """The loss on records, in any order: that of every character and of the end, but not of the label.
 
-    The arguments are as for `evaluate_with`, and so is the cost of a character outside the vocabulary. The blocks are
-    equal in records to within one.
+    `target_nats` is that of a `Reader`. A character outside the vocabulary costs what it does in `evaluate`. The blocks
+    are equal in records to within one.
 
     Raises:
         CorpusError: when there are no records, or the model has labels and the records have none.

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from charwright.data.code_points import code_points
+from charwright.data.code_points import utf8_sizes
 from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
 from charwright.explanation.inside import Layer, Network
 from charwright.explanation.results import Choices, Surprise
@@ -30,9 +30,7 @@ def last_steps(text: str, vocabulary: Vocabulary) -> Steps:
     """The step (N,) at which each character of a text has been read: its own index, or that of its last byte."""
     if vocabulary.level != "byte":
         return np.arange(len(text))
-    codes = code_points(text).astype(np.int64)
-    sizes = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
-    steps: Steps = np.cumsum(sizes) - 1
+    steps: Steps = np.cumsum(utf8_sizes(text)) - 1
     return steps
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from charwright.data.code_points import code_points
+from charwright.data.code_points import utf8_sizes
 from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
 from charwright.generation.streams import Alternatives, Ids, Stream
 
@@ -64,7 +64,6 @@ class PromptScores:
 
 def first_bytes(text: str) -> npt.NDArray[np.int64]:
     """The position of each character (N,) of a text in its UTF-8."""
-    codes = code_points(text).astype(np.int64)
-    sizes = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
+    sizes = utf8_sizes(text)
     starts: npt.NDArray[np.int64] = np.cumsum(sizes) - sizes
     return starts

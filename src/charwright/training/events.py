@@ -61,7 +61,8 @@ class Step(Event):
 class Validation(Event):
     """A validation within an epoch, or of weights that were trained before, at step 0.
 
-    `train_loss` is in nats per token, and None before the first step. `validation_loss` is in nats per character,
+    `train_loss` is the mean since the last validation or end of an epoch (of the whole epoch in an `Epoch`), in nats
+    per token, and None before the first step. `validation_loss` is in nats per character,
     `bits_per_char` in bits per character.
     """
 

@@ -134,6 +134,7 @@ class Reporter:
             position.step_in_epoch = 0
             state.hidden = None
         position.loss_sum, position.loss_count, position.epoch_s = 0.0, 0, 0.0
+        state.since_report = []
         return event
 
     def checkpoint(self) -> Iterator[Checkpoint]:
@@ -148,12 +149,13 @@ class Reporter:
 
     def _validation(self) -> Validation:
         """The event of a validation within an epoch."""
-        self.state.read_losses()
-        step = self.state.position.step
+        state = self.state
+        state.read_losses()
+        losses, state.since_report = state.since_report, []
         return Validation(
-            step=step,
-            epoch=self.state.position.epoch,
-            train_loss=self.state.detector.smoothed if step else None,
+            step=state.position.step,
+            epoch=state.position.epoch,
+            train_loss=math.fsum(losses) / len(losses) if losses else None,
             **self._validated(validate=True),
         )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import cycle
 
 import numpy as np
@@ -13,15 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from charwright.data.records import Records
 from charwright.data.sequences import Dataset, Pair, Streams, Windows
-from charwright.data.texts import Text
-from charwright.data.vocabulary import Vocabulary
 from charwright.errors import UsageError
-from charwright.evaluation.evaluate import continued_nats, evaluate_with, target_nats
-from charwright.evaluation.evaluation import Evaluation
-from charwright.evaluation.mapped import evaluate_mapped, evaluate_text
-from charwright.evaluation.records import evaluate_records
+from charwright.evaluation.readers import Array, ModelReader, Reader
 from charwright.model.cells import State
 from charwright.model.dropout import draw_masks, empty_masks
 from charwright.model.language_model import LanguageModel
@@ -189,37 +182,30 @@ class Agreement:
         return next(filter(None, self._ranks.gather(reason)))
 
 
-def evaluate_together(model: LanguageModel, vocabulary: Vocabulary, text: Text, ranks: Ranks) -> Evaluation:
-    """As `evaluate_text`, with the streams of the text divided among the ranks; all get the result."""
-    if ranks.size == 1:
-        return evaluate_text(model, vocabulary, text)
-    if isinstance(text, Records):
-        return evaluate_records(partial(_nats_together, ranks, model), vocabulary, text)
-    if not isinstance(text, str):
-        return evaluate_mapped(partial(_continued_nats_together, ranks, model), vocabulary, text)
-    return evaluate_with(partial(_nats_together, ranks, model), vocabulary, text)
+class RanksReader:
+    """A model whose columns are divided among the ranks; all get the costs of all columns."""
+
+    def __init__(self, ranks: Ranks, model: LanguageModel) -> None:
+        self._ranks, self._own = ranks, ModelReader(model)
+
+    def target_nats(self, inputs: Array, targets: Array, /) -> npt.NDArray[np.float32]:
+        """-ln p of all targets (T, B); each rank computes its columns, which all start from a zero state."""
+        own, nats = self._ranks.rows(inputs.shape[1]), np.zeros(targets.shape, dtype=np.float32)
+        nats[:, own] = self._own.target_nats(inputs[:, own], targets[:, own])
+        self._ranks.sum(torch.from_numpy(nats))
+        return nats
+
+    def continued_nats(
+        self, inputs: Array, targets: Array, state: State | None, /
+    ) -> tuple[npt.NDArray[np.float32], State | None]:
+        """As `target_nats`, of the next piece of a text; the state is that of this rank's columns."""
+        own, nats = self._ranks.rows(inputs.shape[1]), np.zeros(targets.shape, dtype=np.float32)
+        if inputs[:, own].size:
+            nats[:, own], state = self._own.continued_nats(inputs[:, own], targets[:, own], state)
+        self._ranks.sum(torch.from_numpy(nats))
+        return nats, state
 
 
-def _nats_together(
-    ranks: Ranks, model: LanguageModel, inputs: npt.NDArray[np.int64], targets: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float32]:
-    """-ln p of all targets (T, B); each rank computes its columns, which all start from a zero state."""
-    own, nats = ranks.rows(inputs.shape[1]), np.zeros(targets.shape, dtype=np.float32)
-    nats[:, own] = target_nats(model, inputs[:, own], targets[:, own])
-    ranks.sum(torch.from_numpy(nats))
-    return nats
-
-
-def _continued_nats_together(
-    ranks: Ranks,
-    model: LanguageModel,
-    inputs: npt.NDArray[np.int64],
-    targets: npt.NDArray[np.int64],
-    state: State | None,
-) -> tuple[npt.NDArray[np.float32], State | None]:
-    """As `_nats_together`, of the next piece of a text; the state is that of this rank's columns."""
-    own, nats = ranks.rows(inputs.shape[1]), np.zeros(targets.shape, dtype=np.float32)
-    if inputs[:, own].size:
-        nats[:, own], state = continued_nats(model, inputs[:, own], targets[:, own], state)
-    ranks.sum(torch.from_numpy(nats))
-    return nats, state
+def reader_of(model: LanguageModel, ranks: Ranks) -> Reader:
+    """What reads the validation text: the model alone, or all ranks together."""
+    return ModelReader(model) if ranks.size == 1 else RanksReader(ranks, model)

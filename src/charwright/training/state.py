@@ -34,6 +34,8 @@ class TrainingState:
     """Losses that are still on the device."""
     unreported: list[float] = field(default_factory=list)
     """Losses since the last step event."""
+    since_report: list[float] = field(default_factory=list)
+    """Losses since the last validation or end of an epoch."""
     ranks: Ranks = ALONE
     """The processes that train together."""
     part: Part | None = None
@@ -60,10 +62,11 @@ class TrainingState:
         for loss in losses:
             self.position.loss_sum += loss
             self.position.loss_count += 1
+            self.since_report.append(loss)
             if self.detector.diverged(loss):
                 raise diverged_error(self.position.step, learning_rate_of(self.optimizer))
 
     def forget_losses(self) -> None:
         """Start watching anew, after a rollback."""
-        self.unread, self.unreported = [], []
+        self.unread, self.unreported, self.since_report = [], [], []
         self.detector = DivergenceDetector(self.model.vocabulary_size)

@@ -17,7 +17,8 @@ from charwright.data.short_texts import shrink_to_fit
 from charwright.data.texts import Text, ids_of, in_memory
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import CorpusError, DamagedRunError, DivergedError, UsageError, is_out_of_memory
-from charwright.evaluation.mapped import evaluate_text
+from charwright.evaluation.evaluate import evaluate_text
+from charwright.evaluation.readers import ModelReader
 from charwright.model.compute import Compute
 from charwright.training.events import End, Event, Validation
 from charwright.training.loop import fit
@@ -163,7 +164,7 @@ class _Training:
             model,
             dataset,
             self.recipe.training,
-            validate=lambda model: evaluate_text(model, task.vocabulary, self.probe, self.protocol),
+            validate=lambda model: evaluate_text(ModelReader(model), task.vocabulary, self.probe, self.protocol),
             should_stop=lambda: "pruned" if self.pruned else self.should_stop(),
             clock=self.clock,
         ):
@@ -187,9 +188,8 @@ class _Training:
         if end.reason != "done":
             return dataclasses.replace(outcome, kind="pruned" if self.pruned else "stopped")
         model.load_arrays(best)
-        return dataclasses.replace(
-            outcome, loss=evaluate_text(model, task.vocabulary, task.validation_text).nats_per_char
-        )
+        loss = evaluate_text(ModelReader(model), task.vocabulary, task.validation_text).nats_per_char
+        return dataclasses.replace(outcome, loss=loss)
 
     def _compare(self, fraction: float, loss: float) -> None:
         """Prune the trial if its loss is hopeless at a mark that has just been passed."""

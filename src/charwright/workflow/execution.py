@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from charwright import kernels
+from charwright.evaluation.evaluate import evaluate_text
 from charwright.evaluation.evaluation import Evaluation
 from charwright.generation.generator import Generator
 from charwright.locks import alone_in
@@ -20,7 +21,7 @@ from charwright.training.events import End, Event
 from charwright.training.loop import fit
 from charwright.training.progress import TensorBoard
 from charwright.training.ranks import Ranks
-from charwright.training.sharing import evaluate_together, part_of
+from charwright.training.sharing import part_of, reader_of
 from charwright.workflow.assembly import Assembly, assemble
 from charwright.workflow.checkpoints import restore_weights, save_checkpoint, save_initial_checkpoint
 from charwright.workflow.launches import record_launch
@@ -128,7 +129,7 @@ def _train(prepared: Prepared, assembly: Assembly, run: Run, env: Environment, b
 
 
 def _validator(prepared: Prepared, ranks: Ranks) -> Callable[[LanguageModel], Evaluation]:
-    return lambda model: evaluate_together(model, prepared.vocabulary, prepared.validation_text, ranks)
+    return lambda model: evaluate_text(reader_of(model, ranks), prepared.vocabulary, prepared.validation_text)
 
 
 def _sampler(prepared: Prepared, run: Run) -> Callable[[LanguageModel], str]:
