@@ -169,7 +169,7 @@ def test_golden_bytes(run: Run) -> None:
     assert hashlib.sha256(model).hexdigest() == GOLDEN_WEIGHTS_SHA256
 
 
-GOLDEN_CONFIG_SHA256 = "35a3fe6ac5c2be7230a2886b9f1b1ff22e2f74c99b2b4d8d5bd7df4bc01aab3d"
+GOLDEN_CONFIG_SHA256 = "352d3d7ca9f2f7cdfba2611467b6c8c042ca7da47e408e8b6ce146bbd57592eb"
 GOLDEN_WEIGHTS_SHA256 = "6e91591ba4ee7bfb9883d1cff52add765bf95dcca1709e00dd7e0a9ac8c7cb3e"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +19,7 @@ def numbered(length: int) -> str:
     return "".join(chr(0x10000 + i) for i in range(length))
 
 
-splits = st.builds(SplitConfig, val_fraction=st.floats(0, 0.5), val_split=st.sampled_from(["blocks", "tail"]))
+splits = st.builds(SplitConfig, val_fraction=st.floats(0, 0.5), val_split=st.sampled_from(["lines", "blocks", "tail"]))
 
 
 @given(length=st.integers(2, 6000), config=splits)
@@ -67,7 +69,37 @@ def test_short_texts_have_fewer_blocks_of_at_least_100_characters():
     assert validation == text[900:1000] + text[1900:2000] + text[2900:3000]
 
 
-@pytest.mark.parametrize("kind", ["blocks", "tail"])
+prose = st.text(alphabet="ab. \n。", min_size=2, max_size=3000)
+
+
+@given(text=prose, fraction=st.floats(0, 0.5))
+def test_blocks_of_lines_are_about_as_long_as_requested(text: str, fraction: float) -> None:
+    training, validation = split_corpus(text, SplitConfig(val_fraction=fraction))
+    assert len(training) >= 2
+    assert len(training) + len(validation) == len(text)
+    wanted = len(split_corpus(text, SplitConfig(val_fraction=fraction, val_split="blocks"))[1])
+    blocks = max(1, min(20, wanted // 100))
+    assert wanted // 2 - blocks <= len(validation) <= 2 * wanted + blocks
+
+
+def test_blocks_are_cut_at_the_nearest_lines() -> None:
+    lines = [f"{i:03d} " + "x" * (i % 37) + "\n" for i in range(1000)]
+    training, validation = split_corpus("".join(lines), SplitConfig())
+    assert {*training.splitlines(True), *validation.splitlines(True)} == {*lines}, "no line is cut"
+    assert len(validation) == pytest.approx(len("".join(lines)) / 10, rel=0.05)
+    held_out = [int(line[:3]) for line in validation.splitlines()]
+    assert [b - a > 1 for a, b in itertools.pairwise(held_out)].count(True) == 19, "20 blocks"
+
+
+def test_without_lines_close_by_a_cut_is_at_the_end_of_a_sentence_or_a_word() -> None:
+    sentences = "他說：「今天的天氣很好。」我們就出門了。" * 300
+    assert split_corpus(sentences, SplitConfig())[1].startswith(("我", "他"))
+    words = "alpha beta gamma delta " * 300
+    training, validation = split_corpus(words, SplitConfig())
+    assert {*training.split(), *validation.split()} == {"alpha", "beta", "gamma", "delta"}
+
+
+@pytest.mark.parametrize("kind", ["lines", "blocks", "tail"])
 @pytest.mark.parametrize(("length", "fraction"), [(1000, 0), (2, 0.5), (3, 0.5), (10, 0.05)])
 def test_no_validation_text_when_none_is_requested_or_possible(kind, length, fraction):
     text = numbered(length)

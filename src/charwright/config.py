@@ -67,7 +67,7 @@ class SplitConfig(Config):
         200_000, "Maximum number of validation characters.", minimum=2, maximum=LARGEST, none_word="none"
     )
     val_split: str = option(
-        "blocks", "Hold out 20 blocks spread evenly over the text, or its tail.", choices=("blocks", "tail")
+        "lines", "Hold out 20 blocks of lines or of characters, or the tail.", choices=("lines", "blocks", "tail")
     )
 
 

@@ -44,7 +44,11 @@ def test_json_has_both(charwright: Terminal, trained: Path, repetitive: Path) ->
     values = json.loads(charwright("evaluate", trained, repetitive, *options).out)
     learned = values.pop("dynamic")
     assert values == json.loads(charwright("evaluate", trained, repetitive, "--json").out)
-    assert learned.keys() == values.keys() - {"trained_on_text", "validation_text"} | {"rate", "decay", "gradient_sizes_from"}
+    assert learned.keys() == values.keys() - {"trained_on_text", "validation_text"} | {
+        "rate",
+        "decay",
+        "gradient_sizes_from",
+    }
     assert learned["nats_per_char"] < values["nats_per_char"] - 0.1
     assert (learned["protocol"], learned["gradient_sizes_from"]) == ("dynamic", "training text")
     assert (learned["rate"], learned["decay"]) == (0.01, 0.1)

@@ -179,7 +179,7 @@ def test_another_text_or_protocol_in_the_same_folder(charwright: Terminal, here:
     assert charwright("tune", "hamlet.txt", "--trials", "1").code == 0
     before = (here / "tune" / "hamlet" / "results.json").read_bytes()
     refused = charwright("tune", "hamlet.txt", "--trials", "2", "--val-split", "tail")
-    assert (refused.code, "with --val-split blocks, not tail" in refused.line) == (2, True)
+    assert (refused.code, "with --val-split lines, not tail" in refused.line) == (2, True)
     (here / "hamlet.txt").write_text(TEXT + "!", encoding="utf-8")
     refused = charwright("tune", "hamlet.txt", "--trials", "2")
     assert (refused.code, "another text" in refused.line) == (2, True)
