@@ -59,8 +59,11 @@ class TestDividing:
             (".", "a.b.c", ["a", "b", "c"], "."),
             ("/^X:.*\n/", "X:1\nabc\nX:2\ncba\nX:1\naaa\n", ["abc\n", "cba\n", "aaa\n"], "X:1\n"),
             ("/", "a/b/", ["a", "b"], "/"),
-            ("/\\n(?=>)/", ">a\nAC\n>b\nGT\n", [">a\nAC", ">b\nGT"], "\n"),
-            ("/\\n(?=>)/", ">a\nAC\n>b\nGT", [">a\nAC", ">b\nGT"], "\n"),
+            ("/\\n(?=>)/", ">a\nAC\n>b\nGT\n", [">a\nAC", ">b\nGT"], "\n\n"),
+            ("/\\n(?=>)/", ">a\nAC\n>b\nGT", [">a\nAC", ">b\nGT"], "\n\n"),
+            ("/\\n(?=>)/", ">a\nAC\n\n>b\n\nGT\n\n", [">a\nAC", ">b\n\nGT"], "\n\n\n"),
+            ("/;(?=A)/", "A;b;A;c", ["A;b", "A;c"], ";;"),
+            ("/\\n(?=\\d)/", "1 ab\n2 ba\n", ["1 ab", "2 ba"], "\n"),
         ],
     )
     def test_records_are_what_ends_leave(self, kind: str, text: str, expected: list[str], end: str) -> None:

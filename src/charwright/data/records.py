@@ -60,7 +60,8 @@ class Records:
         """Divide a text into records. Empty ones are left out.
 
         `end` is what follows each of them; by default what ends most of them, where an expression matches different
-        texts. A text to evaluate has the end of the run's records, and may be a single one.
+        texts. If records have that inside, as a lookahead allows, it is repeated: a generated record ends at the first
+        one. A text to evaluate has the end of the run's records, and may be a single one.
 
         Raises:
             CorpusError: when there are fewer than two records, or with an `end` none, when nothing ends them, or when
@@ -76,9 +77,13 @@ class Records:
                 f"the text has only {len(found)} record{'' if len(found) == 1 else 's'} with --records "
                 f"{config.records!r}; {_keyword_like(config.records)}name what ends each one, or remove --records"
             )
+        if config.expression is not None:
+            usual = end or _usual_end(text, pattern, config.records)
+            if rest.strip():
+                found[-1] = without_end(without_newlines(rest, usual), usual)
+            end = end or _unambiguous(usual, found)
+            found = [without_newlines(piece, end) for piece in found]
         end = end or ENDS.get(config.records) or _usual_end(text, pattern, config.records)
-        if config.expression is not None and rest.strip():
-            found[-1] = without_end(rest, end)
         if config.label is None:
             return cls.of(found, end)
         columns = [label_and_text(piece, config.label, f"record {number:,}") for number, piece in enumerate(found, 1)]
@@ -195,6 +200,19 @@ def _usual_end(text: str, pattern: re.Pattern[str], kind: str) -> str:
             r"a character there, such as the newline in '/\n(?=Chapter )/'"
         )
     return end
+
+
+def _unambiguous(end: str, records: Sequence[str]) -> str:
+    """What ends records, repeated until none of them has it inside: a newline becomes a blank line."""
+    repeated = end
+    while any(repeated in without_newlines(record, repeated) for record in records):
+        repeated += end
+    return repeated
+
+
+def without_newlines(record: str, end: str) -> str:
+    """A record without newlines at its end, if several newlines end records."""
+    return record.rstrip("\n") if len(end) > 1 and not end.strip("\n") else record
 
 
 def without_end(rest: str, end: str) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from charwright.config import RecordsConfig
 from charwright.data.labels import label_id
-from charwright.data.records import Records, label_and_text, pattern_of, without_end
+from charwright.data.records import Records, label_and_text, pattern_of, without_end, without_newlines
 from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
 from charwright.errors import CorpusError, UsageError
 from charwright.generation.cutter import Cutter, Segment
@@ -188,9 +188,9 @@ def _matched(records: RecordsConfig, end: str, pieces: Iterable[tuple[str, str]]
     for file, text in _whole_files(pieces):
         at, begin, found = Raw("", file), 0, list[Raw]()
         for match in pattern.finditer(text):
-            found.append(replace(at, text=text[begin : match.start()]))
+            found.append(replace(at, text=without_newlines(text[begin : match.start()], end)))
             at, begin = at.after(text[begin : match.end()]), match.end()
-        yield [*found, replace(at, text=without_end(text[begin:], end))]
+        yield [*found, replace(at, text=without_end(without_newlines(text[begin:], end), end))]
 
 
 def _whole_files(pieces: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:

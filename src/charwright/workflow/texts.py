@@ -138,19 +138,27 @@ def texts_of_run(run: Run, moved: Specs, places: Places) -> tuple[Text, Text]:
         CorpusError: when a text is gone, has changed or cannot be read.
     """
     recipe = run.config.recipe
-    training, held_out = split_text(divided(_corpus_of_run(run, moved, places), recipe.records), recipe.split)
+    training, held_out = split_text(_divided_corpus(run, moved, places), recipe.split)
     if not run.config.validation:
         return training, held_out
     sources = _located(run, run.config.validation)
     sha256 = sources[0].sha256 if len(sources) == 1 else ""  # That of several together is not recorded.
     text = reopen_corpus(sources, sha256, run.config.corpus, places).text
-    return training, divided(text, recipe.records, run.config.records.end if run.config.records else None)
+    return training, divided(text, recipe.records, _record_end(run))
 
 
 def training_text_of_run(run: Run, moved: Specs, places: Places) -> Text:
     """The training text of a run; arguments and errors as for `texts_of_run`."""
-    recipe = run.config.recipe
-    return split_text(divided(_corpus_of_run(run, moved, places), recipe.records), recipe.split)[0]
+    return split_text(_divided_corpus(run, moved, places), run.config.recipe.split)[0]
+
+
+def _divided_corpus(run: Run, moved: Specs, places: Places) -> Text:
+    """The whole corpus, in records with the end that the run has recorded."""
+    return divided(_corpus_of_run(run, moved, places), run.config.recipe.records, _record_end(run))
+
+
+def _record_end(run: Run) -> str | None:
+    return run.config.records.end if run.config.records else None
 
 
 def _corpus_of_run(run: Run, moved: Specs, places: Places) -> Text:
