@@ -6,17 +6,20 @@ import csv
 import gzip
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
 
 import charwright as cw
-from charwright.cli.score import Totals
 from charwright.cli.score_table import safe
+from charwright.cli.score_totals import Totals
 from commands import TEXT, Terminal, process
 
 FIELDS = ["file", "line", "column", "chars", "unknown_chars", "bits", "bits_per_char", "cold", "text"]
@@ -268,6 +271,35 @@ def test_independent_lines_appear_as_they_arrive(trained: Path) -> None:
         running.stdin.close()
         assert running.stdout.read() == b""
         watchdog.cancel()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
+def test_interrupted_it_shows_what_it_has_found(trained: Path) -> None:
+    command = [sys.executable, "-m", "charwright", "score", str(trained), "-", "--independent", "--worst", "2"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdin is not None
+        watchdog = threading.Timer(60, running.kill)
+        watchdog.start()
+        running.stdin.write(b"To be\nor not\nto be\nxqzjk\n" * 200)
+        running.stdin.flush()
+        time.sleep(4)  # It reads in pieces, and must be in the middle of waiting for more.
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate()
+        watchdog.cancel()
+    assert running.returncode == 130
+    assert out.count(b"xqzjk") == 2
+    assert b"interrupted; this is what was read so far" in err
+    assert b"800 lines, " in err
+
+
+def test_what_is_above_a_limit_is_counted(charwright: Terminal, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("To be\nxqzjk\n\nor not\n", encoding="utf-8")
+    words = ("score", trained, tmp_path / "x.txt", "--independent", "--min-chars", "2", "--json", "--above")
+    limit = sorted(one["bits_per_char"] for one in records(charwright(*words[:-1]).out))[-2]
+    result = charwright(*words, f"{limit}")
+    assert [one["text"] for one in records(result.out)] == ["xqzjk"]
+    assert f"1 line above {limit:g}" in result.err
+    assert "0 lines above 99" in charwright(*words, "99").err
 
 
 def test_from_python(trained: Path, tmp_path: Path) -> None:

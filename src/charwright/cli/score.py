@@ -7,9 +7,8 @@ import heapq
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from charwright.cli.options import (
     unescaped,
 )
 from charwright.cli.score_table import Places, line_of, room_for
+from charwright.cli.score_totals import Figure, Totals
 from charwright.config import CorpusConfig
 from charwright.errors import CorpusError, UsageError
 from charwright.schema import field_names
@@ -39,8 +39,6 @@ ALL = 0
 FIELDS = ("file", "line", "column", "chars", "unknown_chars", "bits", "bits_per_char", "cold", "text")
 LABEL = "label"
 """One more field, for a model with labels."""
-
-Figure = Callable[["Score"], float]
 
 
 def _bits(score: Score) -> float:
@@ -176,22 +174,13 @@ def score(
     read on its own, as in training. In both cases all of a file together cost what `evaluate` gives.
     """
     from charwright.cli.download import user_places
-    from charwright.data.corpus import check_length, checked_specs
+    from charwright.data.corpus import checked_specs
     from charwright.data.text_pieces import Streamed
     from charwright.generation.text_scores import RECORD
     from charwright.workflow.loading import load
 
-    if as_json and as_csv:
-        raise UsageError("--json and --csv are two formats; choose one")
-    if worst is not None and best is not None:
-        raise UsageError("--worst and --best are two orders; choose one")
-    if rank is not None and worst is best is above is None:
-        raise UsageError("--rank says what --worst, --best and --above compare; add one of them")
-    if above is not None and not math.isfinite(above):
-        raise UsageError(f"--above must be finite, not {above}")
+    _check_options(ctx)
     figure = RANKS[rank or "bits-per-char"]
-    if separator is not None and by is not None:
-        raise UsageError("--separator says where records end, and so does --by; choose one")
     separator = None if separator is None else unescaped(separator)
     reading = CorpusConfig(**given(ctx, field_names(CorpusConfig)))
     streamed = Streamed.find(checked_specs(files), reading, user_places())
@@ -210,11 +199,7 @@ def score(
         if by == "file" and separator is None and len(streamed.parts) > 1:
             found = _with_empty_files(found, streamed)
         scores = totals.counted(found)
-        listed = (
-            one
-            for one in scores
-            if one.chars >= min_chars and (above is None or (one.chars > 0 and figure(one) > above))
-        )
+        listed = totals.listed(scores, figure, min_chars, above)
         in_lines = by != RECORD or generator.text_scores.records_are_lines
         whole_lines = separator is None and by != "character" and in_lines
         labelled = bool(generator.vocabulary.labels)
@@ -225,14 +210,42 @@ def score(
             printer.write(one)
             if watched:
                 sys.stdout.flush()
-    if not totals.records and by == RECORD:
-        raise CorpusError(f"there is no record in {', '.join(files)}")
     if not totals.records:
-        check_length(0, files)
+        _nothing(by, files, interrupted=totals.interrupted)
     printer.begin()
     sys.stdout.flush()
     for note in (*streamed.notes, *totals.notes()):
         say(note)
+    if totals.interrupted:
+        raise KeyboardInterrupt
+
+
+def _check_options(ctx: click.Context) -> None:
+    """Check that the options are compatible."""
+    values = ctx.params
+    ranked, above = [values[name] for name in ("worst", "best") if values[name] is not None], values["above"]
+    if values["as_json"] and values["as_csv"]:
+        raise UsageError("--json and --csv are two formats; choose one")
+    if len(ranked) > 1:
+        raise UsageError("--worst and --best are two orders; choose one")
+    if values["rank"] is not None and not ranked and above is None:
+        raise UsageError("--rank says what --worst, --best and --above compare; add one of them")
+    if above is not None and not math.isfinite(above):
+        raise UsageError(f"--above must be finite, not {above}")
+    if values["separator"] is not None and values["by"] is not None:
+        raise UsageError("--separator says where records end, and so does --by; choose one")
+
+
+def _nothing(by: str, files: Sequence[str], *, interrupted: bool) -> None:
+    """End a command that has found no record, unless it may print an empty table."""
+    from charwright.data.corpus import check_length
+    from charwright.generation.text_scores import RECORD
+
+    if interrupted:
+        raise KeyboardInterrupt
+    if by == RECORD:
+        raise CorpusError(f"there is no record in {', '.join(files)}")
+    check_length(0, files)
 
 
 def _in_order(scores: Iterable[Score], figure: Figure, worst: int | None, best: int | None) -> Iterable[Score]:
@@ -261,50 +274,6 @@ def _with_empty_files(scores: Iterable[Score], streamed: Streamed) -> Iterator[S
                 yield Score("", name, 1, 1, 0, 0, 0.0)
         if score is not None:
             yield score
-
-
-@dataclass
-class Totals:
-    """What all records cost together."""
-
-    name: str
-    records: int = 0
-    chars: int = 0
-    unknown_chars: int = 0
-    bits: float = 0.0
-    cold: int = 0
-
-    def counted(self, scores: Iterable[Score]) -> Iterator[Score]:
-        """Yield the scores, and add them up."""
-        for score in scores:
-            self.records += 1
-            self.chars += score.chars
-            self.unknown_chars += score.unknown_chars
-            self.bits += score.bits
-            self.cold += score.cold
-            yield score
-
-    def notes(self) -> Iterator[str]:
-        """The sums in words."""
-        records = _counted(self.records, self.name)
-        if not self.chars:
-            yield f"{records}, no character to predict"
-            return
-        unknown = f", {self.unknown_chars:,} of them not in the vocabulary" if self.unknown_chars else ""
-        bits = self.bits / self.chars
-        yield (
-            f"{records}, {_counted(self.chars, 'character')} predicted{unknown}: "
-            f"{bits * math.log(2):.4f} nats per character ({bits:.4f} bits)"
-        )
-        if self.cold:
-            yield (
-                f"in {_counted(self.cold, self.name)} (marked *; `cold` in JSON and CSV) the model begins with a zero "
-                "state, as in evaluate, which costs more; avoid that with --warm-up 256"
-            )
-
-
-def _counted(count: int, name: str) -> str:
-    return f"{count:,} {name}{'' if count == 1 else 's'}"
 
 
 class _Printer:
