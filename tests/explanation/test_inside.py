@@ -11,9 +11,11 @@ import torch
 import charwright as cw
 from charwright.config import GATES, ModelConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
+from charwright.explanation.charts import measurable, uncovered
 from charwright.explanation.inside import Network
 from charwright.explanation.memory import memory_of
 from charwright.explanation.overview import embedding_map, gates_of, temperatures_of
+from charwright.explanation.results import Memory
 from charwright.explanation.surprise import last_steps, surprise_of
 from charwright.generation.engine import Engine
 from charwright.model.cells import CELL_FUNCTIONS, Weights
@@ -268,3 +270,16 @@ def test_gates_and_temperatures(name: str) -> None:
         assert row[0] == pytest.approx(float(expected.max()))
     assert list(found.choices) == sorted(found.choices)
     assert found.shares[0, 0] > found.shares[-1, 0]
+
+
+def test_tokens_that_another_would_cover_are_dots() -> None:
+    places = np.array([[0.0, 0.0], [3.0, 3.0], [3.0, 9.0], [30.0, 0.0], [4.0, 4.0], [33.0, 4.0]])
+    assert uncovered(places, (5.0, 5.0)) == [True, False, True, True, False, False]
+
+
+def test_effects_below_rounding_are_not_drawn() -> None:
+    bits = np.array([2.0, 0.5, 0.00001, 0.2, 0.00003, 0.00001])
+    memory = Memory((1, 2, 3, 4, 5, 6), bits, np.full(6, 0.01), 5, "character")
+    assert [k for k, *_ in measurable(memory)] == [1, 2, 3, 4]
+    nothing = Memory((1, 2), np.array([0.0, 0.0]), np.zeros(2), 5, "character")
+    assert [k for k, *_ in measurable(nothing)] == [1]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from charwright.explanation.results import EmbeddingMap, Memory
 from charwright.webpage.sentence import Sentence, in_attribute
@@ -46,7 +48,7 @@ def memory_chart(memory: Memory) -> str:
         share = math.log10(max(bits, SMALLEST) / SMALLEST) / decades
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * min(share, 1)
 
-    points = list(smoothed(memory))
+    points = measurable(memory)
     upper = [f"{x(k):.1f},{y(bits + 2 * error):.1f}" for k, bits, error in points]
     lower = [f"{x(k):.1f},{y(bits - 2 * error):.1f}" for k, bits, error in reversed(points)]
     curve = " ".join(f"{x(k):.1f},{y(bits):.1f}" for k, bits, _ in points)
@@ -96,6 +98,14 @@ def smoothed(memory: Memory) -> Iterator[tuple[float, float, float]]:
         begin = end
 
 
+def measurable(memory: Memory) -> list[tuple[float, float, float]]:
+    """The smoothed effects up to the last that is not below `SMALLEST`; beyond it there is nothing to draw."""
+    points = list(smoothed(memory))
+    while len(points) > 1 and points[-1][1] < SMALLEST:
+        points.pop()
+    return points
+
+
 def shown_lags(memory: Memory) -> Iterator[int]:
     """The indices of the lags that a table shows: 1, 2, 3, 5, 10, 20, 50 ... and the last."""
     wanted = {1, 2, 3, 5, 10, 20, 30, 50, 100, 200, memory.lags[-1]}
@@ -108,12 +118,10 @@ def embedding_chart(found: EmbeddingMap) -> str:
     low, span = points.min(axis=0), np.maximum(np.ptp(points, axis=0), 1e-9)
     placed = (points - low) / span * (SIDE - 60) + 30
     drawn: list[str] = []
-    taken: list[tuple[float, float]] = []
-    for token, (x, y) in zip(found.tokens, placed.tolist(), strict=True):
-        if any(abs(x - other[0]) < 11 and abs(y - other[1]) < 13 for other in taken):
+    for token, (x, y), free in zip(found.tokens, placed.tolist(), uncovered(placed, (11, 13)), strict=True):
+        if not free:
             drawn.append(f'<circle class="fill" cx="{x:.1f}" cy="{SIDE - y:.1f}" r="1.5"/>')
             continue
-        taken.append((x, y))
         drawn.append(
             f'<text x="{x:.1f}" y="{SIDE - y + 5:.1f}" text-anchor="middle">{html.escape(visible(token))}</text>'
         )
@@ -123,6 +131,15 @@ def embedding_chart(found: EmbeddingMap) -> str:
     )
     said = in_attribute("aria-label", label)
     return f'<svg class="map" viewBox="0 0 {SIDE} {SIDE}" role="img" translate="no" {said}>{"".join(drawn)}</svg>'
+
+
+def uncovered(points: npt.NDArray[np.floating[Any]], reach: tuple[float, float]) -> list[bool]:
+    """Whether a token at each place (N, 2) is clear of those before it that are drawn, by this distance in x or y."""
+    free: list[bool] = []
+    for point in points:
+        drawn = points[: len(free)][free]
+        free.append(not bool((np.abs(drawn - point) < reach).all(axis=1).any()))
+    return free
 
 
 def bar(share: float, width: int = 80) -> str:

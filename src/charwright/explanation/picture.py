@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 import unicodedata
 import warnings
 from typing import Any, NamedTuple
@@ -10,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from charwright.errors import MissingExtraError
-from charwright.explanation.charts import smoothed, visible
+from charwright.explanation.charts import SMALLEST, measurable, uncovered, visible
 from charwright.explanation.results import Findings
 from charwright.explanation.summary import BOUNDS, LABELS, strongest
 
-COLUMNS, ROWS = 92, 13
+COLUMNS, ROWS, HEADING = 92, 13, 90
 NEURONS = 2
 SURPRISE = ("#ffffff", "#fcefdc", "#f7d6ae", "#f0b37c", "#e78f52")
 FONTS = ["DejaVu Sans Mono", "Noto Sans Mono CJK TC", "Noto Sans CJK TC", "Noto Sans CJK JP", "WenQuanYi Zen Hei"]
@@ -61,7 +62,8 @@ def png_bytes(findings: Findings, *, dpi: int = 150) -> bytes:
         figure = Figure(figsize=(8.4, sum(heights)), dpi=dpi, layout="constrained")
         canvas: Any = FigureCanvasAgg(figure)
         grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
-        figure.suptitle(f"{findings.name}: {findings.network}", x=0.01, ha="left", parse_math=False)
+        heading = textwrap.fill(f"{findings.name}: {findings.network}", HEADING)
+        figure.suptitle(heading, x=0.01, ha="left", parse_math=False)
         cells = _cells(findings.text)
         mean = findings.surprise.bits_per_char
         axes = figure.add_subplot(grid[0, :])
@@ -179,9 +181,14 @@ def _legend(axes: Any) -> None:
 
 def _memory(axes: Any, findings: Findings) -> None:
     memory = findings.memory
-    points = list(smoothed(memory))
-    axes.plot([k for k, *_ in points], [max(bits, 1e-4) for _, bits, _ in points], color="#8a3b12")
-    axes.set(xscale="log", yscale="log", xlabel=f"k, {memory.unit}s back", ylabel="bits")
+    points = measurable(memory)
+    axes.plot([k for k, *_ in points], [max(bits, SMALLEST) for _, bits, _ in points], color="#8a3b12")
+    last = points[-1][0]
+    beyond = "" if last > 0.8 * memory.lags[-1] else f"; beyond {last:.0f} less than {SMALLEST:.4f} bits"
+    axes.set(xscale="log", yscale="log", xlabel=f"k, {memory.unit}s back{beyond}", ylabel="bits")
+    ticks = [k for k in (1, 2, 3, 5, 10, 20, 50, 100, 200) if k <= last]
+    axes.set_xticks(ticks, [str(k) for k in ticks])
+    axes.set_xticks([], minor=True)
     axes.set_title(f"The effect of the {memory.unit} k back", loc="left", fontsize=8.5)
     axes.grid(visible=True, alpha=0.3)
 
@@ -190,9 +197,16 @@ def _embedding(axes: Any, findings: Findings) -> None:
     found = findings.embedding
     axes.set_title("Map of the characters", loc="left", fontsize=8.5)
     axes.set(xticks=[], yticks=[])
-    for token, (x, y) in zip(found.tokens[:60], found.points.tolist(), strict=False):
-        axes.text(x, y, visible(token), ha="center", va="center", fontsize=8, parse_math=False)
     if len(found.points):
+        span = np.maximum(np.ptp(found.points, axis=0), 1e-9)
+        # The map is about 24 characters wide and 14 high.
+        for token, (x, y), free in zip(
+            found.tokens, found.points, uncovered(found.points / span, (1 / 24, 1 / 14)), strict=True
+        ):
+            if free:
+                axes.text(x, y, visible(token), ha="center", va="center", fontsize=8, parse_math=False)
+            else:
+                axes.plot(x, y, ".", markersize=1.5, color="grey")
         low, high = found.points.min(axis=0), found.points.max(axis=0)
         margin = np.maximum(0.08 * (high - low), 1e-6)
         axes.set(xlim=(low[0] - margin[0], high[0] + margin[0]), ylim=(low[1] - margin[1], high[1] + margin[1]))
