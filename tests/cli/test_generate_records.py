@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -136,7 +137,10 @@ def test_a_record_is_continued(charwright: Terminal, names: Path, tmp_path: Path
 
 def test_what_no_record_can_have(charwright: Terminal, names: Path) -> None:
     result = charwright("generate", names, "--length", "5", "--ban", r"\n", "--seed", "1")
-    assert result.err == "--ban has '\\n': no text will end at '\\n'\n"
+    assert result.err.splitlines() == [
+        "--ban has '\\n': no text will end at '\\n'",
+        "the record is cut off at 5 characters; raise --length",
+    ]
     assert "the end of a record, '\\n'" in charwright("generate", names, "--prompt", "a\nb").line
 
 
@@ -214,7 +218,7 @@ def test_the_text_may_have_moved(charwright: Terminal, names: Path, tmp_path: Pa
         (["--new", "--beams", "2"], "--beams finds one text only"),
         (["--new", "--stop", "a"], "--stop ends a record before its end"),
         (["--new", "--until", "line"], "--until ends a record before its end"),
-        (["--new", "--novelty"], "--novelty looks for passages"),
+        (["--new", "--novelty"], "--novelty counts records of the text"),
         (["--new", "--state-out", "x"], "--state-out keeps every text"),
         (["--new", "--state-in", "x"], "--state-in continues texts that have begun"),
         (["--label", "x", "--state-in", "x"], "remove --label"),
@@ -318,10 +322,42 @@ def test_novelty_of_records_is_of_whole_records(charwright: Terminal, names: Pat
     written = result.out.split("\n")[:-1]
     copied, repeated = sum(word in training for word in written), len(written) - len(set(written))
     assert len(written) == 60
-    assert result.err.splitlines()[-1].startswith(f"{copied} of 60 records are in the text")
-    assert (f"and {repeated} repeat another one" in result.err) == (repeated > 0)
+    found = f"{copied} of 60 records are in the text, and {60 - repeated} of 60 records are different"
+    assert result.err.splitlines()[-1].startswith(found)
     assert "copied verbatim" not in result.err
     short = charwright("generate", names, "--num", "20", "--length", "1", "--seed", "2", "--novelty").err.splitlines()[
         -1
     ]
     assert "did not end and do not count" in short
+
+
+def test_records_that_are_cut_off_are_counted(charwright: Terminal, names: Path) -> None:
+    result = charwright("generate", names, "--num", "20", "--length", "2", "--seed", "2")
+    cut = sum(len(line) == 2 for line in result.out.splitlines())
+    found = re.search(r"(\d+) of 20 records are cut off at 2 characters; raise --length", result.err)
+    assert found is not None
+    assert 1 < int(found[1]) <= cut
+    assert "cut off" not in charwright("generate", names, "--num", "20", "--seed", "2", "--length", "5000").err
+
+
+def test_records_of_further_lists_are_not_new(charwright: Terminal, names: Path, tmp_path: Path) -> None:
+    """A run that continues from another one does not know the list of that one."""
+    words = ("generate", names, "--num", "40", "--new", "--seed", "3")
+    first = charwright(*words).out.splitlines()
+    (tmp_path / "known.txt").write_text("\n".join(first[:20]) + "\n", encoding="utf-8")
+    (tmp_path / "more.txt").write_text(first[20] + "\n", encoding="utf-8")
+    others = charwright(*words, "--known", tmp_path / "known.txt", "--known", tmp_path / "more.txt").out.splitlines()
+    assert len(others) == 40
+    assert not {*first[:21]} & {*others}
+    assert {*first[21:]} & {*others}
+    refused = charwright("generate", names, "--known", tmp_path / "known.txt")
+    assert (refused.code, "--known requires --new" in refused.line) == (2, True)
+    assert "there is no file" in charwright(*words, "--known", tmp_path / "none.txt").line
+
+
+def test_labels_of_further_lists_do_not_count(charwright: Terminal, labelled: Path, tmp_path: Path) -> None:
+    words = ("generate", labelled, "--num", "20", "--new", "--label", "others", "--seed", "3")
+    first = charwright(*words).out.splitlines()
+    lines = [f"{first[0]}\tothers", first[1]]
+    (tmp_path / "known.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert not {*first[:2]} & {*charwright(*words, "--known", tmp_path / "known.txt").out.splitlines()}

@@ -15,6 +15,7 @@ from unicodedata import normalize
 import click
 
 from charwright.cli.generate_output import Output
+from charwright.cli.generate_work import Work
 from charwright.cli.options import (
     NamedPath,
     SectionedCommand,
@@ -34,13 +35,9 @@ from charwright.schema import field_names, flag
 from charwright.signals import handling
 
 if TYPE_CHECKING:
-    from charwright.data.texts import Text
     from charwright.data.vocabulary import Vocabulary
-    from charwright.generation.draft import Draft, Guard
     from charwright.generation.generator import Generator
     from charwright.generation.record_search import RecordSearch
-    from charwright.generation.session import Session
-    from charwright.run import Run
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_copy", "num", "seed")
 """Options that have no effect on beam search."""
@@ -50,11 +47,9 @@ USELESS_WITH_NEW = {
     "state_out": "keeps every text, and --new throws some away",
     "stop": "ends a record before its end",
     "until": "ends a record before its end",
-    "novelty": "looks for passages, and --distance for records that are nearly in the text",
+    "novelty": "counts records of the text, which --new leaves out",
 }
 """Options that --new has no use for, and why."""
-MANY = 64
-"""Records that are printed as they grow, at most."""
 SHOWN_LABELS = 20
 """Labels listed in a notice, at most."""
 
@@ -112,6 +107,13 @@ SHOWN_LABELS = 20
     cls=in_section("Records"),
     help="With --new: none within N edits of another or of one in the text; an edit changes one character.",
 )
+@click.option(
+    "--known",
+    multiple=True,
+    metavar="FILE",
+    cls=in_section("Records"),
+    help="With --new: none that is in this list either, which is divided as the run's text; repeatable.",
+)
 @config_options(GenerationConfig(), "Generation")
 @click.pass_context
 def generate(
@@ -133,6 +135,7 @@ def generate(
     label: str | None,
     new: bool,
     distance: int | None,
+    known: tuple[str, ...],
     **_: Any,
 ) -> int:
     r"""Generate text with the model of RUN. Prints the prompt and its continuation.
@@ -156,7 +159,7 @@ def generate(
     opened = Run.open(run)
     if new and opened.config.records is None:
         raise UsageError(f"{run} was not trained on records, so nothing says what a new one is; train with --records")
-    work = _Work(opened, precision, threads, corpus, state_in, label, explicit="precision" in given(ctx, ["precision"]))
+    work = Work(opened, precision, threads, corpus, state_in, label, explicit="precision" in given(ctx, ["precision"]))
     text = read_prompt(prompt, opened)
     end = work.generator.record_end
     if end is not None:
@@ -177,7 +180,7 @@ def generate(
         output.show_completion(work.generator.beam_search(text, config, beams, label=label, record_end=end))
         return 0
     if new or work.many_records(config.num, novelty=novelty, paused=state_out is not None):
-        search = work.search(text, config, new=new, distance=distance, logprobs=logprobs)
+        search = work.search(text, config, new=new, distance=distance, further=known, logprobs=logprobs)
         report()
         return _follow_search(search, output)
     session, drafts, labels = work.begin(text, config, logprobs=logprobs, exact=state_out is not None)
@@ -201,103 +204,6 @@ def _follow_search(search: RecordSearch, output: Output) -> int:
     if not stopped and (shortfall := search.shortfall()):
         raise CharwrightError(shortfall)
     return 128 + stopped[0] if stopped else 0
-
-
-class _Work:
-    """A run and its generator; loads what only some options need on demand."""
-
-    def __init__(
-        self,
-        run: Run,
-        precision: str,
-        threads: int | None,
-        corpus: Sequence[str],
-        state_in: Path | None,
-        label: str | None,
-        *,
-        explicit: bool,
-    ) -> None:
-        from charwright.generation.paused import paused_precision
-        from charwright.workflow.loading import generator_of
-
-        self._run, self._corpus, self._state_in, self._label = run, corpus, state_in, label
-        if state_in is not None and not explicit:
-            precision = paused_precision(state_in)
-        self._precision, self._threads = precision, threads
-        self._weights = run.weights()  # Once: a training run may write others at any time.
-        self.generator: Generator = generator_of(run, precision, threads=threads, weights=self._weights)
-        self.generator.opening(label=label)  # An unknown label is refused before a prompt is read.
-        self._text: Text | None = None
-
-    def adapt_to(self, prompt: str) -> None:
-        """Let the model adapt to the prompt."""
-        from charwright.cli.download import user_places
-        from charwright.workflow.loading import adapted_weights, generator_of
-
-        weights = adapted_weights(self._run, prompt, self._corpus, user_places())
-        self.generator = generator_of(self._run, self._precision, threads=self._threads, weights=weights)
-
-    def training_text(self) -> Text:
-        """The text that the run was trained on, read again."""
-        if self._text is None:
-            from charwright.cli.corpora import training_text
-
-            self._text = training_text(self._run, self._corpus)
-        return self._text
-
-    def begin(
-        self, prompt: str, config: GenerationConfig, *, logprobs: bool, exact: bool
-    ) -> tuple[Session, list[Draft], list[str | None]]:
-        """Start a session and join its texts, whose labels are the last of the three."""
-        from charwright.generation.paused import fingerprint, read_paused
-        from charwright.generation.session import Session
-
-        writer = self.generator
-        session = Session(writer.engine, writer.vocabulary, one_by_one=exact)
-        join = partial(session.join, prompt, config, guard=self._guard(config), logprobs=logprobs)
-        if self._state_in is not None:
-            starts = read_paused(self._state_in, writer.engine, fingerprint(self._weights))
-            drafts = [join(index, start=start, record_end=writer.record_end) for index, start in enumerate(starts)]
-            return session, drafts, [None] * len(drafts)
-        openings = [writer.opening(config.seed or 0, index, label=self._label) for index in range(config.num)]
-        drafts = [
-            join(index, context=opening.ids, record_end=writer.record_end) for index, opening in enumerate(openings)
-        ]
-        return session, drafts, [opening.label for opening in openings]
-
-    def many_records(self, num: int, *, novelty: bool, paused: bool) -> bool:
-        """Whether so many records are wanted that they are printed one by one, and not as they grow."""
-        plain = self._state_in is None and not novelty and not paused
-        return self.generator.record_end is not None and num > MANY and plain
-
-    def search(
-        self, prompt: str, config: GenerationConfig, *, new: bool, distance: int | None, logprobs: bool
-    ) -> RecordSearch:
-        """Start a search for records, or for new ones, after reading those of the text again."""
-        from charwright.cli.download import user_places
-        from charwright.generation.known_records import KnownRecords
-        from charwright.workflow.loading import known_records
-
-        known = KnownRecords(known_records(self._run, self._corpus, user_places()), distance) if new else None
-        return self.generator.search(
-            config, known, prompt=prompt, label=self._label, guard=self._guard(config), logprobs=logprobs
-        )
-
-    def _guard(self, config: GenerationConfig) -> Guard | None:
-        if config.max_copy is None:
-            return None
-        from charwright.data.texts import ids_of
-        from charwright.generation.novelty import CopyGuard
-
-        vocabulary = self.generator.vocabulary
-        return CopyGuard(ids_of(self.training_text(), vocabulary), len(vocabulary), config.max_copy).forbidden
-
-    def save(self, path: Path, drafts: Sequence[Draft]) -> None:
-        """Write the file that --state-in reads."""
-        from charwright.generation.paused import fingerprint, write_paused
-
-        drawn = [draft.paused() for draft in drafts]
-        write_paused(path, self.generator.engine, fingerprint(self._weights), drawn)
 
 
 @contextmanager
@@ -327,8 +233,8 @@ def _refuse_contradictions(ctx: click.Context) -> None:
         raise UsageError("--corpus requires --novelty, --max-copy, --new or --adapt")
     if params["adapt"] and {"state_in", "state_out"} & has.keys():
         raise UsageError("--adapt changes the weights to which a saved state belongs; remove one of them")
-    if "distance" in has and not params["new"]:
-        raise UsageError("--distance requires --new")
+    if not params["new"] and (stray := [name for name in ("distance", "known") if name in has]):
+        raise UsageError(f"{flag(stray[0])} requires --new")
     if params["new"] and (useless := [name for name in USELESS_WITH_NEW if name in has]):
         raise UsageError(f"{flag(useless[0])} {USELESS_WITH_NEW[useless[0]]}; remove it, or --new")
     if "state_in" in has and "label" in has:

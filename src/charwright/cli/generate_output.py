@@ -56,6 +56,7 @@ class Output:
             _write("\n" if self._record_end is None or draft.ended is None else self._record_end)
             self._note_novelty(draft, "".join(pieces))
         self._end_line()
+        self._report_cut([draft for draft in drafts if draft.ended == "length"], len(drafts))
         self._report_records()
 
     def follow_search(self, search: RecordSearch, stopped: Sequence[int]) -> None:
@@ -119,17 +120,24 @@ class Output:
         else:
             self._unended += 1
 
+    def _report_cut(self, cut: Sequence[Draft], count: int) -> None:
+        """How many records are only beginnings."""
+        if cut and self._record_end is not None and not self._json:
+            sys.stdout.flush()
+            which = f"{len(cut):,} of {count:,} records" if count > 1 else "the record"
+            is_cut = "are" if len(cut) > 1 else "is"
+            click.echo(f"{which} {is_cut} cut off at {cut[0].config.length:,} characters; raise --length", err=True)
+
     def _report_records(self) -> None:
         """How many of the records are also in the text, and how many were written before."""
         if self.known is None:
             return
         count, copied = len(self._records), sum(record in self.known for record in self._records)
-        repeated = count - len(set(self._records))
-        again = f", and {repeated:,} repeat another one" if repeated else ""
-        if self._unended:
-            again += f"; {self._unended:,} did not end and do not count"
+        different = f"{len(set(self._records)):,} of {count:,} records are different"
+        unended = f"; {self._unended:,} did not end and do not count" if self._unended else ""
         sys.stdout.flush()
-        click.echo(f"{copied:,} of {count:,} records are in the text{again}; --new writes others", err=True)
+        found = f"{copied:,} of {count:,} records are in the text, and {different}{unended}"
+        click.echo(f"{found}; --new writes others", err=True)
 
     def _report_novelty(self, written: str) -> None:
         if self.corpus is None:

@@ -232,3 +232,12 @@ def label_and_text(record: str, column: str, where: str) -> tuple[str, str]:
         what = "no tab" if not tab else "an empty column"
         raise CorpusError(f"{where} has {what}, so no label and text: {record[:60]!r}")
     return label, rest
+
+
+def without_label(record: str, column: str | None, labels: Sequence[str]) -> str:
+    """A record without the label in its column, if it has one of these."""
+    try:
+        label, text = label_and_text(record, column or "first", "it")
+    except CorpusError:
+        return record
+    return text if label in labels else record

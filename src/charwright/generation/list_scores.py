@@ -16,7 +16,7 @@ import numpy as np
 
 from charwright.config import RecordsConfig
 from charwright.data.labels import label_id
-from charwright.data.records import Records, label_and_text, pattern_of, without_end, without_newlines
+from charwright.data.records import Records, label_and_text, pattern_of, without_end, without_label, without_newlines
 from charwright.data.vocabulary import UNKNOWN_ID, Vocabulary
 from charwright.errors import CorpusError, UsageError
 from charwright.generation.cutter import Cutter, Segment
@@ -107,7 +107,8 @@ class ListScores:
         if not self.vocabulary.labels:
             return raw
         if self.label is not None:
-            return replace(raw, text=self._without_label(raw.text), label=self.label)
+            bare = without_label(raw.text, self.records.label, self.vocabulary.labels)
+            return replace(raw, text=bare, label=self.label)
         try:
             label, text = label_and_text(raw.text, self.records.label or "first", raw.place)
         except CorpusError as error:
@@ -115,14 +116,6 @@ class ListScores:
                 f"{error.for_shell}; if the text has no column of labels, name one with --label"
             ) from error
         return replace(raw, text=text, label=label)
-
-    def _without_label(self, text: str) -> str:
-        """A record without the label in its column, if it has one, in whose place another one is taken."""
-        try:
-            label, rest = label_and_text(text, self.records.label or "first", "it")
-        except CorpusError:
-            return text
-        return rest if label in self.vocabulary.labels else text
 
     def _id_of(self, label: str, raw: Raw) -> int:
         if label not in self._known:

@@ -6,8 +6,11 @@ import os
 from collections.abc import Iterator, Sequence
 
 from charwright.arrays import Arrays
+from charwright.config import RecordsConfig
+from charwright.data.large_texts import open_corpus
 from charwright.data.parts import Places
-from charwright.data.records import Records
+from charwright.data.records import Records, without_label
+from charwright.data.texts import in_memory
 from charwright.generation.generator import Generator
 from charwright.run import Run
 from charwright.workflow.texts import texts_of_run, training_text_of_run
@@ -64,8 +67,16 @@ def generator_of(
     )
 
 
-def known_records(run: Run, moved: Sequence[str], places: Places) -> Iterator[str]:
-    """The records of a run's training text and validation text; arguments and errors as for `texts_of_run`."""
+def known_records(run: Run, moved: Sequence[str], places: Places, further: Sequence[str] = ()) -> Iterator[str]:
+    """The records of a run's training text and validation text, and of further texts, with a column of labels or not.
+
+    The other arguments and errors are as for `texts_of_run`.
+    """
     for text in texts_of_run(run, moved, places):
         if isinstance(text, Records):
             yield from text
+    config, end = run.config.recipe.records, run.config.records.end if run.config.records else None
+    for spec in further:
+        text = in_memory(open_corpus([spec], run.config.corpus, places).text)
+        for record in Records.parse(text, RecordsConfig(config.records), end):
+            yield without_label(record, config.label, run.vocabulary.labels)
