@@ -114,3 +114,17 @@ def test_records_stay_records() -> None:
     assert training.labels is not None
     with pytest.raises(UsageError, match="60 records and 1 labels"):
         cw.Records.of(["ab"] * 60, "\n", ["x"])
+
+
+@pytest.mark.parametrize(("length", "fraction", "held_out"), [(4, 0.5, 2), (20, 0.1, 2), (19, 0.1, 2), (10, 0.1, 0)])
+def test_two_characters_are_the_least_to_hold_out(length: int, fraction: float, held_out: int) -> None:
+    config = SplitConfig(val_fraction=fraction, val_split="tail")
+    assert len(split_corpus(numbered(length), config)[1]) == held_out
+
+
+def test_what_is_no_text_is_refused_with_advice() -> None:
+    with pytest.raises(UsageError, match="pass its text"):
+        split_corpus(cw.Corpus.from_text("abc", "x"))  # type: ignore[call-overload]
+    with pytest.raises(UsageError) as refused:
+        split_corpus(b"abc")  # type: ignore[call-overload]
+    assert "pass its text" not in str(refused.value)

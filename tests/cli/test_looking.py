@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+import charwright as cw
 from charwright.cli.info import chart
 from charwright.config import ModelConfig
 from charwright.generation import engine
@@ -181,6 +182,7 @@ def test_plot_without_matplotlib(trained: Path, tmp_path: Path) -> None:
 def test_inspect_a_chinese_text(charwright: Terminal, tmp_path: Path) -> None:
     text = "道可道，非常道。名可名，非常名。\n" * 40
     (tmp_path / "道德經.txt").write_text(text, encoding="utf-8")
+    ids = cw.Vocabulary.from_text(text).encode(text)
     result = charwright("inspect", tmp_path / "道德經.txt", *SMALL, "--dropout", "0.1")
     assert (result.code, result.err) == (0, "")
     for shown in (
@@ -191,7 +193,10 @@ def test_inspect_a_chinese_text(charwright: Terminal, tmp_path: Path) -> None:
         "道 120",
         "input   '道可道，",
         "target  '可道，非",
-        "  step 0: input ",
+        f"ids     {' '.join(map(str, ids[:15].tolist()))} ...",
+        f"  step 0: input {ids[0]} ('道'), target {ids[1]} ('可')",
+        f"  step 4: input {ids[4]} ('非'), target {ids[5]} ('常')",
+        "likeliest after '",
         "(16, 4)",
         "(16, 4, 9)",
         "ln V = 2.1972",
@@ -200,6 +205,21 @@ def test_inspect_a_chinese_text(charwright: Terminal, tmp_path: Path) -> None:
         assert shown in result.out
     loss = float(re.search(r"loss ([\d.]+) nats", result.out).group(1))  # type: ignore[union-attr]
     assert loss == pytest.approx(2.1972, abs=0.02)
+
+
+def test_inspect_counts_what_min_count_leaves_out(charwright: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("ab" * 300 + "xyzxyq", encoding="utf-8")
+    out = charwright("inspect", tmp_path / "x.txt", *SMALL, "--min-count", "3").out
+    assert "  0 [UNK] 6 (4 characters)   1 a 300   2 b 300\n" in out
+
+
+def test_inspect_shows_long_records_in_part(charwright: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("\n".join(["a" * 900, *"bcdefgh"] * 20), encoding="utf-8")
+    out = charwright("inspect", tmp_path / "x.txt", *SMALL, "--records", "line").out
+    assert "1 to 900 characters, 113.4 on average. The first:\n" in out
+    shown = out.split("The first:\n")[1].splitlines()[:6]
+    assert shown[0].endswith(" ...'")
+    assert shown[1:5] == ["  | 'b'", "  | 'c'", "  | 'd'", "  | 'e'"]
 
 
 def test_inspect_shows_control_characters_as_escapes(charwright: Terminal, tmp_path: Path) -> None:

@@ -125,6 +125,16 @@ def test_typing_the_beginning_of_a_suggestion_keeps_the_rest() -> None:
     assert page.needs_suggestion
 
 
+def test_typing_the_beginning_of_a_suggestion_elsewhere_discards_it() -> None:
+    page = suggested("ab", "cd")
+    page.edit("acb", 2)
+    page.edit("acb", 3)
+    assert page.suggestion == "", "the c was typed in the middle"
+    page = suggested("ab", "cd")
+    page.edit("acd", 3)
+    assert page.suggestion == "", "the b was replaced"
+
+
 def test_accepting_a_word_and_the_whole_suggestion() -> None:
     page = suggested("To", " be or not")
     page.accept_word()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from charwright.explanation.features import features_of
+from charwright.explanation.features import FEWEST, FEWEST_CHANGES, Feature, features_of
 
 
 def values(text: str, name: str) -> list[int]:
@@ -65,6 +66,12 @@ def test_what_is_too_rare_says_so() -> None:
     assert brackets.too_rare() == ""
     [digits] = [f for f in features_of("abc" * 100) if f.name == "digit"]
     assert digits.too_rare() == "it never changes"
+    # What holds nearly everywhere is as rare outside as what hardly holds is inside.
+    mostly = np.ones(4000, dtype=np.float32)
+    mostly[::200] = 0
+    everywhere = Feature("x", "", mostly)
+    assert (np.count_nonzero(np.diff(mostly)) >= FEWEST_CHANGES, np.count_nonzero(mostly == 0) < FEWEST) == (True, True)
+    assert everywhere.too_rare() == Feature("y", "", 1 - mostly).too_rare() == "it is too rare in this text"
 
 
 def test_very_long_lines_count_up_to_a_limit() -> None:

@@ -103,7 +103,9 @@ def _show_vocabulary(vocabulary: Vocabulary, counts: Counter[str]) -> None:
     listed = [f"{i} {_shown(character)} {counts[character]:,}" for i, character in enumerate(vocabulary.characters, 1)]
     most = 100
     click.echo("id, character, count:")
-    click.echo("  " + "   ".join(["0 [UNK]", *listed[:most]]))
+    unknown = counts.keys() - set(vocabulary.characters)
+    others = f" {sum(counts[character] for character in unknown):,} ({len(unknown):,} characters)" if unknown else ""
+    click.echo("  " + "   ".join([f"0 [UNK]{others}", *listed[:most]]))
     if len(listed) > most:
         once = sum(n == 1 for n in counts.values())
         click.echo(f"  ... and {len(listed) - most:,} more{f'; {once:,} occur once' if once else ''}")
@@ -172,6 +174,11 @@ def _show_untrained(
         loss = float(F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(targets).flatten()))
     click.echo(f"logits {tuple(logits.shape)}, as (time, batch, vocabulary)")
     click.echo(f"loss {loss:.4f} nats per token; ln V = {math.log(len(vocabulary)):.4f}: close to a uniform guess")
+    chances, ids = torch.softmax(logits[0, 0], dim=0).topk(min(3, len(vocabulary)))
+    likeliest = ", ".join(f"{vocabulary.decode([i])!r} {p:.3f}" for p, i in zip(chances, ids.tolist(), strict=True))
+    click.echo(
+        f"likeliest after {vocabulary.decode(inputs[:1, 0])!r}: {likeliest}; a sample is drawn from such chances"
+    )
     generator = Generator.of(model, vocabulary, record_end=record_end)
     written = generator.generate(length=100, temperature=1.0, seed=seed)[0].continuation
     click.echo(f"sample {written!r}")
