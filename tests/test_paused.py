@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from charwright.arrays import fingerprint
 from charwright.config import GenerationConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
 from charwright.errors import CharwrightError, DamagedRunError, RunError, UsageError
 from charwright.generation.draft import Draft
 from charwright.generation.generator import Generator
-from charwright.generation.paused import fingerprint, paused_precision, read_paused, write_paused
+from charwright.generation.paused import paused_precision, read_paused, write_paused
 from charwright.generation.session import Session
 from writers import LETTERS, random_writer
 

@@ -72,6 +72,15 @@ def _bytes_of(array: npt.NDArray[Any]) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
+def fingerprint(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
+    """SHA-256 over all arrays and their names. That of the weights identifies a model."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(arrays[name]).data)
+    return digest.digest()
+
+
 def problem_of(arrays: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     """What keeps arrays from being weights of these names and shapes; None if they are."""
     for name in sorted(set(arrays) ^ set(shapes)):

@@ -9,13 +9,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 MOST_POINTS = 200  # of a curve: more than its pixels show nothing
 WIDTH, HEIGHT = 480, 140  # of a curve, in pixels
 LEFT = "text-align: left"
 PRE = "font-family: ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0.3em 0"
 
+Item = TypeVar("Item")
 Points = Sequence[tuple[float, float]]
 
 
@@ -124,7 +125,7 @@ def curve(points: Points, title: str) -> str:
     )
 
 
-def thinned(points: Points, most: int = MOST_POINTS) -> Points:
+def thinned(points: Sequence[Item], most: int = MOST_POINTS) -> Sequence[Item]:
     """At most so many points, evenly chosen, with the first and the last."""
     if len(points) <= most:
         return points

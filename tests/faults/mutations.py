@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from charwright.arrays import fingerprint
 from charwright.config import GenerationConfig, ModelConfig, Recipe, SequenceConfig, VocabularyConfig
 from charwright.data.byte_vocabulary import ByteVocabulary
 from charwright.data.large_texts import cache_of, open_corpus
@@ -34,7 +35,7 @@ from charwright.data.vocabularies import make_vocabulary
 from charwright.data.vocabulary import Vocabulary
 from charwright.errors import CharwrightError
 from charwright.generation.generator import Generator
-from charwright.generation.paused import fingerprint, paused_precision, read_paused, write_paused
+from charwright.generation.paused import paused_precision, read_paused, write_paused
 from charwright.generation.session import Session
 from charwright.interop.foreign_model import read_vocabulary
 from charwright.planning.recipe_file import read_recipe, write_recipe

@@ -67,7 +67,8 @@ class Work:
         self, prompt: str, config: GenerationConfig, *, logprobs: bool, exact: bool
     ) -> tuple[Session, list[Draft], list[str | None]]:
         """Start a session and join its texts, whose labels are the last of the three."""
-        from charwright.generation.paused import fingerprint, read_paused
+        from charwright.arrays import fingerprint
+        from charwright.generation.paused import read_paused
         from charwright.generation.session import Session
 
         writer = self.generator
@@ -120,7 +121,8 @@ class Work:
 
     def save(self, path: Path, drafts: Sequence[Draft]) -> None:
         """Write the file that --state-in reads."""
-        from charwright.generation.paused import fingerprint, write_paused
+        from charwright.arrays import fingerprint
+        from charwright.generation.paused import write_paused
 
         drawn = [draft.paused() for draft in drafts]
         write_paused(path, self.generator.engine, fingerprint(self._weights), drawn)

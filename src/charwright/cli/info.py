@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -236,16 +237,17 @@ def _print_history(run: Run) -> None:
         click.echo(line)
 
 
-def _baseline(points: list[tuple[int, float]]) -> float:
+def _baseline(points: Sequence[tuple[int, float]]) -> float:
     """Where the bars of a chart begin."""
     return min(value for _, value in points) * 0.9
 
 
-def chart(points: list[tuple[int, float]], rows: int = 16, width: int = BARS) -> list[str]:
+def chart(points: Sequence[tuple[int, float]], rows: int = 16, width: int = BARS) -> list[str]:
     """A bar per point, at most `rows`: the first, the last, and an even selection between."""
+    from charwright.notebook import thinned
+
     low = _baseline(points)
-    if len(points) > rows:
-        points = [points[round(i * (len(points) - 1) / (rows - 1))] for i in range(rows)]
+    points = thinned(points, rows)
     high = max(value for _, value in points)
     return [
         f"  step {step:>9,}  {value:.4f}  " + "█" * max(1, round(width * (value - low) / max(high - low, 1e-9)))

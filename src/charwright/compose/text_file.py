@@ -11,6 +11,7 @@ from itertools import chain, count
 from pathlib import Path
 
 from charwright.errors import CharwrightError, RunError, UsageError
+from charwright.storage import file_identity
 
 UNSAVED = "charwright-unsaved.txt"
 """The name of a text without one, where it is saved without asking."""
@@ -47,7 +48,7 @@ class TextFile:
             raise CharwrightError(f"{self.path} is not UTF-8: invalid byte at offset {error.start}") from error
         self._mark, self._newline = text[:1] if text.startswith("\ufeff") else "", _newline_of(text)
         self._text = text[len(self._mark) :].replace("\r\n", "\n").replace("\r", "\n")
-        self._fingerprint = _fingerprint(self.path)
+        self._fingerprint = file_identity(self.path)
         return self._text
 
     def is_saved(self, text: str) -> bool:
@@ -56,7 +57,7 @@ class TextFile:
 
     def obstacle(self, path: Path) -> str | None:
         """Why the user has to be asked before the path is written: it has content of others, or is protected."""
-        found = _fingerprint(path)
+        found = file_identity(path)
         if found is None:
             return None
         if path != self.path:
@@ -85,7 +86,7 @@ class TextFile:
         written = self._mark + text.replace("\n", self._newline)
         permissions = None if mode is None else stat.S_IMODE(mode)
         write_file(Path(os.path.realpath(path)), written.encode("utf-8", "surrogateescape"), permissions)
-        self.path, self._text, self._fingerprint, self.was_saved = path, text, _fingerprint(path), True
+        self.path, self._text, self._fingerprint, self.was_saved = path, text, file_identity(path), True
 
     def rescue(self, text: str) -> Path | None:
         """Save without asking, under a numbered name if the name is taken; return the path, or None on failure.
@@ -123,12 +124,3 @@ def _numbered(path: Path) -> Iterator[Path]:
     """Yield story.txt, story-2.txt, story-3.txt, ..."""
     yield path
     yield from (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(2))
-
-
-def _fingerprint(path: Path) -> tuple[int, int, int] | None:
-    """Return inode, size and modification time, or None if there is no file."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bz2
 import importlib
-import io
 import lzma
 import zlib
 from collections.abc import Callable
@@ -32,16 +31,6 @@ _ERRORS = ("ZstdError", "IsalError")
 """Exceptions of optional packages."""
 
 Count = Callable[[int], None]
-
-
-def decompressed(data: bytes, suffix: str, where: str) -> bytes:
-    """Return the contents of a .gz, .bz2, .xz or .zst file; return other data unchanged.
-
-    Raises:
-        DecodingError: when the data is damaged.
-        MissingExtraError: for .zst, when no package that reads it is installed.
-    """
-    return open_stream(lambda: io.BytesIO(data), suffix, where).read() if suffix.lower() in COMPRESSED else data
 
 
 def open_stream(opener: Callable[[], BinaryIO], suffix: str, where: str, count: Count | None = None) -> BinaryIO:

@@ -52,11 +52,6 @@ class LabelledVocabulary(Vocabulary):
         """Return plain values for JSON, which `vocabulary_from_json` reads."""
         return {**super().to_json(), "labels": list(self.labels)}
 
-    @property
-    def unknown_nats(self) -> float:
-        """As for every vocabulary: the labels are no characters."""
-        return Vocabulary(self.characters).unknown_nats
-
 
 def label_ids(vocabulary: Vocabulary) -> range:
     """Return the ids of the labels; empty for most vocabularies."""

@@ -105,7 +105,7 @@ class Vocabulary:
 
         Such a character costs -ln p([UNK]) and this. See docs/explanation/losses.md.
         """
-        return math.log(UNICODE_SIZE - len(self))
+        return math.log(UNICODE_SIZE - 1 - len(self.characters))  # Labels are no characters.
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON, which `vocabulary_from_json` reads."""

@@ -6,7 +6,6 @@ For the file: a hash of the weights, so that it is not continued with another mo
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from charwright.arrays import read_mixed_arrays, write_arrays
+from charwright.arrays import fingerprint, read_mixed_arrays, write_arrays
 from charwright.errors import DamagedRunError, UsageError
 from charwright.generation.draft import Paused
 from charwright.generation.engine import PRECISIONS, Engine
@@ -24,15 +23,6 @@ from charwright.generation.streams import Stream
 
 FORMAT = 1
 KINDS = {"F32", "I32", "I64", "U64", "U8"}
-
-
-def fingerprint(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
-    """SHA-256 over all arrays and their names. That of the weights identifies a model."""
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(arrays[name]).data)
-    return digest.digest()
 
 
 def write_paused(path: Path, engine: Engine, model: bytes, texts: Sequence[Paused]) -> None:

@@ -7,7 +7,6 @@ more about them. Both are read together, in parts that take turns: the user's te
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from charwright.arrays import Arrays
+from charwright.arrays import Arrays, fingerprint
 from charwright.config import TrainingConfig, VocabularyConfig
 from charwright.data.records import Records
 from charwright.data.split import split_text
@@ -105,7 +104,7 @@ class Teachers:
     def entries(self) -> tuple[Teacher, ...]:
         """The records of the teachers in config.json."""
         pairs = zip(self.runs, self.weights, strict=True)
-        return tuple(Teacher(str(run.folder), _sha256(weights)) for run, weights in pairs)
+        return tuple(Teacher(str(run.folder), fingerprint(weights).hex()) for run, weights in pairs)
 
     @property
     def vocabulary_options(self) -> VocabularyConfig:
@@ -231,14 +230,6 @@ def written_tokens(training: TrainingConfig) -> int:
     if training.written is not None:
         return training.written
     return WRITTEN if training.minutes is None else round(WRITTEN * min(1.0, training.minutes / WRITING_MINUTES))
-
-
-def _sha256(weights: Arrays) -> str:
-    """A hash of weights, whatever their file looks like."""
-    found = hashlib.sha256()
-    for name in sorted(weights):
-        found.update(name.encode() + np.ascontiguousarray(weights[name]).tobytes())
-    return found.hexdigest()
 
 
 def _listed(entries: Sequence[Teacher]) -> str:
