@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from charwright.generation.endings import Endings
+from charwright.generation.endings import _IN_WORD, Endings
 
 STOPS, WIDE, CLOSERS = ".!?…؟।۔", "。！？｡", "\"'”’»›)]}」』】）》〉"
 SENTENCE = re.compile(rf"[{STOPS}]+[{re.escape(CLOSERS)}]*\Z")
@@ -38,6 +38,8 @@ def by_definition(text: str, stops: list[str], unit: str, count: int) -> tuple[s
 
 def unit_at_end(text: str, unit: str) -> tuple[int, int] | None:
     """If the last character completes a unit that is not empty: where its end is, and where the next begins."""
+    if unit == "word" and is_between(text[-1]) and not all(map(is_between, text)):
+        return len(text) - 1, len(text)
     if unit == "line" and text[-1] == "\n" and text.strip():
         return len(text) - 1, len(text)
     if unit == "paragraph" and (match := PARAGRAPH.search(text)) and text.strip():
@@ -50,6 +52,11 @@ def unit_at_end(text: str, unit: str) -> tuple[int, int] | None:
         if match and body[: match.start()].strip():
             return len(body), len(body)
     return None
+
+
+def is_between(character: str) -> bool:
+    """Whether a character divides words."""
+    return _IN_WORD.match(character) is None
 
 
 def in_pieces(pieces: list[str], stops: list[str], until: str | None) -> tuple[str, str | None, str | None]:
@@ -76,7 +83,7 @@ TEXTS = st.one_of(
     st.text(max_size=20),
 )
 STOP_TEXTS = st.lists(st.text("ab .\n", min_size=1, max_size=4) | st.text("的。a", min_size=1, max_size=3), max_size=3)
-UNTIL = st.none() | st.tuples(st.sampled_from(["line", "paragraph", "sentence"]), st.integers(1, 3))
+UNTIL = st.none() | st.tuples(st.sampled_from(["word", "line", "paragraph", "sentence"]), st.integers(1, 3))
 
 
 @given(TEXTS, STOP_TEXTS, UNTIL, st.lists(st.integers(0, 40), max_size=8))
@@ -133,6 +140,13 @@ def test_stop_strings(text: str, stops: list[str], shown: str) -> None:
         assert stop in stops
 
 
+def test_words_are_divided_by_whitespace_and_punctuation() -> None:
+    assert all(
+        map(is_between, ' \t\n\u3000.,;:!?()[]{}<>"/\\|@#$%^&*+=~`…—–“”‘«»¿¡。，、！？；：「」『』（）《》·・،؛؟।')
+    )
+    assert not any(map(is_between, "aZ09_'’-éßñ字々〇ーあア한ا\u0301\u093f\u0e34\u200d🙂"[:-2]))
+
+
 @pytest.mark.parametrize(
     ("text", "until", "shown"),
     [
@@ -142,6 +156,13 @@ def test_stop_strings(text: str, stops: list[str], shown: str) -> None:
         ("a\nb\n\nc", "paragraph", "a\nb"),
         ("\n\na\n \t\nb", "paragraph", "\n\na"),
         ("a\n\n\n\nb\n\n", "2 paragraphs", "a\n\n\n\nb"),
+        ("l come to", "word", "l"),
+        (" and so", "word", " and"),
+        (", and so on", "2 words", ", and so"),
+        ("don't go.", "2 words", "don't go"),
+        ("well-known, he", "word", "well-known"),
+        ("今天，很好。", "2 words", "今天，很好"),
+        ("हिन्दी में है", "word", "हिन्दी"),
         ("Hello there. How", "sentence", "Hello there."),
         ('"Stop!" he cried. No', "2 sentences", '"Stop!" he cried.'),
         ("It costs 3.50 now. Yes", "sentence", "It costs 3.50 now."),

@@ -307,7 +307,7 @@ class GenerationConfig(Config):
     only: str | None = option(None, "Generate these characters only.")
     stop: tuple[str, ...] = option((), "Stop before this text; repeatable.")
     until: str | None = option(
-        None, "Stop at the end of a line, paragraph or sentence, or of several: line, paragraph, '3 sentences'."
+        None, "Stop at the end of a word, line, sentence or paragraph (a blank line), or of several: line, '3 words'."
     )
     max_copy: int | None = option(
         None,
@@ -323,7 +323,7 @@ class GenerationConfig(Config):
         super().__post_init__()
         if self.until is not None and parse_until(self.until) is None:
             raise ConfigError(
-                f"--until must be line, paragraph or sentence, or a number of them ('3 sentences'), not {self.until!r}"
+                f"--until must be word, line, paragraph or sentence, or some ('3 sentences'), not {self.until!r}"
             )
 
 

@@ -698,7 +698,7 @@ def test_a_hundred_thousand_characters_take_no_more_memory_than_a_thousand(lette
         (["--ban", LETTERS.characters.replace("\n", r"\n")], "--ban: the model has no character left to generate"),
         (["--only", "ab", "--ban", "ab"], "--only and --ban: the model has no character left to generate"),
         (["--stop", ""], "--stop must not be empty"),
-        (["--until", "rubbish"], "--until must be line, paragraph or sentence"),
+        (["--until", "rubbish"], "--until must be word, line, paragraph or sentence"),
         (["--until", "0 lines"], "--until must be"),
         (["--until", "9" * 5000 + " lines"], "--until must be"),
         (["--logprobs"], "--json"),

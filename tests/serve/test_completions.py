@@ -228,7 +228,7 @@ def test_copies_are_limited(running: Running) -> None:
         ({"frequency_penalty": 0.5}, "frequency_penalty", "repetition_penalty"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "requires stream"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "not a parameter"),
-        ({"until": "never"}, "until", "line, paragraph or sentence"),
+        ({"until": "never"}, "until", "word, line, paragraph or sentence"),
         ({"only": "字"}, "only", "knows none"),
         ({"only": "a", "ban": "a"}, "only", "only: with ban, the model has no character left"),
         ({"ban": LETTERS.characters}, "ban", "ban: the model has no character left"),

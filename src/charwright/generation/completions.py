@@ -19,7 +19,7 @@ class Completion:
     seed: int
     stream: int
     ended: str = "length"
-    """Why it ended: `length`, `record`, `stop`, `line`, `paragraph`, `sentence`, or `interrupted`."""
+    """Why it ended: `length`, `record`, `stop`, `word`, `line`, `paragraph`, `sentence`, or `interrupted`."""
     stop: str | None = None
     """The stop string that ended it, which is not part of the continuation."""
     logprobs: tuple[float, ...] | None = None

@@ -1,4 +1,4 @@
-"""Find the end of a text that arrives in pieces: that of a record, line, paragraph or sentence, or a stop string."""
+"""Find the end of a text that arrives in pieces: of a record, word, line, paragraph or sentence, or a stop string."""
 
 from __future__ import annotations
 
@@ -17,7 +17,19 @@ _SENTENCE_END = re.compile(
     f"(?<![{_STOPS}])[{_STOPS}]++[{_CLOSING}]*+(?=\\s)"
     f"|(?<![{_WIDE_STOPS}])[{_WIDE_STOPS}]++[{_CLOSING}]*+(?=[^{_WIDE_STOPS}{_CLOSING}])"
 )
-_UNIT_ENDS = {"line": re.compile("\n"), "paragraph": re.compile("\n[ \t]*+\n"), "sentence": _SENTENCE_END}
+# What is between words: whitespace and punctuation, but for apostrophes and hyphens, which may be in them.
+_BETWEEN_WORDS = (
+    r"\s!-&(-,./:-@\[-^`{-~\u00a1-\u00a9\u00ab\u00ae-\u00b4\u00b6-\u00b8\u00bb-\u00bf\u00d7\u00f7\u0589\u05be-\u05c3"
+    r"\u060c\u061b-\u061f\u06d4\u0964\u0965\u2012-\u2018\u201a-\u206f\u2e00-\u2e7f\u3000-\u3004\u3008-\u3020\u3030"
+    r"\u30fb\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
+)
+_IN_WORD = re.compile(f"[^{_BETWEEN_WORDS}]")
+_UNIT_ENDS = {
+    "word": re.compile(f"[{_BETWEEN_WORDS}]"),
+    "line": re.compile("\n"),
+    "paragraph": re.compile("\n[ \t]*+\n"),
+    "sentence": _SENTENCE_END,
+}
 _OPEN_PARAGRAPH = re.compile(r"\n[ \t]*+\Z")
 
 
@@ -47,9 +59,9 @@ class Endings:
     """
 
     def __init__(self, stop: Sequence[str] = (), until: str | None = None, record_end: str | None = None) -> None:
-        """Look for the stop strings, the end of `until` (`line`, `paragraph`, `3 sentences`), and that of a record."""
+        """Look for the stop strings, the end of `until` (`word`, `line`, `3 sentences`), and that of a record."""
         self.ended: str | None = None
-        """Why it ended: `record`, `stop`, `line`, `paragraph` or `sentence`."""
+        """Why it ended: `record`, `stop`, `word`, `line`, `paragraph` or `sentence`."""
         self.record_end = record_end
         self.stop: str | None = None
         """The stop string that was found."""
@@ -112,18 +124,22 @@ class Endings:
             return
         at = len(self.held) - self._undecided  # the text before was searched with the previous piece
         for match in _UNIT_ENDS[self._unit].finditer(text, at):
-            if not (self._begun or text[at : match.start()].strip()):
+            if not (self._begun or self._has_content(text[at : match.start()])):
                 continue
             at, self._begun = match.end(), False
             self._left -= 1
             if self._left == 0:
-                # A sentence keeps its final mark, and the next character decides; a line drops its newline.
+                # A sentence keeps its final mark, and the next character decides; a line or a word drops its end.
                 sentence = self._unit == "sentence"
                 yield Found(match.end() if sentence else match.start(), match.end() + sentence, self._unit)
                 return
         decided = max(at, self._decided(text))
-        self._begun = self._begun or bool(text[at:decided].strip())
+        self._begun = self._begun or self._has_content(text[at:decided])
         self._undecided = len(text) - decided
+
+    def _has_content(self, text: str) -> bool:
+        """Whether a unit has begun with this text: of a word, one of its characters; of others, no mere whitespace."""
+        return bool(_IN_WORD.search(text) if self._unit == "word" else text.strip())
 
     def _decided(self, text: str) -> int:
         """The length of the text without what may be an incomplete end of a unit."""

@@ -90,7 +90,7 @@ def _prompts(value: Any) -> Any:
 def _until(value: str | None) -> str | None:
     if value is not None and parse_until(value) is None:
         raise PydanticCustomError(
-            "until", "must be line, paragraph or sentence, or a number of them such as '3 sentences'"
+            "until", "must be word, line, paragraph or sentence, or a number of them such as '3 sentences'"
         )
     return value
 
