@@ -625,3 +625,22 @@ class TestReadingAgain:
 )
 def test_names_of_runs_are_allowed_on_every_system(spec: str, name: str) -> None:
     assert short_name(spec) == name
+
+
+@pytest.mark.parametrize(
+    ("spec", "names", "hint"),
+    [
+        ("novle.txt", ["novel.txt", "other.txt"], "did you mean {}novel.txt?"),
+        ("novel.text", ["novel.md", "novel.txt"], "did you mean {}novel.md or {}novel.txt?"),
+        ("小說.txt", ["th.txt", "ko.txt"], "the named corpora are "),
+        ("novel.txt", ["nov.md"], "did you mean {}nov.md?"),
+    ],
+)
+def test_a_missing_file_is_like_others_by_its_name_and_not_by_its_ending(
+    tmp_path: Path, spec: str, names: list[str], hint: str
+) -> None:
+    for name in names:
+        (tmp_path / name).write_text("x", encoding="utf-8")
+    with pytest.raises(CorpusError) as found:
+        read_corpus(tmp_path / spec)
+    assert hint.format(f"{tmp_path}/", f"{tmp_path}/") in str(found.value)

@@ -289,10 +289,19 @@ def not_found_message(spec: str, path: Path) -> str:
         siblings = [item.name for item in parent.iterdir()]
     except (OSError, ValueError):
         siblings = []  # The folder is missing or unreadable.
-    close = [str(parent / name) for name in difflib.get_close_matches(path.name, siblings, n=2)]
+    close = [str(parent / name) for name in _similar(path, siblings)]
     close += difflib.get_close_matches(spec, named.NAMES, n=1)
     hint = f"did you mean {' or '.join(close)}?" if close else f"the named corpora are {', '.join(named.NAMES)}"
     return f"there is no file, folder or corpus named {shortened(spec)!r}; {hint}"
+
+
+def _similar(path: Path, names: Sequence[str]) -> list[str]:
+    """At most two of some names that are like a path's, apart from the endings, which many files share."""
+    stems: dict[str, list[str]] = {}
+    for name in sorted(names):
+        stems.setdefault(Path(name).stem, []).append(name)
+    found = [name for stem in difflib.get_close_matches(path.stem, stems, n=2) for name in stems[stem]]
+    return sorted(found, key=lambda name: Path(name).suffix != path.suffix)[:2]
 
 
 def shortened(spec: str) -> str:
