@@ -344,7 +344,13 @@ class TestTraining:
             ("{word}\tM{number}", "column 2 looks like identifiers; cut -f1, for example, leaves column 1 alone"),
             ("{number}\t{word}", "column 1 looks like identifiers; cut -f2, for example, leaves column 2 alone"),
             ("{word}\t{word}s", None),
-            ("{word}\t{kind}\tM{number}", None),
+            (
+                "{word}\tM{number}\t{kind}",
+                "column 2 looks like identifiers; cut -f1,3, for example, leaves columns 1,3",
+            ),
+            ("{word} CHEMBL{number}", "column 2 looks like identifiers; cut -d' ' -f1, for example, leaves column 1"),
+            ("{number},{word}", "column 1 looks like identifiers; cut -d, -f2, for example, leaves column 2"),
+            ("{word} {kind}", None),
             ("{word}", None),
         ],
     )
@@ -359,6 +365,13 @@ class TestTraining:
             assert "note: column" not in result.err
         else:
             assert f"note: {note}" in result.err
+
+    def test_a_heading_over_identifiers_is_said(self, charwright: Terminal, tmp_path: Path) -> None:
+        rows = ["smiles,id", *(f"{word},M{i}" for i, word in enumerate(numbers(200)))]
+        (tmp_path / "list.csv").write_text("\n".join(rows), encoding="utf-8")
+        words = ("train", tmp_path / "list.csv", "--records", "line", "--out", tmp_path / "run", "--steps", "2", *SMALL)
+        note = "cut -d, -f1 | tail -n +2, for example, leaves column 1 alone, without the heading"
+        assert note in charwright(*words).err
 
     def test_records_of_a_validation_text_that_are_known_are_counted(
         self, charwright: Terminal, file: Path, tmp_path: Path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from charwright.config import RecordsConfig
 from charwright.data.lists import READ
@@ -14,6 +14,7 @@ from charwright.data.texts import Text
 MANY_LABELS = 20
 FEW_RECORDS = 4
 """Of a label on average: from fewer, little can be learned about it."""
+MOST_COLUMNS = 9
 FEWEST_PARTS = 20
 LONGEST_PART = 2000
 """So many parts of a text may be records, of so many characters on average: the chapters of a novel are longer."""
@@ -57,25 +58,40 @@ def _on_labels(records: int, kinds: int) -> Iterator[str]:
 
 
 def _on_columns(text: Text) -> Iterator[str]:
-    """Say so if a list has two columns, of which one may be a label, or an identifier from which nothing is learned."""
+    """Say so if a column of a list may be a label, or an identifier from which nothing is learned."""
     lines = text[:READ].split("\n")
-    rows = [line.split("\t") for line in (lines[:-1] if len(text) > READ else lines) if line]
-    if not rows or any(len(row) != 2 for row in rows):
-        return
-    kinds = [len({row[side] for row in rows}) for side in (0, 1)]
-    for column, name, found in ((1, "first", kinds[0]), (2, "last", kinds[1])):
-        if 1 < found <= MANY_LABELS and found * FEW_RECORDS <= len(rows):
-            yield (
-                f"note: column {column} has {found} different values; with --records line --label {name} they are the "
-                "labels of the other column"
-            )
+    lines = [line for line in (lines[:-1] if len(text) > READ else lines) if line]
+    rows = [line.split("\t") for line in lines]
+    if rows and all(len(row) == 2 for row in rows):
+        kinds = [len({row[side] for row in rows}) for side in (0, 1)]
+        for column, name, found in ((1, "first", kinds[0]), (2, "last", kinds[1])):
+            if 1 < found <= MANY_LABELS and found * FEW_RECORDS <= len(rows):
+                yield (
+                    f"note: column {column} has {found} different values; with --records line --label {name} they are "
+                    "the labels of the other column"
+                )
+                return
+    for divider, flag in (("\t", ""), (",", "-d, "), (";", "-d';' "), (" ", "-d' ' ")):
+        if note := _on_identifiers([line.split(divider) for line in lines], flag):
+            yield note
             return
-    for column, other, found in ((1, 2, kinds[0]), (2, 1, kinds[1])):
-        if found == len(rows) and _are_identifiers(row[column - 1] for row in rows):
-            yield (
-                f"note: column {column} looks like identifiers; cut -f{other}, for example, leaves column {other} alone"
-            )
-            return
+
+
+def _on_identifiers(rows: Sequence[Sequence[str]], flag: str) -> str:
+    """A note if all rows have the same columns, one of which is of identifiers, or ""; the first may be a heading."""
+    widths = {len(row) for row in rows}
+    if len(widths) != 1 or (width := widths.pop()) not in range(2, MOST_COLUMNS + 1) or len(rows) < FEWEST_PARTS:
+        return ""
+    for column in range(width):
+        values = [row[column] for row in rows]
+        heading = not _are_identifiers(values)
+        if len(set(values)) == len(values) and _are_identifiers(values[1:]):
+            others = ",".join(str(other) for other in range(1, width + 1) if other != column + 1)
+            rest = f"column {others}" if width == 2 else f"columns {others}"
+            cut = f"cut {flag}-f{others}" + (" | tail -n +2" if heading else "")
+            leaves = f"{cut}, for example, leaves {rest} alone" + (", without the heading" if heading else "")
+            return f"note: column {column + 1} looks like identifiers; {leaves}"
+    return ""
 
 
 def _are_identifiers(values: Iterable[str]) -> bool:
