@@ -12,7 +12,7 @@ help:  ## list the targets
 
 setup: $(READY)  ## create .venv and install the package with its development tools
 
-KERNELS := CMakeLists.txt build_backend.py $(wildcard src/charwright/kernels/*.[ch])
+KERNELS := CMakeLists.txt backend/build_backend.py $(wildcard src/charwright/kernels/*.[ch])
 
 $(READY): pyproject.toml constraints.txt $(KERNELS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "charwright needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'

@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # What a build reads, and nothing that was built before.
-SOURCES = ("pyproject.toml", "build_backend.py", "CMakeLists.txt", "README.md", "LICENSE", "src")
+SOURCES = ("pyproject.toml", "backend", "CMakeLists.txt", "README.md", "LICENSE", "src")
 COMPILERS = ("cc", "gcc", "clang")
 TINY = ("--steps", "3", "--units", "16", "--embedding-size", "8", "--seq-length", "20", "--batch", "4")
 
@@ -182,3 +182,23 @@ def test_with_a_compiler_the_native_core_trains(build_tools: Path, tmp_path: Pat
         assert built_variants(kernels) >= {"amx", "avx512bf16", "avx512vnni", "avx512", "avx2", "portable"}
     assert not [path.name for path in library.iterdir() if path.suffix in (".c", ".h")]
     assert "kernels" not in train(installed, tmp_path)
+
+
+@pytest.mark.skipif(not shutil.which("git") or not (ROOT / ".git").exists(), reason="needs a checkout and git")
+def test_the_newest_pip_builds_the_whole_checkout(tmp_path: Path) -> None:
+    """No folder of the project hides a package that pip or the build needs."""
+    tree, home = tmp_path / "tree", tmp_path / "environment"
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tree / name)
+    subprocess.run([sys.executable, "-m", "venv", home], check=True)
+    pip = [home / "bin" / "python", "-m", "pip"]
+    newest = subprocess.run(
+        [*pip, "install", "--quiet", "--upgrade", "pip"], capture_output=True, text=True, check=False
+    )
+    if newest.returncode != 0:
+        pytest.skip(f"the newest pip cannot be had here: {newest.stderr.splitlines()[-1]}")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHONPATH", "PIP_CON"))}
+    done = run([*pip, "wheel", "--no-deps", "--wheel-dir", tmp_path / "wheels", tree], environment, tmp_path)
+    assert [path.suffix for path in (tmp_path / "wheels").iterdir()] == [".whl"], done.stdout

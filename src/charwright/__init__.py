@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     from charwright.workflow.scoring import score
     from charwright.workflow.training import plan, resume, train
 
+    Text = Completion  # The old name, which warns.
+
 # Each public name and its module, imported on first use: the command line must not wait for PyTorch.
 _HOMES = {
     "CorpusConfig": "config",
@@ -164,15 +166,17 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        value = getattr(importlib.import_module(f"charwright.{_HOMES[name]}"), name)
-        globals()[name] = value
-        return value
-    if name == "Text":
-        warnings.warn("charwright.Text is now charwright.Completion", DeprecationWarning, stacklevel=2)
-        return __getattr__("Completion")
-    raise AttributeError(f"module 'charwright' has no attribute {name!r}")
+if not TYPE_CHECKING:  # To a type checker a name that is not listed above is an error.
+
+    def __getattr__(name: str) -> Any:
+        if name in _HOMES:
+            value = getattr(importlib.import_module(f"charwright.{_HOMES[name]}"), name)
+            globals()[name] = value
+            return value
+        if name == "Text":
+            warnings.warn("charwright.Text is now charwright.Completion", DeprecationWarning, stacklevel=2)
+            return __getattr__("Completion")
+        raise AttributeError(f"module 'charwright' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -24,9 +24,9 @@ from charwright.serve.limits import ServiceConfig
 from service_process import serving
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-UNIT = ROOT / "packaging" / "charwright.service"
+UNIT = ROOT / "deploy" / "charwright.service"
 # What the image is built from.
-SOURCES = ("build_backend.py", "CMakeLists.txt", "constraints.txt", "LICENSE", "pyproject.toml", "README.md", "src")
+SOURCES = ("backend", "CMakeLists.txt", "constraints.txt", "LICENSE", "pyproject.toml", "README.md", "src")
 KEY = "a-key-that-is-long-enough"
 Instruction = tuple[str, str]
 

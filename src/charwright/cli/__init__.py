@@ -134,10 +134,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.stdout = _unwritable()
     if sys.stderr is None:
         sys.stderr = io.TextIOWrapper(io.FileIO(os.devnull, "w"), encoding="utf-8")
-    # A character that the terminal cannot encode must not stop the command; a file gets all of them.
+    # A character that the terminal cannot encode must not stop the command; a file gets all, whatever the locale.
     with suppress(AttributeError):
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-        if os.name == "nt" and not sys.stdout.isatty():
+        if not sys.stdout.isatty():
             encoding = sys.stdout.encoding if "PYTHONIOENCODING" in os.environ else "utf-8"
             sys.stdout.reconfigure(encoding=encoding, newline="\n")  # type: ignore[union-attr]
     sys.exit(run(arguments))
