@@ -82,7 +82,8 @@ def test_the_losses_of_several_ranks_are_those_of_one(
     epochs = sum(event["event"] == "epoch" for event in log(alone))
     assert epochs >= 2
     assert len(expected) == 24 + 2 * epochs, "each step, and training and validation of each epoch"
-    assert found == pytest.approx(expected, rel=2e-5)
+    # Usually they agree to 2e-7, but Adam makes a step of a gradient whose sign is that of its rounding.
+    assert found == pytest.approx(expected, rel=1e-4)
     one, other = (read_arrays(run / "model.safetensors") for run in (alone, together))
     for name, weight in one.items():
         np.testing.assert_allclose(other[name], weight, atol=2e-3, err_msg=name)  # Adam enlarges what rounding leaves.
