@@ -86,7 +86,8 @@ def test_the_losses_of_several_ranks_are_those_of_one(
     assert found == pytest.approx(expected, rel=1e-4)
     one, other = (read_arrays(run / "model.safetensors") for run in (alone, together))
     apart = np.concatenate([np.abs(other[name] - weight).ravel() for name, weight in one.items()])
-    assert np.mean(apart > 2e-3) < 0.005
+    assert np.median(apart) < 2e-4
+    assert np.mean(apart > 2e-3) < 0.02
     assert apart.max() < 0.02, "two steps of Adam"
 
 
