@@ -73,7 +73,7 @@ def _bytes_of(array: npt.NDArray[Any]) -> memoryview:
 
 
 def fingerprint(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
-    """SHA-256 over all arrays and their names. That of the weights identifies a model."""
+    """SHA-256 over all arrays and their names, in whatever file. That of the weights identifies a model."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         digest.update(name.encode())

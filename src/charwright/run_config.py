@@ -180,6 +180,11 @@ class RunConfig:
     removed: Mapping[str, Any] = field(default_factory=dict)
     """Options of an earlier version that the run was trained with and this version no longer has; not written."""
 
+    @property
+    def record_end(self) -> str | None:
+        """What ends each record; None if the run was trained on running text."""
+        return self.records.end if self.records else None
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return {

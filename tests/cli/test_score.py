@@ -11,15 +11,17 @@ import signal
 import subprocess
 import sys
 import threading
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
 
 import charwright as cw
+from charwright.cli.score import in_order
 from charwright.cli.score_table import safe
 from charwright.cli.score_totals import Totals
+from charwright.generation.record_scores import Score
 from commands import TEXT, Terminal, process
 
 FIELDS = ["file", "line", "column", "chars", "unknown_chars", "bits", "bits_per_char", "cold", "text"]
@@ -274,22 +276,36 @@ def test_independent_lines_appear_as_they_arrive(trained: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
-def test_interrupted_it_shows_what_it_has_found(trained: Path) -> None:
-    command = [sys.executable, "-m", "charwright", "score", str(trained), "-", "--independent", "--worst", "2"]
+def test_interrupted_it_shows_the_sums(trained: Path) -> None:
+    command = [sys.executable, "-m", "charwright", "score", str(trained), "-", "--independent", "--json"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         assert running.stdin is not None
+        assert running.stdout is not None
         watchdog = threading.Timer(60, running.kill)
         watchdog.start()
-        running.stdin.write(b"To be\nor not\nto be\nxqzjk\n" * 200)
+        running.stdin.write(b"To be\n")
         running.stdin.flush()
-        time.sleep(4)  # It reads in pieces, and must be in the middle of waiting for more.
+        assert json.loads(running.stdout.readline())["text"] == "To be"  # Now it waits for more.
         running.send_signal(signal.SIGINT)
-        out, err = running.communicate()
+        _, err = running.communicate()
         watchdog.cancel()
     assert running.returncode == 130
-    assert out.count(b"xqzjk") == 2
     assert b"interrupted; this is what was read so far" in err
-    assert b"800 lines, " in err
+    assert b"1 line, 6 characters predicted" in err
+
+
+def test_what_was_read_before_an_interruption_is_in_order() -> None:
+    def interrupted() -> Iterator[Score]:
+        for line, bits in enumerate((3.0, 9.0, 6.0), 1):
+            yield Score("x", "-", line, 1, 1, 0, bits)
+        raise KeyboardInterrupt
+
+    totals = Totals("line")
+    assert [score.bits for score in in_order(totals.counted(interrupted()), lambda score: score.bits, 2, None)] == [
+        9,
+        6,
+    ]
+    assert (totals.interrupted, totals.records, totals.bits) == (True, 3, 18.0)
 
 
 def test_what_is_above_a_limit_is_counted(charwright: Terminal, trained: Path, tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def _given_text(runs: Sequence[Run], corpus: Sequence[str], reading: dict[str, A
 
     name = corpus[0] if len(corpus) == 1 else f"{corpus[0]} and {len(corpus) - 1} more"
     found = read_one(corpus, CorpusConfig(**reading))
-    ends = {run.config.records.end if run.config.records else None for run in runs}
+    ends = {run.config.record_end for run in runs}
     [records, *others] = {run.config.recipe.records for run in runs}
     if others or len(ends) > 1:
         return name, found.text, found.sha256

@@ -155,7 +155,7 @@ def _given_text(
     read = read_one(corpus, CorpusConfig(**reading))
     if records is None:
         return read.text, read.sha256
-    return divided(read.text, records, run.config.records.end if run.config.records else None), read.sha256
+    return divided(read.text, records, run.config.record_end), read.sha256
 
 
 def _own_text(run: Run, reading: Mapping[str, Any], records: RecordsConfig | None) -> tuple[Text, None]:

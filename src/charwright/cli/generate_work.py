@@ -104,8 +104,9 @@ class Work:
         from charwright.generation.known_records import KnownRecords
         from charwright.workflow.loading import known_records
 
-        listed = known_records(self._run, self._corpus, user_places(), further) if new else ()
-        known = KnownRecords(listed, distance) if new else None
+        known = None
+        if new:
+            known = KnownRecords(known_records(self._run, self._corpus, user_places(), further), distance)
         return self.generator.search(
             config, known, prompt=prompt, label=self._label, guard=self._guard(config), logprobs=logprobs
         )

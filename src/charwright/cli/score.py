@@ -206,7 +206,7 @@ def score(
         printer = _Printer(streamed, whole_lines=whole_lines, labelled=labelled, as_json=as_json, as_csv=as_csv)
         # Whoever watches a growing file sees each line at once.
         watched = (independent or by == RECORD) and "-" in files and worst is best is None
-        for one in _in_order(listed, figure, worst, best):
+        for one in in_order(listed, figure, worst, best):
             printer.write(one)
             if watched:
                 sys.stdout.flush()
@@ -248,7 +248,7 @@ def _nothing(by: str, files: Sequence[str], *, interrupted: bool) -> None:
     check_length(0, files)
 
 
-def _in_order(scores: Iterable[Score], figure: Figure, worst: int | None, best: int | None) -> Iterable[Score]:
+def in_order(scores: Iterable[Score], figure: Figure, worst: int | None, best: int | None) -> Iterable[Score]:
     """The scores as they come, or those with the highest or the lowest figures first; of equals, the first."""
     if best is not None:
         predicted = (score for score in scores if score.chars)

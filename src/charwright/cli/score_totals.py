@@ -25,7 +25,7 @@ class Totals:
     bits: float = 0.0
     cold: int = 0
     limit: float | None = None
-    above: int = 0
+    above_limit: int = 0
     interrupted: bool = False
 
     def counted(self, scores: Iterable[Score]) -> Iterator[Score]:
@@ -42,11 +42,11 @@ class Totals:
             self.interrupted = True
 
     def listed(self, scores: Iterable[Score], figure: Figure, min_chars: int, limit: float | None) -> Iterator[Score]:
-        """Yield the scores of records that are long enough and above a limit, and count them."""
+        """Yield the scores of records that are long enough and above a limit, if there is one, and count them."""
         self.limit = limit
         for score in scores:
             if score.chars >= min_chars and (limit is None or (score.chars > 0 and figure(score) > limit)):
-                self.above += 1
+                self.above_limit += 1
                 yield score
 
     def notes(self) -> Iterator[str]:
@@ -64,7 +64,7 @@ class Totals:
             f"{bits * math.log(2):.4f} nats per character ({bits:.4f} bits)"
         )
         if self.limit is not None:
-            yield f"{_counted(self.above, self.name)} above {self.limit:g}"
+            yield f"{_counted(self.above_limit, self.name)} above {self.limit:g}"
         if self.cold:
             yield (
                 f"in {_counted(self.cold, self.name)} (marked *; `cold` in JSON and CSV) the model begins with a zero "

@@ -77,13 +77,14 @@ class Records:
                 f"the text has only {len(found)} record{'' if len(found) == 1 else 's'} with --records "
                 f"{config.records!r}; {_keyword_like(config.records)}name what ends each one, or remove --records"
             )
-        if config.expression is not None:
+        if config.expression is None:
+            end = end or ENDS.get(config.records, config.records)
+        else:
             usual = end or _usual_end(text, pattern, config.records)
             if rest.strip():
                 found[-1] = without_end(without_newlines(rest, usual), usual)
             end = end or _unambiguous(usual, found)
             found = [without_newlines(piece, end) for piece in found]
-        end = end or ENDS.get(config.records) or _usual_end(text, pattern, config.records)
         if config.label is None:
             return cls.of(found, end)
         columns = [label_and_text(piece, config.label, f"record {number:,}") for number, piece in enumerate(found, 1)]

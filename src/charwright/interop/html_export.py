@@ -39,7 +39,7 @@ def page_bytes(run: Run, card: Mapping[str, Any]) -> bytes:
         "unit": run.vocabulary.level,
         "characters": run.vocabulary.characters,
         "labels": run.vocabulary.labels,
-        "recordEnd": run.config.records.end if run.config.records else "",
+        "recordEnd": run.config.record_end or "",
         "table": arrays.add(model.table),
         "scale": None if model.scale is None else arrays.add(model.scale),
         "recurrent": [arrays.product(product) for product in model.recurrent],

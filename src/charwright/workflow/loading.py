@@ -75,8 +75,8 @@ def known_records(run: Run, moved: Sequence[str], places: Places, further: Seque
     for text in texts_of_run(run, moved, places):
         if isinstance(text, Records):
             yield from text
-    config, end = run.config.recipe.records, run.config.records.end if run.config.records else None
+    config = run.config.recipe.records
     for spec in further:
         text = in_memory(open_corpus([spec], run.config.corpus, places).text)
-        for record in Records.parse(text, RecordsConfig(config.records), end):
+        for record in Records.parse(text, RecordsConfig(config.records), run.config.record_end):
             yield without_label(record, config.label, run.vocabulary.labels)

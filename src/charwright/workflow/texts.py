@@ -144,7 +144,7 @@ def texts_of_run(run: Run, moved: Specs, places: Places) -> tuple[Text, Text]:
     sources = _located(run, run.config.validation)
     sha256 = sources[0].sha256 if len(sources) == 1 else ""  # That of several together is not recorded.
     text = reopen_corpus(sources, sha256, run.config.corpus, places).text
-    return training, divided(text, recipe.records, _record_end(run))
+    return training, divided(text, recipe.records, run.config.record_end)
 
 
 def training_text_of_run(run: Run, moved: Specs, places: Places) -> Text:
@@ -154,11 +154,7 @@ def training_text_of_run(run: Run, moved: Specs, places: Places) -> Text:
 
 def _divided_corpus(run: Run, moved: Specs, places: Places) -> Text:
     """The whole corpus, in records with the end that the run has recorded."""
-    return divided(_corpus_of_run(run, moved, places), run.config.recipe.records, _record_end(run))
-
-
-def _record_end(run: Run) -> str | None:
-    return run.config.records.end if run.config.records else None
+    return divided(_corpus_of_run(run, moved, places), run.config.recipe.records, run.config.record_end)
 
 
 def _corpus_of_run(run: Run, moved: Specs, places: Places) -> Text:
