@@ -308,6 +308,17 @@ def test_what_was_read_before_an_interruption_is_in_order() -> None:
     assert (totals.interrupted, totals.records, totals.bits) == (True, 3, 18.0)
 
 
+def test_an_interruption_between_two_scores_ends_them() -> None:
+    totals = Totals("line")
+    scores = totals.counted(Score("x", "-", line, 1, 1, 0, 1.0) for line in range(1, 9))
+    assert next(scores).line == 1
+    totals.interrupt()
+    assert list(scores) == []
+    assert (totals.interrupted, totals.records) == (True, 1)
+    with pytest.raises(KeyboardInterrupt):
+        totals.interrupt()
+
+
 def test_what_is_above_a_limit_is_counted(charwright: Terminal, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("To be\nxqzjk\n\nor not\n", encoding="utf-8")
     words = ("score", trained, tmp_path / "x.txt", "--independent", "--min-chars", "2", "--json", "--above")

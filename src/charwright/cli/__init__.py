@@ -139,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
         if not sys.stdout.isatty():
             encoding = sys.stdout.encoding if "PYTHONIOENCODING" in os.environ else "utf-8"
-            sys.stdout.reconfigure(encoding=encoding, newline="\n")  # type: ignore[union-attr]
+            sys.stdout.reconfigure(encoding=encoding, errors="replace", newline="\n")  # type: ignore[union-attr]
     sys.exit(run(arguments))
 
 

@@ -29,6 +29,7 @@ from charwright.cli.score_totals import Figure, Totals
 from charwright.config import CorpusConfig
 from charwright.errors import CorpusError, UsageError
 from charwright.schema import field_names
+from charwright.signals import handling
 
 if TYPE_CHECKING:
     from charwright.data.text_pieces import Streamed
@@ -187,7 +188,7 @@ def score(
     generator = load(run, precision, threads=threads)
     by = by or generator.text_scores.usual(separator)
     totals = Totals("record" if separator is not None else NAMES[by])
-    with _progress(streamed) as count:
+    with _progress(streamed) as count, handling(("SIGINT",), totals.interrupt):
         found = generator.text_scores.of_pieces(
             streamed.pieces(count),
             by=by,

@@ -27,19 +27,36 @@ class Totals:
     limit: float | None = None
     above_limit: int = 0
     interrupted: bool = False
+    _awaited: bool = False
 
     def counted(self, scores: Iterable[Score]) -> Iterator[Score]:
-        """Yield the scores, and add them up. Ctrl-C ends them, so that what was found so far is shown."""
+        """Yield the scores, and add them up, until there are no more or `interrupt` was called."""
+        left = iter(scores)
+        while (score := self._next(left)) is not None:
+            self.records += 1
+            self.chars += score.chars
+            self.unknown_chars += score.unknown_chars
+            self.bits += score.bits
+            self.cold += score.cold
+            yield score
+
+    def interrupt(self, *_: object) -> None:
+        """End the scores, as a handler of Ctrl-C: at once if the next is awaited, as from a pipe, or at the second."""
+        again, self.interrupted = self.interrupted, True
+        if self._awaited or again:
+            raise KeyboardInterrupt
+
+    def _next(self, scores: Iterator[Score]) -> Score | None:
+        if self.interrupted:
+            return None
         try:
-            for score in scores:
-                self.records += 1
-                self.chars += score.chars
-                self.unknown_chars += score.unknown_chars
-                self.bits += score.bits
-                self.cold += score.cold
-                yield score
+            self._awaited = True
+            return next(scores, None)
         except KeyboardInterrupt:
             self.interrupted = True
+            return None
+        finally:
+            self._awaited = False
 
     def listed(self, scores: Iterable[Score], figure: Figure, min_chars: int, limit: float | None) -> Iterator[Score]:
         """Yield the scores of records that are long enough and above a limit, if there is one, and count them."""
