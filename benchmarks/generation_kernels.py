@@ -1,12 +1,13 @@
-"""Generation speed of two builds of the C kernels, in turn: what a change to them gains.
+"""Generation speed of two builds of the C kernels, or of two of their variants, in turn: what a change to them gains.
 
     cmake -S OTHER_CHECKOUT -B /tmp/other && cmake --build /tmp/other
-    python benchmarks/kernel_builds.py /tmp/other/charwright_kernels.so
-    python benchmarks/kernel_builds.py /tmp/other/charwright_kernels.so --variants avx2 --units 512 --threads 2
+    python benchmarks/generation_kernels.py /tmp/other/charwright_kernels.so
+    python benchmarks/generation_kernels.py /tmp/other/charwright_kernels.so --variants avx2 --units 512 --threads 2
+    python benchmarks/generation_kernels.py --variants amx --over avx512vnni
 
-Each measurement is a process of its own with random weights of a GRU; the builds take turns, and the order changes from
-round to round. A figure is the median of the rounds in characters per second, and a ratio the median of the ratios of
-one round, with minimum and maximum. Both builds must belong to the same version of the Python code.
+Each measurement is a process of its own with random weights of a GRU; the two sides take turns, and the order changes
+from round to round. A figure is the median of the rounds in characters per second, and a ratio the median of the ratios
+of one round, with minimum and maximum. Both builds must belong to the same version of the Python code.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import statistics
 import subprocess
 import sys
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -35,10 +37,19 @@ def measure(units: int, texts: int, precision: str, threads: int, seconds: float
     return our_speed(generator, model.prompt, texts, LENGTH, seconds)
 
 
-def measure_apart(library: Path | None, variant: str, words: list[str]) -> float:
-    """The same in a process that loads this library, or the installed one."""
-    environment = {**os.environ, "CHARWRIGHT_KERNELS": variant}
-    environment |= {} if library is None else {"CHARWRIGHT_KERNELS_LIBRARY": str(library.resolve())}
+@dataclass(frozen=True)
+class Side:
+    """One side of the comparison: a build of the kernels (None: the installed one) and a variant."""
+
+    library: Path | None
+    variant: str
+
+
+def measure_apart(side: Side, words: list[str]) -> float:
+    """Characters per second in a process of its own, which loads this side's library."""
+    environment = {**os.environ, "CHARWRIGHT_KERNELS": side.variant}
+    if side.library is not None:
+        environment["CHARWRIGHT_KERNELS_LIBRARY"] = str(side.library.resolve())
     command = [sys.executable, __file__, "--measure", *words]
     return float(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
 
@@ -48,6 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("other", type=Path, nargs="?", help="the library of the other build")
     parser.add_argument("--variants", nargs="+", default=kernels.available()[:1], metavar="VARIANT")
+    parser.add_argument("--over", metavar="VARIANT", help="variant of the other side; the same unless given")
     parser.add_argument("--precisions", nargs="+", default=["q8"], metavar="PRECISION")
     parser.add_argument("--units", nargs="+", type=int, default=[512, 1024])
     parser.add_argument("--texts", nargs="+", type=int, default=[1, 64])
@@ -62,19 +74,21 @@ def main() -> None:
         units, texts, precision, threads, seconds = options.measure
         print(measure(int(units), int(texts), precision, int(threads), float(seconds)))
         return
-    if options.other is None:
-        parser.error("name the library of the other build")
+    if options.other is None and options.over is None:
+        parser.error("name the library of the other build, or a variant with --over")
+    theirs = options.over or "other build"
     print(f"{describe_machine()}\n{options.threads} threads\n")
-    print("| kernels | precision | units | texts | other build | this build | ratio |\n|---|---|---|---|---|---|---|")
+    print(f"| kernels | precision | units | texts | {theirs} | these | ratio |\n|---|---|---|---|---|---|---|")
     for shape in product(options.variants, options.precisions, options.units, options.texts):
         variant, *rest = map(str, shape)
         words = [rest[1], rest[2], rest[0], str(options.threads), str(options.seconds)]
-        found: dict[Path | None, list[float]] = {options.other: [], None: []}
+        sides = Side(options.other, options.over or variant), Side(None, variant)
+        found: tuple[list[float], list[float]] = [], []
         for number in range(options.rounds):
-            for library in list(found)[:: -1 if number % 2 else 1]:
-                found[library].append(measure_apart(library, variant, words))
-        ratios = [ours / theirs for theirs, ours in zip(*found.values(), strict=True)]
-        speeds = " | ".join(f"{statistics.median(speeds):,.0f}" for speeds in found.values())
+            for index in (0, 1)[:: -1 if number % 2 else 1]:
+                found[index].append(measure_apart(sides[index], words))
+        ratios = [ours / other for other, ours in zip(*found, strict=True)]
+        speeds = " | ".join(f"{statistics.median(speeds):,.0f}" for speeds in found)
         print(
             f"| {' | '.join([variant, *rest])} | {speeds} | {statistics.median(ratios):.2f} "
             f"({min(ratios):.2f} to {max(ratios):.2f}) |",
