@@ -76,7 +76,9 @@ source=src/charwright/kernels
 # written alone and together must be equal there too.
 [ "$kind" != native ] || ! "$CC" --param avoid-fma-max-bits=512 -E -x c /dev/null >/dev/null 2>&1 || \
     flags+=(--param avoid-fma-max-bits=512)
-common=(-std=c11 -Wall -Wextra -ffp-contract=fast -fno-math-errno -fno-trapping-math -pthread "-I$source")
+# The examples have few steps, in which the threads change their shares now and then.
+common=(-std=c11 -Wall -Wextra -ffp-contract=fast -fno-math-errno -fno-trapping-math -pthread "-I$source"
+    -DCW_STEPS_OF_SHARES=3)
 compile() { "$CC" "${common[@]}" "${flags[@]}" "$@"; }
 
 # The files of one variant: its name, and its options.

@@ -95,6 +95,31 @@ INLINE ivec scaled(ivec a, ivec b, ivec plus, int shift, int32_t limit) {
 #endif
 }
 
+/* a * b / 2^20, rounded to nearest, halves up, where that is known to fit into 32 bits. */
+INLINE ivec requantized(ivec a, ivec b) {
+#if defined(__AVX512F__)
+    /* Odd lanes come down by a shuffle: the port for shifts and products has enough to do. */
+    const __m512i half = _mm512_set1_epi64(1 << 19);
+    __m512i even = _mm512_mul_epi32((__m512i)a, (__m512i)b);
+    __m512i odd = _mm512_mul_epi32(_mm512_shuffle_epi32((__m512i)a, 0xF5), _mm512_shuffle_epi32((__m512i)b, 0xF5));
+    even = _mm512_srli_epi64(_mm512_add_epi64(even, half), 20);
+    odd = _mm512_slli_epi64(_mm512_add_epi64(odd, half), 12);
+    return (ivec)_mm512_mask_blend_epi32(0xAAAA, even, odd);
+#elif defined(__AVX2__) && LANES == 8
+    const __m256i half = _mm256_set1_epi64x(1 << 19);
+    __m256i even = _mm256_mul_epi32((__m256i)a, (__m256i)b);
+    __m256i odd = _mm256_mul_epi32(_mm256_shuffle_epi32((__m256i)a, 0xF5), _mm256_shuffle_epi32((__m256i)b, 0xF5));
+    even = _mm256_srli_epi64(_mm256_add_epi64(even, half), 20);
+    odd = _mm256_slli_epi64(_mm256_add_epi64(odd, half), 12);
+    return (ivec)_mm256_blend_epi32(even, odd, 0xAA);
+#elif defined(__aarch64__) && LANES == 4
+    const int32x4_t x = (int32x4_t)a, y = (int32x4_t)b;
+    return (ivec)vrshrn_high_n_s64(vrshrn_n_s64(vmull_s32(vget_low_s32(x), vget_low_s32(y)), 20), vmull_high_s32(x, y), 20);
+#else
+    return scaled(a, b, (ivec){0}, 20, INT32_MAX);
+#endif
+}
+
 /* --- tanh, with 12 fraction bits in and 15 out: linear interpolation in a table with an entry for every 32 numbers --- */
 
 #if defined(__AVX512F__) && !defined(CW_TILES)

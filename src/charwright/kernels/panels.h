@@ -15,10 +15,21 @@ INLINE int NAME(rows_at_once)(int left, int texts, int most) {
     return NAME(by_tiles)(texts) ? (left < WRITER_ROWS ? left : WRITER_ROWS) : share(left, most);
 }
 
+/* Work of vectors, a part of which is done at each step of tiles: its structure begins with this. */
+typedef struct NAME(other_work) {
+    void (*advance)(struct NAME(other_work) *);
+} NAME(other_work);
+#define other_work NAME(other_work)
+
 #if TILED
+#if STORAGE == CW_BF16
+#define tile_steps tile_steps_bf16
+#else
+#define tile_steps tile_steps_q8
+#endif
 /* The first values of k by tiles; returns how many. */
 INLINE int NAME(panel_of_tiles)(const value *activations, size_t stride, int rows, const elem *packed, int width,
-                                int vectors, int k, sum *sums) {
+                                int vectors, int k, sum *sums, other_work *meanwhile) {
     const int steps = k * (int)sizeof(elem) / TILE_BYTES, blocks = rows > TILE_ROWS ? 2 : 1;
     for (int v = 0, some; steps && v < vectors; v += some) {
         some = share(vectors - v, blocks == 1 ? 6 : 3);
@@ -27,11 +38,13 @@ INLINE int NAME(panel_of_tiles)(const value *activations, size_t stride, int row
             .a_row = stride * sizeof(value), .w = packed + (size_t)v * LANES * DEPTH, .w_vector = TILE_BYTES,
             .w_row = (size_t)width * TILE_BYTES, .w_step = (size_t)TILE_ROWS * width * TILE_BYTES,
             .c = sums + (size_t)v * LANES, .c_row = (size_t)vectors * LANES * sizeof(sum), .steps = steps};
-#if STORAGE == CW_BF16
-        multiply_tiles_bf16(blocks, some, &product);
-#else
-        multiply_tiles_q8(blocks, some, &product);
-#endif
+        const int at_once = meanwhile ? 1 : steps;
+        begin_tile_sums(blocks, some, &product);
+        for (int step = 0; step < steps; step += at_once) {
+            tile_steps(blocks, some, &product, step, step + at_once);
+            if (meanwhile) meanwhile->advance(meanwhile);
+        }
+        end_tile_sums(blocks, some, &product);
     }
     return steps * TILE_BYTES / (int)sizeof(elem);
 }
@@ -88,7 +101,7 @@ static int panel_of_one(const value *activations, const elem *packed, int width,
 
 /* sums (rows, vectors) = activations * vectors of a panel of the matrix. */
 static void NAME(panel)(const value *activations, size_t stride, int rows, const elem *packed, int width, int begin,
-                        int vectors, int k, int texts, sum *sums) {
+                        int vectors, int k, int texts, sum *sums, other_work *meanwhile) {
     const size_t w_step = (size_t)width * LANES * DEPTH, c_row = (size_t)vectors * LANES;
     packed += (size_t)begin * LANES * DEPTH;
 #if TILED
@@ -96,9 +109,9 @@ static void NAME(panel)(const value *activations, size_t stride, int rows, const
 #if STORAGE == CW_BF16
         const int done = texts == 1
                              ? panel_of_one(activations, packed, width, vectors, k, sums)
-                             : panel_of_tiles_bf16(activations, stride, rows, packed, width, vectors, k, sums);
+                             : panel_of_tiles_bf16(activations, stride, rows, packed, width, vectors, k, sums, meanwhile);
 #else
-        const int done = panel_of_tiles_q8(activations, stride, rows, packed, width, vectors, k, sums);
+        const int done = panel_of_tiles_q8(activations, stride, rows, packed, width, vectors, k, sums, meanwhile);
 #endif
         for (int v = 0, wide; done < k && v < vectors; v += wide) { /* what does not fill a tile */
             wide = share(vectors - v, 3);
@@ -113,9 +126,8 @@ static void NAME(panel)(const value *activations, size_t stride, int rows, const
         }
         return;
     }
-#else
-    (void)texts;
 #endif
+    (void)texts, (void)meanwhile;
     const NAME(product) product = {.a = activations, .a_row = stride, .a_step = DEPTH, .w = packed, .w_step = w_step,
                                    .w_vector = LANES * DEPTH, .c = sums, .c_row = c_row, .k = k};
     NAME(multiply)(rows, vectors, &product);
@@ -143,30 +155,39 @@ INLINE NAME(place) NAME(place_at)(int i, int begin, int end, int back, int wide,
 
 /* The products of some texts with these blocks of a matrix, in the order of text, block, gate. */
 INLINE void NAME(multiply_blocks)(const cw_writing *w, const value *from, int rows, const cw_matrix *matrix, int gates,
-                                  NAME(place) at, sum *sums) {
+                                  NAME(place) at, sum *sums, other_work *meanwhile) {
     const int units = w->model->units, vectors = at.together * gates;
     const elem *packed = (const elem *)matrix->packed + (size_t)at.first * gates * LANES * units;
     /* A single text may have more vectors than there are registers for sums. */
     const int most = vectors > 8 ? 6 : vectors;
     for (int v = 0; v < vectors; v += most)
         NAME(panel)(from, units, rows, packed, at.in_panel * gates, at.block * gates + v,
-                    vectors - v < most ? vectors - v : most, units, w->count, sums + v * LANES);
+                    vectors - v < most ? vectors - v : most, units, w->count, sums + v * LANES, meanwhile);
 }
 
-/* With tiles, prefetch one text's part of the weights that come next, those of a block for all of k, from row `next` on.
- * A tile's rows are apart, which the processor does not foresee, and the gates meanwhile leave the memory idle. Returns
- * the row that the next text begins with. */
-INLINE int NAME(prefetch_weights)(const cw_writing *w, const cw_matrix *matrix, int gates, NAME(place) at, int text,
-                                  int next) {
-    if (!TILED || !NAME(by_tiles)(w->count)) return 0;
-    const int units = w->model->units, here = at.block + at.together < at.in_panel;
-    const size_t vector = here ? (size_t)at.first * units + (at.block + at.together) * DEPTH
-                               : (size_t)at.next * units;
-    const elem *packed = (const elem *)matrix->packed + vector * gates * LANES;
+/* Weights that come next, to be prefetched bit by bit: a tile's rows are apart, which the processor does not foresee. */
+typedef struct {
+    const elem *from;
+    size_t row; /* elements from a row to the next */
+    int gates, left, at_once;
+} NAME(weights_ahead);
+
+#if TILED
+/* The part of the weights of the block after `at` that is prefetched while the texts from `text` on are multiplied. */
+INLINE NAME(weights_ahead) NAME(ahead_of)(const cw_writing *w, const cw_matrix *matrix, int gates, NAME(place) at, int text) {
+    const int units = w->model->units, rows = units / DEPTH, here = at.block + 1 < at.in_panel;
+    const int parts = (w->count + WRITER_ROWS - 1) / WRITER_ROWS, part = text / WRITER_ROWS;
+    const size_t vector = here ? (size_t)at.first * units + (at.block + 1) * DEPTH : (size_t)at.next * units;
     const size_t width = (size_t)(here ? at.in_panel : at.in_next) * gates;
-    const int64_t rows = width ? units / DEPTH : 0, count = w->count;
-    int row = text ? next : 0;
-    for (; row * count < rows * (text + 1); row++)
-        for (int gate = 0; gate < gates; gate++) __builtin_prefetch(packed + (row * width + gate) * LANES * DEPTH, 0, 2);
-    return row;
+    const int begin = rows * part / parts, end = width ? rows * (part + 1) / parts : begin;
+    const elem *first = (const elem *)matrix->packed + vector * gates * LANES;
+    const int steps = units * (int)sizeof(elem) / TILE_BYTES;
+    return (NAME(weights_ahead)){.from = first + begin * width * LANES * DEPTH, .row = width * LANES * DEPTH,
+                                 .gates = gates, .left = end - begin,
+                                 .at_once = steps ? (end - begin + steps - 1) / steps : 0};
 }
+INLINE void NAME(prefetch_some)(NAME(weights_ahead) *ahead) {
+    for (int i = 0; i < ahead->at_once && ahead->left; i++, ahead->left--, ahead->from += ahead->row)
+        for (int gate = 0; gate < ahead->gates; gate++) __builtin_prefetch(ahead->from + gate * LANES * DEPTH, 0, 2);
+}
+#endif

@@ -41,7 +41,6 @@ typedef pthread_cond_t signal_t;
 #define cpu_relax() ((void)0)
 #endif
 
-#define MOST_THREADS 256
 /* Some 20 to 200 microseconds, as the processor's pauses are: longer than the imbalance of a step, too short to notice. */
 #define SPINS 4000
 
@@ -171,7 +170,7 @@ static int ensure(int helpers) {
 }
 
 void cw_parallel(int threads, cw_job job, void *argument) {
-    if (threads > MOST_THREADS) threads = MOST_THREADS;
+    if (threads > CW_MOST_THREADS) threads = CW_MOST_THREADS;
     const run_parallel run = threads > 1 ? atomic_load_explicit(&openmp_parallel, memory_order_acquire) : NULL;
     if (run) {
         team_job team = {.job = job, .argument = argument};

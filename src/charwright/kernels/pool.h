@@ -4,6 +4,8 @@
 
 #include <stdatomic.h>
 
+#define CW_MOST_THREADS 256
+
 typedef struct {
     atomic_int arrived, threads;
     atomic_uint generation; /* begins again at 0 after the largest */

@@ -113,98 +113,123 @@ typedef struct {
     int steps, adding;
 } tile_product;
 
-/* The sums are tiles 0 to 5, a is tile 6 and w is tile 7. The second block starts with the tile of w that the first one
- * ended with. */
-#define PRODUCT_OF_TILES(name, DOT)                                                              \
-    INLINE void name(int blocks, int vectors, const tile_product *product) {                     \
-        const tile_product p = *product;                                                         \
-        char *c = p.c, *below = c + TILE_ROWS * p.c_row;                                         \
-        if (p.adding) {                                                                          \
-            TILE_LOAD(0, c, p.c_row);                                                            \
-            if (vectors > 1) TILE_LOAD(1, c + 64, p.c_row);                                      \
-            if (vectors > 2) TILE_LOAD(2, c + 128, p.c_row);                                     \
-            if (vectors > 3) TILE_LOAD(3, c + 192, p.c_row);                                     \
-            if (vectors > 4) TILE_LOAD(4, c + 256, p.c_row);                                     \
-            if (vectors > 5) TILE_LOAD(5, c + 320, p.c_row);                                     \
-            if (blocks > 1) TILE_LOAD(3, below, p.c_row);                                        \
-            if (blocks > 1 && vectors > 1) TILE_LOAD(4, below + 64, p.c_row);                    \
-            if (blocks > 1 && vectors > 2) TILE_LOAD(5, below + 128, p.c_row);                   \
-        } else {                                                                                 \
-            TILE_ZERO(0);                                                                        \
-            if (vectors > 1) TILE_ZERO(1);                                                       \
-            if (vectors > 2) TILE_ZERO(2);                                                       \
-            if (blocks > 1 || vectors > 3) TILE_ZERO(3);                                         \
-            if (blocks > 1 || vectors > 4) TILE_ZERO(4);                                         \
-            if (blocks > 1 || vectors > 5) TILE_ZERO(5);                                         \
-        }                                                                                        \
-        const char *a = p.a, *w = p.w;                                                           \
-        for (int step = 0; step < p.steps; step++, a += p.a_step, w += p.w_step) {               \
-            TILE_LOAD(6, a, p.a_row);                                                            \
-            TILE_LOAD(7, w, p.w_row);                                                            \
-            DOT(0, 6, 7);                                                                        \
-            if (vectors > 1) {                                                                   \
-                TILE_LOAD(7, w + p.w_vector, p.w_row);                                           \
-                DOT(1, 6, 7);                                                                    \
-            }                                                                                    \
-            if (vectors > 2) {                                                                   \
-                TILE_LOAD(7, w + 2 * p.w_vector, p.w_row);                                       \
-                DOT(2, 6, 7);                                                                    \
-            }                                                                                    \
-            if (vectors > 3) {                                                                   \
-                TILE_LOAD(7, w + 3 * p.w_vector, p.w_row);                                       \
-                DOT(3, 6, 7);                                                                    \
-            }                                                                                    \
-            if (vectors > 4) {                                                                   \
-                TILE_LOAD(7, w + 4 * p.w_vector, p.w_row);                                       \
-                DOT(4, 6, 7);                                                                    \
-            }                                                                                    \
-            if (vectors > 5) {                                                                   \
-                TILE_LOAD(7, w + 5 * p.w_vector, p.w_row);                                       \
-                DOT(5, 6, 7);                                                                    \
-            }                                                                                    \
-            if (blocks > 1) {                                                                    \
-                TILE_LOAD(6, a + p.a_block, p.a_row);                                            \
-                if (vectors > 2) DOT(5, 6, 7);                                                   \
-                if (vectors > 1) {                                                               \
-                    if (vectors > 2) TILE_LOAD(7, w + p.w_vector, p.w_row);                      \
-                    DOT(4, 6, 7);                                                                \
-                    TILE_LOAD(7, w, p.w_row);                                                    \
-                }                                                                                \
-                DOT(3, 6, 7);                                                                    \
-            }                                                                                    \
-        }                                                                                        \
-        TILE_STORE(0, c, p.c_row);                                                               \
-        if (vectors > 1) TILE_STORE(1, c + 64, p.c_row);                                         \
-        if (vectors > 2) TILE_STORE(2, c + 128, p.c_row);                                        \
-        if (vectors > 3) TILE_STORE(3, c + 192, p.c_row);                                        \
-        if (vectors > 4) TILE_STORE(4, c + 256, p.c_row);                                        \
-        if (vectors > 5) TILE_STORE(5, c + 320, p.c_row);                                        \
-        if (blocks > 1) {                                                                        \
-            TILE_STORE(3, below, p.c_row);                                                       \
-            if (vectors > 1) TILE_STORE(4, below + 64, p.c_row);                                 \
-            if (vectors > 2) TILE_STORE(5, below + 128, p.c_row);                                \
-        }                                                                                        \
+/* The sums are tiles 0 to 5, a is tile 6 and w is tile 7. They stay there between these three, so that other work can be
+ * done meanwhile. */
+INLINE void begin_sums(int blocks, int vectors, const tile_product *product) {
+    const tile_product p = *product;
+    const char *c = p.c, *below = c + TILE_ROWS * p.c_row;
+    if (p.adding) {
+        TILE_LOAD(0, c, p.c_row);
+        if (vectors > 1) TILE_LOAD(1, c + 64, p.c_row);
+        if (vectors > 2) TILE_LOAD(2, c + 128, p.c_row);
+        if (vectors > 3) TILE_LOAD(3, c + 192, p.c_row);
+        if (vectors > 4) TILE_LOAD(4, c + 256, p.c_row);
+        if (vectors > 5) TILE_LOAD(5, c + 320, p.c_row);
+        if (blocks > 1) TILE_LOAD(3, below, p.c_row);
+        if (blocks > 1 && vectors > 1) TILE_LOAD(4, below + 64, p.c_row);
+        if (blocks > 1 && vectors > 2) TILE_LOAD(5, below + 128, p.c_row);
+    } else {
+        TILE_ZERO(0);
+        if (vectors > 1) TILE_ZERO(1);
+        if (vectors > 2) TILE_ZERO(2);
+        if (blocks > 1 || vectors > 3) TILE_ZERO(3);
+        if (blocks > 1 || vectors > 4) TILE_ZERO(4);
+        if (blocks > 1 || vectors > 5) TILE_ZERO(5);
     }
-
-PRODUCT_OF_TILES(product_of_tiles_bf16, TILE_DOT_BF16)
-PRODUCT_OF_TILES(product_of_tiles_q8, TILE_DOT_Q8)
-
-#define TILES_CASE(blocks, vectors, name) \
-    case (blocks) * 8 + (vectors):        \
-        name(blocks, vectors, product);   \
-        break;
-#define TILES_CASES(name)                                                               \
-    TILES_CASE(1, 1, name)                                                              \
-    TILES_CASE(1, 2, name)                                                              \
-    TILES_CASE(1, 3, name)                                                              \
-    TILES_CASE(1, 4, name)                                                              \
-    TILES_CASE(1, 5, name)                                                              \
-    TILES_CASE(1, 6, name) TILES_CASE(2, 1, name) TILES_CASE(2, 2, name) TILES_CASE(2, 3, name)
-
-static void multiply_tiles_bf16(int blocks, int vectors, const tile_product *product) {
-    switch (blocks * 8 + vectors) { TILES_CASES(product_of_tiles_bf16) }
 }
-static void multiply_tiles_q8(int blocks, int vectors, const tile_product *product) {
-    switch (blocks * 8 + vectors) { TILES_CASES(product_of_tiles_q8) }
+INLINE void end_sums(int blocks, int vectors, const tile_product *product) {
+    const tile_product p = *product;
+    char *c = p.c, *below = c + TILE_ROWS * p.c_row;
+    TILE_STORE(0, c, p.c_row);
+    if (vectors > 1) TILE_STORE(1, c + 64, p.c_row);
+    if (vectors > 2) TILE_STORE(2, c + 128, p.c_row);
+    if (vectors > 3) TILE_STORE(3, c + 192, p.c_row);
+    if (vectors > 4) TILE_STORE(4, c + 256, p.c_row);
+    if (vectors > 5) TILE_STORE(5, c + 320, p.c_row);
+    if (blocks > 1) {
+        TILE_STORE(3, below, p.c_row);
+        if (vectors > 1) TILE_STORE(4, below + 64, p.c_row);
+        if (vectors > 2) TILE_STORE(5, below + 128, p.c_row);
+    }
+}
+
+/* Steps `from` to `to` of a product. The second block starts with the tile of w that the first one ended with. */
+#define STEPS_OF_TILES(name, DOT)                                                                          \
+    INLINE void name(int blocks, int vectors, const tile_product *product, int from, int to) {             \
+        const tile_product p = *product;                                                                   \
+        const char *a = (const char *)p.a + from * p.a_step, *w = (const char *)p.w + from * p.w_step;     \
+        for (int step = from; step < to; step++, a += p.a_step, w += p.w_step) {                           \
+            TILE_LOAD(6, a, p.a_row);                                                                      \
+            TILE_LOAD(7, w, p.w_row);                                                                      \
+            DOT(0, 6, 7);                                                                                  \
+            if (vectors > 1) {                                                                             \
+                TILE_LOAD(7, w + p.w_vector, p.w_row);                                                     \
+                DOT(1, 6, 7);                                                                              \
+            }                                                                                              \
+            if (vectors > 2) {                                                                             \
+                TILE_LOAD(7, w + 2 * p.w_vector, p.w_row);                                                 \
+                DOT(2, 6, 7);                                                                              \
+            }                                                                                              \
+            if (vectors > 3) {                                                                             \
+                TILE_LOAD(7, w + 3 * p.w_vector, p.w_row);                                                 \
+                DOT(3, 6, 7);                                                                              \
+            }                                                                                              \
+            if (vectors > 4) {                                                                             \
+                TILE_LOAD(7, w + 4 * p.w_vector, p.w_row);                                                 \
+                DOT(4, 6, 7);                                                                              \
+            }                                                                                              \
+            if (vectors > 5) {                                                                             \
+                TILE_LOAD(7, w + 5 * p.w_vector, p.w_row);                                                 \
+                DOT(5, 6, 7);                                                                              \
+            }                                                                                              \
+            if (blocks > 1) {                                                                              \
+                TILE_LOAD(6, a + p.a_block, p.a_row);                                                      \
+                if (vectors > 2) DOT(5, 6, 7);                                                             \
+                if (vectors > 1) {                                                                         \
+                    if (vectors > 2) TILE_LOAD(7, w + p.w_vector, p.w_row);                                \
+                    DOT(4, 6, 7);                                                                          \
+                    TILE_LOAD(7, w, p.w_row);                                                              \
+                }                                                                                          \
+                DOT(3, 6, 7);                                                                              \
+            }                                                                                              \
+        }                                                                                                  \
+    }
+STEPS_OF_TILES(steps_bf16, TILE_DOT_BF16)
+STEPS_OF_TILES(steps_q8, TILE_DOT_Q8)
+
+#define TILES_CASE(blocks, vectors, call) \
+    case (blocks) * 8 + (vectors):        \
+        call(blocks, vectors);            \
+        break;
+#define TILES_CASES(call)                                                                                \
+    TILES_CASE(1, 1, call)                                                                               \
+    TILES_CASE(1, 2, call)                                                                               \
+    TILES_CASE(1, 3, call)                                                                               \
+    TILES_CASE(1, 4, call)                                                                               \
+    TILES_CASE(1, 5, call)                                                                               \
+    TILES_CASE(1, 6, call) TILES_CASE(2, 1, call) TILES_CASE(2, 2, call) TILES_CASE(2, 3, call)
+
+#define BEGIN(blocks, vectors) begin_sums(blocks, vectors, product)
+static void begin_tile_sums(int blocks, int vectors, const tile_product *product) {
+    switch (blocks * 8 + vectors) { TILES_CASES(BEGIN) }
+}
+#define END(blocks, vectors) end_sums(blocks, vectors, product)
+static void end_tile_sums(int blocks, int vectors, const tile_product *product) {
+    switch (blocks * 8 + vectors) { TILES_CASES(END) }
+}
+#define SOME_BF16(blocks, vectors) steps_bf16(blocks, vectors, product, from, to)
+static void tile_steps_bf16(int blocks, int vectors, const tile_product *product, int from, int to) {
+    switch (blocks * 8 + vectors) { TILES_CASES(SOME_BF16) }
+}
+#define SOME_Q8(blocks, vectors) steps_q8(blocks, vectors, product, from, to)
+static void tile_steps_q8(int blocks, int vectors, const tile_product *product, int from, int to) {
+    switch (blocks * 8 + vectors) { TILES_CASES(SOME_Q8) }
+}
+#define ALL_BF16(blocks, vectors)              \
+    begin_sums(blocks, vectors, product);      \
+    steps_bf16(blocks, vectors, product, 0, product->steps); \
+    end_sums(blocks, vectors, product)
+static void multiply_tiles_bf16(int blocks, int vectors, const tile_product *product) {
+    switch (blocks * 8 + vectors) { TILES_CASES(ALL_BF16) }
 }
 #endif

@@ -5,6 +5,7 @@
 #include "charwright_kernels.h"
 #include "ngrams.h"
 #include "pool.h"
+#include "shares.h"
 
 typedef struct {
     int cell, units, backward;
@@ -184,6 +185,10 @@ typedef struct {
     int count;
     int64_t steps;
     int rows;          /* of activations: texts, and zeros that fill up the last tile */
+    cw_shares *shares; /* as they are at the start, and then as they are at the end */
+    cw_spent *spent;   /* (threads) */
+    int pieces;        /* panels of a layer's units, which the threads share */
+    int clipping;      /* whether a sum of 8-bit products may exceed the limit when it is requantized */
     int turn;          /* the half of `activations` from before the step */
     void *activations; /* (L, 2, rows, H): the inputs of the products, before and after the step */
     void *scaled;      /* (rows, H): the input of the first layer's recurrent product; NULL without a scale */

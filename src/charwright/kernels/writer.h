@@ -41,110 +41,7 @@ INLINE void NAME(activate_scaled)(value *to, const state_t *from, const float *s
 #endif
 
 #include "panels.h"
-
-/* --- Gates, in two halves ---
- *
- * The first replaces `sums`, the recurrent product, a vector per gate that has one, by what the second needs: the argument
- * of the last tanh, and the gate z or o. `x` is the input, a vector per gate. Each half is applied to all rows of a
- * product in turn. Both at once are a chain of operations that wait for each other, too long for the processor to begin
- * with the next row meanwhile.
- */
-
-#if STORAGE == CW_Q8
-#define PRE_LIMIT 32767
-INLINE ivec NAME(product_of)(const cw_matrix *matrix, const sum *sums, size_t row) {
-    return scaled(load_whole(sums) + load_whole(matrix->corrections + row), load_whole(matrix->multipliers + row),
-                  (ivec){0}, 20, INT32_MAX / 2);
-}
-INLINE ivec NAME(input_of_table)(const cw_model *model, size_t at) {
-    return load_short((const int16_t *)model->table + at);
-}
-INLINE ivec NAME(input_of_layer)(const cw_matrix *matrix, const sum *sums, size_t row) {
-    const ivec bias = load_whole((const int32_t *)matrix->bias + row);
-    return within(NAME(product_of)(matrix, sums, row) + bias, PRE_LIMIT);
-}
-INLINE void NAME(first_gates)(const int cell, const cw_model *model, const cw_matrix *matrix, state_t *c, size_t unit,
-                              sum *sums, const ivec *x) {
-    const int16_t *table = model->tanh_table;
-    const size_t units = model->units;
-    ivec pre[4];
-    for (int g = 0; g < cw_product_count(cell); g++)
-        pre[g] = NAME(product_of)(matrix, sums + g * LANES, g * units + unit);
-    if (cw_is_gru(cell)) {
-        const int of_z = cw_product_count(cell) - 2, of_n = of_z + 1; /* an input-reset GRU has none of r */
-        const ivec r = sigmoid_of(table, of_z ? within(x[0] + pre[0], PRE_LIMIT) : x[0]);
-        const ivec z = sigmoid_of(table, within(x[1] + pre[of_z], PRE_LIMIT));
-        const ivec u = within(pre[of_n] + load_whole((const int32_t *)matrix->bias + of_n * units + unit), PRE_LIMIT);
-        store_whole(sums, within(x[2] + ((r * u + (1 << 14)) >> 15), PRE_LIMIT) * 2);
-        store_whole(sums + LANES, z);
-    } else if (cell == CW_LSTM) {
-        const ivec i = sigmoid_of(table, within(x[0] + pre[0], PRE_LIMIT));
-        const ivec f = sigmoid_of(table, within(x[1] + pre[1], PRE_LIMIT));
-        const ivec g = tanh_of(table, within(x[2] + pre[2], PRE_LIMIT) * 2);
-        const ivec o = sigmoid_of(table, within(x[3] + pre[3], PRE_LIMIT));
-        const ivec after_c = scaled(f, load_whole(c + unit), i * g, 15, (1 << 21) - 1);
-        store_whole(c + unit, after_c);
-        store_whole(sums, (after_c + 4) >> 3);
-        store_whole(sums + LANES, o);
-    } else {
-        store_whole(sums, within(x[0] + pre[0], PRE_LIMIT) * 2);
-    }
-}
-INLINE void NAME(last_gates)(const int cell, const cw_model *model, state_t *h, const sum *kept) {
-    ivec after = tanh_of(model->tanh_table, load_whole(kept));
-    if (cell != CW_RNN) {
-        const ivec gate = load_whole(kept + LANES);
-        if (cell == CW_LSTM) after = (gate * after + (1 << 14)) >> 15;
-        else after += (gate * (load_whole(h) - after) + (1 << 14)) >> 15;
-    }
-    store_whole(h, after);
-}
-INLINE void NAME(logits)(const cw_matrix *head, const sum *sums, size_t row, int count, double *to) {
-    int32_t whole[LANES];
-    store_whole(whole, NAME(product_of)(head, sums, row) + load_whole((const int32_t *)head->bias + row));
-    for (int i = 0; i < count; i++) to[i] = whole[i] * (1.0 / 65536.0);
-}
-#else
-INLINE vec NAME(input_of_table)(const cw_model *model, size_t at) { return NAME(get)((const elem *)model->table + at); }
-INLINE vec NAME(input_of_layer)(const cw_matrix *matrix, const sum *sums, size_t row) {
-    return load(sums) + load((const float *)matrix->bias + row);
-}
-INLINE void NAME(first_gates)(const int cell, const cw_model *model, const cw_matrix *matrix, state_t *c, size_t unit,
-                              sum *sums, const vec *x) {
-    const size_t units = model->units;
-    if (cw_is_gru(cell)) {
-        const int of_z = cw_product_count(cell) - 2, of_n = of_z + 1; /* an input-reset GRU has none of r */
-        const vec r = sigmoid(of_z ? x[0] + load(sums) : x[0]), z = sigmoid(x[1] + load(sums + of_z * LANES));
-        const vec u = load(sums + of_n * LANES) + load((const float *)matrix->bias + of_n * units + unit);
-        store(sums, x[2] + r * u);
-        store(sums + LANES, z);
-    } else if (cell == CW_LSTM) {
-        const vec i = sigmoid(x[0] + load(sums)), f = sigmoid(x[1] + load(sums + LANES));
-        const vec g = hyperbolic_tangent(x[2] + load(sums + 2 * LANES)), o = sigmoid(x[3] + load(sums + 3 * LANES));
-        const vec after_c = f * load(c + unit) + i * g;
-        store(c + unit, after_c);
-        store(sums, after_c);
-        store(sums + LANES, o);
-    } else {
-        store(sums, x[0] + load(sums));
-    }
-}
-INLINE void NAME(last_gates)(const int cell, const cw_model *model, state_t *h, const sum *kept) {
-    (void)model;
-    vec after = hyperbolic_tangent(load(kept));
-    if (cell != CW_RNN) {
-        const vec gate = load(kept + LANES);
-        if (cell == CW_LSTM) after = gate * after;
-        else after += gate * (load(h) - after);
-    }
-    store(h, after);
-}
-INLINE void NAME(logits)(const cw_matrix *head, const sum *sums, size_t row, int count, double *to) {
-    float parts[LANES];
-    store(parts, load(sums) + load((const float *)head->bias + row));
-    for (int i = 0; i < count; i++) to[i] = parts[i];
-}
-#endif
+#include "gates.h"
 
 /* --- The stages of a step --- */
 
@@ -187,67 +84,93 @@ static void NAME(begin)(const cw_writing *w, int thread, int threads) {
         NAME(scale_state)(w, text);
 }
 
-INLINE void NAME(write_cells)(const int cell, const cw_writing *w, int layer, int thread, int threads) {
+/* The input of a layer's gates for LANES units of a text: a vector per gate. */
+INLINE void NAME(inputs_of)(const int cell, const cw_writing *w, int layer, int text, size_t unit, const sum *input_sums,
+                            NAME(sums_t) x[4]) {
     const cw_model *model = w->model;
-    const int units = model->units, blocks = units / LANES;
+    const cw_text *one = w->texts + text;
+    const int gates = cw_gate_count(cell);
+    for (int g = 0; g < gates; g++) {
+        const size_t row = (size_t)g * model->units + unit;
+        x[g] = layer ? NAME(input_of_layer)(w, model->inputs + layer, input_sums + g * LANES, row)
+                     : NAME(input_of_table)(model, (size_t)one->ids[one->at] * gates * model->units + row);
+    }
+}
+/* Both halves of the gates, for LANES units of a text. */
+INLINE void NAME(first_half)(const int cell, const cw_writing *w, int layer, int text, size_t unit, sum *sums,
+                             const sum *input_sums) {
+    NAME(sums_t) x[4];
+    NAME(inputs_of)(cell, w, layer, text, unit, input_sums, x);
+    NAME(first_gates)(cell, w, w->model->recurrent + layer, NAME(state_of)(w, text, layer, 1), unit, sums, x);
+}
+INLINE void NAME(second_half)(const int cell, const cw_writing *w, int layer, int text, size_t unit, const sum *sums) {
+    state_t *h = NAME(state_of)(w, text, layer, 0) + unit;
+    NAME(last_gates)(cell, w->model, h, sums);
+    NAME(activate)(NAME(activations)(w, layer, 1) + (size_t)text * w->model->units + unit, h);
+}
+
+/* The input of a layer's recurrent product (texts, H). */
+INLINE const value *NAME(recurrent_input)(const cw_writing *w, int layer) {
+    return !layer && w->scaled ? w->scaled : NAME(activations)(w, layer, 0);
+}
+/* Prefetch what the other threads have written of a layer's inputs. */
+INLINE void NAME(share_inputs)(const cw_writing *w, int layer, int threads) {
+    const int units = w->model->units;
+    NAME(share_values)(NAME(recurrent_input)(w, layer), w->count, units, threads);
+    if (layer) NAME(share_values)(NAME(activations)(w, layer - 1, 1), w->count, units, threads);
+}
+
+INLINE void NAME(write_cells)(const int cell, const cw_writing *w, int layer, int thread) {
+    const int units = w->model->units, blocks = units / LANES;
     const int gates = cw_gate_count(cell), products = cw_product_count(cell);
     const int wide = PANEL_BLOCKS(cell), panels = (blocks + wide - 1) / wide;
     const int most_rows = gates == 4 ? ROWS_OF_4 : products == 2 && !layer && STORAGE != CW_Q8 ? ROWS_OF_2 : ROWS;
-    const cw_matrix *recurrent = model->recurrent + layer, *inputs = model->inputs + layer;
-    const value *before = !layer && w->scaled ? w->scaled : NAME(activations)(w, layer, 0);
-    const value *below = layer ? NAME(activations)(w, layer - 1, 1) : NULL;
-    value *after = NAME(activations)(w, layer, 1);
-    sum sums[WRITER_ROWS * MOST_VECTORS * LANES] __attribute__((aligned(64)));
-    sum input_sums[WRITER_ROWS * MOST_VECTORS * LANES] __attribute__((aligned(64)));
-    NAME(share_values)(before, w->count, units, threads);
-    if (layer) NAME(share_values)(below, w->count, units, threads);
-    const int begin = panels * thread / threads, end = panels * (thread + 1) / threads;
+    const cw_matrix *recurrent = w->model->recurrent + layer, *inputs = w->model->inputs + layer;
+    const value *before = NAME(recurrent_input)(w, layer), *below = layer ? NAME(activations)(w, layer - 1, 1) : NULL;
+    sum sums[ROWS * MOST_VECTORS * LANES] __attribute__((aligned(64)));
+    sum input_sums[ROWS * MOST_VECTORS * LANES] __attribute__((aligned(64)));
+    const int begin = cw_share(w->shares, panels, thread), end = cw_share(w->shares, panels, thread + 1);
     for (int i = 0; i < end - begin; i++) {
         NAME(place) at = NAME(place_at)(i, begin, end, w->turn, wide, blocks);
         /* One text uses the whole panel at once; several use one block of it after another. */
         at.together = w->count == 1 ? at.in_panel : 1;
-        int next = 0, next_fed = 0; /* rows to prefetch */
         for (; at.block < at.in_panel; at.block += at.together)
             for (int text = 0, rows; text < w->count; text += rows) {
-                rows = NAME(rows_at_once)(w->count - text, w->count, most_rows);
+                rows = share(w->count - text, most_rows);
                 const size_t row = (size_t)text * units;
-                NAME(multiply_blocks)(w, before + row, rows, recurrent, products, at, sums);
-                if (layer) NAME(multiply_blocks)(w, below + row, rows, inputs, gates, at, input_sums);
-                for (int r = 0; r < rows; r++) {
-                    const cw_text *one = w->texts + text + r;
-                    next = NAME(prefetch_weights)(w, recurrent, products, at, text + r, next);
-                    if (layer) next_fed = NAME(prefetch_weights)(w, inputs, gates, at, text + r, next_fed);
-                    for (int b = 0; b < at.together; b++) {
-                        const size_t unit = (size_t)(at.first + at.block + b) * LANES;
-                        const size_t part = (size_t)r * at.together + b;
-                        NAME(sums_t) x[4];
-                        for (int g = 0; g < gates; g++)
-                            x[g] = layer ? NAME(input_of_layer)(inputs, input_sums + (part * gates + g) * LANES,
-                                                                (size_t)g * units + unit)
-                                           : NAME(input_of_table)(model, ((size_t)one->ids[one->at] * gates + g) * units +
-                                                                           unit);
-                        NAME(first_gates)(cell, model, recurrent, NAME(state_of)(w, text + r, layer, 1), unit,
-                                          sums + part * products * LANES, x);
-                    }
-                }
-                for (int r = 0; r < rows; r++)
-                    for (int b = 0; b < at.together; b++) {
-                        const size_t unit = (size_t)(at.first + at.block + b) * LANES;
-                        const size_t part = (size_t)r * at.together + b;
-                        state_t *h = NAME(state_of)(w, text + r, layer, 0) + unit;
-                        NAME(last_gates)(cell, model, h, sums + part * products * LANES);
-                        NAME(activate)(after + (size_t)(text + r) * units + unit, h);
-                    }
+                NAME(multiply_blocks)(w, before + row, rows, recurrent, products, at, sums, NULL);
+                if (layer) NAME(multiply_blocks)(w, below + row, rows, inputs, gates, at, input_sums, NULL);
+                const size_t unit = (size_t)(at.first + at.block) * LANES;
+                for (int r = 0, part = 0; r < rows; r++)
+                    for (int b = 0; b < at.together; b++, part++)
+                        NAME(first_half)(cell, w, layer, text + r, unit + b * LANES, sums + part * products * LANES,
+                                         input_sums + part * gates * LANES);
+                for (int r = 0, part = 0; r < rows; r++)
+                    for (int b = 0; b < at.together; b++, part++)
+                        NAME(second_half)(cell, w, layer, text + r, unit + b * LANES, sums + part * products * LANES);
             }
     }
 }
 
+#include "tiled_cells.h"
+
+INLINE void NAME(write_cells_of)(const int cell, const cw_writing *w, int layer, int thread, int threads) {
+    NAME(share_inputs)(w, layer, threads);
+#if TILED
+    if (NAME(by_tiles)(w->count)) {
+        NAME(write_tiled_cells)(cell, w, layer, thread);
+        return;
+    }
+#endif
+    NAME(write_cells)(cell, w, layer, thread);
+}
+
 static void NAME(write_layer)(const cw_writing *w, int layer, int thread, int threads) {
     const int cell = w->model->cell;
-    if (cell == CW_GRU) NAME(write_cells)(CW_GRU, w, layer, thread, threads);
-    else if (cell == CW_IGRU) NAME(write_cells)(CW_IGRU, w, layer, thread, threads);
-    else if (cell == CW_LSTM) NAME(write_cells)(CW_LSTM, w, layer, thread, threads);
-    else NAME(write_cells)(CW_RNN, w, layer, thread, threads);
+    if (cell == CW_GRU) NAME(write_cells_of)(CW_GRU, w, layer, thread, threads);
+    else if (cell == CW_IGRU) NAME(write_cells_of)(CW_IGRU, w, layer, thread, threads);
+    else if (cell == CW_LSTM) NAME(write_cells_of)(CW_LSTM, w, layer, thread, threads);
+    else NAME(write_cells_of)(CW_RNN, w, layer, thread, threads);
 }
 
 #if STORAGE == CW_Q8
@@ -269,16 +192,17 @@ INLINE int NAME(head_panels)(int vocabulary) {
     return ((vocabulary + 15) / 16 * 16 / LANES + HEAD_PANEL - 1) / HEAD_PANEL;
 }
 /* The first row of a thread's panels of the head. */
-INLINE int NAME(head_row)(int vocabulary, int thread, int threads) {
-    const int row = NAME(head_panels)(vocabulary) * thread / threads * HEAD_PANEL * LANES;
+INLINE int NAME(head_row)(const cw_writing *w, int thread) {
+    const int vocabulary = w->model->vocabulary;
+    const int row = cw_share(w->shares, NAME(head_panels)(vocabulary), thread) * HEAD_PANEL * LANES;
     return row < vocabulary ? row : vocabulary;
 }
 
 /* Add the n-grams' numbers to the logits of all texts, in the rows of a thread. */
-static void NAME(add_ngram_logits)(const cw_writing *w, int thread, int threads) {
+static void NAME(add_ngram_logits)(const cw_writing *w, int thread) {
     const int count = w->model->ngram_order - 1;
-    const int first = NAME(head_row)(w->model->vocabulary, thread, threads);
-    const int end = NAME(head_row)(w->model->vocabulary, thread + 1, threads);
+    const int first = NAME(head_row)(w, thread);
+    const int end = NAME(head_row)(w, thread + 1);
     for (int text = 0; text < w->count; text++) {
         const NAME(ngram_logit_t) *rows[CW_ORDER - 1] = {NULL};
         for (int n = 0; n < count; n++)
@@ -300,13 +224,28 @@ static void NAME(add_ngram_logits)(const cw_writing *w, int thread, int threads)
     }
 }
 
+#if STORAGE == CW_Q8
+INLINE void NAME(logits)(const cw_writing *w, const cw_matrix *head, const sum *sums, size_t row, int count, double *to) {
+    int32_t whole[LANES];
+    store_whole(whole, NAME(product_of)(w, head, sums, row) + load_whole((const int32_t *)head->bias + row));
+    for (int i = 0; i < count; i++) to[i] = whole[i] * (1.0 / 65536.0);
+}
+#else
+INLINE void NAME(logits)(const cw_writing *w, const cw_matrix *head, const sum *sums, size_t row, int count, double *to) {
+    float parts[LANES];
+    (void)w;
+    store(parts, load(sums) + load((const float *)head->bias + row));
+    for (int i = 0; i < count; i++) to[i] = parts[i];
+}
+#endif
+
 static void NAME(write_head)(const cw_writing *w, int thread, int threads) {
     const cw_model *model = w->model;
     const int vectors = (model->vocabulary + 15) / 16 * 16 / LANES; /* rows are padded to a multiple of 16 */
     const int panels = NAME(head_panels)(model->vocabulary);
     const value *last = NAME(activations)(w, model->layers - 1, 1);
     sum sums[WRITER_ROWS * MOST_VECTORS * LANES] __attribute__((aligned(64)));
-    const int begin = panels * thread / threads, end = panels * (thread + 1) / threads;
+    const int begin = cw_share(w->shares, panels, thread), end = cw_share(w->shares, panels, thread + 1);
     NAME(share_values)(last, w->count, model->units, threads);
     for (int i = begin; i < end; i++) {
         const int panel = w->turn ? begin + end - 1 - i : i; /* back and forth, as in a layer */
@@ -315,21 +254,42 @@ static void NAME(write_head)(const cw_writing *w, int thread, int threads) {
         for (int text = 0, rows; text < w->count; text += rows) {
             rows = NAME(rows_at_once)(w->count - text, w->count, ROWS);
             NAME(panel)(last + (size_t)text * model->units, model->units, rows, packed, here, 0, here, model->units,
-                        w->count, sums);
+                        w->count, sums, NULL);
             for (int r = 0; r < rows; r++)
                 for (int v = 0; v < here; v++) {
                     const int row = (first + v) * LANES, left = model->vocabulary - row;
-                    NAME(logits)(model->head, sums + ((size_t)r * here + v) * LANES, row, left < LANES ? left : LANES,
+                    NAME(logits)(w, model->head, sums + ((size_t)r * here + v) * LANES, row, left < LANES ? left : LANES,
                                  w->logits + (size_t)(text + r) * model->vocabulary + row);
                 }
         }
     }
-    if (model->ngrams) NAME(add_ngram_logits)(w, thread, threads);
+    if (model->ngrams) NAME(add_ngram_logits)(w, thread);
 }
+
+/* Find the next ids of a thread's part of the texts. */
+static void NAME(read_texts)(const cw_writing *w, int thread) {
+    const int end = cw_share(w->shares, w->count, thread + 1);
+    for (int text = cw_share(w->shares, w->count, thread); text < end; text++) {
+        cw_read_on(w, text, thread);
+        if (w->scaled) NAME(scale_state)(w, text);
+    }
+}
+
+/* The stages of a step that a thread does between barriers, and the ticks that it has spent in them. */
+#define TIMED(work)                         \
+    do {                                    \
+        const uint64_t began = cw_ticks();  \
+        work;                               \
+        spent += cw_ticks() - began;        \
+    } while (0)
 
 static void NAME(write)(int thread, int threads, cw_barrier *barrier, void *argument) {
     const cw_writing *w = argument;
-    cw_writing mine = *w; /* each thread has its own `turn`, with the same value */
+    cw_writing mine = *w; /* each thread has its own `turn` and `shares`, with the same values */
+    cw_shares shares = *w->shares;
+    uint64_t spent = 0;
+    if (shares.threads != threads) cw_share_equally(&shares, threads);
+    mine.shares = &shares;
 #if TILED
     begin_tiles();
 #endif
@@ -338,23 +298,30 @@ static void NAME(write)(int thread, int threads, cw_barrier *barrier, void *argu
         int head_needed = 0;
         for (int layer = 0; layer < w->model->layers; layer++) {
             cw_barrier_wait(barrier); /* the ids and the input of this layer are written */
-            if (layer == 0) head_needed = cw_head_needed(w); /* no text advances before the next barrier */
-            NAME(write_layer)(&mine, layer, thread, threads);
+            if (layer == 0) {
+                head_needed = cw_head_needed(w); /* no text advances before the next barrier */
+                if (shares.steps == CW_STEPS_OF_SHARES) {
+                    cw_adapt_shares(&shares, w->spent, w->pieces);
+                    spent = 0;
+                }
+            }
+            TIMED(NAME(write_layer)(&mine, layer, thread, threads));
         }
         cw_barrier_wait(barrier);
         if (head_needed) {
-            NAME(write_head)(&mine, thread, threads);
+            TIMED(NAME(write_head)(&mine, thread, threads));
             cw_barrier_wait(barrier);
         }
-        for (int text = w->count * thread / threads; text < w->count * (thread + 1) / threads; text++) {
-            cw_read_on(w, text, thread);
-            if (w->scaled) NAME(scale_state)(w, text);
-        }
+        TIMED(NAME(read_texts)(&mine, thread));
+        w->spent[thread].ticks = spent;
+        shares.steps++;
     }
 #if TILED
     end_tiles();
 #endif
+    if (thread == 0 && w->steps) *w->shares = shares; /* the others have copied theirs before the first barrier */
 }
+#undef TIMED
 
 #undef STORE_NGRAMS
 #undef LOAD_NGRAMS
@@ -379,6 +346,8 @@ static void NAME(write)(int thread, int threads, cw_barrier *barrier, void *argu
 #undef SPACING
 #undef VECTORS
 #undef TILED
+#undef other_work
+#undef tile_steps
 #undef COLUMNS
 #undef DEPTH
 #undef NAME

@@ -123,19 +123,46 @@ void cw_read_on(const cw_writing *writing, int number, int thread) {
     if (text->logits) memcpy(text->logits, logits, (size_t)vocabulary * sizeof *logits);
 }
 
+/* Whether the products of this matrix may: an 8-bit product is at most 127 * 127, and the limit is 2^30 of 2^20 parts. */
+static int may_clip(const cw_matrix *matrix, int rows, int k) {
+    int32_t largest = 0;
+    for (int i = 0; i < rows; i++) largest = matrix->multipliers[i] > largest ? matrix->multipliers[i] : largest;
+    return (double)largest * k * 127 * 127 >= 0x1p50 - 0x1p20;
+}
+static int any_may_clip(const cw_model *model) {
+    int found = may_clip(model->head, model->vocabulary, model->units);
+    for (int layer = 0; layer < model->layers; layer++) {
+        found |= may_clip(model->recurrent + layer, cw_product_count(model->cell) * model->units, model->units);
+        if (layer) found |= may_clip(model->inputs + layer, cw_gate_count(model->cell) * model->units, model->units);
+    }
+    return found;
+}
+
+/* The shares of the calling thread's last call with several threads. */
+static _Thread_local cw_shares last_shares;
+
 int cw_write(int variant, const cw_model *model, int threads, cw_text *texts, int count, int64_t steps) {
     const size_t size = model->storage == CW_F32 ? 4 : 2; /* 8-bit activations have 16 bits on some machines */
+    cw_shares alone = {.threads = 0};
     cw_writing writing = {.variant = variant, .model = model, .texts = texts, .count = count,
-                          .rows = (count + 15) / 16 * 16, .steps = steps};
+                          .rows = (count + 15) / 16 * 16, .steps = steps,
+                          .shares = threads > 1 ? &last_shares : &alone,
+                          .pieces = (model->units / cw_chosen(variant)->shape.lanes + PANEL_BLOCKS(model->cell) - 1) /
+                                    PANEL_BLOCKS(model->cell),
+                          .clipping = model->storage == CW_Q8 && any_may_clip(model)};
+    writing.spent = calloc((size_t)threads, sizeof *writing.spent);
     writing.activations = calloc(2 * (size_t)model->layers * writing.rows * model->units, size);
     writing.scaled = model->scale ? calloc((size_t)writing.rows * model->units, size) : NULL;
     writing.logits = malloc((size_t)count * model->vocabulary * sizeof(double));
     writing.scratch = malloc(cw_draw_bytes(model->vocabulary) * threads);
     writing.offsets = model->ngrams ? malloc((size_t)count * (model->ngram_order - 1) * sizeof(uint32_t)) : NULL;
-    const int enough = writing.activations && writing.logits && writing.scratch &&
+    const int enough = writing.spent && writing.activations && writing.logits && writing.scratch &&
                        (writing.offsets || !model->ngrams) && (writing.scaled || !model->scale);
     for (int i = 0; i < count && enough && model->ngrams; i++) find_offsets(&writing, i);
     if (enough && count > 0) cw_parallel(threads, cw_chosen(variant)->write[model->storage], &writing);
+    if (enough && writing.shares->steps >= CW_FEWEST_STEPS) cw_adapt_shares(writing.shares, writing.spent, writing.pieces);
+    writing.shares->steps = 0;
+    free(writing.spent);
     free(writing.offsets);
     free(writing.scratch);
     free(writing.logits);
