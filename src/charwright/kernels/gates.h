@@ -11,7 +11,7 @@
 INLINE ivec NAME(product_of)(const cw_writing *w, const cw_matrix *matrix, const sum *sums, size_t row) {
     const ivec total = load_whole(sums) + load_whole(matrix->corrections + row);
     const ivec by = load_whole(matrix->multipliers + row);
-    return w->clipping ? scaled(total, by, (ivec){0}, 20, INT32_MAX / 2) : requantized(total, by);
+    return w->limited ? scaled(total, by, (ivec){0}, 20, INT32_MAX / 2) : requantized(total, by);
 }
 INLINE ivec NAME(input_of_table)(const cw_model *model, size_t at) {
     return load_short((const int16_t *)model->table + at);

@@ -188,7 +188,7 @@ typedef struct {
     cw_shares *shares; /* as they are at the start, and then as they are at the end */
     cw_spent *spent;   /* (threads) */
     int pieces;        /* panels of a layer's units, which the threads share */
-    int clipping;      /* whether a sum of 8-bit products may exceed the limit when it is requantized */
+    int limited;       /* whether a sum of 8-bit products may exceed the limit when it is requantized */
     int turn;          /* the half of `activations` from before the step */
     void *activations; /* (L, 2, rows, H): the inputs of the products, before and after the step */
     void *scaled;      /* (rows, H): the input of the first layer's recurrent product; NULL without a scale */

@@ -123,17 +123,17 @@ void cw_read_on(const cw_writing *writing, int number, int thread) {
     if (text->logits) memcpy(text->logits, logits, (size_t)vocabulary * sizeof *logits);
 }
 
-/* Whether the products of this matrix may: an 8-bit product is at most 127 * 127, and the limit is 2^30 of 2^20 parts. */
-static int may_clip(const cw_matrix *matrix, int rows, int k) {
+/* Whether a sum of k products of 8 bits, each at most 127 * 127, may exceed 2^30 after its multiplier and a shift by 20. */
+static int may_exceed(const cw_matrix *matrix, int rows, int k) {
     int32_t largest = 0;
     for (int i = 0; i < rows; i++) largest = matrix->multipliers[i] > largest ? matrix->multipliers[i] : largest;
     return (double)largest * k * 127 * 127 >= 0x1p50 - 0x1p20;
 }
-static int any_may_clip(const cw_model *model) {
-    int found = may_clip(model->head, model->vocabulary, model->units);
+static int needs_limits(const cw_model *model) {
+    int found = may_exceed(model->head, model->vocabulary, model->units);
     for (int layer = 0; layer < model->layers; layer++) {
-        found |= may_clip(model->recurrent + layer, cw_product_count(model->cell) * model->units, model->units);
-        if (layer) found |= may_clip(model->inputs + layer, cw_gate_count(model->cell) * model->units, model->units);
+        found |= may_exceed(model->recurrent + layer, cw_product_count(model->cell) * model->units, model->units);
+        if (layer) found |= may_exceed(model->inputs + layer, cw_gate_count(model->cell) * model->units, model->units);
     }
     return found;
 }
@@ -149,7 +149,7 @@ int cw_write(int variant, const cw_model *model, int threads, cw_text *texts, in
                           .shares = threads > 1 ? &last_shares : &alone,
                           .pieces = (model->units / cw_chosen(variant)->shape.lanes + PANEL_BLOCKS(model->cell) - 1) /
                                     PANEL_BLOCKS(model->cell),
-                          .clipping = model->storage == CW_Q8 && any_may_clip(model)};
+                          .limited = model->storage == CW_Q8 && needs_limits(model)};
     writing.spent = calloc((size_t)threads, sizeof *writing.spent);
     writing.activations = calloc(2 * (size_t)model->layers * writing.rows * model->units, size);
     writing.scaled = model->scale ? calloc((size_t)writing.rows * model->units, size) : NULL;
