@@ -11,8 +11,8 @@ INLINE int NAME(by_tiles)(int texts) { return texts > 1; }
 #define WRITER_ROWS ROWS
 INLINE int NAME(by_tiles)(int texts) { return texts < 0; }
 #endif
-INLINE int NAME(rows_at_once)(int left, int texts, int most) {
-    return NAME(by_tiles)(texts) ? (left < WRITER_ROWS ? left : WRITER_ROWS) : share(left, most);
+INLINE int NAME(rows_at_once)(int left, int texts) {
+    return NAME(by_tiles)(texts) ? (left < WRITER_ROWS ? left : WRITER_ROWS) : share(left, ROWS);
 }
 
 /* Work of vectors, a part of which is done at each step of tiles: its structure begins with this. */
@@ -165,6 +165,7 @@ INLINE void NAME(multiply_blocks)(const cw_writing *w, const value *from, int ro
                     vectors - v < most ? vectors - v : most, units, w->count, sums + v * LANES, meanwhile);
 }
 
+#if TILED
 /* Weights that come next, to be prefetched bit by bit: a tile's rows are apart, which the processor does not foresee. */
 typedef struct {
     const elem *from;
@@ -172,7 +173,6 @@ typedef struct {
     int gates, left, at_once;
 } NAME(weights_ahead);
 
-#if TILED
 /* The part of the weights of the block after `at` that is prefetched while the texts from `text` on are multiplied. */
 INLINE NAME(weights_ahead) NAME(ahead_of)(const cw_writing *w, const cw_matrix *matrix, int gates, NAME(place) at, int text) {
     const int units = w->model->units, rows = units / DEPTH, here = at.block + 1 < at.in_panel;

@@ -153,46 +153,36 @@ INLINE void end_sums(int blocks, int vectors, const tile_product *product) {
     }
 }
 
+/* Multiply the rows in tile 6 by a vector of w. */
+#define ONE_VECTOR(v, DOT)                             \
+    if (vectors > v) {                                 \
+        TILE_LOAD(7, w + v * p.w_vector, p.w_row);     \
+        DOT(v, 6, 7);                                  \
+    }
 /* Steps `from` to `to` of a product. The second block starts with the tile of w that the first one ended with. */
-#define STEPS_OF_TILES(name, DOT)                                                                          \
-    INLINE void name(int blocks, int vectors, const tile_product *product, int from, int to) {             \
-        const tile_product p = *product;                                                                   \
-        const char *a = (const char *)p.a + from * p.a_step, *w = (const char *)p.w + from * p.w_step;     \
-        for (int step = from; step < to; step++, a += p.a_step, w += p.w_step) {                           \
-            TILE_LOAD(6, a, p.a_row);                                                                      \
-            TILE_LOAD(7, w, p.w_row);                                                                      \
-            DOT(0, 6, 7);                                                                                  \
-            if (vectors > 1) {                                                                             \
-                TILE_LOAD(7, w + p.w_vector, p.w_row);                                                     \
-                DOT(1, 6, 7);                                                                              \
-            }                                                                                              \
-            if (vectors > 2) {                                                                             \
-                TILE_LOAD(7, w + 2 * p.w_vector, p.w_row);                                                 \
-                DOT(2, 6, 7);                                                                              \
-            }                                                                                              \
-            if (vectors > 3) {                                                                             \
-                TILE_LOAD(7, w + 3 * p.w_vector, p.w_row);                                                 \
-                DOT(3, 6, 7);                                                                              \
-            }                                                                                              \
-            if (vectors > 4) {                                                                             \
-                TILE_LOAD(7, w + 4 * p.w_vector, p.w_row);                                                 \
-                DOT(4, 6, 7);                                                                              \
-            }                                                                                              \
-            if (vectors > 5) {                                                                             \
-                TILE_LOAD(7, w + 5 * p.w_vector, p.w_row);                                                 \
-                DOT(5, 6, 7);                                                                              \
-            }                                                                                              \
-            if (blocks > 1) {                                                                              \
-                TILE_LOAD(6, a + p.a_block, p.a_row);                                                      \
-                if (vectors > 2) DOT(5, 6, 7);                                                             \
-                if (vectors > 1) {                                                                         \
-                    if (vectors > 2) TILE_LOAD(7, w + p.w_vector, p.w_row);                                \
-                    DOT(4, 6, 7);                                                                          \
-                    TILE_LOAD(7, w, p.w_row);                                                              \
-                }                                                                                          \
-                DOT(3, 6, 7);                                                                              \
-            }                                                                                              \
-        }                                                                                                  \
+#define STEPS_OF_TILES(name, DOT)                                                                      \
+    INLINE void name(int blocks, int vectors, const tile_product *product, int from, int to) {         \
+        const tile_product p = *product;                                                               \
+        const char *a = (const char *)p.a + from * p.a_step, *w = (const char *)p.w + from * p.w_step; \
+        for (int step = from; step < to; step++, a += p.a_step, w += p.w_step) {                       \
+            TILE_LOAD(6, a, p.a_row);                                                                  \
+            ONE_VECTOR(0, DOT)                                                                         \
+            ONE_VECTOR(1, DOT)                                                                         \
+            ONE_VECTOR(2, DOT)                                                                         \
+            ONE_VECTOR(3, DOT)                                                                         \
+            ONE_VECTOR(4, DOT)                                                                         \
+            ONE_VECTOR(5, DOT)                                                                         \
+            if (blocks > 1) {                                                                          \
+                TILE_LOAD(6, a + p.a_block, p.a_row);                                                  \
+                if (vectors > 2) DOT(5, 6, 7);                                                         \
+                if (vectors > 1) {                                                                     \
+                    if (vectors > 2) TILE_LOAD(7, w + p.w_vector, p.w_row);                            \
+                    DOT(4, 6, 7);                                                                      \
+                    TILE_LOAD(7, w, p.w_row);                                                          \
+                }                                                                                      \
+                DOT(3, 6, 7);                                                                          \
+            }                                                                                          \
+        }                                                                                              \
     }
 STEPS_OF_TILES(steps_bf16, TILE_DOT_BF16)
 STEPS_OF_TILES(steps_q8, TILE_DOT_Q8)

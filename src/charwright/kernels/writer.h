@@ -84,24 +84,19 @@ static void NAME(begin)(const cw_writing *w, int thread, int threads) {
         NAME(scale_state)(w, text);
 }
 
-/* The input of a layer's gates for LANES units of a text: a vector per gate. */
-INLINE void NAME(inputs_of)(const int cell, const cw_writing *w, int layer, int text, size_t unit, const sum *input_sums,
-                            NAME(sums_t) x[4]) {
+/* Both halves of the gates, for LANES units of a text. */
+INLINE void NAME(first_half)(const int cell, const cw_writing *w, int layer, int text, size_t unit, sum *sums,
+                             const sum *input_sums) {
     const cw_model *model = w->model;
     const cw_text *one = w->texts + text;
     const int gates = cw_gate_count(cell);
+    NAME(sums_t) x[4];
     for (int g = 0; g < gates; g++) {
         const size_t row = (size_t)g * model->units + unit;
         x[g] = layer ? NAME(input_of_layer)(w, model->inputs + layer, input_sums + g * LANES, row)
                      : NAME(input_of_table)(model, (size_t)one->ids[one->at] * gates * model->units + row);
     }
-}
-/* Both halves of the gates, for LANES units of a text. */
-INLINE void NAME(first_half)(const int cell, const cw_writing *w, int layer, int text, size_t unit, sum *sums,
-                             const sum *input_sums) {
-    NAME(sums_t) x[4];
-    NAME(inputs_of)(cell, w, layer, text, unit, input_sums, x);
-    NAME(first_gates)(cell, w, w->model->recurrent + layer, NAME(state_of)(w, text, layer, 1), unit, sums, x);
+    NAME(first_gates)(cell, w, model->recurrent + layer, NAME(state_of)(w, text, layer, 1), unit, sums, x);
 }
 INLINE void NAME(second_half)(const int cell, const cw_writing *w, int layer, int text, size_t unit, const sum *sums) {
     state_t *h = NAME(state_of)(w, text, layer, 0) + unit;
@@ -252,7 +247,7 @@ static void NAME(write_head)(const cw_writing *w, int thread, int threads) {
         const int first = panel * HEAD_PANEL, here = vectors - first < HEAD_PANEL ? vectors - first : HEAD_PANEL;
         const elem *packed = (const elem *)model->head->packed + (size_t)first * LANES * model->units;
         for (int text = 0, rows; text < w->count; text += rows) {
-            rows = NAME(rows_at_once)(w->count - text, w->count, ROWS);
+            rows = NAME(rows_at_once)(w->count - text, w->count);
             NAME(panel)(last + (size_t)text * model->units, model->units, rows, packed, here, 0, here, model->units,
                         w->count, sums, NULL);
             for (int r = 0; r < rows; r++)
